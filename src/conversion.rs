@@ -1,0 +1,21 @@
+//! What a conversion is and how it advances: pure values, no I/O, no clock.
+
+pub mod admission;
+pub mod claim;
+pub mod failure;
+pub mod id;
+pub mod lifecycle;
+pub mod options;
+pub mod report;
+pub mod status;
+
+pub use claim::{Claim, Member};
+pub use failure::{Class, Failure, Phase, Reason, Stage};
+pub use id::{Attempt, ConversionId};
+pub use options::{Compression, ConversionOptions, OutputFormat};
+pub use report::{FailureReport, Metadata, Progress};
+pub use status::{AttemptRecord, ConversionStatus};
+
+/// Version of the files that workers and watchers exchange: claim.json, metadata.json, failure.json,
+/// progress.json and the termination message. Old workers meet new watchers during an upgrade.
+pub const CONTRACT_VERSION: u32 = 1;

@@ -1,0 +1,50 @@
+//! What was claimed: the members of an artifact as they were at that moment.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::ConversionId;
+
+/// One file of an artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Member {
+    /// Its base name, original and inside the claim alike.
+    pub name: String,
+    pub size_bytes: u64,
+    /// Modification time, nanoseconds since the epoch.
+    pub mtime_ns: i128,
+    pub inode: u64,
+}
+
+/// Content of `.processing/<id>/claim.json`: written and synced before any member is moved in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    pub contract_version: u32,
+    pub id: ConversionId,
+    /// UID of the `HyperConversion` that claimed it; empty on one host.
+    #[serde(default)]
+    pub queue_uid: String,
+    /// Name of the member that stands for the whole: the OVF, the VMDK descriptor, or the only file.
+    pub primary: String,
+    /// Every member, the primary first, the others in the order of their names.
+    pub members: Vec<Member>,
+    pub claimed_at: Timestamp,
+    /// Date of the directories that output and source end in, `YYYY-MM-DD`, chosen at the claim.
+    pub date: String,
+}
+
+impl Claim {
+    /// Sum of the members' sizes in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.members.iter().map(|m| m.size_bytes).sum()
+    }
+
+    /// The primary's name without its extension: the stem of what is published.
+    #[must_use]
+    pub fn stem(&self) -> &str {
+        self.primary.rsplit_once('.').map_or(self.primary.as_str(), |(stem, _)| stem)
+    }
+}

@@ -1,0 +1,389 @@
+//! Why a conversion fails: one table of reasons, which decides class, exit code, phase and suggestion.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Why an attempt or a conversion ended without success. What a person reads, what decides a retry and what a
+/// metric counts all come from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Reason {
+    /// No reader takes this extension or content.
+    UnsupportedFormat,
+    /// Extension and content disagree, or the content is two formats at once.
+    FormatMismatch,
+    /// A disk of 4096-byte sectors.
+    UnsupportedSectorSize,
+    /// The raw output would be taken for another format.
+    OutputWouldProbe,
+    /// The image names a file outside its own group: backing file, data file, parent, extent.
+    UnsafeReference,
+    /// A disk that the OVF or descriptor names is not there.
+    MissingMember,
+    /// The structure contradicts itself.
+    Corrupt,
+    /// The file ends before what it says it holds.
+    Truncated,
+    /// A digest differs from the manifest's.
+    ManifestMismatch,
+    /// The image is encrypted.
+    Encrypted,
+    /// The virtual size is above the limit.
+    TooLarge,
+    /// The file system refused access.
+    PermissionDenied,
+    /// The output volume has no room.
+    OutputFull,
+    /// Reading the source failed.
+    SourceIO,
+    /// Writing the output failed.
+    OutputIO,
+    /// The worker ran out of memory.
+    OutOfMemory,
+    /// The attempt made no progress for ten minutes.
+    Stalled,
+    /// The attempt took longer than its deadline.
+    DeadlineExceeded,
+    /// The source changed after it was claimed.
+    SourceChanged,
+    /// An OVF that names this disk arrived later.
+    Recalled,
+    /// The source was gone before the start.
+    SourceMissing,
+    /// The worker's image can't be pulled.
+    WorkerImage,
+    /// The worker's container can't be configured.
+    WorkerConfig,
+    /// No node takes the worker's pod.
+    Unschedulable,
+    /// The attempt was disrupted from outside: drain, preemption, stop, the daemon's death.
+    Disrupted,
+    /// The attempt was suspended (Kueue).
+    Suspended,
+    /// The attempt never started and the specification now builds another one.
+    Superseded,
+    /// Disrupted or suspended more than ten times.
+    DisruptedTooOften,
+    /// The Job vanished without a recorded end.
+    JobLost,
+    /// The pod was deleted or the process killed.
+    Killed,
+    /// The conversion was deleted.
+    Cancelled,
+    /// Anything else; a panic.
+    Internal,
+}
+
+/// What a reason means for the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Class {
+    /// The same input fails again: no retry.
+    Permanent,
+    /// Something around the conversion must be set right by a person: no retry.
+    Configuration,
+    /// May go away by itself: retried.
+    Transient,
+    /// The source goes back to settling; nothing is counted.
+    GivenBack,
+    /// Ended on purpose.
+    Cancelled,
+    /// Not the conversion's fault: the attempt's number is used up, but it does not count.
+    NoAttempt,
+}
+
+/// Where in a conversion it failed, in the words that users of error.json know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Initialization,
+    FileTypeDetection,
+    ArgumentPreparation,
+    OutputDirectoryCreation,
+    Conversion,
+    Completion,
+}
+
+/// The worker's step at the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    Inspect,
+    Plan,
+    Copy,
+    Verify,
+    Report,
+}
+
+impl Reason {
+    /// Every reason, in the order of the table.
+    pub const ALL: [Self; 32] = [
+        Self::UnsupportedFormat,
+        Self::FormatMismatch,
+        Self::UnsupportedSectorSize,
+        Self::OutputWouldProbe,
+        Self::UnsafeReference,
+        Self::MissingMember,
+        Self::Corrupt,
+        Self::Truncated,
+        Self::ManifestMismatch,
+        Self::Encrypted,
+        Self::TooLarge,
+        Self::PermissionDenied,
+        Self::OutputFull,
+        Self::SourceIO,
+        Self::OutputIO,
+        Self::OutOfMemory,
+        Self::Stalled,
+        Self::DeadlineExceeded,
+        Self::SourceChanged,
+        Self::Recalled,
+        Self::SourceMissing,
+        Self::WorkerImage,
+        Self::WorkerConfig,
+        Self::Unschedulable,
+        Self::Disrupted,
+        Self::Suspended,
+        Self::Superseded,
+        Self::DisruptedTooOften,
+        Self::JobLost,
+        Self::Killed,
+        Self::Cancelled,
+        Self::Internal,
+    ];
+
+    /// The class that decides what happens next. `OutOfMemory` is transient here; its second occurrence is
+    /// permanent, which `lifecycle` decides.
+    #[must_use]
+    pub const fn class(self) -> Class {
+        match self {
+            Self::UnsupportedFormat
+            | Self::FormatMismatch
+            | Self::UnsupportedSectorSize
+            | Self::OutputWouldProbe
+            | Self::UnsafeReference
+            | Self::MissingMember
+            | Self::Corrupt
+            | Self::Truncated
+            | Self::ManifestMismatch
+            | Self::Encrypted
+            | Self::TooLarge
+            | Self::DeadlineExceeded
+            | Self::DisruptedTooOften => Class::Permanent,
+            Self::PermissionDenied
+            | Self::OutputFull
+            | Self::WorkerImage
+            | Self::WorkerConfig
+            | Self::Unschedulable => Class::Configuration,
+            Self::SourceIO
+            | Self::OutputIO
+            | Self::OutOfMemory
+            | Self::Stalled
+            | Self::JobLost
+            | Self::Killed
+            | Self::Internal => Class::Transient,
+            Self::SourceChanged | Self::Recalled => Class::GivenBack,
+            Self::SourceMissing | Self::Cancelled => Class::Cancelled,
+            Self::Disrupted | Self::Suspended | Self::Superseded => Class::NoAttempt,
+        }
+    }
+
+    /// Whether an attempt that ends so counts against `max_retries`.
+    #[must_use]
+    pub const fn is_counted(self) -> bool {
+        !matches!(self, Self::OutputFull)
+            && matches!(self.class(), Class::Permanent | Class::Configuration | Class::Transient)
+    }
+
+    /// The worker's exit code for this reason (architecture: *Worker's exit*).
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::SourceChanged | Self::Recalled => 13,
+            Self::OutOfMemory | Self::Killed => 137,
+            Self::Disrupted | Self::Suspended | Self::Superseded => 143,
+            Self::Internal => 1,
+            _ => match self.class() {
+                Class::Permanent | Class::Cancelled => 10,
+                Class::Configuration => 11,
+                _ => 12,
+            },
+        }
+    }
+
+    /// The phase that error.json names, unless the failure happened in a phase that is known better.
+    #[must_use]
+    pub const fn phase(self) -> Phase {
+        match self {
+            Self::UnsupportedFormat
+            | Self::FormatMismatch
+            | Self::UnsupportedSectorSize
+            | Self::UnsafeReference
+            | Self::MissingMember
+            | Self::Encrypted => Phase::FileTypeDetection,
+            Self::TooLarge => Phase::ArgumentPreparation,
+            Self::SourceChanged | Self::Recalled => Phase::Completion,
+            Self::SourceMissing
+            | Self::WorkerImage
+            | Self::WorkerConfig
+            | Self::Unschedulable
+            | Self::Disrupted
+            | Self::Suspended
+            | Self::Superseded
+            | Self::DisruptedTooOften
+            | Self::JobLost
+            | Self::Killed
+            | Self::Cancelled => Phase::Initialization,
+            _ => Phase::Conversion,
+        }
+    }
+
+    /// What a person can do about it; empty where there is nothing to do.
+    #[must_use]
+    pub fn suggestion(self, phase: Phase) -> String {
+        let fixed = match self {
+            Self::UnsupportedFormat => {
+                "Convert or re-export to one of: .vmdk .ova .ovf .vhd .vhdx .vdi .qcow2 .raw .img .ami"
+            }
+            Self::FormatMismatch => "Rename the file to what it is, or re-export it",
+            Self::UnsupportedSectorSize => "Export the disk with 512-byte sectors",
+            Self::OutputWouldProbe => "Use qcow2 output, or inspect the guest's first sectors",
+            Self::UnsafeReference => "Consolidate snapshots and export one self-contained disk",
+            Self::MissingMember => "Copy every file of the export, then drop the descriptor again",
+            Self::Corrupt | Self::Truncated | Self::ManifestMismatch => {
+                "Re-export the VM from source, the disk image may be corrupted"
+            }
+            Self::Encrypted => "Decrypt the disk before the export",
+            Self::TooLarge => "Raise conversion.maxVirtualSize if this image is trusted",
+            Self::PermissionDenied => "Check file permissions and ensure daemon has required access",
+            Self::OutputFull => "Free up disk space or configure a different output directory",
+            Self::SourceIO | Self::OutputIO => "Check network connectivity to source system",
+            Self::OutOfMemory => "Reduce max_concurrent_jobs or increase system memory",
+            Self::SourceChanged | Self::Recalled => "Wait until the upload is finished",
+            Self::WorkerImage | Self::WorkerConfig => "Check the image name and pull secrets",
+            Self::Stalled | Self::DeadlineExceeded | Self::Internal => {
+                return format!("Review logs for {phase} phase errors and retry if transient");
+            }
+            Self::SourceMissing
+            | Self::Unschedulable
+            | Self::Disrupted
+            | Self::Suspended
+            | Self::Superseded
+            | Self::DisruptedTooOften
+            | Self::JobLost
+            | Self::Killed
+            | Self::Cancelled => "",
+        };
+        fixed.to_owned()
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl Phase {
+    /// The word that error.json carries.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Initialization => "initialization",
+            Self::FileTypeDetection => "file_type_detection",
+            Self::ArgumentPreparation => "argument_preparation",
+            Self::OutputDirectoryCreation => "output_directory_creation",
+            Self::Conversion => "conversion",
+            Self::Completion => "completion",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failure as data: what error.json, the status and a notification are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Why.
+    pub reason: Reason,
+    /// What that means for a retry.
+    pub class: Class,
+    /// Where in the conversion.
+    pub phase: Phase,
+    /// The worker's step at the time, where a worker was at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// What happened, naming the file and the place in it.
+    pub message: String,
+    /// What a person can do about it.
+    #[serde(default)]
+    pub suggestion: String,
+    /// Free bytes that the output volume must have before another attempt makes sense (`OutputFull`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed_bytes: Option<u64>,
+}
+
+impl Failure {
+    /// A failure with the table's class, phase and suggestion for its reason.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self::in_phase(reason, reason.phase(), message)
+    }
+
+    /// The same, in a phase that is known better than by the table.
+    pub fn in_phase(reason: Reason, phase: Phase, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            class: reason.class(),
+            phase,
+            stage: None,
+            message: message.into(),
+            suggestion: reason.suggestion(phase),
+            needed_bytes: None,
+        }
+    }
+
+    /// Names the worker's step.
+    #[must_use]
+    pub fn at_stage(mut self, stage: Stage) -> Self {
+        self.stage = Some(stage);
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_stands_once_in_the_table() {
+        let mut seen = std::collections::BTreeSet::new();
+        for reason in Reason::ALL {
+            assert!(seen.insert(reason), "{reason} twice");
+        }
+    }
+
+    #[test]
+    fn only_transient_reasons_exit_with_a_code_that_is_retried() {
+        for reason in Reason::ALL {
+            let retried = matches!(reason.exit_code(), 1 | 12 | 137);
+            assert_eq!(reason.class() == Class::Transient, retried, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_full_output_volume_is_no_counted_attempt() {
+        assert!(!Reason::OutputFull.is_counted());
+        assert!(Reason::PermissionDenied.is_counted());
+    }
+}

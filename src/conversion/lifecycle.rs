@@ -1,0 +1,395 @@
+//! How a conversion advances: the only place that decides retry, backoff, success and failure.
+//!
+//! ```text
+//!            Staged(n)          Started            Ended(Done)             Published
+//!  Stage(n) ──────────▶ Start(n) ──────▶ Watch(n) ─────────▶ Publish(n) ─────────▶ Finish(Succeeded)
+//!     ▲                    │                │
+//!     │ end not counted    │ Ended(Failed)  │
+//!     ├◀───────────────────┴────────────────┤
+//!     │ due                transient        │ permanent, or retries used up
+//!     └──── Park(n, until) ◀────────────────┴──────────▶ Finish(Failed)
+//! ```
+//!
+//! The status is the whole state: [`next_step`] derives the step from it again after any crash, so a step is always
+//! safe to repeat.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::failure::{Class, Failure, Reason};
+use super::id::Attempt;
+use super::status::{AttemptRecord, ConversionStatus, End};
+
+/// How often an attempt may be disrupted or suspended before the conversion is given up.
+pub const MAX_DISRUPTIONS: usize = 10;
+
+/// Delay beyond which a backoff does not grow: a schedule longer than a year is a mistake in configuration.
+const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// When and how often a failed conversion is tried again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryPolicy {
+    pub enabled: bool,
+    /// Attempts after the first.
+    pub max_retries: u32,
+    /// Delay before the first retry.
+    pub retry_delay: Duration,
+    /// Factor between one delay and the next.
+    pub backoff_multiplier: f64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { enabled: true, max_retries: 3, retry_delay: Duration::from_secs(300), backoff_multiplier: 2.0 }
+    }
+}
+
+impl RetryPolicy {
+    /// Delay before retry `n` (from 1): `retry_delay · multiplier^(n-1)`.
+    #[must_use]
+    pub fn delay(&self, n: u32) -> Duration {
+        let exponent = i32::try_from(n.saturating_sub(1)).unwrap_or(i32::MAX);
+        let seconds = self.retry_delay.as_secs_f64() * self.backoff_multiplier.powi(exponent);
+        Duration::try_from_secs_f64(seconds).unwrap_or(MAX_DELAY).min(MAX_DELAY)
+    }
+}
+
+/// What became known about a conversion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// The work directory of this attempt exists and the artifact lies in its claim.
+    Staged(Attempt),
+    /// This attempt is about to start; its record is written before it is.
+    Starting { attempt: Attempt, job_name: Option<String> },
+    /// Who runs this attempt became known.
+    Running { attempt: Attempt, job_uid: Option<String>, pod_name: Option<String>, node_name: Option<String> },
+    /// This attempt ended well; `folder` is what it wrote below its work directory.
+    Done { attempt: Attempt, folder: String },
+    /// This attempt ended without success.
+    Failed { attempt: Attempt, failure: Failure },
+    /// What a finished attempt left can't be published (metadata.json missing or bad).
+    Unpublishable { failure: Failure },
+    /// The output stands under its final name.
+    Published,
+    /// It is to end as cancelled, now.
+    Cancelled(Failure),
+    /// It turned out to be a duplicate.
+    Duplicate,
+}
+
+/// What is to be done next, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Queue: put the artifact into its claim, make the work directory, report `Staged`.
+    Stage(Attempt),
+    /// Executor: start it as soon as admission allows.
+    Start(Attempt),
+    /// Executor: wait for its end.
+    Watch(Attempt),
+    /// Queue: park the artifact in `.errors/` until then, and stage this attempt when it is due.
+    Park { next: Attempt, until: Timestamp },
+    /// Queue: publish what this attempt wrote in `folder`.
+    Publish { attempt: Attempt, folder: String },
+    /// Queue: put the members back under their names, uncounted.
+    GiveBack(Reason),
+    /// Queue: dispose of the source accordingly; nothing more happens.
+    Finish(End),
+}
+
+/// Takes note of an observation and says what comes next.
+///
+/// Observations of an attempt that isn't the open one, and any after the end, change nothing: they are echoes.
+#[must_use]
+pub fn advance(
+    mut status: ConversionStatus,
+    observation: Observation,
+    policy: &RetryPolicy,
+    now: Timestamp,
+) -> (ConversionStatus, Step) {
+    if !status.is_terminal() {
+        note(&mut status, observation, policy, now);
+    }
+    let step = next_step(&status);
+    (status, step)
+}
+
+/// The step that a status calls for.
+#[must_use]
+pub fn next_step(status: &ConversionStatus) -> Step {
+    if let Some(end) = status.end {
+        return match (&status.failure, end) {
+            (Some(failure), End::Cancelled) if failure.class == Class::GivenBack => Step::GiveBack(failure.reason),
+            _ => Step::Finish(end),
+        };
+    }
+    let last = status.attempts.last();
+    if let (Some(folder), Some(last)) = (&status.converted, last) {
+        return Step::Publish { attempt: last.number, folder: folder.clone() };
+    }
+    if let Some(open) = status.open_attempt() {
+        return Step::Watch(open.number);
+    }
+    let next = status.next_attempt();
+    if status.staged >= next.0 {
+        return Step::Start(next);
+    }
+    match status.next_retry_time {
+        Some(until) => Step::Park { next, until },
+        None => Step::Stage(next),
+    }
+}
+
+fn note(status: &mut ConversionStatus, observation: Observation, policy: &RetryPolicy, now: Timestamp) {
+    match observation {
+        Observation::Staged(attempt) => {
+            if attempt == status.next_attempt() && status.staged < attempt.0 {
+                status.staged = attempt.0;
+                status.next_retry_time = None;
+            }
+        }
+        Observation::Starting { attempt, job_name } => {
+            if attempt == status.next_attempt() && status.staged >= attempt.0 && status.open_attempt().is_none() {
+                status.start_time.get_or_insert(now);
+                status.attempts.push(AttemptRecord {
+                    number: attempt,
+                    job_name,
+                    job_uid: None,
+                    pod_name: None,
+                    node_name: None,
+                    start_time: Some(now),
+                    end_time: None,
+                    reason: None,
+                });
+            }
+        }
+        Observation::Running { attempt, job_uid, pod_name, node_name } => {
+            if let Some(open) = open_mut(status, attempt) {
+                open.job_uid = job_uid.or(open.job_uid.take());
+                open.pod_name = pod_name.or(open.pod_name.take());
+                open.node_name = node_name.or(open.node_name.take());
+            }
+        }
+        Observation::Done { attempt, folder } => {
+            if let Some(open) = open_mut(status, attempt) {
+                open.end_time = Some(now);
+                status.failure = None;
+                status.converted = Some(folder);
+            }
+        }
+        Observation::Failed { attempt, failure } => {
+            if let Some(open) = open_mut(status, attempt) {
+                open.end_time = Some(now);
+                open.reason = Some(failure.reason);
+                settle_failure(status, failure, policy, now);
+            }
+        }
+        Observation::Unpublishable { failure } => {
+            if status.converted.take().is_some()
+                && let Some(last) = status.attempts.last_mut()
+            {
+                last.reason = Some(failure.reason);
+                settle_failure(status, failure, policy, now);
+            }
+        }
+        Observation::Published => {
+            if status.converted.take().is_some() {
+                finish(status, End::Succeeded, now);
+            }
+        }
+        Observation::Cancelled(failure) => {
+            if let Some(open) = status.attempts.last_mut().filter(|a| a.is_open()) {
+                open.end_time = Some(now);
+                open.reason = Some(failure.reason);
+            }
+            status.converted = None;
+            status.failure = Some(failure);
+            finish(status, End::Cancelled, now);
+        }
+        Observation::Duplicate => finish(status, End::Duplicate, now),
+    }
+}
+
+fn open_mut(status: &mut ConversionStatus, attempt: Attempt) -> Option<&mut AttemptRecord> {
+    status.attempts.last_mut().filter(|a| a.is_open() && a.number == attempt)
+}
+
+fn finish(status: &mut ConversionStatus, end: End, now: Timestamp) {
+    status.end = Some(end);
+    status.next_retry_time = None;
+    status.completion_time = Some(now);
+}
+
+/// Decides what a failed attempt means for the conversion.
+fn settle_failure(status: &mut ConversionStatus, failure: Failure, policy: &RetryPolicy, now: Timestamp) {
+    let reason = failure.reason;
+    let failure = match reason.class() {
+        Class::NoAttempt if disruptions(status) > MAX_DISRUPTIONS => Failure::new(
+            Reason::DisruptedTooOften,
+            format!("disrupted {} times; last: {}", disruptions(status), failure.message),
+        ),
+        _ if reason == Reason::OutOfMemory && occurrences(status, reason) > 1 => {
+            Failure { class: Class::Permanent, ..failure }
+        }
+        _ => failure,
+    };
+    let class = failure.class;
+    let uncounted = !failure.reason.is_counted();
+    status.failure = Some(failure);
+    match class {
+        Class::GivenBack | Class::Cancelled => finish(status, End::Cancelled, now),
+        Class::NoAttempt | Class::Configuration if uncounted => {}
+        Class::Transient if policy.enabled && status.counted_attempts() <= policy.max_retries => {
+            let delay = policy.delay(status.counted_attempts());
+            let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
+            status.next_retry_time = Some(now.saturating_add(delay).unwrap_or(Timestamp::MAX));
+        }
+        _ => finish(status, End::Failed, now),
+    }
+}
+
+fn occurrences(status: &ConversionStatus, reason: Reason) -> usize {
+    status.attempts.iter().filter(|a| a.reason == Some(reason)).count()
+}
+
+fn disruptions(status: &ConversionStatus) -> usize {
+    occurrences(status, Reason::Disrupted) + occurrences(status, Reason::Suspended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a small number")
+    }
+
+    /// Stages, starts and fails the next attempt.
+    fn fail_once(status: ConversionStatus, reason: Reason, now: i64) -> (ConversionStatus, Step) {
+        let policy = RetryPolicy::default();
+        let n = status.next_attempt();
+        let (status, step) = advance(status, Observation::Staged(n), &policy, at(now));
+        assert_eq!(step, Step::Start(n));
+        let starting = Observation::Starting { attempt: n, job_name: None };
+        let (status, step) = advance(status, starting, &policy, at(now));
+        assert_eq!(step, Step::Watch(n));
+        let failed = Observation::Failed { attempt: n, failure: Failure::new(reason, "test") };
+        advance(status, failed, &policy, at(now))
+    }
+
+    #[test]
+    fn a_new_conversion_waits_for_its_first_work_directory() {
+        assert_eq!(next_step(&ConversionStatus::default()), Step::Stage(Attempt(1)));
+    }
+
+    #[test]
+    fn transient_failures_are_retried_after_5_10_and_20_minutes() {
+        let mut status = ConversionStatus::default();
+        let mut now = 0;
+        for (n, delay) in [(2, 300), (3, 600), (4, 1200)] {
+            let (after, step) = fail_once(status, Reason::SourceIO, now);
+            now += delay;
+            assert_eq!(step, Step::Park { next: Attempt(n), until: at(now) });
+            status = after;
+        }
+        let (status, step) = fail_once(status, Reason::SourceIO, now);
+        assert_eq!(step, Step::Finish(End::Failed));
+        assert_eq!(status.counted_attempts(), 4);
+        assert_eq!(status.next_retry_time, None);
+    }
+
+    #[test]
+    fn permanent_and_configuration_failures_are_not_retried() {
+        for reason in Reason::ALL {
+            let retried = matches!(reason.class(), Class::Transient);
+            let ends = matches!(reason.class(), Class::Permanent)
+                || (reason.class() == Class::Configuration && reason != Reason::OutputFull);
+            let (_, step) = fail_once(ConversionStatus::default(), reason, 0);
+            assert_eq!(matches!(step, Step::Park { .. }), retried, "{reason}");
+            assert_eq!(step == Step::Finish(End::Failed), ends, "{reason}");
+        }
+    }
+
+    #[test]
+    fn an_end_that_does_not_count_uses_up_its_number_only() {
+        for reason in [Reason::OutputFull, Reason::Disrupted, Reason::Suspended, Reason::Superseded] {
+            let (status, step) = fail_once(ConversionStatus::default(), reason, 0);
+            assert_eq!(step, Step::Stage(Attempt(2)), "{reason}");
+            assert_eq!(status.counted_attempts(), 0, "{reason}");
+        }
+    }
+
+    #[test]
+    fn the_eleventh_disruption_is_final() {
+        let mut status = ConversionStatus::default();
+        for n in 1..=10 {
+            let reason = if n % 2 == 0 { Reason::Disrupted } else { Reason::Suspended };
+            let (after, step) = fail_once(status, reason, 0);
+            assert_eq!(step, Step::Stage(Attempt(n + 1)));
+            status = after;
+        }
+        let (status, step) = fail_once(status, Reason::Disrupted, 0);
+        assert_eq!(step, Step::Finish(End::Failed));
+        assert_eq!(status.failure.map(|f| f.reason), Some(Reason::DisruptedTooOften));
+    }
+
+    #[test]
+    fn running_out_of_memory_twice_is_permanent() {
+        let (status, step) = fail_once(ConversionStatus::default(), Reason::OutOfMemory, 0);
+        assert!(matches!(step, Step::Park { .. }));
+        let (_, step) = fail_once(status, Reason::OutOfMemory, 300);
+        assert_eq!(step, Step::Finish(End::Failed));
+    }
+
+    #[test]
+    fn a_source_that_changed_is_given_back() {
+        let (status, step) = fail_once(ConversionStatus::default(), Reason::SourceChanged, 0);
+        assert_eq!(step, Step::GiveBack(Reason::SourceChanged));
+        assert_eq!((status.counted_attempts(), status.end), (0, Some(End::Cancelled)));
+    }
+
+    #[test]
+    fn what_was_converted_is_published_once() {
+        let policy = RetryPolicy::default();
+        let n = Attempt(1);
+        let (status, _) = advance(ConversionStatus::default(), Observation::Staged(n), &policy, at(0));
+        let (status, _) = advance(status, Observation::Starting { attempt: n, job_name: None }, &policy, at(0));
+        let done = Observation::Done { attempt: n, folder: "pod".into() };
+        let (status, step) = advance(status, done, &policy, at(9));
+        assert_eq!(step, Step::Publish { attempt: n, folder: "pod".into() });
+        let (status, step) = advance(status, Observation::Published, &policy, at(10));
+        assert_eq!(step, Step::Finish(End::Succeeded));
+        let echo = Observation::Failed { attempt: n, failure: Failure::new(Reason::JobLost, "late") };
+        let (after, step) = advance(status.clone(), echo, &policy, at(11));
+        assert_eq!((after, step), (status, Step::Finish(End::Succeeded)));
+    }
+
+    #[test]
+    fn a_finished_attempt_that_left_nothing_to_publish_is_a_failed_one() {
+        let policy = RetryPolicy::default();
+        let n = Attempt(1);
+        let (status, _) = advance(ConversionStatus::default(), Observation::Staged(n), &policy, at(0));
+        let (status, _) = advance(status, Observation::Starting { attempt: n, job_name: None }, &policy, at(0));
+        let (status, _) = advance(status, Observation::Done { attempt: n, folder: "p".into() }, &policy, at(1));
+        let bad = Observation::Unpublishable { failure: Failure::new(Reason::Internal, "no metadata.json") };
+        let (_, step) = advance(status, bad, &policy, at(2));
+        assert_eq!(step, Step::Park { next: Attempt(2), until: at(302) });
+    }
+
+    #[test]
+    fn a_disabled_policy_never_retries() {
+        let policy = RetryPolicy { enabled: false, ..RetryPolicy::default() };
+        let n = Attempt(1);
+        let (status, _) = advance(ConversionStatus::default(), Observation::Staged(n), &policy, at(0));
+        let (status, _) = advance(status, Observation::Starting { attempt: n, job_name: None }, &policy, at(0));
+        let failed = Observation::Failed { attempt: n, failure: Failure::new(Reason::SourceIO, "EIO") };
+        assert_eq!(advance(status, failed, &policy, at(0)).1, Step::Finish(End::Failed));
+    }
+
+    #[test]
+    fn an_absurd_schedule_neither_overflows_nor_panics() {
+        let policy = RetryPolicy { backoff_multiplier: 1e300, ..RetryPolicy::default() };
+        assert_eq!(policy.delay(3), MAX_DELAY);
+        assert_eq!(policy.delay(1), Duration::from_secs(300));
+    }
+}

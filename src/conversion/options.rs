@@ -1,0 +1,201 @@
+//! What a conversion makes, and within which limits.
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Format of the converted disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputFormat {
+    #[default]
+    Qcow2,
+    Raw,
+    Vdi,
+}
+
+impl OutputFormat {
+    /// The file name's extension, and the name by which QEMU and libvirt know the format.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+            Self::Vdi => "vdi",
+        }
+    }
+}
+
+impl fmt::Display for OutputFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Compression of qcow2 clusters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    #[default]
+    None,
+    /// Deflate; a source's own deflate streams are passed through once verified.
+    Zlib,
+    Zstd,
+    /// Deflate, every cluster recompressed with a 4 KiB window, for readers that can't take longer distances.
+    ZlibStrict,
+}
+
+impl Compression {
+    /// The word in configuration and specification.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+            Self::ZlibStrict => "zlib-strict",
+        }
+    }
+}
+
+/// Everything that shapes the output of one conversion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ConversionOptions {
+    pub out_format: OutputFormat,
+    pub compress: Compression,
+    /// Level of the chosen compression; absent: its usual one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compress_level: Option<u32>,
+    /// Largest virtual size accepted, in bytes.
+    pub max_virtual_size: u64,
+    /// Whether each output's SHA-256 is reported.
+    pub checksum: bool,
+    /// Whether a libvirt domain is written beside the disks at publication.
+    pub emit_domain_xml: bool,
+    /// File name (relative) for the output instead of the source's stem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_output: Option<String>,
+    /// What domain.xml says beyond what the source tells.
+    pub domain: DomainOptions,
+}
+
+impl Default for ConversionOptions {
+    fn default() -> Self {
+        Self {
+            out_format: OutputFormat::default(),
+            compress: Compression::default(),
+            compress_level: None,
+            max_virtual_size: DEFAULT_MAX_VIRTUAL_SIZE,
+            checksum: false,
+            emit_domain_xml: false,
+            to_output: None,
+            domain: DomainOptions::default(),
+        }
+    }
+}
+
+/// 64 TiB: the largest VMDK that vSphere makes is 62 TiB, a VHDX ends at 64 TiB.
+pub const DEFAULT_MAX_VIRTUAL_SIZE: u64 = 64 << 40;
+
+/// Overrides for the libvirt domain; absent ones come from the OVF, else from defaults.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DomainOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Memory in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uefi: Option<bool>,
+    /// Machine type (q35 unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Disks' bus (virtio unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bus: Option<String>,
+    /// Network cards' model (virtio unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_model: Option<String>,
+    /// Libvirt network of every card (`default` unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
+/// A size in bytes written as `64Ti`, `10G`, `512` (binary units; `Ti`, `T` and `TiB` are the same).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// A text that is no size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no size: a whole number, with K, M, G, T or P if need be (64Ti, 10G)")]
+pub struct InvalidSize(String);
+
+impl FromStr for ByteSize {
+    type Err = InvalidSize;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSize> {
+        let invalid = || InvalidSize(text.to_owned());
+        let trimmed = text.trim();
+        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let (number, unit) = trimmed.split_at(digits);
+        let shift = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "ki" | "kib" => 10,
+            "m" | "mi" | "mib" => 20,
+            "g" | "gi" | "gib" => 30,
+            "t" | "ti" | "tib" => 40,
+            "p" | "pi" | "pib" => 50,
+            _ => return Err(invalid()),
+        };
+        let number: u64 = number.parse().map_err(|_| invalid())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(invalid)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    /// The largest unit that divides the size, else one decimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+        let mut unit = 0;
+        let mut scale = 1u64;
+        while unit + 1 < UNITS.len() && self.0 / scale >= 1024 {
+            scale <<= 10;
+            unit += 1;
+        }
+        if self.0.is_multiple_of(scale) {
+            write!(f, "{} {}", self.0 / scale, UNITS[unit])
+        } else {
+            #[expect(clippy::cast_precision_loss, reason = "one decimal of a size for a person")]
+            let value = self.0 as f64 / scale as f64;
+            write!(f, "{value:.1} {}", UNITS[unit])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_in_binary_units() {
+        for (text, bytes) in [("512", 512), ("64Ti", 64 << 40), ("10G", 10 << 30), ("1 MiB", 1 << 20), ("4k", 4096)] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in ["", "Ti", "-1", "1.5G", "1X", "99999999999999999999", "999999P"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        for (bytes, text) in [(0, "0 B"), (1536, "1.5 KiB"), (64 << 40, "64 TiB"), (4_294_967_297, "4.0 GiB")] {
+            assert_eq!(ByteSize(bytes).to_string(), text);
+        }
+    }
+}

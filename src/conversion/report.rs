@@ -1,0 +1,157 @@
+//! What a worker leaves behind: metadata.json, failure.json and progress.json.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::failure::{Failure, Stage};
+use super::options::OutputFormat;
+
+/// Content of metadata.json, the last file written into a work directory: with it the directory is complete,
+/// without it it is waste.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    pub contract_version: u32,
+    /// The conversion's id; empty for a conversion by hand.
+    pub id: String,
+    pub tool_version: String,
+    pub start_time: Timestamp,
+    pub end_time: Timestamp,
+    /// Whole milliseconds between the two.
+    pub duration_ms: u64,
+    pub source: SourceReport,
+    pub disks: Vec<DiskReport>,
+    /// Hardware that the OVF describes; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
+    /// Further files that belong to the result, by base name (none today besides the disks).
+    #[serde(default)]
+    pub side_files: Vec<String>,
+    /// What was odd but handled, for a person.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// The source as the worker saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceReport {
+    pub name: String,
+    /// Sum of the members' sizes.
+    pub size_bytes: u64,
+    /// Format and kind, as `inspect` names it (`ova`, `vmdk streamOptimized`, `vhdx dynamic`).
+    pub format: String,
+    /// Hex digest of the source, where the conversion learned it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// One converted disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskReport {
+    /// Base name of the output file.
+    pub file: String,
+    pub format: OutputFormat,
+    pub virtual_size_bytes: u64,
+    /// Bytes that the output file occupies.
+    pub allocated_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Base name of the member that this disk came from.
+    pub source_member: String,
+}
+
+/// A virtual machine's hardware, from its OVF.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hardware {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// `bios` or `efi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    #[serde(default)]
+    pub disk_controllers: Vec<DiskController>,
+    #[serde(default)]
+    pub nics: Vec<Nic>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_os: Option<String>,
+}
+
+/// A disk controller of the OVF.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskController {
+    /// `ide`, `scsi`, `sata`, `nvme`.
+    pub kind: String,
+    /// Model as the OVF names it (`lsilogic`, `VirtualSCSI`, `AHCI`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Output files of the disks behind it.
+    #[serde(default)]
+    pub disks: Vec<String>,
+}
+
+/// A network card of the OVF.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nic {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// Content of failure.json: the message's fields and what a person on call wants beside them. At most
+/// [`FailureReport::MAX_BYTES`] when written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailureReport {
+    pub contract_version: u32,
+    pub failure: Failure,
+    /// The error and its causes, outermost first.
+    #[serde(default)]
+    pub error_chain: Vec<String>,
+    /// The worker's last log lines.
+    #[serde(default)]
+    pub log_tail: Vec<String>,
+}
+
+impl FailureReport {
+    /// Largest file that is read back.
+    pub const MAX_BYTES: usize = 64 << 10;
+}
+
+/// Content of progress.json, written at most every second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    pub contract_version: u32,
+    pub stage: Stage,
+    /// Bytes of guest data worked through.
+    pub bytes_done: u64,
+    /// Bytes of guest data in all.
+    pub bytes_total: u64,
+    pub updated_time: Timestamp,
+}
+
+impl Progress {
+    /// Whole percent, 100 only when all is done.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        match self.bytes_total {
+            0 => 0,
+            total => {
+                let percent = u128::from(self.bytes_done.min(total)) * 100 / u128::from(total);
+                u8::try_from(percent).unwrap_or(100)
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Where a stretch of guest bytes lies.
+
+use std::ops::Range;
+
+/// A stretch of the guest's disk and where its bytes are. A map yields them in guest order, without gaps or overlaps,
+/// and together they cover the virtual disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Guest byte range; never empty.
+    pub guest: Range<u64>,
+    pub at: Location,
+}
+
+impl Extent {
+    /// Length in guest bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.guest.end - self.guest.start
+    }
+
+    /// Never true of an extent that a map yields.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.guest.is_empty()
+    }
+}
+
+/// How an extent's bytes are stored. `file` indexes the source's regions, `offset` and `len` are bytes in that region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// All zeros, stored nowhere.
+    Zero,
+    /// As they are.
+    Stored { file: usize, offset: u64 },
+    /// One deflate stream that inflates to the extent's length. With `zlib`, it has zlib's header and adler32 (RFC
+    /// 1950), else it is raw (RFC 1951) and `len` is an upper bound.
+    Deflate { file: usize, offset: u64, len: u32, zlib: bool },
+    /// One zstd stream (RFC 8878) that decodes to the extent's length; `len` is an upper bound.
+    Zstd { file: usize, offset: u64, len: u32 },
+}

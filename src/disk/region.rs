@@ -1,0 +1,80 @@
+//! A bounded window on a source file: a whole image, or one member of an OVA.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::Error;
+
+/// `len` bytes of `file` from `start`. Readers get regions, so that an image inside an OVA is read in place and can
+/// never reach beyond its member. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Region {
+    file: Arc<File>,
+    /// What errors call it: the file's base name, or `vm.ova:disk1.vmdk`.
+    name: Arc<str>,
+    start: u64,
+    len: u64,
+}
+
+impl Region {
+    /// The whole of an open regular file of `len` bytes.
+    pub fn whole(file: Arc<File>, name: impl Into<Arc<str>>, len: u64) -> Self {
+        Self { file, name: name.into(), start: 0, len }
+    }
+
+    /// A part of this region, called `name`; `None` where it would pass the end.
+    pub fn part(&self, name: impl Into<Arc<str>>, start: u64, len: u64) -> Option<Self> {
+        let end = start.checked_add(len)?;
+        (end <= self.len).then(|| Self {
+            file: Arc::clone(&self.file),
+            name: name.into(),
+            start: self.start + start,
+            len,
+        })
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What errors call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The open file behind it, and where in that file the region starts.
+    #[must_use]
+    pub fn file(&self) -> (&Arc<File>, u64) {
+        (&self.file, self.start)
+    }
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// `Truncated` where the region ends before, `SourceIO` where the system fails.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        let wanted = buffer.len() as u64;
+        if offset.checked_add(wanted).is_none_or(|end| end > self.len) {
+            let message = format!("needs {wanted} bytes, but the file ends at byte {}", self.len);
+            return Err(Error::truncated(self.name(), offset, message));
+        }
+        match self.file.read_exact_at(buffer, self.start + offset) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(Error::truncated(self.name(), offset, "the file shrank while it was read"))
+            }
+            Err(e) => Err(Error::reading(self.name(), offset, e)),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Drop a disk image on a volume, get a verified KVM disk, by itself.
+//!
+//! Layers, each importing only those below it (`tests/layering.rs` holds them to it):
+//!
+//! ```text
+//! bin ─▶ cluster ─▶ queue · ledger · executor · control · notification · stats · config · telemetry ─▶ conversion
+//! bin(hyper2kvm) ─▶ worker ─▶ disk ──────────────────────────────────────────────────────────────▶ conversion
+//! queue ─▶ disk::descriptor
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod conversion;
+pub mod disk;
