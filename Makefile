@@ -1,0 +1,33 @@
+# make help lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build all binaries, optimised
+	cargo build --release --locked
+
+.PHONY: demo
+demo: ## Convert a sample appliance with the daemon and show the result (no root, no cluster)
+	@tests/demo/run.sh
+
+.PHONY: prerequisites
+prerequisites:
+	@tests/prerequisites.sh
+
+.PHONY: test
+test: prerequisites ## Run every test that this machine can run, and list what it could not
+	cargo test --locked --no-fail-fast
+	@tests/left-out.sh
+
+.PHONY: lint
+lint: prerequisites ## Format, clippy, docs, dependencies and licences, with and without the cluster
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	cargo check --locked --no-default-features --all-targets
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	cargo deny --locked check bans licenses sources

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Installs what the tests and lints need: on Debian as root everything, elsewhere it says what is missing.
+set -euo pipefail
+
+# Debian packages: the oracle for disk images, libvirt's schema, promtool, call traces, and a node's parts.
+packages=(qemu-utils libvirt-clients python3-vmdkstream prometheus strace containerd runc containernetworking-plugins buildah iproute2 openssl python3-venv)
+
+missing=()
+if command -v dpkg-query >/dev/null; then
+  for package in "${packages[@]}"; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing+=("$package")
+  done
+fi
+if [ "${#missing[@]}" -gt 0 ]; then
+  if [ "$(id -u)" = 0 ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # Its server is not wanted, only promtool: nothing is to listen on this machine.
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  else
+    echo "prerequisites: not root, so not installed: ${missing[*]}" >&2
+  fi
+fi
+
+if ! command -v cargo-deny >/dev/null; then
+  cargo install --quiet --locked cargo-deny --version 0.20.2
+fi
