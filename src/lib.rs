@@ -11,3 +11,4 @@
 
 pub mod conversion;
 pub mod disk;
+pub mod stats;

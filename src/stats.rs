@@ -1,0 +1,286 @@
+//! What was done so far: counters, the snapshot that everybody reads, and the texts made of it.
+//!
+//! One task counts (into [`Totals`], kept by the ledger) and publishes a [`Snapshot`]; stats.json, the control
+//! socket, `/metrics` and the hourly summary are all views of the same snapshot, so that they never contradict
+//! each other.
+
+mod file;
+mod report;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::conversion::admission::RunState;
+
+pub use file::{WriteError, write};
+pub use report::{StatsReport, TypeReport, summary};
+
+/// How many finished conversions a snapshot remembers.
+pub const RECENT: usize = 10;
+
+/// Where a conversion stands, in the words of stats.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobStatus {
+    Processing,
+    Success,
+    Failed,
+    Retrying,
+}
+
+/// One conversion as stats.json shows it; the keys are the ones its readers know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobStats {
+    /// Name of the file that was dropped (of the descriptor, for a group).
+    pub filename: String,
+    /// Its extension, see [`file_type`].
+    pub file_type: String,
+    /// Its size in MiB (of the whole group), two decimals.
+    pub file_size_mb: f64,
+    #[serde(with = "whole_seconds")]
+    pub start_time: Timestamp,
+    #[serde(with = "whole_seconds::option")]
+    pub end_time: Option<Timestamp>,
+    /// Seconds from start to end, two decimals; null while it runs.
+    pub duration_seconds: Option<f64>,
+    pub status: JobStatus,
+    /// Why it failed, or why the last attempt did.
+    pub error: Option<String>,
+    /// Retries so far, this one included.
+    pub retry_count: u32,
+    /// Whole percent of the guest's data worked through, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_percent: Option<u8>,
+}
+
+impl JobStats {
+    /// An attempt that starts `now`; `retry_count` is 0 for the first.
+    #[must_use]
+    pub fn started(filename: &str, size_bytes: u64, retry_count: u32, now: Timestamp) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "two decimals of a size for a person")]
+        let mebibytes = size_bytes as f64 / f64::from(1 << 20);
+        Self {
+            filename: filename.to_owned(),
+            file_type: file_type(filename),
+            file_size_mb: two_decimals(mebibytes),
+            start_time: now,
+            end_time: None,
+            duration_seconds: None,
+            status: JobStatus::Processing,
+            error: None,
+            retry_count,
+            progress_percent: None,
+        }
+    }
+
+    /// The same, ended `now`.
+    #[must_use]
+    pub fn ended(mut self, status: JobStatus, error: Option<String>, now: Timestamp) -> Self {
+        self.duration_seconds = Some(two_decimals(elapsed(self.start_time, now).as_secs_f64()));
+        self.end_time = Some(now);
+        self.status = status;
+        self.error = error;
+        self.progress_percent = None;
+        self
+    }
+}
+
+/// Counters of one file type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TypeTotals {
+    pub succeeded: u64,
+    /// Failed for good.
+    pub failed: u64,
+    /// Sum of the successes' durations, milliseconds.
+    pub succeeded_ms: u64,
+}
+
+impl TypeTotals {
+    /// Successes among what ended, 0 to 100 with two decimals; 0 while nothing has.
+    #[must_use]
+    pub fn success_rate_percent(&self) -> f64 {
+        let ended = self.succeeded.saturating_add(self.failed);
+        if ended == 0 {
+            return 0.0;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "two decimals of a rate for a person")]
+        let rate = self.succeeded as f64 / ended as f64;
+        two_decimals(rate * 100.0)
+    }
+
+    /// Mean duration of the successes in seconds, two decimals; 0 while there is none.
+    #[must_use]
+    pub fn average_seconds(&self) -> f64 {
+        if self.succeeded == 0 {
+            return 0.0;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "two decimals of a mean for a person")]
+        let mean = self.succeeded_ms as f64 / self.succeeded as f64;
+        two_decimals(mean / 1000.0)
+    }
+
+    fn add_success(&mut self, duration: Duration) {
+        self.succeeded += 1;
+        self.succeeded_ms = self.succeeded_ms.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+/// Everything counted since the ledger began, over restarts. Serialised as the ledger stores it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Totals {
+    /// Conversions that ended well or failed for good, of every type.
+    pub all: TypeTotals,
+    /// Attempts after the first that were scheduled.
+    pub retried: u64,
+    pub duplicates: u64,
+    pub cancelled: u64,
+    /// The same as `all` by file type (extension without dot, lower case).
+    pub by_type: BTreeMap<String, TypeTotals>,
+}
+
+impl Totals {
+    /// Counts a conversion that was published.
+    pub fn count_success(&mut self, filename: &str, duration: Duration) {
+        self.all.add_success(duration);
+        self.by_type.entry(file_type(filename)).or_default().add_success(duration);
+    }
+
+    /// Counts a conversion that failed for good.
+    pub fn count_failure(&mut self, filename: &str) {
+        self.all.failed += 1;
+        self.by_type.entry(file_type(filename)).or_default().failed += 1;
+    }
+
+    /// Counts a retry, when it is scheduled.
+    pub fn count_retry(&mut self) {
+        self.retried += 1;
+    }
+
+    /// Counts a file skipped because it was converted before.
+    pub fn count_duplicate(&mut self) {
+        self.duplicates += 1;
+    }
+
+    /// Counts a conversion that ended as cancelled.
+    pub fn count_cancelled(&mut self) {
+        self.cancelled += 1;
+    }
+}
+
+/// How things stand at one moment. Also the file through which a watcher tells its sidecar.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Version of the program that took it.
+    pub version: String,
+    /// When that program started.
+    pub daemon_start_time: Timestamp,
+    /// When something was last started, progressed or finished; absent before the first.
+    #[serde(default)]
+    pub last_activity: Option<Timestamp>,
+    pub run_state: RunState,
+    /// Stable files that wait for a slot, claimed or not; those that wait for a retry excepted.
+    pub queue_depth: u64,
+    /// Files seen that are not stable yet.
+    pub settling: u64,
+    /// Conversions that wait for their next attempt.
+    pub retrying: u64,
+    /// Attempts that run now.
+    pub current_jobs: Vec<JobStats>,
+    /// The last [`RECENT`] conversions that ended, the oldest first.
+    pub recent_completed: Vec<JobStats>,
+    pub totals: Totals,
+}
+
+impl Snapshot {
+    /// Nothing done yet, since `start`.
+    #[must_use]
+    pub fn new(start: Timestamp) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            daemon_start_time: start,
+            last_activity: None,
+            run_state: RunState::default(),
+            queue_depth: 0,
+            settling: 0,
+            retrying: 0,
+            current_jobs: Vec::new(),
+            recent_completed: Vec::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Attempts that run now.
+    #[must_use]
+    pub fn active_jobs(&self) -> u64 {
+        self.current_jobs.len() as u64
+    }
+
+    /// Takes note of a conversion that ended; forgets the oldest beyond [`RECENT`].
+    pub fn remember(&mut self, job: JobStats) {
+        self.recent_completed.push(job);
+        let excess = self.recent_completed.len().saturating_sub(RECENT);
+        self.recent_completed.drain(..excess);
+    }
+
+    /// Time since the start; zero when the clock was set back beyond it.
+    #[must_use]
+    pub fn uptime(&self, now: Timestamp) -> Duration {
+        elapsed(self.daemon_start_time, now)
+    }
+}
+
+/// The type a file is counted under: its extension, lower case and without the dot; `unknown` without one.
+#[must_use]
+pub fn file_type(filename: &str) -> String {
+    match filename.rsplit_once('.') {
+        Some((_, extension)) if !extension.is_empty() => extension.to_lowercase(),
+        _ => "unknown".to_owned(),
+    }
+}
+
+fn elapsed(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from).max(SignedDuration::ZERO)).unwrap_or_default()
+}
+
+fn two_decimals(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// RFC 3339 in UTC without fractions, which `jq`'s `fromdateiso8601` takes no other way.
+mod whole_seconds {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{time:.0}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        Timestamp::deserialize(deserializer)
+    }
+
+    pub mod option {
+        use super::{Deserialize, Deserializer, Serializer, Timestamp};
+
+        #[expect(clippy::ref_option, reason = "serde calls it so")]
+        pub fn serialize<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+            match time {
+                Some(time) => super::serialize(time, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+            Option::deserialize(deserializer)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
