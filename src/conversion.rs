@@ -13,7 +13,7 @@ pub use claim::{Claim, Member};
 pub use failure::{Class, Failure, Phase, Reason, Stage};
 pub use id::{Attempt, ConversionId};
 pub use options::{Compression, ConversionOptions, OutputFormat};
-pub use report::{FailureReport, Metadata, Progress};
+pub use report::{FailureReport, Metadata, Progress, TerminationMessage};
 pub use status::{AttemptRecord, ConversionStatus};
 
 /// Version of the files that workers and watchers exchange: claim.json, metadata.json, failure.json,

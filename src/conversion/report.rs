@@ -129,6 +129,37 @@ impl FailureReport {
     pub const MAX_BYTES: usize = 64 << 10;
 }
 
+/// The small JSON message that a failed worker leaves where Kubernetes reads it; the same failure stands, with more
+/// around it, in failure.json.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TerminationMessage {
+    pub contract_version: u32,
+    /// Its fields stand beside `contractVersion`: reason, class, phase, stage, message, suggestion, neededBytes.
+    #[serde(flatten)]
+    pub failure: Failure,
+}
+
+impl TerminationMessage {
+    /// Largest message that the kubelet keeps of one container (`MaxContainerTerminationMessageLength`).
+    pub const MAX_BYTES: usize = 4096;
+
+    /// The message as it is written, its text cut so that the whole fits [`Self::MAX_BYTES`].
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut message = self.clone();
+        loop {
+            let json = serde_json::to_string(&message).expect("a struct of strings and numbers serialises");
+            if json.len() <= Self::MAX_BYTES || message.failure.message.is_empty() {
+                return json;
+            }
+            let text = &mut message.failure.message;
+            let keep = text.len().saturating_sub(json.len() - Self::MAX_BYTES);
+            text.truncate(text.floor_char_boundary(keep));
+        }
+    }
+}
+
 /// Content of progress.json, written at most every second.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,6 +183,27 @@ impl Progress {
                 let percent = u128::from(self.bytes_done.min(total)) * 100 / u128::from(total);
                 u8::try_from(percent).unwrap_or(100)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conversion::{CONTRACT_VERSION, Reason};
+
+    #[test]
+    fn a_termination_message_fits_what_the_kubelet_keeps_however_long_its_text() {
+        for text in ["short".to_owned(), "ü".repeat(5000), "\u{1}\"".repeat(4000)] {
+            let message = TerminationMessage {
+                contract_version: CONTRACT_VERSION,
+                failure: Failure::new(Reason::Corrupt, &text),
+            };
+            let json = message.to_json();
+            assert!(json.len() <= TerminationMessage::MAX_BYTES);
+            let read: TerminationMessage = serde_json::from_str(&json).unwrap();
+            assert!(text.starts_with(&read.failure.message));
+            assert_eq!(read.failure.reason, Reason::Corrupt);
         }
     }
 }
