@@ -11,4 +11,5 @@
 
 pub mod conversion;
 pub mod disk;
+pub mod ledger;
 pub mod stats;

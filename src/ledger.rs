@@ -1,0 +1,179 @@
+//! What must be remembered: seen files, claims, totals, history. One database, one writer.
+//!
+//! The database is the one that users of hyper2kvm query (`processed_files`), with further tables of ours beside it.
+//! It lies on the output volume, which may be a network file system: rollback journal, never WAL, and every
+//! transaction is on the disk before it returns.
+//!
+//! ```text
+//!                         ┌──────────────── due ───────────────┐
+//!                         ▼                                    │
+//! claimed ──────▶ submitted ──── transient failure ─────▶ parked
+//!                   │  │  └──── converted ──▶ publishing ──▶ terminal ──▶ disposed ──▶ reported
+//!                   │  └─────── failed, duplicate, cancelled ──▲
+//!                   └── source changed, recalled ──▶ returning
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OpenFlags};
+
+mod conversions;
+mod left;
+mod processed;
+mod schema;
+mod totals;
+mod writer;
+
+pub use conversions::{Change, ClaimState, ConversionRow, NewConversion, Placement};
+pub use left::LeftSource;
+pub use processed::ProcessedFile;
+pub use totals::retries;
+pub use writer::Writer;
+
+/// How long a statement waits for a reader that holds the database: users run SQL on it.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Age at which a row of `processed_files` goes.
+pub const PROCESSED_DAYS: i64 = 90;
+
+/// Why the ledger can't answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot open the database {path}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error(
+        "the database {path} is damaged ({detail}); stop everything that uses it, move it aside (the next start makes a \
+         new one, which remembers no earlier conversion) or restore it from a backup"
+    )]
+    Damaged { path: PathBuf, detail: String },
+    #[error("the database {path} has schema version {found}, this program knows {known}; run the newer version again")]
+    TooNew { path: PathBuf, found: i64, known: i64 },
+    #[error(
+        "the table processed_files of {path} has no column {column}: it is no deduplication database; move it aside"
+    )]
+    Foreign { path: PathBuf, column: &'static str },
+    #[error("cannot {doing} in the ledger")]
+    Query {
+        doing: &'static str,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("cannot read the ledger's {what} of {id}")]
+    Row {
+        what: &'static str,
+        id: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("conversion {0} is not in the ledger")]
+    Unknown(String),
+    #[error("the ledger's thread has ended")]
+    Closed,
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// The open database. Whoever holds it also holds the queue's and the output's locks.
+#[derive(Debug)]
+pub struct Ledger {
+    connection: Connection,
+}
+
+impl Ledger {
+    /// Opens or makes the database at `path`; its directory must exist. A database of the original program is
+    /// adopted.
+    pub fn open(path: &Path) -> Result<Self> {
+        let opening = |source| classify(path, source);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        // NOFOLLOW refuses a link anywhere on the way, so the way is made plain first: only the file's own name counts.
+        let resolved = resolve_directory(path);
+        let mut connection = Connection::open_with_flags(&resolved, flags).map_err(opening)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(opening)?;
+        let mode: String =
+            connection.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0)).map_err(opening)?;
+        if mode != "delete" {
+            return Err(Error::Damaged { path: path.to_owned(), detail: format!("its journal stays in mode {mode}") });
+        }
+        connection.pragma_update(None, "synchronous", "EXTRA").map_err(opening)?;
+        let health: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(opening)?;
+        if health != "ok" {
+            return Err(Error::Damaged { path: path.to_owned(), detail: health });
+        }
+        schema::adopt(&mut connection, path)?;
+        Ok(Self { connection })
+    }
+
+    /// Whether the queue was paused when it was last asked (one host).
+    pub fn is_paused(&self) -> Result<bool> {
+        Ok(self.setting("paused")?.as_deref() == Some("1"))
+    }
+
+    /// Remembers a pause over restarts.
+    pub fn set_paused(&self, paused: bool) -> Result<()> {
+        self.set_setting("paused", if paused { "1" } else { "0" })
+    }
+
+    /// Removes what has aged: rows of `processed_files` older than [`PROCESSED_DAYS`].
+    pub fn prune(&self, now: Timestamp) -> Result<usize> {
+        self.prune_processed(now)
+    }
+
+    fn setting(&self, key: &str) -> Result<Option<String>> {
+        use rusqlite::OptionalExtension as _;
+        self.connection
+            .query_row("SELECT value FROM settings WHERE key = ?1", [key], |row| row.get(0))
+            .optional()
+            .map_err(query("read a setting"))
+    }
+
+    fn set_setting(&self, key: &str, value: &str) -> Result<()> {
+        self.connection
+            .execute(
+                "INSERT INTO settings(key, value) VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2",
+                [key, value],
+            )
+            .map(|_| ())
+            .map_err(query("write a setting"))
+    }
+}
+
+fn resolve_directory(path: &Path) -> PathBuf {
+    match (path.parent().and_then(|p| p.canonicalize().ok()), path.file_name()) {
+        (Some(directory), Some(name)) => directory.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// Tells a damaged file from one that can't be opened.
+fn classify(path: &Path, source: rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    match source.sqlite_error_code() {
+        Some(DatabaseCorrupt | NotADatabase) => Error::Damaged { path: path.to_owned(), detail: source.to_string() },
+        _ => Error::Open { path: path.to_owned(), source },
+    }
+}
+
+fn query(doing: &'static str) -> impl Fn(rusqlite::Error) -> Error {
+    move |source| Error::Query { doing, source }
+}
+
+/// The database's integers are signed; sizes beyond 8 EiB don't occur, and must not panic if they do.
+fn to_sql(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn from_sql(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

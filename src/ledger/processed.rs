@@ -1,0 +1,74 @@
+//! Files that were processed: the table that users query, and what deduplication looks at.
+
+use jiff::{Timestamp, ToSpan as _};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{Ledger, PROCESSED_DAYS, Result, query, to_sql};
+
+/// An earlier conversion that a file matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessedFile {
+    pub filename: String,
+    /// When, as the row says it: text, since the original wrote local time without a zone.
+    pub processed_at: String,
+    /// Directory of its output.
+    pub output_path: Option<String>,
+}
+
+/// A row to write.
+pub(super) struct Outcome<'a> {
+    pub filename: &'a str,
+    pub filepath: &'a str,
+    pub size_bytes: u64,
+    pub md5: Option<&'a str>,
+    pub processed_at: Timestamp,
+    pub output_path: Option<&'a str>,
+    pub succeeded: bool,
+}
+
+impl Ledger {
+    /// The earlier success that a file of this name and size matches, or one of this MD5 where it is given.
+    pub fn find_success(&self, filename: &str, size_bytes: u64, md5: Option<&str>) -> Result<Option<ProcessedFile>> {
+        self.connection
+            .query_row(
+                "SELECT filename, processed_at, output_path FROM processed_files
+                 WHERE status = 'success' AND ((filename = ?1 AND file_size = ?2) OR (?3 IS NOT NULL AND md5_hash = ?3))
+                 ORDER BY id LIMIT 1",
+                params![filename, to_sql(size_bytes), md5],
+                |row| Ok(ProcessedFile { filename: row.get(0)?, processed_at: row.get(1)?, output_path: row.get(2)? }),
+            )
+            .optional()
+            .map_err(query("look for an earlier conversion"))
+    }
+
+    /// Texts compare as times here: both the original's and our own begin with year, month and day.
+    pub(super) fn prune_processed(&self, now: Timestamp) -> Result<usize> {
+        let Ok(limit) = now.checked_sub((PROCESSED_DAYS * 24).hours()) else { return Ok(0) };
+        self.connection
+            .execute("DELETE FROM processed_files WHERE processed_at < ?1", [limit.to_string()])
+            .map_err(query("remove aged rows"))
+    }
+}
+
+/// Writes an outcome. A failure never hides an earlier success of the same name and size.
+pub(super) fn record(connection: &Connection, outcome: &Outcome<'_>) -> Result<()> {
+    connection
+        .execute(
+            "INSERT INTO processed_files(filename, filepath, file_size, md5_hash, processed_at, output_path, status)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT(filename, file_size) DO UPDATE SET
+                 filepath = ?2, md5_hash = coalesce(?4, md5_hash), processed_at = ?5, output_path = ?6, status = ?7
+             WHERE ?7 = 'success' OR status <> 'success'",
+            params![
+                outcome.filename,
+                outcome.filepath,
+                to_sql(outcome.size_bytes),
+                outcome.md5,
+                outcome.processed_at.to_string(),
+                outcome.output_path,
+                if outcome.succeeded { "success" } else { "failed" },
+            ],
+        )
+        .map(|_| ())
+        .map_err(query("record a processed file"))
+}

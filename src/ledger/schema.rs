@@ -1,0 +1,82 @@
+//! Tables, and the adoption of a database that another version or the original program made.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::{Error, Result, classify};
+
+/// Version of our own tables, kept in `user_version`; the original leaves it 0.
+const VERSION: i64 = 1;
+
+/// Columns that users query, as the original makes them.
+const PROCESSED_COLUMNS: [&str; 7] =
+    ["filename", "filepath", "file_size", "md5_hash", "processed_at", "output_path", "status"];
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS processed_files (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    filename TEXT NOT NULL,
+    filepath TEXT NOT NULL,
+    file_size INTEGER NOT NULL,
+    md5_hash TEXT,
+    processed_at TEXT NOT NULL,
+    output_path TEXT,
+    status TEXT NOT NULL,
+    UNIQUE(filename, file_size)
+);
+CREATE INDEX IF NOT EXISTS idx_filename ON processed_files(filename);
+CREATE INDEX IF NOT EXISTS idx_md5_hash ON processed_files(md5_hash);
+CREATE TABLE IF NOT EXISTS conversions (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    claim TEXT NOT NULL,
+    filepath TEXT NOT NULL,
+    md5_hash TEXT,
+    duplicate_of TEXT,
+    uid TEXT,
+    state TEXT NOT NULL,
+    status TEXT NOT NULL,
+    output_path TEXT,
+    source_location TEXT
+);
+CREATE TABLE IF NOT EXISTS history (number INTEGER PRIMARY KEY AUTOINCREMENT, entry TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS left_in_place (
+    path TEXT PRIMARY KEY,
+    inode INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+";
+
+/// Makes what is missing, in one transaction.
+pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
+    let opening = |source| classify(path, source);
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(opening)?;
+    if found > VERSION {
+        return Err(Error::TooNew { path: path.to_owned(), found, known: VERSION });
+    }
+    check_columns(connection, path)?;
+    if found < VERSION {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(opening)?;
+        transaction.execute_batch(TABLES).map_err(opening)?;
+        transaction.pragma_update(None, "user_version", VERSION).map_err(opening)?;
+        transaction.commit().map_err(opening)?;
+    }
+    Ok(())
+}
+
+/// A table of that name must be the one we know; none yet is fine.
+fn check_columns(connection: &Connection, path: &Path) -> Result<()> {
+    let opening = |source| classify(path, source);
+    let mut statement = connection.prepare("SELECT name FROM pragma_table_info('processed_files')").map_err(opening)?;
+    let names: Vec<String> = statement.query_map([], |row| row.get(0)).and_then(Iterator::collect).map_err(opening)?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    match PROCESSED_COLUMNS.into_iter().find(|column| !names.iter().any(|name| name == column)) {
+        Some(column) => Err(Error::Foreign { path: path.to_owned(), column }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,267 @@
+use jiff::{Timestamp, ToSpan as _};
+use rusqlite::Connection;
+
+use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
+use crate::conversion::status::{ConversionStatus, End};
+use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Member, Reason};
+
+use crate::stats::{JobStatus, Totals};
+
+use super::*;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a small number")
+}
+
+fn claim(name: &str, random: u32) -> Claim {
+    Claim {
+        contract_version: CONTRACT_VERSION,
+        id: ConversionId::for_file(name, random),
+        queue_uid: String::new(),
+        primary: name.to_owned(),
+        members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7 }],
+        claimed_at: at(1_000),
+        date: "1970-01-01".to_owned(),
+    }
+}
+
+fn new(claim: Claim) -> NewConversion {
+    let filepath = format!("/queue/{}", claim.primary);
+    NewConversion { claim, filepath, md5: None, duplicate_of: None }
+}
+
+fn open(directory: &tempfile::TempDir) -> Ledger {
+    Ledger::open(&directory.path().join("deduplication.db")).expect("a fresh directory takes a database")
+}
+
+/// One attempt from staging to its end.
+fn attempt(status: ConversionStatus, end: std::result::Result<(), Reason>, now: i64) -> ConversionStatus {
+    let policy = RetryPolicy::default();
+    let n = status.next_attempt();
+    let (status, _) = advance(status, Observation::Staged(n), &policy, at(now));
+    let (status, _) = advance(status, Observation::Starting { attempt: n, job_name: None }, &policy, at(now));
+    let observation = match end {
+        Ok(()) => Observation::Done { attempt: n, folder: "worker".to_owned() },
+        Err(reason) => Observation::Failed { attempt: n, failure: Failure::new(reason, "it broke") },
+    };
+    advance(status, observation, &policy, at(now + 2)).0
+}
+
+fn published(status: ConversionStatus, now: i64) -> ConversionStatus {
+    advance(status, Observation::Published, &RetryPolicy::default(), at(now)).0
+}
+
+fn with_status(status: &ConversionStatus) -> Change {
+    Change { status: Some(status.clone()), ..Change::default() }
+}
+
+#[test]
+fn a_success_is_counted_once_and_found_as_a_duplicate() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let claim = claim("vm.VMDK", 1);
+    ledger.claim(&new(claim.clone())).unwrap();
+    let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
+    let change = Change { output_path: Some("/out/1970-01-01/vm".to_owned()), ..with_status(&status) };
+    for _ in 0..3 {
+        ledger.update(&claim.id, &change).unwrap();
+    }
+    let mut expected = Totals::default();
+    expected.count_success("vm.VMDK", Duration::from_secs(3));
+    assert_eq!(ledger.totals().unwrap(), expected);
+    drop(ledger);
+
+    let ledger = open(&directory);
+    assert_eq!(ledger.totals().unwrap(), expected);
+    let found = ProcessedFile {
+        filename: "vm.VMDK".to_owned(),
+        processed_at: "1970-01-01T00:33:23Z".to_owned(),
+        output_path: Some("/out/1970-01-01/vm".to_owned()),
+    };
+    assert_eq!(ledger.find_success("vm.VMDK", 4096, None).unwrap(), Some(found));
+    assert_eq!(ledger.find_success("vm.VMDK", 4097, None).unwrap(), None);
+    assert_eq!(ledger.history().unwrap().len(), 1);
+}
+
+#[test]
+fn retries_are_counted_when_they_are_scheduled_and_a_failure_when_it_is_final() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let claim = claim("vm.raw", 1);
+    ledger.claim(&new(claim.clone())).unwrap();
+    let mut status = ConversionStatus::default();
+    for (now, retried) in [(0, 1), (300, 2), (900, 3), (2100, 3)] {
+        status = attempt(status, Err(Reason::SourceIO), now);
+        ledger.update(&claim.id, &with_status(&status)).unwrap();
+        assert_eq!(ledger.totals().unwrap().retried, retried);
+    }
+    let totals = ledger.totals().unwrap();
+    assert_eq!((totals.all.failed, totals.all.succeeded), (1, 0));
+    assert_eq!(ledger.find_success("vm.raw", 4096, None).unwrap(), None);
+    let history = ledger.history().unwrap();
+    assert_eq!((history[0].status, history[0].retry_count), (JobStatus::Failed, 3));
+}
+
+#[test]
+fn interrupted_attempts_count_neither_as_retries_nor_as_failures() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let claim = claim("vm.raw", 1);
+    ledger.claim(&new(claim.clone())).unwrap();
+    let status = attempt(ConversionStatus::default(), Err(Reason::Disrupted), 0);
+    let status = published(attempt(status, Ok(()), 10), 12);
+    ledger.update(&claim.id, &with_status(&status)).unwrap();
+    let totals = ledger.totals().unwrap();
+    assert_eq!((totals.retried, totals.all.failed, totals.all.succeeded), (0, 0, 1));
+}
+
+#[test]
+fn what_is_given_back_is_not_counted_and_what_is_cancelled_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    for (n, reason, cancelled) in [(1, Reason::SourceChanged, 0), (2, Reason::Cancelled, 1)] {
+        let claim = claim("vm.raw", n);
+        ledger.claim(&new(claim.clone())).unwrap();
+        let status = attempt(ConversionStatus::default(), Err(reason), 0);
+        assert_eq!(status.end, Some(End::Cancelled));
+        ledger.update(&claim.id, &with_status(&status)).unwrap();
+        assert_eq!(ledger.totals().unwrap().cancelled, cancelled);
+    }
+}
+
+#[test]
+fn rows_come_back_as_they_were_written_in_the_order_of_their_claims() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let ids: Vec<_> = [("z.vmdk", 1), ("a.vmdk", 2)]
+        .into_iter()
+        .map(|(name, random)| {
+            let claim = claim(name, random);
+            ledger.claim(&new(claim.clone())).unwrap();
+            claim.id
+        })
+        .collect();
+    let placements =
+        vec![Placement { name: "z.vmdk".to_owned(), inode: u64::MAX, target: ".errors/z.vmdk".to_owned() }];
+    let state = ClaimState::Parked { placements };
+    let row = ledger.update(&ids[0], &Change { state: Some(state.clone()), ..Change::default() }).unwrap();
+    assert_eq!(row.state, state);
+    drop(ledger);
+
+    let ledger = open(&directory);
+    let rows = ledger.conversions().unwrap();
+    assert_eq!(rows.iter().map(|row| &row.id).collect::<Vec<_>>(), ids.iter().collect::<Vec<_>>());
+    assert_eq!(rows[0], row);
+    assert_eq!(rows[1].state, ClaimState::Claimed);
+    ledger.forget(&ids[0]).unwrap();
+    assert_eq!(ledger.conversions().unwrap().len(), 1);
+}
+
+#[test]
+fn a_failure_does_not_hide_an_earlier_success() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let success = published(attempt(ConversionStatus::default(), Ok(()), 0), 2);
+    let failure = attempt(ConversionStatus::default(), Err(Reason::Corrupt), 10);
+    for (n, status) in [(1, success), (2, failure)] {
+        let claim = claim("vm.raw", n);
+        ledger.claim(&new(claim.clone())).unwrap();
+        ledger.update(&claim.id, &with_status(&status)).unwrap();
+    }
+    assert!(ledger.find_success("vm.raw", 4096, None).unwrap().is_some());
+}
+
+#[test]
+fn a_database_of_the_original_is_adopted_and_its_failures_do_not_match() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("deduplication.db");
+    let original = Connection::open(&path).unwrap();
+    original
+        .execute_batch(
+            "PRAGMA journal_mode = WAL;
+             CREATE TABLE processed_files (id INTEGER PRIMARY KEY AUTOINCREMENT, filename TEXT NOT NULL,
+                 filepath TEXT NOT NULL, file_size INTEGER NOT NULL, md5_hash TEXT, processed_at TEXT NOT NULL,
+                 output_path TEXT, status TEXT NOT NULL, UNIQUE(filename, file_size));
+             INSERT INTO processed_files(filename, filepath, file_size, md5_hash, processed_at, status) VALUES
+                 ('ok.vmdk', '/q/ok.vmdk', 10, 'aa', '2026-01-17T09:45:00.123456', 'success'),
+                 ('bad.vmdk', '/q/bad.vmdk', 10, 'bb', '2026-01-17T09:45:00.123456', 'failed');",
+        )
+        .unwrap();
+    drop(original);
+    let ledger = open(&directory);
+    assert!(ledger.find_success("ok.vmdk", 10, None).unwrap().is_some());
+    assert!(ledger.find_success("other.vmdk", 99, Some("aa")).unwrap().is_some());
+    assert_eq!(ledger.find_success("bad.vmdk", 10, Some("bb")).unwrap(), None);
+    assert!(!path.with_extension("db-wal").exists());
+    let now: Timestamp = "2026-04-17T09:00:00Z".parse().unwrap();
+    assert_eq!(ledger.prune(now).unwrap(), 0);
+    assert_eq!(ledger.prune(now + 24.hours()).unwrap(), 2);
+}
+
+#[test]
+fn a_damaged_or_foreign_or_newer_database_is_refused_with_a_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("deduplication.db");
+    std::fs::write(&path, vec![0x5a; 8192]).unwrap();
+    let error = Ledger::open(&path).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    assert!(error.to_string().contains("move it aside"));
+
+    std::fs::remove_file(&path).unwrap();
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE processed_files (filename TEXT)").unwrap();
+    let error = Ledger::open(&path).unwrap_err();
+    assert!(matches!(error, Error::Foreign { column: "filepath", .. }));
+
+    std::fs::remove_file(&path).unwrap();
+    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    assert!(matches!(Ledger::open(&path).unwrap_err(), Error::TooNew { found: 99, .. }));
+}
+
+#[test]
+fn a_link_in_the_databases_place_is_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("deduplication.db");
+    let victim = directory.path().join("victim");
+    std::os::unix::fs::symlink(&victim, &path).unwrap();
+    assert!(matches!(Ledger::open(&path).unwrap_err(), Error::Open { .. }));
+    assert!(!victim.exists());
+}
+
+#[test]
+fn a_pause_and_sources_left_in_place_survive_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    assert!(!ledger.is_paused().unwrap());
+    ledger.set_paused(true).unwrap();
+    let claim = claim("vm.raw", 1);
+    ledger.claim(&new(claim.clone())).unwrap();
+    let left = LeftSource { path: "vm.raw".to_owned(), inode: u64::MAX, size_bytes: 4096, mtime_ns: -5 };
+    ledger.update(&claim.id, &Change { left: vec![left.clone()], ..Change::default() }).unwrap();
+    drop(ledger);
+    let ledger = open(&directory);
+    assert!(ledger.is_paused().unwrap());
+    assert_eq!(ledger.left_in_place().unwrap(), [left]);
+}
+
+#[test]
+fn the_history_keeps_the_last_ten() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let status = published(attempt(ConversionStatus::default(), Ok(()), 0), 2);
+    for n in 0..13 {
+        let claim = claim(&format!("vm{n}.raw"), n);
+        ledger.claim(&new(claim.clone())).unwrap();
+        ledger.update(&claim.id, &with_status(&status)).unwrap();
+    }
+    let names: Vec<_> = ledger.history().unwrap().into_iter().map(|entry| entry.filename).collect();
+    assert_eq!(names, (3..13).map(|n| format!("vm{n}.raw")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn the_writer_answers_in_order_and_several_hold_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let writer = Writer::start(open(&directory));
+    let other = writer.clone();
+    writer.call(|ledger| ledger.set_paused(true)).await.unwrap();
+    assert!(other.call(|ledger| ledger.is_paused()).await.unwrap());
+}
