@@ -9,6 +9,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod conversion;
 pub mod disk;
 pub mod ledger;

@@ -1,0 +1,4 @@
+//! The cluster: custom resources, the controller's reconcilers, the watcher and its sidecar.
+
+pub mod controller;
+pub mod names;

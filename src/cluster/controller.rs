@@ -1,0 +1,3 @@
+//! The controller: both reconcilers and what they decide with.
+
+pub mod outcome;

@@ -1,0 +1,239 @@
+//! What became of an attempt: one decision over its Job, its pods and the worker's own message.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
+
+use crate::conversion::lifecycle::Observation;
+use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
+
+/// Longest text taken over from a worker or a pod, in bytes: a condition's message holds 32 KiB, people read less.
+const MAX_TEXT: usize = 1024;
+
+/// How far an attempt is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ended; nothing about it changes any more.
+    Ended(Observation),
+    /// Its container runs.
+    Running { pod_name: String, node_name: Option<String> },
+    /// No container of it has started; why, where somebody says so.
+    Waiting(Option<Failure>),
+}
+
+/// Judges `attempt` by its Job and the pods of that Job. `has_run` tells whether it was seen running before.
+///
+/// Looked at in this order, for the later ones are consequences of the earlier: disruption and suspension; the
+/// worker's message; its exit code; the container's status; the pod's and the Job's conditions.
+#[must_use]
+pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outcome {
+    let failed = |failure| Outcome::Ended(Observation::Failed { attempt, failure });
+    let winner = pods.iter().find(|pod| phase(pod) == "Succeeded" && disruption(pod).is_none());
+    if winner.is_none() {
+        if let Some(condition) = pods.iter().find_map(|pod| disruption(pod).filter(|_| is_ending(pod))) {
+            return failed(Failure::new(Reason::Disrupted, words(condition)));
+        }
+        if is_suspended(job) && (has_run || pods.iter().any(|pod| has_started(pod))) {
+            return failed(Failure::new(Reason::Suspended, "the Job was suspended while it ran"));
+        }
+    }
+    if let Some(folder) = winner.and_then(|pod| pod.metadata.name.clone()) {
+        return Outcome::Ended(Observation::Done { attempt, folder });
+    }
+    if let Some(failure) = newest(pods).and_then(pod_failure) {
+        return failed(failure);
+    }
+    if let Some(failure) = job_failure(job) {
+        return failed(failure);
+    }
+    match newest(pods) {
+        Some(pod) if has_started(pod) => Outcome::Running {
+            pod_name: pod.metadata.name.clone().unwrap_or_default(),
+            node_name: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        },
+        Some(pod) => Outcome::Waiting(waiting(pod)),
+        None => Outcome::Waiting(None),
+    }
+}
+
+/// Whether any container of these pods ever ran.
+#[must_use]
+pub fn any_started(pods: &[&Pod]) -> bool {
+    pods.iter().any(|pod| has_started(pod))
+}
+
+/// What an event about a pod or Job that doesn't start means, in its own words; `None` for those that tell nothing.
+#[must_use]
+pub fn from_event(reason: &str, note: &str) -> Option<Failure> {
+    let reason = match reason {
+        "FailedMount" | "FailedAttachVolume" | "FailedScheduling" | "FailedMapVolume" => Reason::Unschedulable,
+        "FailedCreate" | "FailedCreatePodSandBox" => Reason::WorkerConfig,
+        _ => return None,
+    };
+    Some(Failure::new(reason, clean(note)))
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+fn newest<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
+    let key = |pod: &&&Pod| (pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone());
+    pods.iter().max_by_key(key).copied()
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str, status: &str) -> Option<&'a PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| c.type_ == kind && c.status == status)
+}
+
+fn disruption(pod: &Pod) -> Option<&PodCondition> {
+    condition(pod, "DisruptionTarget", "True")
+}
+
+/// Whether the pod is on its way out or gone: an announced disruption may still be called off.
+fn is_ending(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some() || phase(pod) == "Failed" || terminated(pod).is_some()
+}
+
+fn worker(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.first()
+}
+
+fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
+    worker(pod)?.state.as_ref()?.terminated.as_ref()
+}
+
+fn has_started(pod: &Pod) -> bool {
+    let state = worker(pod).and_then(|status| status.state.as_ref());
+    state.is_some_and(|state| {
+        // A container that never ran is reported as terminated too when its pod fails before; without a start.
+        state.running.is_some() || state.terminated.as_ref().is_some_and(|t| t.started_at.is_some())
+    })
+}
+
+fn is_suspended(job: &Job) -> bool {
+    job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true) && !is_finished(job)
+}
+
+/// Whether the Job controller is done with a Job, or about to be.
+#[must_use]
+pub fn is_finished(job: &Job) -> bool {
+    job_condition(job, &["Complete", "Failed"]).is_some()
+}
+
+fn job_condition<'a>(job: &'a Job, kinds: &[&str]) -> Option<&'a k8s_openapi::api::batch::v1::JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| kinds.contains(&c.type_.as_str()) && c.status == "True")
+}
+
+/// Why a pod that has ended ended without success; `None` while it hasn't.
+fn pod_failure(pod: &Pod) -> Option<Failure> {
+    let ended = terminated(pod);
+    if phase(pod) != "Failed" && ended.is_none() {
+        return None;
+    }
+    if let Some(failure) = ended.and_then(|t| t.message.as_deref()).and_then(read_message) {
+        return Some(failure);
+    }
+    if let Some(failure) = ended.and_then(from_exit_code) {
+        return Some(failure);
+    }
+    if ended.is_some_and(|t| t.reason.as_deref() == Some("OOMKilled")) {
+        return Some(Failure::new(Reason::OutOfMemory, "the kernel killed the worker at its memory limit"));
+    }
+    let status = pod.status.as_ref();
+    let message = clean(status.and_then(|s| s.message.as_deref()).unwrap_or_default());
+    match (status.and_then(|s| s.reason.as_deref()), ended) {
+        (Some("DeadlineExceeded"), _) => Some(Failure::new(
+            Reason::DeadlineExceeded,
+            "the attempt took longer than conversion.activeDeadlineSeconds",
+        )),
+        // Eviction for want of the node's resources carries DisruptionTarget; without it, a limit of ours was passed.
+        (Some("Evicted"), _) => {
+            Some(Failure { class: Class::Permanent, ..Failure::new(Reason::Killed, format!("evicted: {message}")) })
+        }
+        (Some(reason), _) => Some(Failure::new(Reason::Killed, format!("{reason}: {message}"))),
+        (None, Some(t)) if t.exit_code == 0 => None,
+        (None, Some(t)) => {
+            Some(Failure::new(Reason::Killed, format!("the worker was killed (exit code {})", t.exit_code)))
+        }
+        (None, None) => Some(Failure::new(Reason::Killed, "the pod was deleted before its worker had run")),
+    }
+}
+
+/// The worker's own account, where it may be believed: a worker can't excuse itself from being counted.
+fn read_message(text: &str) -> Option<Failure> {
+    let message: TerminationMessage = serde_json::from_str(text).ok()?;
+    let told = message.failure;
+    if matches!(told.reason.class(), Class::NoAttempt | Class::Cancelled)
+        || matches!(told.reason, Reason::DisruptedTooOften | Reason::JobLost | Reason::Killed | Reason::Recalled)
+    {
+        return None;
+    }
+    let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message));
+    failure.stage = told.stage;
+    failure.needed_bytes = told.needed_bytes;
+    Some(failure)
+}
+
+/// What an exit code says by itself; 137 and 143 say only that somebody ended the process.
+fn from_exit_code(ended: &ContainerStateTerminated) -> Option<Failure> {
+    let code = ended.exit_code;
+    let internal = |class| Failure {
+        class,
+        ..Failure::new(Reason::Internal, format!("the worker ended with exit code {code} and no readable message"))
+    };
+    match code {
+        0 | 137 | 143 => None,
+        10 => Some(internal(Class::Permanent)),
+        11 => Some(internal(Class::Configuration)),
+        13 => Some(Failure::new(Reason::SourceChanged, "the source changed after it was claimed")),
+        _ => Some(internal(Class::Transient)),
+    }
+}
+
+/// A Job that failed although no pod tells why.
+fn job_failure(job: &Job) -> Option<Failure> {
+    let condition = job_condition(job, &["Failed"])?;
+    let text = clean(condition.message.as_deref().unwrap_or_default());
+    let why = condition.reason.as_deref().unwrap_or("Failed");
+    let reason = if why == "DeadlineExceeded" { Reason::DeadlineExceeded } else { Reason::Killed };
+    Some(Failure::new(reason, format!("{why}: {text}")))
+}
+
+/// Why a pod's container doesn't start, in the pod's own words.
+fn waiting(pod: &Pod) -> Option<Failure> {
+    if let Some(condition) = condition(pod, "PodScheduled", "False") {
+        return Some(Failure::new(Reason::Unschedulable, words(condition)));
+    }
+    let state = worker(pod)?.state.as_ref()?.waiting.as_ref()?;
+    let why = state.reason.as_deref()?;
+    let reason = match why {
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "SignatureValidationFailed" => Reason::WorkerImage,
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Reason::WorkerConfig,
+        _ => return None,
+    };
+    Some(Failure::new(reason, clean(&format!("{why}: {}", state.message.as_deref().unwrap_or_default()))))
+}
+
+fn words(condition: &PodCondition) -> String {
+    let reason = condition.reason.as_deref().unwrap_or(&condition.type_);
+    clean(&format!("{reason}: {}", condition.message.as_deref().unwrap_or_default()))
+}
+
+/// Text from outside, fit for a condition: no control characters, bounded.
+fn clean(text: &str) -> String {
+    let mut text: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text.truncate(text.trim_end_matches([' ', ':']).len());
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! Names, labels, mount points and variables that controller, watcher, sidecar and worker agree on.
+
+use std::collections::BTreeMap;
+
+use crate::conversion::{Attempt, ConversionId};
+
+/// API group of both kinds; also the prefix of our labels.
+pub const GROUP: &str = "hyper2kvm.io";
+
+/// Value of `app.kubernetes.io/managed-by` on everything the controller makes.
+pub const MANAGED_BY: &str = "hyper2kvm-operator";
+
+pub const LABEL_NAME: &str = "app.kubernetes.io/name";
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
+/// Name of the `HyperConversion`.
+pub const LABEL_QUEUE: &str = "hyper2kvm.io/queue";
+/// Name of the `ConversionJob`.
+pub const LABEL_CONVERSION: &str = "hyper2kvm.io/conversion";
+/// Number of the attempt.
+pub const LABEL_ATTEMPT: &str = "hyper2kvm.io/attempt";
+/// Kueue's label for the `LocalQueue` that admits a Job.
+pub const LABEL_KUEUE: &str = "kueue.x-k8s.io/queue-name";
+/// Digest of the pod template that a Job was made from; another one means that the specification changed since.
+pub const ANNOTATION_TEMPLATE: &str = "hyper2kvm.io/template";
+
+pub const COMPONENT_WATCHER: &str = "watcher";
+pub const COMPONENT_WORKER: &str = "worker";
+
+/// Field manager of the controller's writes.
+pub const MANAGER_CONTROLLER: &str = "hyper2kvm-controller";
+/// Field manager of the watcher's writes.
+pub const MANAGER_WATCHER: &str = "hyper2kvm-watcher";
+/// Field manager of what the sidecar writes: `spec.runState` and nothing else.
+pub const MANAGER_SIDECAR: &str = "hyper2kvm-sidecar";
+
+/// Where the watcher's pod sees the queue's directory.
+pub const QUEUE_DIR: &str = "/var/lib/hyper2kvm/queue";
+/// Where the watcher's pod sees the output directory.
+pub const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
+/// In-memory volume that the watcher and its sidecar share: the snapshot, and the socket where the output's volume
+/// refuses one.
+pub const RUN_DIR: &str = "/run/hyper2kvm";
+/// File with the webhook's URL.
+pub const WEBHOOK_URL_FILE: &str = "/etc/hyper2kvm/webhook/url";
+/// Directory with one file per webhook header.
+pub const WEBHOOK_HEADERS_DIR: &str = "/etc/hyper2kvm/webhook-headers";
+/// Directory with the files `username` and `password`.
+pub const EMAIL_CREDENTIALS_DIR: &str = "/etc/hyper2kvm/email";
+/// Directory with further certificates to trust.
+pub const TRUSTED_CA_DIR: &str = "/etc/hyper2kvm/trusted-ca";
+
+/// Where a worker sees its claim, read-only.
+pub const CLAIM_DIR: &str = "/claim";
+/// Where a worker sees its attempt's work directory.
+pub const WORK_DIR: &str = "/work";
+/// The kubelet's default path of a container's termination message.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Container that converts.
+pub const CONTAINER_WORKER: &str = "worker";
+/// Container that moves files.
+pub const CONTAINER_WATCHER: &str = "watcher";
+/// Native sidecar that answers the control socket.
+pub const CONTAINER_SIDECAR: &str = "sidecar";
+
+/// Name of the watcher's StatefulSet, ServiceAccount, Role, RoleBinding and NetworkPolicy.
+#[must_use]
+pub fn watcher(queue: &str) -> String {
+    format!("{queue}-watcher")
+}
+
+/// Name of the workers' NetworkPolicy.
+#[must_use]
+pub fn worker_policy(queue: &str) -> String {
+    format!("{queue}-worker")
+}
+
+/// Name of an attempt's batch Job.
+#[must_use]
+pub fn job(conversion: &ConversionId, attempt: Attempt) -> String {
+    format!("{conversion}-{attempt}")
+}
+
+/// Path of a claim below the queue's directory.
+#[must_use]
+pub fn claim_path(conversion: &ConversionId) -> String {
+    format!(".processing/{conversion}")
+}
+
+/// Path of an attempt's work directory below the output directory.
+#[must_use]
+pub fn work_path(conversion: &ConversionId, attempt: Attempt) -> String {
+    format!(".work/{conversion}/{attempt}")
+}
+
+/// Labels of everything that belongs to a queue, by component.
+#[must_use]
+pub fn labels(queue: &str, component: &str) -> BTreeMap<String, String> {
+    let mut labels = selector(queue, component);
+    labels.insert(LABEL_NAME.into(), "hyper2kvm".into());
+    labels.insert(LABEL_MANAGED_BY.into(), MANAGED_BY.into());
+    labels
+}
+
+/// The labels that select a queue's pods of one component; they never change, for selectors are immutable.
+#[must_use]
+pub fn selector(queue: &str, component: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([(LABEL_QUEUE.into(), queue.into()), (LABEL_COMPONENT.into(), component.into())])
+}
