@@ -3,6 +3,7 @@
 //! A reader turns bounded metadata into a *map*: an iterator of [`extent::Extent`]s in guest order. A writer turns a
 //! stream of extents into a file. The pipeline between them knows neither format.
 
+pub mod descriptor;
 pub mod error;
 pub mod extent;
 pub mod region;

@@ -1,0 +1,160 @@
+//! Descriptors as VMware and QEMU write them, and as nobody should.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn text(create_type: &str, extents: &str) -> String {
+    format!(
+        "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=fffffffe\nparentCID=ffffffff\n\
+         createType=\"{create_type}\"\n\n# Extent description\n{extents}\n\n# The Disk Data Base\n#DDB\n\n\
+         ddb.virtualHWVersion = \"4\"\nddb.geometry.cylinders = \"20\"\n"
+    )
+}
+
+fn reason(bytes: impl AsRef<[u8]>) -> Reason {
+    parse("vm.vmdk", bytes.as_ref()).unwrap_err().reason
+}
+
+#[test]
+fn an_embedded_descriptor_is_read_and_its_label_left_alone() {
+    let bytes = text("streamOptimized", "RDONLY 8388608 SPARSE \"generated-stream.vmdk\"").into_bytes();
+    let padded = [bytes, vec![0; 700]].concat();
+    let descriptor = parse("vm.vmdk", &padded).unwrap();
+    assert_eq!(descriptor.create_type, CreateType::StreamOptimized);
+    assert_eq!(
+        descriptor.extents,
+        [ExtentLine {
+            sectors: 8_388_608,
+            kind: ExtentKind::Sparse,
+            name: b"generated-stream.vmdk".to_vec(),
+            offset: 0
+        }]
+    );
+    assert_eq!(descriptor.virtual_size(), 4 << 30);
+    parse("vm.vmdk", text("monolithicSparse", "RW 63 SPARSE \"/any/label\"").as_bytes()).unwrap();
+}
+
+#[test]
+fn a_split_disk_names_its_extents_in_order() {
+    let lines = "RW 4192256 SPARSE \"vm-s001.vmdk\"\r\nRW 100 ZERO\r\nrw 20 sparse vm disk-s002.vmdk";
+    let descriptor = parse("vm.vmdk", text("twoGbMaxExtentSparse", lines).as_bytes()).unwrap();
+    assert_eq!(descriptor.virtual_size(), (4_192_256 + 100 + 20) * 512);
+    let references = descriptor.references("vm.vmdk").unwrap();
+    assert_eq!(references.required, ["vm-s001.vmdk", "vm disk-s002.vmdk"]);
+    assert_eq!(references.optional, Vec::<String>::new());
+}
+
+#[test]
+fn quotes_and_case_may_vary_and_offsets_count() {
+    for (line, name, offset) in [
+        ("RW 8 FLAT \"vm-flat.vmdk\" 0", "vm-flat.vmdk", 0),
+        ("RW 8 FLAT vm-flat.vmdk 16", "vm-flat.vmdk", 16),
+        ("RW 8 FLAT vm-flat.vmdk", "vm-flat.vmdk", 0),
+        ("rdonly 8 flat \"a b-flat.vmdk\"", "a b-flat.vmdk", 0),
+        ("RW\t8\tFLAT\t\"vm-flat.vmdk\"\t128", "vm-flat.vmdk", 128),
+    ] {
+        let descriptor = parse("vm.vmdk", text("MONOLITHICFLAT", line).as_bytes()).unwrap();
+        assert_eq!(descriptor.references("vm.vmdk").unwrap().required, [name], "{line}");
+        assert_eq!(descriptor.extents[0].offset, offset, "{line}");
+    }
+    let esx = text("vmfs", "RW 8 VMFS \"vm-flat.vmdk\"").replace('"', "");
+    assert_eq!(parse("vm.vmdk", esx.as_bytes()).unwrap().create_type, CreateType::Vmfs);
+}
+
+#[test]
+fn a_parent_is_refused_however_it_is_written() {
+    let good = text("monolithicSparse", "RW 8 SPARSE \"vm.vmdk\"");
+    for bad in [
+        good.replace("parentCID=ffffffff", "parentCID=12345678"),
+        good.replace("parentCID=ffffffff", "PARENTCID = \"00000000\""),
+        good.replace("parentCID=ffffffff", "parentCID=ffffffff\nparentFileNameHint=\"/secret/base.vmdk\""),
+        good.replace("parentCID=ffffffff", "parentCID=ffffffff\nPARENTFILENAMEHINT=x"),
+        good.replace("#DDB", "# parentFileNameHint=\"x\""),
+        good.replace("parentCID=ffffffff", "parentCID=ffffffff\nparentCID=1"),
+    ] {
+        assert_eq!(reason(&bad), Reason::UnsafeReference, "{bad}");
+    }
+    parse("vm.vmdk", good.as_bytes()).unwrap();
+}
+
+#[test]
+fn extents_outside_the_group_are_refused() {
+    for name in ["/etc/shadow", "../x", "sub/x", "..", "c:\\x", "nbd://host/x", "vm.vmdk", "x\\y"] {
+        let bytes = text("monolithicFlat", &format!("RW 8 FLAT \"{name}\" 0"));
+        let error = parse("vm.vmdk", bytes.as_bytes()).unwrap().references("vm.vmdk").unwrap_err();
+        assert_eq!(error.reason, Reason::UnsafeReference, "{name}");
+    }
+    let twice = text("twoGbMaxExtentFlat", "RW 8 FLAT \"a.vmdk\" 0\nRW 8 FLAT \"a.vmdk\" 8");
+    assert_eq!(parse("v", twice.as_bytes()).unwrap().references("v").unwrap_err().reason, Reason::UnsafeReference);
+    for kind in ["VMFSRDM", "VMFSRAW"] {
+        assert_eq!(reason(text("vmfs", &format!("RW 8 {kind} \"a.vmdk\""))), Reason::UnsafeReference);
+    }
+    for create_type in ["fullDevice", "vmfsRawDeviceMap"] {
+        assert_eq!(reason(text(create_type, "RW 8 FLAT \"a.vmdk\" 0")), Reason::UnsafeReference);
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_corrupt() {
+    let line = "RW 8 SPARSE \"vm.vmdk\"";
+    for bad in [
+        text("monolithicSparse", ""),
+        text("monolithicSparse", &format!("{line}\n{line}")),
+        text("monolithicSparse", "RW 8 FLAT \"vm.vmdk\" 0"),
+        text("monolithicFlat", line),
+        text("monolithicSparse", "RW 0 SPARSE \"vm.vmdk\""),
+        text("monolithicSparse", "RW x SPARSE \"vm.vmdk\""),
+        text("monolithicSparse", "RW 8 SPARSE \"vm.vmdk"),
+        text("monolithicSparse", "RW 8 SPARSE"),
+        text("monolithicSparse", "RW 99999999999999999999 SPARSE \"vm.vmdk\""),
+        text("monolithicSparse", "RW 18446744073709551615 SPARSE \"vm.vmdk\""),
+        text("monolithicSparse", line).replace("version=1", "CREATETYPE=monolithicSparse"),
+        text("monolithicSparse", line).replace("createType", "type"),
+        "x".repeat(MAX_BYTES + 1),
+    ] {
+        assert_eq!(reason(&bad), Reason::Corrupt, "{}", &bad[..bad.len().min(400)]);
+    }
+    assert_eq!(reason(text("custom", line)), Reason::UnsupportedFormat);
+    assert_eq!(reason(text("seSparse", "RW 8 SESPARSE \"x.vmdk\"")), Reason::UnsupportedFormat);
+    assert_eq!(reason(text("vmfsSparse", "RW 8 VMFSSPARSE \"x.vmdk\"")), Reason::UnsupportedFormat);
+    let encrypted = text("monolithicSparse", line).replace("#DDB", "encryptionKeys=\"vmware:key/list\"");
+    assert_eq!(reason(encrypted), Reason::Encrypted);
+}
+
+#[test]
+fn names_that_are_no_utf8_name_no_member() {
+    let bytes = text("monolithicFlat", "RW 8 FLAT \"f@r.vmdk\" 0").into_bytes();
+    let bytes: Vec<u8> = bytes.into_iter().map(|b| if b == b'@' { 0xFC } else { b }).collect();
+    let descriptor = parse("vm.vmdk", &bytes).unwrap();
+    assert_eq!(descriptor.extents[0].name, b"f\xFCr.vmdk");
+    assert_eq!(descriptor.references("vm.vmdk").unwrap_err().reason, Reason::MissingMember);
+}
+
+#[test]
+fn texts_are_known_by_their_first_line() {
+    for head in ["# Disk DescriptorFile\n", "\n# disk descriptorfile\r\n", "# x\n\n version=1\n", "Version=2"] {
+        assert!(is_text(head.as_bytes()), "{head:?}");
+    }
+    for head in ["", "KDMV", "# Disk", "#!/bin/sh\nset -e\n", "\0# Disk DescriptorFile"] {
+        assert!(!is_text(head.as_bytes()), "{head:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = parse("vm.vmdk", &bytes).and_then(|d| d.references("vm.vmdk"));
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic(at in 0usize..400, byte: u8, cut in 0usize..400) {
+        let mut bytes = text("twoGbMaxExtentSparse", "RW 8 SPARSE \"a-s001.vmdk\"\nRW 8 ZERO").into_bytes();
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        bytes.truncate(bytes.len() - cut % 40);
+        if let Ok(descriptor) = parse("vm.vmdk", &bytes) {
+            prop_assert!(descriptor.virtual_size() >= 512);
+        }
+    }
+}
