@@ -4,6 +4,7 @@
 //! stream of extents into a file. The pipeline between them knows neither format.
 
 pub mod descriptor;
+pub mod detect;
 pub mod error;
 pub mod extent;
 pub mod region;
