@@ -11,6 +11,7 @@
 
 #[cfg(feature = "cluster")]
 pub mod cluster;
+pub mod control;
 pub mod conversion;
 pub mod disk;
 pub mod ledger;

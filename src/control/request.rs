@@ -1,0 +1,109 @@
+//! When a request is complete, and what it asks for.
+
+use serde_json::Value;
+
+use super::{Command, MAX_REQUEST, Reply};
+
+const USAGE: &str = r#"Invalid request: send {"command": "status"} or the bare word status"#;
+
+/// What was received so far of one request. Every byte is looked at once, whatever the pieces it comes in.
+#[derive(Debug, Default)]
+pub(super) struct Request {
+    bytes: Vec<u8>,
+    /// Bytes before this one were scanned.
+    scanned: usize,
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+/// How much of a request is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Completeness {
+    /// Nothing but white space.
+    Empty,
+    /// Certainly more to come.
+    Partial,
+    /// A word that may be all there is.
+    Word,
+    Complete,
+}
+
+impl Request {
+    /// Takes in what was read, and says whether to read on.
+    pub(super) fn push(&mut self, piece: &[u8]) -> Completeness {
+        self.bytes.extend_from_slice(piece);
+        if self.bytes.len() > MAX_REQUEST {
+            return Completeness::Complete;
+        }
+        let Some(start) = self.bytes.iter().position(|b| !b.is_ascii_whitespace()) else {
+            return Completeness::Empty;
+        };
+        match self.bytes[start] {
+            b'{' | b'[' | b'"' => self.scan(start),
+            _ => self.word(start),
+        }
+    }
+
+    /// Follows brackets and strings up to the end of the first value. What is wrong in between, the parser says.
+    fn scan(&mut self, start: usize) -> Completeness {
+        for at in self.scanned.max(start)..self.bytes.len() {
+            self.scanned = at + 1;
+            match (self.bytes[at], self.in_string) {
+                _ if self.escaped => self.escaped = false,
+                (b'\\', true) => self.escaped = true,
+                (b'"', _) => self.in_string = !self.in_string,
+                (b'{' | b'[', false) => self.depth += 1,
+                (b'}' | b']', false) => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+            if self.depth == 0 && !self.in_string {
+                self.bytes.truncate(at + 1);
+                return Completeness::Complete;
+            }
+        }
+        Completeness::Partial
+    }
+
+    /// A word ends with its line, or when it is a command (none is the beginning of another), or no UTF-8.
+    fn word(&mut self, start: usize) -> Completeness {
+        let from = self.scanned.max(start);
+        self.scanned = self.bytes.len();
+        if self.bytes[from..].contains(&b'\n') {
+            return Completeness::Complete;
+        }
+        match std::str::from_utf8(&self.bytes[start..self.bytes.len().min(start + 16)]) {
+            Ok(word) if word.parse::<Command>().is_ok() => Completeness::Complete,
+            Err(error) if error.error_len().is_some() => Completeness::Complete,
+            _ => Completeness::Word,
+        }
+    }
+
+    /// What it asks for, or what is answered instead.
+    pub(super) fn parse(&self) -> Result<Command, Reply> {
+        if self.bytes.len() > MAX_REQUEST {
+            return Err(Reply::Refused(format!("Invalid request: longer than {MAX_REQUEST} bytes")));
+        }
+        let Ok(text) = std::str::from_utf8(&self.bytes) else {
+            return Err(Reply::Refused("Invalid request: not UTF-8".to_owned()));
+        };
+        let text = text.trim();
+        let command = match serde_json::from_str::<Value>(text) {
+            Ok(Value::Object(object)) => match object.get("command") {
+                Some(Value::String(command)) => command.clone(),
+                _ => return Err(Reply::Refused(USAGE.to_owned())),
+            },
+            Err(_) if is_word(text) => text.to_owned(),
+            Err(error) if text.starts_with('{') => {
+                return Err(Reply::Refused(format!("Invalid request: bad JSON: {error}")));
+            }
+            _ => return Err(Reply::Refused(USAGE.to_owned())),
+        };
+        command.parse().map_err(|_| Reply::unknown(&command))
+    }
+}
+
+/// A word is one that a person would have meant as a command: no JSON, no spaces.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with(['{', '[', '"']) && !text.contains(char::is_whitespace)
+}
