@@ -1,1 +1,79 @@
-fn main() {}
+//! `hyper2kvmctl`: asks and steers a running daemon.
+
+mod socket;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use hyper2kvm::control::Command;
+
+const EXAMPLES: &str = "\
+Examples:
+  hyper2kvmctl status
+  hyper2kvmctl --output-dir /srv/kvm stats
+  hyper2kvmctl stats --json | jq .stats.current_queue_depth
+  hyper2kvmctl pause && hyper2kvmctl resume
+  hyper2kvmctl --socket /srv/kvm/.daemon/control.sock drain
+  hyper2kvmctl completions bash > /etc/bash_completion.d/hyper2kvmctl
+
+Exit codes: 0 done, 1 the daemon is not there or refused, 2 wrong usage.";
+
+/// Ask and steer a running hyper2kvm daemon over its control socket
+#[derive(Debug, Parser)]
+#[command(name = "hyper2kvmctl", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    /// Control socket [default: {output-dir}/.daemon/control.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Output directory of the daemon; its socket lies below
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/hyper2kvm/output")]
+    output_dir: PathBuf,
+
+    /// Print the daemon's whole answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Verb {
+    /// Show whether the daemon runs, is paused or drains
+    Status,
+    /// Show what was done so far
+    Stats,
+    /// Start nothing new; running conversions finish
+    Pause,
+    /// Undo pause
+    Resume,
+    /// Finish what is queued, take nothing new, then exit
+    Drain,
+    /// End now; every source stays where a restart finds it
+    Stop,
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let command = match cli.verb {
+        Verb::Status => Command::Status,
+        Verb::Stats => Command::Stats,
+        Verb::Pause => Command::Pause,
+        Verb::Resume => Command::Resume,
+        Verb::Drain => Command::Drain,
+        Verb::Stop => Command::Stop,
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hyper2kvmctl", &mut io::stdout());
+            return ExitCode::SUCCESS;
+        }
+    };
+    let socket = cli.socket.unwrap_or_else(|| cli.output_dir.join(hyper2kvm::control::SOCKET));
+    socket::run(&socket, command, cli.json)
+}

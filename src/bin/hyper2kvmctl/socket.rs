@@ -1,0 +1,150 @@
+//! One command over the control socket, and its answer for a person or for `jq`.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use hyper2kvm::control::Command;
+use hyper2kvm::control::client::{self, RequestError};
+
+/// Asks, prints, and says how to exit.
+pub fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
+    let reply = match client::request(socket, command) {
+        Ok(reply) => reply,
+        Err(error) => {
+            print(&mut io::stderr(), &unanswered(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let ok = reply["status"] == "ok";
+    if json {
+        print(&mut io::stdout(), &format!("{reply:#}\n"));
+    } else if ok {
+        print(&mut io::stdout(), &answered(command, &reply));
+    } else {
+        let message = reply["message"].as_str().unwrap_or("Unknown error");
+        print(&mut io::stderr(), &format!("❌ Error: {message}\n"));
+    }
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whoever reads may have gone already (`| head -1`): that is no fault of ours.
+fn print(to: &mut impl Write, text: &str) {
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}
+
+fn unanswered(error: &RequestError) -> String {
+    let mut text = format!("Error: {error}");
+    if let Some(source) = error.source() {
+        let _ = write!(text, ": {source}");
+    }
+    text.push('\n');
+    if matches!(error, RequestError::NotFound { .. } | RequestError::Connect { .. }) {
+        text.push_str("Is the daemon running?\n");
+    }
+    text
+}
+
+fn answered(command: Command, reply: &Value) -> String {
+    let mut text = format!("✅ {}\n", reply["message"].as_str().unwrap_or("Success"));
+    match command {
+        Command::Status => text.push_str(&status(reply)),
+        Command::Stats => text.push_str(&stats(&reply["stats"])),
+        _ => {}
+    }
+    text
+}
+
+fn status(reply: &Value) -> String {
+    let paused = reply["paused"] == true;
+    let mut text = format!("  Status: {}\n", if paused { "⏸️  PAUSED" } else { "▶️  RUNNING" });
+    if reply["draining"] == true {
+        text.push_str("  Mode: 🚰 DRAINING\n");
+    }
+    text
+}
+
+fn stats(stats: &Value) -> String {
+    let real = |value: &Value| value.as_f64().unwrap_or(0.0);
+    let whole = |value: &Value| value.as_u64().unwrap_or(0);
+    let mut lines = vec![
+        String::new(),
+        "📊 Daemon Statistics:".to_owned(),
+        format!("  Uptime: {:.1} hours", real(&stats["uptime_hours"])),
+        format!("  Processed: {}", whole(&stats["total_processed"])),
+        format!("  Failed: {}", whole(&stats["total_failed"])),
+        // Scripts grep for the word in lower case.
+        format!("  Total retried: {}", whole(&stats["total_retried"])),
+        format!("  Success Rate: {:.1}%", real(&stats["success_rate_percent"])),
+        format!("  Avg Processing Time: {:.1}s", real(&stats["average_processing_time_seconds"])),
+        format!("  Queue Depth: {}", whole(&stats["current_queue_depth"])),
+    ];
+    let types = stats["by_file_type"].as_object().filter(|types| !types.is_empty());
+    if let Some(types) = types {
+        lines.push(String::new());
+        lines.push("  By File Type:".to_owned());
+        lines.extend(types.iter().map(|(name, counters)| {
+            format!(
+                "    {name}: {} ok, {} failed, {:.1}% success",
+                whole(&counters["processed"]),
+                whole(&counters["failed"]),
+                real(&counters["success_rate_percent"])
+            )
+        }));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn stats_read_as_they_always_did() {
+        let reply = json!({"status": "ok", "stats": {
+            "uptime_hours": 12.5, "total_processed": 45, "total_failed": 2, "total_retried": 1,
+            "success_rate_percent": 95.74, "average_processing_time_seconds": 125.3, "current_queue_depth": 3,
+            "by_file_type": {"vmdk": {"processed": 30, "failed": 1, "success_rate_percent": 96.77}},
+        }});
+        assert_eq!(
+            answered(Command::Stats, &reply),
+            "✅ Success
+
+📊 Daemon Statistics:
+  Uptime: 12.5 hours
+  Processed: 45
+  Failed: 2
+  Total retried: 1
+  Success Rate: 95.7%
+  Avg Processing Time: 125.3s
+  Queue Depth: 3
+
+  By File Type:
+    vmdk: 30 ok, 1 failed, 96.8% success
+"
+        );
+    }
+
+    #[test]
+    fn status_says_paused_or_running_and_whether_it_drains() {
+        for (reply, text) in [
+            (json!({"paused": true, "draining": false}), "✅ Success\n  Status: ⏸️  PAUSED\n"),
+            (json!({"paused": false, "draining": true}), "✅ Success\n  Status: ▶️  RUNNING\n  Mode: 🚰 DRAINING\n"),
+        ] {
+            assert_eq!(answered(Command::Status, &reply), text);
+        }
+    }
+
+    #[test]
+    fn other_commands_show_their_message() {
+        let reply = json!({"status": "ok", "message": "Daemon paused"});
+        assert_eq!(answered(Command::Pause, &reply), "✅ Daemon paused\n");
+    }
+}
