@@ -3,11 +3,18 @@
 //! A reader turns bounded metadata into a *map*: an iterator of [`extent::Extent`]s in guest order. A writer turns a
 //! stream of extents into a file. The pipeline between them knows neither format.
 
+mod coalesce;
 pub mod descriptor;
 pub mod detect;
 pub mod error;
 pub mod extent;
+mod fields;
+mod occupancy;
 pub mod region;
+#[cfg(test)]
+mod resolve;
+mod table;
+pub mod vdi;
 
 pub use error::Error;
 pub use extent::{Extent, Location};
