@@ -15,6 +15,7 @@ pub mod region;
 mod resolve;
 mod table;
 pub mod vdi;
+pub mod vhd;
 
 pub use error::Error;
 pub use extent::{Extent, Location};

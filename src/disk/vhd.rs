@@ -1,0 +1,206 @@
+//! Virtual PC and Hyper-V disk images (VHD), fixed and dynamic.
+//!
+//! From Microsoft's "Virtual Hard Disk Image Format Specification" 1.0: a footer of 512 bytes ends the file; a dynamic
+//! disk has a copy of it at byte 0, a header, and a table with one 32-bit sector number for each block. All numbers are
+//! big-endian. A block is a sector bitmap, which only differencing disks need, and its data.
+
+mod footer;
+
+use self::footer::{FOOTER, Footer, Kind, checksum_holds};
+use super::coalesce::coalesce;
+use super::fields::{be32, be64};
+use super::occupancy::{Occupancy, Taken, survey};
+use super::table::Table;
+use super::{Error, Extent, Location, Region};
+use crate::conversion::Reason;
+
+pub use self::footer::COOKIE;
+
+const SECTOR: u64 = 512;
+/// Length of the dynamic disk header.
+const HEADER: usize = 1024;
+/// Table entry of a block that was never written.
+const FREE: u32 = 0xFFFF_FFFF;
+/// The default is 2 MiB; 512 KiB is the other size seen. Smaller ones would only make the table huge.
+const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 64 * 1024..=256 * 1024 * 1024;
+
+/// A VHD whose footer, header and whole block table were checked.
+#[derive(Clone, Debug)]
+pub struct Vhd {
+    region: Region,
+    size: u64,
+    allocated: u64,
+    /// `None` for a fixed disk, which lies at the file's start.
+    blocks: Option<Blocks>,
+    warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Blocks {
+    /// Place of the dynamic disk header.
+    header: u64,
+    table: u64,
+    /// Entries the disk's size needs; the table may have more.
+    needed: u64,
+    entries: u64,
+    block: u64,
+    /// Length of the sector bitmap before each block's data.
+    bitmap: u64,
+}
+
+impl Vhd {
+    /// Checks footers, header and every entry of the block table. `limit` is the largest virtual size taken, in bytes.
+    pub fn open(region: &Region, limit: u64) -> Result<Self, Error> {
+        let name = region.name();
+        let footer = Footer::read(region)?;
+        let size = footer.disk_size();
+        if size > limit {
+            let message = format!("has a disk of {size} bytes, more than the {limit} allowed");
+            return Err(Error::refuse(Reason::TooLarge, name, message).at(footer.place));
+        }
+        let mut warnings = Vec::new();
+        if footer.saved_state {
+            warnings.push(format!("{name}: the machine was suspended; its memory is lost, the disk may need a check"));
+        }
+        let mut vhd = Self { region: region.clone(), size, allocated: size, blocks: None, warnings };
+        if footer.kind == Kind::Fixed {
+            if size > footer.place {
+                let message = format!("needs {size} bytes of data, but its footer lies at byte {}", footer.place);
+                return Err(Error::truncated(name, footer.place, message));
+            }
+        } else {
+            let blocks = Blocks::read(region, &footer, size)?;
+            vhd.allocated = vhd.survey(&blocks, footer.place)?;
+            vhd.blocks = Some(blocks);
+        }
+        Ok(vhd)
+    }
+
+    /// Walks the whole table once: every block inside the file, none on another or on the metadata. Answers the bytes
+    /// allocated.
+    fn survey(&self, blocks: &Blocks, footer: u64) -> Result<u64, Error> {
+        let name = self.region.name();
+        let fixed = |occupancy: &mut Occupancy, offset: u64, len: u64, what: &str| {
+            let message = || format!("its {what} lies on other metadata");
+            occupancy.claim(offset, len).map_err(|Taken| Error::corrupt(name, offset, message()))
+        };
+        survey(name, SECTOR, |occupancy| {
+            fixed(occupancy, 0, FOOTER as u64, "footer's copy")?;
+            fixed(occupancy, blocks.header, HEADER as u64, "header")?;
+            fixed(occupancy, blocks.table, blocks.entries * 4, "block table")?;
+            let mut table = Table::new(blocks.table, blocks.entries);
+            let mut allocated = 0;
+            for index in 0..blocks.needed {
+                let extent = self.block(blocks, &mut table, index)?;
+                if let Location::Stored { offset, .. } = extent.at {
+                    allocated += extent.len();
+                    occupancy.claim(offset - blocks.bitmap, blocks.bitmap + extent.len()).map_err(|Taken| {
+                        let message = format!("block {index} lies where something else lies");
+                        Error::corrupt(name, table.place(index), message)
+                    })?;
+                }
+            }
+            fixed(occupancy, footer, FOOTER as u64, "footer")?;
+            Ok(allocated)
+        })
+    }
+
+    fn block(&self, blocks: &Blocks, table: &mut Table<4>, index: u64) -> Result<Extent, Error> {
+        let entry = u32::from_be_bytes(table.entry(index, |buffer, at| self.region.read_exact_at(buffer, at))?);
+        let start = index * blocks.block;
+        let guest = start..(start + blocks.block).min(self.size);
+        if entry == FREE {
+            return Ok(Extent { guest, at: Location::Zero });
+        }
+        let offset = u64::from(entry) * SECTOR + blocks.bitmap;
+        let end = offset + (guest.end - guest.start);
+        if end > self.region.len() {
+            let message =
+                format!("block {index} lies at byte {offset}, but the file ends at byte {}", self.region.len());
+            return Err(Error::truncated(self.region.name(), table.place(index), message));
+        }
+        Ok(Extent { guest, at: Location::Stored { file: 0, offset } })
+    }
+
+    /// Bytes of the guest's disk.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.size
+    }
+
+    /// For people: format and kind.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        if self.blocks.is_some() { "vhd dynamic" } else { "vhd fixed" }
+    }
+
+    /// Guest bytes that the file holds: no more than these can be data.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.allocated
+    }
+
+    /// What a person should know, though it stops nothing.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The disk in guest order, without gaps.
+    pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
+        let fixed = self
+            .blocks
+            .is_none()
+            .then_some(Ok(Extent { guest: 0..self.size, at: Location::Stored { file: 0, offset: 0 } }));
+        let dynamic = self.blocks.iter().flat_map(move |blocks| {
+            let mut table = Table::new(blocks.table, blocks.entries);
+            coalesce((0..blocks.needed).map(move |index| self.block(blocks, &mut table, index)))
+        });
+        fixed.into_iter().chain(dynamic)
+    }
+}
+
+impl Blocks {
+    /// The dynamic disk header that the footer points to.
+    fn read(region: &Region, footer: &Footer, size: u64) -> Result<Self, Error> {
+        let name = region.name();
+        let place = footer.data_offset;
+        let mut header = [0; HEADER];
+        region.read_exact_at(&mut header, place)?;
+        if &header[..8] != b"cxsparse" {
+            return Err(Error::corrupt(name, place, "has no dynamic disk header where its footer says"));
+        }
+        if !checksum_holds(&header, 36) {
+            return Err(Error::corrupt(name, place, "the dynamic disk header's checksum is wrong"));
+        }
+        if be32(&header, 24) >> 16 != 1 {
+            let message = format!("has a dynamic disk header of version {}", be32(&header, 24) >> 16);
+            return Err(Error::refuse(Reason::UnsupportedFormat, name, message).at(place + 24));
+        }
+        let block = be32(&header, 32);
+        if !block.is_power_of_two() || !BLOCK_SIZES.contains(&block) {
+            return Err(Error::corrupt(name, place + 32, format!("has blocks of {block} bytes")));
+        }
+        let block = u64::from(block);
+        let table = be64(&header, 16);
+        let entries = u64::from(be32(&header, 28));
+        let needed = size.div_ceil(block);
+        if entries < needed {
+            let message = format!("has a table of {entries} blocks where its size needs {needed}");
+            return Err(Error::corrupt(name, place + 28, message));
+        }
+        if !table.is_multiple_of(SECTOR) || !place.is_multiple_of(SECTOR) {
+            return Err(Error::corrupt(name, place + 16, "its header or block table begins within a sector"));
+        }
+        if table.checked_add(entries * 4).is_none_or(|end| end > region.len()) {
+            let message = format!("needs a table of {entries} blocks, but the file ends at byte {}", region.len());
+            return Err(Error::truncated(name, table, message));
+        }
+        // One bit for each sector, in whole sectors.
+        let bitmap = (block / SECTOR / 8).next_multiple_of(SECTOR);
+        Ok(Self { header: place, table, needed, entries, block, bitmap })
+    }
+}
+
+#[cfg(test)]
+mod tests;
