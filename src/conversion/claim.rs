@@ -26,6 +26,10 @@ pub struct Claim {
     /// UID of the `HyperConversion` that claimed it; empty on one host.
     #[serde(default)]
     pub queue_uid: String,
+    /// Directory that the members came from and are given back to, relative to the queue directory; empty for the
+    /// queue directory itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub origin: String,
     /// Name of the member that stands for the whole: the OVF, the VMDK descriptor, or the only file.
     pub primary: String,
     /// Every member, the primary first, the others in the order of their names.

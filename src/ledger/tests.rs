@@ -18,6 +18,7 @@ fn claim(name: &str, random: u32) -> Claim {
         contract_version: CONTRACT_VERSION,
         id: ConversionId::for_file(name, random),
         queue_uid: String::new(),
+        origin: String::new(),
         primary: name.to_owned(),
         members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7 }],
         claimed_at: at(1_000),
