@@ -15,4 +15,5 @@ pub mod control;
 pub mod conversion;
 pub mod disk;
 pub mod ledger;
+pub mod queue;
 pub mod stats;

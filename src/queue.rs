@@ -1,0 +1,12 @@
+//! The queue directory: what is dropped into it, how it is claimed, published and disposed of.
+//!
+//! Everything here is synchronous and blocking; call it from the queue's own thread. Each effect is safe to repeat:
+//! what is to happen is recorded first (claim.json, or the ledger's row), then done, and doing it again after a
+//! crash ends in the same place.
+
+pub mod layout;
+pub mod names;
+pub mod scan;
+pub mod settle;
+
+pub use layout::Layout;

@@ -1,0 +1,361 @@
+//! One bounded listing of the queue directory, and what each entry is to us.
+
+use std::ffi::OsStr;
+use std::fs::{self, FileType, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::io::Errno;
+
+use crate::conversion::Member;
+
+/// Extensions that are watched, in lower case.
+pub const EXTENSIONS: [&str; 10] = ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2"];
+
+/// Endings of uploads that are under way.
+const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
+
+/// Entries looked at in one listing: a directory with more is read in part, and said so.
+pub const MAX_ENTRIES: usize = 200_000;
+
+/// What kind of thing an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Regular,
+    Symlink,
+    Directory,
+    Fifo,
+    Socket,
+    Device,
+}
+
+/// One entry of the queue directory, as it was when looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub name: String,
+    pub kind: Kind,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, nanoseconds since the epoch.
+    pub mtime_ns: i128,
+    /// Change time, nanoseconds since the epoch.
+    pub ctime_ns: i128,
+    pub inode: u64,
+    pub device: u64,
+}
+
+impl Entry {
+    /// What a claim remembers of it.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        Member { name: self.name.clone(), size_bytes: self.size, mtime_ns: self.mtime_ns, inode: self.inode }
+    }
+
+    fn new(name: String, found: &Metadata) -> Self {
+        Self {
+            name,
+            kind: kind(found.file_type()),
+            size: found.len(),
+            mtime_ns: nanoseconds(found.mtime(), found.mtime_nsec()),
+            ctime_ns: nanoseconds(found.ctime(), found.ctime_nsec()),
+            inode: found.ino(),
+            device: found.dev(),
+        }
+    }
+}
+
+/// What an entry is to the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A regular file with a disk's extension: to be settled and converted.
+    Candidate,
+    /// Another regular file: of interest only where a descriptor names it, or as an OVF's manifest.
+    Companion,
+    /// Named like a disk, but nothing that is converted.
+    Refused(Refusal),
+    /// Left alone: hidden, an upload under way, or nothing of ours.
+    Ignored,
+}
+
+/// Why an entry that is named like a disk is left where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refusal {
+    Symlink,
+    Directory,
+    Fifo,
+    Socket,
+    Device,
+    /// No byte in it, and still none after it settled.
+    Empty,
+    /// Its name is not UTF-8.
+    Name,
+}
+
+impl Refusal {
+    /// What to tell a person.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Symlink => "is a symbolic link, which is never followed; move the file itself here",
+            Self::Directory => "is a directory; move the disk image in it here",
+            Self::Fifo => "is a FIFO, not a disk image",
+            Self::Socket => "is a socket, not a disk image",
+            Self::Device => "is a device, which is never read; make an image of it",
+            Self::Empty => "is empty; copy it again",
+            Self::Name => "has a name that is not UTF-8; rename it",
+        }
+    }
+}
+
+/// An entry that was refused, for the report that is made once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Refused {
+    /// Its name; bytes that are no UTF-8 are shown as U+FFFD.
+    pub name: String,
+    pub inode: u64,
+    pub refusal: Refusal,
+}
+
+/// What one look at the directory found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Candidates and companions, in the order of their names.
+    pub entries: Vec<Entry>,
+    /// What is named like a disk and refused, in the order of their names.
+    pub refused: Vec<Refused>,
+    /// Whether there was more than [`MAX_ENTRIES`].
+    pub is_partial: bool,
+}
+
+/// Lists a directory, not recursively, without opening or following anything in it.
+pub fn list(dir: &Path) -> io::Result<Listing> {
+    list_at_most(dir, MAX_ENTRIES)
+}
+
+fn list_at_most(dir: &Path, limit: usize) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for (n, entry) in fs::read_dir(dir)?.enumerate() {
+        if n == limit {
+            listing.is_partial = true;
+            break;
+        }
+        let entry = entry?;
+        let name = entry.file_name();
+        if is_left_alone(name.as_bytes()) {
+            continue;
+        }
+        let found = match entry.metadata() {
+            Ok(found) => found,
+            // Moved away since the directory was read.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        match name.to_str() {
+            Some(name) => {
+                let entry = Entry::new(name.to_owned(), &found);
+                match role(&entry) {
+                    Role::Candidate | Role::Companion => listing.entries.push(entry),
+                    Role::Refused(refusal) => {
+                        listing.refused.push(Refused { name: entry.name, inode: entry.inode, refusal });
+                    }
+                    Role::Ignored => {}
+                }
+            }
+            None if is_disk_name(name.as_bytes()) => listing.refused.push(Refused {
+                name: name.to_string_lossy().into_owned(),
+                inode: found.ino(),
+                refusal: Refusal::Name,
+            }),
+            None => {}
+        }
+    }
+    listing.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    listing.refused.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(listing)
+}
+
+/// Looks at one entry; `None` where it is gone. A network file system is made to ask its server, because what it
+/// remembers of a file's size may be a minute old.
+pub fn look(dir: &Path, name: &str) -> io::Result<Option<Entry>> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    let found = match statx(CWD, dir.join(name), flags, StatxFlags::BASIC_STATS) {
+        Ok(found) => found,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let kind = match u32::from(found.stx_mode) & 0o170_000 {
+        0o100_000 => Kind::Regular,
+        0o120_000 => Kind::Symlink,
+        0o040_000 => Kind::Directory,
+        0o010_000 => Kind::Fifo,
+        0o140_000 => Kind::Socket,
+        _ => Kind::Device,
+    };
+    Ok(Some(Entry {
+        name: name.to_owned(),
+        kind,
+        size: found.stx_size,
+        mtime_ns: nanoseconds(found.stx_mtime.tv_sec, i64::from(found.stx_mtime.tv_nsec)),
+        ctime_ns: nanoseconds(found.stx_ctime.tv_sec, i64::from(found.stx_ctime.tv_nsec)),
+        inode: found.stx_ino,
+        device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+    }))
+}
+
+/// What this entry is to the queue. An empty file is a candidate until it settled as such
+/// ([`Refusal::Empty`]): many uploads begin with one.
+#[must_use]
+pub fn role(entry: &Entry) -> Role {
+    let name = entry.name.as_bytes();
+    if is_left_alone(name) {
+        return Role::Ignored;
+    }
+    let refusal = match (entry.kind, is_disk_name(name)) {
+        (Kind::Regular, true) => return Role::Candidate,
+        (Kind::Regular, false) => return Role::Companion,
+        (_, false) => return Role::Ignored,
+        (Kind::Symlink, true) => Refusal::Symlink,
+        (Kind::Directory, true) => Refusal::Directory,
+        (Kind::Fifo, true) => Refusal::Fifo,
+        (Kind::Socket, true) => Refusal::Socket,
+        (Kind::Device, true) => Refusal::Device,
+    };
+    Role::Refused(refusal)
+}
+
+/// The extension in lower case, without its dot; empty where there is none.
+#[must_use]
+pub fn extension(name: &str) -> String {
+    name.rsplit_once('.').map_or_else(String::new, |(_, extension)| extension.to_ascii_lowercase())
+}
+
+fn is_disk_name(name: &[u8]) -> bool {
+    let Some(dot) = name.iter().rposition(|&b| b == b'.') else { return false };
+    EXTENSIONS.iter().any(|e| name[dot + 1..].eq_ignore_ascii_case(e.as_bytes()))
+}
+
+fn is_left_alone(name: &[u8]) -> bool {
+    let ends = |ending: &str| {
+        name.len().checked_sub(ending.len()).is_some_and(|at| name[at..].eq_ignore_ascii_case(ending.as_bytes()))
+    };
+    name.starts_with(b".") || UNFINISHED.iter().any(|ending| ends(ending))
+}
+
+/// Whether events about this name are of any interest.
+#[must_use]
+pub fn is_of_interest(name: &OsStr) -> bool {
+    !is_left_alone(name.as_bytes())
+}
+
+fn kind(file_type: FileType) -> Kind {
+    if file_type.is_file() {
+        Kind::Regular
+    } else if file_type.is_symlink() {
+        Kind::Symlink
+    } else if file_type.is_dir() {
+        Kind::Directory
+    } else if file_type.is_fifo() {
+        Kind::Fifo
+    } else if file_type.is_socket() {
+        Kind::Socket
+    } else {
+        Kind::Device
+    }
+}
+
+fn nanoseconds(seconds: i64, nanoseconds: i64) -> i128 {
+    i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{Mode, mkfifoat};
+    use tempfile::tempdir;
+
+    use super::*;
+
+    #[test]
+    fn only_files_named_like_disks_are_candidates() {
+        let dir = tempdir().unwrap();
+        let long = format!("{}.raw", "x".repeat(251));
+        let candidates = ["UP.VMDK", "-rf.ova", "a:b,c.ovf", "new\nline.Qcow2", "vm.vdi", &long];
+        let companions = ["vm.mf", "notes.txt", "noextension", "vm.vmdk.gz"];
+        let ignored = [".hidden.vmdk", "vm.vmdk.part", "vm.ova.TMP", "vm.raw.filepart", "vm.img.crdownload"];
+        for name in candidates.iter().chain(&companions).chain(&ignored) {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let listing = list(dir.path()).unwrap();
+        let with_role = |wanted| {
+            let mut names: Vec<_> =
+                listing.entries.iter().filter(|e| role(e) == wanted).map(|e| e.name.as_str()).collect();
+            names.sort_unstable();
+            names
+        };
+        let sorted = |names: &[&str]| {
+            let mut names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(with_role(Role::Candidate), sorted(&candidates));
+        assert_eq!(with_role(Role::Companion), sorted(&companions));
+        assert_eq!(listing.refused, []);
+    }
+
+    #[test]
+    fn what_is_named_like_a_disk_and_is_none_is_refused_with_a_reason() {
+        let dir = tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("a.vmdk")).unwrap();
+        fs::create_dir(at("plain")).unwrap();
+        mkfifoat(CWD, at("b.raw"), Mode::RWXU).unwrap();
+        let _socket = UnixListener::bind(at("c.ova")).unwrap();
+        symlink("/etc/passwd", at("d.img")).unwrap();
+        symlink("/etc/passwd", at("plainlink")).unwrap();
+        fs::write(dir.path().join(OsString::from_vec(b"e\xff.vmdk".to_vec())), "x").unwrap();
+        fs::write(dir.path().join(OsString::from_vec(b"f\xff.txt".to_vec())), "x").unwrap();
+        let listing = list(dir.path()).unwrap();
+        assert_eq!(listing.entries, []);
+        let refused: Vec<_> = listing.refused.iter().map(|r| (r.name.as_str(), r.refusal)).collect();
+        assert_eq!(
+            refused,
+            [
+                ("a.vmdk", Refusal::Directory),
+                ("b.raw", Refusal::Fifo),
+                ("c.ova", Refusal::Socket),
+                ("d.img", Refusal::Symlink),
+                ("e\u{fffd}.vmdk", Refusal::Name),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_look_at_one_file_says_what_the_listing_says() {
+        let dir = tempdir().unwrap();
+        fs::write(dir.path().join("vm.raw"), "12345").unwrap();
+        let listed = list(dir.path()).unwrap().entries.remove(0);
+        assert_eq!(listed.size, 5);
+        assert_eq!(look(dir.path(), "vm.raw").unwrap(), Some(listed));
+        assert_eq!(look(dir.path(), "none").unwrap(), None);
+        symlink("vm.raw", dir.path().join("link.raw")).unwrap();
+        assert_eq!(look(dir.path(), "link.raw").unwrap().unwrap().kind, Kind::Symlink);
+    }
+
+    #[test]
+    fn a_listing_is_bounded_and_says_so() {
+        let dir = tempdir().unwrap();
+        for n in 0..5 {
+            fs::write(dir.path().join(format!("{n}.raw")), "").unwrap();
+        }
+        let listing = list_at_most(dir.path(), 3).unwrap();
+        assert_eq!((listing.entries.len(), listing.is_partial), (3, true));
+        assert!(!list(dir.path()).unwrap().is_partial);
+    }
+}

@@ -1,0 +1,253 @@
+//! Whether a file has stopped changing: a clock for every file, side by side.
+//!
+//! ```text
+//!            first look                 3 equal looks, 1 s apart
+//!  unknown ────────────▶ settling ─────────────────────────────▶ stable
+//!                         ▲  │ changed: begins anew                │
+//!                         └──┘◀────────────────────────────────────┘ changed
+//! ```
+//!
+//! Nothing here reads a clock or a disk: the caller looks at files when [`Settling::take_due`] names them, and now
+//! and then at all of them. Stable files are not due: ten thousand waiting ones cost nothing between rescans.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use super::scan::Entry;
+
+/// Time between two looks that count.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Equal looks after the first that make a file stable.
+const EQUAL_LOOKS: u32 = 3;
+/// Shortest time between looks caused by events.
+const HINT_INTERVAL: Duration = Duration::from_millis(100);
+/// Shortest time between two reports that a file grows.
+const GROWING_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two warnings about a file that does not settle.
+const OVERDUE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// What a look at a file told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Changed since the last look; said at most every 10 s.
+    Growing { size: u64 },
+    /// It has stopped changing.
+    Stable { size: u64 },
+    /// Was stable, and changed: begins anew.
+    Unsettled { size: u64 },
+    /// Not stable this long after first sight; said once, then hourly. It is still watched.
+    Overdue { size: u64, since: Duration },
+    /// No longer there.
+    Gone,
+}
+
+/// What is compared between looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    size: u64,
+    mtime_ns: i128,
+    ctime_ns: i128,
+    inode: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    seen: Look,
+    first_sight: Duration,
+    last_look: Duration,
+    last_change: Duration,
+    /// The last look that counted.
+    counted: Duration,
+    equal: u32,
+    /// When it is looked at next; `None` while stable.
+    due: Option<Duration>,
+    growing_from: Duration,
+    overdue_from: Duration,
+}
+
+impl Clock {
+    fn is_stable(&self) -> bool {
+        self.equal >= EQUAL_LOOKS
+    }
+}
+
+/// The clocks of all files. Times are durations since any fixed moment of a monotonic clock.
+#[derive(Debug)]
+pub struct Settling {
+    timeout: Duration,
+    clocks: HashMap<String, Clock>,
+    schedule: BTreeSet<(Duration, String)>,
+}
+
+impl Settling {
+    /// No files yet; one that is not stable `timeout` after first sight is `Overdue`.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        Self { timeout, clocks: HashMap::new(), schedule: BTreeSet::new() }
+    }
+
+    /// Takes note of a look at a file. A change counts at once; an equal look counts [`LOOK_INTERVAL`] after the one
+    /// before.
+    pub fn observe(&mut self, entry: &Entry, now: Duration) -> Vec<Event> {
+        let seen = Look { size: entry.size, mtime_ns: entry.mtime_ns, ctime_ns: entry.ctime_ns, inode: entry.inode };
+        let Some(clock) = self.clocks.get_mut(&entry.name) else {
+            let due = now + LOOK_INTERVAL;
+            self.clocks.insert(
+                entry.name.clone(),
+                Clock {
+                    seen,
+                    first_sight: now,
+                    last_look: now,
+                    last_change: now,
+                    counted: now,
+                    equal: 0,
+                    due: Some(due),
+                    growing_from: now,
+                    overdue_from: now + self.timeout,
+                },
+            );
+            self.schedule.insert((due, entry.name.clone()));
+            return Vec::new();
+        };
+        let was_due = clock.due;
+        let events = look_again(clock, seen, now, self.timeout);
+        clock.due = (!clock.is_stable()).then(|| (clock.counted + LOOK_INTERVAL).max(now));
+        if was_due != clock.due {
+            let due = clock.due;
+            self.reschedule(&entry.name, was_due, due);
+        }
+        events
+    }
+
+    /// Takes note of a whole listing: files that are missing in it are forgotten and reported `Gone`.
+    pub fn observe_all<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = &'a Entry>,
+        now: Duration,
+    ) -> Vec<(String, Event)> {
+        let mut events = Vec::new();
+        let mut listed = HashSet::new();
+        for entry in entries {
+            listed.insert(entry.name.as_str());
+            events.extend(self.observe(entry, now).into_iter().map(|event| (entry.name.clone(), event)));
+        }
+        let mut gone: Vec<_> = self.clocks.keys().filter(|name| !listed.contains(name.as_str())).cloned().collect();
+        gone.sort_unstable();
+        for name in gone {
+            self.forget(&name);
+            events.push((name, Event::Gone));
+        }
+        events
+    }
+
+    /// An event told that this file may have changed: it is looked at soon, however many events come. `false` where
+    /// it is not known: the caller looks at it at once.
+    pub fn hint(&mut self, name: &str, now: Duration) -> bool {
+        let Some(clock) = self.clocks.get_mut(name) else { return false };
+        let soon = now.max(clock.last_look + HINT_INTERVAL);
+        let was_due = clock.due;
+        if was_due.is_none_or(|due| due > soon) {
+            clock.due = Some(soon);
+            self.reschedule(name, was_due, Some(soon));
+        }
+        true
+    }
+
+    /// Files to be looked at now. Each is taken once; [`Settling::observe`] (or [`Settling::forget`], when it is
+    /// gone) puts it in order again.
+    pub fn take_due(&mut self, now: Duration) -> Vec<String> {
+        let mut due = Vec::new();
+        while self.schedule.first().is_some_and(|(at, _)| *at <= now) {
+            let (_, name) = self.schedule.pop_first().expect("a first one was just seen");
+            if let Some(clock) = self.clocks.get_mut(&name) {
+                // Should the look fail, it is due again a second later.
+                clock.due = Some(now + LOOK_INTERVAL);
+                self.schedule.insert((now + LOOK_INTERVAL, name.clone()));
+            }
+            due.push(name);
+        }
+        due
+    }
+
+    /// When [`Settling::take_due`] will name somebody; `None` while everything is stable.
+    #[must_use]
+    pub fn next_look(&self) -> Option<Duration> {
+        self.schedule.first().map(|(at, _)| *at)
+    }
+
+    /// Forgets a file: gone, claimed or refused. Seen again, it begins anew.
+    pub fn forget(&mut self, name: &str) {
+        if let Some(clock) = self.clocks.remove(name) {
+            self.reschedule(name, clock.due, None);
+        }
+    }
+
+    /// Whether the file is known and has stopped changing.
+    #[must_use]
+    pub fn is_stable(&self, name: &str) -> bool {
+        self.clocks.get(name).is_some_and(Clock::is_stable)
+    }
+
+    /// When the file was last seen to change (or seen first).
+    #[must_use]
+    pub fn last_change(&self, name: &str) -> Option<Duration> {
+        self.clocks.get(name).map(|clock| clock.last_change)
+    }
+
+    /// When the file was seen first, since it was last stable.
+    #[must_use]
+    pub fn first_sight(&self, name: &str) -> Option<Duration> {
+        self.clocks.get(name).map(|clock| clock.first_sight)
+    }
+
+    /// How many files are known and not stable.
+    #[must_use]
+    pub fn unsettled(&self) -> usize {
+        self.clocks.values().filter(|clock| !clock.is_stable()).count()
+    }
+
+    fn reschedule(&mut self, name: &str, from: Option<Duration>, to: Option<Duration>) {
+        if let Some(from) = from {
+            self.schedule.remove(&(from, name.to_owned()));
+        }
+        if let Some(to) = to {
+            self.schedule.insert((to, name.to_owned()));
+        }
+    }
+}
+
+/// Advances one clock.
+fn look_again(clock: &mut Clock, seen: Look, now: Duration, timeout: Duration) -> Vec<Event> {
+    let mut events = Vec::new();
+    let size = seen.size;
+    clock.last_look = now;
+    if seen != clock.seen {
+        if clock.is_stable() {
+            clock.first_sight = now;
+            clock.overdue_from = now + timeout;
+            events.push(Event::Unsettled { size });
+        }
+        clock.seen = seen;
+        clock.equal = 0;
+        clock.counted = now;
+        clock.last_change = now;
+        if now >= clock.growing_from && events.is_empty() {
+            clock.growing_from = now + GROWING_INTERVAL;
+            events.push(Event::Growing { size });
+        }
+    } else if !clock.is_stable() && now.saturating_sub(clock.counted) >= LOOK_INTERVAL {
+        clock.equal += 1;
+        clock.counted = now;
+        if clock.is_stable() {
+            events.push(Event::Stable { size });
+        }
+    }
+    if !clock.is_stable() && now >= clock.overdue_from {
+        clock.overdue_from = now + OVERDUE_INTERVAL;
+        events.push(Event::Overdue { size, since: now.saturating_sub(clock.first_sight) });
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests;
