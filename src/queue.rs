@@ -5,8 +5,13 @@
 //! crash ends in the same place.
 
 pub mod layout;
+pub mod moves;
 pub mod names;
+pub mod placement;
 pub mod scan;
 pub mod settle;
+pub mod store;
 
 pub use layout::Layout;
+pub use moves::{Method, MoveError};
+pub use placement::Placement;

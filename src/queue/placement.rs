@@ -1,0 +1,203 @@
+//! Where the members of an artifact go: chosen, recorded by the caller, then carried out; safe to repeat.
+//!
+//! A single file takes the first free of `vm.vmdk`, `vm-1.vmdk`, …; a group keeps its members' names, and where one
+//! of them is taken goes whole into the first free of `vm-1/`, `vm-2/`, ….
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::moves::{self, Method, MoveError, create_dir, is_same_file, is_taken};
+use super::names;
+use crate::conversion::{Claim, Member};
+
+/// How many names are tried before we call it a fault.
+const MAX_SUFFIX: u32 = 100_000;
+
+/// One member on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedMove {
+    pub from: PathBuf,
+    pub to: PathBuf,
+    /// What it was when it was claimed: by this it is known again after a crash.
+    pub member: Member,
+}
+
+/// Where every member of an artifact goes, the primary first. The ledger's row keeps it while it is carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// Directory that all go to.
+    pub dir: PathBuf,
+    pub moves: Vec<PlannedMove>,
+}
+
+/// Why a placement was not chosen or not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum PlacementError {
+    /// Somebody took the name since it was chosen: choose again with [`Placement::again`].
+    #[error("{} was taken meanwhile", .0.display())]
+    Taken(PathBuf),
+    /// These members are neither where they were nor where they go; the others have been moved.
+    #[error("{} is gone", .0.join(", "))]
+    Gone(Vec<String>),
+    /// No name is free.
+    #[error("no name is free for {name} in {}", .dir.display())]
+    NoName { dir: PathBuf, name: String },
+    #[error("cannot look at {}", .path.display())]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot move the members of an artifact")]
+    Move(#[from] MoveError),
+}
+
+/// Where a member is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    AtSource,
+    AtTarget,
+    /// One file under both names: a move by link that was cut short.
+    AtBoth,
+    Nowhere,
+}
+
+impl Placement {
+    /// Chooses free names in `dir` for the members of `claim`, which lie in `source`.
+    pub fn choose(claim: &Claim, source: &Path, dir: &Path) -> Result<Self, PlacementError> {
+        let found = claim.members.iter().map(|m| (source.join(&m.name), m.clone()));
+        choose(&found.collect::<Vec<_>>(), dir, claim.stem())
+    }
+
+    /// Names as they are, in `dir` itself and without suffix; `None` where one is taken.
+    pub fn original(claim: &Claim, source: &Path, dir: &Path) -> Result<Option<Self>, PlacementError> {
+        let moves: Vec<_> = claim
+            .members
+            .iter()
+            .map(|m| PlannedMove { from: source.join(&m.name), to: dir.join(&m.name), member: m.clone() })
+            .collect();
+        for planned in &moves {
+            if taken(&planned.to)? && planned.whereabouts() == Whereabouts::AtSource {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Self { dir: dir.to_owned(), moves }))
+    }
+
+    /// The way back: from where this placement leads to, under the original names into `dir`.
+    #[must_use]
+    pub fn reversed(&self, dir: &Path) -> Self {
+        let moves = self.moves.iter().map(|planned| PlannedMove {
+            from: planned.to.clone(),
+            to: dir.join(&planned.member.name),
+            member: planned.member.clone(),
+        });
+        Self { dir: dir.to_owned(), moves: moves.collect() }
+    }
+
+    /// Chooses again below `parent` after a name was taken: members that had arrived already move on from there.
+    pub fn again(&self, parent: &Path, stem: &str) -> Result<Self, PlacementError> {
+        let found = self.moves.iter().map(|planned| {
+            let arrived = matches!(planned.whereabouts(), Whereabouts::AtTarget);
+            (if arrived { planned.to.clone() } else { planned.from.clone() }, planned.member.clone())
+        });
+        choose(&found.collect::<Vec<_>>(), parent, stem)
+    }
+
+    /// Moves every member that has not arrived. Repeating it after a crash, or after success, is safe.
+    pub fn carry_out(&self, method: Method) -> Result<(), PlacementError> {
+        create_dir(&self.dir)?;
+        let mut gone = Vec::new();
+        for planned in &self.moves {
+            match planned.carry_out(method) {
+                Ok(()) => {}
+                Err(MoveError::Taken(path)) => return Err(PlacementError::Taken(path)),
+                Err(MoveError::Gone(_)) => gone.push(planned.member.name.clone()),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if gone.is_empty() { Ok(()) } else { Err(PlacementError::Gone(gone)) }
+    }
+
+    /// Where the primary goes.
+    #[must_use]
+    pub fn primary(&self) -> &Path {
+        self.moves.first().map_or(&self.dir, |planned| &planned.to)
+    }
+
+    /// Whether every member has arrived.
+    #[must_use]
+    pub fn is_carried_out(&self) -> bool {
+        self.moves.iter().all(|planned| planned.whereabouts() == Whereabouts::AtTarget)
+    }
+}
+
+impl PlannedMove {
+    /// Where the member is now.
+    #[must_use]
+    pub fn whereabouts(&self) -> Whereabouts {
+        match (is_member(&self.from, &self.member), is_member(&self.to, &self.member)) {
+            (true, true) if is_same_file(&self.from, &self.to) => Whereabouts::AtBoth,
+            (true, _) => Whereabouts::AtSource,
+            (false, true) => Whereabouts::AtTarget,
+            (false, false) => Whereabouts::Nowhere,
+        }
+    }
+
+    fn carry_out(&self, method: Method) -> Result<(), MoveError> {
+        match self.whereabouts() {
+            Whereabouts::AtTarget => Ok(()),
+            Whereabouts::Nowhere => Err(MoveError::Gone(self.from.clone())),
+            Whereabouts::AtSource => moves::move_file(&self.from, &self.to, method),
+            // renameat2 would call the target taken; link and unlink finish what they began.
+            Whereabouts::AtBoth => moves::move_file(&self.from, &self.to, Method::Fallback),
+        }
+    }
+}
+
+/// Whether `path` is this member: the same inode, or, where a file system hands out new ones, the same size and
+/// modification time.
+#[must_use]
+pub fn is_member(path: &Path, member: &Member) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| {
+        let same_inode = found.ino() == member.inode;
+        let mtime_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+        found.is_file() && (same_inode || (found.len() == member.size_bytes && mtime_ns == member.mtime_ns))
+    })
+}
+
+fn choose(found: &[(PathBuf, Member)], dir: &Path, stem: &str) -> Result<Placement, PlacementError> {
+    let is_single = found.len() == 1;
+    for k in 0..MAX_SUFFIX {
+        let target = if is_single || k == 0 { dir.to_owned() } else { dir.join(names::suffixed_dir(stem, k)) };
+        if target != dir && taken(&target)? {
+            continue;
+        }
+        let named = |name: &str| if is_single { names::suffixed_file(name, k) } else { name.to_owned() };
+        let moves: Vec<_> = found
+            .iter()
+            .map(|(from, m)| PlannedMove { from: from.clone(), to: target.join(named(&m.name)), member: m.clone() })
+            .collect();
+        let mut free = true;
+        for planned in &moves {
+            free &= !taken(&planned.to)?;
+        }
+        if free {
+            return Ok(Placement { dir: target, moves });
+        }
+    }
+    Err(PlacementError::NoName { dir: dir.to_owned(), name: stem.to_owned() })
+}
+
+fn taken(path: &Path) -> Result<bool, PlacementError> {
+    is_taken(path).map_err(|source| PlacementError::Look { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests;
