@@ -23,6 +23,10 @@ test: prerequisites ## Run every test that this machine can run, and list what i
 	cargo test --locked --no-fail-fast
 	@tests/left-out.sh
 
+.PHONY: generate
+generate: ## Write the generated files: crds/
+	cargo run --locked --quiet --bin hyper2kvm-operator -- crds --dir crds
+
 .PHONY: lint
 lint: prerequisites ## Format, clippy, docs, dependencies and licences, with and without the cluster
 	cargo fmt --check

@@ -1,0 +1,35 @@
+//! The API: `HyperConversion` (a queue) and `ConversionJob` (one artifact), group `hyper2kvm.io`, version `v1alpha1`.
+//!
+//! What a schema or a CEL rule can say is said here, so that the API server refuses it with a message of ours. What
+//! only a look at the volumes can tell becomes a condition.
+
+mod conditions;
+mod conversion_job;
+mod crd;
+mod hyper_conversion;
+mod notifications;
+mod placement;
+mod settings;
+
+pub use conditions::{condition, set_condition};
+pub use conversion_job::{
+    ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Output, ProgressReport, QueueRef, Source,
+};
+pub use crd::{MANIFESTS, crds, to_yaml};
+pub use hyper_conversion::{
+    HyperConversion, HyperConversionSpec, HyperConversionStatus, QueueTotals, RetrySettings, VolumePath,
+};
+pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, Webhook, WebhookType};
+pub use placement::{ConfigMapRef, PodSecurity, Proxy, WatcherSettings, WorkerSettings};
+pub use settings::{ConversionOverrides, ConversionSettings, Deduplication, InvalidSetting};
+
+/// API group of both kinds.
+pub const GROUP: &str = "hyper2kvm.io";
+/// The one version that is served.
+pub const VERSION: &str = "v1alpha1";
+
+/// Longest name of a `HyperConversion`: `<name>-watcher-0` and a revision hash stay within a label's 63 characters.
+pub const MAX_QUEUE_NAME: usize = 40;
+
+#[cfg(test)]
+mod tests;

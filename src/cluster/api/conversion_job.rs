@@ -1,0 +1,237 @@
+//! `ConversionJob`: the conversion of one artifact.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::conditions;
+use super::settings::ConversionOverrides;
+use crate::conversion::{ConversionStatus, OutputFormat, Stage};
+
+/// The conversion of one artifact, made by the watcher or by hand.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "hyper2kvm.io",
+    version = "v1alpha1",
+    kind = "ConversionJob",
+    namespaced,
+    status = "ConversionJobStatus",
+    derive = "PartialEq",
+    shortname = "hcj",
+    category = "hyper2kvm",
+    doc = "The conversion of one artifact of a queue, made by the queue's watcher or by hand. Its spec is immutable: to convert again, make another one.",
+    selectable = ".spec.queueRef.name",
+    printcolumn(
+        name = "Queue",
+        type_ = "string",
+        json_path = ".spec.queueRef.name",
+        description = "The HyperConversion that it belongs to."
+    ),
+    printcolumn(
+        name = "Source",
+        type_ = "string",
+        json_path = ".spec.source.path",
+        description = "The artifact, below its queue."
+    ),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "How far it is."),
+    printcolumn(
+        name = "Progress",
+        type_ = "integer",
+        json_path = ".status.progress.percent",
+        description = "Percent of the running attempt."
+    ),
+    printcolumn(
+        name = "Attempts",
+        type_ = "integer",
+        json_path = ".status.attemptCount",
+        description = "Attempts that count."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.failure.reason",
+        description = "Why the last attempt failed.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Node",
+        type_ = "string",
+        json_path = ".status.attempts[-1:].nodeName",
+        description = "Where the last attempt ran.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Duration",
+        type_ = "string",
+        json_path = ".status.duration",
+        description = "From the first attempt to the end.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Output",
+        type_ = "string",
+        json_path = ".status.outputs[0].path",
+        description = "The first disk, below the output.",
+        priority = 1
+    ),
+    validation = Rule::new("size(self.metadata.name) <= 52").message("a ConversionJob's name has at most 52 characters: names of Jobs and pods are made from it"),
+    validation = Rule::new("!self.metadata.name.contains('.')").message("a ConversionJob's name has no dots: names of Jobs and pods are made from it")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self == oldSelf")
+        .message("a ConversionJob's spec is immutable: make another ConversionJob")
+)]
+pub struct ConversionJobSpec {
+    /// The HyperConversion below whose queue the artifact lies.
+    pub queue_ref: QueueRef,
+    /// The artifact.
+    pub source: Source,
+    /// What this conversion does otherwise than its queue.
+    #[serde(default)]
+    pub conversion: ConversionOverrides,
+    /// Name of the conversion that this one repeats: it ends at once, without a Job.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253))]
+    pub duplicate_of: String,
+}
+
+/// A HyperConversion in the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct QueueRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// The artifact of a conversion: a file below the queue and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// The file, relative to the queue's directory. By hand also below .errors/ or .processed/, to convert again.
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = r"^[^/\x00-\x1f\x7f]{1,255}(/[^/\x00-\x1f\x7f]{1,255})*$"),
+        extend("x-kubernetes-validations" = [
+            {
+                "rule": "!self.split('/').exists(part, part == '..' || part == '.')",
+                "message": "path is relative to the queue, without . and .."
+            },
+            {
+                "rule": "!self.startsWith('.processing/') && self != '.processing'",
+                "message": "path lies in .processing: what is there is being converted already"
+            }
+        ])
+    )]
+    pub path: String,
+    /// Base names of the files that belong to it, beside it: an OVF's disks, a descriptor's extents. By hand they may
+    /// be left out: the watcher reads them from the descriptor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 1000),
+        inner(length(min = 1, max = 255), regex(pattern = r"^[^/\x00-\x1f\x7f]+$")),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.all(name, name != '.' && name != '..')",
+            "message": "a companion is the name of a file beside the source"
+        }])
+    )]
+    pub companions: Vec<String>,
+    /// Bytes of all of them together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+/// How far a conversion is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConversionJobStatus {
+    /// Generation of the spec that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where it stands, for the eye: conditions say the same to programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<JobPhase>,
+    /// Admitted, Converted, Published, Stalled, Succeeded. Succeeded is Unknown until the end; a duplicate is
+    /// True/Duplicate, a cancelled one False/Cancelled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions::schema")]
+    pub conditions: Vec<Condition>,
+    /// The conversion's state, the same struct as in a ledger's row.
+    #[serde(flatten)]
+    pub state: ConversionStatus,
+    /// Attempts that count against maxRetries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt_count: Option<u32>,
+    /// How far the running attempt is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<ProgressReport>,
+    /// The published disks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub outputs: Vec<Output>,
+    /// Name of the conversion that this one repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub duplicate_of: Option<String>,
+    /// Where the source lies now, relative to the queue's directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub source_location: Option<String>,
+    /// From the first attempt's start to the end, such as 2m5s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub duration: Option<String>,
+}
+
+/// Where a conversion stands, for the eye.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum JobPhase {
+    Pending,
+    Queued,
+    Converting,
+    Publishing,
+    Retrying,
+    Succeeded,
+    Failed,
+    Duplicate,
+    Cancelled,
+}
+
+/// How far the running attempt is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgressReport {
+    /// Whole percent; 100 only when all is done.
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: u8,
+    /// The worker's step.
+    pub stage: Stage,
+    /// Bytes of guest data worked through.
+    pub bytes_done: u64,
+    /// Bytes of guest data in all.
+    pub bytes_total: u64,
+    /// When the worker said so.
+    pub updated_time: Timestamp,
+}
+
+/// One published disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// The file, relative to the output's directory.
+    #[schemars(length(max = 4096))]
+    pub path: String,
+    /// Its format.
+    pub format: OutputFormat,
+    /// Size that the guest sees.
+    pub virtual_size_bytes: u64,
+    /// Bytes that the file occupies.
+    pub allocated_bytes: u64,
+    /// Hex SHA-256 of the file, when asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub sha256: Option<String>,
+}

@@ -1,0 +1,115 @@
+//! The CustomResourceDefinitions as the API server takes them, and as `crds/` holds them.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use serde_json::{Value, json};
+
+use super::{ConversionJob, HyperConversion};
+
+/// File names below `crds/`, in the order of [`crds`].
+pub const MANIFESTS: [&str; 2] = ["hyper2kvm.io_hyperconversions.yaml", "hyper2kvm.io_conversionjobs.yaml"];
+
+/// Longest string and list of a status field that says nothing tighter: what a single object can bear (etcd takes
+/// 1.5 MiB), and yet a bound.
+const STATUS_STRING: u64 = 32_768;
+const STATUS_LIST: u64 = 2000;
+
+/// Both definitions.
+#[must_use]
+pub fn crds() -> [CustomResourceDefinition; 2] {
+    [finished(&HyperConversion::crd()), finished(&ConversionJob::crd())]
+}
+
+/// The definition as a YAML document, newline at its end.
+#[must_use]
+pub fn to_yaml(crd: &CustomResourceDefinition) -> String {
+    let mut value = serde_json::to_value(crd).expect("a definition is plain JSON");
+    write_whole_numbers(&mut value);
+    let mut text = serde_saphyr::to_string(&value).expect("a definition is maps, lists and plain values");
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
+
+/// Bounds are floating-point numbers in the definition's type; people read `1`, not `1.0`.
+fn write_whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            if let Some(float) = number.as_f64().filter(|f| number.is_f64() && f.fract() == 0.0 && f.abs() < 1e15) {
+                #[expect(clippy::cast_possible_truncation, reason = "whole and small, as just seen")]
+                let whole = float as i64;
+                *value = json!(whole);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(write_whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(write_whole_numbers),
+        _ => {}
+    }
+}
+
+/// What the derived schema can't say, or says in words that the API server doesn't know.
+fn finished(crd: &CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut value = serde_json::to_value(crd).expect("a definition is plain JSON");
+    let schema = &mut value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    say_it_as_kubernetes_does(schema);
+    bound_status(&mut schema["properties"]["status"]);
+    schema["properties"]["spec"]["description"] = json!("What is wanted.");
+    schema["properties"]["status"]["description"] = json!("What is so; written by the operator alone.");
+    serde_json::from_value(value).expect("nothing was removed that a definition needs")
+}
+
+/// Mends, at every depth:
+/// - formats of Rust's integers, which OpenAPI doesn't know and the API server warns about;
+/// - `nullable`: without it the API server drops a null, so that it means the same as nothing, in rules too;
+/// - line breaks of doc comments inside a paragraph.
+fn say_it_as_kubernetes_does(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            match map.get("format").and_then(Value::as_str) {
+                Some("uint8" | "uint16" | "uint32" | "uint") => {
+                    map.remove("format");
+                    map.entry("maximum").or_insert(json!(u32::MAX));
+                }
+                Some("uint64") => {
+                    map.insert("format".into(), json!("int64"));
+                }
+                _ => {}
+            }
+            if map.get("nullable") == Some(&json!(true)) {
+                map.remove("nullable");
+            }
+            if let Some(Value::Array(words)) = map.get_mut("enum") {
+                words.retain(|word| !word.is_null());
+            }
+            if let Some(Value::String(text)) = map.get_mut("description") {
+                let paragraphs: Vec<_> = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect();
+                *text = paragraphs.join("\n\n");
+            }
+            map.values_mut().for_each(say_it_as_kubernetes_does);
+        }
+        Value::Array(list) => list.iter_mut().for_each(say_it_as_kubernetes_does),
+        _ => {}
+    }
+}
+
+/// Bounds what a status holds, and takes its defaults away: what a writer didn't say isn't there.
+fn bound_status(schema: &mut Value) {
+    let Value::Object(map) = schema else { return };
+    map.remove("default");
+    match map.get("type").and_then(Value::as_str) {
+        Some("string") if !map.contains_key("enum") && !map.contains_key("format") => {
+            map.entry("maxLength").or_insert(json!(STATUS_STRING));
+        }
+        Some("array") => {
+            map.entry("maxItems").or_insert(json!(STATUS_LIST));
+        }
+        _ => {}
+    }
+    if let Some(items) = map.get_mut("items") {
+        bound_status(items);
+    }
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        properties.values_mut().for_each(bound_status);
+    }
+}
