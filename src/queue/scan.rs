@@ -232,6 +232,12 @@ pub fn extension(name: &str) -> String {
     name.rsplit_once('.').map_or_else(String::new, |(_, extension)| extension.to_ascii_lowercase())
 }
 
+/// Whether a regular file of this name is a candidate.
+#[must_use]
+pub fn is_candidate_name(name: &str) -> bool {
+    !is_left_alone(name.as_bytes()) && is_disk_name(name.as_bytes())
+}
+
 fn is_disk_name(name: &[u8]) -> bool {
     let Some(dot) = name.iter().rposition(|&b| b == b'.') else { return false };
     EXTENSIONS.iter().any(|e| name[dot + 1..].eq_ignore_ascii_case(e.as_bytes()))

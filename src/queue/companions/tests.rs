@@ -1,0 +1,208 @@
+//! Artifacts of several files, in every order of arrival.
+
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
+fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn id(text: &str) -> ConversionId {
+    text.parse().unwrap()
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+/// A queue directory under construction.
+#[derive(Default)]
+struct Queue(BTreeMap<String, File>);
+
+impl Queue {
+    fn with(mut self, name: &str, is_stable: bool, required: &[&str], optional: &[&str]) -> Self {
+        let references = References { required: names(required), optional: names(optional) };
+        let file = File { is_stable, first_sight: s(100), last_change: s(100), references };
+        self.0.insert(name.to_owned(), file);
+        self
+    }
+
+    fn stable(self, name: &str) -> Self {
+        self.with(name, true, &[], &[])
+    }
+
+    fn growing(self, name: &str) -> Self {
+        self.with(name, false, &[], &[])
+    }
+
+    fn verdicts_at(&self, now: u64) -> Vec<Verdict> {
+        group(&self.0, |_| None, s(now), TIMEOUT)
+    }
+
+    fn verdicts(&self) -> Vec<Verdict> {
+        self.verdicts_at(110)
+    }
+}
+
+fn ready(members: &[&str]) -> Verdict {
+    Verdict::Ready { primary: members[0].to_owned(), members: names(members) }
+}
+
+fn settling(primary: &str, unsettled: &[&str]) -> Verdict {
+    Verdict::Settling { primary: primary.to_owned(), unsettled: names(unsettled) }
+}
+
+fn waiting(primary: &str, missing: &[&str]) -> Verdict {
+    Verdict::Waiting { primary: primary.to_owned(), missing: names(missing), until: s(3700) }
+}
+
+#[test]
+fn files_that_name_nobody_stand_alone_and_none_waits_for_another() {
+    let queue = Queue::default().stable("a.raw").growing("b.vmdk").stable("notes.txt").stable("c.ova");
+    assert_eq!(queue.verdicts(), [ready(&["a.raw"]), settling("b.vmdk", &["b.vmdk"]), ready(&["c.ova"])]);
+}
+
+#[test]
+fn an_ovf_and_what_it_names_are_one_artifact_when_all_are_stable() {
+    let ovf = |q: Queue| q.with("vm.ovf", true, &["d2.vmdk", "d1.vmdk.gz"], &["vm.mf", "vm.cert"]);
+    let queue = ovf(Queue::default()).stable("d2.vmdk");
+    assert_eq!(queue.verdicts(), [waiting("vm.ovf", &["d1.vmdk.gz"])]);
+    let queue = queue.growing("d1.vmdk.gz");
+    assert_eq!(queue.verdicts(), [settling("vm.ovf", &["d1.vmdk.gz"])]);
+    let queue = queue.stable("d1.vmdk.gz").growing("vm.mf");
+    assert_eq!(queue.verdicts(), [settling("vm.ovf", &["vm.mf"])]);
+    let queue = queue.stable("vm.mf").stable("other.raw");
+    assert_eq!(queue.verdicts(), [ready(&["other.raw"]), ready(&["vm.ovf", "d1.vmdk.gz", "d2.vmdk", "vm.mf"]),]);
+}
+
+#[test]
+fn a_growing_ovf_keeps_its_disks_even_before_it_names_them() {
+    let queue = Queue::default().growing("vm.ovf").stable("VM-disk1.vmdk").stable("vmware.raw");
+    assert_eq!(queue.verdicts(), [settling("vm.ovf", &["vm.ovf"]), ready(&["vmware.raw"])]);
+    // But not for ever.
+    assert_eq!(
+        queue.verdicts_at(3700),
+        [ready(&["VM-disk1.vmdk"]), settling("vm.ovf", &["vm.ovf"]), ready(&["vmware.raw"]),]
+    );
+    let queue = Queue::default().with("vm.ovf", false, &[], &["x.vmdk"]).stable("x.vmdk");
+    assert_eq!(queue.verdicts(), [settling("vm.ovf", &["vm.ovf"])]);
+}
+
+#[test]
+fn a_descriptor_inside_an_ovf_brings_its_extents() {
+    let queue = Queue::default()
+        .with("vm.ovf", true, &["a.vmdk"], &[])
+        .with("a.vmdk", true, &["a-flat.vmdk"], &[])
+        .stable("a-flat.vmdk");
+    assert_eq!(queue.verdicts(), [ready(&["vm.ovf", "a-flat.vmdk", "a.vmdk"])]);
+}
+
+#[test]
+fn an_extent_waits_for_its_descriptor_and_fails_without() {
+    let queue = Queue::default().stable("vm-flat.vmdk");
+    assert_eq!(queue.verdicts(), [waiting("vm-flat.vmdk", &[])]);
+    let failure = match &queue.verdicts_at(3700)[..] {
+        [Verdict::Incomplete { members, failure, .. }] if *members == ["vm-flat.vmdk"] => failure.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(failure.reason, Reason::MissingMember);
+    let queue = queue.with("vm.vmdk", true, &["vm-flat.vmdk"], &[]);
+    assert_eq!(queue.verdicts_at(3700), [ready(&["vm.vmdk", "vm-flat.vmdk"])]);
+}
+
+#[test]
+fn each_arrival_gives_the_missing_ones_new_time() {
+    let mut queue = Queue::default().with("vm.ovf", true, &["a.vmdk", "b.vmdk"], &[]).stable("a.vmdk");
+    queue.0.get_mut("a.vmdk").unwrap().last_change = s(3000);
+    let until = s(6600);
+    assert_eq!(
+        queue.verdicts_at(3700),
+        [Verdict::Waiting { primary: "vm.ovf".to_owned(), missing: names(&["b.vmdk"]), until }]
+    );
+    let verdicts = queue.verdicts_at(6600);
+    let [Verdict::Incomplete { members, failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
+    assert_eq!(*members, names(&["vm.ovf", "a.vmdk"]));
+    assert_eq!(failure.message, "vm.ovf: b.vmdk did not come within 3600 s");
+}
+
+#[test]
+fn a_disk_that_was_taken_alone_is_recalled_when_its_ovf_comes() {
+    let queue = Queue::default().with("vm.ovf", false, &["a.vmdk", "b.vmdk"], &[]).stable("b.vmdk");
+    let elsewhere = |name: &str| (name == "a.vmdk").then(|| Elsewhere::Alone(id("a-1")));
+    let recall = Verdict::Recall { primary: "vm.ovf".to_owned(), member: "a.vmdk".to_owned(), id: id("a-1") };
+    // Known as soon as the OVF can be read: the sooner, the less is done in vain.
+    assert_eq!(group(&queue.0, elsewhere, s(110), TIMEOUT), [recall.clone(), settling("vm.ovf", &["vm.ovf"])]);
+    let queue = queue.with("vm.ovf", true, &["a.vmdk", "b.vmdk"], &[]);
+    assert_eq!(group(&queue.0, elsewhere, s(9999), TIMEOUT), [recall]);
+}
+
+#[test]
+fn a_disk_already_converted_alone_fails_its_ovf_with_a_message_that_says_so() {
+    let queue = Queue::default().with("vm.ovf", true, &["a.vmdk"], &[]);
+    let verdicts = group(&queue.0, |_| Some(Elsewhere::Finished(id("a-1"))), s(110), TIMEOUT);
+    let [Verdict::Incomplete { members, failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
+    assert_eq!(*members, names(&["vm.ovf"]));
+    assert_eq!(failure.message, "vm.ovf: a.vmdk arrived first and was already converted by itself, as a-1");
+}
+
+#[test]
+fn of_two_descriptors_that_name_one_disk_the_first_has_it() {
+    let queue =
+        Queue::default().with("a.ovf", true, &["d.vmdk"], &[]).with("b.ovf", true, &["d.vmdk"], &[]).stable("d.vmdk");
+    assert_eq!(queue.verdicts(), [ready(&["a.ovf", "d.vmdk"]), waiting("b.ovf", &["d.vmdk"])]);
+    let verdicts = queue.verdicts_at(3700);
+    let Verdict::Incomplete { failure, .. } = &verdicts[1] else { panic!("{verdicts:?}") };
+    assert_eq!(failure.message, "b.ovf: d.vmdk (which belongs to a.ovf) did not come within 3600 s");
+}
+
+#[test]
+fn descriptors_that_name_each_other_end_in_one_artifact() {
+    let queue = Queue::default().with("a.vmdk", true, &["b.vmdk"], &[]).with("b.vmdk", true, &["a.vmdk"], &[]);
+    assert_eq!(queue.verdicts(), [ready(&["a.vmdk", "b.vmdk"])]);
+    let queue = Queue::default().with("a.vmdk", true, &["a.vmdk"], &[]);
+    assert_eq!(queue.verdicts(), [ready(&["a.vmdk"])]);
+}
+
+#[test]
+fn every_candidate_stands_in_one_verdict() {
+    let queue = Queue::default()
+        .with("a.ovf", true, &["b.ovf", "c.vmdk"], &["d.img"])
+        .with("b.ovf", true, &["a.ovf", "c.vmdk"], &["d.img"])
+        .with("c.vmdk", true, &["d.img", "c.vmdk"], &[])
+        .stable("d.img");
+    let mut seen = Vec::new();
+    for verdict in queue.verdicts_at(9999) {
+        match verdict {
+            Verdict::Ready { members, .. } | Verdict::Incomplete { members, .. } => seen.extend(members),
+            other => panic!("{other:?}"),
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, names(&["a.ovf", "b.ovf", "c.vmdk", "d.img"]));
+}
+
+#[test]
+fn a_broken_descriptor_names_what_it_seems_to_name() {
+    let ovf = b"<Envelope><References><File ovf:href=\"a.vmdk\" id=\"x\"/><File ovf:href='../b'/><File href=\"c";
+    assert_eq!(references("vm.ovf", ovf), References { required: vec![], optional: names(&["a.vmdk"]) });
+    let vmdk = b"# Disk DescriptorFile\nRW 1 FLAT \"a-flat.vmdk\" 0\nRW 1 FLAT \"/etc/shadow\" 0\nx=\"b\"\n";
+    assert_eq!(references("vm.vmdk", vmdk), References { required: vec![], optional: names(&["a-flat.vmdk"]) });
+    assert_eq!(references("vm.raw", vmdk), References::default());
+    assert_eq!(references("vm.ovf", b"\xff\xfe href="), References::default());
+}
+
+#[test]
+fn a_broken_descriptor_keeps_its_extents_to_be_refused_with_them() {
+    let queue = Queue::default().with("a.vmdk", true, &[], &["a-flat.vmdk"]).stable("a-flat.vmdk");
+    assert_eq!(queue.verdicts(), [ready(&["a.vmdk", "a-flat.vmdk"])]);
+}
+
+#[test]
+fn ten_thousand_files_are_judged_in_one_go() {
+    let mut queue = Queue::default();
+    for n in 0..10_000 {
+        queue = queue.stable(&format!("{n}.raw"));
+    }
+    assert_eq!(queue.verdicts().len(), 10_000);
+}
