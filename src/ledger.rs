@@ -26,7 +26,7 @@ mod schema;
 mod totals;
 mod writer;
 
-pub use conversions::{Change, ClaimState, ConversionRow, NewConversion, Placement};
+pub use conversions::{Change, ClaimState, ConversionRow, NewConversion};
 pub use left::LeftSource;
 pub use processed::ProcessedFile;
 pub use totals::retries;

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod control;
 pub mod conversion;
 pub mod disk;
+pub mod executor;
 pub mod ledger;
 pub mod queue;
 pub mod stats;

@@ -13,8 +13,9 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
     ("control", &["conversion", "stats"]),
     ("notification", &["conversion", "stats"]),
     ("config", &["conversion", "notification"]),
-    ("ledger", &["conversion", "stats"]),
-    ("executor", &["conversion", "ledger", "stats"]),
+    // The queue's leaves, which name nothing but `conversion` themselves: where files lie, and how they are read.
+    ("ledger", &["conversion", "queue::placement", "stats"]),
+    ("executor", &["conversion", "ledger", "queue::layout", "queue::store", "stats"]),
     (
         "queue",
         &[

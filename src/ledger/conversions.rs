@@ -6,21 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{Claim, ConversionId, Reason};
+use crate::queue::placement::Placement;
 
 use super::left::{self, LeftSource};
 use super::processed::{self, Outcome};
 use super::{Error, Ledger, Result, query, totals};
-
-/// Where one member is about to be moved. Written before the move, so that a restart finishes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placement {
-    /// The member's name in the claim.
-    pub name: String,
-    /// Its inode: the target is this very file, or somebody else's.
-    pub inode: u64,
-    /// Where it goes, relative to the queue directory.
-    pub target: String,
-}
 
 /// How far the files of a claim have moved (architecture: *Ledger of a claim*).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +21,13 @@ pub enum ClaimState {
     /// The executor knows the conversion; the members lie in the claim.
     Submitted,
     /// The members lie, or are about to lie, in `.errors/` until the next attempt is due.
-    Parked { placements: Vec<Placement> },
+    Parked { placement: Placement },
     /// The work directory is about to become this directory, relative to the output directory.
     Publishing { target: String },
     /// The members go back under their names, uncounted.
-    Returning { reason: Reason, placements: Vec<Placement> },
+    Returning { reason: Reason, placement: Placement },
     /// It has ended; the members go where ended ones go.
-    Terminal { placements: Vec<Placement> },
+    Terminal { placement: Placement },
     /// The members lie where they stay.
     Disposed,
     /// Whoever shows the conversion knows its end: nothing is left to do but to forget it.

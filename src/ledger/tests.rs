@@ -5,6 +5,7 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Member, Reason};
 
+use crate::queue::placement::Placement;
 use crate::stats::{JobStatus, Totals};
 
 use super::*;
@@ -142,9 +143,8 @@ fn rows_come_back_as_they_were_written_in_the_order_of_their_claims() {
             claim.id
         })
         .collect();
-    let placements =
-        vec![Placement { name: "z.vmdk".to_owned(), inode: u64::MAX, target: ".errors/z.vmdk".to_owned() }];
-    let state = ClaimState::Parked { placements };
+    let placement = Placement::choose(&claim("z.vmdk", 1), directory.path(), directory.path()).unwrap();
+    let state = ClaimState::Parked { placement };
     let row = ledger.update(&ids[0], &Change { state: Some(state.clone()), ..Change::default() }).unwrap();
     assert_eq!(row.state, state);
     drop(ledger);

@@ -1,0 +1,321 @@
+//! Attempts as child processes of this one. They die with it: what was open at a start was disrupted.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::conversion::admission::{RunState, admit};
+use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next_step};
+use crate::conversion::{
+    Attempt, ConversionId, ConversionOptions, ConversionStatus, Failure, Metadata, Progress, Reason,
+};
+use crate::ledger::{self, Change, ConversionRow};
+use crate::queue::layout::Layout;
+
+use super::{Error, Executor, Submission, Update};
+
+mod child;
+mod outcome;
+
+use child::{Event, Order};
+use outcome::Ending;
+
+/// Time without progress after which an attempt is ended.
+pub const STALL_AFTER: Duration = Duration::from_secs(600);
+
+/// Name of the folder that a child writes in its work directory.
+pub const FOLDER: &str = "worker";
+
+/// What every attempt of a daemon has in common.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// The program that is run as `hyper2kvm worker`.
+    pub program: PathBuf,
+    pub layout: Layout,
+    pub options: ConversionOptions,
+    pub policy: RetryPolicy,
+    /// Attempts side by side.
+    pub limit: usize,
+    pub require_landlock: bool,
+    pub stall_after: Duration,
+}
+
+/// Runs attempts as child processes. Lives on the thread that outlives all others: children die with their parent
+/// thread.
+#[derive(Debug)]
+pub struct ProcessExecutor {
+    config: ProcessConfig,
+    options: String,
+    ledger: ledger::Writer,
+    run_state: RunState,
+    /// In the order of their submission.
+    order: Vec<ConversionId>,
+    known: HashMap<ConversionId, Known>,
+    sender: mpsc::UnboundedSender<Event>,
+    receiver: mpsc::UnboundedReceiver<Event>,
+    /// Events received and not yet worked through: a dropped future must not lose them.
+    inbox: VecDeque<Event>,
+    outbox: VecDeque<Update>,
+    /// Where children leave their message when the output volume takes nothing any more.
+    messages: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct Known {
+    status: ConversionStatus,
+    progress: Option<Progress>,
+    /// The running child, through which it can be ended.
+    child: Option<mpsc::Sender<Ending>>,
+    /// What it is to end as once its child is gone.
+    cancel: Option<Failure>,
+}
+
+impl ProcessExecutor {
+    /// An executor without conversions, running.
+    pub fn new(config: ProcessConfig, ledger: ledger::Writer) -> std::io::Result<Self> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let options = serde_json::to_string(&config.options).map_err(std::io::Error::other)?;
+        Ok(Self {
+            config,
+            options,
+            ledger,
+            run_state: RunState::Running,
+            order: Vec::new(),
+            known: HashMap::new(),
+            sender,
+            receiver,
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+            messages: tempfile::Builder::new().prefix("hyper2kvm-").tempdir()?,
+        })
+    }
+
+    /// Applies an observation: ledger first, then memory, then the engine.
+    async fn observe(
+        &mut self,
+        doing: &'static str,
+        id: &ConversionId,
+        observation: Observation,
+    ) -> Result<Step, Error> {
+        let Some(known) = self.known.get(id) else {
+            return Err(Error::new(doing, id, "it is not known"));
+        };
+        let (status, step) = advance(known.status.clone(), observation, &self.config.policy, Timestamp::now());
+        if status != known.status {
+            let change = Change { status: Some(status.clone()), ..Change::default() };
+            let key = id.clone();
+            let written = self.ledger.call(move |ledger| ledger.update(&key, &change).map(|_| ())).await;
+            written.map_err(|source| Error::new(doing, id, source))?;
+        }
+        if let Some(known) = self.known.get_mut(id) {
+            known.status = status;
+        }
+        Ok(step)
+    }
+
+    fn show(&mut self, id: &ConversionId) {
+        if let Some(known) = self.known.get(id) {
+            self.outbox.push_back(Update {
+                id: id.clone(),
+                status: Some(known.status.clone()),
+                uid: None,
+                progress: known.progress.clone(),
+                may_run: known.child.is_some(),
+            });
+        }
+    }
+
+    /// Starts what may start. Safe to drop and repeat: an attempt is recorded before it is started, and an attempt
+    /// recorded without a child is started too.
+    async fn fill(&mut self) -> Result<(), Error> {
+        let running = self.known.values().filter(|known| known.child.is_some()).count();
+        let ready: Vec<ConversionId> = self.order.iter().filter(|id| self.is_ready(id)).cloned().collect();
+        for id in admit(&ready, running, self.config.limit, self.run_state) {
+            self.start(id).await?;
+        }
+        Ok(())
+    }
+
+    fn is_ready(&self, id: &ConversionId) -> bool {
+        self.known.get(id).is_some_and(|known| {
+            known.child.is_none()
+                && known.cancel.is_none()
+                && matches!(next_step(&known.status), Step::Start(_) | Step::Watch(_))
+        })
+    }
+
+    async fn start(&mut self, id: &ConversionId) -> Result<(), Error> {
+        const DOING: &str = "start";
+        let step = self.known.get(id).map(|known| next_step(&known.status));
+        let Some(Step::Start(attempt) | Step::Watch(attempt)) = step else { return Ok(()) };
+        let starting = Observation::Starting { attempt, job_name: None };
+        self.observe(DOING, id, starting).await?;
+        let order = self.order_for(id, attempt);
+        match child::spawn(&order) {
+            Ok(process) => {
+                let (endings, receiver) = mpsc::channel(1);
+                if let Some(known) = self.known.get_mut(id) {
+                    known.child = Some(endings);
+                    known.progress = None;
+                }
+                tracing::info!(conversion = %id, attempt = attempt.0, pid = process.id(), "attempt started");
+                tokio::spawn(child::watch(order, process, receiver, self.sender.clone()));
+            }
+            Err(error) => {
+                let message = format!("cannot start {}: {error}", order.program.display());
+                let failure = Failure::in_phase(Reason::Internal, crate::conversion::Phase::Initialization, message);
+                self.observe(DOING, id, Observation::Failed { attempt, failure }).await?;
+            }
+        }
+        self.show(id);
+        Ok(())
+    }
+
+    fn order_for(&self, id: &ConversionId, attempt: Attempt) -> Order {
+        Order {
+            program: self.config.program.clone(),
+            id: id.clone(),
+            attempt,
+            claim: self.config.layout.claim_dir(id),
+            work: self.config.layout.work_dir(id, attempt),
+            folder: FOLDER,
+            options: self.options.clone(),
+            message: self.messages.path().join(format!("{id}-{attempt}")),
+            require_landlock: self.config.require_landlock,
+            stall_after: self.config.stall_after,
+        }
+    }
+
+    /// Works through the oldest event. Safe to drop and repeat.
+    async fn absorb(&mut self) -> Result<(), Error> {
+        let Some(event) = self.inbox.front().cloned() else { return Ok(()) };
+        match event {
+            Event::Progress { id, attempt, progress } => {
+                if let Some(known) = self.known.get_mut(&id)
+                    && known.status.open_attempt().is_some_and(|open| open.number == attempt)
+                {
+                    known.progress = Some(progress);
+                    self.show(&id);
+                }
+            }
+            Event::Ended { id, attempt, outcome } => {
+                let cancel = self.known.get(&id).and_then(|known| known.cancel.clone());
+                let observation = match (cancel, outcome) {
+                    (Some(failure), _) => Observation::Cancelled(failure),
+                    (None, Ok(())) => Observation::Done { attempt, folder: FOLDER.to_owned() },
+                    (None, Err(failure)) => Observation::Failed { attempt, failure },
+                };
+                if self.known.contains_key(&id) {
+                    self.observe("note the end of", &id, observation).await?;
+                }
+                if let Some(known) = self.known.get_mut(&id) {
+                    known.child = None;
+                    known.cancel = None;
+                    known.progress = None;
+                }
+                self.show(&id);
+            }
+        }
+        self.inbox.pop_front();
+        Ok(())
+    }
+}
+
+impl Executor for ProcessExecutor {
+    async fn submit(&mut self, submission: Submission) -> Result<(), Error> {
+        const DOING: &str = "register";
+        let id = submission.claim.id.clone();
+        if !self.known.contains_key(&id) {
+            self.order.push(id.clone());
+            let known = Known { status: submission.status, progress: None, child: None, cancel: None };
+            self.known.insert(id.clone(), known);
+            // No child outlives the daemon, so one that was running ended with it.
+            let open = self.known.get(&id).and_then(|known| known.status.open_attempt()).map(|open| open.number);
+            if let Some(attempt) = open {
+                let failure = Failure::new(Reason::Disrupted, "the daemon ended while the attempt ran");
+                self.observe(DOING, &id, Observation::Failed { attempt, failure }).await?;
+            }
+            if submission.duplicate_of.is_some() {
+                self.observe(DOING, &id, Observation::Duplicate).await?;
+            }
+        }
+        self.show(&id);
+        self.fill().await
+    }
+
+    async fn staged(&mut self, id: &ConversionId, attempt: Attempt) -> Result<(), Error> {
+        self.observe("stage", id, Observation::Staged(attempt)).await?;
+        self.show(id);
+        self.fill().await
+    }
+
+    async fn set_run_state(&mut self, run_state: RunState) -> Result<(), Error> {
+        self.run_state = run_state;
+        if run_state == RunState::Stopped {
+            for child in self.known.values().filter_map(|known| known.child.as_ref()) {
+                // Full: it is being ended already.
+                let _ = child.try_send(Ending::Stop);
+            }
+        }
+        self.fill().await
+    }
+
+    async fn cancel(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        let Some(known) = self.known.get_mut(id) else { return Ok(()) };
+        if let Some(child) = &known.child {
+            let _ = child.try_send(Ending::Cancel(failure.clone()));
+            known.cancel = Some(failure);
+            return Ok(());
+        }
+        self.observe("cancel", id, Observation::Cancelled(failure)).await?;
+        self.show(id);
+        Ok(())
+    }
+
+    async fn refuse(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        self.observe("refuse the result of", id, Observation::Unpublishable { failure }).await?;
+        self.show(id);
+        Ok(())
+    }
+
+    async fn report(&mut self, row: &ConversionRow, _metadata: Option<&Metadata>) -> Result<(), Error> {
+        // The ledger's row is all there is to see on one host.
+        if let Some(known) = self.known.get_mut(&row.id) {
+            known.status = row.status.clone();
+        }
+        Ok(())
+    }
+
+    async fn forget(&mut self, id: &ConversionId) -> Result<(), Error> {
+        self.known.remove(id);
+        self.order.retain(|known| known != id);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Update {
+        loop {
+            if let Some(update) = self.outbox.pop_front() {
+                return update;
+            }
+            if self.inbox.is_empty() {
+                let event = self.receiver.recv().await.expect("the executor holds a sender itself");
+                self.inbox.push_back(event);
+            }
+            let worked = match self.absorb().await {
+                Ok(()) => self.fill().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = worked {
+                tracing::error!(error = %crate::executor::chain(&error), "cannot note what became of an attempt");
+                // The ledger does not answer: trying again at once would only fill the log.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

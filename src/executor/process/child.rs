@@ -1,0 +1,250 @@
+//! One child: spawned, watched for progress, ended if need be, and what it left.
+
+use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::conversion::{
+    Attempt, CONTRACT_VERSION, ConversionId, Failure, FailureReport, Progress, TerminationMessage,
+};
+use crate::queue::layout::{FAILURE_FILE, PROGRESS_FILE};
+use crate::queue::store;
+
+use super::outcome::{Ending, Exit, Remains, clean, judge};
+
+/// How long a child has after SIGTERM before it is killed. A daemon has ten seconds to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often progress is looked at: the worker writes it at most so often.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Last bytes of a child's log that are kept.
+const LOG_TAIL: usize = 16 << 10;
+
+/// Largest progress file that is read.
+const MAX_PROGRESS: usize = 4 << 10;
+
+/// Environment that a worker inherits; the daemon's own may hold secrets.
+const INHERITED: [&str; 5] = ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
+
+/// Test-only variables that a worker inherits.
+const INHERITED_PREFIX: &str = "HYPER2KVM_TEST_";
+
+/// What a child is started with.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    pub program: PathBuf,
+    pub id: ConversionId,
+    pub attempt: Attempt,
+    pub claim: PathBuf,
+    pub work: PathBuf,
+    pub folder: &'static str,
+    /// JSON of `ConversionOptions`.
+    pub options: String,
+    /// Where the child may leave its small message when the output volume takes nothing any more.
+    pub message: PathBuf,
+    pub require_landlock: bool,
+    /// Time without progress after which the child is ended.
+    pub stall_after: Duration,
+}
+
+/// What a child's task tells the executor.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Progress { id: ConversionId, attempt: Attempt, progress: Progress },
+    Ended { id: ConversionId, attempt: Attempt, outcome: Result<(), Failure> },
+}
+
+/// Starts the child. The thread that calls must live as long as the daemon: a child dies with its parent's thread.
+pub(super) fn spawn(order: &Order) -> std::io::Result<Child> {
+    let mut command = Command::new(&order.program);
+    command
+        .arg0("hyper2kvm")
+        .arg("worker")
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            INHERITED.contains(&name.as_ref()) || name.starts_with(INHERITED_PREFIX)
+        }))
+        .env("HYPER2KVM_CLAIM", &order.claim)
+        .env("HYPER2KVM_WORK", &order.work)
+        .env("HYPER2KVM_FOLDER", order.folder)
+        .env("HYPER2KVM_OPTIONS", &order.options)
+        .env("HYPER2KVM_ATTEMPT", order.attempt.to_string())
+        .env("HYPER2KVM_TERMINATION_LOG", &order.message)
+        .env("HYPER2KVM_REQUIRE_LANDLOCK", if order.require_landlock { "1" } else { "" })
+        .env("HYPER2KVM_PARENT", std::process::id().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    command.spawn()
+}
+
+/// Watches a child to its end and tells of it. Messages in `endings` end it early; the first one counts.
+pub(super) async fn watch(
+    order: Order,
+    mut child: Child,
+    mut endings: mpsc::Receiver<Ending>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let memory_kills = oom_kills();
+    let stderr = child.stderr.take();
+    let log = tokio::spawn(read_tail(stderr));
+    let (exit, ending) = wait(&order, &mut child, &mut endings, &events).await;
+    // A grandchild that kept the pipe open must not hold up the report.
+    let log = tokio::time::timeout(LOOK, log).await.ok().and_then(Result::ok).unwrap_or_default();
+    let (id, attempt) = (order.id.clone(), order.attempt);
+    let oom_killed = oom_kills() > memory_kills;
+    let collected = tokio::task::spawn_blocking(move || {
+        let remains = Remains {
+            exit,
+            ending,
+            report: read_report(&order.work),
+            message: read_message(&order.message),
+            oom_killed,
+        };
+        let had_report = remains.report.is_some();
+        let outcome = judge(remains);
+        if let (Err(failure), false) = (&outcome, had_report) {
+            leave_report(&order, failure, log);
+        }
+        outcome
+    });
+    let outcome = collected.await.unwrap_or_else(|error| {
+        Err(Failure::new(crate::conversion::Reason::Internal, format!("cannot look at what the worker left: {error}")))
+    });
+    // The executor is gone only when the daemon is.
+    let _ = events.send(Event::Ended { id, attempt, outcome });
+}
+
+async fn wait(
+    order: &Order,
+    child: &mut Child,
+    endings: &mut mpsc::Receiver<Ending>,
+    events: &mpsc::UnboundedSender<Event>,
+) -> (Exit, Option<Ending>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = Seen { bytes: None, since: Instant::now() };
+    let mut ending = None;
+    let mut kill_at = None;
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                let exit = status.map_or(Exit::Unknown, |status| match (status.code(), status.signal()) {
+                    (Some(code), _) => Exit::Code(code),
+                    (None, Some(signal)) => Exit::Signal(signal),
+                    (None, None) => Exit::Unknown,
+                });
+                return (exit, ending);
+            }
+            Some(cause) = endings.recv(), if ending.is_none() => {
+                ending = Some(cause);
+                kill_at = Some(Instant::now() + GRACE);
+                signal(child, Signal::TERM);
+            }
+            () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
+                signal(child, Signal::KILL);
+                kill_at = None;
+            }
+            _ = look.tick() => {
+                if let Some(progress) = read_progress(order.work.clone()).await
+                    && seen.moved(&progress, Instant::now())
+                {
+                    let event = Event::Progress { id: order.id.clone(), attempt: order.attempt, progress };
+                    let _ = events.send(event);
+                }
+                if ending.is_none() && seen.since.elapsed() >= order.stall_after {
+                    ending = Some(Ending::Stalled(order.stall_after.as_secs()));
+                    kill_at = Some(Instant::now() + GRACE);
+                    signal(child, Signal::TERM);
+                }
+            }
+        }
+    }
+}
+
+/// The last progress that differed from the one before.
+struct Seen {
+    bytes: Option<(crate::conversion::Stage, u64)>,
+    since: Instant,
+}
+
+impl Seen {
+    fn moved(&mut self, progress: &Progress, now: Instant) -> bool {
+        let bytes = Some((progress.stage, progress.bytes_done));
+        let moved = bytes != self.bytes;
+        if moved {
+            self.bytes = bytes;
+            self.since = now;
+        }
+        moved
+    }
+}
+
+/// Signals the child's whole group. Its number can't be another's: it is not reaped yet.
+fn signal(child: &Child, signal: Signal) {
+    let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) else { return };
+    if let Err(error) = kill_process_group(pid, signal) {
+        tracing::debug!(%error, pid = pid.as_raw_nonzero(), "cannot signal a worker");
+    }
+}
+
+async fn read_progress(work: PathBuf) -> Option<Progress> {
+    let read = tokio::task::spawn_blocking(move || store::read_json(&work, PROGRESS_FILE, MAX_PROGRESS));
+    read.await.ok()?.ok()?
+}
+
+fn read_report(work: &Path) -> Option<FailureReport> {
+    store::read_json(work, FAILURE_FILE, FailureReport::MAX_BYTES).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a worker left an unreadable report");
+        None
+    })
+}
+
+fn read_message(path: &Path) -> Option<TerminationMessage> {
+    let (directory, name) = (path.parent()?, path.file_name()?.to_str()?);
+    store::read_json(directory, name, TerminationMessage::MAX_BYTES).ok()?
+}
+
+/// A worker that died without a report: its log is all that a person can go by.
+fn leave_report(order: &Order, failure: &Failure, log_tail: Vec<String>) {
+    let report = FailureReport {
+        contract_version: CONTRACT_VERSION,
+        failure: failure.clone(),
+        error_chain: vec![failure.message.clone()],
+        log_tail,
+    };
+    if let Err(error) = store::write_json(&order.work.join(FAILURE_FILE), &report) {
+        tracing::debug!(conversion = %order.id, %error, "cannot leave a report for the worker");
+    }
+}
+
+async fn read_tail(stderr: Option<ChildStderr>) -> Vec<String> {
+    let Some(mut stderr) = stderr else { return Vec::new() };
+    let mut tail = VecDeque::new();
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
+        tail.extend(&buffer[..read]);
+        let excess = tail.len().saturating_sub(LOG_TAIL);
+        tail.drain(..excess);
+    }
+    let bytes: Vec<u8> = tail.into();
+    String::from_utf8_lossy(&bytes).lines().map(clean).collect()
+}
+
+/// Processes that the kernel has killed for want of memory since the machine started.
+fn oom_kills() -> u64 {
+    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+}
