@@ -4,9 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::conversion::{Attempt, ConversionId};
 
-/// API group of both kinds; also the prefix of our labels.
-pub const GROUP: &str = "hyper2kvm.io";
-
 /// Value of `app.kubernetes.io/managed-by` on everything the controller makes.
 pub const MANAGED_BY: &str = "hyper2kvm-operator";
 
@@ -64,13 +61,13 @@ pub const CONTAINER_WATCHER: &str = "watcher";
 /// Native sidecar that answers the control socket.
 pub const CONTAINER_SIDECAR: &str = "sidecar";
 
-/// Name of the watcher's StatefulSet, ServiceAccount, Role, RoleBinding and NetworkPolicy.
+/// Name of the watcher's stateful set, service account, role, role binding and network policy.
 #[must_use]
 pub fn watcher(queue: &str) -> String {
     format!("{queue}-watcher")
 }
 
-/// Name of the workers' NetworkPolicy.
+/// Name of the workers' network policy.
 #[must_use]
 pub fn worker_policy(queue: &str) -> String {
     format!("{queue}-worker")

@@ -151,6 +151,8 @@ fn note(status: &mut ConversionStatus, observation: Observation, policy: &RetryP
         Observation::Starting { attempt, job_name } => {
             if attempt == status.next_attempt() && status.staged >= attempt.0 && status.open_attempt().is_none() {
                 status.start_time.get_or_insert(now);
+                // Staging was noted by another writer, who doesn't own the schedule.
+                status.next_retry_time = None;
                 status.attempts.push(AttemptRecord {
                     number: attempt,
                     job_name,

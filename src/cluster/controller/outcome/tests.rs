@@ -1,4 +1,5 @@
 //! A table of Jobs and pods as the API server shows them, and what each means.
+#![expect(clippy::needless_pass_by_value, reason = "json! reads best where it is used")]
 
 use serde_json::{Value, json};
 

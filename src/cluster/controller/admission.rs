@@ -1,0 +1,242 @@
+//! Which conversions may start their next attempt: one task for the whole controller, oldest first.
+//!
+//! Reconcilers run side by side and their caches lag behind their own writes, so none of them can count by itself. The
+//! task hears every change of conversions, Jobs and queues, and gives a slot away once: the reservation stands until
+//! the caches show what was made of it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::conversion::admission::{RunState, admit};
+use crate::conversion::{Attempt, ConversionId};
+
+/// A namespaced name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Where a conversion stands, as far as slots go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its next attempt may start.
+    Ready(Attempt),
+    /// An attempt is recorded and has not ended.
+    Open(Attempt),
+    /// Neither: it waits for its watcher, or is over.
+    Idle,
+}
+
+/// What the task hears.
+#[derive(Debug)]
+pub enum Message {
+    /// A queue's specification.
+    Queue { queue: Key, limit: usize, run_state: RunState },
+    /// A queue is gone.
+    QueueGone { queue: Key },
+    /// A conversion as the cache now shows it.
+    Conversion { queue: Key, id: ConversionId, created: Timestamp, standing: Standing },
+    /// A conversion is gone.
+    ConversionGone { namespace: String, id: ConversionId },
+    /// A Job as the cache now shows it.
+    Job { queue: Key, id: ConversionId, attempt: Attempt, finished: bool },
+    /// A Job is gone.
+    JobGone { queue: Key, id: ConversionId, attempt: Attempt },
+    /// All caches have been filled once: before, slots would be given away that are taken.
+    Warm,
+    /// Asks whether this attempt holds a slot.
+    MayStart { queue: Key, id: ConversionId, attempt: Attempt, answer: oneshot::Sender<bool> },
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Absent until its specification is known: nothing starts.
+    wanted: Option<(usize, RunState)>,
+    /// Waiting, oldest first; those created in one second by name.
+    ready: BTreeMap<(Timestamp, ConversionId), Attempt>,
+    /// Granted, and not yet visible as an open attempt.
+    reserved: BTreeSet<(ConversionId, Attempt)>,
+    /// Recorded attempts that have not ended.
+    open: BTreeSet<(ConversionId, Attempt)>,
+    /// Jobs that have not finished.
+    jobs: BTreeSet<(ConversionId, Attempt)>,
+}
+
+impl Queue {
+    /// Attempts that hold a slot.
+    fn taken(&self) -> usize {
+        let both: BTreeSet<_> = self.reserved.union(&self.open).collect();
+        both.len() + self.jobs.iter().filter(|job| !both.contains(job)).count()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.wanted.is_none() && self.ready.is_empty() && self.open.is_empty() && self.jobs.is_empty()
+    }
+}
+
+/// The task's whole state: messages in, granted conversions out.
+#[derive(Debug, Default)]
+pub struct Slots {
+    warm: bool,
+    queues: BTreeMap<Key, Queue>,
+    /// Where each conversion was last seen, to find it again.
+    seen: HashMap<(String, ConversionId), (Key, Timestamp)>,
+}
+
+impl Slots {
+    /// Takes note of a message; returns the conversions that were given a slot by it.
+    pub fn note(&mut self, message: Message) -> Vec<(Key, ConversionId)> {
+        match message {
+            Message::Warm => {
+                self.warm = true;
+                let keys: Vec<_> = self.queues.keys().cloned().collect();
+                keys.into_iter().flat_map(|key| self.grant(&key)).collect()
+            }
+            Message::Queue { queue, limit, run_state } => {
+                self.queues.entry(queue.clone()).or_default().wanted = Some((limit, run_state));
+                self.grant(&queue)
+            }
+            Message::QueueGone { queue } => {
+                if let Some(state) = self.queues.get_mut(&queue) {
+                    state.wanted = None;
+                    state.reserved.clear();
+                }
+                self.grant(&queue)
+            }
+            Message::Conversion { queue, id, created, standing } => {
+                self.forget(&queue.namespace, &id, Some(standing));
+                self.place(&queue, id, created, standing);
+                self.grant(&queue)
+            }
+            Message::ConversionGone { namespace, id } => {
+                self.forget(&namespace, &id, None).map(|queue| self.grant(&queue)).unwrap_or_default()
+            }
+            Message::Job { queue, id, attempt, finished } => {
+                let state = self.queues.entry(queue.clone()).or_default();
+                if finished {
+                    state.jobs.remove(&(id, attempt));
+                } else {
+                    state.jobs.insert((id, attempt));
+                }
+                self.grant(&queue)
+            }
+            Message::JobGone { queue, id, attempt } => {
+                if let Some(state) = self.queues.get_mut(&queue) {
+                    state.jobs.remove(&(id, attempt));
+                }
+                self.grant(&queue)
+            }
+            Message::MayStart { queue, id, attempt, answer } => {
+                let held = self.queues.get(&queue).is_some_and(|state| state.reserved.contains(&(id, attempt)));
+                // A reconciler that was ended in the meantime asks again when it comes back.
+                let _ = answer.send(held);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Attempts that hold a slot, and those that wait for one, over all queues.
+    #[must_use]
+    pub fn totals(&self) -> (usize, usize) {
+        self.queues.values().fold((0, 0), |(taken, ready), state| (taken + state.taken(), ready + state.ready.len()))
+    }
+
+    /// Takes a conversion off its lists; a reservation outlives a view of the cache that is older than it.
+    fn forget(&mut self, namespace: &str, id: &ConversionId, now: Option<Standing>) -> Option<Key> {
+        let place = (namespace.to_owned(), id.clone());
+        let (queue, created) = if now.is_some() { self.seen.get(&place).cloned() } else { self.seen.remove(&place) }?;
+        let state = self.queues.get_mut(&queue)?;
+        state.ready.remove(&(created, id.clone()));
+        state.open.retain(|(other, _)| other != id);
+        match now {
+            Some(Standing::Ready(n)) => state.reserved.retain(|(other, m)| other != id || *m == n),
+            Some(Standing::Open(_) | Standing::Idle) | None => state.reserved.retain(|(other, _)| other != id),
+        }
+        if state.is_empty() {
+            self.queues.remove(&queue);
+        }
+        Some(queue)
+    }
+
+    fn place(&mut self, queue: &Key, id: ConversionId, created: Timestamp, standing: Standing) {
+        match standing {
+            Standing::Ready(attempt) => {
+                let state = self.queues.entry(queue.clone()).or_default();
+                if !state.reserved.contains(&(id.clone(), attempt)) {
+                    state.ready.insert((created, id.clone()), attempt);
+                }
+            }
+            Standing::Open(attempt) => {
+                self.queues.entry(queue.clone()).or_default().open.insert((id.clone(), attempt));
+            }
+            // Ten thousand finished conversions are not remembered here.
+            Standing::Idle => {
+                self.seen.remove(&(queue.namespace.clone(), id));
+                return;
+            }
+        }
+        self.seen.insert((queue.namespace.clone(), id), (queue.clone(), created));
+    }
+
+    fn grant(&mut self, key: &Key) -> Vec<(Key, ConversionId)> {
+        let Some(state) = self.queues.get_mut(key).filter(|_| self.warm) else { return Vec::new() };
+        let Some((limit, run_state)) = state.wanted else { return Vec::new() };
+        let free = limit.saturating_sub(state.taken());
+        let ready: Vec<_> = state.ready.keys().take(free).map(|(_, id)| id.clone()).collect();
+        let admitted = admit(&ready, 0, free, run_state).len();
+        let mut granted = Vec::new();
+        for _ in 0..admitted {
+            let Some(((_, id), attempt)) = state.ready.pop_first() else { break };
+            state.reserved.insert((id.clone(), attempt));
+            granted.push((key.clone(), id));
+        }
+        granted
+    }
+}
+
+/// The way to the task.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    messages: mpsc::UnboundedSender<Message>,
+}
+
+impl Admission {
+    /// Starts the task. Conversions that are given a slot go to `granted`; `totals` takes what is taken and waiting.
+    pub fn start(
+        granted: mpsc::UnboundedSender<(Key, ConversionId)>,
+        totals: impl Fn(usize, usize) + Send + 'static,
+    ) -> Self {
+        let (messages, mut inbox) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut slots = Slots::default();
+            while let Some(message) = inbox.recv().await {
+                for grant in slots.note(message) {
+                    // Without a receiver the controller is going down.
+                    let _ = granted.send(grant);
+                }
+                let (taken, waiting) = slots.totals();
+                totals(taken, waiting);
+            }
+        });
+        Self { messages }
+    }
+
+    /// Tells the task something.
+    pub fn tell(&self, message: Message) {
+        // The task ends with the controller alone.
+        let _ = self.messages.send(message);
+    }
+
+    /// Whether this attempt holds a slot; if not, its conversion is granted one later.
+    pub async fn may_start(&self, queue: Key, id: ConversionId, attempt: Attempt) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Message::MayStart { queue, id, attempt, answer });
+        answered.await.unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests;

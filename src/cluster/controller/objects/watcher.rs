@@ -1,0 +1,182 @@
+//! The watcher's stateful set: one pod that moves the queue's files, and its sidecar.
+
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
+use k8s_openapi::api::core::v1::{
+    ConfigMapVolumeSource, Container, EnvVar, KeyToPath, PodSpec, PodTemplateSpec, SecretVolumeSource, Volume,
+    VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use kube::ResourceExt;
+
+use super::{Image, owned_by_queue, pod};
+use crate::cluster::api::HyperConversion;
+use crate::cluster::names;
+
+/// Holds the snapshot (some hundred bytes a running conversion) and the socket.
+const RUN_VOLUME_SIZE: &str = "16Mi";
+
+/// A read-only volume of files that may be missing, and where it is mounted.
+struct Files {
+    volume: Volume,
+    directory: String,
+}
+
+/// The stateful set of a queue's watcher.
+#[must_use]
+pub fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSet {
+    let name = queue.name_any();
+    let mut volumes = pod::claim_volumes(queue);
+    volumes.push(pod::empty_dir("run", RUN_VOLUME_SIZE, Some("Memory")));
+    volumes.push(pod::empty_dir("tmp", RUN_VOLUME_SIZE, None));
+    // The sidecar answers and counts; it has no business with sources.
+    let mut mounts = vec![
+        pod::mount(pod::output_volume(queue), names::OUTPUT_DIR, pod::sub_path(&queue.spec.output, ""), false),
+        pod::mount("run", names::RUN_DIR, None, false),
+        pod::mount("tmp", "/tmp", None, false),
+    ];
+    let sidecar = container(image, names::CONTAINER_SIDECAR, environment(queue), mounts.clone());
+    let sidecar = Container { restart_policy: Some("Always".to_owned()), ..sidecar };
+    mounts.push(pod::mount(pod::QUEUE_VOLUME, names::QUEUE_DIR, pod::sub_path(&queue.spec.queue, ""), false));
+    for Files { volume, directory } in files(queue) {
+        mounts.push(pod::mount(&volume.name, &directory, None, true));
+        volumes.push(volume);
+    }
+    let mut variables = environment(queue);
+    variables.extend(proxy(queue));
+    let watcher = container(image, names::CONTAINER_WATCHER, variables, mounts);
+    let watcher = Container { resources: Some(queue.spec.watcher.resources.clone()), ..watcher };
+    StatefulSet {
+        metadata: owned_by_queue(queue, names::watcher(&name), names::COMPONENT_WATCHER),
+        spec: Some(StatefulSetSpec {
+            replicas: Some(1),
+            // A pod whose template was broken is replaced once it is right again; ordered, it would block its update.
+            pod_management_policy: Some("Parallel".to_owned()),
+            selector: LabelSelector {
+                match_labels: Some(names::selector(&name, names::COMPONENT_WATCHER)),
+                match_expressions: None,
+            },
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(names::labels(&name, names::COMPONENT_WATCHER)),
+                    annotations: Some(
+                        [("kubectl.kubernetes.io/default-container".to_owned(), names::CONTAINER_WATCHER.to_owned())]
+                            .into(),
+                    ),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(PodSpec {
+                    service_account_name: Some(names::watcher(&name)),
+                    automount_service_account_token: Some(true),
+                    enable_service_links: Some(false),
+                    security_context: Some(pod::pod_security(&queue.spec.security_context)),
+                    init_containers: Some(vec![sidecar]),
+                    containers: vec![watcher],
+                    volumes: Some(volumes),
+                    node_selector: non_empty_map(&queue.spec.watcher.node_selector),
+                    tolerations: non_empty(&queue.spec.watcher.tolerations),
+                    image_pull_secrets: non_empty(&queue.spec.image_pull_secrets),
+                    termination_grace_period_seconds: Some(30),
+                    ..PodSpec::default()
+                }),
+            },
+            ..StatefulSetSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn container(image: &Image, name: &str, env: Vec<EnvVar>, mounts: Vec<VolumeMount>) -> Container {
+    Container {
+        name: name.to_owned(),
+        image: Some(image.name.clone()),
+        image_pull_policy: Some(image.pull_policy.clone()),
+        command: Some(vec!["hyper2kvm-operator".to_owned(), name.to_owned()]),
+        env: Some(env),
+        volume_mounts: Some(mounts),
+        security_context: Some(pod::container_security()),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        ..Container::default()
+    }
+}
+
+fn environment(queue: &HyperConversion) -> Vec<EnvVar> {
+    vec![
+        pod::env_field("HYPER2KVM_NAMESPACE", "metadata.namespace"),
+        pod::env_field("HYPER2KVM_POD", "metadata.name"),
+        pod::env("HYPER2KVM_QUEUE", queue.name_any()),
+        // A queue made anew under the same name is another one, with another watcher.
+        pod::env("HYPER2KVM_QUEUE_UID", queue.uid().unwrap_or_default()),
+    ]
+}
+
+/// Only notifications leave the cluster, and only the watcher sends them.
+fn proxy(queue: &HyperConversion) -> Vec<EnvVar> {
+    let mut variables = Vec::new();
+    if let Some(proxy) = &queue.spec.watcher.proxy {
+        if !proxy.https_proxy.is_empty() {
+            variables.push(pod::env("HTTPS_PROXY", &proxy.https_proxy));
+        }
+        if !proxy.no_proxy.is_empty() {
+            variables.push(pod::env("NO_PROXY", &proxy.no_proxy));
+        }
+    }
+    if trusted_ca(queue).is_some() {
+        // Read in addition to the system's by whoever verifies certificates through the platform.
+        variables.push(pod::env("SSL_CERT_DIR", format!("/etc/ssl/certs:{}", names::TRUSTED_CA_DIR)));
+    }
+    variables
+}
+
+fn trusted_ca(queue: &HyperConversion) -> Option<&str> {
+    let reference = queue.spec.watcher.trusted_ca_config_map_ref.as_ref()?;
+    (!reference.name.is_empty()).then_some(reference.name.as_str())
+}
+
+/// Secrets and certificates as optional files: a missing one is a condition, not a pod that can't start.
+fn files(queue: &HyperConversion) -> Vec<Files> {
+    let mut files = Vec::new();
+    let notifications = &queue.spec.notifications;
+    if let Some(webhook) = &notifications.webhook {
+        let url = &webhook.url_secret_ref;
+        let items = vec![KeyToPath { key: url.key.clone(), path: "url".to_owned(), mode: None }];
+        files.push(secret("webhook", &url.name, Some(items), parent(names::WEBHOOK_URL_FILE)));
+        if let Some(headers) = &webhook.headers_secret_ref {
+            files.push(secret("webhook-headers", &headers.name, None, names::WEBHOOK_HEADERS_DIR));
+        }
+    }
+    if let Some(credentials) = notifications.email.as_ref().and_then(|email| email.credentials_secret_ref.as_ref()) {
+        files.push(secret("email", &credentials.name, None, names::EMAIL_CREDENTIALS_DIR));
+    }
+    if let Some(name) = trusted_ca(queue) {
+        let config_map =
+            ConfigMapVolumeSource { name: name.to_owned(), optional: Some(true), ..ConfigMapVolumeSource::default() };
+        files.push(Files {
+            volume: Volume { name: "trusted-ca".to_owned(), config_map: Some(config_map), ..Volume::default() },
+            directory: names::TRUSTED_CA_DIR.to_owned(),
+        });
+    }
+    files
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(directory, _)| directory)
+}
+
+fn secret(volume: &str, name: &str, items: Option<Vec<KeyToPath>>, directory: &str) -> Files {
+    let source =
+        SecretVolumeSource { secret_name: Some(name.to_owned()), items, optional: Some(true), default_mode: None };
+    Files {
+        volume: Volume { name: volume.to_owned(), secret: Some(source), ..Volume::default() },
+        directory: directory.to_owned(),
+    }
+}
+
+pub(super) fn non_empty<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    (!list.is_empty()).then(|| list.to_vec())
+}
+
+pub(super) fn non_empty_map<K: Ord + Clone, V: Clone>(
+    map: &std::collections::BTreeMap<K, V>,
+) -> Option<std::collections::BTreeMap<K, V>> {
+    (!map.is_empty()).then(|| map.clone())
+}

@@ -1,0 +1,202 @@
+//! One attempt as a batch Job: one artifact read-only, one work directory, nothing else.
+
+use std::fmt::Write as _;
+
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
+};
+use k8s_openapi::api::core::v1::{Affinity, Container, EnvVar, PodAffinity, PodAffinityTerm, PodSpec, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use kube::{Resource, ResourceExt};
+use sha2::{Digest, Sha256};
+
+use super::watcher::{non_empty, non_empty_map};
+use super::{Image, pod};
+use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
+use crate::cluster::names;
+use crate::conversion::{Attempt, ConversionId};
+
+/// Room for what a library may want to write; the disks go to the work directory.
+const TMP_SIZE: &str = "64Mi";
+
+/// What a Job depends on beside the two specifications.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surroundings {
+    pub image: Image,
+    /// Whether a claim may be mounted on one node alone, which is the watcher's.
+    pub one_node: bool,
+    /// Whether Kueue's API group is served.
+    pub kueue: bool,
+}
+
+/// The batch Job of one attempt.
+///
+/// # Errors
+/// [`InvalidSetting`] if the specification holds a value that no schema refused in its day.
+pub fn job(
+    queue: &HyperConversion,
+    conversion: &ConversionJob,
+    id: &ConversionId,
+    attempt: Attempt,
+    surroundings: &Surroundings,
+) -> Result<Job, InvalidSetting> {
+    let template = template(queue, conversion, id, attempt, surroundings)?;
+    let mut labels = labels(queue, id, attempt);
+    let queue_name = &queue.spec.worker.queue_name;
+    let kueue = surroundings.kueue && !queue_name.is_empty();
+    if kueue {
+        labels.insert(names::LABEL_KUEUE.to_owned(), queue_name.clone());
+    }
+    Ok(Job {
+        metadata: ObjectMeta {
+            name: Some(names::job(id, attempt)),
+            namespace: conversion.namespace(),
+            labels: Some(labels),
+            annotations: Some([(names::ANNOTATION_TEMPLATE.to_owned(), digest(&template))].into()),
+            owner_references: conversion.controller_owner_ref(&()).map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            parallelism: Some(1),
+            completions: Some(1),
+            backoff_limit: Some(0),
+            pod_replacement_policy: Some("Failed".to_owned()),
+            pod_failure_policy: Some(PodFailurePolicy {
+                rules: vec![PodFailurePolicyRule {
+                    action: "Ignore".to_owned(),
+                    on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+                        type_: "DisruptionTarget".to_owned(),
+                        status: "True".to_owned(),
+                    }]),
+                    on_exit_codes: None,
+                }],
+            }),
+            suspend: kueue.then_some(true),
+            template,
+            ..JobSpec::default()
+        }),
+        status: None,
+    })
+}
+
+/// Digest of the template that the specification builds now, to compare with a Job's annotation.
+#[must_use]
+pub fn digest(template: &PodTemplateSpec) -> String {
+    let json = serde_json::to_vec(template).expect("an object for the API server serialises");
+    Sha256::digest(&json).iter().take(8).fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("a string takes any text");
+        hex
+    })
+}
+
+fn labels(queue: &HyperConversion, id: &ConversionId, attempt: Attempt) -> std::collections::BTreeMap<String, String> {
+    let mut labels = names::labels(&queue.name_any(), names::COMPONENT_WORKER);
+    labels.insert(names::LABEL_CONVERSION.to_owned(), id.to_string());
+    labels.insert(names::LABEL_ATTEMPT.to_owned(), attempt.to_string());
+    labels
+}
+
+fn template(
+    queue: &HyperConversion,
+    conversion: &ConversionJob,
+    id: &ConversionId,
+    attempt: Attempt,
+    surroundings: &Surroundings,
+) -> Result<PodTemplateSpec, InvalidSetting> {
+    let settings = queue.spec.conversion.overridden_by(&conversion.spec.conversion);
+    let options = serde_json::to_string(&settings.options()?).expect("options are plain values");
+    let spec = &queue.spec;
+    let worker = &spec.worker;
+    let mut volumes = pod::claim_volumes(queue);
+    volumes.push(pod::empty_dir("tmp", TMP_SIZE, None));
+    let claim = pod::sub_path(&spec.queue, &names::claim_path(id));
+    let work = pod::sub_path(&spec.output, &names::work_path(id, attempt));
+    let container = Container {
+        name: names::CONTAINER_WORKER.to_owned(),
+        image: Some(surroundings.image.name.clone()),
+        image_pull_policy: Some(surroundings.image.pull_policy.clone()),
+        command: Some(vec!["hyper2kvm".to_owned(), "worker".to_owned()]),
+        env: Some(environment(queue, attempt, options)),
+        resources: Some(worker.resources.clone()),
+        volume_mounts: Some(vec![
+            pod::mount(pod::QUEUE_VOLUME, names::CLAIM_DIR, claim, true),
+            pod::mount(pod::output_volume(queue), names::WORK_DIR, work, false),
+            pod::mount("tmp", "/tmp", None, false),
+        ]),
+        security_context: Some(pod::container_security()),
+        termination_message_path: Some(names::TERMINATION_LOG.to_owned()),
+        termination_message_policy: Some("File".to_owned()),
+        ..Container::default()
+    };
+    Ok(PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels(queue, id, attempt)),
+            annotations: non_empty_map(&worker.annotations),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            restart_policy: Some("Never".to_owned()),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            active_deadline_seconds: Some(settings.active_deadline_seconds.into()),
+            termination_grace_period_seconds: Some(30),
+            security_context: Some(pod::pod_security(&spec.security_context)),
+            containers: vec![container],
+            volumes: Some(volumes),
+            node_selector: non_empty_map(&worker.node_selector),
+            tolerations: non_empty(&worker.tolerations),
+            affinity: affinity(queue, surroundings.one_node),
+            topology_spread_constraints: non_empty(&worker.topology_spread_constraints),
+            priority_class_name: non_empty_text(&worker.priority_class_name),
+            runtime_class_name: non_empty_text(&worker.runtime_class_name),
+            image_pull_secrets: non_empty(&spec.image_pull_secrets),
+            ..PodSpec::default()
+        }),
+    })
+}
+
+fn environment(queue: &HyperConversion, attempt: Attempt, options: String) -> Vec<EnvVar> {
+    let mut variables = vec![
+        pod::env("HYPER2KVM_CLAIM", names::CLAIM_DIR),
+        pod::env("HYPER2KVM_WORK", names::WORK_DIR),
+        pod::env_field("HYPER2KVM_FOLDER", "metadata.name"),
+        pod::env("HYPER2KVM_OPTIONS", options),
+        pod::env("HYPER2KVM_ATTEMPT", attempt.to_string()),
+        pod::env("HYPER2KVM_TERMINATION_LOG", names::TERMINATION_LOG),
+    ];
+    if cfg!(debug_assertions) {
+        // Faults that tests ask for, one queue at a time.
+        for (annotation, variable) in
+            [("test.hyper2kvm.io/fail", "HYPER2KVM_TEST_FAIL"), ("test.hyper2kvm.io/hang", "HYPER2KVM_TEST_HANG")]
+        {
+            if let Some(value) = queue.annotations().get(annotation) {
+                variables.push(pod::env(variable, value));
+            }
+        }
+    }
+    variables
+}
+
+/// What the specification asks for, and where a volume can't be mounted elsewhere, the watcher's node.
+fn affinity(queue: &HyperConversion, one_node: bool) -> Option<Affinity> {
+    let wanted = queue.spec.worker.affinity.clone();
+    if !one_node {
+        return wanted;
+    }
+    let term = PodAffinityTerm {
+        label_selector: Some(LabelSelector {
+            match_labels: Some(names::selector(&queue.name_any(), names::COMPONENT_WATCHER)),
+            match_expressions: None,
+        }),
+        topology_key: "kubernetes.io/hostname".to_owned(),
+        ..PodAffinityTerm::default()
+    };
+    let mut affinity = wanted.unwrap_or_default();
+    let pods = affinity.pod_affinity.get_or_insert_with(PodAffinity::default);
+    pods.required_during_scheduling_ignored_during_execution.get_or_insert_with(Vec::new).push(term);
+    Some(affinity)
+}
+
+fn non_empty_text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
