@@ -9,7 +9,10 @@ pub mod detect;
 pub mod error;
 pub mod extent;
 mod fields;
+pub mod gzip;
+pub mod manifest;
 mod occupancy;
+pub mod ova;
 pub mod region;
 #[cfg(test)]
 mod resolve;
@@ -20,3 +23,7 @@ pub mod vhd;
 pub use error::Error;
 pub use extent::{Extent, Location};
 pub use region::Region;
+
+#[cfg(test)]
+#[path = "../tests/images/ova.rs"]
+pub(crate) mod sample_ova;

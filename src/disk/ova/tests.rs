@@ -1,0 +1,153 @@
+//! Archives as exporters write them, and as nobody should.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::disk::sample_ova::{END, entry, header, member, ova as sample, pax, sum, tar};
+
+fn region(bytes: &[u8]) -> Region {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Region::whole(Arc::new(file), "vm.ova", bytes.len() as u64)
+}
+
+fn read(member: &OvaMember) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(member.region.len()).unwrap()];
+    member.region.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn refused(bytes: &[u8]) -> (Reason, String) {
+    let error = open(&region(bytes)).unwrap_err();
+    (error.reason, error.to_string())
+}
+
+const OVF: (&str, &[u8]) = ("vm.ovf", b"<Envelope/>");
+
+#[test]
+fn members_are_windows_on_the_archive() {
+    let ova = open(&region(&sample("vm", &[("d1.vmdk", b"first", 512), ("d2.vmdk", b"", 512)]))).unwrap();
+    let names: Vec<_> = ova.members.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["vm.ovf", "vm.mf", "d1.vmdk", "d2.vmdk"]);
+    assert_eq!((ova.ovf, ova.manifest), (0, Some(1)));
+    assert_eq!(read(&ova.members[2]), b"first");
+    assert_eq!(ova.members[2].region.name(), "vm.ova:d1.vmdk");
+}
+
+#[test]
+fn sizes_above_what_octal_holds_are_read() {
+    let mut gnu = header(b"d.vmdk", 0, b'0');
+    gnu[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
+    gnu[257..265].copy_from_slice(b"ustar  \0");
+    sum(&mut gnu);
+    for disk in [
+        entry(&gnu, b"hello"),
+        [pax(&[("size", "5"), ("mtime", "1.5")]), entry(&header(b"d.vmdk", 0, b'0'), b"hello")].concat(),
+        [pax(&[("path", "d.vmdk")]), member("cut off name", b"hello")].concat(),
+        [entry(&header(b"././@LongLink", 7, b'L'), b"d.vmdk\0"), member("x", b"hello")].concat(),
+        [entry(&header(b"g", 12, b'g'), b"12 comment=\n"), member("d.vmdk", b"hello")].concat(),
+    ] {
+        let ova = open(&region(&[member(OVF.0, OVF.1), disk, END.to_vec()].concat())).unwrap();
+        assert_eq!(ova.members[1].name, "d.vmdk");
+        assert_eq!(read(&ova.members[1]), b"hello");
+    }
+}
+
+#[test]
+fn an_archive_without_its_last_zeros_is_read() {
+    let whole = tar(&[OVF, ("d.vmdk", b"x")]);
+    for cut in [512, 1024, 1024 + 511] {
+        assert_eq!(open(&region(&whole[..whole.len() - cut])).unwrap().members.len(), 2, "{cut}");
+    }
+}
+
+#[test]
+fn unsafe_names_and_links_are_refused() {
+    for name in ["../x.vmdk", "/etc/shadow", "a/b", "..", "c:x", "a\nb", "./d.vmdk", "a\\b"] {
+        assert_eq!(refused(&tar(&[OVF, (name, b"")])).0, Reason::UnsafeReference, "{name:?}");
+        let long = [member(OVF.0, OVF.1), pax(&[("path", name)]), member("d", b"")].concat();
+        assert_eq!(refused(&long).0, Reason::UnsafeReference, "{name:?} in pax");
+    }
+    let mut prefixed = header(b"d.vmdk", 0, b'0');
+    prefixed[345..348].copy_from_slice(b"etc");
+    sum(&mut prefixed);
+    assert_eq!(refused(&prefixed).0, Reason::UnsafeReference);
+    for (flag, reason) in [
+        (b'1', Reason::UnsafeReference),
+        (b'2', Reason::UnsafeReference),
+        (b'3', Reason::UnsafeReference),
+        (b'6', Reason::UnsafeReference),
+        (b'K', Reason::UnsafeReference),
+        (b'5', Reason::UnsupportedFormat),
+        (b'S', Reason::UnsupportedFormat),
+        (b'M', Reason::UnsupportedFormat),
+        (b'?', Reason::UnsupportedFormat),
+    ] {
+        let bytes = [member(OVF.0, OVF.1), entry(&header(b"d.vmdk", 0, flag), b"")].concat();
+        assert_eq!(refused(&bytes).0, reason, "{}", char::from(flag));
+    }
+    for (records, reason) in [
+        ([("linkpath", "/etc/shadow")], Reason::UnsafeReference),
+        ([("GNU.sparse.major", "1")], Reason::UnsupportedFormat),
+    ] {
+        assert_eq!(refused(&[pax(&records), member("d", b"")].concat()).0, reason);
+    }
+}
+
+#[test]
+fn archives_that_contradict_themselves_are_refused() {
+    let mut bad_sum = header(b"d.vmdk", 0, b'0');
+    bad_sum[0] = b'e';
+    let mut negative = header(b"d.vmdk", 0, b'0');
+    negative[124..136].fill(0xFF);
+    sum(&mut negative);
+    let mut huge = header(b"d.vmdk", 0, b'0');
+    huge[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]);
+    sum(&mut huge);
+    for (bytes, reason) in [
+        (tar(&[OVF, ("a", b"1"), ("a", b"2")]), Reason::Corrupt),
+        (tar(&[OVF, ("other.OVF", b"")]), Reason::Corrupt),
+        (tar(&[OVF, ("a.mf", b""), ("b.mf", b"")]), Reason::Corrupt),
+        (tar(&[("a.vmdk", b"")]), Reason::MissingMember),
+        (tar(&[("vm.ovf", &vec![b' '; MAX_BYTES + 1])]), Reason::Corrupt),
+        (tar(&[OVF, ("vm.mf", &vec![b' '; manifest::MAX_BYTES + 1])]), Reason::Corrupt),
+        (bad_sum.to_vec(), Reason::Corrupt),
+        (negative.to_vec(), Reason::Corrupt),
+        (huge.to_vec(), Reason::Corrupt),
+        ([pax(&[("size", "-1")]), member("d", b"")].concat(), Reason::Corrupt),
+        (entry(&header(b"x", 3, b'x'), b"99 "), Reason::Corrupt),
+        (entry(&header(b"x", 1 << 30, b'x'), b""), Reason::Corrupt),
+        (header(b"g", 0, b'g').repeat(2000), Reason::UnsupportedFormat),
+        (header(b"d.vmdk", 1000, b'0').to_vec(), Reason::Truncated),
+        (tar(&[OVF])[..520].to_vec(), Reason::Truncated),
+        (tar(&[OVF])[..1024 + 100].to_vec(), Reason::Truncated),
+    ] {
+        let (found, message) = refused(&bytes);
+        assert_eq!(found, reason, "{message}");
+    }
+    let many: Vec<u8> = (0..=MAX_MEMBERS).flat_map(|n| member(&format!("{n}"), b"")).collect();
+    assert_eq!(refused(&many).0, Reason::UnsupportedFormat);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn no_damage_makes_it_panic(at: prop::sample::Index, byte: u8, keep: prop::sample::Index) {
+        let whole = sample("vm", &[("d1.vmdk", b"first", 512)]);
+        let mut bytes = [pax(&[("size", "5"), ("path", "x.nvram")]), member("x", b"12345"), whole].concat();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if byte % 2 == 0 {
+            bytes.truncate(keep.index(bytes.len()) + 1);
+        }
+        if let Ok(ova) = open(&region(&bytes)) {
+            for member in &ova.members {
+                read(member);
+            }
+        }
+    }
+}
