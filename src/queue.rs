@@ -4,6 +4,7 @@
 //! what is to happen is recorded first (claim.json, or the ledger's row), then done, and doing it again after a
 //! crash ends in the same place.
 
+pub mod claim;
 pub mod companions;
 pub mod layout;
 pub mod moves;

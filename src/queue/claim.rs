@@ -1,0 +1,303 @@
+//! Taking an artifact out of the queue directory, and giving it back.
+//!
+//! ```text
+//!  queue ──claim.json written──▶ half-made ──members moved in──▶ claimed
+//!    ▲                              │                              │
+//!    └──── a member changed: all ◀──┘      given back: all ◀───────┘
+//! ```
+//!
+//! claim.json stands first, so that a restart knows every member on its way. A directory without it is no claim.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use super::layout::{CLAIM_FILE, Layout, is_plain_name};
+use super::moves::{self, Method, MoveError};
+use super::names;
+use super::placement::{Placement, PlacementError, PlannedMove, Whereabouts};
+use super::store::{self, StoreError};
+use crate::conversion::{Claim, ConversionId, Member};
+
+/// Longest claim.json that is read: about ten thousand members, more than any split disk has extents.
+const MAX_CLAIM_BYTES: usize = 4 << 20;
+
+/// Why a claim could not be made, read, given back or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    #[error("cannot store the record of claim {id}")]
+    Record {
+        id: ConversionId,
+        #[source]
+        source: StoreError,
+    },
+    #[error("cannot move the members of claim {id}")]
+    Move {
+        id: ConversionId,
+        #[source]
+        source: PlacementError,
+    },
+    /// Another artifact was claimed under this id: choose another one.
+    #[error("claim {0} exists already")]
+    Exists(ConversionId),
+    #[error("cannot make or remove the directory of claim {id}")]
+    Directory {
+        id: ConversionId,
+        #[source]
+        source: MoveError,
+    },
+    /// It still holds these files; removing the claim would lose track of them.
+    #[error("claim {id} still holds {}", .names.join(", "))]
+    NotEmpty { id: ConversionId, names: Vec<String> },
+    #[error("cannot look into {}", .path.display())]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How taking an artifact ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Every member lies in the claim's directory, unchanged.
+    Whole,
+    /// These members changed, or went, before they could be moved: the others are where they came from (or, where
+    /// their names were taken meanwhile, in `.errors/`), and there is no claim.
+    Reversed { changed: Vec<String> },
+}
+
+/// What lies in `.processing/`.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// Claims of this queue, by their ids.
+    pub own: Vec<Claim>,
+    /// Claims of another UID: once their pods are gone, they go back.
+    pub foreign: Vec<Claim>,
+    /// Directories that are no claim though something lies in them, with the reason. They are left alone.
+    pub strays: Vec<(PathBuf, String)>,
+}
+
+/// Takes an artifact: claim.json, then the members. Safe to repeat, from any point where it was cut short: it
+/// completes what it finds half-made, or reverses it where a member has changed.
+pub fn take(layout: &Layout, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
+    record(layout, claim)?;
+    resume(layout, claim, method)
+}
+
+/// Writes claim.json, the first step of [`take`].
+pub fn record(layout: &Layout, claim: &Claim) -> Result<(), ClaimError> {
+    let recording = |source| ClaimError::Record { id: claim.id.clone(), source };
+    match read(layout, &claim.id).map_err(recording)? {
+        Some(found) if found == *claim => return Ok(()),
+        Some(_) => return Err(ClaimError::Exists(claim.id.clone())),
+        None => {}
+    }
+    moves::create_dir(&layout.claim_dir(&claim.id))
+        .map_err(|source| ClaimError::Directory { id: claim.id.clone(), source })?;
+    store::write_json(&layout.claim_file(&claim.id), claim).map_err(recording)
+}
+
+/// Completes or reverses a claim whose claim.json stands: the second step of [`take`], and what a restart does.
+pub fn resume(layout: &Layout, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
+    let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
+    let inward = inward(layout, claim);
+    let changed: Vec<_> = inward
+        .moves
+        .iter()
+        .filter(|planned| !is_unchanged(planned))
+        .map(|planned| planned.member.name.clone())
+        .collect();
+    if changed.is_empty() {
+        match inward.carry_out(method) {
+            Ok(()) => return Ok(Taken::Whole),
+            // Went between the look and the move, or something lies in its way.
+            Err(PlacementError::Gone(_) | PlacementError::Taken(_)) => {}
+            Err(e) => return Err(moving(e)),
+        }
+    }
+    reverse(layout, claim, method)?;
+    Ok(Taken::Reversed { changed })
+}
+
+/// Puts back what [`take`] has moved, and removes the claim.
+fn reverse(layout: &Layout, claim: &Claim, method: Method) -> Result<(), ClaimError> {
+    let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
+    // Each member for itself: an artifact that is incomplete anyway need not stay together.
+    for planned in inward(layout, claim).moves {
+        if matches!(planned.whereabouts(), Whereabouts::AtSource | Whereabouts::Nowhere) {
+            continue;
+        }
+        let alone = Claim { members: vec![planned.member.clone()], ..claim.clone() };
+        let (placement, _) = plan_return(layout, &alone).map_err(moving)?;
+        carry_out(&placement, &layout.errors(), claim.stem(), method).map_err(moving)?;
+    }
+    remove(layout, &claim.id)
+}
+
+/// Carries out a placement that nobody had to record, choosing again below `parent` while names are taken.
+fn carry_out(placement: &Placement, parent: &Path, stem: &str, method: Method) -> Result<(), PlacementError> {
+    let mut again;
+    let mut placement = placement;
+    loop {
+        match placement.carry_out(method) {
+            Err(PlacementError::Taken(_)) => {
+                again = placement.again(parent, stem)?;
+                placement = &again;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Where given back members go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReturnTo {
+    /// Under their names, where they came from.
+    Origin,
+    /// A name was taken there: into `.errors/`.
+    Errors,
+}
+
+/// Chooses where the members of a whole claim go when it is given back. Record it, carry it out, then [`remove`].
+pub fn plan_return(layout: &Layout, claim: &Claim) -> Result<(Placement, ReturnTo), PlacementError> {
+    let from = layout.claim_dir(&claim.id);
+    match Placement::original(claim, &from, &origin(layout, claim))? {
+        Some(placement) => Ok((placement, ReturnTo::Origin)),
+        None => Ok((Placement::choose(claim, &from, &layout.errors())?, ReturnTo::Errors)),
+    }
+}
+
+/// Members in `dir` (the claim's directory, usually) whose size, modification time or inode is not what the claim
+/// says, or that aren't there.
+pub fn changed(dir: &Path, claim: &Claim) -> io::Result<Vec<String>> {
+    let mut changed = Vec::new();
+    for member in &claim.members {
+        match fs::symlink_metadata(dir.join(&member.name)) {
+            Ok(found) if is_same(&found, member) => {}
+            Ok(_) => changed.push(member.name.clone()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => changed.push(member.name.clone()),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(changed)
+}
+
+/// Reads the record of one claim; `None` where there is none.
+pub fn read(layout: &Layout, id: &ConversionId) -> Result<Option<Claim>, StoreError> {
+    store::read_json(&layout.claim_dir(id), CLAIM_FILE, MAX_CLAIM_BYTES)
+}
+
+/// Lists what lies in `.processing/`. Directories that a crash left before their claim.json are removed on the way,
+/// if they are empty.
+pub fn list(layout: &Layout, queue_uid: &str) -> Result<Claims, ClaimError> {
+    let processing = layout.processing();
+    let look = |source| ClaimError::Look { path: processing.clone(), source };
+    let mut claims = Claims::default();
+    for entry in fs::read_dir(&processing).map_err(look)? {
+        let entry = entry.map_err(look)?;
+        let name = entry.file_name();
+        // The lock and its owner file.
+        if name.to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let id = name.to_str().and_then(|name| name.parse::<ConversionId>().ok());
+        let Some(id) = id.filter(|_| entry.file_type().is_ok_and(|t| t.is_dir())) else {
+            claims.strays.push((entry.path(), "is no directory of a claim".to_owned()));
+            continue;
+        };
+        match read(layout, &id) {
+            Ok(Some(claim)) => match fault(&claim, &id) {
+                Some(fault) => claims.strays.push((entry.path(), fault)),
+                None if claim.queue_uid == queue_uid => claims.own.push(claim),
+                None => claims.foreign.push(claim),
+            },
+            Ok(None) => match remove(layout, &id) {
+                Ok(()) => {}
+                Err(e @ ClaimError::NotEmpty { .. }) => claims.strays.push((entry.path(), e.to_string())),
+                Err(e) => return Err(e),
+            },
+            Err(e) => claims.strays.push((entry.path(), e.to_string())),
+        }
+    }
+    claims.own.sort_by(|a, b| a.id.cmp(&b.id));
+    claims.foreign.sort_by(|a, b| a.id.cmp(&b.id));
+    claims.strays.sort();
+    Ok(claims)
+}
+
+/// Removes a claim's record and directory, once its members have left. Gone already is fine.
+pub fn remove(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
+    let dir = layout.claim_dir(id);
+    let look = |source| ClaimError::Look { path: dir.clone(), source };
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(look(e)),
+    };
+    let mut left = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(look)?.file_name().to_string_lossy().into_owned();
+        if name != CLAIM_FILE && name != names::temporary(CLAIM_FILE) {
+            left.push(name);
+        }
+    }
+    if !left.is_empty() {
+        left.sort();
+        return Err(ClaimError::NotEmpty { id: id.clone(), names: left });
+    }
+    let removing = |source| ClaimError::Record { id: id.clone(), source };
+    store::remove(&dir.join(names::temporary(CLAIM_FILE))).map_err(removing)?;
+    store::remove(&dir.join(CLAIM_FILE)).map_err(removing)?;
+    fs::remove_dir(&dir).map_err(look)?;
+    moves::sync_dir(&layout.processing()).map_err(|source| ClaimError::Directory { id: id.clone(), source })
+}
+
+/// The directory that the members came from.
+#[must_use]
+pub fn origin(layout: &Layout, claim: &Claim) -> PathBuf {
+    if claim.origin.is_empty() { layout.queue().to_owned() } else { layout.queue().join(&claim.origin) }
+}
+
+fn inward(layout: &Layout, claim: &Claim) -> Placement {
+    let (from, dir) = (origin(layout, claim), layout.claim_dir(&claim.id));
+    let moves = claim.members.iter().map(|m| PlannedMove {
+        from: from.join(&m.name),
+        to: dir.join(&m.name),
+        member: m.clone(),
+    });
+    Placement { moves: moves.collect(), dir }
+}
+
+/// Whether the member is under one of its two names just as it was claimed.
+fn is_unchanged(planned: &PlannedMove) -> bool {
+    [&planned.from, &planned.to]
+        .iter()
+        .any(|path| fs::symlink_metadata(path).is_ok_and(|found| is_same(&found, &planned.member)))
+}
+
+fn is_same(found: &fs::Metadata, member: &Member) -> bool {
+    let mtime_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+    found.is_file() && (found.len(), mtime_ns, found.ino()) == (member.size_bytes, member.mtime_ns, member.inode)
+}
+
+/// What makes a record no claim: we wrote none that is so.
+fn fault(claim: &Claim, id: &ConversionId) -> Option<String> {
+    let names: std::collections::BTreeSet<_> = claim.members.iter().map(|m| m.name.as_str()).collect();
+    let is_below = Path::new(&claim.origin).components().all(|c| matches!(c, Component::Normal(_)));
+    let is_date = claim.date.len() == 10 && claim.date.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+    let fault = if claim.id != *id {
+        "its claim.json is another claim's"
+    } else if claim.members.first().is_none_or(|m| m.name != claim.primary) || names.len() != claim.members.len() {
+        "its claim.json does not name the primary first and every member once"
+    } else if names.iter().any(|name| !is_plain_name(name) || *name == CLAIM_FILE) || !is_below || !is_date {
+        "its claim.json names something outside the queue directory"
+    } else {
+        return None;
+    };
+    Some(fault.to_owned())
+}
+
+#[cfg(test)]
+mod tests;
