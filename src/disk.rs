@@ -13,6 +13,7 @@ pub mod gzip;
 pub mod manifest;
 mod occupancy;
 pub mod ova;
+pub mod qcow2;
 pub mod region;
 #[cfg(test)]
 mod resolve;

@@ -85,7 +85,6 @@ impl Occupancy {
     }
 
     /// Claims `len` bytes from `offset` for an extent whose first and last unit may hold other shared ones.
-    #[allow(dead_code)] // For compressed clusters, which share host clusters.
     pub(crate) fn share(&mut self, offset: u64, len: u64) -> Result<(), Taken> {
         let (first, end) = self.units(offset, len);
         self.ascending &= first >= self.frontier || (self.last_shared && first + 1 == self.frontier);

@@ -1,0 +1,83 @@
+//! The walk over L1 and L2 tables, one page of each at a time.
+
+use std::ops::Range;
+
+use super::Qcow2;
+use super::entry::{self, Entry};
+use crate::disk::Error;
+use crate::disk::table::Table;
+
+/// One step of the walk.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// An L2 table at this place in the file is entered.
+    Table { host: u64, place: u64 },
+    /// Guest bytes of one cluster, or of all clusters that a missing L2 table would map. `place` is the entry's, for
+    /// errors.
+    Clusters { guest: Range<u64>, entry: Entry, place: u64 },
+}
+
+/// Yields the clusters in guest order, each L2 table before its clusters.
+pub(super) struct Walk<'a> {
+    image: &'a Qcow2,
+    l1: Table<8>,
+    /// The L2 table held and the index of its L1 entry.
+    l2: Option<(u64, Table<8>)>,
+    /// The guest byte reached.
+    guest: u64,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(image: &'a Qcow2) -> Self {
+        Self { image, l1: Table::new(image.header.l1_offset, image.header.l1_entries), l2: None, guest: 0 }
+    }
+
+    fn word(image: &Qcow2, table: &mut Table<8>, index: u64) -> Result<u64, Error> {
+        table.entry(index, |buffer, at| image.region.read_exact_at(buffer, at)).map(u64::from_be_bytes)
+    }
+
+    fn step(&mut self) -> Result<Step, Error> {
+        let image = self.image;
+        let covered = image.l2_entries() << image.header.cluster_bits;
+        let l1_index = self.guest / covered;
+        if let Some((_, table)) = self.l2.as_mut().filter(|(held, _)| *held == l1_index) {
+            let index = (self.guest % covered) >> image.header.cluster_bits;
+            let (first, words) = if image.header.extended_l2 { (index * 2, 2) } else { (index, 1) };
+            let place = table.place(first);
+            let word = Self::word(image, table, first)?;
+            let bitmap = if words == 2 { Some(Self::word(image, table, first + 1)?) } else { None };
+            let entry = entry::l2(word, bitmap, image.header.cluster_bits, image.header.version)
+                .map_err(|message| Error::corrupt(image.region.name(), place, message))?;
+            return Ok(Step::Clusters { guest: self.advance(image.cluster()), entry, place });
+        }
+        let place = self.l1.place(l1_index);
+        let word = Self::word(image, &mut self.l1, l1_index)?;
+        match entry::l1(word, image.header.cluster_bits) {
+            Err(message) => Err(Error::corrupt(image.region.name(), place, message)),
+            Ok(None) => Ok(Step::Clusters { guest: self.advance(covered), entry: Entry::Unallocated, place }),
+            Ok(Some(host)) => {
+                if host.checked_add(image.cluster()).is_none_or(|end| end > image.region.len()) {
+                    let message = format!("needs an L2 table at byte {host}, but the file ends before its end");
+                    return Err(Error::truncated(image.region.name(), place, message));
+                }
+                self.l2 = Some((l1_index, Table::new(host, image.cluster() / 8)));
+                // The table's first cluster comes with the next step, at the same guest byte.
+                Ok(Step::Table { host, place })
+            }
+        }
+    }
+
+    fn advance(&mut self, by: u64) -> Range<u64> {
+        let start = self.guest;
+        self.guest = (start + by).min(self.image.size);
+        start..self.guest
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = Result<Step, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        (self.guest < self.image.size).then(|| self.step())
+    }
+}
