@@ -11,10 +11,12 @@
 
 #[cfg(feature = "cluster")]
 pub mod cluster;
+pub mod config;
 pub mod control;
 pub mod conversion;
 pub mod disk;
 pub mod executor;
 pub mod ledger;
+pub mod notification;
 pub mod queue;
 pub mod stats;

@@ -1,0 +1,5 @@
+//! Tells people about conversions: webhooks and e-mail.
+
+mod config;
+
+pub use config::{EmailConfig, Encryption, NotificationConfig, Secret, WebhookConfig, WebhookKind};

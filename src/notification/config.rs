@@ -1,0 +1,112 @@
+//! What is announced, and where to.
+
+use std::fmt;
+use std::time::Duration;
+
+use lettre::message::Mailbox;
+use reqwest::Url;
+use reqwest::header::HeaderMap;
+
+/// Something that must not be seen in a log: printed as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret<T>(T);
+
+impl<T> Secret<T> {
+    /// Hides `value`.
+    pub fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The value, for where it has to be sent.
+    pub fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Which events are announced, and through which channels; without a channel, none is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotificationConfig {
+    pub on_success: bool,
+    /// Failures for good, and a full output volume.
+    pub on_failure: bool,
+    pub on_stalled: bool,
+    /// How long nothing may happen to a queue that isn't empty before that counts as stalled.
+    pub stall_after: Duration,
+    pub webhook: Option<WebhookConfig>,
+    pub email: Option<EmailConfig>,
+}
+
+impl Default for NotificationConfig {
+    fn default() -> Self {
+        Self {
+            on_success: false,
+            on_failure: true,
+            on_stalled: true,
+            stall_after: Duration::from_secs(60 * 60),
+            webhook: None,
+            email: None,
+        }
+    }
+}
+
+/// Whose shape a webhook's body takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WebhookKind {
+    Slack,
+    Discord,
+    #[default]
+    Generic,
+}
+
+impl WebhookKind {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Slack => "slack",
+            Self::Discord => "discord",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// Where a webhook goes. Its URL is a secret: for Slack and Discord whoever knows it may post.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebhookConfig {
+    pub kind: WebhookKind,
+    pub url: Secret<Url>,
+    /// Further headers; their values are marked sensitive.
+    pub headers: HeaderMap,
+}
+
+/// How the connection to a mail server is kept private.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// STARTTLS, required.
+    Starttls,
+    /// TLS from the first byte (port 465).
+    Tls,
+    /// None: for a relay on the same host.
+    None,
+}
+
+/// Where mail goes, and through whom.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmailConfig {
+    pub host: String,
+    pub port: u16,
+    pub encryption: Encryption,
+    pub from: Mailbox,
+    /// At least one.
+    pub to: Vec<Mailbox>,
+    pub username: Option<String>,
+    pub password: Option<Secret<String>>,
+    /// What every subject begins with.
+    pub subject_prefix: String,
+}
