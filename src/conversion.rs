@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod claim;
+pub mod domain;
 pub mod failure;
 pub mod id;
 pub mod lifecycle;
@@ -10,6 +11,7 @@ pub mod report;
 pub mod status;
 
 pub use claim::{Claim, Member};
+pub use domain::domain_xml;
 pub use failure::{Class, Failure, Phase, Reason, Stage};
 pub use id::{Attempt, ConversionId};
 pub use options::{Compression, ConversionOptions, OutputFormat};
