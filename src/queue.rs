@@ -6,9 +6,12 @@
 
 pub mod claim;
 pub mod companions;
+pub mod dispose;
+pub mod error_file;
 pub mod layout;
 pub mod moves;
 pub mod names;
+pub mod park;
 pub mod placement;
 pub mod scan;
 pub mod settle;

@@ -131,24 +131,11 @@ fn reverse(layout: &Layout, claim: &Claim, method: Method) -> Result<(), ClaimEr
         }
         let alone = Claim { members: vec![planned.member.clone()], ..claim.clone() };
         let (placement, _) = plan_return(layout, &alone).map_err(moving)?;
-        carry_out(&placement, &layout.errors(), claim.stem(), method).map_err(moving)?;
+        placement
+            .carry_out_recorded(&layout.errors(), claim.stem(), method, |_| Ok::<_, PlacementError>(()))
+            .map_err(moving)?;
     }
     remove(layout, &claim.id)
-}
-
-/// Carries out a placement that nobody had to record, choosing again below `parent` while names are taken.
-fn carry_out(placement: &Placement, parent: &Path, stem: &str, method: Method) -> Result<(), PlacementError> {
-    let mut again;
-    let mut placement = placement;
-    loop {
-        match placement.carry_out(method) {
-            Err(PlacementError::Taken(_)) => {
-                again = placement.again(parent, stem)?;
-                placement = &again;
-            }
-            done => return done,
-        }
-    }
 }
 
 /// Where given back members go.
@@ -300,4 +287,4 @@ fn fault(claim: &Claim, id: &ConversionId) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::Layout;
 use super::moves::{self, Method, MoveError, create_dir, is_same_file, is_taken};
 use super::names;
 use crate::conversion::{Claim, Member};
@@ -125,6 +126,26 @@ impl Placement {
         if gone.is_empty() { Ok(()) } else { Err(PlacementError::Gone(gone)) }
     }
 
+    /// Records the placement, carries it out, and while names are taken chooses again below `parent`. Returns what was
+    /// carried out in the end.
+    pub fn carry_out_recorded<E: From<PlacementError>>(
+        self,
+        parent: &Path,
+        stem: &str,
+        method: Method,
+        mut record: impl FnMut(&Self) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut placement = self;
+        loop {
+            record(&placement)?;
+            match placement.carry_out(method) {
+                Ok(()) => return Ok(placement),
+                Err(PlacementError::Taken(_)) => placement = placement.again(parent, stem)?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
     /// Where the primary goes.
     #[must_use]
     pub fn primary(&self) -> &Path {
@@ -193,6 +214,12 @@ fn choose(found: &[(PathBuf, Member)], dir: &Path, stem: &str) -> Result<Placeme
         }
     }
     Err(PlacementError::NoName { dir: dir.to_owned(), name: stem.to_owned() })
+}
+
+/// `path` relative to the queue directory, as the ledger and statuses write it.
+#[must_use]
+pub fn relative(layout: &Layout, path: &Path) -> String {
+    path.strip_prefix(layout.queue()).unwrap_or(path).to_string_lossy().into_owned()
 }
 
 fn taken(path: &Path) -> Result<bool, PlacementError> {

@@ -54,9 +54,11 @@ impl Entry {
         Member { name: self.name.clone(), size_bytes: self.size, mtime_ns: self.mtime_ns, inode: self.inode }
     }
 
-    fn new(name: String, found: &Metadata) -> Self {
+    /// The entry called `name`, of which the system says this.
+    #[must_use]
+    pub fn of(name: &str, found: &Metadata) -> Self {
         Self {
-            name,
+            name: name.to_owned(),
             kind: kind(found.file_type()),
             size: found.len(),
             mtime_ns: nanoseconds(found.mtime(), found.mtime_nsec()),
@@ -155,7 +157,7 @@ fn list_at_most(dir: &Path, limit: usize) -> io::Result<Listing> {
         };
         match name.to_str() {
             Some(name) => {
-                let entry = Entry::new(name.to_owned(), &found);
+                let entry = Entry::of(name, &found);
                 match role(&entry) {
                     Role::Candidate | Role::Companion => listing.entries.push(entry),
                     Role::Refused(refusal) => {

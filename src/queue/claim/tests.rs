@@ -9,7 +9,7 @@ use crate::queue::scan;
 
 const NAMES: [&str; 3] = ["vm.ovf", "-a:b,c\n.vmdk", "b.vmdk"];
 
-fn layout(dir: &TempDir) -> Layout {
+pub(in crate::queue) fn layout(dir: &TempDir) -> Layout {
     let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
     for path in layout.standing() {
         fs::create_dir_all(path).unwrap();
@@ -17,7 +17,7 @@ fn layout(dir: &TempDir) -> Layout {
     layout
 }
 
-fn dropped(layout: &Layout, names: &[&str]) -> Claim {
+pub(in crate::queue) fn dropped(layout: &Layout, names: &[&str]) -> Claim {
     let members = names.iter().map(|name| {
         fs::write(layout.queue().join(name), name).unwrap();
         scan::look(layout.queue(), name).unwrap().unwrap().member()
@@ -34,7 +34,7 @@ fn dropped(layout: &Layout, names: &[&str]) -> Claim {
     }
 }
 
-fn visible(dir: &Path) -> Vec<String> {
+pub(in crate::queue) fn visible(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
     names.sort();

@@ -85,9 +85,13 @@ fn a_name_taken_on_the_way_sends_the_whole_group_elsewhere(
     let (group, from, to) = claim(&dir, &["vm.ovf", "a.vmdk"]);
     let placement = Placement::choose(&group, &from, &to).unwrap();
     fs::write(to.join("a.vmdk"), "somebody else's").unwrap();
-    assert!(matches!(placement.carry_out(method), Err(PlacementError::Taken(_))));
-    let again = placement.again(&to, group.stem()).unwrap();
-    again.carry_out(method).unwrap();
+    let mut recorded = Vec::new();
+    let record = |p: &Placement| {
+        recorded.push(p.clone());
+        Ok::<_, PlacementError>(())
+    };
+    let again = placement.clone().carry_out_recorded(&to, group.stem(), method, record).unwrap();
+    assert_eq!(recorded, [placement, again]);
     assert_eq!(names(&to), ["a.vmdk", "vm-1"]);
     assert_eq!(names(&to.join("vm-1")), ["a.vmdk", "vm.ovf"]);
     assert_eq!(fs::read_to_string(to.join("a.vmdk")).unwrap(), "somebody else's");

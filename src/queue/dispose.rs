@@ -1,0 +1,142 @@
+//! Where sources end, and what is tidied up behind a conversion.
+
+use std::fs;
+use std::io;
+
+use super::claim::{self, ClaimError};
+use super::layout::Layout;
+use super::placement::{Placement, PlacementError};
+use crate::conversion::ConversionId;
+use crate::conversion::{Claim, status::End};
+
+/// What becomes of the source when a conversion has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposal {
+    /// To `.processed/<date>/`.
+    Archive,
+    /// Back under its name (`archive_processed: false`); to the archive where that name was taken meanwhile.
+    InPlace,
+    /// To `.errors/`.
+    Errors,
+}
+
+impl Disposal {
+    /// What an end calls for. A conversion that is given back has its own way ([`claim::plan_return`]).
+    #[must_use]
+    pub const fn of(end: End, archive_processed: bool) -> Self {
+        match (end, archive_processed) {
+            (End::Succeeded | End::Duplicate, true) => Self::Archive,
+            (End::Succeeded | End::Duplicate, false) => Self::InPlace,
+            (End::Failed | End::Cancelled, _) => Self::Errors,
+        }
+    }
+}
+
+/// Chooses where the members go that lie in their claim. Record it, carry it out, then [`tidy`].
+pub fn plan(layout: &Layout, claim: &Claim, disposal: Disposal) -> Result<Placement, PlacementError> {
+    let from = layout.claim_dir(&claim.id);
+    let archive = || Placement::choose(claim, &from, &layout.processed(&claim.date));
+    match disposal {
+        Disposal::Archive => archive(),
+        Disposal::Errors => Placement::choose(claim, &from, &layout.errors()),
+        Disposal::InPlace => match Placement::original(claim, &from, &claim::origin(layout, claim))? {
+            Some(placement) => Ok(placement),
+            None => archive(),
+        },
+    }
+}
+
+/// Removes the claim's directory and every work directory of the conversion. Gone already is fine.
+pub fn tidy(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
+    remove_work(layout, id)?;
+    claim::remove(layout, id)
+}
+
+/// Removes every work directory of the conversion: waste, once nothing of it runs any more.
+pub fn remove_work(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
+    let work = layout.work_of(id);
+    match fs::remove_dir_all(&work) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ClaimError::Look { path: work, source }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use tempfile::tempdir;
+
+    use super::super::claim::tests::{dropped, layout, visible};
+    use super::*;
+    use crate::conversion::Attempt;
+    use crate::queue::Method;
+
+    #[rstest]
+    fn sources_end_where_users_look_for_them(
+        #[values(Method::NoReplace, Method::Fallback)] method: Method,
+        #[values(0, 1, 2)] moved: usize,
+        #[values(Disposal::Archive, Disposal::InPlace, Disposal::Errors)] disposal: Disposal,
+    ) {
+        let dir = tempdir().unwrap();
+        let layout = layout(&dir);
+        let claim = dropped(&layout, &["vm.ovf", "a.vmdk"]);
+        claim::take(&layout, &claim, method).unwrap();
+        let work = layout.work_dir(&claim.id, Attempt::FIRST);
+        fs::create_dir_all(work.join("worker")).unwrap();
+        fs::write(work.join("worker/waste"), "").unwrap();
+        let placement = plan(&layout, &claim, disposal).unwrap();
+        fs::create_dir_all(&placement.dir).unwrap();
+        for planned in &placement.moves[..moved] {
+            fs::rename(&planned.from, &planned.to).unwrap();
+        }
+        placement.carry_out(method).unwrap();
+        tidy(&layout, &claim.id).unwrap();
+        tidy(&layout, &claim.id).unwrap();
+        let end = match disposal {
+            Disposal::Archive => layout.processed("2026-01-17"),
+            Disposal::InPlace => layout.queue().to_owned(),
+            Disposal::Errors => layout.errors(),
+        };
+        assert_eq!(visible(&end), ["a.vmdk", "vm.ovf"]);
+        assert_eq!((visible(&layout.processing()), visible(&layout.work())), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_second_file_of_one_name_and_day_gets_a_number() {
+        let dir = tempdir().unwrap();
+        let layout = layout(&dir);
+        for _ in 0..3 {
+            let claim = dropped(&layout, &["vm.vmdk"]);
+            claim::take(&layout, &claim, Method::NoReplace).unwrap();
+            plan(&layout, &claim, Disposal::Archive).unwrap().carry_out(Method::NoReplace).unwrap();
+            tidy(&layout, &claim.id).unwrap();
+        }
+        assert_eq!(visible(&layout.processed("2026-01-17")), ["vm-1.vmdk", "vm-2.vmdk", "vm.vmdk"]);
+    }
+
+    #[test]
+    fn a_source_that_cannot_stay_in_place_is_archived_and_replaces_nothing() {
+        let dir = tempdir().unwrap();
+        let layout = layout(&dir);
+        let claim = dropped(&layout, &["vm.vmdk"]);
+        claim::take(&layout, &claim, Method::NoReplace).unwrap();
+        fs::write(layout.queue().join("vm.vmdk"), "the next one").unwrap();
+        plan(&layout, &claim, Disposal::InPlace).unwrap().carry_out(Method::NoReplace).unwrap();
+        assert_eq!(visible(&layout.processed("2026-01-17")), ["vm.vmdk"]);
+        assert_eq!(fs::read_to_string(layout.queue().join("vm.vmdk")).unwrap(), "the next one");
+    }
+
+    #[test]
+    fn a_source_is_archived_only_after_success() {
+        for (end, archive, disposal) in [
+            (End::Succeeded, true, Disposal::Archive),
+            (End::Duplicate, true, Disposal::Archive),
+            (End::Succeeded, false, Disposal::InPlace),
+            (End::Duplicate, false, Disposal::InPlace),
+            (End::Failed, true, Disposal::Errors),
+            (End::Cancelled, false, Disposal::Errors),
+        ] {
+            assert_eq!(Disposal::of(end, archive), disposal);
+        }
+    }
+}

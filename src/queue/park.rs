@@ -1,0 +1,106 @@
+//! Between attempts an artifact lies in `.errors/` with its error.json, and comes back when its time has come.
+
+use std::fs;
+
+use super::layout::Layout;
+use super::placement::{Placement, PlacementError};
+use super::scan::Entry;
+use crate::conversion::Claim;
+
+/// Chooses where the members of a claim are parked. Record it, carry it out, then write error.json beside
+/// [`Placement::primary`]. claim.json stays: the claim goes on.
+pub fn plan(layout: &Layout, claim: &Claim) -> Result<Placement, PlacementError> {
+    Placement::choose(claim, &layout.claim_dir(&claim.id), &layout.errors())
+}
+
+/// The way back into the claim from where it is parked. Record it if need be: it follows from what is recorded.
+#[must_use]
+pub fn plan_back(layout: &Layout, claim: &Claim, parked: &Placement) -> Placement {
+    parked.reversed(&layout.claim_dir(&claim.id))
+}
+
+/// How parked members compare with their claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// As they were: they may be taken back without settling anew.
+    Unchanged,
+    /// These have another size, time or inode: they must settle anew.
+    Changed(Vec<String>),
+    /// Somebody took these away (to drop them anew, usually): the retry is off.
+    Gone(Vec<String>),
+}
+
+/// Looks at parked members, wherever a crash left them on their way to or from `.errors/`.
+#[must_use]
+pub fn look(parked: &Placement) -> Parked {
+    let (mut changed, mut gone) = (Vec::new(), Vec::new());
+    for planned in &parked.moves {
+        let found: Vec<_> = [&planned.to, &planned.from]
+            .into_iter()
+            .filter_map(|path| fs::symlink_metadata(path).ok().map(|found| Entry::of(&planned.member.name, &found)))
+            .collect();
+        if found.iter().any(|entry| entry.member() == planned.member) {
+            continue;
+        }
+        let name = planned.member.name.clone();
+        if found.is_empty() { gone.push(name) } else { changed.push(name) }
+    }
+    if !gone.is_empty() {
+        Parked::Gone(gone)
+    } else if changed.is_empty() {
+        Parked::Unchanged
+    } else {
+        Parked::Changed(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use tempfile::tempdir;
+
+    use super::super::claim;
+    use super::super::claim::tests::{dropped, layout, visible};
+    use super::*;
+    use crate::queue::Method;
+
+    #[rstest]
+    fn an_artifact_is_parked_and_comes_back_wherever_it_was_cut_short(
+        #[values(Method::NoReplace, Method::Fallback)] method: Method,
+        #[values(0, 1, 2)] moved: usize,
+    ) {
+        let dir = tempdir().unwrap();
+        let layout = layout(&dir);
+        let claim = dropped(&layout, &["vm.ovf", "a.vmdk"]);
+        claim::take(&layout, &claim, method).unwrap();
+        let parked = plan(&layout, &claim).unwrap();
+        for planned in &parked.moves[..moved] {
+            fs::rename(&planned.from, &planned.to).unwrap();
+        }
+        assert_eq!(look(&parked), Parked::Unchanged);
+        parked.carry_out(method).unwrap();
+        assert_eq!(visible(&layout.errors()), ["a.vmdk", "vm.ovf"]);
+        let back = plan_back(&layout, &claim, &parked);
+        for planned in &back.moves[..moved] {
+            fs::rename(&planned.from, &planned.to).unwrap();
+        }
+        assert_eq!(look(&parked), Parked::Unchanged);
+        back.carry_out(method).unwrap();
+        assert_eq!(claim::changed(&layout.claim_dir(&claim.id), &claim).unwrap(), Vec::<String>::new());
+        assert_eq!(visible(&layout.errors()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_was_done_to_a_parked_artifact_is_noticed() {
+        let dir = tempdir().unwrap();
+        let layout = layout(&dir);
+        let claim = dropped(&layout, &["vm.ovf", "a.vmdk"]);
+        claim::take(&layout, &claim, Method::NoReplace).unwrap();
+        let parked = plan(&layout, &claim).unwrap();
+        parked.carry_out(Method::NoReplace).unwrap();
+        fs::write(layout.errors().join("a.vmdk"), "corrected in place").unwrap();
+        assert_eq!(look(&parked), Parked::Changed(vec!["a.vmdk".to_owned()]));
+        fs::rename(layout.errors().join("vm.ovf"), layout.queue().join("vm.ovf")).unwrap();
+        assert_eq!(look(&parked), Parked::Gone(vec!["vm.ovf".to_owned()]));
+    }
+}
