@@ -10,21 +10,31 @@ pub mod error;
 pub mod extent;
 mod fields;
 pub mod gzip;
+pub mod image;
 pub mod manifest;
 mod occupancy;
 pub mod ova;
+pub mod pipeline;
 pub mod qcow2;
+pub mod raw;
 pub mod region;
 #[cfg(test)]
 mod resolve;
 mod table;
 pub mod vdi;
+pub mod verify;
 pub mod vhd;
+pub mod vmdk;
+pub mod writer;
 
 pub use error::Error;
 pub use extent::{Extent, Location};
+pub use image::{Image, Layout};
 pub use region::Region;
 
 #[cfg(test)]
 #[path = "../tests/images/ova.rs"]
 pub(crate) mod sample_ova;
+#[cfg(test)]
+#[path = "../tests/images/vmdk.rs"]
+pub(crate) mod sample_vmdk;

@@ -18,6 +18,20 @@ impl Extent {
         self.guest.end - self.guest.start
     }
 
+    /// The same extent of a disk that starts at guest byte `guest` and whose regions are counted from `file`.
+    #[must_use]
+    pub fn moved(self, guest: u64, file: usize) -> Self {
+        let at = match self.at {
+            Location::Zero => Location::Zero,
+            Location::Stored { file: of, offset } => Location::Stored { file: of + file, offset },
+            Location::Deflate { file: of, offset, len, zlib } => {
+                Location::Deflate { file: of + file, offset, len, zlib }
+            }
+            Location::Zstd { file: of, offset, len } => Location::Zstd { file: of + file, offset, len },
+        };
+        Self { guest: self.guest.start + guest..self.guest.end + guest, at }
+    }
+
     /// Never true of an extent that a map yields.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -32,9 +46,39 @@ pub enum Location {
     Zero,
     /// As they are.
     Stored { file: usize, offset: u64 },
-    /// One deflate stream that inflates to the extent's length. With `zlib`, it has zlib's header and adler32 (RFC
-    /// 1950), else it is raw (RFC 1951) and `len` is an upper bound.
+    /// One deflate stream that inflates to the extent's length, or to more where the extent is the disk's last and cut
+    /// by its size. With `zlib`, it has zlib's header and adler32 (RFC 1950) and is `len` bytes long; else it is raw
+    /// (RFC 1951), and `len` is an upper bound that may pass the end of the file.
     Deflate { file: usize, offset: u64, len: u32, zlib: bool },
-    /// One zstd stream (RFC 8878) that decodes to the extent's length; `len` is an upper bound.
+    /// One zstd stream (RFC 8878) that decodes to the extent's length, with the same exception; `len` is an upper bound.
     Zstd { file: usize, offset: u64, len: u32 },
+}
+
+/// Joins neighbours that are one stretch: zeros next to zeros, and stored bytes that go on in the same file.
+pub(crate) fn coalesced<E, I>(extents: I) -> impl Iterator<Item = Result<Extent, E>> + Send
+where
+    I: Iterator<Item = Result<Extent, E>> + Send,
+    E: Send,
+{
+    let mut extents = extents.peekable();
+    std::iter::from_fn(move || {
+        let mut extent = match extents.next()? {
+            Ok(extent) => extent,
+            Err(e) => return Some(Err(e)),
+        };
+        while let Some(Ok(next)) = extents.next_if(|next| next.as_ref().is_ok_and(|next| continues(&extent, next))) {
+            extent.guest.end = next.guest.end;
+        }
+        Some(Ok(extent))
+    })
+}
+
+fn continues(extent: &Extent, next: &Extent) -> bool {
+    match (extent.at, next.at) {
+        (Location::Zero, Location::Zero) => true,
+        (Location::Stored { file, offset }, Location::Stored { file: next_file, offset: next_offset }) => {
+            file == next_file && offset + extent.len() == next_offset
+        }
+        _ => false,
+    }
 }

@@ -1,0 +1,121 @@
+//! A disk image of any format: the files it lies in and how they make up the guest's disk.
+
+use super::raw::Raw;
+use super::vmdk::Vmdk;
+use super::{Error, Extent, Location, Region, raw, vmdk};
+
+/// One guest disk, opened and checked.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The files that [`Location`]s number.
+    pub regions: Vec<Region>,
+    pub layout: Layout,
+}
+
+/// How the regions make up the disk.
+#[derive(Clone, Debug)]
+pub enum Layout {
+    Raw(Raw),
+    /// A sparse VMDK extent: monolithicSparse, streamOptimized, or a part of a split disk.
+    Vmdk(Vmdk),
+    /// Extents as a descriptor lists them, in guest order, without gaps.
+    Listed {
+        kind: &'static str,
+        extents: Vec<Extent>,
+    },
+    /// Disks one behind the other, each with its own regions.
+    Joined {
+        kind: &'static str,
+        parts: Vec<Image>,
+    },
+}
+
+/// The map of an image.
+pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent, Error>> + Send + 'a>;
+
+impl Image {
+    /// A raw image.
+    pub fn raw(region: &Region) -> Result<Self, Error> {
+        Ok(Self { regions: vec![region.clone()], layout: Layout::Raw(raw::open(region)?) })
+    }
+
+    /// A monolithicSparse or streamOptimized VMDK.
+    pub fn vmdk(region: &Region) -> Result<Self, Error> {
+        Ok(Self { regions: vec![region.clone()], layout: Layout::Vmdk(vmdk::open(region)?) })
+    }
+
+    /// Disks one behind the other make one disk; locations count the parts' regions in order.
+    #[must_use]
+    pub fn joined(kind: &'static str, parts: Vec<Self>) -> Self {
+        let regions = parts.iter().flat_map(|part| part.regions.iter().cloned()).collect();
+        Self { regions, layout: Layout::Joined { kind, parts } }
+    }
+
+    /// Size of the guest's disk in bytes.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        match &self.layout {
+            Layout::Raw(raw) => raw.virtual_size(),
+            Layout::Vmdk(vmdk) => vmdk.virtual_size(),
+            Layout::Listed { extents, .. } => extents.last().map_or(0, |last| last.guest.end),
+            Layout::Joined { parts, .. } => parts.iter().map(Self::virtual_size).sum(),
+        }
+    }
+
+    /// What it is, in words for a person.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match &self.layout {
+            Layout::Raw(raw) => raw.kind(),
+            Layout::Vmdk(vmdk) => vmdk.kind(),
+            Layout::Listed { kind, .. } | Layout::Joined { kind, .. } => kind,
+        }
+    }
+
+    /// Guest bytes that are stored, an upper bound of what an uncompressed copy writes; `None` where only a copy tells.
+    #[must_use]
+    pub fn data_bytes(&self) -> Option<u64> {
+        match &self.layout {
+            Layout::Raw(raw) => raw.data_bytes(),
+            Layout::Vmdk(vmdk) => Some(vmdk.data_bytes()),
+            Layout::Listed { extents, .. } => {
+                Some(extents.iter().filter(|extent| extent.at != Location::Zero).map(Extent::len).sum())
+            }
+            Layout::Joined { parts, .. } => parts.iter().map(Self::data_bytes).sum(),
+        }
+    }
+
+    /// What a person should know about it.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        match &self.layout {
+            Layout::Raw(raw) => raw.warnings(),
+            Layout::Vmdk(vmdk) => vmdk.warnings(),
+            Layout::Listed { .. } => Vec::new(),
+            Layout::Joined { parts, .. } => parts.iter().flat_map(Self::warnings).collect(),
+        }
+    }
+
+    /// The map, in guest order, without gaps, exactly up to the virtual size. Tables are read while it is walked.
+    #[must_use]
+    pub fn extents(&self) -> Extents<'_> {
+        match &self.layout {
+            Layout::Raw(raw) => Box::new(raw.extents()),
+            Layout::Vmdk(vmdk) => Box::new(vmdk.extents()),
+            Layout::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
+            Layout::Joined { parts, .. } => Box::new(joined(parts)),
+        }
+    }
+}
+
+fn joined(parts: &[Image]) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
+    let starts = parts.iter().scan((0, 0), |(guest, file), part| {
+        let start = (*guest, *file);
+        *guest += part.virtual_size();
+        *file += part.regions.len();
+        Some((part, start))
+    });
+    starts.flat_map(|(part, (guest, file))| {
+        part.extents().map(move |extent| extent.map(|extent| extent.moved(guest, file)))
+    })
+}

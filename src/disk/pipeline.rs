@@ -1,0 +1,154 @@
+//! The copy: reads a map, decodes, finds zeros, encodes, and writes in any format.
+//!
+//! ```text
+//!  map ─▶ read (threads) ─▶ decode, encode (N threads) ─▶ allocate in guest order ─▶ write (threads) ─▶ header ─▶ fsync
+//! ```
+//!
+//! Work goes through in batches of half a MiB. A budget in bytes bounds what is in flight; allocation is one thread's, in
+//! guest order, so that the output does not depend on the number of threads.
+
+mod batch;
+mod buffer;
+mod decode;
+mod encode;
+mod output;
+mod queue;
+pub mod replay;
+mod stages;
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub use self::buffer::{ALIGNMENT, Buffer};
+pub use self::encode::{Cluster, Coded, Coding, Content};
+pub use self::output::Output;
+use super::{Error, Image, verify};
+use crate::conversion::{Compression, OutputFormat, Reason};
+
+/// Threads at most: each has its codecs' memory.
+const MAX_THREADS: usize = 16;
+
+/// What to make of an image.
+#[derive(Clone, Debug, Default)]
+pub struct CopyOptions {
+    pub format: OutputFormat,
+    /// For qcow2 only.
+    pub compress: Compression,
+    /// The compression's own level; `None` is its usual one.
+    pub level: Option<u32>,
+    /// Threads that decode and encode; `None` is one for each CPU that the process may use.
+    pub threads: Option<usize>,
+    /// Whether to compute the output's SHA-256, in a second pass.
+    pub checksum: bool,
+    /// Whether to compare source and output byte by byte, in a second pass.
+    pub verify_full: bool,
+    /// Whether to write through the page cache even where the file system takes direct I/O.
+    pub buffered: bool,
+}
+
+/// What the outside sees of a copy and tells it.
+#[derive(Debug, Default)]
+pub struct CopyControl {
+    cancelled: AtomicBool,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl CopyControl {
+    /// Ends the copy: no input or output begins later than the batches at hand, and it fails with `Cancelled`.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was cancelled.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Guest bytes done, zeros included, and guest bytes in all passes; 0 of 0 before the start.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    /// More bytes to do.
+    pub(crate) fn expect(&self, bytes: u64) {
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes done.
+    pub(crate) fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Fails once it was cancelled.
+    pub(crate) fn check(&self, name: &str) -> Result<(), Error> {
+        if self.is_cancelled() {
+            return Err(Error::refuse(Reason::Cancelled, name, "the copy was cancelled"));
+        }
+        Ok(())
+    }
+}
+
+/// A copy that is durable and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Bytes of the guest's disk.
+    pub virtual_size: u64,
+    /// Length of the file in bytes.
+    pub file_size: u64,
+    /// Bytes that the file takes on its volume.
+    pub allocated: u64,
+    /// Bytes written to it.
+    pub written: u64,
+    /// Its SHA-256 in hexadecimal, where asked for.
+    pub sha256: Option<String>,
+}
+
+/// Copies `image` into `file`, which is empty and open for reading and writing; errors call it `name`. The file is
+/// durable and its metadata verified when this returns. After an error its content is worthless.
+///
+/// # Errors
+/// What the source's reader says of it, with the place; `OutputIO`, `OutputFull`, `OutputWouldProbe`; `Cancelled` once
+/// `control` says so; `Internal` where the output does not verify.
+pub fn copy(
+    image: &Image,
+    file: &File,
+    name: &str,
+    options: &CopyOptions,
+    control: &CopyControl,
+) -> Result<Copied, Error> {
+    let size = image.virtual_size();
+    control.expect(size * (1 + u64::from(options.verify_full)));
+    let output = Output::new(file, name, !options.buffered);
+    let threads = options.threads.unwrap_or_else(available_threads).clamp(1, MAX_THREADS);
+    stages::run(image, &output, name, threads, options, control)?;
+    output.buffered()?;
+
+    if options.format == OutputFormat::Qcow2 {
+        verify::qcow2(file, name, control)?;
+    }
+    if options.verify_full {
+        verify::same_guest(image, file, name, options.format, control)?;
+    }
+    let metadata = file.metadata().map_err(|e| Error::writing(name, 0, e))?;
+    let sha256 = if options.checksum { Some(verify::sha256(file, metadata.len(), name, control)?) } else { None };
+    Ok(Copied {
+        virtual_size: size,
+        file_size: metadata.len(),
+        // Its unit is 512 bytes, whatever the block size (stat(2)).
+        allocated: metadata.blocks() * 512,
+        written: output.written(),
+        sha256,
+    })
+}
+
+/// CPUs that this process may use: affinity and cgroup quota.
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests;

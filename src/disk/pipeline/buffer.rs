@@ -1,0 +1,81 @@
+//! Memory that direct I/O takes, and its reuse.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
+
+/// Alignment of memory, length and file offset that direct I/O gets: the page, which every block size divides.
+pub const ALIGNMENT: usize = 4096;
+
+/// Bytes at an aligned address: a slice of a longer vector.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Buffer {
+    /// `len` zero bytes.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        let bytes = vec![0; len + ALIGNMENT];
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        // An allocation that can't tell its alignment is only slower: direct I/O refuses it, buffered I/O does not.
+        let start = if start > ALIGNMENT { 0 } else { start };
+        Self { bytes, start, len }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+/// Buffers that were used once, kept for the next: fresh memory costs a page fault every 4 KiB.
+#[derive(Debug, Default)]
+pub struct Pool {
+    free: Mutex<Vec<Buffer>>,
+}
+
+impl Pool {
+    /// Buffers kept at most.
+    const MAX_FREE: usize = 16;
+    /// Largest buffer kept, in bytes.
+    const MAX_LEN: usize = 1 << 20;
+
+    /// A buffer of `len` bytes with any content.
+    pub fn take(&self, len: usize) -> Buffer {
+        let mut free = self.free.lock().expect("no holder of the pool panics");
+        let fitting = free.iter().rposition(|buffer| buffer.bytes.len() - ALIGNMENT >= len);
+        let Some(mut buffer) = fitting.map(|at| free.swap_remove(at)) else {
+            drop(free);
+            return Buffer::new(len);
+        };
+        buffer.len = len;
+        buffer
+    }
+
+    /// Gives a buffer back.
+    pub fn give(&self, buffer: Buffer) {
+        let mut free = self.free.lock().expect("no holder of the pool panics");
+        if (ALIGNMENT + 1..=Self::MAX_LEN + ALIGNMENT).contains(&buffer.bytes.len()) && free.len() < Self::MAX_FREE {
+            free.push(buffer);
+        }
+    }
+}
+
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<256>();
+    chunks.iter().all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|&byte| byte == 0)
+}

@@ -1,0 +1,202 @@
+//! Turns guest bytes into what a writer stores: runs that are not zero, or compressed clusters.
+
+use std::ops::Range;
+
+use flate2::{Compress, FlushCompress, Status};
+use libdeflater::{CompressionLvl, Compressor};
+
+use super::batch::{CLUSTER, CLUSTER_BYTES};
+use super::buffer::{Buffer, is_zero};
+use super::decode::{Decode, Loaded, within};
+use crate::conversion::Compression;
+use crate::disk::{Error, Extent, Location, Region};
+
+/// Window of QEMU's own deflate clusters: log2 of 4 KiB.
+const STRICT_WINDOW_LOG: u8 = 12;
+const ZLIB_LEVEL: u32 = 6;
+const ZSTD_LEVEL: u32 = 3;
+
+/// How a writer wants its guest bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// Runs of units (a power of two) that hold something else than zeros.
+    Runs { unit: usize },
+    /// Clusters of 64 KiB, compressed. The level is the compression's own, where given.
+    Packed { compression: Compression, level: Option<u32> },
+}
+
+/// A batch, ready to be stored.
+#[derive(Debug)]
+pub struct Coded {
+    pub guest: Range<u64>,
+    /// The guest bytes, padded with zeros to a whole cluster.
+    pub buffer: Buffer,
+    pub content: Content,
+}
+
+/// What of a batch is to be stored.
+#[derive(Debug)]
+pub enum Content {
+    /// These parts of the buffer.
+    Runs(Vec<Range<usize>>),
+    /// These clusters, one after the other; compressed ones take their bytes from `packed` in turn.
+    Packed { packed: Vec<u8>, clusters: Vec<Cluster> },
+}
+
+/// A cluster of 64 KiB of guest bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cluster {
+    Zero,
+    /// Stored as it is: it did not shrink.
+    Plain,
+    /// So many compressed bytes.
+    Packed(u32),
+}
+
+/// The encoders and decoders of one thread.
+pub struct Encode {
+    decode: Decode,
+    codec: Codec,
+    coding: Coding,
+}
+
+enum Codec {
+    None,
+    Deflate(Compressor),
+    /// Deflate with a 4 KiB window.
+    Strict(Compress),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Encode {
+    pub fn new(coding: Coding) -> Result<Self, std::io::Error> {
+        let codec = match coding {
+            Coding::Runs { .. } => Codec::None,
+            Coding::Packed { compression, level } => Codec::new(compression, level)?,
+        };
+        Ok(Self { decode: Decode::new(), codec, coding })
+    }
+
+    /// Decodes and encodes a batch of a disk of `size` bytes. Gives back the input's memory too.
+    pub fn run(&mut self, regions: &[Region], mut loaded: Loaded, size: u64) -> Result<(Coded, Vec<u8>), Error> {
+        let content = match self.coding {
+            Coding::Runs { unit } => {
+                self.decode.run(regions, &mut loaded, size)?;
+                Content::Runs(runs(&loaded.buffer, loaded.batch.len(), unit))
+            }
+            Coding::Packed { compression, .. } => {
+                let passed = if compression == Compression::Zlib { self.pass_through(&mut loaded) } else { Vec::new() };
+                self.decode.run(regions, &mut loaded, size)?;
+                self.pack(&loaded, &passed)
+            }
+        };
+        let Loaded { batch, buffer, input, .. } = loaded;
+        Ok((Coded { guest: batch.guest, buffer, content }, input))
+    }
+
+    /// Finds the streams that can be passed on as they are, verifies them (their guest bytes are in the buffer then) and
+    /// takes them from the list of pieces: returns for each its cluster and its bytes in the input.
+    fn pass_through(&mut self, loaded: &mut Loaded) -> Vec<(usize, Range<usize>)> {
+        let Loaded { batch, buffer, input, places } = loaded;
+        let mut passed = Vec::new();
+        for (piece, place) in batch.pieces.iter_mut().zip(places) {
+            let Extent { guest, at: Location::Deflate { zlib: true, .. } } = piece else { continue };
+            if !guest.start.is_multiple_of(CLUSTER) || guest.end - guest.start != CLUSTER {
+                continue;
+            }
+            let target = within(batch.guest.start, piece);
+            if let Some(body) = self.decode.pass_through(&input[place.clone()], &mut buffer[target.clone()]) {
+                let start = place.start + super::decode::ZLIB_HEADER;
+                passed.push((target.start / CLUSTER_BYTES, start..start + body.len()));
+                // Decoded already: the decoder leaves stored pieces alone.
+                piece.at = Location::Stored { file: 0, offset: 0 };
+            }
+        }
+        passed
+    }
+
+    fn pack(&mut self, loaded: &Loaded, passed: &[(usize, Range<usize>)]) -> Content {
+        let mut packed = Vec::new();
+        let mut clusters = Vec::new();
+        let mut passed = passed.iter().peekable();
+        let len = loaded.batch.len().next_multiple_of(CLUSTER_BYTES);
+        for (number, cluster) in loaded.buffer[..len].chunks_exact(CLUSTER_BYTES).enumerate() {
+            let body = passed.next_if(|(of, _)| *of == number).map(|(_, range)| &loaded.input[range.clone()]);
+            if is_zero(cluster) {
+                clusters.push(Cluster::Zero);
+                continue;
+            }
+            let before = packed.len();
+            match body {
+                Some(body) => packed.extend_from_slice(body),
+                None => self.codec.compress(cluster, &mut packed),
+            }
+            let len = packed.len() - before;
+            if len < CLUSTER_BYTES {
+                clusters.push(Cluster::Packed(u32::try_from(len).expect("below 64 KiB")));
+            } else {
+                packed.truncate(before);
+                clusters.push(Cluster::Plain);
+            }
+        }
+        Content::Packed { packed, clusters }
+    }
+}
+
+impl Codec {
+    fn new(compression: Compression, level: Option<u32>) -> Result<Self, std::io::Error> {
+        Ok(match compression {
+            Compression::None => Self::None,
+            Compression::Zlib => {
+                let level = i32::try_from(level.unwrap_or(ZLIB_LEVEL).clamp(1, 12)).expect("at most 12");
+                Self::Deflate(Compressor::new(CompressionLvl::new(level).expect("libdeflate has levels 0 to 12")))
+            }
+            Compression::ZlibStrict => {
+                // At level 1 with a small output buffer zlib-rs panics.
+                let level = flate2::Compression::new(level.unwrap_or(ZLIB_LEVEL).clamp(2, 9));
+                Self::Strict(Compress::new_with_window_bits(level, false, STRICT_WINDOW_LOG))
+            }
+            Compression::Zstd => {
+                let level = i32::try_from(level.unwrap_or(ZSTD_LEVEL).clamp(1, 19)).expect("at most 19");
+                Self::Zstd(zstd::bulk::Compressor::new(level)?)
+            }
+        })
+    }
+
+    /// Appends the compressed cluster to `packed`; a whole cluster or more means that it did not shrink.
+    fn compress(&mut self, cluster: &[u8], packed: &mut Vec<u8>) {
+        let before = packed.len();
+        packed.resize(before + CLUSTER_BYTES, 0);
+        let target = &mut packed[before..];
+        let len = match self {
+            Self::None => None,
+            Self::Deflate(compressor) => compressor.deflate_compress(cluster, target).ok(),
+            Self::Strict(compress) => {
+                compress.reset();
+                match compress.compress(cluster, target, FlushCompress::Finish) {
+                    Ok(Status::StreamEnd) => usize::try_from(compress.total_out()).ok(),
+                    _ => None,
+                }
+            }
+            // Too small a target is the only way for it to fail.
+            Self::Zstd(compressor) => compressor.compress_to_buffer(cluster, target).ok(),
+        };
+        packed.truncate(before + len.unwrap_or(CLUSTER_BYTES));
+    }
+}
+
+/// The runs of units in the first `len` bytes that are not all zeros; the last may end within a unit.
+fn runs(buffer: &[u8], len: usize, unit: usize) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for start in (0..len).step_by(unit) {
+        let end = (start + unit).min(len);
+        if is_zero(&buffer[start..end]) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run) if run.end == start => run.end = end,
+            _ => runs.push(start..end),
+        }
+    }
+    runs
+}

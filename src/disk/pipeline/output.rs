@@ -1,0 +1,89 @@
+//! The output file: direct I/O where the file system takes it, else buffered without keeping the page cache.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+
+use crate::disk::Error;
+
+/// Buffered output is handed to the disk and dropped from memory in pieces of this many bytes: dirty pages are charged
+/// to the pod.
+const FLUSH: u64 = 32 << 20;
+
+/// A file being written by several threads.
+#[derive(Debug)]
+pub struct Output<'a> {
+    file: &'a File,
+    name: &'a str,
+    direct: AtomicBool,
+    written: AtomicU64,
+    /// Bytes written through the page cache since the last flush.
+    unflushed: AtomicU64,
+}
+
+impl<'a> Output<'a> {
+    /// Takes an empty file open for reading and writing, and turns direct I/O on if it can.
+    #[must_use]
+    pub fn new(file: &'a File, name: &'a str, direct: bool) -> Self {
+        let direct = direct && set_direct(file, true).is_ok();
+        Self { file, name, direct: AtomicBool::new(direct), written: AtomicU64::new(0), unflushed: AtomicU64::new(0) }
+    }
+
+    /// Writes `bytes` at `at`. With direct I/O on, both must be multiples of [`super::ALIGNMENT`].
+    pub fn write(&self, bytes: &[u8], at: u64) -> Result<(), Error> {
+        if let Err(first) = self.file.write_all_at(bytes, at) {
+            // A file system may take the flag and refuse the write.
+            let refused = first.raw_os_error() == Some(Errno::INVAL.raw_os_error());
+            if !(refused && self.direct.load(Ordering::Relaxed)) {
+                return Err(self.failed(at, first));
+            }
+            self.buffered()?;
+            self.file.write_all_at(bytes, at).map_err(|e| self.failed(at, e))?;
+        }
+        let len = bytes.len() as u64;
+        self.written.fetch_add(len, Ordering::Relaxed);
+        if !self.direct.load(Ordering::Relaxed) && self.unflushed.fetch_add(len, Ordering::Relaxed) + len >= FLUSH {
+            self.unflushed.store(0, Ordering::Relaxed);
+            // Starts writing back what is dirty and drops what is clean; a hint, so a refusal changes nothing.
+            let _ = fadvise(self.file, 0, None, Advice::DontNeed);
+        }
+        Ok(())
+    }
+
+    /// Turns direct I/O off, for a write that is not aligned or a second pass.
+    pub fn buffered(&self) -> Result<(), Error> {
+        if self.direct.swap(false, Ordering::Relaxed) {
+            set_direct(self.file, false).map_err(|e| self.failed(0, e.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the file's length.
+    pub fn set_len(&self, len: u64) -> Result<(), Error> {
+        self.file.set_len(len).map_err(|e| self.failed(len, e))
+    }
+
+    /// Makes everything durable.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.file.sync_all().map_err(|e| self.failed(0, e))
+    }
+
+    /// Bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    fn failed(&self, at: u64, source: io::Error) -> Error {
+        Error::writing(self.name, at, source)
+    }
+}
+
+fn set_direct(file: &File, on: bool) -> Result<(), Errno> {
+    let mut flags = fcntl_getfl(file)?;
+    flags.set(OFlags::DIRECT, on);
+    fcntl_setfl(file, flags)
+}

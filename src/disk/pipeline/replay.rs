@@ -1,0 +1,54 @@
+//! Reads a guest's disk from front to back, for second passes and checks.
+
+use super::CopyControl;
+use super::batch::{Batches, CLUSTER_BYTES, Step};
+use super::buffer::Buffer;
+use super::decode::{Decode, Loaded, load};
+use crate::disk::{Error, Image};
+
+/// A stretch of guest bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stretch<'a> {
+    /// So many zeros, as far as the map knows.
+    Zero(u64),
+    Data(&'a [u8]),
+}
+
+/// Calls `sink` with every stretch of the guest's disk, in order, and its first byte. One thread, bounded memory.
+///
+/// # Errors
+/// The reader's, the sink's, or `Cancelled`.
+pub fn replay(
+    image: &Image,
+    control: &CopyControl,
+    mut sink: impl FnMut(u64, Stretch) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let name = image.regions.first().map_or("source", |region| region.name()).to_owned();
+    let size = image.virtual_size();
+    let mut batches = Batches::new(image.extents(), size, name.clone());
+    let mut decode = Decode::new();
+    let (mut buffer, mut input) = (Buffer::default(), Vec::new());
+    let mut at = 0;
+    while let Some(step) = batches.next()? {
+        control.check(&name)?;
+        match step {
+            Step::Zero(end) => {
+                sink(at, Stretch::Zero(end - at))?;
+                at = end;
+            }
+            Step::Data(batch) => {
+                let len = batch.len();
+                let needed = len.next_multiple_of(CLUSTER_BYTES);
+                if buffer.len() < needed {
+                    buffer = Buffer::new(needed);
+                }
+                let mut loaded = load(&image.regions, batch, buffer, input)?;
+                decode.run(&image.regions, &mut loaded, size)?;
+                sink(at, Stretch::Data(&loaded.buffer[..len]))?;
+                at = loaded.batch.guest.end;
+                Loaded { buffer, input, .. } = loaded;
+            }
+        }
+    }
+    Ok(())
+}

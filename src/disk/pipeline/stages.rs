@@ -1,0 +1,277 @@
+//! The threads of a copy and what they hand on.
+
+use std::sync::Mutex;
+
+use super::batch::{Batch, Batches, CLUSTER_BYTES, Step};
+use super::buffer::Pool;
+use super::decode::{Loaded, load};
+use super::encode::{Coded, Coding, Encode};
+use super::output::Output;
+use super::queue::{Budget, InOrder, Queue};
+use super::{CopyControl, CopyOptions};
+use crate::conversion::Reason;
+use crate::disk::writer::{Job, Writer};
+use crate::disk::{Error, Image};
+
+/// Threads that wait for the source; more than one hides a slow one's latency.
+const READERS: usize = 4;
+/// Threads that wait for the output.
+const WRITERS: usize = 3;
+/// Memory of all batches in flight, in bytes. The whole process stays below 64 MiB.
+const IN_FLIGHT: usize = 24 << 20;
+/// Memory of writes that wait, in bytes.
+const UNWRITTEN: usize = 8 << 20;
+
+/// Input memory kept for reuse is no larger than this.
+const MAX_KEPT: usize = 1 << 20;
+
+/// What the allocating thread gets for each step, in guest order.
+enum Turn {
+    /// Zeros up to this guest byte.
+    Zero(u64),
+    /// A batch, and the budget it holds.
+    Data(Coded, usize),
+    Failed(Error),
+    End,
+}
+
+/// A write, and the budget to give back when it is done.
+struct Write {
+    job: Job,
+    held: usize,
+}
+
+/// Everything that the threads share.
+struct Shared<'a> {
+    image: &'a Image,
+    output: &'a Output<'a>,
+    name: &'a str,
+    control: &'a CopyControl,
+    coding: Coding,
+    budget: Budget,
+    pool: Pool,
+    inputs: Mutex<Vec<Vec<u8>>>,
+    to_load: Queue<(u64, Batch, usize)>,
+    to_encode: Queue<(u64, Loaded, usize)>,
+    turns: InOrder<Turn>,
+    to_write: Queue<Write>,
+    write_error: Mutex<Option<Error>>,
+}
+
+/// Copies the guest's bytes and the output's metadata, header last, durable.
+pub(super) fn run(
+    image: &Image,
+    output: &Output,
+    name: &str,
+    threads: usize,
+    options: &CopyOptions,
+    control: &CopyControl,
+) -> Result<(), Error> {
+    let mut writer = Writer::new(options, image.virtual_size(), name)?;
+    let shared = Shared {
+        image,
+        output,
+        name,
+        control,
+        coding: writer.coding(),
+        budget: Budget::new(IN_FLIGHT),
+        pool: Pool::default(),
+        inputs: Mutex::default(),
+        to_load: Queue::new(usize::MAX),
+        to_encode: Queue::new(usize::MAX),
+        turns: InOrder::new(),
+        to_write: Queue::new(UNWRITTEN),
+        write_error: Mutex::new(None),
+    };
+    let allocated = std::thread::scope(|scope| {
+        scope.spawn(|| shared.map());
+        for _ in 0..READERS {
+            scope.spawn(|| shared.read());
+        }
+        for _ in 0..threads {
+            scope.spawn(|| shared.encode());
+        }
+        for _ in 0..WRITERS {
+            scope.spawn(|| shared.write());
+        }
+        let allocated = shared.allocate(&mut writer);
+        match allocated {
+            // Everything before the end has gone through: nothing is left to load or to encode.
+            Ok(()) => {
+                shared.to_load.close();
+                shared.to_encode.close();
+                shared.to_write.close();
+            }
+            Err(_) => shared.abandon(),
+        }
+        allocated
+    });
+    if let Some(error) = shared.write_error.into_inner().expect("no holder of the error panics") {
+        return Err(error);
+    }
+    allocated?;
+    control.check(name)?;
+    writer.finish(output)
+}
+
+impl Shared<'_> {
+    /// Walks the map and cuts it into batches.
+    fn map(&self) {
+        let _guard = AbandonOnPanic(self);
+        let name = self.image.regions.first().map_or("source", |region| region.name()).to_owned();
+        let mut batches = Batches::new(self.image.extents(), self.image.virtual_size(), name);
+        for number in 0.. {
+            let turn = match self.control.check(self.name).and_then(|()| batches.next()) {
+                Ok(Some(Step::Data(batch))) => {
+                    let held = self.held(&batch);
+                    if !self.budget.take(held) {
+                        break;
+                    }
+                    self.to_load.push(0, (number, batch, held));
+                    continue;
+                }
+                Ok(Some(Step::Zero(end))) => Turn::Zero(end),
+                Ok(None) => Turn::End,
+                Err(e) => Turn::Failed(e),
+            };
+            let over = !matches!(turn, Turn::Zero(_));
+            self.turns.put(number, turn);
+            if over {
+                break;
+            }
+        }
+        self.to_load.close();
+    }
+
+    /// Memory that a batch takes on its way.
+    fn held(&self, batch: &Batch) -> usize {
+        let packed = if matches!(self.coding, Coding::Packed { .. }) { batch.len() } else { 0 };
+        batch.len().next_multiple_of(CLUSTER_BYTES) + batch.input() + packed
+    }
+
+    fn read(&self) {
+        let _guard = AbandonOnPanic(self);
+        while let Some((number, batch, held)) = self.to_load.pop() {
+            let buffer = self.pool.take(batch.len().next_multiple_of(CLUSTER_BYTES));
+            let input = self.inputs.lock().expect("no holder of the inputs panics").pop().unwrap_or_default();
+            let loaded = self.control.check(self.name).and_then(|()| load(&self.image.regions, batch, buffer, input));
+            match loaded {
+                Ok(loaded) => self.to_encode.push(0, (number, loaded, held)),
+                Err(e) => self.turns.put(number, Turn::Failed(e)),
+            }
+        }
+    }
+
+    fn encode(&self) {
+        let _guard = AbandonOnPanic(self);
+        let size = self.image.virtual_size();
+        let mut encode = match Encode::new(self.coding) {
+            Ok(encode) => encode,
+            Err(e) => {
+                let message = format!("the compressor can't be set up: {e}");
+                return self.fail(Error::refuse(Reason::OutOfMemory, self.name, message));
+            }
+        };
+        while let Some((number, loaded, held)) = self.to_encode.pop() {
+            let coded = self.control.check(self.name).and_then(|()| encode.run(&self.image.regions, loaded, size));
+            let turn = match coded {
+                Ok((coded, input)) => {
+                    self.keep(input);
+                    Turn::Data(coded, held)
+                }
+                Err(e) => Turn::Failed(e),
+            };
+            self.turns.put(number, turn);
+        }
+    }
+
+    /// Places one batch after the other, and at last the metadata.
+    fn allocate(&self, writer: &mut Writer) -> Result<(), Error> {
+        let mut at = 0;
+        let mut jobs = Vec::new();
+        loop {
+            let (end, held) = match self.turns.next() {
+                Some(Turn::Zero(end)) => (end, 0),
+                Some(Turn::Data(coded, held)) => {
+                    let end = coded.guest.end;
+                    writer.place(coded, &mut jobs)?;
+                    (end, held)
+                }
+                Some(Turn::Failed(e)) => return Err(e),
+                Some(Turn::End) => break,
+                None => return Err(Error::refuse(Reason::Internal, self.name, "a thread of the copy ended early")),
+            };
+            self.submit(&mut jobs, held);
+            self.control.advance(end - at);
+            at = end;
+        }
+        writer.close(&mut jobs);
+        self.submit(&mut jobs, 0);
+        Ok(())
+    }
+
+    /// Hands writes on; the last of them gives the batch's budget back.
+    fn submit(&self, jobs: &mut Vec<Job>, held: usize) {
+        let mut held = held;
+        for job in jobs.drain(..).rev() {
+            let held = std::mem::take(&mut held);
+            if job.is_empty() {
+                self.pool.give(job.buffer);
+                self.budget.give(held);
+            } else {
+                self.to_write.push(job.len(), Write { job, held });
+            }
+        }
+        if held > 0 {
+            self.budget.give(held);
+        }
+    }
+
+    fn write(&self) {
+        let _guard = AbandonOnPanic(self);
+        while let Some(Write { job, held }) = self.to_write.pop() {
+            let done = self.control.check(self.name).and_then(|()| {
+                job.parts.iter().try_for_each(|(at, range)| self.output.write(&job.buffer[range.clone()], *at))
+            });
+            if let Err(e) = done {
+                return self.fail(e);
+            }
+            self.pool.give(job.buffer);
+            self.budget.give(held);
+        }
+    }
+
+    /// Ends the copy with `error`, unless another came first.
+    fn fail(&self, error: Error) {
+        self.write_error.lock().expect("no holder of the error panics").get_or_insert(error);
+        self.abandon();
+    }
+
+    /// Lets every thread run out.
+    fn abandon(&self) {
+        self.budget.abandon();
+        self.to_load.abandon();
+        self.to_encode.abandon();
+        self.turns.abandon();
+        self.to_write.abandon();
+    }
+
+    /// Keeps an input's memory for the next batch.
+    fn keep(&self, input: Vec<u8>) {
+        let mut inputs = self.inputs.lock().expect("no holder of the inputs panics");
+        if inputs.len() < READERS && input.capacity() <= MAX_KEPT {
+            inputs.push(input);
+        }
+    }
+}
+
+/// Ends the copy when its thread panics: the others must not wait for it.
+struct AbandonOnPanic<'a, 'b>(&'a Shared<'b>);
+
+impl Drop for AbandonOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.abandon();
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! What a copy makes of a map.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::replay::{Stretch, replay};
+use super::*;
+use crate::disk::{Extent, Layout, Location, Region};
+
+use crate::disk::sample_vmdk::{Sparse, built};
+
+fn region(bytes: &[u8]) -> Region {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Region::whole(Arc::new(file), "source", bytes.len() as u64)
+}
+
+/// What a cluster of the guest holds, and how the source stores it.
+#[derive(Clone, Debug)]
+enum Piece {
+    Absent,
+    StoredZeros,
+    Stored(u8),
+    Random(u32),
+    Zlib(u8),
+    /// A zlib stream with more bytes behind it.
+    ZlibAndJunk(u8),
+    Deflate(u8),
+    Zstd(u8),
+}
+
+fn bytes_of(piece: &Piece, len: usize) -> Vec<u8> {
+    match piece {
+        Piece::Absent | Piece::StoredZeros => vec![0; len],
+        Piece::Stored(seed)
+        | Piece::Zlib(seed)
+        | Piece::ZlibAndJunk(seed)
+        | Piece::Deflate(seed)
+        | Piece::Zstd(seed) => (0..len).map(|at| (at / 7).to_le_bytes()[0].wrapping_mul(*seed)).collect(),
+        Piece::Random(seed) => {
+            let mut state = *seed;
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24).to_le_bytes()[0]
+            };
+            (0..len).map(|_| next()).collect()
+        }
+    }
+}
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(6));
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// An image of pieces of `unit` bytes, the last cut at `size`, and what the guest sees.
+fn image(pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
+    let mut guest = Vec::new();
+    let mut file = vec![0xEE; 100];
+    let mut extents = Vec::new();
+    for (number, piece) in pieces.iter().enumerate() {
+        let start = number * unit;
+        if start >= size {
+            break;
+        }
+        let end = size.min(start + unit);
+        let bytes = bytes_of(piece, unit);
+        guest.extend_from_slice(&bytes[..end - start]);
+        let offset = file.len() as u64;
+        let at = match piece {
+            Piece::Absent => Location::Zero,
+            Piece::StoredZeros | Piece::Stored(_) | Piece::Random(_) => {
+                file.extend_from_slice(&bytes);
+                Location::Stored { file: 0, offset }
+            }
+            Piece::Zlib(_) | Piece::ZlibAndJunk(_) => {
+                file.extend_from_slice(&zlib(&bytes));
+                if matches!(piece, Piece::ZlibAndJunk(_)) {
+                    file.extend_from_slice(b"junk behind the stream");
+                }
+                let len = u32::try_from(file.len() as u64 - offset).unwrap();
+                Location::Deflate { file: 0, offset, len, zlib: true }
+            }
+            Piece::Deflate(_) => {
+                let stream = zlib(&bytes);
+                file.extend_from_slice(&stream[2..stream.len() - 4]);
+                Location::Deflate { file: 0, offset, len: u32::try_from(stream.len()).unwrap() + 700, zlib: false }
+            }
+            Piece::Zstd(_) => {
+                let stream = zstd::bulk::compress(&bytes, 1).unwrap();
+                file.extend_from_slice(&stream);
+                Location::Zstd { file: 0, offset, len: u32::try_from(stream.len()).unwrap() + 900 }
+            }
+        };
+        extents.push(Extent { guest: start as u64..end as u64, at });
+    }
+    (Image { regions: vec![region(&file)], layout: Layout::Listed { kind: "listed", extents } }, guest)
+}
+
+fn pieces() -> impl Strategy<Value = Vec<Piece>> {
+    let piece = prop_oneof![
+        3 => Just(Piece::Absent),
+        1 => Just(Piece::StoredZeros),
+        2 => any::<u8>().prop_map(Piece::Stored),
+        2 => any::<u32>().prop_map(Piece::Random),
+        2 => any::<u8>().prop_map(Piece::Zlib),
+        1 => any::<u8>().prop_map(Piece::ZlibAndJunk),
+        1 => any::<u8>().prop_map(Piece::Deflate),
+        1 => any::<u8>().prop_map(Piece::Zstd),
+    ];
+    proptest::collection::vec(piece, 1..40)
+}
+
+fn every_output() -> Vec<CopyOptions> {
+    let qcow2 = [Compression::None, Compression::Zlib, Compression::Zstd, Compression::ZlibStrict]
+        .map(|compress| CopyOptions { compress, ..CopyOptions::default() });
+    let raw = CopyOptions { format: OutputFormat::Raw, ..CopyOptions::default() };
+    qcow2.into_iter().chain([raw.clone(), CopyOptions { buffered: true, ..raw }]).collect()
+}
+
+fn copied(image: &Image, path: &Path, options: &CopyOptions) -> Result<Copied, Error> {
+    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    let control = CopyControl::default();
+    let copied = copy(image, &file, "out", options, &control)?;
+    let (done, total) = control.progress();
+    assert_eq!(done, total, "progress ends at its total");
+    Ok(copied)
+}
+
+/// What QEMU reads in a qcow2 or raw file.
+fn read_by_qemu(path: &Path, format: OutputFormat) -> Vec<u8> {
+    let raw = path.with_extension("by-qemu");
+    let status = Command::new("qemu-img")
+        .args(["convert", "-f", format.as_str(), "-O", "raw"])
+        .arg(path)
+        .arg(&raw)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    std::fs::read(raw).unwrap()
+}
+
+fn checked_by_qemu(path: &Path) {
+    let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_writer_gives_back_what_a_random_map_holds(
+        pieces in pieces(),
+        unit in prop_oneof![Just(4096usize), Just(65536), Just(262_144)],
+        cut in 0usize..8,
+    ) {
+        let size = (pieces.len() * unit - cut * 512).max(512);
+        let (image, guest) = image(&pieces, unit, size);
+        for options in every_output() {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("out");
+            copied(&image, &path, &options).unwrap();
+            if options.format == OutputFormat::Qcow2 {
+                checked_by_qemu(&path);
+                prop_assert!(read_by_qemu(&path, options.format) == guest, "{:?}", options);
+            } else {
+                prop_assert!(std::fs::read(&path).unwrap() == guest, "{:?}", options);
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_sources_give_an_error_or_their_guest_but_never_a_panic(
+        flips in proptest::collection::vec((0usize..200_000, 0u8..8), 1..6),
+        compressed in any::<bool>(),
+        footer in any::<bool>(),
+    ) {
+        let (_, content) = image(&[Piece::Stored(3), Piece::Absent, Piece::Random(9), Piece::Stored(200)], 65536, 4 * 65536);
+        let stream = Sparse { footer, ..Sparse::stream_optimized(4 * 65536) };
+        let kind = if compressed { stream } else { Sparse::monolithic_sparse(4 * 65536) };
+        let mut bytes = built(&kind, &content);
+        for (at, bit) in flips {
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+        }
+        if let Ok(image) = Image::vmdk(&region(&bytes)) && image.virtual_size() <= 1 << 30 {
+            let folder = tempfile::tempdir().unwrap();
+            match copied(&image, &folder.path().join("out"), &CopyOptions::default()) {
+                Ok(_) => {}
+                Err(e) => prop_assert!(e.offset.is_some(), "{}", e),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_output_is_the_same_for_every_number_of_threads() {
+    let kinds = [Piece::Random(1), Piece::Zlib(5), Piece::Absent, Piece::Stored(9), Piece::Zstd(77), Piece::Random(4)];
+    let pieces: Vec<Piece> = kinds.iter().cycle().take(300).cloned().collect();
+    let (image, _) = image(&pieces, 65536, 300 * 65536);
+    for options in every_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let digests: Vec<_> = [1, 2, 7]
+            .iter()
+            .map(|&threads| {
+                let options = CopyOptions { threads: Some(threads), checksum: true, ..options.clone() };
+                copied(&image, &folder.path().join(threads.to_string()), &options).unwrap().sha256.unwrap()
+            })
+            .collect();
+        assert!(digests.iter().all(|digest| *digest == digests[0]), "{options:?}");
+    }
+}
+
+#[test]
+fn a_stream_is_passed_through_only_where_it_ends_with_its_checksum() {
+    let bytes = bytes_of(&Piece::Zlib(5), 65536);
+    let stream = zlib(&bytes);
+    let mut decode = super::decode::Decode::new();
+    let mut target = vec![0; 65536];
+    assert_eq!(decode.pass_through(&stream, &mut target), Some(&stream[2..stream.len() - 4]));
+    assert!(target == bytes);
+
+    let junk = [stream.as_slice(), b"more"].concat();
+    let mut wrong_sum = stream.clone();
+    *wrong_sum.last_mut().unwrap() ^= 1;
+    let mut wrong_header = stream.clone();
+    wrong_header[0] = 0x79;
+    let short = zlib(&bytes[..65535]);
+    let cases = [junk.as_slice(), &wrong_sum, &wrong_header, &short, &stream[..stream.len() - 1], &stream[..5], &[]];
+    for (number, case) in cases.iter().enumerate() {
+        assert_eq!(decode.pass_through(case, &mut target), None, "case {number}");
+    }
+}
+
+#[test]
+fn passed_through_grains_keep_their_bytes_and_short_ones_are_encoded_again() {
+    let capacity = 6 * 65536 + 512;
+    let (_, content) = image(&vec![Piece::Stored(7); 7], 65536, capacity);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let vmdk = built(&Sparse::stream_optimized(capacity as u64), &content);
+    let options = CopyOptions { compress: Compression::Zlib, ..CopyOptions::default() };
+    copied(&Image::vmdk(&region(&vmdk)).unwrap(), &path, &options).unwrap();
+    checked_by_qemu(&path);
+    assert!(read_by_qemu(&path, OutputFormat::Qcow2) == content);
+    let stream = zlib(&content[..65536]);
+    let body = &stream[2..stream.len() - 4];
+    let output = std::fs::read(&path).unwrap();
+    let passed = output.windows(body.len()).filter(|window| *window == body).count();
+    assert_eq!(passed, 6);
+}
+
+#[test]
+fn strict_deflate_uses_no_distance_beyond_4_kib() {
+    let block: Vec<u8> = bytes_of(&Piece::Random(3), 8192);
+    let content = block.repeat(128);
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = [Compression::Zlib, Compression::ZlibStrict].map(|compress| {
+        let options = CopyOptions { compress, ..CopyOptions::default() };
+        let path = folder.path().join(compress.as_str());
+        let image = Image::raw(&region(&content)).unwrap();
+        copied(&image, &path, &options).unwrap();
+        assert!(read_by_qemu(&path, OutputFormat::Qcow2) == content);
+        std::fs::metadata(path).unwrap().len()
+    });
+    assert!(sizes[0] < sizes[1], "repetitions 8 KiB apart are out of a 4 KiB window's reach: {sizes:?}");
+}
+
+#[test]
+fn zeros_are_holes() {
+    let mut content = vec![0; 32 << 20];
+    content[5 << 20] = 1;
+    let folder = tempfile::tempdir().unwrap();
+    for (name, format, most) in [("raw", OutputFormat::Raw, 4096), ("qcow2", OutputFormat::Qcow2, 6 * 65536)] {
+        let options = CopyOptions { format, ..CopyOptions::default() };
+        let copied = copied(&Image::raw(&region(&content)).unwrap(), &folder.path().join(name), &options).unwrap();
+        assert!(copied.allocated <= most, "{name}: {} bytes", copied.allocated);
+    }
+}
+
+#[test]
+fn raw_output_that_would_be_taken_for_a_container_is_refused() {
+    let mut head = vec![0; 1 << 20];
+    head[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    let mut tail = vec![0; 1 << 20];
+    tail[(1 << 20) - 512..][..8].copy_from_slice(b"conectix");
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in [("head", head), ("tail", tail)] {
+        let image = Image::raw(&region(&content)).unwrap();
+        let raw = CopyOptions { format: OutputFormat::Raw, ..CopyOptions::default() };
+        let error = copied(&image, &folder.path().join(name), &raw).unwrap_err();
+        assert_eq!(error.reason, Reason::OutputWouldProbe);
+        copied(&image, &folder.path().join(format!("{name}.qcow2")), &CopyOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn a_cancelled_copy_says_so() {
+    let (image, _) = image(&vec![Piece::Random(1); 200], 65536, 200 * 65536);
+    let file = tempfile::tempfile().unwrap();
+    let control = CopyControl::default();
+    control.cancel();
+    let error = copy(&image, &file, "out", &CopyOptions::default(), &control).unwrap_err();
+    assert_eq!(error.reason, Reason::Cancelled);
+    let mut header = Vec::new();
+    (&file).read_to_end(&mut header).unwrap();
+    assert!(!header.starts_with(b"QFI\xfb"), "an unfinished output is no image");
+}
+
+#[test]
+fn a_full_volume_is_output_full() {
+    let (image, _) = image(&vec![Piece::Random(1); 40], 65536, 40 * 65536);
+    let full = File::options().read(true).write(true).open("/dev/full").unwrap();
+    let error = copy(&image, &full, "out", &CopyOptions::default(), &CopyControl::default()).unwrap_err();
+    assert_eq!(error.reason, Reason::OutputFull);
+}
+
+#[test]
+fn maps_with_gaps_or_overlaps_are_internal_errors() {
+    let zero = |guest| Extent { guest, at: Location::Zero };
+    for extents in [vec![zero(0..512), zero(1024..2048)], vec![zero(0..1024), zero(512..2048)], vec![zero(512..2048)]] {
+        let image = Image { regions: vec![region(&[1; 512])], layout: Layout::Listed { kind: "listed", extents } };
+        let folder = tempfile::tempdir().unwrap();
+        let error = copied(&image, &folder.path().join("out"), &CopyOptions::default()).unwrap_err();
+        assert_eq!(error.reason, Reason::Internal);
+    }
+}
+
+#[test]
+fn a_second_pass_finds_a_difference() {
+    let (image, guest) = image(&[Piece::Stored(3), Piece::Absent, Piece::Random(1)], 65536, 3 * 65536);
+    let folder = tempfile::tempdir().unwrap();
+    let options = CopyOptions { format: OutputFormat::Raw, verify_full: true, ..CopyOptions::default() };
+    copied(&image, &folder.path().join("out"), &options).unwrap();
+
+    let mut wrong = guest;
+    wrong[65536 + 77] = 1;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&wrong).unwrap();
+    let control = CopyControl::default();
+    let error = verify::same_guest(&image, &file, "out", OutputFormat::Raw, &control).unwrap_err();
+    assert_eq!((error.reason, error.offset), (Reason::Internal, Some(0)));
+}
+
+#[test]
+fn replay_covers_the_disk_in_order() {
+    let (image, guest) = image(&[Piece::Absent, Piece::Zlib(3), Piece::Absent, Piece::Absent], 4096, 4 * 4096);
+    let mut seen = Vec::new();
+    replay(&image, &CopyControl::default(), |at, stretch| {
+        assert_eq!(at, seen.len() as u64);
+        match stretch {
+            Stretch::Zero(len) => seen.resize(seen.len() + usize::try_from(len).unwrap(), 0),
+            Stretch::Data(bytes) => seen.extend_from_slice(bytes),
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert!(seen == guest);
+}

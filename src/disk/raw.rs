@@ -1,0 +1,177 @@
+//! A raw image: the bytes themselves, with the holes that the file system knows.
+
+use std::io;
+use std::ops::Range;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::{Error, Extent, Location, Region};
+use crate::conversion::Reason;
+
+/// A guest's sector in bytes: what a virtual size is a multiple of.
+const SECTOR: u64 = 512;
+
+/// A raw image.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    region: Region,
+    virtual_size: u64,
+}
+
+/// Takes `region` as it is. A size that is no multiple of 512 is padded with zeros.
+///
+/// # Errors
+/// `Truncated` where it has no bytes.
+pub fn open(region: &Region) -> Result<Raw, Error> {
+    if region.is_empty() {
+        return Err(Error::refuse(Reason::Truncated, region.name(), "is empty"));
+    }
+    let virtual_size = region
+        .len()
+        .checked_next_multiple_of(SECTOR)
+        .ok_or_else(|| Error::refuse(Reason::TooLarge, region.name(), "is larger than any disk"))?;
+    Ok(Raw { region: region.clone(), virtual_size })
+}
+
+impl Raw {
+    /// Size of the guest's disk in bytes.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        "raw"
+    }
+
+    /// What a person should know about it.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let (name, len) = (self.region.name(), self.region.len());
+        if len.is_multiple_of(SECTOR) {
+            return Vec::new();
+        }
+        vec![format!("{name}: {len} bytes are no whole number of sectors, padded with zeros to {}", self.virtual_size)]
+    }
+
+    /// Bytes of data, an upper bound; `None` where the file system does not tell.
+    #[must_use]
+    pub fn data_bytes(&self) -> Option<u64> {
+        let mut data = 0;
+        for extent in self.extents() {
+            let extent = extent.ok()?;
+            if extent.at != Location::Zero {
+                data += extent.len();
+            }
+        }
+        Some(data)
+    }
+
+    /// The map: data and holes as `SEEK_DATA` and `SEEK_HOLE` tell them.
+    pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            if at >= self.virtual_size {
+                return None;
+            }
+            let next = self.stretch(at);
+            at = next.as_ref().map_or(self.virtual_size, |extent| extent.guest.end);
+            Some(next)
+        })
+    }
+
+    /// The stretch of data or hole that starts at `at`.
+    fn stretch(&self, at: u64) -> Result<Extent, Error> {
+        let len = self.region.len();
+        if at >= len {
+            return Ok(zero(at..self.virtual_size));
+        }
+        let data = match self.seek(SeekFrom::Data(self.absolute(at))) {
+            Ok(data) => data,
+            // Nothing but a hole up to the end of the file.
+            Err(Errno::NXIO) => return Ok(zero(at..self.virtual_size)),
+            // The file system keeps no such books.
+            Err(Errno::INVAL | Errno::NOTSUP) => at,
+            Err(e) => return Err(Error::reading(self.region.name(), at, io::Error::from(e))),
+        };
+        if data > at {
+            let end = if data >= len { self.virtual_size } else { data };
+            return Ok(zero(at..end));
+        }
+        let hole = match self.seek(SeekFrom::Hole(self.absolute(at))) {
+            Ok(hole) if hole > at => hole.min(len),
+            _ => len,
+        };
+        Ok(Extent { guest: at..hole, at: Location::Stored { file: 0, offset: at } })
+    }
+
+    fn absolute(&self, at: u64) -> u64 {
+        self.region.file().1 + at
+    }
+
+    /// Where the seek ends, relative to the region.
+    fn seek(&self, place: SeekFrom) -> Result<u64, Errno> {
+        let (file, start) = self.region.file();
+        rustix::fs::seek(file, place).map(|found| found.saturating_sub(start))
+    }
+}
+
+fn zero(guest: Range<u64>) -> Extent {
+    Extent { guest, at: Location::Zero }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn region(write: impl FnOnce(&File)) -> Region {
+        let file = tempfile::tempfile().unwrap();
+        write(&file);
+        let len = file.metadata().unwrap().len();
+        Region::whole(Arc::new(file), "a.raw", len)
+    }
+
+    fn map(raw: &Raw) -> Vec<Extent> {
+        raw.extents().map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn holes_are_zeros_and_data_is_stored() {
+        let region = region(|file| {
+            file.set_len(3 << 20).unwrap();
+            file.write_all_at(&vec![7; 65536], 1 << 20).unwrap();
+        });
+        let raw = open(&region).unwrap();
+        let stored = Extent { guest: 1 << 20..(1 << 20) + 65536, at: Location::Stored { file: 0, offset: 1 << 20 } };
+        assert_eq!(map(&raw), vec![zero(0..1 << 20), stored, zero((1 << 20) + 65536..3 << 20)]);
+        assert_eq!(raw.data_bytes(), Some(65536));
+    }
+
+    #[test]
+    fn a_size_that_is_no_multiple_of_a_sector_is_padded_with_a_warning() {
+        let raw = open(&region(|file| file.write_all_at(&[1; 1000], 0).unwrap())).unwrap();
+        assert_eq!(raw.virtual_size(), 1024);
+        let stored = Extent { guest: 0..1000, at: Location::Stored { file: 0, offset: 0 } };
+        assert_eq!(map(&raw), vec![stored, zero(1000..1024)]);
+        assert_eq!(raw.warnings().len(), 1);
+    }
+
+    #[test]
+    fn a_raw_image_inside_another_file_ends_with_its_member() {
+        let container = region(|file| file.write_all_at(&[1; 8192], 0).unwrap());
+        let raw = open(&container.part("b.raw", 512, 1024).unwrap()).unwrap();
+        assert_eq!(map(&raw), vec![Extent { guest: 0..1024, at: Location::Stored { file: 0, offset: 0 } }]);
+    }
+
+    #[test]
+    fn an_empty_file_is_refused() {
+        assert_eq!(open(&region(|_| ())).unwrap_err().reason, Reason::Truncated);
+    }
+}

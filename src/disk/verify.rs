@@ -1,0 +1,165 @@
+//! Looks at an output once more: its metadata always, its guest bytes and digest on request.
+
+mod qcow2;
+
+use std::fmt::Write;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{Advice, fadvise};
+use sha2::{Digest, Sha256};
+
+pub use self::qcow2::qcow2;
+use super::pipeline::CopyControl;
+use super::pipeline::replay::{Stretch, replay};
+use super::{Error, Image, Region};
+use crate::conversion::{OutputFormat, Reason};
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// SHA-256 of the file's `len` bytes, in hexadecimal.
+pub fn sha256(file: &File, len: u64, name: &str, control: &CopyControl) -> Result<String, Error> {
+    // A hint, so a refusal changes nothing.
+    let _ = fadvise(file, 0, None, Advice::Sequential);
+    let mut digest = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut at = 0;
+    while at < len {
+        control.check(name)?;
+        let wanted = (len - at).min(CHUNK as u64);
+        let chunk = &mut chunk[..usize::try_from(wanted).expect("at most a chunk")];
+        file.read_exact_at(chunk, at).map_err(|e| Error::writing(name, at, e))?;
+        digest.update(&*chunk);
+        at += wanted;
+    }
+    let _ = fadvise(file, 0, None, Advice::DontNeed);
+    let mut hex = String::with_capacity(64);
+    for byte in digest.finalize() {
+        write!(hex, "{byte:02x}").expect("a string takes every write");
+    }
+    Ok(hex)
+}
+
+/// Compares the guest's disk in `image` with the one in the output, byte by byte.
+///
+/// # Errors
+/// `Internal` where they differ or where no reader of this program takes the output.
+pub fn same_guest(
+    image: &Image,
+    file: &File,
+    name: &str,
+    format: OutputFormat,
+    control: &CopyControl,
+) -> Result<(), Error> {
+    let copy = open_output(file, name, format)?;
+    let differ = |at: u64| Error::refuse(Reason::Internal, name, "differs from its source").at(at);
+    if copy.virtual_size() != image.virtual_size() {
+        return Err(differ(image.virtual_size()));
+    }
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Owned>(4);
+    std::thread::scope(|scope| {
+        let theirs = scope.spawn(|| {
+            // The receiver hangs up after a difference; what remains is of no interest then.
+            replay(&copy, control, |_, stretch| sender.send(Owned::from(stretch)).map_err(|_| differ(0)))
+                .inspect(|()| drop(sender))
+        });
+        let mut ahead = Ahead { receiver, stretch: Owned::Zero(0), used: 0 };
+        let ours = replay(image, control, |at, stretch| {
+            let len = match &stretch {
+                Stretch::Zero(len) => *len,
+                Stretch::Data(bytes) => bytes.len() as u64,
+            };
+            if !ahead.matches(&stretch) {
+                return Err(differ(at));
+            }
+            control.advance(len);
+            Ok(())
+        });
+        drop(ahead);
+        let theirs = theirs.join().map_err(|_| differ(0))?;
+        match (&ours, theirs) {
+            (Err(e), Err(inner)) if e.reason == Reason::Internal && inner.reason != Reason::Internal => Err(inner),
+            _ => ours,
+        }
+    })
+}
+
+/// The output as an image, by our own reader.
+fn open_output(file: &File, name: &str, format: OutputFormat) -> Result<Image, Error> {
+    let file = file.try_clone().map_err(|e| Error::writing(name, 0, e))?;
+    let len = file.metadata().map_err(|e| Error::writing(name, 0, e))?.len();
+    let region = Region::whole(Arc::new(file), name, len);
+    match format {
+        OutputFormat::Raw => Image::raw(&region),
+        OutputFormat::Qcow2 | OutputFormat::Vdi => {
+            Err(Error::refuse(Reason::Internal, name, format!("there is no reader of {format} to verify it with")))
+        }
+    }
+}
+
+/// A stretch that outlives its buffer.
+enum Owned {
+    Zero(u64),
+    Data(Vec<u8>),
+}
+
+impl From<Stretch<'_>> for Owned {
+    fn from(stretch: Stretch<'_>) -> Self {
+        match stretch {
+            Stretch::Zero(len) => Self::Zero(len),
+            Stretch::Data(bytes) => Self::Data(bytes.to_vec()),
+        }
+    }
+}
+
+impl Owned {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Zero(len) => *len,
+            Self::Data(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+/// The copy's stretches as they come, used up piece by piece.
+struct Ahead {
+    receiver: std::sync::mpsc::Receiver<Owned>,
+    stretch: Owned,
+    used: u64,
+}
+
+impl Ahead {
+    /// Whether the copy goes on with `stretch`.
+    fn matches(&mut self, stretch: &Stretch) -> bool {
+        let (mut left, mut at) = match stretch {
+            Stretch::Zero(len) => (*len, 0),
+            Stretch::Data(bytes) => (bytes.len() as u64, 0),
+        };
+        while left > 0 {
+            if self.used == self.stretch.len() {
+                let Ok(next) = self.receiver.recv() else { return false };
+                (self.stretch, self.used) = (next, 0);
+            }
+            let len = left.min(self.stretch.len() - self.used);
+            let piece = |bytes: &[u8], at: u64| {
+                let at = usize::try_from(at).expect("within a batch");
+                bytes[at..at + usize::try_from(len).expect("within a batch")].to_vec()
+            };
+            let same = match (stretch, &self.stretch) {
+                (Stretch::Zero(_), Owned::Zero(_)) => true,
+                (Stretch::Zero(_), Owned::Data(theirs)) => piece(theirs, self.used).iter().all(|&byte| byte == 0),
+                (Stretch::Data(ours), Owned::Zero(_)) => piece(ours, at).iter().all(|&byte| byte == 0),
+                (Stretch::Data(ours), Owned::Data(theirs)) => piece(ours, at) == piece(theirs, self.used),
+            };
+            if !same {
+                return false;
+            }
+            self.used += len;
+            at += len;
+            left -= len;
+        }
+        true
+    }
+}

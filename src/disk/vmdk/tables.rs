@@ -1,0 +1,271 @@
+//! Grain directory and grain tables, walked piece by piece.
+
+use std::ops::Range;
+
+use super::bytes;
+use super::header::{Header, SECTOR, TABLE_ENTRIES, TABLE_LEN};
+use crate::conversion::Reason;
+use crate::disk::{Error, Extent, Location, Region};
+
+/// Bytes of a grain table.
+const TABLE_BYTES: usize = TABLE_LEN * 4;
+/// Directory entries read at a time.
+const DIRECTORY_CHUNK: u64 = 1024;
+/// Bytes of a grain marker before its data: the grain's first sector (u64), the length of the data (u32).
+const MARKER_BYTES: u64 = MARKER_LEN as u64;
+const MARKER_LEN: usize = 12;
+/// Largest compressed grain taken, in bytes. One that does not shrink needs little more than a grain.
+const MAX_COMPRESSED: u64 = 2 << 20;
+/// Bits of the map of used grains are bounded, and with it 16 MiB of memory.
+const MAX_GRAIN_BITS: u64 = 128 << 20;
+
+/// The tables of a sparse extent.
+pub(super) struct Tables<'a> {
+    region: &'a Region,
+    header: &'a Header,
+    reserved: Vec<Range<u64>>,
+    /// A piece of the directory: the number of its first entry, and the entries.
+    directory: (u64, Vec<u32>),
+}
+
+/// One entry of the directory: a table with its grains, or nothing.
+type Table = Option<Box<[u32; TABLE_LEN]>>;
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(region: &'a Region, header: &'a Header) -> Self {
+        Self { region, header, reserved: header.reserved(), directory: (0, Vec::new()) }
+    }
+
+    /// Walks all tables once: bounds, agreement with the redundant ones, no file byte in two grains.
+    /// Returns the guest bytes in grains that exist.
+    pub(super) fn check(mut self) -> Result<u64, Error> {
+        let mut used = Used::new(self.region, self.header.grain);
+        let mut redundant = self.header.redundant.map(|offset| {
+            let mut header = self.header.clone();
+            header.directory = offset;
+            header
+        });
+        let mut twin = redundant.as_mut().map(|header| Tables::new(self.region, header));
+        let mut data = 0;
+        for number in 0..self.header.tables() {
+            let table = self.table(number)?;
+            if let Some(twin) = &mut twin
+                && twin.table(number)? != table
+            {
+                let at = twin.header.directory + number * 4;
+                let message = format!("grain table {number} and its redundant copy differ");
+                return Err(Error::corrupt(self.region.name(), at, message));
+            }
+            let Some(table) = table else { continue };
+            for (index, &entry) in (0..).zip(table.iter()) {
+                let Some(guest) = self.guest(number, index) else { break };
+                if let Some(offset) = self.grain_at(&guest, entry)? {
+                    data += guest.end - guest.start;
+                    if !self.header.compressed {
+                        used.take(offset)?;
+                    }
+                }
+            }
+        }
+        Ok(data)
+    }
+
+    /// The map: adjacent zeros and adjacent stored grains are one extent.
+    pub(super) fn extents(mut self) -> impl Iterator<Item = Result<Extent, Error>> + Send + 'a {
+        let tables = self.header.tables();
+        let mut number = 0;
+        let mut table: Option<(Table, u64)> = None;
+        let mut failed = false;
+        let grains = std::iter::from_fn(move || {
+            if failed {
+                return None;
+            }
+            loop {
+                if let Some((content, index)) = &mut table {
+                    if let Some(guest) = self.guest(number, *index) {
+                        let next = match content {
+                            None => {
+                                *index = TABLE_ENTRIES;
+                                let end = (guest.start + self.header.grain * TABLE_ENTRIES).min(self.header.capacity);
+                                Ok(Extent { guest: guest.start..end, at: Location::Zero })
+                            }
+                            Some(entries) => {
+                                let entry = entries[usize::try_from(*index).expect("below 512")];
+                                *index += 1;
+                                self.extent(guest, entry)
+                            }
+                        };
+                        failed = next.is_err();
+                        return Some(next);
+                    }
+                    table = None;
+                    number += 1;
+                }
+                if number == tables {
+                    return None;
+                }
+                match self.table(number) {
+                    Ok(content) => table = Some((content, 0)),
+                    Err(e) => {
+                        failed = true;
+                        return Some(Err(e));
+                    }
+                }
+            }
+        });
+        crate::disk::extent::coalesced(grains)
+    }
+
+    /// Guest bytes of grain `index` of table `number`; `None` behind the table's or the disk's last.
+    fn guest(&self, number: u64, index: u64) -> Option<Range<u64>> {
+        let start = (number * TABLE_ENTRIES + index) * self.header.grain;
+        (index < TABLE_ENTRIES && start < self.header.capacity)
+            .then(|| start..(start + self.header.grain).min(self.header.capacity))
+    }
+
+    /// Table `number`; `None` where the directory has none.
+    fn table(&mut self, number: u64) -> Result<Table, Error> {
+        let offset = bytes(self.directory_entry(number)?);
+        if offset == 0 {
+            return Ok(None);
+        }
+        let mut raw = [0; TABLE_BYTES];
+        if offset.checked_add(TABLE_BYTES as u64).is_none_or(|end| end > self.region.len()) {
+            let message = format!("grain table {number} lies past the end of the file");
+            return Err(Error::truncated(self.region.name(), offset, message));
+        }
+        self.region.read_exact_at(&mut raw, offset)?;
+        let mut entries = Box::new([0; TABLE_LEN]);
+        for (entry, bytes) in entries.iter_mut().zip(raw.as_chunks::<4>().0) {
+            *entry = u32::from_le_bytes(*bytes);
+        }
+        Ok(Some(entries))
+    }
+
+    fn directory_entry(&mut self, number: u64) -> Result<u32, Error> {
+        let (first, entries) = &self.directory;
+        if let Some(entry) = number.checked_sub(*first).and_then(|at| entries.get(usize::try_from(at).ok()?)) {
+            return Ok(*entry);
+        }
+        let count = DIRECTORY_CHUNK.min(self.header.tables() - number);
+        let mut raw = vec![0; usize::try_from(count * 4).expect("at most a chunk")];
+        self.region.read_exact_at(&mut raw, self.header.directory + number * 4)?;
+        let entries: Vec<u32> = raw.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let entry = entries[0];
+        self.directory = (number, entries);
+        Ok(entry)
+    }
+
+    /// Where the grain for `guest` starts in the file; `None` where it is all zeros.
+    fn grain_at(&self, guest: &Range<u64>, entry: u32) -> Result<Option<u64>, Error> {
+        if entry == 0 || (entry == 1 && self.header.zero_grains) {
+            return Ok(None);
+        }
+        let offset = bytes(entry);
+        let needed = if self.header.compressed { MARKER_BYTES } else { guest.end - guest.start };
+        let end = offset + needed;
+        if end > self.region.len() {
+            let message = format!("the grain for guest byte {} lies past the end of the file", guest.start);
+            return Err(Error::truncated(self.region.name(), offset, message));
+        }
+        if self.reserved.iter().any(|range| offset < range.end && range.start < end) {
+            let message = format!("the grain for guest byte {} lies in the image's metadata", guest.start);
+            return Err(Error::corrupt(self.region.name(), offset, message));
+        }
+        Ok(Some(offset))
+    }
+
+    fn extent(&self, guest: Range<u64>, entry: u32) -> Result<Extent, Error> {
+        let Some(offset) = self.grain_at(&guest, entry)? else {
+            return Ok(Extent { guest, at: Location::Zero });
+        };
+        if !self.header.compressed {
+            return Ok(Extent { guest, at: Location::Stored { file: 0, offset } });
+        }
+        let mut marker = [0; MARKER_LEN];
+        self.region.read_exact_at(&mut marker, offset)?;
+        let lba = u64::from_le_bytes(marker[..8].try_into().expect("eight bytes"));
+        let len = u32::from_le_bytes(marker[8..].try_into().expect("four bytes"));
+        let corrupt = |message: String| Err(Error::corrupt(self.region.name(), offset, message));
+        if lba.checked_mul(SECTOR) != Some(guest.start) {
+            return corrupt(format!("the marker tells sector {lba}, its table entry {}", guest.start / SECTOR));
+        }
+        if len == 0 || u64::from(len) > MAX_COMPRESSED.min(2 * self.header.grain) {
+            return corrupt(format!("a compressed grain of {len} bytes"));
+        }
+        let data = offset + MARKER_BYTES;
+        if data + u64::from(len) > self.region.len() {
+            let message = format!("the grain for guest byte {} ends past the end of the file", guest.start);
+            return Err(Error::truncated(self.region.name(), offset, message));
+        }
+        Ok(Extent { guest, at: Location::Deflate { file: 0, offset: data, len, zlib: true } })
+    }
+}
+
+/// Which file bytes grains already lie in. While offsets ascend a running maximum tells; from the first that does not, a
+/// bitmap of grain-sized places, for which all grains must be aligned alike.
+struct Used<'a> {
+    region: &'a Region,
+    grain: u64,
+    /// End of the last grain while they ascend.
+    end: u64,
+    /// Alignment of the first grain.
+    phase: Option<u64>,
+    /// Runs of adjacent grains seen so far, until the bitmap takes over.
+    seen: Vec<Range<u64>>,
+    bitmap: Option<Vec<u64>>,
+}
+
+impl<'a> Used<'a> {
+    /// Runs kept before the bitmap takes over: bounds the memory of the ascending case.
+    const MAX_RUNS: usize = 1 << 16;
+
+    fn new(region: &'a Region, grain: u64) -> Self {
+        Self { region, grain, end: 0, phase: None, seen: Vec::new(), bitmap: None }
+    }
+
+    fn take(&mut self, offset: u64) -> Result<(), Error> {
+        if self.bitmap.is_none() {
+            if offset >= self.end && self.seen.len() < Self::MAX_RUNS {
+                match self.seen.last_mut() {
+                    Some(run) if run.end == offset => run.end += self.grain,
+                    _ => self.seen.push(offset..offset + self.grain),
+                }
+                self.end = offset + self.grain;
+                return Ok(());
+            }
+            self.start_bitmap(offset)?;
+        }
+        self.mark(offset)
+    }
+
+    fn start_bitmap(&mut self, offset: u64) -> Result<(), Error> {
+        let bits = self.region.len() / self.grain + 1;
+        if bits > MAX_GRAIN_BITS {
+            let message = "has grains out of order and too small for its size";
+            return Err(Error::refuse(Reason::UnsupportedFormat, self.region.name(), message).at(offset));
+        }
+        self.bitmap = Some(vec![0; usize::try_from(bits.div_ceil(64)).expect("bounded above")]);
+        for run in std::mem::take(&mut self.seen) {
+            for at in run.step_by(usize::try_from(self.grain).expect("at most 2 MiB")) {
+                self.mark(at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, offset: u64) -> Result<(), Error> {
+        let phase = *self.phase.get_or_insert(offset % self.grain);
+        if offset % self.grain != phase {
+            return Err(Error::corrupt(self.region.name(), offset, "grains out of order and aligned differently"));
+        }
+        let bit = offset / self.grain;
+        let bitmap = self.bitmap.as_mut().expect("made before the first mark");
+        let word = &mut bitmap[usize::try_from(bit / 64).expect("bounded by the bitmap's size")];
+        if *word & (1 << (bit % 64)) != 0 {
+            return Err(Error::corrupt(self.region.name(), offset, "two grains share this place"));
+        }
+        *word |= 1 << (bit % 64);
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! What a sparse VMDK reads as, and what is refused.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::*;
+use crate::disk::Image;
+use crate::disk::pipeline::CopyControl;
+use crate::disk::pipeline::replay::{Stretch, replay};
+
+use crate::disk::sample_vmdk::{GRAIN, Sparse, built, descriptor};
+
+fn region(bytes: &[u8]) -> Region {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Region::whole(Arc::new(file), "a.vmdk", bytes.len() as u64)
+}
+
+fn guest(image: &Image) -> Result<Vec<u8>, Error> {
+    let mut guest = Vec::new();
+    replay(image, &CopyControl::default(), |at, stretch| {
+        assert_eq!(at, guest.len() as u64);
+        match stretch {
+            Stretch::Zero(len) => guest.resize(guest.len() + usize::try_from(len).unwrap(), 0),
+            Stretch::Data(bytes) => guest.extend_from_slice(bytes),
+        }
+        Ok(())
+    })?;
+    Ok(guest)
+}
+
+/// Text-like data with holes: some grains zero, some compressible, some not.
+fn content(len: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_u32;
+    let mut content = vec![0; len];
+    for (number, grain) in content.chunks_mut(65536).enumerate() {
+        for byte in grain.iter_mut() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = match number % 4 {
+                0 | 3 => (state >> 28).to_le_bytes()[0],
+                1 => 0,
+                _ => (state >> 24).to_le_bytes()[0],
+            };
+        }
+    }
+    content
+}
+
+fn kinds(capacity: u64) -> Vec<Sparse> {
+    let stream = Sparse::stream_optimized(capacity);
+    let sparse = Sparse::monolithic_sparse(capacity);
+    vec![
+        stream.clone(),
+        Sparse { footer: false, ..stream.clone() },
+        Sparse { footer: false, redundant: true, ..stream.clone() },
+        Sparse { descending: true, ..stream.clone() },
+        sparse.clone(),
+        Sparse { redundant: false, ..sparse.clone() },
+        Sparse { descending: true, ..sparse.clone() },
+        Sparse { zero_grains: true, ..sparse },
+        Sparse { zero_grains: true, ..stream },
+    ]
+}
+
+#[test]
+fn every_kind_reads_back_as_it_was_written() {
+    for len in [512, 65536, 20 * 65536, 20 * 65536 + 5 * 512] {
+        let content = content(len);
+        for kind in kinds(len as u64) {
+            let image = Image::vmdk(&region(&built(&kind, &content))).unwrap();
+            assert_eq!(image.virtual_size(), len as u64);
+            assert!(guest(&image).unwrap() == content, "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mostly_empty_disk_has_few_extents() {
+    let capacity = 8 << 40;
+    let mut out = std::io::Cursor::new(Vec::new());
+    let last = capacity / GRAIN - 1;
+    Sparse::stream_optimized(capacity).write(&mut out, |n| (n == 0 || n == last).then(|| vec![1; 65536])).unwrap();
+    let image = Image::vmdk(&region(out.get_ref())).unwrap();
+    assert_eq!(image.extents().map(Result::unwrap).count(), 3);
+    assert_eq!(image.data_bytes(), Some(2 * GRAIN));
+}
+
+/// Writes `bytes` at `at` of a built image and tells how it is refused, when opened or when read.
+fn refusal(kind: &Sparse, content: &[u8], damage: impl FnOnce(&mut Vec<u8>)) -> Error {
+    let mut bytes = built(kind, content);
+    damage(&mut bytes);
+    match Image::vmdk(&region(&bytes)) {
+        Err(e) => e,
+        Ok(image) => guest(&image).map(|_| ()).unwrap_err(),
+    }
+}
+
+fn reason(kind: &Sparse, at: usize, value: &[u8]) -> Reason {
+    let content = content(8 * 65536);
+    refusal(kind, &content, |bytes| bytes[at..at + value.len()].copy_from_slice(value)).reason
+}
+
+#[test]
+fn headers_that_no_writer_makes_are_refused() {
+    let sparse = Sparse::monolithic_sparse(8 * 65536);
+    let cases: [(usize, &[u8], Reason); 12] = [
+        (0, b"KDMX", Reason::Corrupt),
+        (4, &[9, 0, 0, 0], Reason::UnsupportedFormat),
+        (12, &[0; 8], Reason::Corrupt),
+        (12, &[0xFF; 8], Reason::Corrupt),
+        (12, &[0, 0, 0, 0, 0, 1, 0, 0], Reason::Truncated),
+        (20, &[3, 0, 0, 0], Reason::Corrupt),
+        (20, &[0, 0, 1, 0], Reason::Corrupt),
+        (36, &[1, 8], Reason::Corrupt),
+        (44, &[1, 0], Reason::UnsupportedFormat),
+        (48, &[0xFF, 0xFF, 0xFF, 0x7F], Reason::Truncated),
+        (56, &[0; 8], Reason::Corrupt),
+        (73, b"\r\n\r\n", Reason::Corrupt),
+    ];
+    for (at, value, expected) in cases {
+        assert_eq!(reason(&sparse, at, value), expected, "at {at}");
+    }
+}
+
+#[test]
+fn a_footer_that_contradicts_its_header_is_refused() {
+    let stream = Sparse::stream_optimized(8 * 65536);
+    let content = content(8 * 65536);
+    for (field, expected) in [(12, Reason::Corrupt), (8, Reason::Corrupt), (0, Reason::Truncated)] {
+        let error = refusal(&stream, &content, |bytes| {
+            let at = bytes.len() - 1024 + field;
+            bytes[at] ^= 0x40;
+        });
+        assert_eq!(error.reason, expected, "field {field}");
+    }
+    assert_eq!(refusal(&stream, &content, |bytes| bytes.truncate(bytes.len() - 512)).reason, Reason::Truncated);
+}
+
+#[test]
+fn tables_that_disagree_with_their_copies_are_refused() {
+    let sparse = Sparse::monolithic_sparse(8 * 65536);
+    let redundant_table = (1 + 20 + 1) * 512;
+    assert_eq!(reason(&sparse, redundant_table, &[0; 4]), Reason::Corrupt);
+}
+
+#[test]
+fn grains_that_share_a_place_or_lie_in_the_metadata_are_refused() {
+    let sparse = Sparse { redundant: false, ..Sparse::monolithic_sparse(8 * 65536) };
+    let table = (1 + 20 + 1) * 512;
+    let first = 128u32.to_le_bytes();
+    assert_eq!(reason(&sparse, table + 8, &first), Reason::Corrupt, "the place of the first grain");
+    assert_eq!(reason(&sparse, table, &[1, 0, 0, 0]), Reason::Corrupt, "the descriptor");
+    assert_eq!(reason(&sparse, table, &[21, 0, 0, 0]), Reason::Corrupt, "the directory");
+    assert_eq!(reason(&sparse, table, &[0, 0, 0, 1]), Reason::Truncated, "past the end");
+}
+
+#[test]
+fn a_marker_that_tells_another_place_than_its_entry_is_refused() {
+    let stream = Sparse::stream_optimized(8 * 65536);
+    assert_eq!(reason(&stream, 128 * 512, &[1]), Reason::Corrupt, "sector");
+    assert_eq!(reason(&stream, 128 * 512 + 8, &[0; 4]), Reason::Corrupt, "no data");
+    assert_eq!(reason(&stream, 128 * 512 + 8, &[0xFF; 4]), Reason::Corrupt, "too much data");
+}
+
+#[test]
+fn a_damaged_stream_is_refused_with_its_place() {
+    let stream = Sparse::stream_optimized(8 * 65536);
+    let content = content(8 * 65536);
+    let error = refusal(&stream, &content, |bytes| bytes[128 * 512 + 12 + 100] ^= 1);
+    assert_eq!((error.reason, error.offset), (Reason::Corrupt, Some(128 * 512 + 12)));
+}
+
+#[test]
+fn descriptors_that_refer_to_anything_else_are_refused() {
+    let good = descriptor("monolithicSparse", 65536);
+    let with = |line: &str| Some(good.replace("CID=fffffffe\n", &format!("CID=fffffffe\n{line}\n")));
+    let cases = [
+        (with("parentFileNameHint=\"x.vmdk\""), Reason::UnsafeReference),
+        (with("PARENTFILENAMEHINT = x"), Reason::UnsafeReference),
+        (with("parentCID=12345678"), Reason::UnsafeReference),
+        (with("createType=\"vmfs\""), Reason::Corrupt),
+        (Some(good.replace("monolithicSparse", "monolithicFlat")), Reason::UnsupportedFormat),
+        (with("RW 10 FLAT \"/etc/shadow\" 0"), Reason::UnsafeReference),
+        (Some(good.replace("RW 128", "# RW 128")), Reason::UnsafeReference),
+        (Some(String::new()), Reason::Corrupt),
+        (None, Reason::MissingMember),
+    ];
+    for (descriptor, expected) in cases {
+        let kind = Sparse { descriptor: descriptor.clone(), ..Sparse::monolithic_sparse(65536) };
+        let error = Image::vmdk(&region(&built(&kind, &vec![1; 65536]))).unwrap_err();
+        assert_eq!(error.reason, expected, "{descriptor:?}");
+    }
+}
+
+#[test]
+fn a_part_of_a_split_disk_needs_no_descriptor() {
+    let kind = Sparse { descriptor: None, ..Sparse::monolithic_sparse(2 * 65536) };
+    let content = content(2 * 65536);
+    let region = region(&built(&kind, &content));
+    let part = open_extent(&region).unwrap();
+    let image = Image { regions: vec![region], layout: crate::disk::Layout::Vmdk(part) };
+    let both = Image::joined("vmdk twoGbMaxExtentSparse", vec![image.clone(), image]);
+    assert!(guest(&both).unwrap() == [content.clone(), content].concat());
+}
+
+#[test]
+fn truncated_files_are_refused_at_every_length() {
+    for kind in kinds(8 * 65536) {
+        let whole = built(&kind, &content(8 * 65536));
+        for len in (1..whole.len() - 512).step_by(4099) {
+            let result = Image::vmdk(&region(&whole[..len])).and_then(|image| guest(&image));
+            let Err(error) = result else { panic!("{len} of {} bytes are taken: {kind:?}", whole.len()) };
+            assert!(error.offset.is_some(), "{error}");
+        }
+    }
+}

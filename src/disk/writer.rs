@@ -1,0 +1,95 @@
+//! Output formats: each takes batches in guest order and says where their bytes go.
+
+mod packer;
+mod probe;
+mod qcow2;
+mod raw;
+mod refcounts;
+
+use std::ops::Range;
+
+use self::qcow2::Qcow2;
+use self::raw::Raw;
+use super::Error;
+use super::pipeline::{Buffer, Coded, Coding, CopyOptions, Output};
+use crate::conversion::{OutputFormat, Reason};
+
+/// A write that may be done at any time before [`Writer::finish`], in any order. Offsets and lengths suit direct I/O.
+#[derive(Debug)]
+pub struct Job {
+    pub buffer: Buffer,
+    /// Parts of the buffer and the file offsets they go to.
+    pub parts: Vec<(u64, Range<usize>)>,
+}
+
+impl Job {
+    /// Bytes of memory it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether it writes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+}
+
+/// A disk being written. All allocation happens here, in guest order, so that the same source and options make the same
+/// bytes whatever the number of threads.
+#[derive(Debug)]
+pub enum Writer {
+    Raw(Raw),
+    Qcow2(Box<Qcow2>),
+}
+
+impl Writer {
+    /// A writer of a disk of `size` bytes into a file that errors call `name`.
+    pub fn new(options: &CopyOptions, size: u64, name: &str) -> Result<Self, Error> {
+        match options.format {
+            OutputFormat::Raw => Ok(Self::Raw(Raw::new(size, name))),
+            OutputFormat::Qcow2 => Ok(Self::Qcow2(Box::new(Qcow2::new(options, size, name)?))),
+            OutputFormat::Vdi => {
+                Err(Error::refuse(Reason::UnsupportedFormat, name, "VDI output is not built into this version"))
+            }
+        }
+    }
+
+    /// How batches are to be encoded for it.
+    #[must_use]
+    pub fn coding(&self) -> Coding {
+        match self {
+            Self::Raw(raw) => raw.coding(),
+            Self::Qcow2(qcow2) => qcow2.coding(),
+        }
+    }
+
+    /// Allocates room for a batch and adds the writes that store it. Batches come in guest order; what lies between them
+    /// is zero.
+    pub fn place(&mut self, coded: Coded, jobs: &mut Vec<Job>) -> Result<(), Error> {
+        match self {
+            Self::Raw(raw) => raw.place(coded, jobs),
+            Self::Qcow2(qcow2) => {
+                qcow2.place(coded, jobs);
+                Ok(())
+            }
+        }
+    }
+
+    /// After the last batch: adds the metadata still held.
+    pub fn close(&mut self, jobs: &mut Vec<Job>) {
+        match self {
+            Self::Raw(_) => {}
+            Self::Qcow2(qcow2) => qcow2.close(jobs),
+        }
+    }
+
+    /// Once every job is done: writes what makes the file a disk.
+    pub fn finish(self, output: &Output) -> Result<(), Error> {
+        match self {
+            Self::Raw(raw) => raw.finish(output),
+            Self::Qcow2(qcow2) => qcow2.finish(output),
+        }
+    }
+}

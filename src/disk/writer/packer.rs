@@ -1,0 +1,77 @@
+//! Packs compressed clusters byte by byte into host clusters.
+
+use super::Job;
+use super::qcow2::{CLUSTER, CLUSTER_BYTES};
+use crate::disk::pipeline::Buffer;
+
+/// Bytes gathered before they are written.
+const GATHER: usize = 1 << 20;
+/// A compressed cluster is smaller than one cluster, so that this much room is always enough for one more.
+const ROOM: usize = GATHER + 2 * CLUSTER_BYTES;
+
+/// The host clusters being filled: allocated, contiguous, the last perhaps partly.
+#[derive(Debug, Default)]
+pub(super) struct Packer {
+    /// Host offset of the buffer's first byte; a multiple of the cluster.
+    base: u64,
+    buffer: Option<Buffer>,
+    filled: usize,
+    /// Bytes from `base` that are allocated: whole clusters.
+    allocated: usize,
+}
+
+impl Packer {
+    /// First host cluster that may still get another compressed cluster; `None` where none is open.
+    pub(super) fn floor(&self) -> Option<u64> {
+        self.buffer.is_some().then(|| (self.base + self.filled as u64) / CLUSTER)
+    }
+
+    /// Appends `bytes` and returns their host offset. `frontier` is the first host cluster that is free: it moves where
+    /// more clusters are taken. A compressed cluster must lie in one stretch.
+    pub(super) fn add(&mut self, bytes: &[u8], frontier: &mut u64, jobs: &mut Vec<Job>) -> u64 {
+        let room = self.allocated - self.filled;
+        let is_adjacent = (self.base + self.allocated as u64) == *frontier * CLUSTER;
+        if bytes.len() > room && !is_adjacent {
+            self.flush(jobs);
+        }
+        let buffer = self.buffer.get_or_insert_with(|| {
+            self.base = *frontier * CLUSTER;
+            Buffer::new(ROOM)
+        });
+        while self.allocated - self.filled < bytes.len() {
+            self.allocated += CLUSTER_BYTES;
+            *frontier += 1;
+        }
+        let offset = self.base + self.filled as u64;
+        buffer[self.filled..self.filled + bytes.len()].copy_from_slice(bytes);
+        self.filled += bytes.len();
+        if self.filled >= GATHER {
+            self.write_whole(jobs);
+        }
+        offset
+    }
+
+    /// Writes the clusters that are full and keeps the rest.
+    fn write_whole(&mut self, jobs: &mut Vec<Job>) {
+        let whole = self.filled / CLUSTER_BYTES * CLUSTER_BYTES;
+        let Some(buffer) = self.buffer.take() else { return };
+        let mut next = Buffer::new(ROOM);
+        next[..self.filled - whole].copy_from_slice(&buffer[whole..self.filled]);
+        jobs.push(Job { buffer, parts: vec![(self.base, 0..whole)] });
+        self.base += whole as u64;
+        self.filled -= whole;
+        self.allocated -= whole;
+        self.buffer = Some(next);
+    }
+
+    /// Writes everything; what is left of the last cluster stays unused.
+    pub(super) fn flush(&mut self, jobs: &mut Vec<Job>) {
+        if let Some(buffer) = self.buffer.take()
+            && self.allocated > 0
+        {
+            jobs.push(Job { buffer, parts: vec![(self.base, 0..self.allocated)] });
+        }
+        self.filled = 0;
+        self.allocated = 0;
+    }
+}

@@ -1,0 +1,258 @@
+//! qcow2 output: version 3, clusters of 64 KiB, 16-bit reference counts.
+//!
+//! Layout and constants: QEMU's `docs/interop/qcow2.txt`. Host clusters are handed out in guest order from a frontier;
+//! an L2 table goes behind the data it maps, a refcount block behind the clusters it counts, then L1 and refcount table,
+//! and the header at last. Until then the file has no magic number: an unfinished one is no image.
+
+use super::Job;
+use super::packer::Packer;
+use super::refcounts::Refcounts;
+use crate::conversion::{Compression, Reason};
+use crate::disk::Error;
+use crate::disk::pipeline::{Buffer, Cluster, Coded, Coding, Content, CopyOptions, Output};
+
+/// Bytes of a cluster, and its logarithm.
+pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
+const CLUSTER_BITS: u32 = 16;
+/// The same, as a length in memory.
+pub(super) const CLUSTER_BYTES: usize = 1 << CLUSTER_BITS;
+/// Entries of an L2 table, and guest bytes that it maps.
+const L2_ENTRIES: u64 = CLUSTER / 8;
+const L2_BYTES: u64 = L2_ENTRIES * CLUSTER;
+/// QEMU refuses an L1 table of more than 32 MiB: 2 PiB at this cluster size.
+const MAX_SIZE: u64 = (32 << 20) / 8 * L2_BYTES;
+/// "Refcount is exactly one": set for tables and plain clusters, never for compressed ones.
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+/// A compressed entry's offset has `62 - (cluster_bits - 8)` bits; the extra sectors come above it.
+const SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
+/// Unit of the extra sectors.
+const SECTOR: u64 = 512;
+const HEADER_BYTES: u32 = 112;
+/// Incompatible feature bit 3: the compression type is in the header.
+const FEATURE_COMPRESSION_TYPE: u64 = 1 << 3;
+const COMPRESSION_ZSTD: u8 = 1;
+/// An open packed cluster this far behind the frontier is closed, so that refcount blocks can be written.
+const MAX_LAG: u64 = 4096;
+
+/// A qcow2 disk being written.
+#[derive(Debug)]
+pub struct Qcow2 {
+    size: u64,
+    coding: Coding,
+    zstd: bool,
+    /// First host cluster that is free.
+    frontier: u64,
+    packer: Packer,
+    refcounts: Refcounts,
+    /// Number of the L2 table being filled, and its entries, if any is set.
+    l2: Option<(u64, Vec<u64>)>,
+    l1: Vec<u64>,
+    header: Option<Buffer>,
+}
+
+impl Qcow2 {
+    pub(super) fn new(options: &CopyOptions, size: u64, name: &str) -> Result<Self, Error> {
+        if size > MAX_SIZE {
+            return Err(Error::refuse(Reason::TooLarge, name, "a qcow2 disk holds at most 2 PiB"));
+        }
+        let coding = match options.compress {
+            Compression::None => Coding::Runs { unit: CLUSTER_BYTES },
+            compression => Coding::Packed { compression, level: options.level },
+        };
+        let l1 = usize::try_from(size.div_ceil(L2_BYTES)).expect("bounded by the largest size");
+        let mut refcounts = Refcounts::new();
+        refcounts.add(0);
+        Ok(Self {
+            size,
+            coding,
+            zstd: options.compress == Compression::Zstd,
+            frontier: 1,
+            packer: Packer::default(),
+            refcounts,
+            l2: None,
+            l1: vec![0; l1],
+            header: None,
+        })
+    }
+
+    pub(super) fn coding(&self) -> Coding {
+        self.coding
+    }
+
+    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<Job>) {
+        let Coded { guest, buffer, content } = coded;
+        let mut parts: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
+        match content {
+            Content::Runs(runs) => {
+                for run in runs {
+                    for at in run.step_by(CLUSTER_BYTES) {
+                        self.plain(guest.start, at, &mut parts, jobs);
+                    }
+                }
+            }
+            Content::Packed { packed, clusters } => {
+                let mut rest = packed.as_slice();
+                for (at, cluster) in (0..).step_by(CLUSTER_BYTES).zip(clusters) {
+                    match cluster {
+                        Cluster::Zero => {}
+                        Cluster::Plain => self.plain(guest.start, at, &mut parts, jobs),
+                        Cluster::Packed(len) => {
+                            let (bytes, behind) = rest.split_at(len as usize);
+                            rest = behind;
+                            self.packed(guest.start + at as u64, bytes, jobs);
+                        }
+                    }
+                }
+            }
+        }
+        jobs.push(Job { buffer, parts });
+        self.flush_refcounts(jobs);
+    }
+
+    /// Gives the cluster at `at` in the buffer a host cluster of its own.
+    fn plain(&mut self, start: u64, at: usize, parts: &mut Vec<(u64, std::ops::Range<usize>)>, jobs: &mut Vec<Job>) {
+        let guest = start + at as u64;
+        self.enter(guest, jobs);
+        let host = self.allocate() * CLUSTER;
+        match parts.last_mut() {
+            Some((offset, range)) if range.end == at && *offset + (range.end - range.start) as u64 == host => {
+                range.end += CLUSTER_BYTES;
+            }
+            _ => parts.push((host, at..at + CLUSTER_BYTES)),
+        }
+        self.map(guest, host | COPIED);
+    }
+
+    fn packed(&mut self, guest: u64, bytes: &[u8], jobs: &mut Vec<Job>) {
+        self.enter(guest, jobs);
+        let host = self.packer.add(bytes, &mut self.frontier, jobs);
+        let last = host + bytes.len() as u64 - 1;
+        for number in host / CLUSTER..=last / CLUSTER {
+            self.refcounts.add(number);
+        }
+        let sectors = last / SECTOR - host / SECTOR;
+        self.map(guest, COMPRESSED | sectors << SECTORS_SHIFT | host);
+    }
+
+    /// Makes the L2 table for `guest` the current one.
+    fn enter(&mut self, guest: u64, jobs: &mut Vec<Job>) {
+        let number = guest / L2_BYTES;
+        if self.l2.as_ref().is_none_or(|(current, _)| *current != number) {
+            self.flush_l2(jobs);
+            self.l2 = Some((number, vec![0; usize::try_from(L2_ENTRIES).expect("8192")]));
+        }
+    }
+
+    fn map(&mut self, guest: u64, entry: u64) {
+        let (_, entries) = self.l2.as_mut().expect("entered before it is mapped");
+        entries[usize::try_from(guest % L2_BYTES / CLUSTER).expect("below 8192")] = entry;
+    }
+
+    /// The next host cluster, counted once.
+    fn allocate(&mut self) -> u64 {
+        let number = self.frontier;
+        self.frontier += 1;
+        self.refcounts.add(number);
+        number
+    }
+
+    fn flush_l2(&mut self, jobs: &mut Vec<Job>) {
+        let Some((number, entries)) = self.l2.take() else { return };
+        let host = self.allocate();
+        self.l1[usize::try_from(number).expect("an index of L1")] = (host * CLUSTER) | COPIED;
+        jobs.push(cluster_job(host, entries.into_iter().flat_map(u64::to_be_bytes)));
+    }
+
+    /// Writes the refcount blocks whose clusters get no more references.
+    fn flush_refcounts(&mut self, jobs: &mut Vec<Job>) {
+        if self.packer.floor().is_some_and(|floor| floor + MAX_LAG < self.frontier) {
+            self.packer.flush(jobs);
+        }
+        let floor = self.packer.floor().unwrap_or(self.frontier);
+        while self.refcounts.is_final(floor) {
+            let host = self.allocate();
+            self.refcounts.write_first(host, jobs);
+        }
+    }
+
+    pub(super) fn close(&mut self, jobs: &mut Vec<Job>) {
+        self.flush_l2(jobs);
+        self.packer.flush(jobs);
+        let l1 = self.frontier;
+        let entries = std::mem::take(&mut self.l1);
+        let l1_len = u32::try_from(entries.len()).expect("bounded by the largest size");
+        self.table(&entries, jobs);
+
+        // The blocks count themselves and the table that points at them: look for the number that suffices.
+        let mut blocks = 0;
+        let table = loop {
+            let table = (self.refcounts.table.len() as u64 + blocks).div_ceil(CLUSTER / 8);
+            let needed = self.refcounts.missing(self.frontier + blocks + table);
+            if needed <= blocks {
+                break table;
+            }
+            blocks = needed;
+        };
+        let first = self.frontier;
+        for _ in 0..blocks + table {
+            self.allocate();
+        }
+        for host in first..first + blocks {
+            self.refcounts.write_first(host, jobs);
+        }
+        let table_at = first + blocks;
+        for (number, entries) in (table_at..).zip(self.refcounts.table.chunks(CLUSTER_BYTES / 8)) {
+            jobs.push(cluster_job(number, entries.iter().flat_map(|entry| entry.to_be_bytes())));
+        }
+        let table_len = u32::try_from(table).expect("a refcount table is small");
+        self.header = Some(self.header(l1 * CLUSTER, l1_len, table_at * CLUSTER, table_len));
+    }
+
+    /// Writes a table that may take several clusters.
+    fn table(&mut self, entries: &[u64], jobs: &mut Vec<Job>) {
+        for entries in entries.chunks(CLUSTER_BYTES / 8) {
+            let host = self.allocate();
+            jobs.push(cluster_job(host, entries.iter().flat_map(|entry| entry.to_be_bytes())));
+        }
+    }
+
+    fn header(&self, l1: u64, l1_len: u32, table: u64, table_clusters: u32) -> Buffer {
+        let features = if self.zstd { FEATURE_COMPRESSION_TYPE } else { 0 };
+        let mut header = Vec::with_capacity(HEADER_BYTES as usize);
+        header.extend_from_slice(b"QFI\xfb");
+        header.extend_from_slice(&3u32.to_be_bytes());
+        header.extend_from_slice(&[0; 12]); // no backing file
+        header.extend_from_slice(&CLUSTER_BITS.to_be_bytes());
+        header.extend_from_slice(&self.size.to_be_bytes());
+        header.extend_from_slice(&[0; 4]); // no encryption
+        header.extend_from_slice(&l1_len.to_be_bytes());
+        header.extend_from_slice(&l1.to_be_bytes());
+        header.extend_from_slice(&table.to_be_bytes());
+        header.extend_from_slice(&table_clusters.to_be_bytes());
+        header.extend_from_slice(&[0; 12]); // no snapshots
+        header.extend_from_slice(&features.to_be_bytes());
+        header.extend_from_slice(&[0; 16]); // no compatible or autoclear features
+        header.extend_from_slice(&4u32.to_be_bytes()); // refcount order: 16 bits
+        header.extend_from_slice(&HEADER_BYTES.to_be_bytes());
+        header.push(if self.zstd { COMPRESSION_ZSTD } else { 0 });
+        let mut buffer = Buffer::new(CLUSTER_BYTES);
+        buffer[..header.len()].copy_from_slice(&header);
+        buffer
+    }
+
+    pub(super) fn finish(self, output: &Output) -> Result<(), Error> {
+        let header = self.header.expect("closed before it is finished");
+        output.write(&header, 0)?;
+        output.sync()
+    }
+}
+
+/// A write of one host cluster of metadata, padded with zeros.
+pub(super) fn cluster_job(number: u64, bytes: impl Iterator<Item = u8>) -> Job {
+    let mut buffer = Buffer::new(CLUSTER_BYTES);
+    for (target, byte) in buffer.iter_mut().zip(bytes) {
+        *target = byte;
+    }
+    Job { buffer, parts: vec![(number * CLUSTER, 0..CLUSTER_BYTES)] }
+}

@@ -1,0 +1,81 @@
+//! Raw output: the guest's bytes, with holes for zeros.
+
+use std::ops::Range;
+
+use super::{Job, probe};
+use crate::conversion::Reason;
+use crate::disk::Error;
+use crate::disk::pipeline::{ALIGNMENT, Coded, Coding, Content, Output};
+
+/// Bytes at the head that are probed.
+const HEAD: usize = 4096;
+/// Bytes at the tail that are probed.
+const TAIL: usize = 512;
+
+/// A raw disk being written.
+#[derive(Debug)]
+pub struct Raw {
+    size: u64,
+    name: String,
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    /// A last piece that is no whole block.
+    rest: Option<(u64, Vec<u8>)>,
+}
+
+impl Raw {
+    pub(super) fn new(size: u64, name: &str) -> Self {
+        Self { size, name: name.to_owned(), head: Vec::new(), tail: Vec::new(), rest: None }
+    }
+
+    #[expect(clippy::unused_self, reason = "writers answer for themselves")]
+    pub(super) fn coding(&self) -> Coding {
+        Coding::Runs { unit: ALIGNMENT }
+    }
+
+    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<Job>) -> Result<(), Error> {
+        let Coded { guest, buffer, content } = coded;
+        let Content::Runs(runs) = content else { unreachable!("this writer asks for runs") };
+        let len = usize::try_from(guest.end - guest.start).expect("a batch is a few MiB");
+        if guest.start == 0 {
+            self.head = buffer[..len.min(HEAD)].to_vec();
+            // Better now than after the whole copy.
+            self.check()?;
+        }
+        if guest.end == self.size {
+            self.tail = buffer[len - len.min(TAIL)..len].to_vec();
+        }
+        let mut parts: Vec<(u64, Range<usize>)> = Vec::with_capacity(runs.len());
+        for run in runs {
+            let whole = run.start + (run.end - run.start) / ALIGNMENT * ALIGNMENT;
+            if whole < run.end {
+                self.rest = Some((guest.start + whole as u64, buffer[whole..run.end].to_vec()));
+            }
+            if run.start < whole {
+                parts.push((guest.start + run.start as u64, run.start..whole));
+            }
+        }
+        jobs.push(Job { buffer, parts });
+        Ok(())
+    }
+
+    pub(super) fn finish(self, output: &Output) -> Result<(), Error> {
+        self.check()?;
+        output.set_len(self.size)?;
+        if let Some((at, bytes)) = &self.rest {
+            output.buffered()?;
+            output.write(bytes, *at)?;
+        }
+        output.sync()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match probe::taken_for(&self.head, &self.tail) {
+            None => Ok(()),
+            Some(format) => {
+                let message = format!("the guest's disk would itself be taken for a {format} image");
+                Err(Error::refuse(Reason::OutputWouldProbe, self.name.clone(), message))
+            }
+        }
+    }
+}

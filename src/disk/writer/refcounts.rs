@@ -1,0 +1,52 @@
+//! Reference counts of a qcow2 file's clusters, written block by block behind the frontier.
+
+use std::collections::VecDeque;
+
+use super::Job;
+use super::qcow2::{CLUSTER, cluster_job};
+
+/// Counts in a block: 16 bits each (refcount order 4).
+const BLOCK: u64 = CLUSTER / 2;
+
+/// The counts that are not written yet, and where the written ones are.
+#[derive(Debug)]
+pub(super) struct Refcounts {
+    /// Number of the first block held.
+    first: u64,
+    blocks: VecDeque<Vec<u16>>,
+    /// File offset of each block written.
+    pub table: Vec<u64>,
+}
+
+impl Refcounts {
+    pub(super) fn new() -> Self {
+        Self { first: 0, blocks: VecDeque::new(), table: Vec::new() }
+    }
+
+    /// One more reference to host cluster `number`, whose block is not written yet.
+    pub(super) fn add(&mut self, number: u64) {
+        let block = usize::try_from(number / BLOCK - self.first).expect("blocks held are few");
+        while self.blocks.len() <= block {
+            self.blocks.push_back(vec![0; usize::try_from(BLOCK).expect("32768")]);
+        }
+        self.blocks[block][usize::try_from(number % BLOCK).expect("below 32768")] += 1;
+    }
+
+    /// Whether the first block held lies wholly before cluster `floor`, where counts are final.
+    pub(super) fn is_final(&self, floor: u64) -> bool {
+        !self.blocks.is_empty() && (self.first + 1) * BLOCK <= floor
+    }
+
+    /// Blocks needed for `clusters` host clusters in all, less those written.
+    pub(super) fn missing(&self, clusters: u64) -> u64 {
+        clusters.div_ceil(BLOCK) - self.first
+    }
+
+    /// Writes the first block held to host cluster `number`.
+    pub(super) fn write_first(&mut self, number: u64, jobs: &mut Vec<Job>) {
+        let block = self.blocks.pop_front().unwrap_or_default();
+        self.first += 1;
+        self.table.push(number * CLUSTER);
+        jobs.push(cluster_job(number, block.into_iter().flat_map(u16::to_be_bytes)));
+    }
+}
