@@ -24,6 +24,7 @@ mod table;
 pub mod vdi;
 pub mod verify;
 pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 pub mod writer;
 

@@ -1,0 +1,181 @@
+//! Hyper-V disk images (VHDX), fixed and dynamic.
+//!
+//! From Microsoft's MS-VHDX. The first MiB holds two headers and two region tables, each with a CRC-32C; the regions are
+//! the metadata and the block table, which has one 64-bit entry for each block and, after every `chunk ratio` of them,
+//! one for a sector bitmap that only differencing disks use. All numbers are little-endian.
+
+mod guid;
+mod header;
+mod log;
+mod metadata;
+mod patched;
+
+use self::header::{MIB, Regions, Span};
+use self::metadata::Metadata;
+use self::patched::{Patched, Patches};
+use super::coalesce::coalesce;
+use super::occupancy::{Taken, survey};
+use super::table::Table;
+use super::{Error, Extent, Location, Region};
+use crate::conversion::Reason;
+
+pub use self::header::SIGNATURE;
+
+/// Sectors that the bitmap block of one chunk describes, by the specification.
+const CHUNK_SECTORS: u64 = 1 << 23;
+
+/// A VHDX whose headers, metadata, log and whole block table were checked.
+#[derive(Clone, Debug)]
+pub struct Vhdx {
+    file: Patched,
+    metadata: Metadata,
+    bat: Span,
+    allocated: u64,
+    warnings: Vec<String>,
+}
+
+impl Vhdx {
+    /// Checks all metadata and every entry of the block table. A log that was not replayed is replayed in memory.
+    /// `limit` is the largest virtual size taken, in bytes.
+    pub fn open(region: &Region, limit: u64) -> Result<Self, Error> {
+        let name = region.name();
+        let mut warnings = Vec::new();
+        let mut patches = Patches::new();
+        let place = header::log(region)?;
+        if let Some(place) = place {
+            let entries;
+            (patches, entries) = log::replay(region, place)?;
+            warnings.push(if entries > 0 {
+                format!("{name}: was not closed; {entries} entries of its log were applied")
+            } else {
+                format!("{name}: was not closed; its log has no valid entries and was left out")
+            });
+        }
+        let regions = header::regions(region)?;
+        let file = Patched::new(region, patches);
+        let metadata = Metadata::read(&file, regions.metadata, limit)?;
+        let mut vhdx = Self { file, metadata, bat: regions.bat, allocated: 0, warnings };
+        let needed = vhdx.entries() * 8;
+        if needed > regions.bat.len {
+            let message = format!("has a block table of {} bytes where its size needs {needed}", regions.bat.len);
+            return Err(Error::corrupt(name, regions.bat.offset, message));
+        }
+        vhdx.allocated = vhdx.survey(&regions, place.map(|log| Span { offset: log.offset, len: log.len }))?;
+        Ok(vhdx)
+    }
+
+    /// Walks the whole table once: every block inside the file, none on another or on the metadata. Answers the bytes
+    /// allocated.
+    fn survey(&self, regions: &Regions, log: Option<Span>) -> Result<u64, Error> {
+        let name = self.file.name();
+        let mut spans = vec![Span { offset: 0, len: MIB }];
+        spans.extend(log);
+        spans.extend(&regions.all);
+        spans.sort_unstable();
+        survey(name, MIB, |occupancy| {
+            for span in &spans {
+                let message = || Error::corrupt(name, span.offset, "its regions overlap");
+                occupancy.claim(span.offset, span.len).map_err(|Taken| message())?;
+            }
+            let mut table = self.table();
+            let mut allocated = 0;
+            for index in 0..self.blocks() {
+                let extent = self.block(&mut table, index)?;
+                if let Location::Stored { offset, .. } = extent.at {
+                    allocated += extent.len();
+                    occupancy.claim(offset, extent.len()).map_err(|Taken| {
+                        let message = format!("block {index} lies where something else lies");
+                        Error::corrupt(name, self.place(&table, index), message)
+                    })?;
+                }
+            }
+            Ok(allocated)
+        })
+    }
+
+    fn block(&self, table: &mut Table<8>, index: u64) -> Result<Extent, Error> {
+        let name = self.file.name();
+        let position = index + index / self.chunk_ratio();
+        let entry = u64::from_le_bytes(table.entry(position, |buffer, at| self.file.read_exact_at(buffer, at))?);
+        let start = index * self.metadata.block;
+        let guest = start..(start + self.metadata.block).min(self.metadata.size);
+        let corrupt = |message: String| Err(Error::corrupt(name, table.place(position), message));
+        // Bits 3 to 19 are reserved; the offset is in MiB from bit 20 on.
+        if entry & 0x000F_FFF8 != 0 {
+            return corrupt(format!("the table's entry {entry:#018x} of block {index} has reserved bits set"));
+        }
+        match entry & 7 {
+            // Not present, undefined, zero, unmapped; 5 is unmapped in files of the format's drafts.
+            0..=3 | 5 => return Ok(Extent { guest, at: Location::Zero }),
+            6 => {}
+            7 => return corrupt(format!("block {index} is partly its parent's, but there is no parent")),
+            state => return corrupt(format!("block {index} has the unknown state {state}")),
+        }
+        let offset = entry & !(MIB - 1);
+        let end = offset.checked_add(guest.end - guest.start);
+        if end.is_none_or(|end| end > self.file.len()) {
+            let message = format!("block {index} lies at byte {offset}, but the file ends at byte {}", self.file.len());
+            return Err(Error::truncated(name, table.place(position), message));
+        }
+        if let Some(at) = self.file.changed(offset..offset + (guest.end - guest.start)) {
+            let message = "its log changes data, not only metadata; open it once where it was made";
+            return Err(Error::refuse(Reason::UnsupportedFormat, name, message).at(at));
+        }
+        Ok(Extent { guest, at: Location::Stored { file: 0, offset } })
+    }
+
+    fn table(&self) -> Table<8> {
+        Table::new(self.bat.offset, self.entries())
+    }
+
+    fn place(&self, table: &Table<8>, index: u64) -> u64 {
+        table.place(index + index / self.chunk_ratio())
+    }
+
+    fn blocks(&self) -> u64 {
+        self.metadata.size.div_ceil(self.metadata.block)
+    }
+
+    /// Entries of the table: those of the blocks and the bitmaps' between them.
+    fn entries(&self) -> u64 {
+        let blocks = self.blocks();
+        blocks + (blocks - 1) / self.chunk_ratio()
+    }
+
+    fn chunk_ratio(&self) -> u64 {
+        CHUNK_SECTORS * 512 / self.metadata.block
+    }
+
+    /// Bytes of the guest's disk.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.metadata.size
+    }
+
+    /// For people: format and kind.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        if self.metadata.fixed { "vhdx fixed" } else { "vhdx dynamic" }
+    }
+
+    /// Guest bytes that the file holds: no more than these can be data.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.allocated
+    }
+
+    /// What a person should know, though it stops nothing.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The disk in guest order, without gaps.
+    pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
+        let mut table = self.table();
+        coalesce((0..self.blocks()).map(move |index| self.block(&mut table, index)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! The file as it is after its log was replayed, without writing to it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::disk::{Error, Region};
+
+/// What the log changes are counted in, by the specification.
+pub(super) const SECTOR: usize = 4096;
+
+/// Changed sectors by their offset in the file; `None` is zeros.
+pub(super) type Patches = BTreeMap<u64, Option<Box<[u8; SECTOR]>>>;
+
+/// A region with changed sectors laid over it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Patched {
+    region: Region,
+    patches: Arc<Patches>,
+}
+
+impl Patched {
+    pub(super) fn new(region: &Region, patches: Patches) -> Self {
+        Self { region: region.clone(), patches: Arc::new(patches) }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.region.name()
+    }
+
+    /// Length of the file itself.
+    pub(super) fn len(&self) -> u64 {
+        self.region.len()
+    }
+
+    /// The lowest changed sector within `range`.
+    pub(super) fn changed(&self, range: Range<u64>) -> Option<u64> {
+        let before = range.start.saturating_sub(SECTOR as u64 - 1);
+        self.patches.range(before..range.end).next().map(|(&at, _)| at)
+    }
+
+    /// Fills `buffer` from `offset`, changes included.
+    pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.region.read_exact_at(buffer, offset)?;
+        let end = offset + buffer.len() as u64;
+        let before = offset.saturating_sub(SECTOR as u64 - 1);
+        for (&at, patch) in self.patches.range(before..end) {
+            let first = at.max(offset);
+            let last = (at + SECTOR as u64).min(end);
+            let within = |from: u64| {
+                let place = |position: u64| usize::try_from(position - from).expect("both lie within a buffer");
+                place(first)..place(last)
+            };
+            match patch {
+                Some(sector) => buffer[within(offset)].copy_from_slice(&sector[within(at)]),
+                None => buffer[within(offset)].fill(0),
+            }
+        }
+        Ok(())
+    }
+}
