@@ -20,3 +20,4 @@ pub mod ledger;
 pub mod notification;
 pub mod queue;
 pub mod stats;
+pub mod telemetry;

@@ -1,0 +1,79 @@
+//! Sends messages by mail.
+
+use std::time::Duration;
+
+use lettre::message::header::ContentType;
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::{Tls, TlsParameters};
+use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
+
+use tokio::time::timeout;
+
+use super::config::{EmailConfig, Encryption};
+use super::event::Message;
+use super::payload;
+
+/// Why a mail was not taken. A password is in none of these.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EmailError {
+    #[error("cannot build the mail: {0}")]
+    Build(#[from] lettre::error::Error),
+    #[error("timed out")]
+    Timeout,
+    #[error("{0}")]
+    Smtp(#[from] lettre::transport::smtp::Error),
+}
+
+impl EmailError {
+    /// Whether it may be taken the next time.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Build(_) => false,
+            Self::Timeout => true,
+            Self::Smtp(error) => !(error.is_permanent() || error.is_client() || error.is_tls()),
+        }
+    }
+}
+
+/// One mail server.
+pub(super) struct Mailer {
+    config: EmailConfig,
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    timeout: Duration,
+}
+
+impl Mailer {
+    /// `timeout` bounds the whole dialogue: the transport's own bounds only its connecting.
+    pub(super) fn new(config: EmailConfig, timeout: Duration) -> Result<Self, EmailError> {
+        let tls = match config.encryption {
+            Encryption::Starttls => Tls::Required(TlsParameters::new(config.host.clone())?),
+            Encryption::Tls => Tls::Wrapper(TlsParameters::new(config.host.clone())?),
+            Encryption::None => Tls::None,
+        };
+        // Not dangerous but plain: what it says of TLS is set right here.
+        let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(config.host.as_str())
+            .port(config.port)
+            .tls(tls)
+            .timeout(Some(timeout));
+        if let Some(username) = &config.username {
+            let password = config.password.as_ref().map(|p| p.expose().clone()).unwrap_or_default();
+            builder = builder.credentials(Credentials::new(username.clone(), password));
+        }
+        let transport = builder.build();
+        Ok(Self { config, transport, timeout })
+    }
+
+    pub(super) async fn send(&self, message: &Message) -> Result<(), EmailError> {
+        let mut mail = lettre::Message::builder()
+            .from(self.config.from.clone())
+            .subject(format!("{} {}", self.config.subject_prefix, message.title).trim())
+            .message_id(None)
+            .header(ContentType::TEXT_PLAIN);
+        for address in &self.config.to {
+            mail = mail.to(address.clone());
+        }
+        let mail = mail.body(payload::mail(message))?;
+        timeout(self.timeout, self.transport.send(mail)).await.map_err(|_| EmailError::Timeout)??;
+        Ok(())
+    }
+}

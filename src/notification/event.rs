@@ -1,0 +1,130 @@
+//! What is worth telling, and in which words.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::NotificationConfig;
+
+/// Something that people want to know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A conversion was published in the directory `output_path`.
+    Success { filename: String, duration: Duration, output_path: String, at: Timestamp },
+    /// A conversion failed for good.
+    Failure { filename: String, error: String, retry_count: u32, at: Timestamp },
+    /// Files wait and nothing has happened for long.
+    Stalled { queue_depth: u64, idle: Duration, last_activity: Option<Timestamp>, at: Timestamp },
+    /// The queue holds until the output volume has space.
+    OutputFull { needed_bytes: u64, free_bytes: u64, output_path: String, at: Timestamp },
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Success,
+    Warning,
+    Error,
+}
+
+impl Level {
+    /// The word in a generic payload.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// An event in words, ready for every channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    pub title: &'static str,
+    pub text: String,
+    pub level: Level,
+    /// Keys and values in the order in which they are shown.
+    pub details: Vec<(&'static str, Value)>,
+    pub at: Timestamp,
+}
+
+impl Event {
+    /// Whether the configuration wants it announced.
+    #[must_use]
+    pub fn is_wanted(&self, config: &NotificationConfig) -> bool {
+        match self {
+            Self::Success { .. } => config.on_success,
+            Self::Failure { .. } | Self::OutputFull { .. } => config.on_failure,
+            Self::Stalled { .. } => config.on_stalled,
+        }
+    }
+
+    /// The event in words.
+    #[must_use]
+    pub fn message(&self) -> Message {
+        match self {
+            Self::Success { filename, duration, output_path, at } => Message {
+                title: "✅ Conversion Successful",
+                text: format!("Successfully converted {filename} in {:.1}s", duration.as_secs_f64()),
+                level: Level::Success,
+                details: vec![
+                    ("event", json!("conversion_success")),
+                    ("filename", json!(filename)),
+                    ("duration_seconds", json!((duration.as_secs_f64() * 100.0).round() / 100.0)),
+                    ("output_path", json!(output_path)),
+                    ("timestamp", rfc3339(*at)),
+                ],
+                at: *at,
+            },
+            Self::Failure { filename, error, retry_count, at } => Message {
+                title: "❌ Conversion Failed",
+                text: format!("Failed to convert {filename}: {error}"),
+                level: Level::Error,
+                details: vec![
+                    ("event", json!("conversion_failure")),
+                    ("filename", json!(filename)),
+                    ("error", json!(error)),
+                    ("retry_count", json!(retry_count)),
+                    ("timestamp", rfc3339(*at)),
+                ],
+                at: *at,
+            },
+            Self::Stalled { queue_depth, idle, last_activity, at } => {
+                let minutes = idle.as_secs() / 60;
+                Message {
+                    title: "⚠️ Daemon Stalled",
+                    text: format!("Daemon idle for {minutes} minutes with {queue_depth} items in queue"),
+                    level: Level::Warning,
+                    details: vec![
+                        ("event", json!("daemon_stalled")),
+                        ("queue_depth", json!(queue_depth)),
+                        ("idle_minutes", json!(minutes)),
+                        ("last_activity", last_activity.map_or(Value::Null, rfc3339)),
+                        ("timestamp", rfc3339(*at)),
+                    ],
+                    at: *at,
+                }
+            }
+            Self::OutputFull { needed_bytes, free_bytes, output_path, at } => Message {
+                title: "⚠️ Output Volume Full",
+                text: format!("{output_path} has {free_bytes} bytes free, {needed_bytes} are needed: the queue holds"),
+                level: Level::Warning,
+                details: vec![
+                    ("event", json!("output_full")),
+                    ("needed_bytes", json!(needed_bytes)),
+                    ("free_bytes", json!(free_bytes)),
+                    ("output_path", json!(output_path)),
+                    ("timestamp", rfc3339(*at)),
+                ],
+                at: *at,
+            },
+        }
+    }
+}
+
+fn rfc3339(time: Timestamp) -> Value {
+    format!("{time:.0}").into()
+}

@@ -1,0 +1,78 @@
+//! Sends messages to a webhook.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Client, StatusCode};
+
+use super::config::{WebhookConfig, WebhookKind};
+use super::event::Message;
+use super::payload;
+
+/// Why a webhook was not taken. Never shows the URL: whoever knows it may post.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WebhookError {
+    #[error("{0}")]
+    Request(String, #[source] reqwest::Error),
+    #[error("the server answers {0}")]
+    Status(StatusCode),
+}
+
+impl WebhookError {
+    fn of(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let mut text = if error.is_timeout() { "timed out".to_owned() } else { error.to_string() };
+        // The last cause is the one that tells: connection refused, unknown host, bad certificate.
+        let mut cause = error.source();
+        while let Some(deeper) = cause.and_then(|cause| cause.source()) {
+            cause = Some(deeper);
+        }
+        if let Some(cause) = cause.filter(|_| !error.is_timeout()) {
+            text = format!("{text}: {cause}");
+        }
+        Self::Request(text, error)
+    }
+
+    /// Whether it may be taken the next time.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Request(_, error) => !error.is_builder(),
+            Self::Status(status) => {
+                status.is_server_error()
+                    || matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+            }
+        }
+    }
+}
+
+/// One webhook, with its connections kept.
+pub(super) struct Webhook {
+    config: WebhookConfig,
+    client: Client,
+}
+
+impl Webhook {
+    pub(super) fn new(config: WebhookConfig, timeout: Duration) -> Result<Self, WebhookError> {
+        let client = Client::builder()
+            .user_agent(concat!("hyper2kvm/", env!("CARGO_PKG_VERSION")))
+            .default_headers(config.headers.clone())
+            .timeout(timeout)
+            // A redirect would carry headers and body to a place that nobody configured.
+            .redirect(Policy::none())
+            .build()
+            .map_err(WebhookError::of)?;
+        Ok(Self { config, client })
+    }
+
+    pub(super) async fn send(&self, message: &Message) -> Result<(), WebhookError> {
+        let body = match self.config.kind {
+            WebhookKind::Slack => payload::slack(message),
+            WebhookKind::Discord => payload::discord(message),
+            WebhookKind::Generic => payload::generic(message),
+        };
+        let request = self.client.post(self.config.url.expose().clone()).json(&body);
+        let status = request.send().await.map_err(WebhookError::of)?.status();
+        if status.is_success() { Ok(()) } else { Err(WebhookError::Status(status)) }
+    }
+}

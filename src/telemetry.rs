@@ -1,0 +1,8 @@
+//! What the program tells about itself: log lines and metrics.
+
+/// Makes *ring* the TLS provider of this process. The first line of every `main` (and of every test that opens a TLS
+/// connection): without a provider reqwest panics, with two kube does.
+pub fn install_crypto() {
+    // An error means that one is installed already, by a test beside this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
