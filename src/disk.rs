@@ -20,6 +20,7 @@ pub mod raw;
 pub mod region;
 #[cfg(test)]
 mod resolve;
+pub mod source;
 mod table;
 pub mod vdi;
 pub mod verify;

@@ -25,11 +25,12 @@ pub struct Bounds {
     pub stored: u64,
 }
 
-/// Inflates every gzip member of `region` into `scratch`, an empty file; their checksums are verified (RFC 1952).
+/// Inflates every gzip member of `region` into `scratch`, an empty file; their checksums are verified (RFC 1952). Gives
+/// the inflated bytes, and how many of them are stored.
 ///
 /// # Errors
 /// `TooLarge` beyond `bounds`, `Corrupt` and `Truncated`, and as reading and writing do.
-pub fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<Region, Error> {
+pub fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<(Region, u64), Error> {
     let mut decoder = MultiGzDecoder::new(BufReader::with_capacity(CHUNK, Sequential { region, at: 0 }));
     let mut buffer = vec![0; CHUNK];
     let (mut length, mut stored) = (0u64, 0u64);
@@ -55,7 +56,7 @@ pub fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<Region,
         }
     }
     scratch.set_len(length).map_err(|e| Error::writing("scratch file", length, e))?;
-    Ok(Region::whole(Arc::new(scratch), region.name(), length))
+    Ok((Region::whole(Arc::new(scratch), region.name(), length), stored))
 }
 
 fn too_large(region: &Region, does: &str, most: u64) -> Error {

@@ -20,7 +20,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn run(bytes: &[u8], bounds: Bounds) -> Result<Vec<u8>, Error> {
-    let inflated = inflate(&region(bytes), tempfile::tempfile().unwrap(), bounds)?;
+    let (inflated, _) = inflate(&region(bytes), tempfile::tempfile().unwrap(), bounds)?;
     let mut bytes = vec![0; usize::try_from(inflated.len()).unwrap()];
     inflated.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)

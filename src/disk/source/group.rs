@@ -1,0 +1,166 @@
+//! OVF packages: the envelope with its files, in an OVA or side by side.
+
+use super::{Limits, Scratch, Source, SourceDisk, blank, check_size, open_disk, read_text};
+use crate::conversion::Reason;
+use crate::conversion::report::Hardware;
+use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile};
+use crate::disk::descriptor::{MAX_BYTES, shown};
+use crate::disk::image::Image;
+use crate::disk::manifest::{self, Expected};
+use crate::disk::{Error, Region, detect, gzip, ova};
+
+/// Bytes that an inflated member may have beyond the largest virtual size: headers, tables, descriptors.
+const METADATA_BYTES: u64 = 1 << 30;
+
+/// The files of a package by their base names.
+type Members<'a> = Vec<(&'a str, &'a Region)>;
+
+pub(super) fn open_ova(archive: &Region, limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
+    let ova = ova::open(archive)?;
+    let members: Members = ova.members.iter().map(|m| (m.name.as_str(), &m.region)).collect();
+    let manifest = ova.manifest.map(|index| &ova.members[index].region);
+    open_package("ova", members[ova.ovf], manifest, &members, limits, scratch)
+}
+
+pub(super) fn open_ovf(
+    envelope: &Region,
+    siblings: &[Region],
+    limits: &Limits,
+    scratch: &mut Scratch,
+) -> Result<Source, Error> {
+    let name = envelope.name();
+    let mut members: Members = vec![(name, envelope)];
+    members.extend(siblings.iter().map(|region| (region.name(), region)));
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    let manifest = format!("{stem}.mf");
+    let manifest = members.iter().find(|(name, _)| *name == manifest).map(|(_, region)| *region);
+    open_package("ovf", (name, envelope), manifest, &members, limits, scratch)
+}
+
+fn open_package(
+    format: &str,
+    (name, envelope): (&str, &Region),
+    manifest: Option<&Region>,
+    members: &Members,
+    limits: &Limits,
+    scratch: &mut Scratch,
+) -> Result<Source, Error> {
+    let mut warnings = Vec::new();
+    let digests = match manifest {
+        Some(manifest) => read_manifest(manifest, envelope, members, &mut warnings)?,
+        None => Vec::new(),
+    };
+    let text = read_text(envelope, MAX_BYTES)?;
+    let ovf = ovf::parse(name, &text).map_err(|e| Error { file: envelope.name().to_owned(), ..e })?;
+    if ovf.disks.is_empty() {
+        return Err(Error::refuse(Reason::UnsupportedFormat, envelope.name(), "describes no disk"));
+    }
+    let mut scratch_left = limits.max_scratch_bytes;
+    let mut disks = Vec::new();
+    for disk in &ovf.disks {
+        let opened = match disk.file {
+            None => blank_disk(envelope.name(), disk, limits)?,
+            Some(file) => {
+                let file = &ovf.files[file];
+                let region = find(envelope.name(), file, members)?;
+                if manifest.is_some() && !digests.iter().any(|d| d.region.name() == region.name()) {
+                    warnings.push(format!("the manifest has no digest of {}", shown(&file.href)));
+                }
+                let image = open_file(file, region, members, limits, &mut scratch_left, scratch)?;
+                compare_capacity(disk, &file.href, &image, &mut warnings);
+                SourceDisk { member: file.href.clone(), image }
+            }
+        };
+        warnings.extend(opened.image.warnings());
+        disks.push(opened);
+    }
+    warnings.extend(ovf.warnings.iter().cloned());
+    Ok(Source {
+        format: format.to_owned(),
+        hardware: ovf.hardware.clone().map(|hardware| by_member(hardware, &ovf)),
+        disks,
+        digests,
+        warnings,
+        members: members.iter().map(|(name, region)| ((*name).to_owned(), region.len())).collect(),
+    })
+}
+
+/// The digests still to be verified: the envelope's is, before anything in it is believed.
+fn read_manifest(
+    manifest: &Region,
+    envelope: &Region,
+    members: &Members,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Expected>, Error> {
+    let lines = manifest::parse(manifest.name(), &read_text(manifest, manifest::MAX_BYTES)?)?;
+    let (expected, unknown) = manifest::expected(&lines, members);
+    warnings.extend(unknown);
+    let (of_envelope, digests): (Vec<_>, Vec<_>) =
+        expected.into_iter().partition(|d| d.region.name() == envelope.name());
+    if envelope.len() <= MAX_BYTES as u64 {
+        manifest::verify(&of_envelope, &manifest::Control::default())?;
+    }
+    Ok(digests)
+}
+
+fn find<'a>(envelope: &str, file: &OvfFile, members: &Members<'a>) -> Result<&'a Region, Error> {
+    let found = members.iter().find(|(name, _)| *name == file.href).map(|(_, region)| *region);
+    found.ok_or_else(|| {
+        let message = format!("names the disk {}, which is not there", shown(&file.href));
+        Error::refuse(Reason::MissingMember, envelope, message)
+    })
+}
+
+fn open_file(
+    file: &OvfFile,
+    region: &Region,
+    members: &Members,
+    limits: &Limits,
+    scratch_left: &mut u64,
+    scratch: &mut Scratch,
+) -> Result<Image, Error> {
+    let inflated;
+    let (name, region) = if file.gzip {
+        let bounds =
+            gzip::Bounds { length: limits.max_virtual_size.saturating_add(METADATA_BYTES), stored: *scratch_left };
+        let (whole, stored) = gzip::inflate(region, scratch()?, bounds)?;
+        *scratch_left -= stored;
+        inflated = whole;
+        (file.href.strip_suffix(".gz").unwrap_or(&file.href), &inflated)
+    } else {
+        (file.href.as_str(), region)
+    };
+    let content = detect::detect_region(region)?;
+    // Some exporters give disks names without an extension; there the content alone decides.
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
+    if detect::EXTENSIONS.contains(&extension.as_str()) {
+        detect::check_extension(name, content).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
+    }
+    open_disk(region, name, content, members, limits)
+}
+
+fn blank_disk(envelope: &str, disk: &OvfDisk, limits: &Limits) -> Result<SourceDisk, Error> {
+    let size = disk.capacity.unwrap_or(0).next_multiple_of(512);
+    check_size(envelope, size, limits)?;
+    Ok(SourceDisk { member: disk.id.clone(), image: blank(size, "blank") })
+}
+
+/// Some exporters write the file's size into the capacity. The disk knows better.
+fn compare_capacity(disk: &OvfDisk, href: &str, image: &Image, warnings: &mut Vec<String>) {
+    let size = image.virtual_size();
+    if let Some(capacity) = disk.capacity.filter(|capacity| *capacity != size) {
+        warnings.push(format!("the OVF gives {} a capacity of {capacity} bytes, the disk has {size}", shown(href)));
+    }
+}
+
+/// Controllers name their disks by the OVF's ids; from here on disks are known by their members.
+fn by_member(mut hardware: Hardware, ovf: &Ovf) -> Hardware {
+    let member = |id: &String| {
+        let file = ovf.disks.iter().find(|d| d.id == *id).and_then(|d| d.file);
+        file.map_or_else(|| id.clone(), |index| ovf.files[index].href.clone())
+    };
+    for controller in &mut hardware.disk_controllers {
+        controller.disks = controller.disks.iter().map(member).collect();
+    }
+    hardware
+}

@@ -1,0 +1,103 @@
+//! What `hyper2kvm inspect` tells of a source, from its metadata alone.
+
+use serde::Serialize;
+
+use super::{Limits, Scratch, Source, SourceDisk, open};
+use crate::conversion::Failure;
+use crate::conversion::report::Hardware;
+use crate::disk::{Location, Region, detect};
+
+/// Extents looked at to tell how a disk is compressed.
+const SAMPLE: usize = 1 << 16;
+
+/// A source as a person wants to see it before it is converted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inspection {
+    pub name: String,
+    /// Size of the primary file in bytes.
+    pub size_bytes: u64,
+    /// Format and kind, or the container that it seems to be where it is refused; absent where nobody can say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Whether a conversion would take it. Digests and compressed data are only checked by the conversion itself.
+    pub accepted: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Failure>,
+    pub disks: Vec<DiskInspection>,
+    /// The files that it consists of.
+    pub members: Vec<MemberInspection>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
+    pub warnings: Vec<String>,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskInspection {
+    /// File that holds it, or a blank disk's id.
+    pub member: String,
+    /// Format and kind: `vmdk streamOptimized`.
+    pub format: String,
+    pub virtual_size_bytes: u64,
+    /// Guest bytes that are stored, where the metadata tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated_bytes: Option<u64>,
+    /// `none`, `deflate`, `zstd`.
+    pub compression: &'static str,
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberInspection {
+    pub name: String,
+    pub size_bytes: u64,
+}
+
+/// Looks at `primary` as [`open`] does, and tells what it found instead of failing.
+#[must_use]
+pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Inspection {
+    let (name, size_bytes) = (primary.name().to_owned(), primary.len());
+    match open(primary, siblings, limits, scratch) {
+        Ok(Source { format, disks, hardware, warnings, members, digests: _ }) => Inspection {
+            name,
+            size_bytes,
+            format: Some(format),
+            accepted: true,
+            refusal: None,
+            disks: disks.iter().map(describe).collect(),
+            members: members.into_iter().map(|(name, size_bytes)| MemberInspection { name, size_bytes }).collect(),
+            hardware,
+            warnings,
+        },
+        Err(error) => Inspection {
+            members: vec![MemberInspection { name: name.clone(), size_bytes }],
+            name,
+            size_bytes,
+            format: detect::detect_region(primary).ok().map(|content| content.as_str().to_owned()),
+            accepted: false,
+            refusal: Some(Failure::from(&error)),
+            disks: Vec::new(),
+            hardware: None,
+            warnings: Vec::new(),
+        },
+    }
+}
+
+fn describe(disk: &SourceDisk) -> DiskInspection {
+    let compression = disk.image.extents().take(SAMPLE).filter_map(Result::ok).find_map(|extent| match extent.at {
+        Location::Deflate { .. } => Some("deflate"),
+        Location::Zstd { .. } => Some("zstd"),
+        _ => None,
+    });
+    DiskInspection {
+        member: disk.member.clone(),
+        format: disk.image.kind().to_owned(),
+        virtual_size_bytes: disk.image.virtual_size(),
+        allocated_bytes: disk.image.data_bytes(),
+        compression: compression.unwrap_or("none"),
+    }
+}

@@ -1,0 +1,66 @@
+//! VMDKs whose descriptor is a file of its own: flat and split kinds.
+
+use crate::conversion::Reason;
+use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine, SECTOR};
+use crate::disk::descriptor::{MAX_BYTES, shown};
+use crate::disk::detect::{self, Content};
+use crate::disk::image::{Image, Layout};
+use crate::disk::{Error, Region};
+
+/// Opens the disk that the descriptor in `region` (called `name` within its group) makes of `members`.
+pub(super) fn open(region: &Region, name: &str, members: &[(&str, &Region)]) -> Result<Image, Error> {
+    let descriptor = vmdk::parse(region.name(), &super::read_text(region, MAX_BYTES)?)?;
+    descriptor.references(name).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
+    let parts = descriptor.extents.iter().map(|extent| open_extent(region.name(), extent, members));
+    Ok(Image::joined(kind(descriptor.create_type), parts.collect::<Result<_, _>>()?))
+}
+
+const fn kind(create_type: CreateType) -> &'static str {
+    match create_type {
+        CreateType::MonolithicSparse => "vmdk monolithicSparse",
+        CreateType::StreamOptimized => "vmdk streamOptimized",
+        CreateType::TwoGbMaxExtentSparse => "vmdk twoGbMaxExtentSparse",
+        CreateType::MonolithicFlat => "vmdk monolithicFlat",
+        CreateType::TwoGbMaxExtentFlat => "vmdk twoGbMaxExtentFlat",
+        CreateType::Vmfs => "vmdk vmfs",
+    }
+}
+
+fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> Result<Image, Error> {
+    let size = extent.sectors * SECTOR;
+    let Some(name) = extent.file_name(file)? else { return Ok(super::blank(size, "vmdk zero extent")) };
+    let Some((_, region)) = members.iter().find(|(member, _)| *member == name) else {
+        let message = format!("names the extent {}, which is not beside it", shown(&name));
+        return Err(Error::refuse(Reason::MissingMember, file, message));
+    };
+    match extent.kind {
+        ExtentKind::Zero => unreachable!("it has no name"),
+        ExtentKind::Flat => open_flat(region, extent.offset, size),
+        ExtentKind::Sparse => {
+            let layout = Layout::Vmdk(crate::disk::vmdk::open_extent(region)?);
+            let image = Image { regions: vec![(*region).clone()], layout };
+            if image.virtual_size() != size {
+                let message = format!("has {} bytes of a disk, its descriptor says {size}", image.virtual_size());
+                return Err(Error::refuse(Reason::Corrupt, region.name(), message));
+            }
+            Ok(image)
+        }
+    }
+}
+
+/// The bytes as they are. A file that is a disk image by itself is nobody's flat extent: the descriptor then names
+/// another's disk.
+fn open_flat(region: &Region, sector: u64, size: u64) -> Result<Image, Error> {
+    let (head, tail) = detect::ends(region)?;
+    let content = detect::detect(region.name(), &head, &tail).unwrap_or(Content::Raw);
+    if !matches!(content, Content::Raw | Content::Xml | Content::Tar) {
+        let message = format!("is a {} by itself and no flat extent of another disk", content.as_str());
+        return Err(Error::refuse(Reason::UnsafeReference, region.name(), message));
+    }
+    let part = sector.checked_mul(SECTOR).and_then(|start| region.part(region.name(), start, size));
+    let part = part.ok_or_else(|| {
+        let message = format!("has {} bytes, its descriptor says {size} from sector {sector}", region.len());
+        Error::truncated(region.name(), region.len(), message)
+    })?;
+    Image::raw(&part)
+}
