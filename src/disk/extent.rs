@@ -53,32 +53,3 @@ pub enum Location {
     /// One zstd stream (RFC 8878) that decodes to the extent's length, with the same exception; `len` is an upper bound.
     Zstd { file: usize, offset: u64, len: u32 },
 }
-
-/// Joins neighbours that are one stretch: zeros next to zeros, and stored bytes that go on in the same file.
-pub(crate) fn coalesced<E, I>(extents: I) -> impl Iterator<Item = Result<Extent, E>> + Send
-where
-    I: Iterator<Item = Result<Extent, E>> + Send,
-    E: Send,
-{
-    let mut extents = extents.peekable();
-    std::iter::from_fn(move || {
-        let mut extent = match extents.next()? {
-            Ok(extent) => extent,
-            Err(e) => return Some(Err(e)),
-        };
-        while let Some(Ok(next)) = extents.next_if(|next| next.as_ref().is_ok_and(|next| continues(&extent, next))) {
-            extent.guest.end = next.guest.end;
-        }
-        Some(Ok(extent))
-    })
-}
-
-fn continues(extent: &Extent, next: &Extent) -> bool {
-    match (extent.at, next.at) {
-        (Location::Zero, Location::Zero) => true,
-        (Location::Stored { file, offset }, Location::Stored { file: next_file, offset: next_offset }) => {
-            file == next_file && offset + extent.len() == next_offset
-        }
-        _ => false,
-    }
-}

@@ -1,6 +1,9 @@
 //! A disk image of any format: the files it lies in and how they make up the guest's disk.
 
+use super::qcow2::Qcow2;
 use super::raw::Raw;
+use super::vdi::Vdi;
+use super::vhd::Vhd;
 use super::vmdk::Vmdk;
 use super::{Error, Extent, Location, Region, raw, vmdk};
 
@@ -16,6 +19,9 @@ pub struct Image {
 #[derive(Clone, Debug)]
 pub enum Layout {
     Raw(Raw),
+    Qcow2(Qcow2),
+    Vdi(Vdi),
+    Vhd(Vhd),
     /// A sparse VMDK extent: monolithicSparse, streamOptimized, or a part of a split disk.
     Vmdk(Vmdk),
     /// Extents as a descriptor lists them, in guest order, without gaps.
@@ -36,12 +42,31 @@ pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent, Error>> + Send + '
 impl Image {
     /// A raw image.
     pub fn raw(region: &Region) -> Result<Self, Error> {
-        Ok(Self { regions: vec![region.clone()], layout: Layout::Raw(raw::open(region)?) })
+        Ok(Self::of(region, Layout::Raw(raw::open(region)?)))
     }
 
     /// A monolithicSparse or streamOptimized VMDK.
     pub fn vmdk(region: &Region) -> Result<Self, Error> {
-        Ok(Self { regions: vec![region.clone()], layout: Layout::Vmdk(vmdk::open(region)?) })
+        Ok(Self::of(region, Layout::Vmdk(vmdk::open(region)?)))
+    }
+
+    /// A qcow2 whose virtual size is at most `limit` bytes.
+    pub fn qcow2(region: &Region, limit: u64) -> Result<Self, Error> {
+        Ok(Self::of(region, Layout::Qcow2(Qcow2::open(region, limit)?)))
+    }
+
+    /// A VDI whose virtual size is at most `limit` bytes.
+    pub fn vdi(region: &Region, limit: u64) -> Result<Self, Error> {
+        Ok(Self::of(region, Layout::Vdi(Vdi::open(region, limit)?)))
+    }
+
+    /// A VHD whose virtual size is at most `limit` bytes.
+    pub fn vhd(region: &Region, limit: u64) -> Result<Self, Error> {
+        Ok(Self::of(region, Layout::Vhd(Vhd::open(region, limit)?)))
+    }
+
+    fn of(region: &Region, layout: Layout) -> Self {
+        Self { regions: vec![region.clone()], layout }
     }
 
     /// Disks one behind the other make one disk; locations count the parts' regions in order.
@@ -56,6 +81,9 @@ impl Image {
     pub fn virtual_size(&self) -> u64 {
         match &self.layout {
             Layout::Raw(raw) => raw.virtual_size(),
+            Layout::Qcow2(qcow2) => qcow2.virtual_size(),
+            Layout::Vdi(vdi) => vdi.virtual_size(),
+            Layout::Vhd(vhd) => vhd.virtual_size(),
             Layout::Vmdk(vmdk) => vmdk.virtual_size(),
             Layout::Listed { extents, .. } => extents.last().map_or(0, |last| last.guest.end),
             Layout::Joined { parts, .. } => parts.iter().map(Self::virtual_size).sum(),
@@ -67,6 +95,9 @@ impl Image {
     pub fn kind(&self) -> &'static str {
         match &self.layout {
             Layout::Raw(raw) => raw.kind(),
+            Layout::Qcow2(qcow2) => qcow2.kind(),
+            Layout::Vdi(vdi) => vdi.kind(),
+            Layout::Vhd(vhd) => vhd.kind(),
             Layout::Vmdk(vmdk) => vmdk.kind(),
             Layout::Listed { kind, .. } | Layout::Joined { kind, .. } => kind,
         }
@@ -77,6 +108,9 @@ impl Image {
     pub fn data_bytes(&self) -> Option<u64> {
         match &self.layout {
             Layout::Raw(raw) => raw.data_bytes(),
+            Layout::Qcow2(qcow2) => Some(qcow2.data_bytes()),
+            Layout::Vdi(vdi) => Some(vdi.data_bytes()),
+            Layout::Vhd(vhd) => Some(vhd.data_bytes()),
             Layout::Vmdk(vmdk) => Some(vmdk.data_bytes()),
             Layout::Listed { extents, .. } => {
                 Some(extents.iter().filter(|extent| extent.at != Location::Zero).map(Extent::len).sum())
@@ -89,8 +123,11 @@ impl Image {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         match &self.layout {
-            Layout::Raw(raw) => raw.warnings(),
-            Layout::Vmdk(vmdk) => vmdk.warnings(),
+            Layout::Raw(raw) => raw.warnings().to_vec(),
+            Layout::Qcow2(qcow2) => qcow2.warnings().to_vec(),
+            Layout::Vdi(vdi) => vdi.warnings().to_vec(),
+            Layout::Vhd(vhd) => vhd.warnings().to_vec(),
+            Layout::Vmdk(vmdk) => vmdk.warnings().to_vec(),
             Layout::Listed { .. } => Vec::new(),
             Layout::Joined { parts, .. } => parts.iter().flat_map(Self::warnings).collect(),
         }
@@ -101,6 +138,9 @@ impl Image {
     pub fn extents(&self) -> Extents<'_> {
         match &self.layout {
             Layout::Raw(raw) => Box::new(raw.extents()),
+            Layout::Qcow2(qcow2) => Box::new(qcow2.extents()),
+            Layout::Vdi(vdi) => Box::new(vdi.extents()),
+            Layout::Vhd(vhd) => Box::new(vhd.extents()),
             Layout::Vmdk(vmdk) => Box::new(vmdk.extents()),
             Layout::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
             Layout::Joined { parts, .. } => Box::new(joined(parts)),

@@ -17,6 +17,7 @@ const SECTOR: u64 = 512;
 pub struct Raw {
     region: Region,
     virtual_size: u64,
+    warnings: Vec<String>,
 }
 
 /// Takes `region` as it is. A size that is no multiple of 512 is padded with zeros.
@@ -24,14 +25,19 @@ pub struct Raw {
 /// # Errors
 /// `Truncated` where it has no bytes.
 pub fn open(region: &Region) -> Result<Raw, Error> {
+    let (name, len) = (region.name(), region.len());
     if region.is_empty() {
-        return Err(Error::refuse(Reason::Truncated, region.name(), "is empty"));
+        return Err(Error::refuse(Reason::Truncated, name, "is empty"));
     }
-    let virtual_size = region
-        .len()
+    let virtual_size = len
         .checked_next_multiple_of(SECTOR)
-        .ok_or_else(|| Error::refuse(Reason::TooLarge, region.name(), "is larger than any disk"))?;
-    Ok(Raw { region: region.clone(), virtual_size })
+        .ok_or_else(|| Error::refuse(Reason::TooLarge, name, "is larger than any disk"))?;
+    let warnings = if len == virtual_size {
+        Vec::new()
+    } else {
+        vec![format!("{name}: {len} bytes are no whole number of sectors, padded with zeros to {virtual_size}")]
+    };
+    Ok(Raw { region: region.clone(), virtual_size, warnings })
 }
 
 impl Raw {
@@ -49,12 +55,8 @@ impl Raw {
 
     /// What a person should know about it.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let (name, len) = (self.region.name(), self.region.len());
-        if len.is_multiple_of(SECTOR) {
-            return Vec::new();
-        }
-        vec![format!("{name}: {len} bytes are no whole number of sectors, padded with zeros to {}", self.virtual_size)]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Bytes of data, an upper bound; `None` where the file system does not tell.

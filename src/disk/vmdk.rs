@@ -4,13 +4,12 @@
 //! Compressed Sparse Extents". The grain tables decide what the guest sees; where redundant tables or grain markers
 //! tell another story the image is corrupt, for another reader might believe them.
 
-mod embedded;
 mod header;
 mod tables;
 
 use self::header::{Header, SECTOR};
 use self::tables::Tables;
-use super::{Error, Extent, Region};
+use super::{Error, Extent, Region, descriptor};
 use crate::conversion::Reason;
 
 /// A sparse extent whose tables have been checked.
@@ -21,6 +20,7 @@ pub struct Vmdk {
     /// Whether the region is a disk by itself and not a part of a split one.
     whole: bool,
     data_bytes: u64,
+    warnings: Vec<String>,
 }
 
 /// Opens a sparse VMDK that is a disk by itself: it has an embedded descriptor and refers to nothing else.
@@ -34,25 +34,30 @@ pub fn open(region: &Region) -> Result<Vmdk, Error> {
         let message = "is a part of a split disk: the descriptor that names it is missing";
         return Err(Error::refuse(Reason::MissingMember, region.name(), message));
     };
-    embedded::check(region, offset, len)?;
-    finish(region, header, true)
+    check_descriptor(region, offset, len)?;
+    with_header(region, header, true)
 }
 
-/// Opens one part of a split sparse disk (twoGbMaxExtentSparse). The caller has checked the descriptor that names it.
+/// Opens one part of a split sparse disk (twoGbMaxExtentSparse). The caller has checked the descriptor that names it, and
+/// checks that the size agrees.
 ///
 /// # Errors
-/// As [`open`]; a descriptor in it is checked too, should there be one.
+/// As [`open`]; a part that has a descriptor of its own is `Corrupt`.
 pub fn open_extent(region: &Region) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
-    if let Some((offset, len)) = header.descriptor {
-        embedded::check(region, offset, len)?;
+    if let Some((offset, _)) = header.descriptor {
+        return Err(Error::corrupt(region.name(), offset, "a part of a split disk has a descriptor of its own"));
     }
-    finish(region, header, false)
+    with_header(region, header, false)
 }
 
-fn finish(region: &Region, header: Header, whole: bool) -> Result<Vmdk, Error> {
-    let data_bytes = Tables::new(region, &header).check()?;
-    Ok(Vmdk { region: region.clone(), header, whole, data_bytes })
+fn with_header(region: &Region, header: Header, whole: bool) -> Result<Vmdk, Error> {
+    let mut warnings = Vec::new();
+    if header.unclean {
+        warnings.push(format!("{}: was not closed cleanly by its writer", region.name()));
+    }
+    let data_bytes = tables::check(region, &header)?;
+    Ok(Vmdk { region: region.clone(), header, whole, data_bytes, warnings })
 }
 
 impl Vmdk {
@@ -80,17 +85,27 @@ impl Vmdk {
 
     /// What a person should know about it.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        if self.header.unclean {
-            return vec![format!("{}: was not closed cleanly by its writer", self.region.name())];
-        }
-        Vec::new()
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The map. Grain tables and markers are read and checked while it is walked.
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
         Tables::new(&self.region, &self.header).extents()
     }
+}
+
+/// Checks that the descriptor of `len` bytes at `offset` says that this file is the whole disk.
+fn check_descriptor(region: &Region, offset: u64, len: u64) -> Result<(), Error> {
+    let mut bytes = vec![0; usize::try_from(len).expect("the header bounds it to 1 MiB")];
+    region.read_exact_at(&mut bytes, offset)?;
+    let descriptor = descriptor::vmdk::parse(region.name(), &bytes).map_err(|e| e.at(offset))?;
+    if descriptor.create_type.is_embedded() {
+        return Ok(());
+    }
+    let message =
+        format!("its descriptor tells createType {}, which has files beside it", descriptor.create_type.as_str());
+    Err(Error::refuse(Reason::UnsafeReference, region.name(), message).at(offset))
 }
 
 /// Bytes of `sectors`, as a place in the file.

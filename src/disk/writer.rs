@@ -1,7 +1,6 @@
 //! Output formats: each takes batches in guest order and says where their bytes go.
 
 mod packer;
-mod probe;
 mod qcow2;
 mod raw;
 mod refcounts;

@@ -166,6 +166,8 @@ proptest! {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("out");
             copied(&image, &path, &options).unwrap();
+            let written = File::options().read(true).write(true).open(&path).unwrap();
+            verify::same_guest(&image, &written, "out", options.format, &CopyControl::default()).unwrap();
             if options.format == OutputFormat::Qcow2 {
                 checked_by_qemu(&path);
                 prop_assert!(read_by_qemu(&path, options.format) == guest, "{:?}", options);

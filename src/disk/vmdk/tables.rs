@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::bytes;
 use super::header::{Header, SECTOR, TABLE_ENTRIES, TABLE_LEN};
-use crate::conversion::Reason;
+use crate::disk::coalesce::coalesce;
+use crate::disk::occupancy::survey;
 use crate::disk::{Error, Extent, Location, Region};
 
 /// Bytes of a grain table.
@@ -16,8 +17,6 @@ const MARKER_BYTES: u64 = MARKER_LEN as u64;
 const MARKER_LEN: usize = 12;
 /// Largest compressed grain taken, in bytes. One that does not shrink needs little more than a grain.
 const MAX_COMPRESSED: u64 = 2 << 20;
-/// Bits of the map of used grains are bounded, and with it 16 MiB of memory.
-const MAX_GRAIN_BITS: u64 = 128 << 20;
 
 /// The tables of a sparse extent.
 pub(super) struct Tables<'a> {
@@ -31,21 +30,29 @@ pub(super) struct Tables<'a> {
 /// One entry of the directory: a table with its grains, or nothing.
 type Table = Option<Box<[u32; TABLE_LEN]>>;
 
+/// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains.
+/// Returns the guest bytes in grains that exist.
+pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
+    // The markers prove it of compressed grains: each tells the one place it is for.
+    if header.compressed {
+        return Tables::new(region, header).check(|_| Ok(()));
+    }
+    survey(region.name(), SECTOR, |occupancy| {
+        Tables::new(region, header).check(|offset| {
+            let taken = |_| Error::corrupt(region.name(), offset, "two grains share this place");
+            occupancy.claim(offset, header.grain).map_err(taken)
+        })
+    })
+}
+
 impl<'a> Tables<'a> {
     pub(super) fn new(region: &'a Region, header: &'a Header) -> Self {
         Self { region, header, reserved: header.reserved(), directory: (0, Vec::new()) }
     }
 
-    /// Walks all tables once: bounds, agreement with the redundant ones, no file byte in two grains.
-    /// Returns the guest bytes in grains that exist.
-    pub(super) fn check(mut self) -> Result<u64, Error> {
-        let mut used = Used::new(self.region, self.header.grain);
-        let mut redundant = self.header.redundant.map(|offset| {
-            let mut header = self.header.clone();
-            header.directory = offset;
-            header
-        });
-        let mut twin = redundant.as_mut().map(|header| Tables::new(self.region, header));
+    fn check(mut self, mut claim: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
+        let second = self.header.redundant.map(|directory| Header { directory, ..self.header.clone() });
+        let mut twin = second.as_ref().map(|header| Tables::new(self.region, header));
         let mut data = 0;
         for number in 0..self.header.tables() {
             let table = self.table(number)?;
@@ -61,9 +68,7 @@ impl<'a> Tables<'a> {
                 let Some(guest) = self.guest(number, index) else { break };
                 if let Some(offset) = self.grain_at(&guest, entry)? {
                     data += guest.end - guest.start;
-                    if !self.header.compressed {
-                        used.take(offset)?;
-                    }
+                    claim(offset)?;
                 }
             }
         }
@@ -113,7 +118,7 @@ impl<'a> Tables<'a> {
                 }
             }
         });
-        crate::disk::extent::coalesced(grains)
+        coalesce(grains)
     }
 
     /// Guest bytes of grain `index` of table `number`; `None` behind the table's or the disk's last.
@@ -199,73 +204,5 @@ impl<'a> Tables<'a> {
             return Err(Error::truncated(self.region.name(), offset, message));
         }
         Ok(Extent { guest, at: Location::Deflate { file: 0, offset: data, len, zlib: true } })
-    }
-}
-
-/// Which file bytes grains already lie in. While offsets ascend a running maximum tells; from the first that does not, a
-/// bitmap of grain-sized places, for which all grains must be aligned alike.
-struct Used<'a> {
-    region: &'a Region,
-    grain: u64,
-    /// End of the last grain while they ascend.
-    end: u64,
-    /// Alignment of the first grain.
-    phase: Option<u64>,
-    /// Runs of adjacent grains seen so far, until the bitmap takes over.
-    seen: Vec<Range<u64>>,
-    bitmap: Option<Vec<u64>>,
-}
-
-impl<'a> Used<'a> {
-    /// Runs kept before the bitmap takes over: bounds the memory of the ascending case.
-    const MAX_RUNS: usize = 1 << 16;
-
-    fn new(region: &'a Region, grain: u64) -> Self {
-        Self { region, grain, end: 0, phase: None, seen: Vec::new(), bitmap: None }
-    }
-
-    fn take(&mut self, offset: u64) -> Result<(), Error> {
-        if self.bitmap.is_none() {
-            if offset >= self.end && self.seen.len() < Self::MAX_RUNS {
-                match self.seen.last_mut() {
-                    Some(run) if run.end == offset => run.end += self.grain,
-                    _ => self.seen.push(offset..offset + self.grain),
-                }
-                self.end = offset + self.grain;
-                return Ok(());
-            }
-            self.start_bitmap(offset)?;
-        }
-        self.mark(offset)
-    }
-
-    fn start_bitmap(&mut self, offset: u64) -> Result<(), Error> {
-        let bits = self.region.len() / self.grain + 1;
-        if bits > MAX_GRAIN_BITS {
-            let message = "has grains out of order and too small for its size";
-            return Err(Error::refuse(Reason::UnsupportedFormat, self.region.name(), message).at(offset));
-        }
-        self.bitmap = Some(vec![0; usize::try_from(bits.div_ceil(64)).expect("bounded above")]);
-        for run in std::mem::take(&mut self.seen) {
-            for at in run.step_by(usize::try_from(self.grain).expect("at most 2 MiB")) {
-                self.mark(at)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn mark(&mut self, offset: u64) -> Result<(), Error> {
-        let phase = *self.phase.get_or_insert(offset % self.grain);
-        if offset % self.grain != phase {
-            return Err(Error::corrupt(self.region.name(), offset, "grains out of order and aligned differently"));
-        }
-        let bit = offset / self.grain;
-        let bitmap = self.bitmap.as_mut().expect("made before the first mark");
-        let word = &mut bitmap[usize::try_from(bit / 64).expect("bounded by the bitmap's size")];
-        if *word & (1 << (bit % 64)) != 0 {
-            return Err(Error::corrupt(self.region.name(), offset, "two grains share this place"));
-        }
-        *word |= 1 << (bit % 64);
-        Ok(())
     }
 }

@@ -2,15 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Job, probe};
+use super::Job;
 use crate::conversion::Reason;
-use crate::disk::Error;
 use crate::disk::pipeline::{ALIGNMENT, Coded, Coding, Content, Output};
-
-/// Bytes at the head that are probed.
-const HEAD: usize = 4096;
-/// Bytes at the tail that are probed.
-const TAIL: usize = 512;
+use crate::disk::{Error, detect};
 
 /// A raw disk being written.
 #[derive(Debug)]
@@ -38,12 +33,12 @@ impl Raw {
         let Content::Runs(runs) = content else { unreachable!("this writer asks for runs") };
         let len = usize::try_from(guest.end - guest.start).expect("a batch is a few MiB");
         if guest.start == 0 {
-            self.head = buffer[..len.min(HEAD)].to_vec();
+            self.head = buffer[..len.min(detect::HEAD_BYTES)].to_vec();
             // Better now than after the whole copy.
             self.check()?;
         }
         if guest.end == self.size {
-            self.tail = buffer[len - len.min(TAIL)..len].to_vec();
+            self.tail = buffer[len - len.min(detect::TAIL_BYTES)..len].to_vec();
         }
         let mut parts: Vec<(u64, Range<usize>)> = Vec::with_capacity(runs.len());
         for run in runs {
@@ -70,7 +65,7 @@ impl Raw {
     }
 
     fn check(&self) -> Result<(), Error> {
-        match probe::taken_for(&self.head, &self.tail) {
+        match detect::would_probe(&self.head, &self.tail) {
             None => Ok(()),
             Some(format) => {
                 let message = format!("the guest's disk would itself be taken for a {format} image");
