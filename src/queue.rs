@@ -13,6 +13,7 @@ pub mod moves;
 pub mod names;
 pub mod park;
 pub mod placement;
+pub mod publish;
 pub mod scan;
 pub mod settle;
 pub mod store;

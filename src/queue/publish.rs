@@ -1,0 +1,283 @@
+//! From an attempt's folder to the output directory: whole, under a free name, and nothing that is not named.
+//!
+//! ```text
+//!  .work/<id>/<n>/<folder>/ ──inspect──▶ Finished ──strip, domain.xml, record, rename──▶ <date>/<stem>[-k]/
+//!                              │
+//!                              └──▶ Unpublishable: the attempt failed after all
+//! ```
+//!
+//! A worker is not trusted: it may have planted symlinks, FIFOs or other people's names.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{OFlags, fstat};
+use rustix::io::Errno;
+
+use super::layout::{DOMAIN_FILE, Layout, METADATA_FILE, is_plain_name};
+use super::moves::{self, Method, MoveError};
+use super::names;
+use super::store::{self, StoreError};
+use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason};
+
+/// Longest metadata.json that is read.
+pub const MAX_METADATA_BYTES: usize = 64 << 10;
+
+/// Longest warning, and most of them, that are taken over.
+const MAX_WARNING: usize = 1024;
+const MAX_WARNINGS: usize = 32;
+
+/// How many names are tried before we call it a fault.
+const MAX_SUFFIX: u32 = 100_000;
+
+/// Why we could not find out whether, or could not, publish. The attempt is not to blame.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("cannot look into {}", .path.display())]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot remove {}, which metadata.json does not name", .path.display())]
+    Strip {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write domain.xml")]
+    Domain(#[source] StoreError),
+    #[error("cannot publish {}", .path.display())]
+    Move {
+        path: PathBuf,
+        #[source]
+        source: MoveError,
+    },
+    /// Somebody swapped the folder while it was published; what lies at `target` is not what was inspected.
+    #[error("{} was swapped while it was published", .target.display())]
+    Swapped { target: PathBuf },
+    #[error("no name is free for {stem} in {}", .dir.display())]
+    NoName { dir: PathBuf, stem: String },
+}
+
+/// What an attempt left.
+#[derive(Debug)]
+pub enum Inspection {
+    /// Complete: may be published.
+    Finished(Box<Finished>),
+    /// metadata.json is missing or bad, or a file that it names is: the attempt fails with this.
+    Unpublishable(Failure),
+}
+
+/// A complete folder, open, so that it can be told from another one of its name.
+#[derive(Debug)]
+pub struct Finished {
+    /// What the worker reports, clamped, with what the files really occupy.
+    pub metadata: Metadata,
+    folder: PathBuf,
+    dir: OwnedFd,
+    named: BTreeSet<String>,
+}
+
+/// Looks at what attempt `attempt` of the claim's conversion left in `folder`.
+pub fn inspect(layout: &Layout, claim: &Claim, attempt: Attempt, folder: &str) -> Result<Inspection, PublishError> {
+    let work = layout.work_dir(&claim.id, attempt);
+    let refuse = |why: String| Ok(Inspection::Unpublishable(Failure::new(Reason::Internal, why)));
+    if !is_plain_name(folder) {
+        return refuse(format!("the attempt's folder {folder:?} has no plain name"));
+    }
+    let path = work.join(folder);
+    let cannot = |e: Errno| PublishError::Look { path: path.clone(), source: e.into() };
+    let parent = match store::open_dir(&work) {
+        Ok(parent) => parent,
+        Err(StoreError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return refuse(format!("attempt {attempt} left no work directory"));
+        }
+        Err(e) => return refuse(chain(&e)),
+    };
+    let dir = match store::open_beneath(&parent, folder, OFlags::RDONLY | OFlags::DIRECTORY) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
+            return refuse(format!("attempt {attempt} left no folder {folder}"));
+        }
+        Err(e) => return Err(cannot(e)),
+    };
+    match read(&dir, &path, &claim.id) {
+        Ok((metadata, named)) => Ok(Inspection::Finished(Box::new(Finished { metadata, folder: path, dir, named }))),
+        Err(why) => refuse(format!("what attempt {attempt} left cannot be published: {why}")),
+    }
+}
+
+/// Reads the metadata of a directory that was published for conversion `id`; `None` where it is gone or bad.
+#[must_use]
+pub fn read_published(target: &Path, id: &ConversionId) -> Option<Metadata> {
+    let dir = store::open_dir(target).ok()?;
+    read(&dir, target, id).ok().map(|(metadata, _)| metadata)
+}
+
+/// Whether the attempt's folder has left its place: with `publishing` recorded, it is published then.
+pub fn has_left(layout: &Layout, id: &ConversionId, attempt: Attempt, folder: &str) -> Result<bool, PublishError> {
+    let path = layout.work_dir(id, attempt).join(folder);
+    match moves::is_taken(&path) {
+        Ok(there) => Ok(!there),
+        Err(source) => Err(PublishError::Look { path, source }),
+    }
+}
+
+impl Finished {
+    /// Publishes the folder as the first free of `{output}/<date>/<stem>/`, `<stem>-1/`, …. Before each try, `domain`
+    /// makes the text of domain.xml for that directory (`None`: none is wanted) and `record` takes note of it.
+    /// Returns the directory. Repeating all of it after a crash is safe as long as [`has_left`] says no.
+    pub fn publish<E: From<PublishError>>(
+        &self,
+        layout: &Layout,
+        date: &str,
+        stem: &str,
+        method: Method,
+        domain: impl Fn(&Path, &Metadata) -> Option<String>,
+        mut record: impl FnMut(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
+        let dir = layout.published(date);
+        let cannot = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PublishError::Move { path, source }
+        };
+        self.strip()?;
+        moves::create_dir(&dir).map_err(cannot(&dir))?;
+        for k in 0..MAX_SUFFIX {
+            let target = dir.join(names::suffixed_dir(stem, k));
+            if moves::is_taken(&target).map_err(|source| PublishError::Look { path: target.clone(), source })? {
+                continue;
+            }
+            if let Some(text) = domain(&target, &self.metadata) {
+                store::write(&self.inside().join(DOMAIN_FILE), text.as_bytes()).map_err(PublishError::Domain)?;
+            }
+            moves::sync_dir(&self.inside()).map_err(cannot(&self.folder))?;
+            record(&target)?;
+            match moves::move_dir(&self.folder, &target, method) {
+                Ok(()) => {}
+                Err(MoveError::Taken(_)) => continue,
+                Err(e) => return Err(cannot(&self.folder)(e).into()),
+            }
+            if self.is_at(&target) {
+                return Ok(target);
+            }
+            self.take_down(&target, method)?;
+            return Err(PublishError::Swapped { target }.into());
+        }
+        Err(PublishError::NoName { dir, stem: stem.to_owned() }.into())
+    }
+
+    /// Removes everything that metadata.json doesn't name.
+    fn strip(&self) -> Result<(), PublishError> {
+        let look = |source| PublishError::Look { path: self.folder.clone(), source };
+        for entry in fs::read_dir(self.inside()).map_err(look)? {
+            let entry = entry.map_err(look)?;
+            let name = entry.file_name();
+            if name == METADATA_FILE || name.to_str().is_some_and(|name| self.named.contains(name)) {
+                continue;
+            }
+            let path = entry.path();
+            let is_dir = entry.file_type().map_err(look)?.is_dir();
+            let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(PublishError::Strip { path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A path to the inspected directory itself, wherever it is and whatever has its name now.
+    fn inside(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))
+    }
+
+    /// Takes what was swapped in out of the output directory again.
+    fn take_down(&self, target: &Path, method: Method) -> Result<(), PublishError> {
+        let is_dir = fs::symlink_metadata(target).is_ok_and(|found| found.is_dir());
+        let cannot = |source| PublishError::Move { path: target.to_owned(), source };
+        if is_dir {
+            return moves::move_dir(target, &self.folder, method).map_err(cannot);
+        }
+        fs::remove_file(target).map_err(|source| PublishError::Look { path: target.to_owned(), source })
+    }
+
+    fn is_at(&self, target: &Path) -> bool {
+        let found = fs::symlink_metadata(target).map(|m| (m.dev(), m.ino()));
+        let inspected = fstat(&self.dir).map(|s| (s.st_dev, s.st_ino));
+        matches!((found, inspected), (Ok(a), Ok(b)) if a == b)
+    }
+}
+
+/// Reads metadata.json and looks at every file that it names; in words, what is wrong with them.
+fn read(dir: impl AsFd, path: &Path, id: &ConversionId) -> Result<(Metadata, BTreeSet<String>), String> {
+    let bytes = store::read_untrusted(dir.as_fd(), path, METADATA_FILE, MAX_METADATA_BYTES).map_err(|e| chain(&e))?;
+    let mut metadata: Metadata =
+        serde_json::from_slice(&bytes).map_err(|e| format!("metadata.json is not what it should be: {e}"))?;
+    if metadata.contract_version != CONTRACT_VERSION {
+        return Err(format!("metadata.json has version {}, not {CONTRACT_VERSION}", metadata.contract_version));
+    }
+    if metadata.id != id.as_str() {
+        return Err("metadata.json is another conversion's".to_owned());
+    }
+    if metadata.disks.is_empty() {
+        return Err("metadata.json names no disk".to_owned());
+    }
+    let mut named = BTreeSet::new();
+    let files = metadata.disks.iter().map(|d| &d.file).chain(&metadata.side_files);
+    for name in files {
+        if !is_plain_name(name) || name.starts_with('.') || [METADATA_FILE, DOMAIN_FILE].contains(&name.as_str()) {
+            return Err(format!("metadata.json names {name:?}, which is no name for an output"));
+        }
+        if !named.insert(name.clone()) {
+            return Err(format!("metadata.json names {name:?} twice"));
+        }
+    }
+    for name in &metadata.side_files {
+        store::open_untrusted(dir.as_fd(), path, name).map_err(|e| chain(&e))?;
+    }
+    for disk in &mut metadata.disks {
+        let file = store::open_untrusted(dir.as_fd(), path, &disk.file).map_err(|e| chain(&e))?;
+        let found = file.metadata().map_err(|e| format!("{}: {e}", disk.file))?;
+        // st_blocks counts 512 bytes each, whatever the file system's block (stat(2)).
+        disk.allocated_bytes = found.blocks().saturating_mul(512);
+    }
+    clamp(&mut metadata);
+    Ok((metadata, named))
+}
+
+/// Cuts what the Kubernetes API or a person could not take.
+fn clamp(metadata: &mut Metadata) {
+    const MAX: u64 = i64::MAX as u64;
+    metadata.duration_ms = metadata.duration_ms.min(MAX);
+    metadata.source.size_bytes = metadata.source.size_bytes.min(MAX);
+    for disk in &mut metadata.disks {
+        disk.virtual_size_bytes = disk.virtual_size_bytes.min(MAX);
+        disk.sha256 = disk.sha256.take().filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    }
+    metadata.warnings.truncate(MAX_WARNINGS);
+    for warning in &mut metadata.warnings {
+        warning.truncate(warning.floor_char_boundary(MAX_WARNING));
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;
