@@ -9,6 +9,7 @@ pub mod companions;
 pub mod dispose;
 pub mod error_file;
 pub mod layout;
+pub mod lock;
 pub mod moves;
 pub mod names;
 pub mod park;

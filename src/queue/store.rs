@@ -48,7 +48,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 
 /// The same with another mode, less umask.
 pub fn write_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
-    put(path, bytes, mode).map_err(|source| StoreError::Write { path: path.to_owned(), source })
+    put(path, bytes, mode, Durability::Synced).map_err(|source| StoreError::Write { path: path.to_owned(), source })
 }
 
 /// Writes `value` as indented JSON with a final newline, in one step.
@@ -59,7 +59,21 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Stor
     write(path, &bytes)
 }
 
-fn put(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// The same without bringing it to disk: whole or not there for everybody who looks, but not across a power cut.
+pub fn replace_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreError> {
+    let written = serde_json::to_vec_pretty(value)
+        .map_err(io::Error::from)
+        .and_then(|bytes| put(path, &bytes, 0o644, Durability::Unsynced));
+    written.map_err(|source| StoreError::Write { path: path.to_owned(), source })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    Synced,
+    Unsynced,
+}
+
+fn put(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -71,6 +85,9 @@ fn put(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     }
     let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
+        if durability == Durability::Unsynced {
+            return fs::rename(&temporary, path);
+        }
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(dir)?.sync_all()

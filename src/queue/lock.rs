@@ -1,0 +1,294 @@
+//! One watcher per queue and per output directory, also where a lock does not reach over the network.
+//!
+//! A lock belongs to an open file description (flock(2), which network file systems carry as byte-range locks) and
+//! ends with its holder. Not every file system shows it to another machine, and two volume claims may export one
+//! directory, so an owner file with a heartbeat lies beside it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::layout::Layout;
+use super::store::{self, StoreError};
+
+/// How often [`Locks::beat`] is to be called.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long another's heartbeat must have stood still, on our clock, before we take over.
+pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
+
+const LOCK_FILE: &str = ".lock";
+const OWNER_FILE: &str = ".owner.json";
+const MAX_OWNER_BYTES: usize = 4 << 10;
+
+/// Who holds a directory: content of the owner file beside the lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Owner {
+    /// Pod or host and process, for a person.
+    pub holder: String,
+    /// UID of the StatefulSet that the pod belongs to; empty on one host.
+    #[serde(default)]
+    pub stateful_set: String,
+    /// The kernel's boot ID: locks reach everybody who has the same.
+    pub boot_id: String,
+    /// Random, one per process: tells our file from our predecessor's.
+    pub token: String,
+    /// Rises with every heartbeat.
+    pub beat: u64,
+    /// When it last did, on the holder's clock; for a person.
+    pub time: Timestamp,
+}
+
+/// Why a directory is not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else works on this directory.
+    #[error("{} is in use by {holder}", .dir.display())]
+    Held { dir: PathBuf, holder: String },
+    /// It was ours, and is no longer: nothing in it may be touched any more.
+    #[error("{} was taken over by {holder}", .dir.display())]
+    Lost { dir: PathBuf, holder: String },
+    /// The file system or its server has no locks.
+    #[error("cannot lock {}", .path.display())]
+    Lock {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot keep the owner file of {}", .dir.display())]
+    Owner {
+        dir: PathBuf,
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// Whether we may take a directory whose lock we got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Take,
+    /// Another's owner file lies there; look again then, at the latest.
+    Wait {
+        until: Duration,
+    },
+}
+
+/// What was last seen of another's heartbeat, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    token: String,
+    beat: u64,
+    since: Duration,
+}
+
+/// Decides whether `me` may take a directory whose owner file says `found`. The lock has decided already between
+/// those whom it reaches: the same boot, and pods of one StatefulSet, of which there is never more than one. `watched`
+/// carries over from one call to the next; `now` is of our monotonic clock.
+pub fn decide(found: Option<&Owner>, me: &Owner, watched: &mut Option<Watched>, now: Duration) -> Decision {
+    let Some(owner) = found else { return Decision::Take };
+    let is_one_set = !me.stateful_set.is_empty() && owner.stateful_set == me.stateful_set;
+    if owner.boot_id == me.boot_id || is_one_set {
+        return Decision::Take;
+    }
+    let since = match watched {
+        Some(last) if (&last.token, last.beat) == (&owner.token, owner.beat) => last.since,
+        _ => {
+            *watched = Some(Watched { token: owner.token.clone(), beat: owner.beat, since: now });
+            now
+        }
+    };
+    let until = since + TAKE_OVER_AFTER;
+    if now >= until { Decision::Take } else { Decision::Wait { until } }
+}
+
+impl Owner {
+    /// This process on this machine.
+    pub fn this(
+        holder: impl Into<String>,
+        stateful_set: impl Into<String>,
+        token: impl Into<String>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            holder: holder.into(),
+            stateful_set: stateful_set.into(),
+            boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            token: token.into(),
+            beat: 0,
+            time: Timestamp::now(),
+        })
+    }
+}
+
+/// One who wants both directories of a queue.
+#[derive(Debug)]
+pub struct Contender {
+    me: Owner,
+    queue: Directory,
+    output: Directory,
+}
+
+/// What [`Contender::poll`] came to.
+#[derive(Debug)]
+pub enum Contest {
+    /// Both are ours.
+    Won(Locks),
+    /// Ask again then: another's heartbeat must stand still until that moment.
+    Waiting { contender: Contender, until: Duration, holder: String },
+}
+
+/// Both directories of a queue, for as long as this value lives.
+#[derive(Debug)]
+pub struct Locks {
+    me: Owner,
+    queue: Directory,
+    output: Directory,
+}
+
+/// A directory whose lock we hold.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    lock: File,
+    watched: Option<Watched>,
+}
+
+impl Contender {
+    /// Locks `.processing/` and `{output}/.daemon/`, which must exist. `Held` where somebody has one of them: at once.
+    pub fn new(layout: &Layout, me: Owner) -> Result<Self, LockError> {
+        let queue = Directory::lock(layout.processing())?;
+        let output = Directory::lock(layout.daemon())?;
+        Ok(Self { me, queue, output })
+    }
+
+    /// Takes over both directories, or says when to ask again. `now` is of any monotonic clock, always the same one.
+    pub fn poll(mut self, now: Duration) -> Result<Contest, LockError> {
+        let mut waiting = None;
+        // Both at every look, so that both waits run side by side.
+        for directory in [&mut self.queue, &mut self.output] {
+            let found = directory.owner()?;
+            if let Decision::Wait { until } = decide(found.as_ref(), &self.me, &mut directory.watched, now) {
+                waiting = Some((until, found.map_or_else(String::new, |owner| owner.holder)));
+            }
+        }
+        if let Some((until, holder)) = waiting {
+            // A heartbeat in between starts the wait anew: look at least this often.
+            let until = until.min(now + HEARTBEAT_INTERVAL);
+            return Ok(Contest::Waiting { contender: self, until, holder });
+        }
+        let mut locks = Locks { me: self.me, queue: self.queue, output: self.output };
+        locks.me.beat += 1;
+        locks.write_owner_files()?;
+        Ok(Contest::Won(locks))
+    }
+}
+
+impl Locks {
+    /// Shows that we live, and makes sure that both directories are still ours. To be called every
+    /// [`HEARTBEAT_INTERVAL`]; after `Lost` nothing may be touched.
+    pub fn beat(&mut self, now: Timestamp) -> Result<(), LockError> {
+        self.check()?;
+        self.me.beat += 1;
+        self.me.time = now;
+        self.write_owner_files()
+    }
+
+    /// Makes sure that both directories are still ours: before a step that must not be done twice.
+    pub fn check(&self) -> Result<(), LockError> {
+        for directory in [&self.queue, &self.output] {
+            directory.check(&self.me)?;
+        }
+        Ok(())
+    }
+
+    /// Gives both directories up, so that whoever comes next need not wait.
+    pub fn release(self) -> Result<(), LockError> {
+        for directory in [&self.output, &self.queue] {
+            directory.check(&self.me)?;
+            let removed = store::remove(&directory.path.join(OWNER_FILE));
+            removed.map_err(|source| LockError::Owner { dir: directory.path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    fn write_owner_files(&self) -> Result<(), LockError> {
+        for directory in [&self.queue, &self.output] {
+            let written = store::replace_json(&directory.path.join(OWNER_FILE), &self.me);
+            written.map_err(|source| LockError::Owner { dir: directory.path.clone(), source })?;
+        }
+        Ok(())
+    }
+}
+
+impl Directory {
+    fn lock(path: PathBuf) -> Result<Self, LockError> {
+        let file_path = path.join(LOCK_FILE);
+        let cannot = |source| LockError::Lock { path: file_path.clone(), source };
+        loop {
+            // 0600: whoever can open a file can lock it.
+            let lock = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc_nofollow())
+                .open(&file_path)
+                .map_err(cannot)?;
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let holder = owner(&path).ok().flatten().map_or_else(|| "another process".to_owned(), |o| o.holder);
+                    return Err(LockError::Held { dir: path, holder });
+                }
+                Err(TryLockError::Error(source)) => return Err(cannot(source)),
+            }
+            // Somebody removed the file between our opening and locking it: what we hold is no longer there.
+            if is_at(&lock, &file_path) {
+                return Ok(Self { path, lock, watched: None });
+            }
+        }
+    }
+
+    fn owner(&self) -> Result<Option<Owner>, LockError> {
+        owner(&self.path).map_err(|source| LockError::Owner { dir: self.path.clone(), source })
+    }
+
+    fn check(&self, me: &Owner) -> Result<(), LockError> {
+        let lost = |holder: String| LockError::Lost { dir: self.path.clone(), holder };
+        if !is_at(&self.lock, &self.path.join(LOCK_FILE)) {
+            return Err(lost("whoever removed its lock file".to_owned()));
+        }
+        match self.owner()? {
+            Some(owner) if owner.token != me.token => Err(lost(owner.holder)),
+            // Removed by a person: the next heartbeat writes it again.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The owner file in `dir`. A malformed one is nobody's: we wrote none that is so.
+fn owner(dir: &Path) -> Result<Option<Owner>, StoreError> {
+    match store::read_json(dir, OWNER_FILE, MAX_OWNER_BYTES) {
+        Err(StoreError::Malformed { .. }) => Ok(None),
+        read => read,
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+fn libc_nofollow() -> i32 {
+    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
+}
+
+#[cfg(test)]
+mod tests;
