@@ -14,6 +14,7 @@ pub mod moves;
 pub mod names;
 pub mod park;
 pub mod placement;
+pub mod probe;
 pub mod publish;
 pub mod scan;
 pub mod settle;

@@ -1,0 +1,247 @@
+//! Whether the volumes can do what the queue needs, found out by doing it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::layout::Layout;
+use super::moves::{self, Method, MoveError};
+
+/// What a volume must be able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ability {
+    /// Make directories and files.
+    Create,
+    /// Move without replacing, between the directories that things are moved between.
+    Move,
+    /// Lock a file.
+    Lock,
+    /// Bring files and directories to disk.
+    Sync,
+}
+
+impl Ability {
+    const fn verb(self) -> &'static str {
+        match self {
+            Self::Create => "create files",
+            Self::Move => "move files without replacing others",
+            Self::Lock => "lock files",
+            Self::Sync => "sync files",
+        }
+    }
+}
+
+/// What a volume can't do: the condition `StorageReady=False`, or the daemon's refusal to start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {} in {}", .ability.verb(), .dir.display())]
+pub struct NotReady {
+    pub ability: Ability,
+    pub dir: PathBuf,
+    #[source]
+    pub source: io::Error,
+}
+
+impl NotReady {
+    /// Whether only room is missing.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
+    /// Whether we lack the right to.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+    }
+}
+
+/// Two directories that can't be queue and output of one another.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathConflict {
+    #[error("queue and output are one directory, {}", .0.display())]
+    Same(PathBuf),
+    #[error("{} lies in {}: queue and output must lie beside one another", .inner.display(), .outer.display())]
+    Inside { inner: PathBuf, outer: PathBuf },
+}
+
+/// Makes the directories that a queue always has, and tries everything that will be asked of them. Leaves nothing
+/// behind; may be repeated at any time, also beside a working watcher.
+pub fn probe(layout: &Layout, method: Method) -> Result<(), NotReady> {
+    for dir in layout.standing() {
+        moves::create_dir(&dir).map_err(|e| not_ready(Ability::Create, &dir, e))?;
+    }
+    for dir in [layout.queue(), layout.output()] {
+        let scratch = Scratch::new(dir)?;
+        scratch.try_all(method)?;
+    }
+    // `.processing/` may be a volume of its own: files can't be moved there then.
+    let scratch = Scratch::new(layout.queue())?;
+    for dir in [layout.processing(), layout.errors(), layout.queue().join(".processed")] {
+        scratch.try_file_into(&dir, method)?;
+    }
+    Scratch::new(&layout.work())?.try_dir_into(layout.output(), method)
+}
+
+/// Whether these two may be queue and output of one another; both must be canonical ([`fs::canonicalize`]).
+pub fn check_paths(queue: &Path, output: &Path) -> Result<(), PathConflict> {
+    let inside = |inner: &Path, outer: &Path| PathConflict::Inside { inner: inner.to_owned(), outer: outer.to_owned() };
+    if queue == output {
+        return Err(PathConflict::Same(queue.to_owned()));
+    }
+    if queue.starts_with(output) {
+        return Err(inside(queue, output));
+    }
+    if output.starts_with(queue) {
+        return Err(inside(output, queue));
+    }
+    Ok(())
+}
+
+/// [`check_paths`] for directories that exist, however they are spelled, and also where one is mounted twice.
+pub fn check_directories(layout: &Layout) -> io::Result<Result<(), PathConflict>> {
+    let (queue, output) = (fs::canonicalize(layout.queue())?, fs::canonicalize(layout.output())?);
+    let inode = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
+    if inode(&queue)? == inode(&output)? {
+        return Ok(Err(PathConflict::Same(queue)));
+    }
+    Ok(check_paths(&queue, &output))
+}
+
+/// A hidden directory of our own that goes when dropped.
+struct Scratch {
+    parent: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new(parent: &Path) -> Result<Self, NotReady> {
+        let made = tempfile::Builder::new().prefix(".probe-").tempdir_in(parent);
+        let dir = made.map_err(|source| NotReady { ability: Ability::Create, dir: parent.to_owned(), source })?;
+        Ok(Self { parent: parent.to_owned(), dir })
+    }
+
+    fn fail(&self, ability: Ability) -> impl Fn(io::Error) -> NotReady {
+        move |source| NotReady { ability, dir: self.parent.clone(), source }
+    }
+
+    fn try_all(&self, method: Method) -> Result<(), NotReady> {
+        let at = |name: &str| self.dir.path().join(name);
+        for (name, text) in [("a", "first"), ("b", "second")] {
+            fs::write(at(name), text).map_err(self.fail(Ability::Create))?;
+        }
+        let file = File::open(at("a")).map_err(self.fail(Ability::Create))?;
+        file.sync_all().map_err(self.fail(Ability::Sync))?;
+        moves::sync_dir(self.dir.path()).map_err(|e| not_ready(Ability::Sync, &self.parent, e))?;
+        file.try_lock().map_err(|e| self.fail(Ability::Lock)(e.into()))?;
+        file.unlock().map_err(self.fail(Ability::Lock))?;
+        let refused = moves::move_file(&at("a"), &at("b"), method);
+        self.must_be_refused(refused)?;
+        moves::move_file(&at("a"), &at("c"), method).map_err(|e| not_ready(Ability::Move, &self.parent, e))?;
+        for name in ["d", "e", "e/full"] {
+            fs::create_dir(at(name)).map_err(self.fail(Ability::Create))?;
+        }
+        self.must_be_refused(moves::move_dir(&at("d"), &at("e"), method))?;
+        moves::move_dir(&at("d"), &at("f"), method).map_err(|e| not_ready(Ability::Move, &self.parent, e))
+    }
+
+    /// Moves a file into `dir` and out again.
+    fn try_file_into(&self, dir: &Path, method: Method) -> Result<(), NotReady> {
+        let (here, there) = (self.dir.path().join("file"), dir.join(self.own_name()));
+        fs::write(&here, "").map_err(self.fail(Ability::Create))?;
+        let moved = moves::move_file(&here, &there, method).and_then(|()| moves::move_file(&there, &here, method));
+        fs::remove_file(&there).ok();
+        moved.map_err(|e| not_ready(Ability::Move, dir, e))
+    }
+
+    /// Moves a directory into `dir` and out again.
+    fn try_dir_into(&self, dir: &Path, method: Method) -> Result<(), NotReady> {
+        let (here, there) = (self.dir.path().join("dir"), dir.join(self.own_name()));
+        fs::create_dir(&here).map_err(self.fail(Ability::Create))?;
+        let moved = moves::move_dir(&here, &there, method).and_then(|()| moves::move_dir(&there, &here, method));
+        fs::remove_dir(&there).ok();
+        moved.map_err(|e| not_ready(Ability::Move, dir, e))
+    }
+
+    fn own_name(&self) -> PathBuf {
+        self.dir.path().file_name().map(PathBuf::from).unwrap_or_default()
+    }
+
+    fn must_be_refused(&self, moved: Result<(), MoveError>) -> Result<(), NotReady> {
+        match moved {
+            Err(MoveError::Taken(_)) => Ok(()),
+            Err(e) => Err(not_ready(Ability::Move, &self.parent, e)),
+            Ok(()) => Err(self.fail(Ability::Move)(io::Error::other("it replaced what was there"))),
+        }
+    }
+}
+
+fn not_ready(ability: Ability, dir: &Path, error: MoveError) -> NotReady {
+    let source = match error {
+        MoveError::Unsupported { source, .. } | MoveError::Move { source, .. } => source,
+        MoveError::Sync { source, .. } => return NotReady { ability: Ability::Sync, dir: dir.to_owned(), source },
+        taken_or_gone => io::Error::other(taken_or_gone),
+    };
+    NotReady { ability, dir: dir.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::tempdir;
+
+    use super::*;
+
+    #[test]
+    fn a_sound_volume_is_ready_and_nothing_is_left_on_it() {
+        let dir = tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
+        for method in [Method::NoReplace, Method::Fallback] {
+            probe(&layout, method).unwrap();
+            for path in layout.standing() {
+                let left: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()).collect();
+                assert!(left.iter().all(|p| layout.standing().contains(p)), "{left:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_named() {
+        let dir = tempdir().unwrap();
+        fs::write(dir.path().join("q"), "a file").unwrap();
+        let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
+        let not_ready = probe(&layout, Method::NoReplace).unwrap_err();
+        assert_eq!((not_ready.ability, not_ready.dir.as_path()), (Ability::Create, layout.queue()));
+        assert!(!not_ready.is_no_space() && !not_ready.is_denied());
+    }
+
+    #[test]
+    fn queue_and_output_lie_beside_one_another_or_apart() {
+        for (queue, output, is_ok) in [
+            ("/data/queue", "/data/output", true),
+            ("/data/q", "/data/q2", true),
+            ("/a", "/b", true),
+            ("/data", "/data", false),
+            ("/data", "/data/output", false),
+            ("/data/output/in", "/data/output", false),
+        ] {
+            assert_eq!(check_paths(Path::new(queue), Path::new(output)).is_ok(), is_ok, "{queue} {output}");
+        }
+    }
+
+    #[test]
+    fn another_spelling_hides_no_conflict() {
+        let dir = tempdir().unwrap();
+        let queue = dir.path().join("q");
+        fs::create_dir_all(queue.join("out")).unwrap();
+        symlink(queue.join("out"), dir.path().join("link")).unwrap();
+        symlink(&queue, dir.path().join("again")).unwrap();
+        for output in ["link", "again", "q/../q", "q/out/.."] {
+            let layout = Layout::new(&queue, dir.path().join(output));
+            assert!(check_directories(&layout).unwrap().is_err(), "{output}");
+        }
+        fs::create_dir(dir.path().join("o")).unwrap();
+        assert_eq!(check_directories(&Layout::new(&queue, dir.path().join("o"))).unwrap(), Ok(()));
+    }
+}
