@@ -20,7 +20,7 @@ prerequisites:
 
 .PHONY: test
 test: prerequisites ## Run every test that this machine can run, and list what it could not
-	cargo test --locked --no-fail-fast
+	@trap 'tests/cluster/down.sh --of-tests' EXIT; cargo test --locked --no-fail-fast
 	@tests/left-out.sh
 
 .PHONY: generate

@@ -7,4 +7,8 @@ command -v virt-xml-validate >/dev/null || left_out "validation of domain.xml (D
 command -v promtool >/dev/null || left_out "check of the metrics (Debian: prometheus)"
 command -v strace >/dev/null || left_out "the traced power cut (Debian: strace)"
 [ "$(id -u)" = 0 ] || left_out "tests that mount a small file system or boot a node (root)"
+for tool in containerd runc buildah; do
+  command -v "$tool" >/dev/null || left_out "pods on a real node (Debian: $tool)"
+done
+command -v go >/dev/null || left_out "the whole cluster suite: its API server is built with Go 1.26 (KUBEBUILDER_ASSETS or KUBECONFIG name one that is there)"
 exit 0

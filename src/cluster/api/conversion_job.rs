@@ -114,11 +114,14 @@ pub struct Source {
     /// The file, relative to the queue's directory. By hand also below .errors/ or .processed/, to convert again.
     #[schemars(
         length(min = 1, max = 1024),
-        regex(pattern = r"^[^/\x00-\x1f\x7f]{1,255}(/[^/\x00-\x1f\x7f]{1,255})*$"),
         extend("x-kubernetes-validations" = [
             {
+                "rule": r"self.matches('^[^/\\x00-\\x1f\\x7f]{1,255}(/[^/\\x00-\\x1f\\x7f]{1,255})*$')",
+                "message": "path is relative to the queue: no slash at either end, none doubled, no control characters"
+            },
+            {
                 "rule": "!self.split('/').exists(part, part == '..' || part == '.')",
-                "message": "path is relative to the queue, without . and .."
+                "message": "path is relative to the queue: no part of it is . or .."
             },
             {
                 "rule": "!self.startsWith('.processing/') && self != '.processing'",

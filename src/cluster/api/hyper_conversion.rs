@@ -168,11 +168,16 @@ pub struct VolumePath {
     #[serde(default)]
     #[schemars(
         length(max = 1024),
-        regex(pattern = r"^([^/\x00-\x1f\x7f]+(/[^/\x00-\x1f\x7f]+)*)?$"),
-        extend("x-kubernetes-validations" = [{
-            "rule": "!self.split('/').exists(part, part == '..' || part == '.')",
-            "message": "subPath is a path below the volume's root, without . and .."
-        }])
+        extend("x-kubernetes-validations" = [
+            {
+                "rule": r"self == '' || self.matches('^[^/\\x00-\\x1f\\x7f]+(/[^/\\x00-\\x1f\\x7f]+)*$')",
+                "message": "subPath is relative to the volume's root: no slash at either end, none doubled, no control characters"
+            },
+            {
+                "rule": "!self.split('/').exists(part, part == '..' || part == '.')",
+                "message": "subPath is relative to the volume's root: no part of it is . or .."
+            }
+        ])
     )]
     pub sub_path: String,
 }
@@ -192,10 +197,9 @@ pub struct RetrySettings {
     /// Factor between one delay and the next, a decimal number of 1 to 10 in quotes.
     #[schemars(
         length(min = 1, max = 6),
-        regex(pattern = r"^[0-9]{1,2}(\.[0-9]{1,3})?$"),
         extend("x-kubernetes-validations" = [{
-            "rule": "double(self) >= 1.0 && double(self) <= 10.0",
-            "message": "backoffMultiplier is a number from 1 to 10, such as \"2.0\""
+            "rule": r"self.matches('^[0-9]{1,2}([.][0-9]{1,3})?$') && double(self) >= 1.0 && double(self) <= 10.0",
+            "message": "backoffMultiplier is a number from 1 to 10 in quotes, such as \"2.0\""
         }])
     )]
     pub backoff_multiplier: String,

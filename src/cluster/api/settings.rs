@@ -48,10 +48,9 @@ pub struct ConversionSettings {
     /// Largest virtual size of a disk that is accepted, such as 64Ti. Binary units alone: Ki, Mi, Gi, Ti, Pi.
     #[schemars(
         length(min = 1, max = 18),
-        regex(pattern = "^[1-9][0-9]{0,15}(Ki|Mi|Gi|Ti|Pi)?$"),
         extend("x-kubernetes-validations" = [{
-            "rule": "quantity(self).compareTo(quantity('1Pi')) <= 0",
-            "message": "maxVirtualSize is at most 1Pi"
+            "rule": "self.matches('^[1-9][0-9]{0,15}(Ki|Mi|Gi|Ti|Pi)?$') && quantity(self).compareTo(quantity('1Pi')) <= 0",
+            "message": "maxVirtualSize is a size in binary units, such as 64Ti or 512Gi, and at most 1Pi"
         }])
     )]
     pub max_virtual_size: String,
@@ -102,10 +101,9 @@ pub struct ConversionOverrides {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 18),
-        regex(pattern = "^[1-9][0-9]{0,15}(Ki|Mi|Gi|Ti|Pi)?$"),
         extend("x-kubernetes-validations" = [{
-            "rule": "quantity(self).compareTo(quantity('1Pi')) <= 0",
-            "message": "maxVirtualSize is at most 1Pi"
+            "rule": "self.matches('^[1-9][0-9]{0,15}(Ki|Mi|Gi|Ti|Pi)?$') && quantity(self).compareTo(quantity('1Pi')) <= 0",
+            "message": "maxVirtualSize is a size in binary units, such as 64Ti or 512Gi, and at most 1Pi"
         }])
     )]
     pub max_virtual_size: Option<String>,

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Builds programs from the Go module in tools/MODULE and prints the directory that holds them.
+#
+#   build.sh kubernetes [BINARY...]     etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl
+#   build.sh helm
+#
+# They are kept in a cache keyed by the module's checksums. Those that KUBEBUILDER_ASSETS holds are taken from there.
+# The modules were made with `go mod edit -tool=… && go mod tidy`; k8s.io/kubernetes asks for its staging modules at
+# v0.0.0, so each of them is replaced by the release that belongs to it.
+. "$(dirname "$0")/environment.sh"
+
+module=${1:?usage: build.sh MODULE [BINARY...]}
+shift
+case $module in
+  kubernetes) all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl) ;;
+  helm) all=(helm) ;;
+  *) die "$module: no such module below tools/" ;;
+esac
+[ $# -gt 0 ] || set -- "${all[@]}"
+
+key=$(cat "$here/tools/$module/go.mod" "$here/tools/$module/go.sum" | sha256sum | cut -c1-16)
+bin=$cache/$module-$key
+mkdir -p "$bin"
+exec 8>"$bin/.lock"
+flock 8
+
+component=k8s.io/component-base/version
+minor=${kubernetes_version#v1.}
+stamp="-X $component.gitVersion=$kubernetes_version -X $component.gitMajor=1 -X $component.gitMinor=${minor%%.*}"
+stamp="$stamp -X k8s.io/client-go/pkg/version.gitVersion=$kubernetes_version"
+
+for name in "$@"; do
+  [ ! -x "$bin/$name" ] || continue
+  if [ -n "${KUBEBUILDER_ASSETS:-}" ] && [ -x "$KUBEBUILDER_ASSETS/$name" ]; then
+    ln -sf "$KUBEBUILDER_ASSETS/$name" "$bin/$name"
+    continue
+  fi
+  command -v go >/dev/null || die "$name is built with Go, which is not installed"
+  case $name in
+    etcd) package=go.etcd.io/etcd/server/v3 flags= ;;
+    helm) package=helm.sh/helm/v4/cmd/helm flags= ;;
+    *) package=k8s.io/kubernetes/cmd/$name flags=$stamp ;;
+  esac
+  say "building $name (once; kept in $bin)"
+  (
+    cd "$here/tools/$module"
+    CGO_ENABLED=0 go build -mod=readonly -buildvcs=false -trimpath -ldflags "-s -w $flags" -o "$bin/.$name" "$package"
+  ) >&2
+  mv "$bin/.$name" "$bin/$name"
+done
+echo "$bin"

@@ -1,0 +1,232 @@
+//! A real API server, and where this machine can, a real node: shared by every test of the run, a namespace each.
+//!
+//! `up.sh` beside this file boots it; `KUBECONFIG` given on purpose names another cluster instead. Where something is
+//! missing, the test that needs it says so on standard error and passes without having run.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+/// What a test needs of its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// An API server with its controllers.
+    ControlPlane,
+    /// Pods that run.
+    Node,
+}
+
+/// The cluster of this run.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Credentials of an administrator.
+    pub kubeconfig: PathBuf,
+    /// Directory with the cluster's files; none for a cluster that somebody else runs.
+    pub state: Option<PathBuf>,
+    /// Why no pods run here, if none do.
+    without_node: Option<String>,
+    /// As long as this is open, the cluster stays.
+    _user: Option<File>,
+}
+
+impl Cluster {
+    /// The cluster, booted by whoever asks first; `None` (and a loud line) where this machine can't run what is needed.
+    pub fn shared(need: Need) -> Option<&'static Self> {
+        static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
+        let cluster = match SHARED.get_or_init(Self::find_or_boot) {
+            Ok(cluster) => cluster,
+            Err(reason) => {
+                left_out(reason);
+                return None;
+            }
+        };
+        match &cluster.without_node {
+            Some(reason) if need == Need::Node => {
+                left_out(reason);
+                None
+            }
+            _ => Some(cluster),
+        }
+    }
+
+    fn find_or_boot() -> Result<Self, String> {
+        let cluster = match std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
+            Some(kubeconfig) => Self { kubeconfig: kubeconfig.into(), state: None, without_node: None, _user: None },
+            None => Self::boot()?,
+        };
+        // What the checkout says now, whatever an earlier run left.
+        run(cluster.kubectl().args(["apply", "--server-side", "--force-conflicts", "-f"]).arg(in_tree("crds")));
+        for kind in ["hyperconversions.hyper2kvm.io", "conversionjobs.hyper2kvm.io"] {
+            // `kubectl wait` fails on a definition so young that it has no condition yet; asking for objects does not.
+            let served = || cluster.kubectl().args(["get", kind, "--all-namespaces"]).output();
+            while !served().is_ok_and(|output| output.status.success()) {
+                std::thread::yield_now();
+            }
+        }
+        Ok(cluster)
+    }
+
+    fn boot() -> Result<Self, String> {
+        if !Path::new("/usr/bin/openssl").exists() {
+            return Err("the cluster suite: openssl is missing".into());
+        }
+        loop {
+            let up = Command::new(in_tree("tests/cluster/up.sh"))
+                .env("HYPER2KVM_CLUSTER_KEEPER", "1")
+                .stdin(Stdio::null())
+                .output()
+                .map_err(|error| format!("the cluster suite: cannot run tests/cluster/up.sh: {error}"))?;
+            let said = String::from_utf8_lossy(&up.stderr).into_owned();
+            if !up.status.success() {
+                assert!(said.contains("not installed"), "tests/cluster/up.sh failed: {said}");
+                return Err(format!("the cluster suite: {}", said.trim()));
+            }
+            let kubeconfig = PathBuf::from(String::from_utf8_lossy(&up.stdout).trim());
+            let state = kubeconfig.parent().expect("a file lies in a directory").to_owned();
+            let without_node =
+                said.lines().find_map(|line| line.split_once("left out: ")).map(|(_, why)| why.to_owned());
+            // Somebody may have taken it down between the boot and the lock.
+            if let Some(user) = use_of(&state) {
+                return Ok(Self { kubeconfig, state: Some(state), without_node, _user: Some(user) });
+            }
+        }
+    }
+
+    /// A client of the API server.
+    pub async fn client(&self) -> Client {
+        // One TLS provider; a second installation in the same process is no news.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("up.sh wrote it");
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .expect("the kubeconfig is complete");
+        Client::try_from(config).expect("the configuration makes a client")
+    }
+
+    /// kubectl, pointed at this cluster.
+    pub fn kubectl(&self) -> Command {
+        let built = self.state.as_ref().and_then(|state| fs::read_to_string(state.join("bin")).ok());
+        let program = built.map_or_else(|| PathBuf::from("kubectl"), |bin| Path::new(bin.trim()).join("kubectl"));
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
+        command
+    }
+
+    /// Helm, pointed at this cluster; built on first use.
+    pub fn helm(&self) -> Command {
+        let mut command = Command::new(helm());
+        command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
+        command
+    }
+
+    /// A namespace for one test, named after it.
+    pub fn namespace(&'static self, test: &str) -> Namespace {
+        let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
+        let name = format!("{test}-{:x}", unique & 0xffff_ffff);
+        run(self.kubectl().args(["create", "namespace", &name]));
+        Namespace { cluster: self, name }
+    }
+}
+
+/// A namespace, deleted when its test is over.
+#[derive(Debug)]
+pub struct Namespace {
+    cluster: &'static Cluster,
+    pub name: String,
+}
+
+impl Namespace {
+    /// kubectl in this namespace.
+    pub fn kubectl(&self) -> Command {
+        let mut command = self.cluster.kubectl();
+        command.args(["--namespace", &self.name]);
+        command
+    }
+
+    /// A hostPath directory on the node, and a claim of that name bound to it.
+    pub fn volume(&self, claim: &str, mode: &str) -> PathBuf {
+        let state = self.cluster.state.as_ref().expect("a node of our own");
+        let path = state.join("volumes").join(&self.name).join(claim);
+        fs::create_dir_all(&path).expect("the state directory is ours");
+        let volume = format!("{}-{claim}", self.name);
+        let manifest = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
+             "spec": {"capacity": {"storage": "100Gi"}, "accessModes": [mode], "storageClassName": "",
+                      "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": path},
+                      "claimRef": {"namespace": self.name, "name": claim}}},
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim},
+             "spec": {"accessModes": [mode], "storageClassName": "", "volumeName": volume,
+                      "resources": {"requests": {"storage": "100Gi"}}}},
+        ]});
+        self.apply(&manifest.to_string());
+        path
+    }
+
+    /// Applies a manifest in this namespace.
+    pub fn apply(&self, manifest: &str) -> String {
+        let mut child = self
+            .kubectl()
+            .args(["apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl starts");
+        child.stdin.take().expect("piped").write_all(manifest.as_bytes()).expect("kubectl reads");
+        let output = child.wait_with_output().expect("kubectl ends");
+        assert!(output.status.success(), "{}\n{manifest}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
+            return;
+        }
+        let delete = self.cluster.kubectl().args(["delete", "namespace", &self.name, "--wait=false"]).output();
+        drop(delete);
+    }
+}
+
+/// The Helm binary, built on first use.
+pub fn helm() -> PathBuf {
+    let bin = run(Command::new(in_tree("tests/cluster/build.sh")).arg("helm"));
+    Path::new(bin.trim()).join("helm")
+}
+
+/// A path below the checkout.
+pub fn in_tree(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Runs a command that has to succeed, and returns what it printed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Says what did not run, where the test runner's capture doesn't swallow it.
+pub fn left_out(reason: &str) {
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    drop(writeln!(std::io::stderr(), "LEFT OUT: {test}: {reason}"));
+}
+
+/// The lock that holds the cluster up; `None` if it was taken down before we had it.
+fn use_of(state: &Path) -> Option<File> {
+    let path = state.join("users");
+    let file = File::options().append(true).create(true).open(&path).ok()?;
+    file.lock_shared().ok()?;
+    let held = file.metadata().ok()?.ino();
+    let still_there = fs::metadata(&path).is_ok_and(|now| now.ino() == held);
+    (still_there && state.join("pids/etcd").exists()).then_some(file)
+}
