@@ -1,4 +1,8 @@
-//! What the program tells about itself: log lines and metrics.
+//! What the program tells about itself: log lines, metrics, and whether it is well.
+
+pub mod endpoint;
+pub mod logging;
+pub mod metrics;
 
 /// Makes *ring* the TLS provider of this process. The first line of every `main` (and of every test that opens a TLS
 /// connection): without a provider reqwest panics, with two kube does.

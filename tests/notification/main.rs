@@ -1,5 +1,5 @@
 //! Notifications against real servers: HTTP that answers, fails, hangs and refuses, and SMTP with STARTTLS and login.
 
-mod log;
+mod recorder;
 mod smtp;
 mod webhook;

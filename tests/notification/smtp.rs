@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use hyper2kvm::notification::{EmailConfig, Encryption, Event, NotificationConfig, Notifier, Patience, Secret};
 
-use crate::log::Log;
+use crate::recorder::Log;
 
 /// Set for the process that does the work: trust in a certificate's maker is given by environment, which a test can't
 /// set for itself.

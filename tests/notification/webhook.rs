@@ -11,7 +11,7 @@ use wiremock::{Mock, MockServer, ResponseTemplate};
 
 use hyper2kvm::notification::{Event, NotificationConfig, Notifier, Patience, Secret, WebhookConfig, WebhookKind};
 
-use crate::log::Log;
+use crate::recorder::Log;
 
 const IMPATIENT: Patience =
     Patience { timeout: Duration::from_millis(300), pause: Duration::from_millis(10), retries: 2 };

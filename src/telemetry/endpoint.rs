@@ -1,0 +1,133 @@
+//! The HTTP endpoint: `/healthz`, `/readyz` and `/metrics`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics;
+use crate::stats::Snapshot;
+
+/// How long a shutdown waits for requests that are being answered.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Says why not, where not.
+pub type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the endpoint asks before it answers. None of it may block.
+pub struct Probes {
+    /// Whether the process does its work; if not, it is to be restarted.
+    pub healthy: Probe,
+    /// Whether it has begun and would take work.
+    pub ready: Probe,
+    /// The metrics, as `metrics::exposition` writes them.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Probes {
+    /// Those of a daemon: healthy as long as its engine holds the snapshot's sender, ready when `ready` says so.
+    #[must_use]
+    pub fn of_daemon(snapshots: watch::Receiver<Snapshot>, ready: watch::Receiver<bool>) -> Self {
+        let alive = snapshots.clone();
+        Self {
+            healthy: Box::new(move || match alive.has_changed() {
+                Ok(_) => Ok(()),
+                Err(_) => Err("the engine has ended".to_owned()),
+            }),
+            ready: Box::new(move || if *ready.borrow() { Ok(()) } else { Err("starting".to_owned()) }),
+            metrics: Box::new(move || metrics::render(&snapshots.borrow(), Timestamp::now())),
+        }
+    }
+}
+
+/// Answers requests on `listener` until `shutdown`, and up to a second longer for those being answered.
+pub async fn serve(listener: TcpListener, probes: Probes, shutdown: CancellationToken) {
+    let router = Router::new()
+        .route("/healthz", get(|State(probes): State<Arc<Probes>>| async move { verdict(&(probes.healthy)()) }))
+        .route("/readyz", get(|State(probes): State<Arc<Probes>>| async move { verdict(&(probes.ready)()) }))
+        .route(
+            "/metrics",
+            get(|State(probes): State<Arc<Probes>>| async move {
+                ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], (probes.metrics)())
+            }),
+        )
+        .with_state(Arc::new(probes));
+    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let cut = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
+    };
+    tokio::select! {
+        ended = served.into_future() => if let Err(error) = ended {
+            tracing::error!(%error, "the HTTP endpoint has ended");
+        },
+        () = cut => {}
+    }
+}
+
+fn verdict(result: &Result<(), String>) -> impl IntoResponse + use<> {
+    match result {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_lowercase(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn probes_and_metrics_follow_the_daemon() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (snapshots, receiver) = watch::channel(Snapshot::new(Timestamp::UNIX_EPOCH));
+        let (ready, is_ready) = watch::channel(false);
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, Probes::of_daemon(receiver, is_ready), shutdown.clone()));
+
+        assert_eq!(get(address, "/healthz").await.0, 200);
+        let (status, _, body) = get(address, "/readyz").await;
+        assert_eq!((status, body.as_str()), (503, "starting\n"));
+        ready.send_replace(true);
+        assert_eq!(get(address, "/readyz").await.0, 200);
+
+        snapshots.send_modify(|snapshot| snapshot.queue_depth = 7);
+        let (status, head, body) = get(address, "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+        assert!(body.contains("\nhyper2kvm_queue_depth 7\n"), "{body}");
+        assert_eq!(get(address, "/").await.0, 404);
+
+        drop(snapshots);
+        let (status, _, body) = get(address, "/healthz").await;
+        assert_eq!((status, body.as_str()), (503, "the engine has ended\n"));
+
+        // A client that never ends its request holds up no shutdown.
+        let mut half = TcpStream::connect(address).await.unwrap();
+        half.write_all(b"GET /metrics HT").await.unwrap();
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+}

@@ -1,0 +1,187 @@
+//! Log lines: to stderr, and to a file where one is configured.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IsTerminal as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Dispatch, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, registry};
+
+/// Libraries that carry secrets over the net: never below warnings, however much is asked for.
+const DISCREET: [&str; 8] = ["h2", "hyper", "hyper_util", "kube_client", "lettre", "reqwest", "rustls", "tower"];
+
+/// Shape of a line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How much is logged, in which shape, and where to besides stderr.
+#[derive(Clone, Debug, Default)]
+pub struct LogOptions {
+    pub format: LogFormat,
+    /// Appended to; its directory is made. Rotate it by copying and truncating.
+    pub file: Option<PathBuf>,
+    /// 0 what changes and what fails, 1 and 2 more for debugging, 3 everything.
+    pub verbose: u8,
+}
+
+/// Why logging can't begin.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("cannot write the log file {path}")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("logging was set up before")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Begins logging for this process; to be called once. `RUST_LOG` (`target=level,…`) wins over `verbose`.
+pub fn init(options: &LogOptions) -> Result<(), LogError> {
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let targets = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let targets = targets.unwrap_or_else(|| verbosity(options.verbose));
+    Ok(dispatch(options, targets, io::stderr, colours)?.try_init()?)
+}
+
+/// Which events are logged.
+fn verbosity(verbose: u8) -> Targets {
+    let (ours, others) = match verbose {
+        0 => (LevelFilter::INFO, LevelFilter::WARN),
+        1 => (LevelFilter::DEBUG, LevelFilter::WARN),
+        2 => (LevelFilter::TRACE, LevelFilter::INFO),
+        _ => (LevelFilter::TRACE, LevelFilter::TRACE),
+    };
+    let discreet = DISCREET.map(|target| (target, LevelFilter::WARN));
+    Targets::new().with_default(others).with_target("hyper2kvm", ours).with_targets(discreet)
+}
+
+fn dispatch<W>(options: &LogOptions, targets: Targets, writer: W, colours: bool) -> Result<Dispatch, LogError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let file = options.file.as_deref().map(open).transpose()?;
+    let layers = [Some(layer(options, writer, colours)), file.map(|file| layer(options, Arc::new(file), false))];
+    let layers: Vec<_> = layers.into_iter().flatten().collect();
+    Ok(registry().with(layers.with_filter(targets)).into())
+}
+
+fn layer<S, W>(options: &LogOptions, writer: W, colours: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // A line that can't be written is lost; telling so on stderr would panic where stderr is what is gone.
+    let layer = fmt::layer().with_writer(writer).log_internal_errors(false).with_target(options.verbose >= 2);
+    match options.format {
+        LogFormat::Text => layer.with_ansi(colours).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    }
+}
+
+fn open(path: &Path) -> Result<File, LogError> {
+    let opened = (|| {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    })();
+    opened.map_err(|source| LogError::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// What lies in the log file after `tell` was called with these options.
+    fn logged(format: LogFormat, verbose: u8, tell: impl FnOnce()) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("new/daemon.log");
+        let options = LogOptions { format, file: Some(file.clone()), verbose };
+        let dispatch = dispatch(&options, verbosity(verbose), io::sink, false).unwrap();
+        tracing::dispatcher::with_default(&dispatch, tell);
+        fs::read_to_string(file).unwrap()
+    }
+
+    #[test]
+    fn a_line_of_text_has_time_level_message_and_fields() {
+        let text = logged(LogFormat::Text, 0, || tracing::info!(conversion = "a-1", "📥 New file queued: {}", "a.raw"));
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert!(time.parse::<jiff::Timestamp>().is_ok() && time.ends_with('Z'), "{time}");
+        assert_eq!(rest.trim(), "INFO 📥 New file queued: a.raw conversion=\"a-1\"");
+    }
+
+    #[test]
+    fn a_line_of_json_is_flat() {
+        let text = logged(LogFormat::Json, 0, || tracing::warn!(conversion = "a-1", "odd \"name\"\n"));
+        let mut line: Value = serde_json::from_str(&text).unwrap();
+        assert!(line["timestamp"].take().as_str().unwrap().ends_with('Z'));
+        assert_eq!(
+            line,
+            serde_json::json!({"timestamp": null, "level": "WARN", "message": "odd \"name\"\n", "conversion": "a-1"})
+        );
+    }
+
+    #[test]
+    fn verbosity_rises_and_who_carries_secrets_stays_discreet() {
+        let tell = || {
+            tracing::info!(target: "hyper2kvm::queue", "ours info");
+            tracing::debug!(target: "hyper2kvm", "ours debug");
+            tracing::trace!(target: "hyper2kvm_operator", "ours trace");
+            tracing::info!(target: "notify", "theirs info");
+            tracing::trace!(target: "notify", "theirs trace");
+            tracing::info!(target: "hyper::client", "discreet info");
+            tracing::warn!(target: "reqwest", "discreet warning");
+        };
+        for (verbose, missing) in [
+            (0, ["ours debug", "ours trace", "theirs info", "theirs trace", "discreet info"].as_slice()),
+            (1, &["ours trace", "theirs info", "theirs trace", "discreet info"]),
+            (2, &["theirs trace", "discreet info"]),
+            (3, &["discreet info"]),
+        ] {
+            let text = logged(LogFormat::Text, verbose, tell);
+            for message in [
+                "ours info",
+                "ours debug",
+                "ours trace",
+                "theirs info",
+                "theirs trace",
+                "discreet info",
+                "discreet warning",
+            ] {
+                assert_eq!(text.contains(message), !missing.contains(&message), "{verbose} {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_is_appended_to_and_a_bad_one_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.log");
+        fs::write(&file, "before\n").unwrap();
+        let options = LogOptions { file: Some(file.clone()), ..LogOptions::default() };
+        drop(dispatch(&options, verbosity(0), io::sink, false).unwrap());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "before\n");
+
+        let bad = LogOptions { file: Some(file.join("below")), ..LogOptions::default() };
+        let error = dispatch(&bad, verbosity(0), io::sink, false).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot write the log file {}", file.join("below").display()));
+    }
+}
