@@ -1,5 +1,23 @@
-//! The controller: both reconcilers and what they decide with.
+//! The controller: makes a queue's watcher and a conversion's Jobs, and touches no file.
+//!
+//! ```text
+//! watches ─▶ caches ─▶ admission ─▶ reconcilers ─▶ API server
+//!               └──────────────────────▲
+//! ```
 
 pub mod admission;
+pub mod backoff;
+pub mod caches;
+pub mod context;
+pub mod conversions;
+pub mod decision;
+pub mod leadership;
+pub mod metrics;
 pub mod objects;
 pub mod outcome;
+pub mod probes;
+pub mod queues;
+mod run;
+pub mod status;
+
+pub use run::{Options, RunError, run};

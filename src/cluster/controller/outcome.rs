@@ -202,7 +202,8 @@ fn job_failure(job: &Job) -> Option<Failure> {
 }
 
 /// Why a pod's container doesn't start, in the pod's own words.
-fn waiting(pod: &Pod) -> Option<Failure> {
+#[must_use]
+pub fn waiting(pod: &Pod) -> Option<Failure> {
     if let Some(condition) = condition(pod, "PodScheduled", "False") {
         return Some(Failure::new(Reason::Unschedulable, words(condition)));
     }

@@ -40,7 +40,8 @@ pub fn job(
     attempt: Attempt,
     surroundings: &Surroundings,
 ) -> Result<Job, InvalidSetting> {
-    let template = template(queue, conversion, id, attempt, surroundings)?;
+    let built = digest(queue, conversion, id, attempt, &surroundings.image)?;
+    let template = template(queue, conversion, id, attempt, &surroundings.image, surroundings.one_node)?;
     let mut labels = labels(queue, id, attempt);
     let queue_name = &queue.spec.worker.queue_name;
     let kueue = surroundings.kueue && !queue_name.is_empty();
@@ -52,7 +53,7 @@ pub fn job(
             name: Some(names::job(id, attempt)),
             namespace: conversion.namespace(),
             labels: Some(labels),
-            annotations: Some([(names::ANNOTATION_TEMPLATE.to_owned(), digest(&template))].into()),
+            annotations: Some([(names::ANNOTATION_TEMPLATE.to_owned(), built)].into()),
             owner_references: conversion.controller_owner_ref(&()).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
@@ -79,14 +80,24 @@ pub fn job(
     })
 }
 
-/// Digest of the template that the specification builds now, to compare with a Job's annotation.
-#[must_use]
-pub fn digest(template: &PodTemplateSpec) -> String {
-    let json = serde_json::to_vec(template).expect("an object for the API server serialises");
-    Sha256::digest(&json).iter().take(8).fold(String::new(), |mut hex, byte| {
+/// Digest of the template that the specification builds now, to compare with a Job's annotation. Where volumes can be
+/// mounted is left out: claims don't change, and asking for them each time would cost a request.
+///
+/// # Errors
+/// As [`job`].
+pub fn digest(
+    queue: &HyperConversion,
+    conversion: &ConversionJob,
+    id: &ConversionId,
+    attempt: Attempt,
+    image: &Image,
+) -> Result<String, InvalidSetting> {
+    let template = template(queue, conversion, id, attempt, image, false)?;
+    let json = serde_json::to_vec(&template).expect("an object for the API server serialises");
+    Ok(Sha256::digest(&json).iter().take(8).fold(String::new(), |mut hex, byte| {
         write!(hex, "{byte:02x}").expect("a string takes any text");
         hex
-    })
+    }))
 }
 
 fn labels(queue: &HyperConversion, id: &ConversionId, attempt: Attempt) -> std::collections::BTreeMap<String, String> {
@@ -101,7 +112,8 @@ fn template(
     conversion: &ConversionJob,
     id: &ConversionId,
     attempt: Attempt,
-    surroundings: &Surroundings,
+    image: &Image,
+    one_node: bool,
 ) -> Result<PodTemplateSpec, InvalidSetting> {
     let settings = queue.spec.conversion.overridden_by(&conversion.spec.conversion);
     let options = serde_json::to_string(&settings.options()?).expect("options are plain values");
@@ -113,8 +125,8 @@ fn template(
     let work = pod::sub_path(&spec.output, &names::work_path(id, attempt));
     let container = Container {
         name: names::CONTAINER_WORKER.to_owned(),
-        image: Some(surroundings.image.name.clone()),
-        image_pull_policy: Some(surroundings.image.pull_policy.clone()),
+        image: Some(image.name.clone()),
+        image_pull_policy: Some(image.pull_policy.clone()),
         command: Some(vec!["hyper2kvm".to_owned(), "worker".to_owned()]),
         env: Some(environment(queue, attempt, options)),
         resources: Some(worker.resources.clone()),
@@ -145,7 +157,7 @@ fn template(
             volumes: Some(volumes),
             node_selector: non_empty_map(&worker.node_selector),
             tolerations: non_empty(&worker.tolerations),
-            affinity: affinity(queue, surroundings.one_node),
+            affinity: affinity(queue, one_node),
             topology_spread_constraints: non_empty(&worker.topology_spread_constraints),
             priority_class_name: non_empty_text(&worker.priority_class_name),
             runtime_class_name: non_empty_text(&worker.runtime_class_name),

@@ -1,0 +1,225 @@
+//! What the controller watches: slim copies of objects, and who is woken by their changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
+use kube::api::Api;
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch_objects};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use super::admission::{Admission, Key, Message, Standing};
+use super::context::key;
+use super::decision;
+use super::outcome;
+use crate::cluster::api::{ConversionJob, HyperConversion, condition};
+use crate::cluster::controller::queues::STORAGE_READY;
+use crate::cluster::names;
+use crate::conversion::lifecycle::{Step, next_step};
+use crate::conversion::{Attempt, ConversionId};
+
+/// Objects in one page of a list: what a list holds in memory at a time.
+const PAGE: u32 = 200;
+
+/// Sends objects to a reconciler.
+pub type Trigger<K> = mpsc::UnboundedSender<ObjectRef<K>>;
+
+/// A change of a watched object.
+#[derive(Debug)]
+pub enum Change<'a, K> {
+    Seen(&'a K),
+    Gone(&'a K),
+}
+
+/// Watches `api` into a cache. Each change is told after the cache has it; what a new list no longer holds is told as
+/// gone.
+pub fn watch<K>(
+    api: Api<K>,
+    labels: Option<String>,
+    slim: impl Fn(&mut K) + Send + 'static,
+    mut tell: impl FnMut(Change<K>) + Send + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (reader, writer) = store();
+    let cache = reader.clone();
+    let config = watcher::Config { label_selector: labels, ..watcher::Config::default() }.page_size(PAGE);
+    let events = watch_objects(api, config).modify(move |object: &mut K| {
+        object.managed_fields_mut().clear();
+        object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+        slim(object);
+    });
+    tokio::spawn(async move {
+        let mut events = Box::pin(events.default_backoff().reflect(writer));
+        // What was there before a new list: what the list doesn't hold any more is gone.
+        let mut before = Vec::new();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => before = cache.state(),
+                // The cache takes the list as a whole, at its end.
+                Ok(Event::InitApply(_)) => {}
+                Ok(Event::InitDone) => {
+                    for object in std::mem::take(&mut before) {
+                        if cache.get(&ObjectRef::from_obj(object.as_ref())).is_none() {
+                            tell(Change::Gone(object.as_ref()));
+                        }
+                    }
+                    cache.state().iter().for_each(|object| tell(Change::Seen(object.as_ref())));
+                }
+                Ok(Event::Apply(object)) => tell(Change::Seen(&object)),
+                Ok(Event::Delete(object)) => tell(Change::Gone(&object)),
+                Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; it is tried again"),
+            }
+        }
+    });
+    reader
+}
+
+/// Leaves of a finished conversion what tells that it is finished: there may be ten thousand of them.
+pub fn slim_conversion(conversion: &mut ConversionJob) {
+    if let Some(status) = &mut conversion.status {
+        status.outputs.clear();
+        status.progress = None;
+    }
+}
+
+/// Leaves of a Job what its outcome is judged by.
+pub fn slim_job(job: &mut Job) {
+    if let Some(spec) = &mut job.spec {
+        spec.template = PodTemplateSpec::default();
+        spec.pod_failure_policy = None;
+    }
+}
+
+/// Leaves of a pod what its outcome is judged by.
+pub fn slim_pod(pod: &mut Pod) {
+    let node_name = pod.spec.take().and_then(|spec| spec.node_name);
+    pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
+}
+
+/// Tells admission and reconciler of a conversion.
+pub fn conversion_changed(change: &Change<ConversionJob>, admission: &Admission, wake: &Trigger<ConversionJob>) {
+    let (Change::Seen(conversion) | Change::Gone(conversion)) = change;
+    let Ok(id) = conversion.name_any().parse::<ConversionId>() else {
+        // Its reconcile says so on the object.
+        let _ = wake.send(ObjectRef::from_obj(conversion));
+        return;
+    };
+    let namespace = conversion.namespace().unwrap_or_default();
+    if matches!(change, Change::Gone(_)) {
+        return admission.tell(Message::ConversionGone { namespace, id });
+    }
+    let queue = Key { namespace, name: conversion.spec.queue_ref.name.clone() };
+    let created = conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    admission.tell(Message::Conversion { queue, id, created, standing: standing(conversion) });
+    let _ = wake.send(ObjectRef::from_obj(conversion));
+}
+
+/// Where a conversion stands, as far as slots go.
+#[must_use]
+pub fn standing(conversion: &ConversionJob) -> Standing {
+    if decision::needs_no_job(conversion) {
+        return Standing::Idle;
+    }
+    match next_step(&decision::state(conversion)) {
+        Step::Start(attempt) => Standing::Ready(attempt),
+        Step::Watch(attempt) => Standing::Open(attempt),
+        _ => Standing::Idle,
+    }
+}
+
+/// Tells admission and reconciler of a Job.
+pub fn job_changed(change: &Change<Job>, admission: &Admission, wake: &Trigger<ConversionJob>) {
+    let (Change::Seen(job) | Change::Gone(job)) = change;
+    let Some((queue, id, attempt)) = identity(job) else { return };
+    let conversion = ObjectRef::new(id.as_str()).within(&queue.namespace);
+    admission.tell(match change {
+        Change::Seen(job) => Message::Job { queue, id, attempt, finished: outcome::is_finished(job) },
+        Change::Gone(_) => Message::JobGone { queue, id, attempt },
+    });
+    let _ = wake.send(conversion);
+}
+
+fn identity(job: &Job) -> Option<(Key, ConversionId, Attempt)> {
+    let labels = job.labels();
+    let name = labels.get(names::LABEL_QUEUE)?.clone();
+    let id = labels.get(names::LABEL_CONVERSION)?.parse().ok()?;
+    let attempt = Attempt(labels.get(names::LABEL_ATTEMPT)?.parse().ok()?);
+    Some((Key { namespace: job.namespace()?, name }, id, attempt))
+}
+
+/// Wakes the conversion whose worker, or the queue whose watcher, a pod is.
+pub fn pod_changed(change: &Change<Pod>, conversions: &Trigger<ConversionJob>, queues: &Trigger<HyperConversion>) {
+    let (Change::Seen(pod) | Change::Gone(pod)) = change;
+    let namespace = pod.namespace().unwrap_or_default();
+    let labels = pod.labels();
+    if let Some(conversion) = labels.get(names::LABEL_CONVERSION) {
+        let _ = conversions.send(ObjectRef::new(conversion).within(&namespace));
+    } else if let Some(queue) = labels.get(names::LABEL_QUEUE) {
+        let _ = queues.send(ObjectRef::new(queue).within(&namespace));
+    }
+}
+
+/// What of a queue concerns the controller: its watcher writes counters all the time, which don't.
+#[derive(Debug, PartialEq, Eq)]
+struct Concern {
+    uid: Option<String>,
+    generation: Option<i64>,
+    annotations: BTreeMap<String, String>,
+    storage: Option<(String, String)>,
+    deleting: bool,
+}
+
+/// Tells admission of queues, and wakes reconcilers when one's specification changed.
+#[derive(Debug, Default)]
+pub struct QueueChanges {
+    seen: HashMap<ObjectRef<HyperConversion>, Concern>,
+}
+
+impl QueueChanges {
+    /// Takes note of a change; true if the queue's conversions should look at their queue again.
+    pub fn changed(
+        &mut self,
+        change: &Change<HyperConversion>,
+        admission: &Admission,
+        wake: &Trigger<HyperConversion>,
+    ) -> bool {
+        let (Change::Seen(queue) | Change::Gone(queue)) = change;
+        let name = ObjectRef::from_obj(*queue);
+        if matches!(change, Change::Gone(_)) {
+            self.seen.remove(&name);
+            admission.tell(Message::QueueGone { queue: key(*queue) });
+            return true;
+        }
+        let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, STORAGE_READY));
+        let concern = Concern {
+            uid: queue.uid(),
+            generation: queue.metadata.generation,
+            annotations: queue.annotations().clone(),
+            storage: storage.map(|c| (c.status.clone(), c.reason.clone())),
+            deleting: queue.metadata.deletion_timestamp.is_some(),
+        };
+        let before = self.seen.get(&name);
+        if before == Some(&concern) {
+            return false;
+        }
+        let specification = before.is_none_or(|before| {
+            before.generation != concern.generation
+                || before.annotations != concern.annotations
+                || before.uid != concern.uid
+        });
+        self.seen.insert(name.clone(), concern);
+        let limit = usize::try_from(queue.spec.max_concurrent_jobs).unwrap_or(usize::MAX);
+        admission.tell(Message::Queue { queue: key(*queue), limit, run_state: queue.spec.run_state });
+        let _ = wake.send(name);
+        specification
+    }
+}

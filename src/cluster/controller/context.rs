@@ -1,0 +1,188 @@
+//! What both reconcilers work with.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::{Api, Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::Store;
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::admission::{Admission, Key};
+use super::backoff::Backoff;
+use super::metrics::Metrics;
+use super::objects::Image;
+use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
+use crate::cluster::names;
+
+/// After this long without any event an object is looked at again: a net below the watches.
+pub const NET: Duration = Duration::from_secs(300);
+/// Longest time that a reconcile may take.
+pub const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// Clients, caches and tasks of a controller that leads.
+pub struct Context {
+    pub client: Client,
+    pub image: Image,
+    /// Whether Kueue's API group is served.
+    pub kueue: watch::Receiver<bool>,
+    pub caches: Caches,
+    pub admission: Admission,
+    pub recorder: Recorder,
+    pub backoff: Backoff,
+    pub metrics: std::sync::Arc<Metrics>,
+}
+
+/// Everything that is watched.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    pub queues: Store<HyperConversion>,
+    pub conversions: Store<ConversionJob>,
+    pub jobs: Store<Job>,
+    pub pods: Store<Pod>,
+    pub stateful_sets: Store<StatefulSet>,
+}
+
+/// Why a reconcile failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {action}")]
+    Api {
+        action: &'static str,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// What was asked for can't be done until somebody changes it; the message says how.
+    #[error("{message}")]
+    Refused { reason: &'static str, message: String },
+    #[error("the reconcile took longer than {} s", TIME_LIMIT.as_secs())]
+    TimedOut,
+}
+
+impl Error {
+    /// Wraps an API error with what was being done.
+    pub fn api(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Api { action, source: Box::new(source) }
+    }
+
+    /// The word for conditions and metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) if status.code == 403 => "Forbidden",
+                kube::Error::Api(_) => "ApiRefused",
+                _ => "ApiUnreachable",
+            },
+            Self::Refused { reason, .. } => reason,
+            Self::TimedOut => "TimedOut",
+        }
+    }
+
+    /// Whether somebody else wrote first: no error, but a decision on old knowledge.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.api_code() == Some(409)
+    }
+
+    /// Whether the object is gone.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.api_code() == Some(404)
+    }
+
+    fn api_code(&self) -> Option<u16> {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The error and its causes on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl From<InvalidSetting> for Error {
+    fn from(invalid: InvalidSetting) -> Self {
+        Self::Refused { reason: "InvalidSpec", message: format!("spec.{invalid}") }
+    }
+}
+
+impl Context {
+    /// The API of a namespace.
+    #[must_use]
+    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Applies an object that the controller owns whole.
+    pub async fn apply<K>(&self, object: &K) -> Result<K, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let api = self.api::<K>(&object.namespace().unwrap_or_default());
+        let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
+        api.patch(&object.name_any(), &params, &Patch::Apply(object)).await.map_err(Error::api("apply an object"))
+    }
+
+    /// Tells whoever looks at `object` what is wrong, once for each time it became so.
+    pub async fn warn<K>(&self, object: &K, action: &str, reason: &str, note: &str)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let note: String = note.chars().take(1000).collect();
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+            tracing::debug!(%error, "cannot publish an event");
+        }
+    }
+
+    /// Access modes of the claims of a queue; claims that don't exist yet have none.
+    pub async fn access_modes(&self, queue: &HyperConversion) -> Result<Vec<Vec<String>>, Error> {
+        let api = self.api::<PersistentVolumeClaim>(&queue.namespace().unwrap_or_default());
+        let mut claims = vec![&queue.spec.queue.claim_name, &queue.spec.output.claim_name];
+        claims.dedup();
+        let mut modes = Vec::new();
+        for claim in claims {
+            let found = api.get_opt(claim).await.map_err(Error::api("read a PersistentVolumeClaim"))?;
+            modes.extend(found.and_then(|claim| claim.spec).and_then(|spec| spec.access_modes));
+        }
+        Ok(modes)
+    }
+}
+
+/// Where an object lies.
+pub fn key<K: ResourceExt>(object: &K) -> Key {
+    Key { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+}

@@ -1,0 +1,341 @@
+//! The reconciler of `ConversionJob`: one batch Job per attempt, its outcome recorded, the Job removed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+
+use super::admission::Key;
+use super::context::{Context, Error, NET, key};
+use super::decision::{self, Decision, View};
+use super::objects::worker::{self, Surroundings};
+use super::outcome;
+use super::status::{self, Saying};
+use crate::cluster::api::{ConversionJob, ConversionJobStatus, HyperConversion, condition};
+use crate::cluster::names;
+use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
+use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure};
+
+/// How soon a pod that doesn't start is looked at again.
+const PENDING: Duration = Duration::from_secs(5);
+/// How soon a decision on old knowledge is made again; the newer object arrives by itself, mostly sooner.
+const CONFLICT: Duration = Duration::from_secs(1);
+/// How long a pod may take before its events are asked why.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
+
+/// One conversion with what was read and validated for it.
+struct Reconcile<'a> {
+    context: &'a Context,
+    conversion: ConversionJob,
+    id: ConversionId,
+    queue: Arc<HyperConversion>,
+    policy: RetryPolicy,
+}
+
+/// Brings one conversion a step further.
+pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) -> Result<Action, Error> {
+    let done = match validate(&conversion, &context) {
+        Ok((id, queue, policy)) => {
+            let conversion = ConversionJob::clone(&conversion);
+            let mut reconcile = Reconcile { context: &context, conversion, id, queue, policy };
+            reconcile.run().await
+        }
+        Err(error) => Err(error),
+    };
+    match done {
+        Err(error) if error.is_conflict() => Ok(Action::requeue(CONFLICT)),
+        // Deleted in the meantime: nothing is left to do.
+        Err(error) if error.is_not_found() => Ok(Action::await_change()),
+        Err(error) => {
+            refuse(&conversion, &context, &error).await;
+            Err(error)
+        }
+        Ok(action) => Ok(action),
+    }
+}
+
+/// Says on the object what keeps it from going on; an event when that is new.
+async fn refuse(conversion: &ConversionJob, context: &Context, error: &Error) {
+    if conversion.metadata.deletion_timestamp.is_some() {
+        return;
+    }
+    let before = conversion.status.as_ref().and_then(|s| condition(&s.conditions, status::ADMITTED));
+    if before.is_some_and(|c| c.reason == error.reason()) {
+        return;
+    }
+    let saying = Saying::new("False", error.reason(), error.chain());
+    let state = decision::state(conversion);
+    let wanted = status::revised(conversion, state, Some(saying), None, Timestamp::now());
+    if let Err(error) = write(conversion, &wanted, context).await {
+        tracing::debug!(conversion = %conversion.name_any(), error = %error.chain(), "cannot say what is wrong");
+    }
+    context.warn(conversion, "Reconcile", error.reason(), &error.chain()).await;
+}
+
+fn validate(
+    conversion: &ConversionJob,
+    context: &Context,
+) -> Result<(ConversionId, Arc<HyperConversion>, RetryPolicy), Error> {
+    let id = conversion
+        .name_any()
+        .parse::<ConversionId>()
+        .map_err(|error| Error::Refused { reason: "InvalidName", message: error.to_string() })?;
+    let namespace = conversion.namespace().unwrap_or_default();
+    let name = &conversion.spec.queue_ref.name;
+    let queue = context.caches.queues.get(&ObjectRef::new(name).within(&namespace));
+    let queue = queue.ok_or_else(|| Error::Refused {
+        reason: "QueueNotFound",
+        message: format!("there is no HyperConversion {name} in namespace {namespace}"),
+    })?;
+    let policy = queue.spec.retry_policy.policy()?;
+    Ok((id, queue, policy))
+}
+
+impl Reconcile<'_> {
+    async fn run(&mut self) -> Result<Action, Error> {
+        let now = Timestamp::now();
+        let state = decision::closed(decision::state(&self.conversion), now);
+        let template = self.template(&state)?;
+        let job = state.open_attempt().and_then(|open| self.cached_job(open.number));
+        let pods = self.cached_pods(job.as_deref());
+        let pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
+        let decision = decision::decide(&View {
+            conversion: &self.conversion,
+            run_state: self.queue.spec.run_state,
+            template: &template,
+            job: job.as_deref(),
+            pods: &pods,
+        });
+        let action = match decision {
+            Decision::Wait => {
+                self.say(state, None, None).await?;
+                Action::requeue(NET)
+            }
+            Decision::Start(attempt) => self.start(state, attempt).await?,
+            Decision::Create(attempt) => self.recreate(attempt).await?,
+            Decision::Search(attempt) => self.search(state, attempt).await?,
+            Decision::Note(observation) => {
+                self.note(state, observation).await?;
+                Action::requeue(NET)
+            }
+            Decision::Pending(why) => self.pending(state, why, job.as_deref(), &pods).await?,
+        };
+        let again = self.remove_jobs().await?;
+        Ok(again.map_or(action, Action::requeue))
+    }
+
+    /// Digest of the template of the open attempt, as the specification builds it now.
+    fn template(&self, state: &ConversionStatus) -> Result<String, Error> {
+        let Some(open) = state.open_attempt() else { return Ok(String::new()) };
+        Ok(worker::digest(&self.queue, &self.conversion, &self.id, open.number, &self.context.image)?)
+    }
+
+    fn cached_job(&self, attempt: Attempt) -> Option<Arc<Job>> {
+        let namespace = self.conversion.namespace().unwrap_or_default();
+        self.context.caches.jobs.get(&ObjectRef::new(&names::job(&self.id, attempt)).within(&namespace))
+    }
+
+    fn cached_pods(&self, job: Option<&Job>) -> Vec<Arc<Pod>> {
+        let Some(uid) = job.and_then(|job| job.metadata.uid.as_deref()) else { return Vec::new() };
+        let owned = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.uid == uid);
+        let namespace = self.conversion.namespace();
+        self.context.caches.pods.state_filter(|pod| pod.metadata.namespace == namespace && owned(pod))
+    }
+
+    /// Writes what changed of the status, and goes on with the object as it now is.
+    async fn say(
+        &mut self,
+        state: ConversionStatus,
+        admitted: Option<Saying>,
+        waiting: Option<&Failure>,
+    ) -> Result<(), Error> {
+        let wanted = status::revised(&self.conversion, state, admitted, waiting, Timestamp::now());
+        if let Some(written) = write(&self.conversion, &wanted, self.context).await? {
+            self.conversion = written;
+        }
+        Ok(())
+    }
+
+    /// Records the attempt, creates its Job, records the Job's UID: in this order, each before the next.
+    async fn start(&mut self, state: ConversionStatus, attempt: Attempt) -> Result<Action, Error> {
+        let queue = Key { namespace: key(&self.conversion).namespace, name: self.queue.name_any() };
+        if !self.context.admission.may_start(queue, self.id.clone(), attempt).await {
+            let limit = self.queue.spec.max_concurrent_jobs;
+            let saying =
+                Saying::new("False", "WaitingForSlot", format!("maxConcurrentJobs is {limit}, older ones first"));
+            self.say(state, Some(saying), None).await?;
+            return Ok(Action::requeue(NET));
+        }
+        let job = self.job(attempt).await?;
+        let starting = Observation::Starting { attempt, job_name: Some(names::job(&self.id, attempt)) };
+        let (state, _) = advance(state, starting, &self.policy, Timestamp::now());
+        self.say(state, Some(Saying::new("True", "Admitted", "holds a slot")), None).await?;
+        self.create(attempt, &job).await
+    }
+
+    /// Creates the Job of a recorded attempt whose Job isn't known: what died between the two steps goes on here.
+    async fn recreate(&mut self, attempt: Attempt) -> Result<Action, Error> {
+        // The cache may show the attempt as it was before its Job was created, ran and was removed.
+        let api = self.context.api::<ConversionJob>(&self.conversion.namespace().unwrap_or_default());
+        let live = api.get(&self.id.to_string()).await.map_err(Error::api("read a ConversionJob"))?;
+        if live.resource_version() != self.conversion.resource_version() {
+            return Ok(Action::requeue(CONFLICT));
+        }
+        let job = self.job(attempt).await?;
+        self.create(attempt, &job).await
+    }
+
+    async fn job(&self, attempt: Attempt) -> Result<Job, Error> {
+        let modes = self.context.access_modes(&self.queue).await?;
+        let surroundings = Surroundings {
+            image: self.context.image.clone(),
+            one_node: modes.iter().any(|modes| !modes.iter().any(|mode| mode == "ReadWriteMany")),
+            kueue: *self.context.kueue.borrow(),
+        };
+        Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, &surroundings)?)
+    }
+
+    async fn create(&mut self, attempt: Attempt, job: &Job) -> Result<Action, Error> {
+        let api = self.context.api::<Job>(&self.conversion.namespace().unwrap_or_default());
+        let params = PostParams { field_manager: Some(names::MANAGER_CONTROLLER.to_owned()), ..PostParams::default() };
+        let created = match api.create(&params, job).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                api.get(&job.name_any()).await.map_err(Error::api("read a Job"))?
+            }
+            other => other.map_err(Error::api("create a Job"))?,
+        };
+        let uid = self.conversion.uid().unwrap_or_default();
+        if !created.owner_references().iter().any(|owner| owner.uid == uid) {
+            let message = format!("a Job {} exists that is not this conversion's: remove it", created.name_any());
+            return Err(Error::Refused { reason: "NameTaken", message });
+        }
+        let running = Observation::Running { attempt, job_uid: created.metadata.uid, pod_name: None, node_name: None };
+        let (state, _) = advance(decision::state(&self.conversion), running, &self.policy, Timestamp::now());
+        self.say(state, None, None).await?;
+        tracing::info!(conversion = %self.id, attempt = attempt.0, "attempt started");
+        Ok(Action::requeue(PENDING))
+    }
+
+    /// Looks for the Job of a known UID past the cache; gone, it never comes back.
+    async fn search(&mut self, state: ConversionStatus, attempt: Attempt) -> Result<Action, Error> {
+        let api = self.context.api::<Job>(&self.conversion.namespace().unwrap_or_default());
+        let name = names::job(&self.id, attempt);
+        let found = api.get_opt(&name).await.map_err(Error::api("read a Job"))?;
+        let known = state.open_attempt().and_then(|open| open.job_uid.clone());
+        if found.is_some_and(|job| job.metadata.uid == known) {
+            return Ok(Action::requeue(PENDING));
+        }
+        let failure = Failure::new(crate::conversion::Reason::JobLost, format!("Job {name} is gone"));
+        self.note(state, Observation::Failed { attempt, failure }).await?;
+        Ok(Action::requeue(NET))
+    }
+
+    /// Advances by what was observed, writes it down, then counts and tells it.
+    async fn note(&mut self, state: ConversionStatus, observation: Observation) -> Result<(), Error> {
+        let open = state.open_attempt().cloned();
+        let told = observation.clone();
+        let (state, step) = advance(state, observation, &self.policy, Timestamp::now());
+        self.say(state, None, None).await?;
+        let outcome = match &told {
+            Observation::Done { .. } => "Succeeded".to_owned(),
+            Observation::Failed { failure, .. } => failure.reason.to_string(),
+            _ => return Ok(()),
+        };
+        tracing::info!(conversion = %self.id, outcome, next = ?step, "attempt ended");
+        let started = open.and_then(|open| open.start_time).unwrap_or(Timestamp::UNIX_EPOCH);
+        let took = Timestamp::now().duration_since(started);
+        self.context.metrics.attempt_ended(outcome, Duration::try_from(took).unwrap_or_default());
+        if let Observation::Failed { failure, .. } = told {
+            let note = format!("{} {}", failure.message, failure.suggestion);
+            self.context.warn(&self.conversion, "Convert", &failure.reason.to_string(), note.trim()).await;
+        }
+        Ok(())
+    }
+
+    /// Shows why a pod doesn't start, by its own words or, after a while, by those of its events.
+    async fn pending(
+        &mut self,
+        state: ConversionStatus,
+        why: Option<Failure>,
+        job: Option<&Job>,
+        pods: &[&Pod],
+    ) -> Result<Action, Error> {
+        let suspended = job.and_then(|job| job.spec.as_ref()).and_then(|spec| spec.suspend) == Some(true);
+        let since = job.and_then(|job| job.metadata.creation_timestamp.as_ref()).map(|time| time.0);
+        let late = since.is_some_and(|since| Timestamp::now().duration_since(since) >= PATIENCE);
+        let why = match why {
+            None if late && !suspended => self.told_by_events(job, pods).await?,
+            other => other,
+        };
+        self.say(state, None, why.as_ref()).await?;
+        Ok(Action::requeue(if suspended { NET } else { PENDING }))
+    }
+
+    async fn told_by_events(&self, job: Option<&Job>, pods: &[&Pod]) -> Result<Option<Failure>, Error> {
+        let uids = pods.iter().filter_map(|pod| pod.uid()).chain(job.and_then(ResourceExt::uid));
+        let api = self.context.api::<Event>(&self.conversion.namespace().unwrap_or_default());
+        for uid in uids {
+            let params = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
+            let events = api.list(&params).await.map_err(Error::api("list events"))?;
+            let time = |event: &Event| event.last_timestamp.clone().or(event.metadata.creation_timestamp.clone());
+            let mut events = events.items;
+            events.sort_by_key(time);
+            let told = events.iter().rev().find_map(|event| {
+                outcome::from_event(event.reason.as_deref()?, event.message.as_deref().unwrap_or_default())
+            });
+            if told.is_some() {
+                return Ok(told);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes Jobs of attempts whose end is recorded; says when the next one is due.
+    async fn remove_jobs(&self) -> Result<Option<Duration>, Error> {
+        let state = decision::state(&self.conversion);
+        let namespace = self.conversion.namespace().unwrap_or_default();
+        let api = self.context.api::<Job>(&namespace);
+        let now = Timestamp::now();
+        let mut again: Option<Duration> = None;
+        for record in &state.attempts {
+            let Some(job) = self.cached_job(record.number) else { continue };
+            if job.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            let Some(due) = decision::removal(&state, &job) else { continue };
+            if due > now {
+                let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+                again = Some(again.map_or(wait, |known| known.min(wait)));
+                continue;
+            }
+            let params = DeleteParams {
+                preconditions: Some(Preconditions { uid: job.metadata.uid.clone(), resource_version: None }),
+                ..DeleteParams::background()
+            };
+            match api.delete(&job.name_any(), &params).await.map_err(Error::api("delete a Job")) {
+                Err(error) if error.is_not_found() || error.is_conflict() => {}
+                other => drop(other?),
+            }
+        }
+        Ok(again)
+    }
+}
+
+/// Sends what is new of a status; `None` if nothing is.
+async fn write(
+    conversion: &ConversionJob,
+    wanted: &ConversionJobStatus,
+    context: &Context,
+) -> Result<Option<ConversionJob>, Error> {
+    let Some(patch) = status::patch(conversion, wanted) else { return Ok(None) };
+    let api = context.api::<ConversionJob>(&conversion.namespace().unwrap_or_default());
+    let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
+    let written = api.patch_status(&conversion.name_any(), &params, &Patch::Apply(patch)).await;
+    written.map(Some).map_err(Error::api("write a ConversionJob's status"))
+}

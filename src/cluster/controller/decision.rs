@@ -1,0 +1,165 @@
+//! What a conversion needs next: one pure decision over what the caches show.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::outcome::{self, Outcome};
+use super::status::PUBLISHED;
+use crate::cluster::api::{ConversionJob, condition};
+use crate::cluster::names;
+use crate::conversion::admission::RunState;
+use crate::conversion::lifecycle::{Observation, Step, next_step};
+use crate::conversion::{Attempt, AttemptRecord, ConversionStatus, Failure, Reason};
+
+/// How long the Job of a failed attempt is kept, with its pod and its log.
+const KEEP_FAILED: SignedDuration = SignedDuration::from_hours(1);
+
+/// All that a decision looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub conversion: &'a ConversionJob,
+    pub run_state: RunState,
+    /// Digest of the template that the specification builds for the open attempt now.
+    pub template: &'a str,
+    /// The open attempt's Job, as the cache shows it.
+    pub job: Option<&'a Job>,
+    /// The pods of that Job.
+    pub pods: &'a [&'a Pod],
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing but to keep the status in step.
+    Wait,
+    /// Start this attempt, if it holds a slot.
+    Start(Attempt),
+    /// An attempt is recorded and its Job isn't known: create it, or find it.
+    Create(Attempt),
+    /// The Job of a known UID is not in the cache: look, and if it is gone, the attempt is lost.
+    Search(Attempt),
+    /// Take note of this.
+    Note(Observation),
+    /// The open attempt's pod doesn't start; why, where that is known.
+    Pending(Option<Failure>),
+}
+
+/// The state as it stands in an object's status.
+#[must_use]
+pub fn state(conversion: &ConversionJob) -> ConversionStatus {
+    conversion.status.as_ref().map(|status| status.state.clone()).unwrap_or_default()
+}
+
+/// The state with its open attempt closed, where somebody else ended the conversion in the meantime.
+#[must_use]
+pub fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
+    let reason = state.failure.as_ref().map_or(Reason::Cancelled, |failure| failure.reason);
+    if state.is_terminal()
+        && let Some(open) = state.attempts.last_mut().filter(|attempt| attempt.is_open())
+    {
+        open.end_time = Some(now);
+        open.reason = Some(reason);
+    }
+    state
+}
+
+/// Whether the conversion ends without ever having a Job.
+#[must_use]
+pub fn needs_no_job(conversion: &ConversionJob) -> bool {
+    !conversion.spec.duplicate_of.is_empty() || conversion.metadata.deletion_timestamp.is_some()
+}
+
+/// Decides.
+#[must_use]
+pub fn decide(view: &View) -> Decision {
+    let state = state(view.conversion);
+    if needs_no_job(view.conversion) {
+        return Decision::Wait;
+    }
+    match next_step(&state) {
+        Step::Start(attempt) if view.run_state.starts_attempts() => Decision::Start(attempt),
+        Step::Watch(_) => match state.open_attempt() {
+            Some(open) => watch(view, open),
+            None => Decision::Wait,
+        },
+        Step::Publish { .. } => match unpublishable(view.conversion) {
+            Some(failure) => Decision::Note(Observation::Unpublishable { failure }),
+            None => Decision::Wait,
+        },
+        _ => Decision::Wait,
+    }
+}
+
+fn watch(view: &View, open: &AttemptRecord) -> Decision {
+    let attempt = open.number;
+    let stopped = || failed(attempt, Reason::Disrupted, "the queue was stopped");
+    let Some(job) = view.job else {
+        return match (&open.job_uid, view.run_state) {
+            (Some(_), _) => Decision::Search(attempt),
+            (None, RunState::Stopped) => stopped(),
+            (None, _) => Decision::Create(attempt),
+        };
+    };
+    let uid = job.metadata.uid.clone();
+    match &open.job_uid {
+        None => {
+            return Decision::Note(Observation::Running { attempt, job_uid: uid, pod_name: None, node_name: None });
+        }
+        Some(known) if uid.as_ref() != Some(known) => return Decision::Search(attempt),
+        Some(_) => {}
+    }
+    match outcome::judge(attempt, job, view.pods, open.pod_name.is_some()) {
+        Outcome::Ended(observation) => Decision::Note(observation),
+        _ if view.run_state == RunState::Stopped => stopped(),
+        Outcome::Running { pod_name, node_name } => {
+            if open.pod_name.as_ref() == Some(&pod_name) && open.node_name == node_name {
+                return Decision::Wait;
+            }
+            Decision::Note(Observation::Running { attempt, job_uid: None, pod_name: Some(pod_name), node_name })
+        }
+        Outcome::Waiting(_) if is_superseded(view, job, open) => {
+            failed(attempt, Reason::Superseded, "the specification changed before the attempt had started")
+        }
+        Outcome::Waiting(why) => Decision::Pending(why),
+    }
+}
+
+fn failed(attempt: Attempt, reason: Reason, message: &str) -> Decision {
+    Decision::Note(Observation::Failed { attempt, failure: Failure::new(reason, message) })
+}
+
+/// Whether a Job that never ran was built from another template than the specification's present one.
+fn is_superseded(view: &View, job: &Job, open: &AttemptRecord) -> bool {
+    let built = job.annotations().get(names::ANNOTATION_TEMPLATE);
+    open.pod_name.is_none() && !outcome::any_started(view.pods) && built.is_some_and(|built| built != view.template)
+}
+
+/// The watcher's word that what was converted can't be published.
+fn unpublishable(conversion: &ConversionJob) -> Option<Failure> {
+    let status = conversion.status.as_ref()?;
+    let published = condition(&status.conditions, PUBLISHED).filter(|c| c.status == "False")?;
+    Some(Failure::new(Reason::Internal, published.message.clone()))
+}
+
+/// When the Job of an attempt that isn't open goes: at once unless its pod's log may still be wanted.
+///
+/// A Job that still runs for an attempt whose end is recorded (stop, disruption, cancellation) goes at once. One that
+/// `state` doesn't know yet stays: the Jobs' cache runs ahead of the conversions' at times.
+#[must_use]
+pub fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> {
+    let attempt: Attempt = Attempt(job.labels().get(names::LABEL_ATTEMPT)?.parse().ok()?);
+    if state.open_attempt().is_some_and(|open| open.number == attempt) && !state.is_terminal() {
+        return None;
+    }
+    match state.attempts.iter().find(|record| record.number == attempt)? {
+        AttemptRecord { reason: Some(_), end_time: Some(end), .. } if outcome::is_finished(job) => {
+            Some(end.saturating_add(KEEP_FAILED).unwrap_or(Timestamp::MAX))
+        }
+        _ => Some(Timestamp::UNIX_EPOCH),
+    }
+}
+
+#[cfg(test)]
+mod tests;

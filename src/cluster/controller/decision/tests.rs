@@ -1,0 +1,178 @@
+//! A table of what the caches may show, and what is done then.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::conversion::status::End;
+
+const N: Attempt = Attempt(1);
+const TEMPLATE: &str = "t1";
+
+fn conversion(status: &Value) -> ConversionJob {
+    serde_json::from_value(json!({
+        "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob",
+        "metadata": {"name": "a-0000002a", "namespace": "n", "uid": "u"},
+        "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.ova"}},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+fn open(uid: Option<&str>, pod: Option<&str>) -> Value {
+    json!({"staged": 1, "attempts": [{"number": 1, "jobName": "a-0000002a-1", "jobUID": uid, "podName": pod, "startTime": "2026-01-17T09:00:00Z"}]})
+}
+
+fn job(uid: &str, template: &str, conditions: &Value) -> Job {
+    serde_json::from_value(json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"name": "a-0000002a-1", "uid": uid, "labels": {"hyper2kvm.io/attempt": "1"}, "annotations": {"hyper2kvm.io/template": template}},
+        "spec": {"template": {}}, "status": {"conditions": conditions},
+    }))
+    .unwrap()
+}
+
+fn plain_job() -> Job {
+    job("j", TEMPLATE, &json!([]))
+}
+
+fn pod(state: &Value, phase: &str) -> Pod {
+    serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": []},
+        "status": {"phase": phase, "containerStatuses": [{
+            "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+        }]},
+    }))
+    .unwrap()
+}
+
+fn decide_on(conversion: &ConversionJob, run_state: RunState, job: Option<&Job>, pods: &[&Pod]) -> Decision {
+    decide(&View { conversion, run_state, template: TEMPLATE, job, pods })
+}
+
+fn reason(decision: &Decision) -> Option<Reason> {
+    match decision {
+        Decision::Note(Observation::Failed { failure, .. } | Observation::Unpublishable { failure }) => {
+            Some(failure.reason)
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn an_attempt_starts_once_it_is_staged_and_the_queue_runs() {
+    for (staged, run_state, expected) in [
+        (0, RunState::Running, Decision::Wait),
+        (1, RunState::Running, Decision::Start(N)),
+        (1, RunState::Draining, Decision::Start(N)),
+        (1, RunState::Paused, Decision::Wait),
+        (1, RunState::Stopped, Decision::Wait),
+    ] {
+        let conversion = conversion(&json!({"staged": staged}));
+        assert_eq!(decide_on(&conversion, run_state, None, &[]), expected, "{staged} {run_state:?}");
+    }
+}
+
+#[test]
+fn a_recorded_attempt_gets_its_job_once_and_never_again() {
+    let unknown = conversion(&open(None, None));
+    let known = conversion(&open(Some("j"), None));
+    assert_eq!(decide_on(&unknown, RunState::Running, None, &[]), Decision::Create(N));
+    let found = Observation::Running { attempt: N, job_uid: Some("j".into()), pod_name: None, node_name: None };
+    assert_eq!(decide_on(&unknown, RunState::Running, Some(&plain_job()), &[]), Decision::Note(found));
+    assert_eq!(decide_on(&known, RunState::Running, None, &[]), Decision::Search(N));
+    let other = job("k", TEMPLATE, &json!([]));
+    assert_eq!(decide_on(&known, RunState::Running, Some(&other), &[]), Decision::Search(N));
+}
+
+#[test]
+fn what_runs_is_noted_once_and_what_ended_is_noted() {
+    let running = pod(&json!({"running": {"startedAt": "2026-01-17T09:00:01Z"}}), "Running");
+    let noted = Observation::Running { attempt: N, job_uid: None, pod_name: Some("p".into()), node_name: None };
+    let new = conversion(&open(Some("j"), None));
+    assert_eq!(decide_on(&new, RunState::Running, Some(&plain_job()), &[&running]), Decision::Note(noted));
+    let old = conversion(&open(Some("j"), Some("p")));
+    assert_eq!(decide_on(&old, RunState::Running, Some(&plain_job()), &[&running]), Decision::Wait);
+    let done = pod(&json!({"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:01Z"}}), "Succeeded");
+    let ended = Decision::Note(Observation::Done { attempt: N, folder: "p".into() });
+    assert_eq!(decide_on(&old, RunState::Running, Some(&plain_job()), &[&done]), ended);
+    assert_eq!(decide_on(&old, RunState::Stopped, Some(&plain_job()), &[&done]), ended, "done before it was stopped");
+}
+
+#[test]
+fn stopping_ends_what_runs_and_what_was_about_to_without_counting_it() {
+    let running = pod(&json!({"running": {}}), "Running");
+    let conversion = conversion(&open(Some("j"), Some("p")));
+    let stopped = decide_on(&conversion, RunState::Stopped, Some(&plain_job()), &[&running]);
+    assert_eq!(reason(&stopped), Some(Reason::Disrupted));
+    assert_eq!(decide_on(&conversion, RunState::Paused, Some(&plain_job()), &[&running]), Decision::Wait);
+}
+
+#[test]
+fn a_job_that_never_ran_is_superseded_by_another_template() {
+    let waiting = pod(&json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}), "Pending");
+    let fresh = conversion(&open(Some("j"), None));
+    let old_job = job("j", "t0", &json!([]));
+    let pending = Decision::Pending(Some(Failure::new(Reason::WorkerImage, "ImagePullBackOff: no such image")));
+    assert_eq!(decide_on(&fresh, RunState::Running, Some(&plain_job()), &[&waiting]), pending);
+    let superseded = decide_on(&fresh, RunState::Running, Some(&old_job), &[&waiting]);
+    assert_eq!(reason(&superseded), Some(Reason::Superseded));
+    let running = pod(&json!({"running": {}}), "Running");
+    let ran = conversion(&open(Some("j"), Some("p")));
+    assert_eq!(decide_on(&ran, RunState::Running, Some(&old_job), &[&running]), Decision::Wait);
+}
+
+#[test]
+fn what_can_t_be_published_fails_its_attempt_by_the_watcher_s_word() {
+    let mut status = json!({"staged": 1, "converted": "p", "attempts": [
+        {"number": 1, "jobUID": "j", "podName": "p", "startTime": "2026-01-17T09:00:00Z", "endTime": "2026-01-17T09:01:00Z"},
+    ]});
+    assert_eq!(decide_on(&conversion(&status), RunState::Running, None, &[]), Decision::Wait);
+    status["conditions"] = json!([{
+        "type": "Published", "status": "False", "reason": "Internal", "message": "no metadata.json",
+        "lastTransitionTime": "2026-01-17T09:01:01Z",
+    }]);
+    let decision = decide_on(&conversion(&status), RunState::Running, None, &[]);
+    assert_eq!(reason(&decision), Some(Reason::Internal));
+}
+
+#[test]
+fn a_duplicate_and_what_is_being_deleted_get_no_job() {
+    let mut duplicate = conversion(&json!({"staged": 1}));
+    duplicate.spec.duplicate_of = "b".into();
+    assert_eq!(decide_on(&duplicate, RunState::Running, None, &[]), Decision::Wait);
+}
+
+#[test]
+fn a_job_goes_when_its_attempt_s_end_is_recorded_and_a_failed_one_an_hour_later() {
+    let end: Timestamp = "2026-01-17T09:00:00Z".parse().unwrap();
+    let finished = job("j", TEMPLATE, &json!([{"type": "Failed", "status": "True"}]));
+    let state = |reason: Option<Reason>, ended: bool, over: Option<End>| {
+        let record = AttemptRecord {
+            number: N,
+            job_name: None,
+            job_uid: None,
+            pod_name: None,
+            node_name: None,
+            start_time: None,
+            end_time: ended.then_some(end),
+            reason,
+        };
+        ConversionStatus { attempts: vec![record], end: over, ..ConversionStatus::default() }
+    };
+    let later: Timestamp = "2026-01-17T10:00:00Z".parse().unwrap();
+    for (name, state, job, due) in [
+        ("not known yet", ConversionStatus::default(), &plain_job(), None),
+        ("under way", state(None, false, None), &plain_job(), None),
+        ("succeeded", state(None, true, None), &plain_job(), Some(Timestamp::UNIX_EPOCH)),
+        ("failed", state(Some(Reason::Corrupt), true, None), &finished, Some(later)),
+        (
+            "stopped, still running",
+            state(Some(Reason::Disrupted), true, None),
+            &plain_job(),
+            Some(Timestamp::UNIX_EPOCH),
+        ),
+        ("cancelled under way", state(None, false, Some(End::Cancelled)), &plain_job(), Some(Timestamp::UNIX_EPOCH)),
+    ] {
+        assert_eq!(removal(&state, job), due, "{name}");
+    }
+}

@@ -1,0 +1,172 @@
+//! The reconciler of `HyperConversion`: its watcher, what that may do, and whether it does.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+
+use super::context::{Context, Error, NET, key};
+use super::objects::{access, network, watcher};
+use super::outcome;
+use super::status::Saying;
+use crate::cluster::api::{HyperConversion, VolumePath, condition, set_condition};
+use crate::cluster::names;
+
+pub const READY: &str = "Ready";
+pub const WATCHER_AVAILABLE: &str = "WatcherAvailable";
+/// The watcher's word on its volumes.
+pub const STORAGE_READY: &str = "StorageReady";
+
+/// Brings one queue's objects in step with its specification.
+pub async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>) -> Result<Action, Error> {
+    if queue.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let done = step(&queue, &context).await;
+    match done {
+        Err(error) if error.is_not_found() => Ok(Action::await_change()),
+        Err(error) => {
+            refuse(&queue, &context, &error).await;
+            Err(error)
+        }
+        Ok(()) => Ok(Action::requeue(NET)),
+    }
+}
+
+async fn step(queue: &HyperConversion, context: &Context) -> Result<(), Error> {
+    let modes = context.access_modes(queue).await?;
+    let others = context.caches.queues.state();
+    validate(queue, &modes, others.iter().map(AsRef::as_ref))?;
+    context.apply(&access::service_account(queue)).await?;
+    context.apply(&access::role(queue)).await?;
+    context.apply(&access::role_binding(queue)).await?;
+    context.apply(&network::worker_policy(queue)).await?;
+    context.apply(&network::watcher_policy(queue)).await?;
+    let set = context.apply(&watcher::stateful_set(queue, &context.image)).await?;
+    let name = queue.name_any();
+    let pod =
+        context.caches.pods.get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&key(queue).namespace));
+    let available = available(&set, pod.as_deref());
+    let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, STORAGE_READY));
+    let ready = ready(&available, storage);
+    say(queue, context, &[(WATCHER_AVAILABLE, available), (READY, ready)]).await
+}
+
+/// What no schema can say.
+fn validate<'a>(
+    queue: &HyperConversion,
+    modes: &[Vec<String>],
+    others: impl Iterator<Item = &'a HyperConversion>,
+) -> Result<(), Error> {
+    queue.spec.retry_policy.policy()?;
+    queue.spec.conversion.options()?;
+    let refused = |reason, message| Err(Error::Refused { reason, message });
+    if modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod") {
+        let message = "a claim of access mode ReadWriteOncePod can't be shared by watcher and workers: \
+                       use ReadWriteMany, or ReadWriteOnce";
+        return refused("AccessMode", message.to_owned());
+    }
+    let mut older: Vec<_> = others.filter(|other| is_older(other, queue) && overlaps(other, queue)).collect();
+    older.sort_by_key(|other| other.name_any());
+    match older.first() {
+        None => Ok(()),
+        Some(other) => {
+            let message = format!(
+                "HyperConversion {} uses the same directory: give this one directories of its own",
+                other.name_any()
+            );
+            refused("DirectoryTaken", message)
+        }
+    }
+}
+
+/// Of two queues that claim one directory the older one has it.
+fn is_older(other: &HyperConversion, queue: &HyperConversion) -> bool {
+    let age = |queue: &HyperConversion| (queue.metadata.creation_timestamp.clone(), queue.uid());
+    other.namespace() == queue.namespace() && other.uid() != queue.uid() && age(other) < age(queue)
+}
+
+fn overlaps(a: &HyperConversion, b: &HyperConversion) -> bool {
+    [&a.spec.queue, &a.spec.output].iter().any(|x| [&b.spec.queue, &b.spec.output].iter().any(|y| contains(x, y)))
+}
+
+/// Whether one directory is the other or lies in it, either way.
+fn contains(a: &VolumePath, b: &VolumePath) -> bool {
+    let within = |inner: &str, outer: &str| {
+        outer.is_empty() || inner == outer || inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'))
+    };
+    a.claim_name == b.claim_name && (within(&a.sub_path, &b.sub_path) || within(&b.sub_path, &a.sub_path))
+}
+
+fn available(set: &StatefulSet, pod: Option<&Pod>) -> Saying {
+    let status = set.status.as_ref();
+    let current = status.is_some_and(|status| status.observed_generation >= set.metadata.generation);
+    if current && status.and_then(|status| status.ready_replicas).unwrap_or_default() > 0 {
+        return Saying::new("True", "Running", "the watcher runs");
+    }
+    match pod.and_then(outcome::waiting) {
+        Some(failure) => Saying::new("False", failure.reason.to_string(), failure.message),
+        None => Saying::new("False", "Starting", "the watcher's pod is not ready yet"),
+    }
+}
+
+fn ready(available: &Saying, storage: Option<&Condition>) -> Saying {
+    if available.status != "True" {
+        return Saying::new("False", "WatcherUnavailable", available.message.clone());
+    }
+    match storage {
+        Some(storage) if storage.status == "True" => Saying::new("True", "Watching", "the queue is watched"),
+        Some(storage) => Saying::new("False", storage.reason.clone(), storage.message.clone()),
+        None => Saying::new("Unknown", "StorageUnchecked", "the watcher has not looked at its volumes yet"),
+    }
+}
+
+/// Says on the object what keeps it from being ready; an event when that is new.
+async fn refuse(queue: &HyperConversion, context: &Context, error: &Error) {
+    let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, READY));
+    let is_new = before.is_none_or(|before| before.reason != error.reason());
+    let saying = Saying::new("False", error.reason(), error.chain());
+    if let Err(error) = say(queue, context, &[(READY, saying)]).await {
+        tracing::debug!(queue = %queue.name_any(), error = %error.chain(), "cannot say what is wrong");
+    }
+    if is_new {
+        context.warn(queue, "Reconcile", error.reason(), &error.chain()).await;
+    }
+}
+
+/// Applies the controller's conditions, if any of them changed.
+async fn say(queue: &HyperConversion, context: &Context, sayings: &[(&str, Saying)]) -> Result<(), Error> {
+    let generation = queue.meta().generation;
+    let before = queue.status.clone().unwrap_or_default();
+    let mut after = before.clone();
+    after.observed_generation = generation;
+    let now = Timestamp::now();
+    for (kind, Saying { status, reason, message }) in sayings {
+        set_condition(&mut after.conditions, kind, status, reason, message.clone(), generation, now);
+    }
+    if after == before {
+        return Ok(());
+    }
+    let ours: Vec<_> =
+        [READY, WATCHER_AVAILABLE].iter().filter_map(|kind| condition(&after.conditions, kind)).collect();
+    let patch = json!({
+        "apiVersion": HyperConversion::api_version(&()),
+        "kind": HyperConversion::kind(&()),
+        "metadata": {"name": queue.name_any(), "namespace": queue.namespace(), "uid": queue.uid()},
+        "status": {"observedGeneration": generation, "conditions": ours},
+    });
+    let api = context.api::<HyperConversion>(&key(queue).namespace);
+    let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
+    let written = api.patch_status(&queue.name_any(), &params, &Patch::Apply(patch)).await;
+    written.map(drop).map_err(Error::api("write a HyperConversion's status"))
+}
+
+#[cfg(test)]
+mod tests;

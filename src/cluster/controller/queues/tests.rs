@@ -1,0 +1,72 @@
+//! What no schema can say of a queue, and what makes it ready.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn queue(name: &str, second: u32, queue: &Value, output: &Value) -> HyperConversion {
+    serde_json::from_value(json!({
+        "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion",
+        "metadata": {"name": name, "namespace": "n", "uid": name, "creationTimestamp": format!("2026-01-17T09:00:{second:02}Z")},
+        "spec": {"queue": queue, "output": output},
+    }))
+    .unwrap()
+}
+
+fn path(claim: &str, sub_path: &str) -> Value {
+    json!({"claimName": claim, "subPath": sub_path})
+}
+
+fn refusal(result: Result<(), Error>) -> Option<&'static str> {
+    result.err().map(|error| error.reason())
+}
+
+#[test]
+fn of_two_queues_on_one_directory_the_younger_is_refused() {
+    let first = queue("b", 1, &path("c", "in"), &path("c", "out"));
+    for (name, (input, output), refused) in [
+        ("same queue", (path("c", "in"), path("d", "")), true),
+        ("same output", (path("d", ""), path("c", "out")), true),
+        ("queue in its output", (path("c", "out/in"), path("d", "")), true),
+        ("the whole volume", (path("c", ""), path("d", "")), true),
+        ("another claim", (path("d", "in"), path("d", "out")), false),
+        ("a name that only begins alike", (path("c", "input"), path("c", "output")), false),
+    ] {
+        let second = queue("a", 2, &input, &output);
+        let both = [first.clone(), second.clone()];
+        assert_eq!(refusal(validate(&second, &[], both.iter())), refused.then_some("DirectoryTaken"), "{name}");
+        assert_eq!(refusal(validate(&first, &[], both.iter())), None, "{name}: the older one");
+    }
+}
+
+#[test]
+fn a_claim_of_one_pod_is_refused() {
+    let queue = queue("a", 1, &path("c", "in"), &path("c", "out"));
+    let modes = |mode: &str| vec![vec![mode.to_owned()]];
+    assert_eq!(refusal(validate(&queue, &modes("ReadWriteOncePod"), [].iter())), Some("AccessMode"));
+    assert_eq!(refusal(validate(&queue, &modes("ReadWriteOnce"), [].iter())), None);
+}
+
+#[test]
+fn a_queue_is_ready_when_its_watcher_runs_and_its_volumes_are_in_order() {
+    let running = Saying::new("True", "Running", "");
+    let storage = |status: &str, reason: &str| {
+        serde_json::from_value::<Condition>(json!({
+            "type": "StorageReady", "status": status, "reason": reason, "message": "m", "lastTransitionTime": "2026-01-17T09:00:00Z",
+        }))
+        .unwrap()
+    };
+    for (available, storage, expected) in [
+        (&running, None, ("Unknown", "StorageUnchecked")),
+        (&running, Some(storage("False", "NoSpace")), ("False", "NoSpace")),
+        (&running, Some(storage("True", "Probed")), ("True", "Watching")),
+        (
+            &Saying::new("False", "WorkerImage", "no such image"),
+            Some(storage("True", "Probed")),
+            ("False", "WatcherUnavailable"),
+        ),
+    ] {
+        let said = ready(available, storage.as_ref());
+        assert_eq!((said.status, said.reason.as_str()), expected);
+    }
+}

@@ -1,0 +1,333 @@
+//! The controller's life: wait for the API, for the lead, for the caches; then reconcile.
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use kube::api::{Api, ListParams};
+use kube::core::NamespaceResourceScope;
+use kube::runtime::applier;
+use kube::runtime::controller::{self, Action, ReconcileRequest};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, Config, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::admission::{Admission, Message};
+use super::backoff::Backoff;
+use super::caches::{self, QueueChanges};
+use super::context::{Caches, Context, Error, TIME_LIMIT};
+use super::leadership;
+use super::metrics::Metrics;
+use super::objects::Image;
+use super::probes::{self, Readiness};
+use super::{conversions, queues};
+use crate::cluster::api::{ConversionJob, HyperConversion};
+use crate::cluster::names;
+
+/// How soon an API that isn't served is asked for again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether Kueue has come or gone.
+const KUEUE_EVERY: Duration = Duration::from_secs(60);
+/// Reconciles of one kind at a time: each waits for the API server most of its time.
+const CONCURRENCY: u16 = 16;
+
+/// What the controller is told at its start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub image: Image,
+    /// Address of `/healthz`, `/readyz` and `/metrics`.
+    pub listen: SocketAddr,
+    /// The one namespace that is watched; absent, all of them.
+    pub namespace: Option<String>,
+    /// Namespace of the Lease.
+    pub lease_namespace: String,
+    /// Name of this replica.
+    pub identity: String,
+}
+
+/// Why the controller ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot make a client of the API server")]
+    Client(#[source] Box<kube::Error>),
+    #[error("the lease was lost: another replica leads, or the API server is away")]
+    LeaseLost,
+    #[error("a watch ended")]
+    WatchEnded,
+}
+
+/// Runs until `shutdown` ends, or the lease is lost.
+pub async fn run(config: Config, options: Options, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let metrics = Arc::new(Metrics::default());
+    let (ready, readiness) = watch::channel(Readiness::Waiting("starting".to_owned()));
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(|source| RunError::Listen { address: options.listen, source })?;
+    tokio::spawn(probes::serve(listener, readiness, Arc::clone(&metrics)));
+    tokio::select! {
+        () = shutdown => Ok(()),
+        ended = lead(config, &options, metrics, &ready) => ended,
+    }
+}
+
+async fn lead(
+    config: Config,
+    options: &Options,
+    metrics: Arc<Metrics>,
+    ready: &watch::Sender<Readiness>,
+) -> Result<(), RunError> {
+    let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
+    served::<HyperConversion>(&client, options, ready).await;
+    served::<ConversionJob>(&client, options, ready).await;
+    // A replica that stands by is as ready as it can be.
+    ready.send_replace(Readiness::Ready);
+    let leadership = leadership::acquire(&config, &options.lease_namespace, &options.identity)
+        .await
+        .map_err(|source| RunError::Client(Box::new(source)))?;
+    tracing::info!(identity = options.identity, "leading");
+    metrics.leads(true);
+    ready.send_replace(Readiness::Waiting("filling the caches".to_owned()));
+    tokio::select! {
+        () = leadership.lost() => Err(RunError::LeaseLost),
+        ended = work(client, options, metrics, ready) => {
+            leadership.release().await;
+            ended
+        }
+    }
+}
+
+/// Waits until a kind of ours is served, saying what is missing.
+async fn served<K>(client: &Client, options: &Options, ready: &watch::Sender<Readiness>)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let api = scoped::<K>(client, options);
+    let mut said = String::new();
+    while let Err(error) = api.list(&ListParams::default().limit(1)).await {
+        let why = match &error {
+            kube::Error::Api(status) if status.code == 404 => {
+                let name = format!("{}.{}", K::plural(&()), K::group(&()));
+                format!(
+                    "the CustomResourceDefinition {name} is missing: apply the files in crds/, or install the chart"
+                )
+            }
+            _ => format!("the API server can't be asked for {}: {error}", K::plural(&())),
+        };
+        if why != said {
+            tracing::error!("{why}");
+            ready.send_replace(Readiness::Waiting(why.clone()));
+            said = why;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn scoped<K>(client: &Client, options: &Options) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    match &options.namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+async fn work(
+    client: Client,
+    options: &Options,
+    metrics: Arc<Metrics>,
+    ready: &watch::Sender<Readiness>,
+) -> Result<(), RunError> {
+    let (wake_queues, queue_wakes) = mpsc::unbounded_channel();
+    let (wake_conversions, conversion_wakes) = mpsc::unbounded_channel();
+    let (grant, mut grants) = mpsc::unbounded_channel();
+    let shown = Arc::clone(&metrics);
+    let admission = Admission::start(grant, move |running, queued| shown.slots(running, queued));
+    let caches = watch_all(&client, options, &admission, &wake_queues, &wake_conversions);
+    let granted = wake_conversions.clone();
+    tokio::spawn(async move {
+        while let Some((queue, id)) = grants.recv().await {
+            let _ = granted.send(ObjectRef::new(id.as_str()).within(&queue.namespace));
+        }
+    });
+    let warm = tokio::join!(
+        caches.queues.wait_until_ready(),
+        caches.conversions.wait_until_ready(),
+        caches.jobs.wait_until_ready(),
+        caches.pods.wait_until_ready(),
+        caches.stateful_sets.wait_until_ready(),
+    );
+    if [warm.0, warm.1, warm.2, warm.3, warm.4].iter().any(Result::is_err) {
+        return Err(RunError::WatchEnded);
+    }
+    admission.tell(Message::Warm);
+    ready.send_replace(Readiness::Ready);
+    tracing::info!(queues = caches.queues.len(), conversions = caches.conversions.len(), "caches are warm");
+    let reporter =
+        Reporter { controller: names::MANAGER_CONTROLLER.to_owned(), instance: Some(options.identity.clone()) };
+    let context = Arc::new(Context {
+        client: client.clone(),
+        image: options.image.clone(),
+        kueue: watch_kueue(client.clone()),
+        caches: caches.clone(),
+        admission,
+        recorder: Recorder::new(client, reporter),
+        backoff: Backoff::default(),
+        metrics,
+    });
+    let queues = reconciling(queue_wakes, caches.queues, Arc::clone(&context), queues::reconcile);
+    let conversions = reconciling(conversion_wakes, caches.conversions, context, conversions::reconcile);
+    tokio::join!(queues, conversions);
+    Err(RunError::WatchEnded)
+}
+
+fn watch_all(
+    client: &Client,
+    options: &Options,
+    admission: &Admission,
+    wake_queues: &caches::Trigger<HyperConversion>,
+    wake_conversions: &caches::Trigger<ConversionJob>,
+) -> Caches {
+    let ours = Some(format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
+    let (tell, wake) = (admission.clone(), wake_conversions.clone());
+    let conversions = caches::watch(scoped(client, options), None, caches::slim_conversion, move |change| {
+        caches::conversion_changed(&change, &tell, &wake);
+    });
+    let (tell, wake, all) = (admission.clone(), wake_queues.clone(), conversions.clone());
+    let mut changes = QueueChanges::default();
+    let wake_all = wake_conversions.clone();
+    let queues = caches::watch(
+        scoped(client, options),
+        None,
+        |_| {},
+        move |change| {
+            if changes.changed(&change, &tell, &wake) {
+                let (caches::Change::Seen(queue) | caches::Change::Gone(queue)) = change;
+                wake_conversions_of(queue, &all, &wake_all);
+            }
+        },
+    );
+    let (tell, wake) = (admission.clone(), wake_conversions.clone());
+    let jobs = caches::watch(scoped(client, options), ours.clone(), caches::slim_job, move |change| {
+        caches::job_changed(&change, &tell, &wake);
+    });
+    let (conversion, queue) = (wake_conversions.clone(), wake_queues.clone());
+    let pods = caches::watch(scoped(client, options), ours.clone(), caches::slim_pod, move |change| {
+        caches::pod_changed(&change, &conversion, &queue);
+    });
+    let wake = wake_queues.clone();
+    let stateful_sets = caches::watch(
+        scoped(client, options),
+        ours,
+        |_| {},
+        move |change| {
+            let (caches::Change::Seen(set) | caches::Change::Gone(set)) = change;
+            let set: &k8s_openapi::api::apps::v1::StatefulSet = set;
+            if let Some(queue) = set.labels().get(names::LABEL_QUEUE) {
+                let _ = wake.send(ObjectRef::new(queue).within(&set.namespace().unwrap_or_default()));
+            }
+        },
+    );
+    Caches { queues, conversions, jobs, pods, stateful_sets }
+}
+
+/// A queue's specification concerns each of its conversions that isn't over.
+fn wake_conversions_of(
+    queue: &HyperConversion,
+    conversions: &Store<ConversionJob>,
+    wake: &caches::Trigger<ConversionJob>,
+) {
+    let (name, namespace) = (queue.name_any(), queue.namespace());
+    let concerned = conversions.state_filter(|conversion| {
+        conversion.metadata.namespace == namespace
+            && conversion.spec.queue_ref.name == name
+            && conversion.status.as_ref().is_none_or(|status| !status.state.is_terminal())
+    });
+    for conversion in concerned {
+        let _ = wake.send(ObjectRef::from_obj(conversion.as_ref()));
+    }
+}
+
+/// Reconciles what is woken, with a limit of time, a backoff by object and a count of it all.
+async fn reconciling<K, F>(
+    wakes: mpsc::UnboundedReceiver<ObjectRef<K>>,
+    store: Store<K>,
+    context: Arc<Context>,
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    F: Future<Output = Result<Action, Error>> + Send + 'static,
+{
+    let wakes = UnboundedReceiverStream::new(wakes).map(|name| Ok::<_, Infallible>(ReconcileRequest::from(name)));
+    let timed = move |object: Arc<K>, context: Arc<Context>| {
+        let reconcile = reconcile.clone();
+        Box::pin(async move {
+            let started = Instant::now();
+            let result = tokio::time::timeout(TIME_LIMIT, reconcile(Arc::clone(&object), Arc::clone(&context)));
+            let result = result.await.unwrap_or(Err(Error::TimedOut));
+            let error = result.as_ref().err().map(Error::reason);
+            context.metrics.reconciled(kind::<K>(), started.elapsed(), error);
+            if result.is_ok() {
+                context.backoff.succeeded(&name_of(object.as_ref()));
+            }
+            result
+        })
+    };
+    let after_error = |object: Arc<K>, error: &Error, context: Arc<Context>| {
+        let name = name_of(object.as_ref());
+        let wait = context.backoff.failed(&name);
+        tracing::warn!(object = name, error = error.chain(), wait_seconds = wait.as_secs(), "reconcile failed");
+        Action::requeue(wait)
+    };
+    let config = controller::Config::default().concurrency(CONCURRENCY);
+    drain(applier(timed, after_error, context, store, wakes, config)).await;
+}
+
+/// Errors of reconciles were told where they happened; an object that is gone needs no word.
+async fn drain<T, E: std::error::Error>(results: impl Stream<Item = Result<T, E>>) {
+    let mut results = std::pin::pin!(results);
+    while let Some(result) = results.next().await {
+        if let Err(error) = result {
+            tracing::debug!(%error, "not reconciled");
+        }
+    }
+}
+
+fn kind<K: Resource<DynamicType = ()>>() -> &'static str {
+    match K::kind(&()) {
+        std::borrow::Cow::Borrowed(kind) => kind,
+        std::borrow::Cow::Owned(_) => "unknown",
+    }
+}
+
+fn name_of<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{}/{}/{}", kind::<K>(), object.meta().namespace.as_deref().unwrap_or_default(), object.name_any())
+}
+
+/// Looks now and then whether Kueue's API group is served.
+fn watch_kueue(client: Client) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        while !sender.is_closed() {
+            if let Ok(groups) = client.list_api_groups().await {
+                let served = groups.groups.iter().any(|group| group.name == "kueue.x-k8s.io");
+                sender.send_replace(served);
+            }
+            tokio::time::sleep(KUEUE_EVERY).await;
+        }
+    });
+    receiver
+}

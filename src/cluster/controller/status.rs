@@ -1,0 +1,138 @@
+//! What the controller says in a conversion's status, whole each time, and which of it is new.
+
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use crate::cluster::api::{ConversionJob, ConversionJobStatus, JobPhase, condition, set_condition};
+use crate::conversion::lifecycle::{Step, next_step};
+use crate::conversion::status::End;
+use crate::conversion::{ConversionStatus, Failure};
+
+/// Whether an attempt may start, and why not.
+pub const ADMITTED: &str = "Admitted";
+/// Whether an attempt succeeded: Unknown while one may.
+pub const CONVERTED: &str = "Converted";
+/// Whether the output stands under its final name; the watcher's.
+pub const PUBLISHED: &str = "Published";
+
+/// One condition's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saying {
+    pub status: &'static str,
+    pub reason: String,
+    pub message: String,
+}
+
+impl Saying {
+    pub fn new(status: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { status, reason: reason.into(), message: message.into() }
+    }
+}
+
+/// The phase, for the eye.
+#[must_use]
+pub fn phase(state: &ConversionStatus) -> JobPhase {
+    match next_step(state) {
+        Step::Finish(End::Succeeded) => JobPhase::Succeeded,
+        Step::Finish(End::Failed) => JobPhase::Failed,
+        Step::Finish(End::Duplicate) => JobPhase::Duplicate,
+        Step::Finish(End::Cancelled) | Step::GiveBack(_) => JobPhase::Cancelled,
+        Step::Stage(_) if state.attempts.is_empty() => JobPhase::Pending,
+        Step::Stage(_) | Step::Start(_) => JobPhase::Queued,
+        Step::Park { .. } => JobPhase::Retrying,
+        Step::Watch(_) => JobPhase::Converting,
+        Step::Publish { .. } => JobPhase::Publishing,
+    }
+}
+
+/// The status with `state` and what follows from it. `waiting` is why the open attempt's pod doesn't start.
+#[must_use]
+pub fn revised(
+    conversion: &ConversionJob,
+    state: ConversionStatus,
+    admitted: Option<Saying>,
+    waiting: Option<&Failure>,
+    now: Timestamp,
+) -> ConversionJobStatus {
+    let mut status = conversion.status.clone().unwrap_or_default();
+    let generation = conversion.meta().generation;
+    status.observed_generation = generation;
+    status.phase = Some(phase(&state));
+    status.attempt_count = Some(state.counted_attempts());
+    let converted = converted(&state, waiting);
+    status.state = state;
+    for (kind, saying) in [(ADMITTED, admitted), (CONVERTED, Some(converted))] {
+        if let Some(Saying { status: value, reason, message }) = saying {
+            set_condition(&mut status.conditions, kind, value, &reason, message, generation, now);
+        }
+    }
+    status
+}
+
+/// Where the work itself stands.
+fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> Saying {
+    let because = |status, failure: &Failure| {
+        let message = match failure.suggestion.as_str() {
+            "" => failure.message.clone(),
+            suggestion => format!("{}. {suggestion}", failure.message),
+        };
+        Saying::new(status, failure.reason.to_string(), message)
+    };
+    match (next_step(state), &state.failure) {
+        (Step::Publish { folder, .. }, _) => Saying::new("True", "Converted", format!("pod {folder} converted it")),
+        (Step::Finish(End::Succeeded), _) => Saying::new("True", "Converted", "converted and published"),
+        (Step::Finish(End::Duplicate), _) => Saying::new("False", "Duplicate", "converted before"),
+        (Step::Finish(_) | Step::GiveBack(_), Some(failure)) => because("False", failure),
+        (Step::Finish(_) | Step::GiveBack(_), None) => Saying::new("False", "Cancelled", "cancelled"),
+        (Step::Watch(n), _) => match waiting {
+            Some(failure) => because("Unknown", failure),
+            None => Saying::new("Unknown", "Converting", format!("attempt {n} is under way")),
+        },
+        (Step::Park { next, until }, Some(failure)) => {
+            let Saying { status, reason, message } = because("Unknown", failure);
+            Saying { status, reason, message: format!("{message}; attempt {next} follows at {until}") }
+        }
+        (Step::Stage(_) | Step::Start(_), Some(failure)) => because("Unknown", failure),
+        _ => Saying::new("Unknown", "Pending", "no attempt has started"),
+    }
+}
+
+/// The patch that applies all that the controller has to say, or `None` if it is said already.
+///
+/// It carries the resource version that the decision was made on: whoever wrote in between makes it void.
+#[must_use]
+pub fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) -> Option<Value> {
+    if conversion.status.as_ref() == Some(wanted) {
+        return None;
+    }
+    let state = &wanted.state;
+    let conditions: Vec<_> =
+        [ADMITTED, CONVERTED].iter().filter_map(|kind| condition(&wanted.conditions, kind)).collect();
+    let mut status = json!({
+        "observedGeneration": wanted.observed_generation,
+        "phase": wanted.phase,
+        "conditions": conditions,
+        "attempts": state.attempts,
+        "attemptCount": wanted.attempt_count,
+        "nextRetryTime": state.next_retry_time,
+        "failure": state.failure,
+        "converted": state.converted,
+        "end": state.end,
+        "startTime": state.start_time,
+        "completionTime": state.completion_time,
+    });
+    let fields = status.as_object_mut().expect("written as an object above");
+    fields.retain(|_, value| !value.is_null());
+    Some(json!({
+        "apiVersion": ConversionJob::api_version(&()),
+        "kind": ConversionJob::kind(&()),
+        "metadata": {
+            "name": conversion.name_any(),
+            "namespace": conversion.namespace(),
+            "uid": conversion.uid(),
+            "resourceVersion": conversion.resource_version(),
+        },
+        "status": status,
+    }))
+}
