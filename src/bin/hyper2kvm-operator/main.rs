@@ -1,5 +1,9 @@
 //! The operator's processes: controller, watcher and sidecar, and the definitions of its API.
 
+mod controller;
+
+use std::error::Error;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -22,19 +26,60 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Makes a watcher for each HyperConversion and a Job for each attempt of a ConversionJob.
+    Controller(controller::Arguments),
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
-        Command::Crds { dir: None } => print_crds(),
+    install_crypto();
+    let done = match Arguments::parse().command {
+        Command::Crds { dir: None } => {
+            print_crds();
+            Ok(())
+        }
         Command::Crds { dir: Some(dir) } => {
-            if let Err(error) = write_crds(&dir) {
-                eprintln!("Error: cannot write below {}: {error}", dir.display());
-                return ExitCode::FAILURE;
-            }
+            write_crds(&dir).map_err(|error| format!("cannot write below {}: {error}", dir.display()).into())
+        }
+        Command::Controller(arguments) => {
+            log();
+            controller::main(arguments)
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
+}
+
+/// Makes *ring* the TLS provider of this process, before anything can want one.
+fn install_crypto() {
+    // An error means that one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Lines for people on a terminal, JSON for collectors elsewhere; `RUST_LOG` chooses what.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_runtime=warn,kube_client=warn"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        lines.init();
+    } else {
+        lines.json().init();
+    }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn write_crds(dir: &Path) -> std::io::Result<()> {

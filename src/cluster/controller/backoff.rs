@@ -25,7 +25,7 @@ impl Backoff {
         let full = FIRST.saturating_mul(1 << (*count - 1).min(16)).min(LONGEST);
         // Between all of it and a fifth less.
         let fifth = self.jitter.hash_one((object, *count)) % 200;
-        full - full.mul_f64(u32::try_from(fifth).map_or(0.0, f64::from) / 1000.0)
+        full.mul_f64(1.0 - u32::try_from(fifth).map_or(0.0, f64::from) / 1000.0)
     }
 
     /// Forgets an object's failures.

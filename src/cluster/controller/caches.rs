@@ -1,6 +1,6 @@
 //! What the controller watches: slim copies of objects, and who is woken by their changes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 
 use futures::StreamExt;
@@ -18,11 +18,13 @@ use tokio::sync::mpsc;
 use super::admission::{Admission, Key, Message, Standing};
 use super::context::key;
 use super::decision;
+use super::metrics::Metrics;
 use super::outcome;
 use crate::cluster::api::{ConversionJob, HyperConversion, condition};
 use crate::cluster::controller::queues::STORAGE_READY;
 use crate::cluster::names;
 use crate::conversion::lifecycle::{Step, next_step};
+use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId};
 
 /// Objects in one page of a list: what a list holds in memory at a time.
@@ -121,6 +123,32 @@ pub fn conversion_changed(change: &Change<ConversionJob>, admission: &Admission,
     let created = conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     admission.tell(Message::Conversion { queue, id, created, standing: standing(conversion) });
     let _ = wake.send(ObjectRef::from_obj(conversion));
+}
+
+/// Counts ends of conversions: those seen open before and over now, so that a restart counts none again.
+#[derive(Debug, Default)]
+pub struct Census {
+    open: HashSet<ObjectRef<ConversionJob>>,
+}
+
+impl Census {
+    /// Takes note of a change.
+    pub fn changed(&mut self, change: &Change<ConversionJob>, metrics: &Metrics) {
+        let (Change::Seen(conversion) | Change::Gone(conversion)) = change;
+        let name = ObjectRef::from_obj(*conversion);
+        let state = decision::state(conversion);
+        let Some(end) = state.end else {
+            match change {
+                Change::Seen(_) => self.open.insert(name),
+                Change::Gone(_) => self.open.remove(&name),
+            };
+            return;
+        };
+        if self.open.remove(&name) {
+            let bytes = conversion.spec.source.size_bytes.filter(|_| end == End::Succeeded).unwrap_or_default();
+            metrics.conversion_ended(format!("{end:?}"), bytes);
+        }
+    }
 }
 
 /// Where a conversion stands, as far as slots go.

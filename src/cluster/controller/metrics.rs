@@ -112,7 +112,7 @@ impl Metrics {
         self.leader.set(leads.into());
     }
 
-    /// The exposition in OpenMetrics' text form.
+    /// The exposition, in the text form of `OpenMetrics`.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::admission::{Admission, Message};
 use super::backoff::Backoff;
-use super::caches::{self, QueueChanges};
+use super::caches::{self, Census, QueueChanges};
 use super::context::{Caches, Context, Error, TIME_LIMIT};
 use super::leadership;
 use super::metrics::Metrics;
@@ -156,7 +156,7 @@ async fn work(
     let (grant, mut grants) = mpsc::unbounded_channel();
     let shown = Arc::clone(&metrics);
     let admission = Admission::start(grant, move |running, queued| shown.slots(running, queued));
-    let caches = watch_all(&client, options, &admission, &wake_queues, &wake_conversions);
+    let caches = watch_all(&client, options, &admission, &metrics, &wake_queues, &wake_conversions);
     let granted = wake_conversions.clone();
     tokio::spawn(async move {
         while let Some((queue, id)) = grants.recv().await {
@@ -198,12 +198,15 @@ fn watch_all(
     client: &Client,
     options: &Options,
     admission: &Admission,
+    metrics: &Arc<Metrics>,
     wake_queues: &caches::Trigger<HyperConversion>,
     wake_conversions: &caches::Trigger<ConversionJob>,
 ) -> Caches {
     let ours = Some(format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
-    let (tell, wake) = (admission.clone(), wake_conversions.clone());
+    let (tell, wake, counted) = (admission.clone(), wake_conversions.clone(), Arc::clone(metrics));
+    let mut census = Census::default();
     let conversions = caches::watch(scoped(client, options), None, caches::slim_conversion, move |change| {
+        census.changed(&change, &counted);
         caches::conversion_changed(&change, &tell, &wake);
     });
     let (tell, wake, all) = (admission.clone(), wake_queues.clone(), conversions.clone());

@@ -1,0 +1,78 @@
+//! `hyper2kvm-operator controller`: makes watchers and Jobs of what the API server holds.
+
+use std::error::Error;
+use std::net::SocketAddr;
+
+use clap::Args;
+use hyper2kvm::cluster::controller::objects::Image;
+use hyper2kvm::cluster::controller::{Options, run};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Namespace of a replica that runs outside a pod.
+const DEFAULT_NAMESPACE: &str = "default";
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Image of watchers and workers: this program's own.
+    #[arg(long, env = "HYPER2KVM_IMAGE")]
+    image: String,
+    #[arg(
+        long,
+        help = "When the image is pulled: Always, IfNotPresent or Never",
+        env = "HYPER2KVM_IMAGE_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    image_pull_policy: String,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "HYPER2KVM_LISTEN", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Watches this namespace alone.
+    #[arg(long, env = "HYPER2KVM_WATCH_NAMESPACE")]
+    watch_namespace: Option<String>,
+    /// Namespace of the Lease that decides which replica leads.
+    #[arg(long, env = "HYPER2KVM_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
+    namespace: String,
+    /// Name of this replica.
+    #[arg(long, env = "HYPER2KVM_POD")]
+    identity: Option<String>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the lease is lost, or the process can't start.
+pub fn main(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(control(arguments))
+}
+
+async fn control(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    if !["Always", "IfNotPresent", "Never"].contains(&arguments.image_pull_policy.as_str()) {
+        return Err(format!(
+            "--image-pull-policy is Always, IfNotPresent or Never, not {}",
+            arguments.image_pull_policy
+        )
+        .into());
+    }
+    let config = kube::Config::infer().await?;
+    let identity = match arguments.identity {
+        Some(identity) => identity,
+        None => format!("{}-{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id()),
+    };
+    let options = Options {
+        image: Image { name: arguments.image, pull_policy: arguments.image_pull_policy },
+        listen: arguments.listen,
+        namespace: arguments.watch_namespace.filter(|namespace| !namespace.is_empty()),
+        lease_namespace: arguments.namespace,
+        identity,
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    Ok(run(config, options, shutdown).await?)
+}
