@@ -127,6 +127,24 @@ impl Cluster {
         command
     }
 
+    /// The image of the binaries that cargo built for this run, built and brought into the node on first use; `None`
+    /// (and a loud line) where buildah is missing. A cluster that somebody else runs names its own: `HYPER2KVM_IMAGE`.
+    pub fn image(&self) -> Option<String> {
+        if let Ok(image) = std::env::var("HYPER2KVM_IMAGE") {
+            return Some(image);
+        }
+        let binaries = Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator")).parent().expect("a file lies in a directory");
+        let mut build = Command::new(in_tree("tests/cluster/image.sh"));
+        let output = build.arg(binaries).stdin(Stdio::null()).output().expect("image.sh runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        if let Some((_, reason)) = said.split_once("left out: ") {
+            left_out(reason.trim());
+            return None;
+        }
+        assert!(output.status.success(), "tests/cluster/image.sh failed: {said}");
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
     /// A namespace for one test, named after it.
     pub fn namespace(&'static self, test: &str) -> Namespace {
         let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();

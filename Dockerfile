@@ -1,0 +1,76 @@
+# syntax=docker/dockerfile:1
+# One image for controller, watcher, sidecar and worker.
+#
+#   docker buildx build --platform linux/amd64,linux/arm64 --tag hyper2kvm-operator .
+#
+# The tests build this very file with `BASE` and the stage `build` replaced by what is at hand
+# (tests/cluster/image.sh). arm64 is cross-compiled and so far untested.
+ARG BASE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM --platform=$BUILDPLATFORM docker.io/library/rust:1.95-bookworm AS build
+ARG BUILDARCH
+ARG TARGETARCH
+WORKDIR /src
+RUN <<SH
+    set -eu
+    case "$TARGETARCH" in
+        amd64) target=x86_64-unknown-linux-gnu gcc=x86-64-linux-gnu ;;
+        arm64) target=aarch64-unknown-linux-gnu gcc=aarch64-linux-gnu ;;
+        *) echo "no build for $TARGETARCH" >&2; exit 1 ;;
+    esac
+    rustup target add "$target"
+    {
+        echo "export CARGO_BUILD_TARGET=$target"
+        if [ "$BUILDARCH" != "$TARGETARCH" ]; then
+            apt-get update
+            apt-get install -y --no-install-recommends "gcc-$gcc" "g++-$gcc"
+            linker=$(echo "$gcc" | sed s/x86-64/x86_64/)-gcc
+            name=$(echo "$target" | tr a-z- A-Z_)
+            echo "export CARGO_TARGET_${name}_LINKER=$linker CC_$(echo "$target" | tr - _)=$linker"
+        fi
+    } > /cross
+SH
+# Dependencies first: they change less often than the source.
+COPY Cargo.toml Cargo.lock ./
+RUN <<SH
+    set -eu
+    . /cross
+    for bin in hyper2kvm hyper2kvmctl hyper2kvm-operator; do
+        mkdir -p "src/bin/$bin"
+        echo 'fn main() {}' > "src/bin/$bin/main.rs"
+    done
+    touch src/lib.rs
+    cargo build --release --locked
+    rm -r src
+SH
+COPY src src
+RUN <<SH
+    set -eu
+    . /cross
+    find src -name '*.rs' -exec touch {} +
+    cargo build --release --locked
+    mkdir -p /image/bin /image/state/queue /image/state/output
+    for bin in hyper2kvm hyper2kvmctl hyper2kvm-operator; do
+        cp "target/$CARGO_BUILD_TARGET/release/$bin" /image/bin/
+    done
+    chmod -R u=rwX,go=rX /image/bin
+    chmod -R ug=rwX,o=rX /image/state
+SH
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
+LABEL org.opencontainers.image.title="hyper2kvm-operator" \
+      org.opencontainers.image.description="Drop a disk image on a volume, get a verified KVM disk, by itself" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}"
+COPY --from=build /image/bin/ /usr/local/bin/
+# Some clusters choose a user ID of their own, always with group 0.
+COPY --from=build --chown=65532:0 /image/state/ /var/lib/hyper2kvm/
+# By number: `runAsNonRoot` can't look names up.
+USER 65532:65532
+WORKDIR /var/lib/hyper2kvm
+CMD ["hyper2kvm", "--help"]
