@@ -30,11 +30,11 @@ pub struct Vmdk {
 /// of a split disk without its descriptor).
 pub fn open(region: &Region) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
-    let Some((offset, len)) = header.descriptor else {
+    let Some((offset, text)) = read_descriptor(region, &header)? else {
         let message = "is a part of a split disk: the descriptor that names it is missing";
         return Err(Error::refuse(Reason::MissingMember, region.name(), message));
     };
-    check_descriptor(region, offset, len)?;
+    check_descriptor(region, offset, &text)?;
     with_header(region, header, true)
 }
 
@@ -45,7 +45,7 @@ pub fn open(region: &Region) -> Result<Vmdk, Error> {
 /// As [`open`]; a part that has a descriptor of its own is `Corrupt`.
 pub fn open_extent(region: &Region) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
-    if let Some((offset, _)) = header.descriptor {
+    if let Some((offset, _)) = read_descriptor(region, &header)? {
         return Err(Error::corrupt(region.name(), offset, "a part of a split disk has a descriptor of its own"));
     }
     with_header(region, header, false)
@@ -95,11 +95,18 @@ impl Vmdk {
     }
 }
 
-/// Checks that the descriptor of `len` bytes at `offset` says that this file is the whole disk.
-fn check_descriptor(region: &Region, offset: u64, len: u64) -> Result<(), Error> {
+/// The embedded descriptor and where it lies. QEMU leaves room for one in the parts of a split disk, too, and zeros in
+/// it: that is none.
+fn read_descriptor(region: &Region, header: &Header) -> Result<Option<(u64, Vec<u8>)>, Error> {
+    let Some((offset, len)) = header.descriptor else { return Ok(None) };
     let mut bytes = vec![0; usize::try_from(len).expect("the header bounds it to 1 MiB")];
     region.read_exact_at(&mut bytes, offset)?;
-    let descriptor = descriptor::vmdk::parse(region.name(), &bytes).map_err(|e| e.at(offset))?;
+    Ok(bytes.iter().any(|byte| *byte != 0).then_some((offset, bytes)))
+}
+
+/// Checks that the descriptor `text` at `offset` says that this file is the whole disk.
+fn check_descriptor(region: &Region, offset: u64, text: &[u8]) -> Result<(), Error> {
+    let descriptor = descriptor::vmdk::parse(region.name(), text).map_err(|e| e.at(offset))?;
     if descriptor.create_type.is_embedded() {
         return Ok(());
     }

@@ -116,7 +116,7 @@ pub fn is_text(head: &[u8]) -> bool {
 /// Parses the descriptor in `bytes`, up to the first NUL (embedded ones are padded).
 ///
 /// # Errors
-/// `UnsafeReference` for a parent or a device, `Encrypted`, `UnsupportedFormat` for kinds that nobody reads here,
+/// `UnsafeReference` for a parent, a device or an embedded descriptor's second extent, `Encrypted`, `UnsupportedFormat` for kinds that nobody reads here,
 /// `Corrupt` for the rest.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
     let corrupt = |message: String| Error::refuse(Reason::Corrupt, file, message);
@@ -207,12 +207,16 @@ impl Descriptor {
         if self.extents.is_empty() {
             return corrupt("its descriptor has no extent".to_owned());
         }
+        if self.create_type.is_embedded() && self.extents.len() > 1 {
+            let message = format!("a {kind} file is its only extent, its descriptor names {}", self.extents.len());
+            return Err(Error::refuse(Reason::UnsafeReference, file, message));
+        }
         let lonely = matches!(
             self.create_type,
             CreateType::MonolithicSparse | CreateType::StreamOptimized | CreateType::MonolithicFlat
         );
         let with_file = self.extents.iter().filter(|e| e.kind != ExtentKind::Zero).count();
-        if lonely && with_file != 1 || self.create_type.is_embedded() && self.extents.len() != 1 {
+        if lonely && with_file != 1 {
             return corrupt(format!("a {kind} descriptor has exactly one extent, this one {}", self.extents.len()));
         }
         let fits = |e: &ExtentLine| match e.kind {

@@ -183,9 +183,9 @@ fn descriptors_that_refer_to_anything_else_are_refused() {
         (Some(good.replace("monolithicSparse", "monolithicFlat")), Reason::Corrupt),
         (Some(good.replace("monolithicSparse", "vmfsSparse")), Reason::UnsupportedFormat),
         (Some(good.replace("monolithicSparse", "vmfs").replace("SPARSE", "VMFS")), Reason::UnsafeReference),
-        (with("RW 10 FLAT \"/etc/shadow\" 0"), Reason::Corrupt),
+        (with("RW 10 FLAT \"/etc/shadow\" 0"), Reason::UnsafeReference),
         (Some(good.replace("RW 128", "# RW 128")), Reason::Corrupt),
-        (Some(String::new()), Reason::Corrupt),
+        (Some(String::new()), Reason::MissingMember),
         (None, Reason::MissingMember),
     ];
     for (descriptor, expected) in cases {
