@@ -101,7 +101,10 @@ fn open_disk(
             let message = format!("holds {} where a disk belongs", content.as_str());
             return Err(Error::refuse(Reason::FormatMismatch, region.name(), message));
         }
-        Content::Vhd | Content::Vhdx | Content::Vdi | Content::Qcow2 => {
+        Content::Vhd => Image::vhd(region, limits.max_virtual_size)?,
+        Content::Vdi => Image::vdi(region, limits.max_virtual_size)?,
+        Content::Qcow2 => Image::qcow2(region, limits.max_virtual_size)?,
+        Content::Vhdx => {
             let message = format!("is {}, which is not read yet", content.as_str());
             return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message));
         }

@@ -1,5 +1,7 @@
 //! Whole sources, good and hostile.
 
+mod makers;
+
 use std::io::{Cursor, Write as _};
 use std::sync::Arc;
 
