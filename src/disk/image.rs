@@ -4,6 +4,7 @@ use super::qcow2::Qcow2;
 use super::raw::Raw;
 use super::vdi::Vdi;
 use super::vhd::Vhd;
+use super::vhdx::Vhdx;
 use super::vmdk::Vmdk;
 use super::{Error, Extent, Location, Region, raw, vmdk};
 
@@ -22,6 +23,7 @@ pub enum Layout {
     Qcow2(Qcow2),
     Vdi(Vdi),
     Vhd(Vhd),
+    Vhdx(Vhdx),
     /// A sparse VMDK extent: monolithicSparse, streamOptimized, or a part of a split disk.
     Vmdk(Vmdk),
     /// Extents as a descriptor lists them, in guest order, without gaps.
@@ -65,6 +67,11 @@ impl Image {
         Ok(Self::of(region, Layout::Vhd(Vhd::open(region, limit)?)))
     }
 
+    /// A VHDX whose virtual size is at most `limit` bytes.
+    pub fn vhdx(region: &Region, limit: u64) -> Result<Self, Error> {
+        Ok(Self::of(region, Layout::Vhdx(Vhdx::open(region, limit)?)))
+    }
+
     fn of(region: &Region, layout: Layout) -> Self {
         Self { regions: vec![region.clone()], layout }
     }
@@ -84,6 +91,7 @@ impl Image {
             Layout::Qcow2(qcow2) => qcow2.virtual_size(),
             Layout::Vdi(vdi) => vdi.virtual_size(),
             Layout::Vhd(vhd) => vhd.virtual_size(),
+            Layout::Vhdx(vhdx) => vhdx.virtual_size(),
             Layout::Vmdk(vmdk) => vmdk.virtual_size(),
             Layout::Listed { extents, .. } => extents.last().map_or(0, |last| last.guest.end),
             Layout::Joined { parts, .. } => parts.iter().map(Self::virtual_size).sum(),
@@ -98,6 +106,7 @@ impl Image {
             Layout::Qcow2(qcow2) => qcow2.kind(),
             Layout::Vdi(vdi) => vdi.kind(),
             Layout::Vhd(vhd) => vhd.kind(),
+            Layout::Vhdx(vhdx) => vhdx.kind(),
             Layout::Vmdk(vmdk) => vmdk.kind(),
             Layout::Listed { kind, .. } | Layout::Joined { kind, .. } => kind,
         }
@@ -111,6 +120,7 @@ impl Image {
             Layout::Qcow2(qcow2) => Some(qcow2.data_bytes()),
             Layout::Vdi(vdi) => Some(vdi.data_bytes()),
             Layout::Vhd(vhd) => Some(vhd.data_bytes()),
+            Layout::Vhdx(vhdx) => Some(vhdx.data_bytes()),
             Layout::Vmdk(vmdk) => Some(vmdk.data_bytes()),
             Layout::Listed { extents, .. } => {
                 Some(extents.iter().filter(|extent| extent.at != Location::Zero).map(Extent::len).sum())
@@ -127,6 +137,7 @@ impl Image {
             Layout::Qcow2(qcow2) => qcow2.warnings().to_vec(),
             Layout::Vdi(vdi) => vdi.warnings().to_vec(),
             Layout::Vhd(vhd) => vhd.warnings().to_vec(),
+            Layout::Vhdx(vhdx) => vhdx.warnings().to_vec(),
             Layout::Vmdk(vmdk) => vmdk.warnings().to_vec(),
             Layout::Listed { .. } => Vec::new(),
             Layout::Joined { parts, .. } => parts.iter().flat_map(Self::warnings).collect(),
@@ -141,6 +152,7 @@ impl Image {
             Layout::Qcow2(qcow2) => Box::new(qcow2.extents()),
             Layout::Vdi(vdi) => Box::new(vdi.extents()),
             Layout::Vhd(vhd) => Box::new(vhd.extents()),
+            Layout::Vhdx(vhdx) => Box::new(vhdx.extents()),
             Layout::Vmdk(vmdk) => Box::new(vmdk.extents()),
             Layout::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
             Layout::Joined { parts, .. } => Box::new(joined(parts)),

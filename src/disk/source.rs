@@ -104,10 +104,7 @@ fn open_disk(
         Content::Vhd => Image::vhd(region, limits.max_virtual_size)?,
         Content::Vdi => Image::vdi(region, limits.max_virtual_size)?,
         Content::Qcow2 => Image::qcow2(region, limits.max_virtual_size)?,
-        Content::Vhdx => {
-            let message = format!("is {}, which is not read yet", content.as_str());
-            return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message));
-        }
+        Content::Vhdx => Image::vhdx(region, limits.max_virtual_size)?,
     };
     check_size(region.name(), image.virtual_size(), limits)?;
     Ok(image)

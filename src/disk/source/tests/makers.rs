@@ -60,6 +60,31 @@ fn every_kind_of_vmdk_that_qemu_makes_reads_the_same() {
 }
 
 #[test]
+fn every_other_format_that_qemu_makes_reads_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = content(9, 2 << 20);
+    std::fs::write(directory.path().join("source.raw"), &bytes).unwrap();
+    for (format, options, name, kind) in [
+        ("vpc", "subformat=dynamic,force_size=on", "vm.vhd", "vhd dynamic"),
+        ("vpc", "subformat=fixed,force_size=on", "vm.vhd", "vhd fixed"),
+        ("vhdx", "subformat=dynamic", "vm.vhdx", "vhdx dynamic"),
+        ("vhdx", "subformat=fixed", "vm.vhdx", "vhdx fixed"),
+        ("vdi", "static=off", "vm.vdi", "vdi dynamic"),
+        ("vdi", "static=on", "vm.vdi", "vdi static"),
+        ("qcow2", "compat=1.1", "vm.qcow2", "qcow2 version 3"),
+        ("qcow2", "compat=0.10", "vm.img", "qcow2 version 2"),
+    ] {
+        let arguments = ["convert", "-f", "raw", "-O", format, "-o", options, "source.raw", name];
+        if !run("qemu-img", &arguments, directory.path()) {
+            return;
+        }
+        let source = open_path(&directory.path().join(name)).unwrap();
+        assert_eq!(source.format, kind);
+        assert!(guest(&source.disks[0].image) == bytes, "{kind}");
+    }
+}
+
+#[test]
 fn a_split_disk_of_three_files_is_read_in_order() {
     let directory = tempfile::tempdir().unwrap();
     for kind in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
