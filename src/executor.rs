@@ -33,12 +33,14 @@ pub struct Submission {
     pub uid: Option<String>,
 }
 
-/// What is known of a conversion now.
+/// What is known of a conversion now: the newest there is when it is handed out, never older than an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
     pub id: ConversionId,
     /// Its status; `None` when the object that stood for it is gone.
     pub status: Option<ConversionStatus>,
+    /// Whether the ledger's row has this status already.
+    pub is_recorded: bool,
     /// UID of the object that stands for it (in the cluster).
     pub uid: Option<String>,
     /// How far the running attempt is.

@@ -7,6 +7,7 @@
 pub mod claim;
 pub mod companions;
 pub mod dispose;
+pub mod engine;
 pub mod error_file;
 pub mod layout;
 pub mod lock;

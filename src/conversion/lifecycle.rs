@@ -76,6 +76,8 @@ pub enum Observation {
     Cancelled(Failure),
     /// It turned out to be a duplicate.
     Duplicate,
+    /// It can't be converted, which was known before any attempt.
+    Rejected(Failure),
 }
 
 /// What is to be done next, and by whom.
@@ -209,6 +211,10 @@ fn note(status: &mut ConversionStatus, observation: Observation, policy: &RetryP
             finish(status, End::Cancelled, now);
         }
         Observation::Duplicate => finish(status, End::Duplicate, now),
+        Observation::Rejected(failure) => {
+            status.failure = Some(failure);
+            finish(status, End::Failed, now);
+        }
     }
 }
 

@@ -58,7 +58,8 @@ pub struct ProcessExecutor {
     receiver: mpsc::UnboundedReceiver<Event>,
     /// Events received and not yet worked through: a dropped future must not lose them.
     inbox: VecDeque<Event>,
-    outbox: VecDeque<Update>,
+    /// Whose state is to be shown; it is looked at when it is handed out, so that it is never old.
+    outbox: VecDeque<ConversionId>,
     /// Where children leave their message when the output volume takes nothing any more.
     messages: tempfile::TempDir,
 }
@@ -117,15 +118,25 @@ impl ProcessExecutor {
     }
 
     fn show(&mut self, id: &ConversionId) {
-        if let Some(known) = self.known.get(id) {
-            self.outbox.push_back(Update {
-                id: id.clone(),
-                status: Some(known.status.clone()),
-                uid: None,
-                progress: known.progress.clone(),
-                may_run: known.child.is_some(),
-            });
+        if !self.outbox.contains(id) {
+            self.outbox.push_back(id.clone());
         }
+    }
+
+    fn take_shown(&mut self) -> Option<Update> {
+        while let Some(id) = self.outbox.pop_front() {
+            if let Some(known) = self.known.get(&id) {
+                return Some(Update {
+                    id,
+                    status: Some(known.status.clone()),
+                    is_recorded: true,
+                    uid: None,
+                    progress: known.progress.clone(),
+                    may_run: known.child.is_some(),
+                });
+            }
+        }
+        None
     }
 
     /// Starts what may start. Safe to drop and repeat: an attempt is recorded before it is started, and an attempt
@@ -238,9 +249,6 @@ impl Executor for ProcessExecutor {
                 let failure = Failure::new(Reason::Disrupted, "the daemon ended while the attempt ran");
                 self.observe(DOING, &id, Observation::Failed { attempt, failure }).await?;
             }
-            if submission.duplicate_of.is_some() {
-                self.observe(DOING, &id, Observation::Duplicate).await?;
-            }
         }
         self.show(&id);
         self.fill().await
@@ -297,7 +305,7 @@ impl Executor for ProcessExecutor {
 
     async fn next(&mut self) -> Update {
         loop {
-            if let Some(update) = self.outbox.pop_front() {
+            if let Some(update) = self.take_shown() {
                 return update;
             }
             if self.inbox.is_empty() {

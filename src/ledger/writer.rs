@@ -43,4 +43,15 @@ impl Writer {
         self.sender.send(work).map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }
+
+    /// Does `work` and blocks until it is done: for whoever may block, in the middle of what can't be awaited.
+    pub fn wait<T: Send + 'static>(&self, work: impl FnOnce(&mut Ledger) -> Result<T> + Send + 'static) -> Result<T> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let work: Work = Box::new(move |ledger| {
+            // Nobody waits any more: the work is done all the same.
+            let _ = reply.send(work(ledger));
+        });
+        self.sender.send(work).map_err(|_| Error::Closed)?;
+        answer.recv().map_err(|_| Error::Closed)?
+    }
 }

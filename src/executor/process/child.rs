@@ -115,8 +115,11 @@ pub(super) async fn watch(
         };
         let had_report = remains.report.is_some();
         let outcome = judge(remains);
-        if let (Err(failure), false) = (&outcome, had_report) {
-            leave_report(&order, failure, log);
+        if let Err(failure) = &outcome {
+            remove_waste(&order);
+            if !had_report {
+                leave_report(&order, failure, log);
+            }
         }
         outcome
     });
@@ -215,6 +218,16 @@ fn read_report(work: &Path) -> Option<FailureReport> {
 fn read_message(path: &Path) -> Option<TerminationMessage> {
     let (directory, name) = (path.parent()?, path.file_name()?.to_str()?);
     store::read_json(directory, name, TerminationMessage::MAX_BYTES).ok()?
+}
+
+/// What a failed attempt has written is waste, and may be what fills the output volume.
+fn remove_waste(order: &Order) {
+    match std::fs::remove_dir_all(order.work.join(order.folder)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(conversion = %order.id, %error, "cannot remove what a failed attempt left");
+        }
+        _ => {}
+    }
 }
 
 /// A worker that died without a report: its log is all that a person can go by.

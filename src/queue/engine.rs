@@ -1,0 +1,339 @@
+//! The engine: one task owns one queue directory. Inputs come in, effects go out, and every effect is recorded first.
+//!
+//! ```text
+//!  file events ─┐                                       ┌─▶ moves in the queue and output directories
+//!  rescans     ─┤   intake ──▶ claim ──▶ advance ───────┼─▶ executor
+//!  updates     ─┼─▶ (settle,   (dedup)   (decide: pure; ├─▶ ledger
+//!  commands    ─┤    group)               then do)      ├─▶ notifications
+//!  the clock   ─┘                                       └─▶ snapshot
+//! ```
+//!
+//! The engine blocks on the file system; whoever serves a socket does so on another thread and reads the snapshot.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::conversion::admission::RunState;
+use crate::conversion::lifecycle::RetryPolicy;
+use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress};
+use crate::executor::{self, Executor, chain};
+use crate::ledger::{self, ConversionRow};
+use crate::notification::{Event, Notifier, StallWatch};
+use crate::stats::Snapshot;
+
+use super::claim::ClaimError;
+use super::layout::Layout;
+use super::moves::Method;
+use super::placement::PlacementError;
+use super::publish::PublishError;
+use super::store::StoreError;
+
+mod advance;
+mod control;
+mod decide;
+mod duplicates;
+mod endings;
+pub mod events;
+mod intake;
+mod publication;
+mod recovery;
+mod space;
+mod take;
+mod view;
+
+pub use control::Remote;
+
+use duplicates::Digests;
+use intake::Intake;
+use space::Space;
+
+/// Conversions that are claimed beyond those that run: enough that a free slot never waits for a claim. The rest
+/// waits as files.
+const CLAIMED_AHEAD: usize = 32;
+
+/// How long an effect that failed waits for its next try.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How often aged rows are removed from the ledger.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// What an engine is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub layout: Layout,
+    /// UID of the `HyperConversion`; empty on one host.
+    pub queue_uid: String,
+    /// How moves are done, as the probe of both directories found.
+    pub method: Method,
+    /// Attempts side by side.
+    pub limit: usize,
+    /// Whether sources go to `.processed/`.
+    pub archive_processed: bool,
+    pub deduplicate: bool,
+    pub deduplicate_by_md5: bool,
+    pub file_stable_timeout: Duration,
+    pub companion_timeout: Duration,
+    pub policy: RetryPolicy,
+    pub options: ConversionOptions,
+    /// Whose calendar names the directories.
+    pub zone: TimeZone,
+    /// How long nothing may happen with files waiting before it is said.
+    pub stall_threshold: Duration,
+    /// Whether a drained or stopped engine ends (one host), or waits to be resumed (a pod).
+    pub ends: bool,
+}
+
+/// Why an effect was not done. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    #[error(transparent)]
+    Executor(#[from] executor::Error),
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error(transparent)]
+    Move(#[from] super::moves::MoveError),
+    #[error("cannot look at {path}")]
+    Look {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// A command, and who waits to hear that it is taken.
+type Order = (RunState, oneshot::Sender<()>);
+
+/// One queue's engine.
+#[derive(Debug)]
+pub struct Engine<E> {
+    settings: Settings,
+    executor: E,
+    ledger: ledger::Writer,
+    notifier: Notifier,
+    run_state: RunState,
+    intake: Intake,
+    digests: Digests,
+    space: Space,
+    conversions: BTreeMap<ConversionId, Conversion>,
+    /// Lone members of conversions that succeeded, by name: an OVF that names one of them comes too late.
+    finished: HashMap<String, (ConversionId, Duration)>,
+    /// What is still to be claimed while draining, by primary; `None` while not draining.
+    drain: Option<HashSet<String>>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    hints: mpsc::UnboundedReceiver<String>,
+    snapshot: watch::Sender<Snapshot>,
+    /// The snapshot as it will be published.
+    view: Snapshot,
+    /// Moment that the engine's durations count from.
+    origin: Instant,
+    /// When something was last started, progressed or finished.
+    last_activity: Option<Timestamp>,
+    stall: StallWatch,
+    next_prune: Duration,
+    /// When the intake's last claim failed, nothing is claimed before then.
+    claim_pause: Duration,
+}
+
+/// A conversion as the engine holds it.
+#[derive(Debug)]
+struct Conversion {
+    row: ConversionRow,
+    may_run: bool,
+    progress: Option<Progress>,
+    /// Whether the moves that the row's state speaks of are known to be done.
+    is_in_place: bool,
+    has_room: bool,
+    /// Why it fails without an attempt.
+    rejected: Option<Failure>,
+    /// What was published.
+    metadata: Option<Metadata>,
+    /// After an error: not before then.
+    hold_until: Duration,
+    last_error: String,
+}
+
+impl Conversion {
+    fn new(row: ConversionRow) -> Self {
+        Self {
+            row,
+            may_run: true,
+            progress: None,
+            is_in_place: false,
+            has_room: true,
+            rejected: None,
+            metadata: None,
+            hold_until: Duration::ZERO,
+            last_error: String::new(),
+        }
+    }
+}
+
+impl<E: Executor> Engine<E> {
+    /// Recovers what an earlier run left, and makes the engine that goes on from there. Whoever calls holds the
+    /// locks of both directories. `hints` are names that file events spoke of.
+    pub async fn start(
+        settings: Settings,
+        executor: E,
+        ledger: ledger::Writer,
+        notifier: Notifier,
+        hints: mpsc::UnboundedReceiver<String>,
+        started: Timestamp,
+    ) -> Result<(Self, Remote)> {
+        let (left, paused, totals, history) = ledger
+            .call(|ledger| Ok((ledger.left_in_place()?, ledger.is_paused()?, ledger.totals()?, ledger.history()?)))
+            .await?;
+        let run_state = if paused && settings.ends { RunState::Paused } else { RunState::Running };
+        let view = Snapshot { run_state, totals, recent_completed: history, ..Snapshot::new(started) };
+        let (snapshot, receiver) = watch::channel(view.clone());
+        let (sender, orders) = mpsc::unbounded_channel();
+        let intake = Intake::new(
+            settings.layout.queue().to_owned(),
+            settings.file_stable_timeout,
+            settings.companion_timeout,
+            left,
+        );
+        let mut engine = Self {
+            settings,
+            executor,
+            ledger,
+            notifier,
+            run_state,
+            intake,
+            digests: Digests::default(),
+            space: Space::default(),
+            conversions: BTreeMap::new(),
+            finished: HashMap::new(),
+            drain: None,
+            orders,
+            hints,
+            snapshot,
+            view,
+            origin: Instant::now(),
+            last_activity: None,
+            stall: StallWatch::default(),
+            next_prune: Duration::ZERO,
+            claim_pause: Duration::ZERO,
+        };
+        engine.executor.set_run_state(run_state).await?;
+        engine.recover().await?;
+        engine.show();
+        Ok((engine, Remote::new(sender, receiver)))
+    }
+
+    /// Goes on until drained or stopped (where [`Settings::ends`]), or until every [`Remote`] is gone.
+    pub async fn run(mut self) {
+        let mut orders_open = true;
+        let mut hints_open = true;
+        loop {
+            self.pass().await;
+            if self.is_over() {
+                break;
+            }
+            let wake = self.origin + self.wake();
+            tokio::select! {
+                biased;
+                order = self.orders.recv(), if orders_open => match order {
+                    Some(order) => self.obey(order).await,
+                    None => orders_open = false,
+                },
+                update = self.executor.next() => self.take_update(update).await,
+                hint = self.hints.recv(), if hints_open => match hint {
+                    Some(name) => self.take_hints(&name),
+                    None => hints_open = false,
+                },
+                digest = self.digests.next() => self.digests.put(digest),
+                () = sleep_until(wake) => {}
+            }
+        }
+        self.show();
+    }
+
+    /// One round over everything that may have become due.
+    async fn pass(&mut self) {
+        let now = self.now();
+        self.prune(now).await;
+        self.intake.look(now);
+        self.group(now);
+        self.recall().await;
+        self.space_look(now);
+        self.advance_all().await;
+        if self.run_state != RunState::Stopped {
+            self.claim_ready().await;
+            self.advance_all().await;
+        }
+        self.show();
+        self.watch_for_stall();
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn wake(&self) -> Duration {
+        let now = self.now();
+        let held = self.conversions.values().map(|c| c.hold_until).filter(|at| *at > now).min();
+        let due = self.next_retry().map(|delay| now + delay);
+        let claim = (self.claim_pause > now).then_some(self.claim_pause);
+        [Some(self.intake.wake()), held, due, claim, self.space.next_look(), Some(self.next_prune)]
+            .into_iter()
+            .flatten()
+            .fold(now + RESCAN_AT_LEAST, Duration::min)
+            .max(now + SHORTEST_WAIT)
+    }
+
+    fn take_hints(&mut self, first: &str) {
+        let now = self.now();
+        self.intake.hint(first, now);
+        while let Ok(name) = self.hints.try_recv() {
+            self.intake.hint(&name, now);
+        }
+    }
+
+    async fn prune(&mut self, now: Duration) {
+        if now < self.next_prune {
+            return;
+        }
+        self.next_prune = now + PRUNE_INTERVAL;
+        match self.ledger.call(|ledger| ledger.prune(Timestamp::now())).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "removed aged rows of processed_files"),
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot remove aged rows"),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        if !self.settings.ends {
+            return false;
+        }
+        match self.run_state {
+            RunState::Stopped => self.conversions.values().all(|c| !c.may_run),
+            RunState::Draining => self.conversions.is_empty() && !self.has_to_drain(),
+            RunState::Running | RunState::Paused => false,
+        }
+    }
+
+    fn notify(&self, event: &Event) {
+        self.notifier.send(event);
+    }
+}
+
+/// Nothing waits longer than this, whatever is forgotten.
+const RESCAN_AT_LEAST: Duration = Duration::from_secs(30);
+
+/// Shortest sleep: what is due this very moment is done in the next round, after the inputs had their turn.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);

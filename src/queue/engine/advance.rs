@@ -1,0 +1,219 @@
+//! Taking every conversion as far as it can go: decide, do, and again.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
+use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
+use crate::executor::{Executor, Update, chain};
+use crate::ledger::{Change, ClaimState, retries};
+use crate::queue::{dispose, moves};
+
+use super::decide::{Action, Circumstances, decide};
+use super::{Engine, Error, PAUSE, Result};
+
+/// Effects in a row for one conversion in one round; more would mean that one of them does nothing.
+const MAX_STEPS: usize = 16;
+
+impl<E: Executor> Engine<E> {
+    /// Takes note of what the executor says.
+    pub(super) async fn take_update(&mut self, update: Update) {
+        let id = update.id.clone();
+        if !self.conversions.contains_key(&id) {
+            tracing::debug!(conversion = %id, "an update of a conversion that is not known");
+            return;
+        }
+        if let Err(error) = self.note_update(update).await {
+            self.note_error(&id, &error);
+            // The ledger is behind: the executor is asked to say it again.
+            if let Err(error) = self.submit(&id).await {
+                self.note_error(&id, &error);
+            }
+        }
+    }
+
+    async fn note_update(&mut self, update: Update) -> Result<()> {
+        let now = Timestamp::now();
+        let Some(conversion) = self.conversions.get_mut(&update.id) else { return Ok(()) };
+        let ended_run = conversion.may_run && !update.may_run;
+        if conversion.progress != update.progress || ended_run || update.may_run {
+            self.last_activity = Some(now);
+        }
+        conversion.may_run = update.may_run;
+        conversion.progress = update.progress;
+        let before = conversion.row.status.clone();
+        // What the engine itself has concluded goes before what the executor last knew.
+        if before.is_terminal() {
+            return Ok(());
+        }
+        let status = update.status.unwrap_or_else(|| {
+            let gone = Failure::new(Reason::Cancelled, "the conversion was deleted");
+            advance(before.clone(), Observation::Cancelled(gone), &self.settings.policy, Timestamp::now()).0
+        });
+        if status == before {
+            return Ok(());
+        }
+        self.last_activity = Some(now);
+        if update.is_recorded {
+            conversion.row.status = status.clone();
+        } else {
+            let change = Change { status: Some(status.clone()), uid: update.uid, ..Change::default() };
+            self.change(&update.id, change).await?;
+        }
+        if status.end != before.end || retries(&status) != retries(&before) {
+            self.refresh_totals().await?;
+        }
+        self.after_attempt(&update.id, &before, &status)
+    }
+
+    /// What is said and tidied up when an attempt has ended.
+    fn after_attempt(&mut self, id: &ConversionId, before: &ConversionStatus, after: &ConversionStatus) -> Result<()> {
+        let Some(conversion) = self.conversions.get_mut(id) else { return Ok(()) };
+        let name = conversion.row.claim.primary.clone();
+        let has_ended = before.open_attempt().is_some() && after.open_attempt().is_none();
+        if retries(after) > retries(before)
+            && let (Some(due), Some(last)) = (after.next_retry_time, after.attempts.last())
+        {
+            let delay = due.duration_since(last.end_time.unwrap_or(due)).as_secs();
+            let error = after.failure.as_ref().map(|failure| failure.message.as_str()).unwrap_or_default();
+            tracing::warn!(conversion = %id, error, "Attempt failed: {name}");
+            let (n, max) = (retries(after), self.settings.policy.max_retries);
+            tracing::info!("Retry {n}/{max} for {name} in {delay}s");
+        }
+        if has_ended && matches!(next_step(after), Step::Stage(_)) {
+            if let Some(failure) = after.failure.as_ref().filter(|failure| failure.reason == Reason::OutputFull) {
+                conversion.has_room = false;
+                tracing::warn!(conversion = %id, needed_bytes = failure.needed_bytes, "no room for {name}; it waits");
+                self.space.look_now();
+            }
+            // Not counted and never looked at: nothing of it is to be reported.
+            dispose::remove_work(&self.settings.layout, id)?;
+        }
+        Ok(())
+    }
+
+    /// Takes every conversion as far as it can go.
+    pub(super) async fn advance_all(&mut self) {
+        let ids: Vec<ConversionId> = self.conversions.keys().cloned().collect();
+        for id in ids {
+            if let Err(error) = self.advance_one(&id).await {
+                self.note_error(&id, &error);
+            }
+        }
+    }
+
+    async fn advance_one(&mut self, id: &ConversionId) -> Result<()> {
+        for _ in 0..MAX_STEPS {
+            let now = self.now();
+            let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
+            if conversion.hold_until > now {
+                return Ok(());
+            }
+            let circumstances = Circumstances {
+                now: Timestamp::now(),
+                run_state: self.run_state,
+                may_run: conversion.may_run,
+                is_in_place: conversion.is_in_place,
+                has_room: conversion.has_room,
+            };
+            match decide(&conversion.row, circumstances) {
+                Action::Wait | Action::WaitUntil(_) | Action::WaitForRoom => return Ok(()),
+                Action::CompleteClaim => self.complete_claim(id).await?,
+                Action::Stage(attempt) => return self.stage(id, attempt).await,
+                Action::PlanPark { .. } => self.plan_park(id).await?,
+                Action::CarryPark => self.carry_park(id).await?,
+                Action::Unpark => self.unpark(id).await?,
+                Action::Publish => {
+                    if !self.publish(id).await? {
+                        return Ok(());
+                    }
+                }
+                Action::PlanReturn(reason) => self.plan_return(id, reason).await?,
+                Action::CarryReturn => self.carry_return(id).await?,
+                Action::PlanEnd(end) => self.plan_end(id, end).await?,
+                Action::CarryEnd => self.carry_end(id).await?,
+            }
+        }
+        tracing::warn!(conversion = %id, "does not come to rest; it is looked at again later");
+        let now = self.now();
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.hold_until = now + PAUSE;
+        }
+        Ok(())
+    }
+
+    /// Makes the work directory of an attempt, and lets the executor start it.
+    async fn stage(&mut self, id: &ConversionId, attempt: Attempt) -> Result<()> {
+        let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
+        let status = &conversion.row.status;
+        let is_retry = status.attempts.last().is_some_and(|last| last.reason.is_some() && last.is_counted());
+        if is_retry {
+            let name = &conversion.row.claim.primary;
+            tracing::info!("🔄 Retrying {name} (attempt {})", retries(status) + 1);
+        }
+        let layout = &self.settings.layout;
+        // What earlier attempts left is waste, and nobody is at it any more.
+        dispose::remove_work(layout, id)?;
+        let work = layout.work_dir(id, attempt);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&work)
+            .map_err(|source| Error::Look { path: work.clone(), source })?;
+        moves::sync_dir(&layout.work_of(id))?;
+        moves::sync_dir(&layout.work())?;
+        self.executor.staged(id, attempt).await?;
+        // Until the executor has shown what became of it, it may run.
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.may_run = true;
+        }
+        Ok(())
+    }
+
+    /// When the first parked conversion is due.
+    pub(super) fn next_retry(&self) -> Option<Duration> {
+        let now = Timestamp::now();
+        let parked = self.conversions.values().filter(|c| matches!(c.row.state, ClaimState::Parked { .. }));
+        let due = parked.filter_map(|c| c.row.status.next_retry_time).min()?;
+        let delay = due.duration_since(now);
+        // A parked one that is due but may not start is woken by the command that lets it.
+        (!delay.is_negative()).then(|| Duration::try_from(delay).unwrap_or_default() + Duration::from_millis(1))
+    }
+
+    /// Writes a change of a row, ledger first.
+    pub(super) async fn change(&mut self, id: &ConversionId, change: Change) -> Result<()> {
+        let key = id.clone();
+        let row = self.ledger.call(move |ledger| ledger.update(&key, &change)).await?;
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            if conversion.row.state != row.state {
+                conversion.is_in_place = false;
+            }
+            conversion.row = row;
+        }
+        Ok(())
+    }
+
+    /// Removes a conversion of which nothing is left to do.
+    pub(super) async fn forget_row(&mut self, id: &ConversionId) -> Result<()> {
+        let key = id.clone();
+        self.ledger.call(move |ledger| ledger.forget(&key)).await?;
+        self.conversions.remove(id);
+        Ok(())
+    }
+
+    /// An effect failed: it is tried again after a while, and said once.
+    pub(super) fn note_error(&mut self, id: &ConversionId, error: &Error) {
+        let text = chain(error);
+        let hold_until = self.now() + PAUSE;
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.hold_until = hold_until;
+            if conversion.last_error != text {
+                tracing::error!(conversion = %id, error = %text, "cannot go on yet");
+                conversion.last_error = text;
+            }
+        }
+    }
+}

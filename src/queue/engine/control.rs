@@ -1,0 +1,84 @@
+//! Commands: pause, resume, drain, stop.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::conversion::admission::RunState;
+use crate::executor::{Executor, chain};
+use crate::stats::Snapshot;
+
+use super::{Engine, Order};
+
+/// How long a command waits for the engine to take it, before it is answered all the same.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The engine from outside: its snapshot, and commands. Cheap to clone, and held by any thread.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    orders: mpsc::UnboundedSender<Order>,
+    snapshot: watch::Receiver<Snapshot>,
+}
+
+impl Remote {
+    pub(super) fn new(orders: mpsc::UnboundedSender<Order>, snapshot: watch::Receiver<Snapshot>) -> Self {
+        Self { orders, snapshot }
+    }
+
+    /// How things stood when the engine last looked.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.borrow().clone()
+    }
+
+    /// A receiver that is told of every new snapshot.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Snapshot> {
+        self.snapshot.clone()
+    }
+
+    /// Tells the engine, and waits until it has taken the command, or for a while. `false` when it has ended.
+    pub async fn set_run_state(&self, run_state: RunState) -> bool {
+        let (taken, answer) = oneshot::channel();
+        if self.orders.send((run_state, taken)).is_err() {
+            return false;
+        }
+        // An engine that is busy takes it later: the command is not lost.
+        let _ = tokio::time::timeout(PATIENCE, answer).await;
+        true
+    }
+}
+
+impl<E: Executor> Engine<E> {
+    pub(super) async fn obey(&mut self, (run_state, taken): Order) {
+        if run_state != self.run_state {
+            self.set_run_state(run_state).await;
+        }
+        // Whoever asked may have gone.
+        let _ = taken.send(());
+    }
+
+    async fn set_run_state(&mut self, run_state: RunState) {
+        tracing::info!(from = ?self.run_state, to = ?run_state, "run state changed");
+        self.run_state = run_state;
+        self.last_activity = Some(Timestamp::now());
+        self.drain = (run_state == RunState::Draining)
+            .then(|| self.intake.ready().iter().map(|artifact| artifact.primary.clone()).collect());
+        self.show();
+        if self.settings.ends && matches!(run_state, RunState::Running | RunState::Paused) {
+            let paused = run_state == RunState::Paused;
+            if let Err(error) = self.ledger.call(move |ledger| ledger.set_paused(paused)).await {
+                tracing::error!(error = %chain(&error), "cannot remember the pause; a restart will not know of it");
+            }
+        }
+        if let Err(error) = self.executor.set_run_state(run_state).await {
+            tracing::error!(error = %chain(&error), "cannot tell the executor of the run state");
+        }
+    }
+
+    /// Whether files that were queued when draining began are still to be claimed.
+    pub(super) fn has_to_drain(&self) -> bool {
+        self.drain.as_ref().is_some_and(|drain| self.intake.ready().iter().any(|a| drain.contains(&a.primary)))
+    }
+}

@@ -1,0 +1,161 @@
+//! Whether an artifact was converted before, by name and size or by MD5.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use md5::{Digest as _, Md5};
+use tokio::sync::mpsc;
+
+use crate::executor::Executor;
+use crate::ledger::ProcessedFile;
+use crate::queue::store;
+
+use super::intake::{Artifact, Fingerprint};
+use super::{Engine, Result};
+
+/// Read at once when hashing.
+const CHUNK: usize = 1 << 20;
+
+/// What deduplication says.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// Not seen before.
+    New { md5: Option<String> },
+    /// Seen before: as whom, for a person.
+    Duplicate { md5: Option<String>, of: String },
+    /// Not known yet: it is being hashed, or its like is being converted.
+    Later,
+}
+
+/// Digests of artifacts in the queue, made beside everything else, one at a time.
+#[derive(Debug)]
+pub(super) struct Digests {
+    known: HashMap<Fingerprint, Hashed>,
+    under_way: HashSet<Fingerprint>,
+    sender: mpsc::UnboundedSender<Done>,
+    receiver: mpsc::UnboundedReceiver<Done>,
+}
+
+pub(super) type Done = (Fingerprint, Hashed);
+
+/// What became of hashing an artifact.
+#[derive(Debug)]
+pub(super) enum Hashed {
+    Digest(String),
+    /// It can't be read: its conversion will say why.
+    Unreadable,
+}
+
+impl Default for Digests {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { known: HashMap::new(), under_way: HashSet::new(), sender, receiver }
+    }
+}
+
+impl Digests {
+    /// The next digest that was made.
+    pub async fn next(&mut self) -> Done {
+        self.receiver.recv().await.expect("this struct holds a sender itself")
+    }
+
+    pub fn put(&mut self, (fingerprint, digest): Done) {
+        self.under_way.remove(&fingerprint);
+        self.known.insert(fingerprint, digest);
+    }
+
+    /// The digest, or `None` while it is being made.
+    fn of(&mut self, directory: &Path, artifact: &Artifact) -> Option<Hashed> {
+        let fingerprint = artifact.fingerprint();
+        if let Some(digest) = self.known.remove(&fingerprint) {
+            // Asked for once more only where the claim fails, and then the files are others.
+            return Some(digest);
+        }
+        if self.under_way.is_empty() {
+            self.under_way.insert(fingerprint.clone());
+            let mut names: Vec<PathBuf> = artifact.members.iter().map(|m| PathBuf::from(&m.name)).collect();
+            names.sort();
+            let (sender, directory) = (self.sender.clone(), directory.to_owned());
+            tokio::task::spawn_blocking(move || {
+                let digest = digest(&directory, &names)
+                    .inspect_err(|error| tracing::warn!(%error, ?names, "cannot hash for deduplication"))
+                    .map_or(Hashed::Unreadable, Hashed::Digest);
+                // The engine has ended: nobody asks any more.
+                let _ = sender.send((fingerprint, digest));
+            });
+        }
+        None
+    }
+}
+
+impl<E: Executor> Engine<E> {
+    pub(super) async fn check_duplicate(&mut self, artifact: &Artifact) -> Result<Verdict> {
+        if !self.settings.deduplicate || artifact.failure.is_some() {
+            return Ok(Verdict::New { md5: None });
+        }
+        let (name, size) = (artifact.primary.clone(), artifact.size_bytes());
+        if self.is_under_way(|row| row.claim.primary == name && row.claim.size_bytes() == size) {
+            return Ok(Verdict::Later);
+        }
+        let md5 = if self.settings.deduplicate_by_md5 {
+            match self.digests.of(self.settings.layout.queue(), artifact) {
+                Some(Hashed::Digest(digest)) => Some(digest),
+                Some(Hashed::Unreadable) => None,
+                None => return Ok(Verdict::Later),
+            }
+        } else {
+            None
+        };
+        if md5.is_some() && self.is_under_way(|row| row.md5 == md5) {
+            // Hashed again when its like has ended: rare, and cheaper than keeping digests of what may be gone.
+            return Ok(Verdict::Later);
+        }
+        let key = md5.clone();
+        let found = self.ledger.call(move |ledger| ledger.find_success(&name, size, key.as_deref())).await?;
+        let Some(found) = found else { return Ok(Verdict::New { md5 }) };
+        tracing::info!("⏭️ Skipping duplicate: {} (originally processed: {})", artifact.primary, found.processed_at);
+        Ok(Verdict::Duplicate { md5, of: describe(&found) })
+    }
+
+    /// Whether a conversion that may yet succeed is like that. One that waits for its retry is not waited for by a
+    /// newer file of its name, which takes its place.
+    fn is_under_way(&self, is_like: impl Fn(&crate::ledger::ConversionRow) -> bool) -> bool {
+        self.conversions.values().any(|c| {
+            let is_parked = matches!(c.row.state, crate::ledger::ClaimState::Parked { .. });
+            !is_parked && !c.row.status.is_terminal() && is_like(&c.row)
+        })
+    }
+}
+
+fn describe(found: &ProcessedFile) -> String {
+    match &found.output_path {
+        Some(path) => format!("{} of {} in {path}", found.filename, found.processed_at),
+        None => format!("{} of {}", found.filename, found.processed_at),
+    }
+}
+
+/// MD5 over the files in this order, as lower-case hex: a fingerprint that users know, nothing for security.
+fn digest(directory: &Path, names: &[PathBuf]) -> io::Result<String> {
+    let opened = store::open_dir(directory).map_err(io::Error::other)?;
+    let mut hash = Md5::new();
+    let mut buffer = vec![0; CHUNK];
+    for name in names {
+        let name = name.to_string_lossy();
+        let mut file: File = store::open_untrusted(&opened, directory, &name).map_err(io::Error::other)?;
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                read => hash.update(&buffer[..read]),
+            }
+        }
+    }
+    let mut hex = String::new();
+    for byte in hash.finalize() {
+        // Writing to a string can't fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    Ok(hex)
+}

@@ -1,0 +1,259 @@
+//! Where the members go: parked between attempts, back to the queue, or to where ended ones stay.
+
+use jiff::Timestamp;
+
+use crate::conversion::status::End;
+use crate::conversion::{ConversionId, Failure, FailureReport, Reason};
+use crate::executor::Executor;
+use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, retries};
+use crate::notification::Event;
+use crate::queue::dispose::{self, Disposal};
+use crate::queue::error_file::{self, RetryInfo, SystemInfo};
+use crate::queue::layout::{FAILURE_FILE, Layout};
+use crate::queue::park::{self, Parked};
+use crate::queue::placement::{Placement, PlacementError};
+use crate::queue::{claim, store};
+
+use super::{Engine, Result};
+
+/// Whether the members arrived, or somebody has taken some of them away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    Whole,
+    Gone,
+}
+
+impl<E: Executor> Engine<E> {
+    pub(super) async fn plan_park(&mut self, id: &ConversionId) -> Result<()> {
+        let Some(row) = self.row(id) else { return Ok(()) };
+        let placement = park::plan(&self.settings.layout, &row.claim)?;
+        self.change(id, state(ClaimState::Parked { placement })).await
+    }
+
+    pub(super) async fn carry_park(&mut self, id: &ConversionId) -> Result<()> {
+        let Some(row) = self.row(id) else { return Ok(()) };
+        let ClaimState::Parked { placement } = &row.state else { return Ok(()) };
+        let rename = |placement| ClaimState::Parked { placement };
+        let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        if arrival == Arrival::Whole {
+            self.write_error_file(&row, &placement)?;
+        }
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.is_in_place = true;
+        }
+        Ok(())
+    }
+
+    /// Moves parked members back into the claim, unless somebody changed or took them.
+    pub(super) async fn unpark(&mut self, id: &ConversionId) -> Result<()> {
+        let Some(row) = self.row(id) else { return Ok(()) };
+        let ClaimState::Parked { placement } = &row.state else { return Ok(()) };
+        match park::look(placement) {
+            Parked::Unchanged => {
+                let back = park::plan_back(&self.settings.layout, &row.claim, placement);
+                back.carry_out(self.settings.method)?;
+                error_file::remove(placement.primary(), &self.settings.layout.errors())?;
+                self.change(id, state(ClaimState::Submitted)).await
+            }
+            Parked::Changed(names) => {
+                let message = format!("{} changed while it waited for its retry", names.join(", "));
+                self.cancel(id, Failure::new(Reason::SourceChanged, message)).await
+            }
+            Parked::Gone(names) => {
+                let message = format!("{} was taken away while it waited for its retry", names.join(", "));
+                self.cancel(id, Failure::new(Reason::SourceMissing, message)).await
+            }
+        }
+    }
+
+    /// Ends a conversion; nothing more is done with it until the executor has shown that.
+    async fn cancel(&mut self, id: &ConversionId, failure: Failure) -> Result<()> {
+        tracing::info!(conversion = %id, "{}", failure.message);
+        self.executor.cancel(id, failure).await?;
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.hold_until = self.origin.elapsed() + super::PAUSE;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn plan_return(&mut self, id: &ConversionId, reason: Reason) -> Result<()> {
+        let Some(row) = self.row(id) else { return Ok(()) };
+        let layout = self.settings.layout.clone();
+        if let ClaimState::Parked { placement } = &row.state {
+            match park::plan_back(&layout, &row.claim, placement).carry_out(self.settings.method) {
+                Ok(()) | Err(PlacementError::Gone(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            error_file::remove(placement.primary(), &layout.errors())?;
+        }
+        let (placement, _) = claim::plan_return(&layout, &row.claim)?;
+        tracing::info!(conversion = %id, %reason, "{} goes back to settling", row.claim.primary);
+        self.change(id, state(ClaimState::Returning { reason, placement })).await
+    }
+
+    pub(super) async fn carry_return(&mut self, id: &ConversionId) -> Result<()> {
+        let Some(row) = self.row(id) else { return Ok(()) };
+        let ClaimState::Returning { reason, placement } = &row.state else { return Ok(()) };
+        let rename = |placement| ClaimState::Returning { reason: *reason, placement };
+        let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        if arrival == Arrival::Whole && placement.dir.starts_with(self.settings.layout.errors()) {
+            self.write_error_file(&row, &placement)?;
+        }
+        self.let_go(id, &placement).await?;
+        self.intake.regroup();
+        Ok(())
+    }
+
+    pub(super) async fn plan_end(&mut self, id: &ConversionId, end: End) -> Result<()> {
+        let Some(row) = self.row(id) else { return Ok(()) };
+        let layout = self.settings.layout.clone();
+        let disposal = Disposal::of(end, self.settings.archive_processed);
+        let placement = match &row.state {
+            // It lies in `.errors/` already.
+            ClaimState::Parked { placement } => placement.clone(),
+            _ => dispose::plan(&layout, &row.claim, disposal)?,
+        };
+        let left = if disposal == Disposal::InPlace { left_sources(&layout, &placement) } else { Vec::new() };
+        self.intake.leave(&left);
+        let change = Change { left, ..state(ClaimState::Terminal { placement }) };
+        self.change(id, change).await?;
+        self.refresh_totals().await?;
+        self.last_activity = Some(Timestamp::now());
+        self.announce_end(&row, end);
+        Ok(())
+    }
+
+    fn announce_end(&self, row: &ConversionRow, end: End) {
+        let name = &row.claim.primary;
+        let failure = row.status.failure.as_ref();
+        match (end, failure) {
+            (End::Failed, Some(failure)) => {
+                tracing::error!(conversion = %row.id, reason = %failure.reason, "❌ Failed: {name}: {}", failure.message);
+                self.notify(&Event::Failure {
+                    filename: name.clone(),
+                    error: failure.message.clone(),
+                    retry_count: retries(&row.status),
+                    at: Timestamp::now(),
+                });
+            }
+            (End::Cancelled, Some(failure)) => {
+                tracing::warn!(conversion = %row.id, reason = %failure.reason, "Cancelled: {name}: {}", failure.message);
+            }
+            _ => tracing::debug!(conversion = %row.id, ?end, "ended"),
+        }
+    }
+
+    pub(super) async fn carry_end(&mut self, id: &ConversionId) -> Result<()> {
+        let Some(row) = self.row(id) else { return Ok(()) };
+        let ClaimState::Terminal { placement } = &row.state else { return self.drop_conversion(id).await };
+        let rename = |placement| ClaimState::Terminal { placement };
+        let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        match (row.status.end, arrival) {
+            (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
+            // Whoever took the source away has no use for what is said about it.
+            (Some(End::Failed | End::Cancelled), Arrival::Gone) => {
+                error_file::remove(placement.primary(), &self.settings.layout.errors())?;
+            }
+            _ => {}
+        }
+        self.let_go(id, &placement).await
+    }
+
+    /// The members lie where they stay: everybody may know, and nothing of the conversion is kept.
+    async fn let_go(&mut self, id: &ConversionId, placement: &Placement) -> Result<()> {
+        let metadata = self.published_metadata(id);
+        let queue = self.settings.layout.queue();
+        let location = placement.primary().strip_prefix(queue).unwrap_or(placement.primary());
+        let location = location.to_string_lossy().into_owned();
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.row.source_location = Some(location);
+            self.executor.report(&conversion.row, metadata.as_ref()).await?;
+        }
+        self.drop_conversion(id).await
+    }
+
+    async fn drop_conversion(&mut self, id: &ConversionId) -> Result<()> {
+        dispose::tidy(&self.settings.layout, id)?;
+        self.executor.forget(id).await?;
+        self.forget_row(id).await
+    }
+
+    /// Carries a recorded placement out, choosing again where a name was taken meanwhile.
+    async fn carry(
+        &mut self,
+        row: &ConversionRow,
+        mut placement: Placement,
+        rename: impl Fn(Placement) -> ClaimState,
+    ) -> Result<(Placement, Arrival)> {
+        loop {
+            match placement.carry_out(self.settings.method) {
+                Ok(()) => return Ok((placement, Arrival::Whole)),
+                Err(PlacementError::Taken(_)) => {
+                    let parent = self.parent_of(row, &placement);
+                    placement = placement.again(&parent, row.claim.stem())?;
+                    self.change(&row.id, state(rename(placement.clone()))).await?;
+                }
+                Err(PlacementError::Gone(names)) => {
+                    tracing::warn!(conversion = %row.id, ?names, "somebody took members away");
+                    return Ok((placement, Arrival::Gone));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The directory below which another name is chosen: never the queue directory itself, whose names are watched.
+    fn parent_of(&self, row: &ConversionRow, placement: &Placement) -> std::path::PathBuf {
+        let layout = &self.settings.layout;
+        let archive = layout.processed(&row.claim.date);
+        let is_done = matches!(row.status.end, Some(End::Succeeded | End::Duplicate));
+        if placement.dir.starts_with(&archive) || is_done { archive } else { layout.errors() }
+    }
+
+    fn write_error_file(&self, row: &ConversionRow, placement: &Placement) -> Result<()> {
+        let Some(failure) = &row.status.failure else { return Ok(()) };
+        let layout = &self.settings.layout;
+        let report: Option<FailureReport> = row.status.attempts.last().and_then(|last| {
+            let work = layout.work_dir(&row.id, last.number);
+            store::read_json(&work, FAILURE_FILE, FailureReport::MAX_BYTES).unwrap_or_default()
+        });
+        let retry_info = RetryInfo {
+            retry_count: row.status.counted_attempts().saturating_sub(1),
+            max_retries: if self.settings.policy.enabled { self.settings.policy.max_retries } else { 0 },
+            next_retry_at: row.status.next_retry_time,
+        };
+        let content = error_file::compose(
+            &row.claim,
+            &row.filepath,
+            failure,
+            report.as_ref(),
+            SystemInfo::read(layout.output()),
+            retry_info,
+            Timestamp::now(),
+        );
+        Ok(error_file::write(placement.primary(), &content)?)
+    }
+
+    fn row(&self, id: &ConversionId) -> Option<ConversionRow> {
+        self.conversions.get(id).map(|conversion| conversion.row.clone())
+    }
+}
+
+fn state(state: ClaimState) -> Change {
+    Change { state: Some(state), ..Change::default() }
+}
+
+/// Members that stay in (or return to) the queue directory by this placement.
+pub(super) fn left_sources(layout: &Layout, placement: &Placement) -> Vec<LeftSource> {
+    let left = |planned: &crate::queue::placement::PlannedMove| {
+        let path = planned.to.strip_prefix(layout.queue()).ok()?;
+        // Below `.processed/` or `.errors/` nothing is watched.
+        (path.components().count() == 1).then(|| LeftSource {
+            path: path.to_string_lossy().into_owned(),
+            inode: planned.member.inode,
+            size_bytes: planned.member.size_bytes,
+            mtime_ns: planned.member.mtime_ns,
+        })
+    };
+    placement.moves.iter().filter_map(left).collect()
+}

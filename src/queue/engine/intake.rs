@@ -1,0 +1,361 @@
+//! What lies in the queue directory: looked at, settled, and grouped into artifacts that may be claimed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::conversion::{ConversionId, Failure};
+use crate::disk::descriptor::References;
+use crate::ledger::LeftSource;
+use crate::queue::companions::{self, Elsewhere, File, Verdict};
+use crate::queue::scan::{self, Entry, Refusal, Refused, Role};
+use crate::queue::settle::{Event, Settling};
+
+/// Shortest time between two listings of the directory. Where events come through, they are what is fast.
+const RESCAN: Duration = Duration::from_secs(1);
+
+/// A listing may take this share of the time: ten thousand waiting files must cost next to nothing.
+const RESCAN_SHARE: u32 = 100;
+
+/// Shortest time between two groupings: a thousand files that become stable at once are grouped together.
+const REGROUP: Duration = Duration::from_millis(50);
+
+/// An artifact that is whole, or never will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Artifact {
+    pub primary: String,
+    /// The primary first.
+    pub members: Vec<Entry>,
+    /// Why it fails without an attempt.
+    pub failure: Option<Failure>,
+}
+
+impl Artifact {
+    /// Sum of its members' sizes.
+    pub fn size_bytes(&self) -> u64 {
+        self.members.iter().map(|member| member.size).sum()
+    }
+
+    /// This very state of these very files.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.members.iter().map(|member| (member.name.clone(), member.inode, member.size, member.mtime_ns)).collect()
+    }
+}
+
+pub(super) type Fingerprint = Vec<(String, u64, u64, i128)>;
+
+/// A conversion that is to give its only member back, because this descriptor names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Recall {
+    pub primary: String,
+    pub member: String,
+    pub id: ConversionId,
+}
+
+/// The queue directory as it is known.
+#[derive(Debug)]
+pub(super) struct Intake {
+    directory: PathBuf,
+    companion_timeout: Duration,
+    settling: Settling,
+    entries: BTreeMap<String, Entry>,
+    references: HashMap<String, (Entry, References)>,
+    refused: HashSet<Refused>,
+    left: HashMap<String, LeftSource>,
+    announced: HashSet<(String, u64)>,
+    ready: Vec<Artifact>,
+    recalls: Vec<Recall>,
+    /// Whether the groups must be made again.
+    is_dirty: bool,
+    next_scan: Duration,
+    /// When the groups change by the passing of time, or may be made again.
+    next_group: Option<Duration>,
+    last_group: Duration,
+    scan_failed: bool,
+}
+
+impl Intake {
+    pub fn new(
+        directory: PathBuf,
+        stable_timeout: Duration,
+        companion_timeout: Duration,
+        left: Vec<LeftSource>,
+    ) -> Self {
+        Self {
+            directory,
+            companion_timeout,
+            settling: Settling::new(stable_timeout),
+            entries: BTreeMap::new(),
+            references: HashMap::new(),
+            refused: HashSet::new(),
+            left: left.into_iter().map(|source| (source.path.clone(), source)).collect(),
+            announced: HashSet::new(),
+            ready: Vec::new(),
+            recalls: Vec::new(),
+            is_dirty: true,
+            next_scan: Duration::ZERO,
+            next_group: None,
+            last_group: Duration::ZERO,
+            scan_failed: false,
+        }
+    }
+
+    /// An event spoke of this name.
+    pub fn hint(&mut self, name: &str, now: Duration) {
+        if !self.settling.hint(name, now) {
+            self.look_at(name, now);
+        }
+    }
+
+    /// Looks at what is due.
+    pub fn look(&mut self, now: Duration) {
+        if now >= self.next_scan {
+            self.scan(now);
+        }
+        for name in self.settling.take_due(now) {
+            self.look_at(&name, now);
+        }
+    }
+
+    /// When something is due next.
+    pub fn wake(&self) -> Duration {
+        let group = if self.is_dirty { Some(self.last_group + REGROUP) } else { self.next_group };
+        [self.settling.next_look(), group].into_iter().flatten().fold(self.next_scan, Duration::min)
+    }
+
+    /// Makes the groups again where something changed. `elsewhere` tells of members that aren't in the directory.
+    pub fn group(&mut self, elsewhere: impl Fn(&str) -> Option<Elsewhere>, now: Duration) {
+        let due = self.next_group.is_some_and(|at| at <= now);
+        if !(self.is_dirty && now >= self.last_group + REGROUP || due) {
+            return;
+        }
+        self.is_dirty = false;
+        self.last_group = now;
+        self.next_group = None;
+        let files = self.files();
+        let verdicts = companions::group(&files, elsewhere, now, self.companion_timeout);
+        self.ready.clear();
+        self.recalls.clear();
+        for verdict in verdicts {
+            self.take_in(verdict);
+        }
+        let settling = &self.settling;
+        self.ready.sort_by_key(|artifact| settling.first_sight(&artifact.primary));
+    }
+
+    /// Artifacts that may be claimed, the first seen first.
+    pub fn ready(&self) -> &[Artifact] {
+        &self.ready
+    }
+
+    /// Conversions that are to give their member back.
+    pub fn recalls(&mut self) -> Vec<Recall> {
+        std::mem::take(&mut self.recalls)
+    }
+
+    /// Files that are seen and not stable.
+    pub fn unsettled(&self) -> usize {
+        self.settling.unsettled()
+    }
+
+    /// The artifact was taken out of the directory.
+    pub fn claimed(&mut self, artifact: &Artifact) {
+        for member in &artifact.members {
+            self.drop_entry(&member.name);
+        }
+        self.ready.retain(|other| other.primary != artifact.primary);
+    }
+
+    /// The artifact changed under our hands: its members settle anew.
+    pub fn disturbed(&mut self, artifact: &Artifact, now: Duration) {
+        self.claimed(artifact);
+        self.is_dirty = true;
+        for member in &artifact.members {
+            self.look_at(&member.name, now);
+        }
+    }
+
+    /// These sources stay where they are, converted.
+    pub fn leave(&mut self, left: &[LeftSource]) {
+        self.left.extend(left.iter().map(|source| (source.path.clone(), source.clone())));
+        self.is_dirty = true;
+    }
+
+    /// What is elsewhere changed: the groups may be others.
+    pub fn regroup(&mut self) {
+        self.is_dirty = true;
+    }
+
+    fn scan(&mut self, now: Duration) {
+        let begun = std::time::Instant::now();
+        let listing = match scan::list(&self.directory) {
+            Ok(listing) => listing,
+            Err(error) => {
+                self.report_failed_scan(&error);
+                self.next_scan = now + RESCAN * 5;
+                return;
+            }
+        };
+        if std::mem::take(&mut self.scan_failed) {
+            tracing::info!("the queue directory can be read again");
+        }
+        self.report_refused(listing.refused);
+        if listing.is_partial {
+            tracing::warn!(limit = scan::MAX_ENTRIES, "the queue directory holds more files than are looked at");
+        }
+        let events = self.settling.observe_all(&listing.entries, now);
+        for entry in listing.entries {
+            self.put_entry(entry);
+        }
+        for (name, event) in events {
+            self.take_event(&name, event);
+        }
+        self.next_scan = now + RESCAN.max(begun.elapsed() * RESCAN_SHARE);
+    }
+
+    fn look_at(&mut self, name: &str, now: Duration) {
+        match scan::look(&self.directory, name) {
+            Ok(Some(entry)) => match scan::role(&entry) {
+                Role::Candidate | Role::Companion => {
+                    let events = self.settling.observe(&entry, now);
+                    self.put_entry(entry);
+                    for event in events {
+                        self.take_event(name, event);
+                    }
+                }
+                Role::Refused(refusal) => {
+                    self.drop_entry(name);
+                    self.report_refused(vec![Refused { name: entry.name, inode: entry.inode, refusal }]);
+                }
+                Role::Ignored => {}
+            },
+            Ok(None) => self.drop_entry(name),
+            Err(error) => self.report_failed_scan(&error),
+        }
+    }
+
+    fn put_entry(&mut self, entry: Entry) {
+        if self.entries.get(&entry.name) != Some(&entry) {
+            self.is_dirty = true;
+            self.entries.insert(entry.name.clone(), entry);
+        }
+    }
+
+    fn drop_entry(&mut self, name: &str) {
+        self.settling.forget(name);
+        self.references.remove(name);
+        if let Some(entry) = self.entries.remove(name) {
+            self.announced.remove(&(entry.name, entry.inode));
+            self.is_dirty = true;
+        }
+    }
+
+    fn take_event(&mut self, name: &str, event: Event) {
+        let is_disk = self.entries.get(name).is_some_and(|entry| scan::role(entry) == Role::Candidate);
+        let is_left = self.entries.get(name).is_some_and(|entry| self.is_left(entry));
+        match event {
+            Event::Growing { size } | Event::Unsettled { size } if is_disk => {
+                tracing::info!("File still growing: {name} ({})", size_text(size));
+            }
+            Event::Stable { size } => {
+                self.is_dirty = true;
+                if is_disk && !is_left {
+                    tracing::info!("File stable: {name} ({})", size_text(size));
+                }
+            }
+            Event::Overdue { since, .. } if is_disk => {
+                tracing::warn!(file = name, seconds = since.as_secs(), "file is not stable yet; it is watched further");
+            }
+            Event::Gone => self.drop_entry(name),
+            Event::Growing { .. } | Event::Unsettled { .. } | Event::Overdue { .. } => {}
+        }
+    }
+
+    fn is_left(&self, entry: &Entry) -> bool {
+        self.left.get(&entry.name).is_some_and(|left| {
+            left.inode == entry.inode && left.size_bytes == entry.size && left.mtime_ns == entry.mtime_ns
+        })
+    }
+
+    /// Everything that may belong to an artifact, as the grouping wants it.
+    fn files(&mut self) -> BTreeMap<String, File> {
+        let mut files = BTreeMap::new();
+        let mut empty = Vec::new();
+        for (name, entry) in &self.entries {
+            let is_stable = self.settling.is_stable(name);
+            if self.is_left(entry) {
+                continue;
+            }
+            if is_stable && entry.size == 0 {
+                if scan::role(entry) == Role::Candidate {
+                    empty.push(Refused { name: name.clone(), inode: entry.inode, refusal: Refusal::Empty });
+                }
+                continue;
+            }
+            let references = match self.references.get(name) {
+                Some((seen, references)) if seen == entry => references.clone(),
+                _ if companions::may_be_descriptor(entry) => {
+                    let references = companions::read_references(&self.directory, name).unwrap_or_default();
+                    self.references.insert(name.clone(), (entry.clone(), references.clone()));
+                    references
+                }
+                _ => References::default(),
+            };
+            let first_sight = self.settling.first_sight(name).unwrap_or_default();
+            let last_change = self.settling.last_change(name).unwrap_or_default();
+            files.insert(name.clone(), File { is_stable, first_sight, last_change, references });
+        }
+        self.report_refused(empty);
+        files
+    }
+
+    fn take_in(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Ready { primary, members } => self.add_ready(primary, &members, None),
+            Verdict::Incomplete { primary, members, failure } => self.add_ready(primary, &members, Some(failure)),
+            Verdict::Waiting { until, .. } => {
+                self.next_group = Some(self.next_group.map_or(until, |at| at.min(until)));
+            }
+            Verdict::Recall { primary, member, id } => self.recalls.push(Recall { primary, member, id }),
+            Verdict::Settling { .. } => {}
+        }
+    }
+
+    fn add_ready(&mut self, primary: String, members: &[String], failure: Option<Failure>) {
+        let members: Vec<Entry> = members.iter().filter_map(|name| self.entries.get(name)).cloned().collect();
+        let Some(inode) = members.first().map(|entry| entry.inode) else { return };
+        if self.announced.insert((primary.clone(), inode)) {
+            tracing::info!("📥 New file queued: {primary}");
+        }
+        self.ready.push(Artifact { primary, members, failure });
+    }
+
+    fn report_refused(&mut self, refused: Vec<Refused>) {
+        for refused in refused {
+            if self.refused.insert(refused.clone()) {
+                tracing::warn!(file = %refused.name, "refused: {} {}", refused.name, refused.refusal.text());
+            }
+        }
+    }
+
+    fn report_failed_scan(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.scan_failed, true) {
+            tracing::error!(directory = %self.directory.display(), %error, "cannot look at the queue directory");
+        }
+    }
+}
+
+/// A size as the log shows it: `10GB`, `1.5GB`, `512MB`.
+pub(super) fn size_text(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [("TB", 1 << 40), ("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)];
+    match UNITS.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) if bytes.is_multiple_of(unit) => format!("{}{name}", bytes / unit),
+        Some((name, unit)) => {
+            #[expect(clippy::cast_precision_loss, reason = "one decimal of a size for a person")]
+            let value = bytes as f64 / unit as f64;
+            format!("{value:.1}{name}")
+        }
+        None => format!("{bytes}B"),
+    }
+}

@@ -1,0 +1,115 @@
+//! From a finished attempt to a published directory and a row that says so.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use crate::conversion::domain::domain_xml;
+use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
+use crate::conversion::status::End;
+use crate::conversion::{Attempt, ConversionId, Failure, Metadata, Reason};
+use crate::executor::Executor;
+use crate::ledger::{Change, ClaimState};
+use crate::notification::Event;
+use crate::queue::claim;
+use crate::queue::dispose::{self, Disposal};
+use crate::queue::publish::{self, Inspection};
+
+use super::{Engine, Error, Result};
+
+impl<E: Executor> Engine<E> {
+    /// Publishes what the last attempt left. `false` where the executor has to be heard first.
+    pub(super) async fn publish(&mut self, id: &ConversionId) -> Result<bool> {
+        let Some(conversion) = self.conversions.get(id) else { return Ok(false) };
+        let row = conversion.row.clone();
+        let Step::Publish { attempt, folder } = next_step(&row.status) else { return Ok(false) };
+        let layout = self.settings.layout.clone();
+        if let ClaimState::Publishing { target } = &row.state
+            && publish::has_left(&layout, id, attempt, &folder)?
+        {
+            let target = layout.output().join(target);
+            let metadata = publish::read_published(&target, id);
+            self.conclude(id, &target, metadata).await?;
+            return Ok(true);
+        }
+        let claim_dir = layout.claim_dir(id);
+        let changed =
+            claim::changed(&claim_dir, &row.claim).map_err(|source| Error::Look { path: claim_dir, source })?;
+        if !changed.is_empty() {
+            let failure = Failure::new(Reason::SourceChanged, format!("{} changed meanwhile", changed.join(", ")));
+            self.executor.cancel(id, failure).await?;
+            return Ok(false);
+        }
+        let finished = match publish::inspect(&layout, &row.claim, attempt, &folder)? {
+            Inspection::Finished(finished) => finished,
+            Inspection::Unpublishable(failure) => {
+                self.refuse(id, attempt, failure).await?;
+                return Ok(false);
+            }
+        };
+        let options = &self.settings.options;
+        let domain = |target: &Path, metadata: &Metadata| {
+            options.emit_domain_xml.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
+        };
+        let ledger = self.ledger.clone();
+        let record = |target: &Path| -> Result<()> {
+            let target = target.strip_prefix(layout.output()).unwrap_or(target).to_string_lossy().into_owned();
+            let change = Change { state: Some(ClaimState::Publishing { target }), ..Change::default() };
+            let key = id.clone();
+            Ok(ledger.wait(move |ledger| ledger.update(&key, &change).map(|_| ()))?)
+        };
+        let target =
+            finished.publish(&layout, &row.claim.date, row.claim.stem(), self.settings.method, domain, record)?;
+        self.conclude(id, &target, Some(finished.metadata)).await?;
+        Ok(true)
+    }
+
+    async fn refuse(&mut self, id: &ConversionId, attempt: Attempt, failure: Failure) -> Result<()> {
+        tracing::warn!(conversion = %id, attempt = attempt.0, error = %failure.message, "nothing to publish");
+        // A target may have been recorded for it.
+        self.change(id, Change { state: Some(ClaimState::Submitted), ..Change::default() }).await?;
+        Ok(self.executor.refuse(id, failure).await?)
+    }
+
+    /// Records the success and, in the same transaction, where the source goes.
+    async fn conclude(&mut self, id: &ConversionId, target: &Path, metadata: Option<Metadata>) -> Result<()> {
+        let Some(conversion) = self.conversions.get_mut(id) else { return Ok(()) };
+        conversion.metadata = metadata;
+        let row = &conversion.row;
+        let now = Timestamp::now();
+        let (status, _) = advance(row.status.clone(), Observation::Published, &self.settings.policy, now);
+        let disposal = Disposal::of(End::Succeeded, self.settings.archive_processed);
+        let placement = dispose::plan(&self.settings.layout, &row.claim, disposal)?;
+        let left = super::endings::left_sources(&self.settings.layout, &placement);
+        let name = row.claim.primary.clone();
+        let start = status.attempts.last().and_then(|last| last.start_time).unwrap_or(now);
+        if let [only] = row.claim.members.as_slice() {
+            self.finished.insert(only.name.clone(), (id.clone(), self.origin.elapsed()));
+        }
+        let output_path = target.to_string_lossy().into_owned();
+        self.intake.leave(&left);
+        let change = Change {
+            state: Some(ClaimState::Terminal { placement }),
+            status: Some(status),
+            output_path: Some(output_path.clone()),
+            left,
+            ..Change::default()
+        };
+        self.change(id, change).await?;
+        self.last_activity = Some(now);
+        self.refresh_totals().await?;
+        let duration = std::time::Duration::try_from(now.duration_since(start)).unwrap_or_default();
+        tracing::info!(conversion = %id, "✅ Completed: {name} in {:.1}s, {output_path}", duration.as_secs_f64());
+        self.notify(&Event::Success { filename: name, duration, output_path, at: now });
+        Ok(())
+    }
+
+    /// Metadata of what was published, for whoever shows it.
+    pub(super) fn published_metadata(&self, id: &ConversionId) -> Option<Metadata> {
+        let conversion = self.conversions.get(id)?;
+        conversion.metadata.clone().or_else(|| {
+            let path = PathBuf::from(conversion.row.output_path.as_ref()?);
+            publish::read_published(&path, id)
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! What an earlier run left: half-made claims, rows without claims, claims without rows, waste.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use crate::conversion::ConversionId;
+use crate::executor::{Executor, chain};
+use crate::ledger::{ClaimState, ConversionRow, NewConversion};
+use crate::queue::claim;
+use crate::queue::dispose;
+
+use super::space::waits_for_room;
+use super::{Conversion, Engine, Error, Result};
+
+impl<E: Executor> Engine<E> {
+    /// Brings claims and rows together and registers every conversion. What is left to do for each, the rounds do.
+    pub(super) async fn recover(&mut self) -> Result<()> {
+        let claims = claim::list(&self.settings.layout, &self.settings.queue_uid)?;
+        for (path, why) in &claims.strays {
+            tracing::warn!(path = %path.display(), why, "is no claim and is left alone");
+        }
+        for foreign in &claims.foreign {
+            tracing::warn!(conversion = %foreign.id, queue = %foreign.queue_uid, "is another queue's claim");
+        }
+        let rows = self.ledger.call(|ledger| ledger.conversions()).await?;
+        let mut known: BTreeSet<ConversionId> = rows.iter().map(|row| row.id.clone()).collect();
+        let present: BTreeSet<ConversionId> = claims.own.iter().map(|claim| claim.id.clone()).collect();
+        for row in rows {
+            self.adopt(row, &present).await?;
+        }
+        for claim in claims.own {
+            if known.insert(claim.id.clone()) {
+                let filepath = claim::origin(&self.settings.layout, &claim).join(&claim.primary);
+                let filepath = filepath.to_string_lossy().into_owned();
+                tracing::info!(conversion = %claim.id, "a claim that the ledger does not know is taken up");
+                let id = claim.id.clone();
+                let new = NewConversion { claim, filepath, md5: None, duplicate_of: None };
+                let row = self.ledger.call(move |ledger| {
+                    ledger.claim(&new)?;
+                    ledger.conversion(&id)
+                });
+                if let Some(row) = row.await? {
+                    self.adopt(row, &present).await?;
+                }
+            }
+        }
+        self.remove_waste(&known)
+    }
+
+    async fn adopt(&mut self, row: ConversionRow, present: &BTreeSet<ConversionId>) -> Result<()> {
+        let id = row.id.clone();
+        let is_claimed = row.state == ClaimState::Claimed;
+        if is_claimed && !present.contains(&id) {
+            // Its members never left, or went back: the directory speaks for itself.
+            let key = id.clone();
+            self.ledger.call(move |ledger| ledger.forget(&key)).await?;
+            return Ok(());
+        }
+        let mut conversion = Conversion::new(row);
+        if waits_for_room(&conversion.row) {
+            conversion.has_room = false;
+            self.space.look_now();
+        }
+        self.conversions.insert(id.clone(), conversion);
+        if is_claimed {
+            if let Err(error) = self.complete_claim(&id).await {
+                self.note_error(&id, &error);
+            }
+            return Ok(());
+        }
+        self.submit(&id).await
+    }
+
+    /// Work directories of conversions that nobody knows.
+    fn remove_waste(&self, known: &BTreeSet<ConversionId>) -> Result<()> {
+        let work = self.settings.layout.work();
+        let look = |source| Error::Look { path: work.clone(), source };
+        for entry in fs::read_dir(&work).map_err(look)? {
+            let entry = entry.map_err(look)?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<ConversionId>().ok()) else {
+                continue;
+            };
+            if !known.contains(&id)
+                && let Err(error) = dispose::remove_work(&self.settings.layout, &id)
+            {
+                tracing::warn!(conversion = %id, error = %chain(&error), "cannot remove what is left of it");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! Room on the output volume: conversions that found none wait until what they need is free.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::conversion::lifecycle::{Step, next_step};
+use crate::conversion::{ConversionId, ConversionStatus, Reason};
+use crate::executor::Executor;
+use crate::ledger::{ClaimState, ConversionRow};
+use crate::notification::Event;
+use crate::queue::error_file::free_bytes;
+
+use super::{Conversion, Engine};
+
+/// How often free space is looked at while somebody waits for it.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Whether somebody waits for room, and when it is looked for next.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    is_held: bool,
+    next_look: Option<Duration>,
+}
+
+impl Space {
+    /// When free space is looked at next.
+    pub fn next_look(&self) -> Option<Duration> {
+        self.next_look
+    }
+
+    /// Somebody found no room.
+    pub fn look_now(&mut self) {
+        self.next_look.get_or_insert(Duration::ZERO);
+    }
+}
+
+impl<E: Executor> Engine<E> {
+    /// Lets those go on that have room now.
+    pub(super) fn space_look(&mut self, now: Duration) {
+        if self.space.next_look.is_none_or(|at| at > now) {
+            return;
+        }
+        let held: Vec<(ConversionId, u64)> = self
+            .conversions
+            .values()
+            .filter(|c| !c.has_room)
+            .map(|c| (c.row.id.clone(), needed_bytes(&c.row)))
+            .collect();
+        if held.is_empty() {
+            self.space = Space::default();
+            return;
+        }
+        self.space.next_look = Some(now + LOOK);
+        let free = match free_bytes(self.settings.layout.output()) {
+            Ok(free) => free,
+            Err(error) => {
+                tracing::warn!(%error, "cannot learn how much of the output volume is free");
+                return;
+            }
+        };
+        let reserved = self.conversions.values().filter(|c| c.may_run).map(still_needed).sum();
+        let go_on = with_room(&held, free, reserved);
+        for id in &go_on {
+            if let Some(conversion) = self.conversions.get_mut(id) {
+                tracing::info!(conversion = %id, free_bytes = free, "room for {}", conversion.row.claim.primary);
+                conversion.has_room = true;
+            }
+        }
+        let first = held.iter().find(|(id, _)| !go_on.contains(id));
+        let was_held = std::mem::replace(&mut self.space.is_held, first.is_some());
+        if let (Some((_, needed)), false) = (first, was_held) {
+            let output_path = self.settings.layout.output().display().to_string();
+            tracing::warn!(needed_bytes = needed, free_bytes = free, "the output volume is full; the queue holds");
+            let at = Timestamp::now();
+            self.notify(&Event::OutputFull { needed_bytes: *needed, free_bytes: free, output_path, at });
+        }
+    }
+}
+
+/// Those that fit into what is free beyond what running ones still need, in their order.
+fn with_room(held: &[(ConversionId, u64)], free: u64, reserved: u64) -> Vec<ConversionId> {
+    let mut left = free.saturating_sub(reserved);
+    let mut fitting = Vec::new();
+    for (id, needed) in held {
+        if *needed <= left {
+            left -= needed;
+            fitting.push(id.clone());
+        }
+    }
+    fitting
+}
+
+/// Whether a status says that its next attempt waits for room: also after a restart.
+pub(super) fn waits_for_room(row: &ConversionRow) -> bool {
+    row.state == ClaimState::Submitted && matches!(next_step(&row.status), Step::Stage(_)) && is_full(&row.status)
+}
+
+fn is_full(status: &ConversionStatus) -> bool {
+    status.failure.as_ref().is_some_and(|failure| failure.reason == Reason::OutputFull)
+}
+
+/// What the next attempt needs: what the last one said, else as much as the source has.
+fn needed_bytes(row: &ConversionRow) -> u64 {
+    let told = row.status.failure.as_ref().and_then(|failure| failure.needed_bytes);
+    told.unwrap_or_else(|| row.claim.size_bytes())
+}
+
+fn still_needed(conversion: &Conversion) -> u64 {
+    match &conversion.progress {
+        Some(progress) => progress.bytes_total.saturating_sub(progress.bytes_done),
+        None => conversion.row.claim.size_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_goes_on_and_what_running_ones_need_is_left_to_them() {
+        let ids: Vec<_> = (0..3).map(|n| ConversionId::for_file("vm.raw", n)).collect();
+        let held: Vec<_> = ids.iter().cloned().zip([60, 50, 30]).collect();
+        assert_eq!(with_room(&held, 100, 0), [ids[0].clone(), ids[2].clone()]);
+        assert_eq!(with_room(&held, 100, 45), [ids[1].clone()]);
+        assert_eq!(with_room(&held, 100, 200), []);
+    }
+}

@@ -1,0 +1,216 @@
+//! Taking artifacts out of the directory: checked against what was seen before, recorded, claimed.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
+use jiff::Timestamp;
+
+use crate::conversion::admission::RunState;
+use crate::conversion::lifecycle::{Observation, advance};
+use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Reason};
+use crate::executor::{Executor, Submission, chain};
+use crate::ledger::{Change, ClaimState, ConversionRow, NewConversion};
+use crate::queue::claim::{self, Taken};
+use crate::queue::companions::Elsewhere;
+
+use super::duplicates::Verdict;
+use super::intake::Artifact;
+use super::{CLAIMED_AHEAD, Conversion, Engine, PAUSE, Result};
+
+impl<E: Executor> Engine<E> {
+    pub(super) fn group(&mut self, now: std::time::Duration) {
+        let timeout = self.settings.companion_timeout;
+        self.finished.retain(|_, (_, at)| now.saturating_sub(*at) < timeout);
+        let (conversions, finished) = (&self.conversions, &self.finished);
+        let elsewhere = |name: &str| {
+            let alone = conversions.values().find(|c| is_alone(c, name));
+            match alone {
+                Some(c) if c.row.status.end.is_none() && c.row.status.converted.is_none() => {
+                    Some(Elsewhere::Alone(c.row.id.clone()))
+                }
+                Some(c) if c.row.status.converted.is_some() => Some(Elsewhere::Finished(c.row.id.clone())),
+                _ => finished.get(name).map(|(id, _)| Elsewhere::Finished(id.clone())),
+            }
+        };
+        self.intake.group(elsewhere, now);
+    }
+
+    /// Calls members back that a descriptor names which came after them.
+    pub(super) async fn recall(&mut self) {
+        for recall in self.intake.recalls() {
+            let message = format!("{} names {} and came after it", recall.primary, recall.member);
+            tracing::info!(conversion = %recall.id, "{message}; the conversion is given back");
+            if let Err(error) = self.executor.cancel(&recall.id, Failure::new(Reason::Recalled, message)).await {
+                tracing::warn!(conversion = %recall.id, error = %chain(&error), "cannot recall");
+            }
+        }
+    }
+
+    /// Claims what is ready while there is room for it.
+    pub(super) async fn claim_ready(&mut self) {
+        if self.now() < self.claim_pause || self.intake.ready().is_empty() {
+            return;
+        }
+        let mut room = (self.settings.limit + CLAIMED_AHEAD).saturating_sub(self.unfinished());
+        let artifacts: Vec<Artifact> = self.intake.ready().iter().filter(|a| self.may_take(a)).cloned().collect();
+        for artifact in artifacts {
+            if room == 0 {
+                break;
+            }
+            match self.claim_one(&artifact).await {
+                Ok(true) => room -= 1,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(file = %artifact.primary, error = %chain(&error), "cannot claim");
+                    self.claim_pause = self.now() + PAUSE;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Conversions that take up room: those that wait for a retry don't.
+    fn unfinished(&self) -> usize {
+        self.conversions.values().filter(|c| !matches!(c.row.state, ClaimState::Parked { .. })).count()
+    }
+
+    fn may_take(&self, artifact: &Artifact) -> bool {
+        match self.run_state {
+            RunState::Running | RunState::Paused => true,
+            RunState::Draining => self.drain.as_ref().is_some_and(|drain| drain.contains(&artifact.primary)),
+            RunState::Stopped => false,
+        }
+    }
+
+    /// `false` where it is not its turn yet.
+    async fn claim_one(&mut self, artifact: &Artifact) -> Result<bool> {
+        let (md5, duplicate_of) = match self.check_duplicate(artifact).await? {
+            Verdict::New { md5 } => (md5, None),
+            Verdict::Duplicate { md5, of } => (md5, Some(of)),
+            Verdict::Later => return Ok(false),
+        };
+        self.cancel_parked(artifact).await?;
+        let claim = self.new_claim(artifact);
+        let id = claim.id.clone();
+        let filepath = self.settings.layout.queue().join(&artifact.primary).to_string_lossy().into_owned();
+        claim::record(&self.settings.layout, &claim)?;
+        let new = NewConversion { claim, filepath, md5, duplicate_of };
+        let key = id.clone();
+        let noted = self
+            .ledger
+            .call(move |ledger| {
+                ledger.claim(&new)?;
+                ledger.conversion(&key)?.ok_or_else(|| crate::ledger::Error::Unknown(key.to_string()))
+            })
+            .await;
+        let row = match noted {
+            Ok(row) => row,
+            Err(error) => {
+                claim::remove(&self.settings.layout, &id)?;
+                return Err(error.into());
+            }
+        };
+        let conversion = Conversion { rejected: artifact.failure.clone(), ..Conversion::new(row) };
+        self.conversions.insert(id.clone(), conversion);
+        self.intake.claimed(artifact);
+        let completed = self.complete_claim(&id).await;
+        if let Err(error) = completed {
+            self.note_error(&id, &error);
+        } else if !self.conversions.contains_key(&id) {
+            let now = self.now();
+            self.intake.disturbed(artifact, now);
+        }
+        Ok(true)
+    }
+
+    fn new_claim(&self, artifact: &Artifact) -> Claim {
+        let now = Timestamp::now();
+        let id = loop {
+            let id = ConversionId::for_file(&artifact.primary, random());
+            if !self.conversions.contains_key(&id) && !self.settings.layout.claim_dir(&id).exists() {
+                break id;
+            }
+        };
+        Claim {
+            contract_version: CONTRACT_VERSION,
+            id,
+            queue_uid: self.settings.queue_uid.clone(),
+            origin: String::new(),
+            primary: artifact.primary.clone(),
+            members: artifact.members.iter().map(crate::queue::scan::Entry::member).collect(),
+            claimed_at: now,
+            date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
+        }
+    }
+
+    /// A newer file of the same name takes the place of one that waits for its retry.
+    async fn cancel_parked(&mut self, artifact: &Artifact) -> Result<()> {
+        let parked: Vec<ConversionId> = self
+            .conversions
+            .values()
+            .filter(|c| matches!(c.row.state, ClaimState::Parked { .. }) && c.row.claim.primary == artifact.primary)
+            .map(|c| c.row.id.clone())
+            .collect();
+        for id in parked {
+            let message = format!("{} was dropped again; its retry is off", artifact.primary);
+            self.executor.cancel(&id, Failure::new(Reason::Cancelled, message)).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves the members into the claim and registers the conversion. Where a member changed meanwhile, all go
+    /// back and the conversion is forgotten.
+    pub(super) async fn complete_claim(&mut self, id: &ConversionId) -> Result<()> {
+        let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
+        let row = conversion.row.clone();
+        let status = initial_status(&row, conversion.rejected.as_ref(), &self.settings.policy);
+        match claim::resume(&self.settings.layout, &row.claim, self.settings.method)? {
+            Taken::Whole => {}
+            Taken::Reversed { changed } => {
+                tracing::info!(conversion = %id, ?changed, "files changed while they were claimed; they settle anew");
+                self.forget_row(id).await?;
+                self.intake.regroup();
+                return Ok(());
+            }
+        }
+        let change = Change { state: Some(ClaimState::Submitted), status: Some(status), ..Change::default() };
+        self.change(id, change).await?;
+        self.submit(id).await
+    }
+
+    /// Registers a conversion with the executor, which then shows its status.
+    pub(super) async fn submit(&mut self, id: &ConversionId) -> Result<()> {
+        let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
+        let row = &conversion.row;
+        let submission = Submission {
+            claim: row.claim.clone(),
+            duplicate_of: row.duplicate_of.clone(),
+            status: row.status.clone(),
+            uid: row.uid.clone(),
+        };
+        Ok(self.executor.submit(submission).await?)
+    }
+}
+
+/// What is known of a conversion before any attempt.
+fn initial_status(
+    row: &ConversionRow,
+    rejected: Option<&Failure>,
+    policy: &crate::conversion::lifecycle::RetryPolicy,
+) -> ConversionStatus {
+    let observation = match (&row.duplicate_of, rejected) {
+        (Some(_), _) => Observation::Duplicate,
+        (None, Some(failure)) => Observation::Rejected(failure.clone()),
+        (None, None) => return row.status.clone(),
+    };
+    advance(row.status.clone(), observation, policy, Timestamp::now()).0
+}
+
+fn is_alone(conversion: &Conversion, name: &str) -> bool {
+    matches!(conversion.row.claim.members.as_slice(), [only] if only.name == name)
+}
+
+/// Makes names unique; no secret.
+fn random() -> u32 {
+    let bits = RandomState::new().build_hasher().finish();
+    u32::try_from(bits >> 32).unwrap_or_default()
+}

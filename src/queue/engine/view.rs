@@ -1,0 +1,68 @@
+//! The snapshot that everybody else reads, and the watch for a queue that stands still.
+
+use jiff::Timestamp;
+
+use crate::conversion::Progress;
+use crate::conversion::lifecycle::{Step, next_step};
+use crate::executor::Executor;
+use crate::ledger::{ClaimState, retries};
+use crate::notification::Event;
+use crate::stats::JobStats;
+
+use super::{Conversion, Engine, Result};
+
+impl<E: Executor> Engine<E> {
+    /// Publishes how things stand, if anything changed.
+    pub(super) fn show(&mut self) {
+        let count = |wanted: fn(&Conversion) -> bool| self.conversions.values().filter(|c| wanted(c)).count() as u64;
+        let waiting = count(is_waiting);
+        let retrying = count(|c| matches!(c.row.state, ClaimState::Parked { .. }));
+        let current_jobs = self.conversions.values().filter_map(running).collect();
+        self.view.run_state = self.run_state;
+        self.view.queue_depth = waiting + self.intake.ready().len() as u64;
+        self.view.settling = self.intake.unsettled() as u64;
+        self.view.retrying = retrying;
+        self.view.current_jobs = current_jobs;
+        self.view.last_activity = self.last_activity;
+        let view = &self.view;
+        self.snapshot.send_if_modified(|shown| {
+            let is_new = shown != view;
+            if is_new {
+                shown.clone_from(view);
+            }
+            is_new
+        });
+    }
+
+    /// Reads totals and history anew, after something was counted.
+    pub(super) async fn refresh_totals(&mut self) -> Result<()> {
+        let (totals, history) = self.ledger.call(|ledger| Ok((ledger.totals()?, ledger.history()?))).await?;
+        self.view.totals = totals;
+        self.view.recent_completed = history;
+        Ok(())
+    }
+
+    /// Says once an episode that files wait and nothing happens.
+    pub(super) fn watch_for_stall(&mut self) {
+        let Some(event) = self.stall.look(&self.view, self.settings.stall_threshold, Timestamp::now()) else { return };
+        if let Event::Stalled { queue_depth, idle, .. } = &event {
+            tracing::warn!("Daemon idle for {} minutes with {queue_depth} items in queue", idle.as_secs() / 60);
+        }
+        self.notify(&event);
+    }
+}
+
+fn is_waiting(conversion: &Conversion) -> bool {
+    !conversion.may_run
+        && matches!(conversion.row.state, ClaimState::Claimed | ClaimState::Submitted)
+        && matches!(next_step(&conversion.row.status), Step::Stage(_) | Step::Start(_))
+}
+
+fn running(conversion: &Conversion) -> Option<JobStats> {
+    let row = &conversion.row;
+    let open = row.status.open_attempt().filter(|_| conversion.may_run)?;
+    let start = open.start_time.unwrap_or(row.claim.claimed_at);
+    let mut job = JobStats::started(&row.claim.primary, row.claim.size_bytes(), retries(&row.status), start);
+    job.progress_percent = conversion.progress.as_ref().map(Progress::percent);
+    Some(job)
+}
