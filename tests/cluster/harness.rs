@@ -102,13 +102,17 @@ impl Cluster {
 
     /// A client of the API server.
     pub async fn client(&self) -> Client {
+        Client::try_from(self.config().await).expect("the configuration makes a client")
+    }
+
+    /// How the API server is reached.
+    pub async fn config(&self) -> kube::Config {
         // One TLS provider; a second installation in the same process is no news.
         drop(rustls::crypto::ring::default_provider().install_default());
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("up.sh wrote it");
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
-            .expect("the kubeconfig is complete");
-        Client::try_from(config).expect("the configuration makes a client")
+            .expect("the kubeconfig is complete")
     }
 
     /// kubectl, pointed at this cluster.
@@ -133,7 +137,8 @@ impl Cluster {
         if let Ok(image) = std::env::var("HYPER2KVM_IMAGE") {
             return Some(image);
         }
-        let binaries = Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator")).parent().expect("a file lies in a directory");
+        let binaries =
+            Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator")).parent().expect("a file lies in a directory");
         let mut build = Command::new(in_tree("tests/cluster/image.sh"));
         let output = build.arg(binaries).stdin(Stdio::null()).output().expect("image.sh runs");
         let said = String::from_utf8_lossy(&output.stderr);

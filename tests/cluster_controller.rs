@@ -1,0 +1,205 @@
+//! The controller before a real API server, its Job controller and its scheduler; watcher and kubelet are played.
+#![cfg(feature = "cluster")]
+
+#[path = "cluster/harness.rs"]
+mod harness;
+#[path = "cluster_controller/stage.rs"]
+mod stage;
+
+use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, condition};
+use hyper2kvm::conversion::status::End;
+use hyper2kvm::conversion::{Failure, Reason, TerminationMessage};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::DeleteParams;
+use serde_json::json;
+use stage::Stage;
+
+fn saying(queue: &HyperConversion, kind: &str) -> Option<(String, String)> {
+    let condition = condition(&queue.status.as_ref()?.conditions, kind)?;
+    Some((condition.status.clone(), condition.reason.clone()))
+}
+
+fn converted(conversion: &ConversionJob) -> Option<(String, String)> {
+    let condition = condition(&conversion.status.as_ref()?.conditions, "Converted")?;
+    Some((condition.status.clone(), condition.reason.clone()))
+}
+
+fn phase(conversion: &ConversionJob) -> Option<JobPhase> {
+    conversion.status.as_ref()?.phase
+}
+
+fn reasons(conversion: &ConversionJob) -> Vec<Option<Reason>> {
+    let attempts = conversion.status.iter().flat_map(|status| &status.state.attempts);
+    attempts.filter(|attempt| attempt.end_time.is_some()).map(|attempt| attempt.reason).collect()
+}
+
+fn job_uid(conversion: &ConversionJob) -> Option<String> {
+    conversion.status.as_ref()?.state.attempts.last()?.job_uid.clone()
+}
+
+#[tokio::test]
+async fn a_queue_gets_its_watcher_and_what_that_may_do() {
+    let Some(stage) = Stage::open("queue").await else { return };
+    stage.queue("vmware-exit", &json!({})).await;
+    let watcher = "vmware-exit-watcher";
+    stage.until::<StatefulSet>(watcher, |set| set.spec.as_ref().is_some_and(|spec| spec.replicas == Some(1))).await;
+    stage
+        .until::<HyperConversion>("vmware-exit", |queue| {
+            saying(queue, "Ready") == Some(("False".into(), "WatcherUnavailable".into()))
+                && saying(queue, "WatcherAvailable").is_some_and(|(status, _)| status == "False")
+        })
+        .await;
+    for there in [
+        stage.exists::<ServiceAccount>(watcher).await,
+        stage.exists::<Role>(watcher).await,
+        stage.exists::<RoleBinding>(watcher).await,
+        stage.exists::<NetworkPolicy>(watcher).await,
+        stage.exists::<NetworkPolicy>("vmware-exit-worker").await,
+    ] {
+        assert!(there);
+    }
+    let before = stage.get::<StatefulSet>(watcher).await.metadata.uid;
+    stage.api::<StatefulSet>().delete(watcher, &DeleteParams::default()).await.unwrap();
+    stage.until::<StatefulSet>(watcher, |set| set.metadata.uid != before).await;
+}
+
+#[tokio::test]
+async fn a_second_queue_on_the_same_directory_gets_a_condition_and_no_watcher() {
+    let Some(stage) = Stage::open("taken").await else { return };
+    stage.queue("a", &json!({})).await;
+    stage.until::<StatefulSet>("a-watcher", |_| true).await;
+    // Ages are told in whole seconds.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    stage.queue("b", &json!({"output": {"claimName": "other", "subPath": ""}})).await;
+    stage
+        .until::<HyperConversion>("b", |queue| {
+            saying(queue, "Ready") == Some(("False".into(), "DirectoryTaken".into()))
+        })
+        .await;
+    assert!(!stage.exists::<StatefulSet>("b-watcher").await);
+}
+
+#[tokio::test]
+async fn a_staged_conversion_gets_one_job_and_its_pod_s_success_is_recorded_before_the_job_goes() {
+    let Some(stage) = Stage::open("attempt").await else { return };
+    stage.queue("q", &json!({})).await;
+    stage.conversion("web01-3fa9c1d2", "q").await;
+    stage.until::<ConversionJob>("web01-3fa9c1d2", |c| phase(c) == Some(JobPhase::Pending)).await;
+    assert!(!stage.exists::<Job>("web01-3fa9c1d2-1").await, "not staged yet");
+    stage.staged("web01-3fa9c1d2", 1).await;
+    let started = stage.until::<ConversionJob>("web01-3fa9c1d2", |c| job_uid(c).is_some()).await;
+    let job = stage.get::<Job>("web01-3fa9c1d2-1").await;
+    assert_eq!(job_uid(&started), job.metadata.uid);
+    assert_eq!(phase(&started), Some(JobPhase::Converting));
+    // No node takes it: the scheduler's words are shown.
+    let waiting = Some(("Unknown".to_owned(), "Unschedulable".to_owned()));
+    stage.until::<ConversionJob>("web01-3fa9c1d2", |c| converted(c) == waiting).await;
+    let pod = stage.end_pod("web01-3fa9c1d2-1", 0, "").await;
+    let done = stage.until::<ConversionJob>("web01-3fa9c1d2", |c| phase(c) == Some(JobPhase::Publishing)).await;
+    assert_eq!(done.status.unwrap().state.converted, Some(pod));
+    stage.gone::<Job>("web01-3fa9c1d2-1").await;
+}
+
+#[tokio::test]
+async fn a_transient_failure_is_retried_when_the_next_attempt_is_staged_and_a_permanent_one_ends_it() {
+    let Some(stage) = Stage::open("retry").await else { return };
+    stage.queue("q", &json!({"retryPolicy": {"retryDelaySeconds": 7}})).await;
+    stage.conversion("a-00000001", "q").await;
+    stage.staged("a-00000001", 1).await;
+    stage.until::<ConversionJob>("a-00000001", |c| job_uid(c).is_some()).await;
+    let message = |reason| TerminationMessage { contract_version: 1, failure: Failure::new(reason, "told") }.to_json();
+    stage.end_pod("a-00000001-1", 12, &message(Reason::SourceIO)).await;
+    let parked = stage.until::<ConversionJob>("a-00000001", |c| phase(c) == Some(JobPhase::Retrying)).await;
+    let held = parked.status.unwrap().state;
+    let ended = held.attempts[0].end_time.unwrap();
+    assert_eq!(held.next_retry_time.unwrap().duration_since(ended).as_secs(), 7);
+    assert!(!stage.exists::<Job>("a-00000001-2").await, "staged by the watcher alone");
+    stage.staged("a-00000001", 2).await;
+    stage
+        .until::<ConversionJob>("a-00000001", |c| c.status.as_ref().is_some_and(|s| s.state.attempts.len() == 2))
+        .await;
+    stage.end_pod("a-00000001-2", 10, &message(Reason::Corrupt)).await;
+    let over = stage.until::<ConversionJob>("a-00000001", |c| phase(c) == Some(JobPhase::Failed)).await;
+    assert_eq!(reasons(&over), [Some(Reason::SourceIO), Some(Reason::Corrupt)]);
+    assert_eq!(converted(&over), Some(("False".into(), "Corrupt".into())));
+    let held = over.status.unwrap().state;
+    assert_eq!((held.end, held.failure.unwrap().message.as_str()), (Some(End::Failed), "told"));
+    assert!(stage.exists::<Job>("a-00000001-2").await, "kept an hour, for its log");
+}
+
+#[tokio::test]
+async fn slots_are_given_oldest_first_and_stopping_ends_what_runs_uncounted() {
+    let Some(stage) = Stage::open("slots").await else { return };
+    stage.queue("q", &json!({"maxConcurrentJobs": 2})).await;
+    let names = ["a-00000001", "b-00000002", "c-00000003", "d-00000004"];
+    for name in names {
+        stage.conversion(name, "q").await;
+        stage.staged(name, 1).await;
+    }
+    for name in &names[..2] {
+        stage.until::<ConversionJob>(name, |c| job_uid(c).is_some()).await;
+    }
+    for name in &names[2..] {
+        stage.until::<ConversionJob>(name, |c| phase(c) == Some(JobPhase::Queued)).await;
+        assert!(!stage.exists::<Job>(&format!("{name}-1")).await);
+    }
+    stage.end_pod("a-00000001-1", 0, "").await;
+    stage.until::<ConversionJob>(names[2], |c| job_uid(c).is_some()).await;
+    assert!(!stage.exists::<Job>("d-00000004-1").await);
+    stage.merge::<HyperConversion>("q", &json!({"spec": {"runState": "Stopped"}})).await;
+    for name in &names[1..3] {
+        let stopped = stage.until::<ConversionJob>(name, |c| !reasons(c).is_empty()).await;
+        assert_eq!(reasons(&stopped), [Some(Reason::Disrupted)]);
+        assert_eq!(stopped.status.unwrap().attempt_count, Some(0));
+        stage.gone::<Job>(&format!("{name}-1")).await;
+    }
+    stage.merge::<HyperConversion>("q", &json!({"spec": {"runState": "Running"}})).await;
+    stage.until::<ConversionJob>(names[3], |c| job_uid(c).is_some()).await;
+    assert!(!stage.exists::<Job>("b-00000002-1").await, "its number is used up");
+}
+
+#[tokio::test]
+async fn a_job_that_somebody_deleted_is_lost_and_never_made_again() {
+    let Some(stage) = Stage::open("lost").await else { return };
+    stage.queue("q", &json!({})).await;
+    stage.conversion("a-00000001", "q").await;
+    stage.staged("a-00000001", 1).await;
+    stage.until::<ConversionJob>("a-00000001", |c| job_uid(c).is_some()).await;
+    stage.api::<Job>().delete("a-00000001-1", &DeleteParams::background()).await.unwrap();
+    let lost = stage.until::<ConversionJob>("a-00000001", |c| !reasons(c).is_empty()).await;
+    assert_eq!(reasons(&lost), [Some(Reason::JobLost)]);
+    assert!(!stage.exists::<Job>("a-00000001-1").await);
+}
+
+#[tokio::test]
+async fn a_corrected_specification_replaces_a_job_that_never_ran() {
+    let Some(stage) = Stage::open("superseded").await else { return };
+    stage.queue("q", &json!({})).await;
+    stage.conversion("a-00000001", "q").await;
+    stage.staged("a-00000001", 1).await;
+    stage.until::<ConversionJob>("a-00000001", |c| job_uid(c).is_some()).await;
+    stage.merge::<HyperConversion>("q", &json!({"spec": {"worker": {"nodeSelector": {"else": "where"}}}})).await;
+    let superseded = stage.until::<ConversionJob>("a-00000001", |c| !reasons(c).is_empty()).await;
+    assert_eq!(reasons(&superseded), [Some(Reason::Superseded)]);
+    stage.gone::<Job>("a-00000001-1").await;
+    stage.staged("a-00000001", 2).await;
+    stage
+        .until::<ConversionJob>("a-00000001", |c| c.status.as_ref().is_some_and(|s| s.state.attempts.len() == 2))
+        .await;
+}
+
+#[tokio::test]
+async fn a_conversion_of_no_queue_says_so() {
+    let Some(stage) = Stage::open("orphan").await else { return };
+    stage.conversion("a-00000001", "nowhere").await;
+    stage
+        .until::<ConversionJob>("a-00000001", |c| {
+            let admitted = c.status.as_ref().and_then(|status| condition(&status.conditions, "Admitted"));
+            admitted.is_some_and(|admitted| admitted.status == "False" && admitted.reason == "QueueNotFound")
+        })
+        .await;
+}

@@ -1,0 +1,184 @@
+//! A namespace with a controller of its own, and the parts that tests play: the watcher's and the kubelet's.
+
+use std::time::Duration;
+
+use hyper2kvm::cluster::api::ConversionJob;
+use hyper2kvm::cluster::controller::objects::Image;
+use hyper2kvm::cluster::controller::{Options, run};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::harness::{Cluster, Namespace, Need};
+
+/// Longest wait for anything: a busy machine is slow, a broken one is stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One test's part of the cluster.
+pub struct Stage {
+    client: Client,
+    namespace: Namespace,
+    controller: JoinHandle<()>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.controller.abort();
+    }
+}
+
+impl Stage {
+    /// A fresh namespace under a controller; `None` where no API server can be had.
+    pub async fn open(test: &str) -> Option<Self> {
+        let cluster = tokio::task::spawn_blocking(|| Cluster::shared(Need::ControlPlane)).await.unwrap()?;
+        let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("hyper2kvm=debug").try_init();
+        let name = format!("controller-{test}");
+        let namespace = tokio::task::spawn_blocking(move || cluster.namespace(&name)).await.unwrap();
+        let (config, client) = (cluster.config().await, cluster.client().await);
+        let options = Options {
+            image: Image { name: "example.com/hyper2kvm:1".into(), pull_policy: "Never".into() },
+            listen: "127.0.0.1:0".parse().unwrap(),
+            namespace: Some(namespace.name.clone()),
+            lease_namespace: namespace.name.clone(),
+            identity: "test".into(),
+        };
+        let controller = tokio::spawn(async move {
+            run(config, options, std::future::pending()).await.expect("the controller goes on");
+        });
+        Some(Self { client, namespace, controller })
+    }
+
+    pub fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), &self.namespace.name)
+    }
+
+    pub async fn get<K>(&self, name: &str) -> K
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        self.api::<K>().get(name).await.unwrap()
+    }
+
+    pub async fn exists<K>(&self, name: &str) -> bool
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        self.api::<K>().get_opt(name).await.unwrap().is_some()
+    }
+
+    /// Waits until an object is as it should be, and returns it.
+    pub async fn until<K>(&self, name: &str, holds: impl Fn(&K) -> bool + Send + Sync) -> K
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + Sync
+            + 'static,
+    {
+        let waited =
+            timeout(PATIENCE, await_condition(self.api::<K>(), name, |object: Option<&K>| object.is_some_and(&holds)));
+        if let Ok(object) = waited.await {
+            return object.unwrap().expect("the condition asks for it");
+        }
+        panic!("{name} does not get there: {:#?}", self.api::<K>().get_opt(name).await);
+    }
+
+    /// Waits until an object is gone.
+    pub async fn gone<K>(&self, name: &str)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + Sync
+            + 'static,
+    {
+        let Some(object) = self.api::<K>().get_opt(name).await.unwrap() else { return };
+        let uid = object.uid().unwrap();
+        let deleted = conditions::is_deleted(&uid);
+        timeout(PATIENCE, await_condition(self.api::<K>(), name, deleted)).await.expect("it goes").unwrap();
+    }
+
+    /// A queue whose workers no node takes: their pods are played here.
+    pub async fn queue(&self, name: &str, spec: &Value) {
+        let mut object = json!({
+            "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": name},
+            "spec": {
+                "queue": {"claimName": "images", "subPath": "queue"},
+                "output": {"claimName": "images", "subPath": "output"},
+                "worker": {"nodeSelector": {"no": "where"}},
+                "watcher": {"nodeSelector": {"no": "where"}},
+            },
+        });
+        object["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        self.apply(&object).await;
+    }
+
+    /// A conversion as a watcher makes it.
+    pub async fn conversion(&self, name: &str, queue: &str) {
+        self.apply(&json!({
+            "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
+            "spec": {"queueRef": {"name": queue}, "source": {"path": "web01.ova", "sizeBytes": 7}},
+        }))
+        .await;
+    }
+
+    async fn apply(&self, object: &Value) {
+        let object: DynamicObject = serde_json::from_value(object.clone()).unwrap();
+        let kind = &object.types.as_ref().unwrap().kind;
+        let gvk = kube::api::GroupVersionKind::gvk("hyper2kvm.io", "v1alpha1", kind);
+        let resource = kube::api::ApiResource::from_gvk(&gvk);
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace.name, &resource);
+        api.create(&kube::api::PostParams::default(), &object).await.unwrap();
+    }
+
+    pub async fn merge<K>(&self, name: &str, change: &Value)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+    }
+
+    /// The watcher's part: the work directory of this attempt exists.
+    pub async fn staged(&self, name: &str, attempt: u32) {
+        let patch = json!({
+            "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
+            "status": {"staged": attempt},
+        });
+        let params = PatchParams::apply("hyper2kvm-watcher").force();
+        self.api::<ConversionJob>().patch_status(name, &params, &Patch::Apply(patch)).await.unwrap();
+    }
+
+    /// The kubelet's part: the pod of this Job ended. Returns the pod's name.
+    pub async fn end_pod(&self, job: &str, code: i32, message: &str) -> String {
+        let pods = self.api::<Pod>();
+        let params = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
+        let pod = timeout(PATIENCE, async {
+            loop {
+                if let Some(pod) = pods.list(&params).await.unwrap().items.pop() {
+                    return pod.name_any();
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+        .expect("the Job controller makes a pod");
+        let status = json!({"status": {"phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": [{
+            "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {
+                "exitCode": code, "message": message, "startedAt": "2026-01-17T09:00:01Z", "finishedAt": "2026-01-17T09:00:02Z",
+            }},
+        }]}});
+        pods.patch_status(&pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        pod
+    }
+}
