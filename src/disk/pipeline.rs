@@ -127,8 +127,10 @@ pub fn copy(
     stages::run(image, &output, name, threads, options, control)?;
     output.buffered()?;
 
-    if options.format == OutputFormat::Qcow2 {
-        verify::qcow2(file, name, control)?;
+    match options.format {
+        OutputFormat::Qcow2 => verify::qcow2(file, name, control)?,
+        OutputFormat::Vdi => verify::vdi(file, name)?,
+        OutputFormat::Raw => {}
     }
     if options.verify_full {
         verify::same_guest(image, file, name, options.format, control)?;

@@ -1,6 +1,7 @@
 //! Looks at an output once more: its metadata always, its guest bytes and digest on request.
 
 mod qcow2;
+mod vdi;
 
 use std::fmt::Write;
 use std::fs::File;
@@ -11,6 +12,7 @@ use rustix::fs::{Advice, fadvise};
 use sha2::{Digest, Sha256};
 
 pub use self::qcow2::qcow2;
+pub use self::vdi::vdi;
 use super::pipeline::CopyControl;
 use super::pipeline::replay::{Stretch, replay};
 use super::{Error, Image, Region};

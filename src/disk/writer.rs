@@ -4,14 +4,16 @@ mod packer;
 mod qcow2;
 mod raw;
 mod refcounts;
+mod vdi;
 
 use std::ops::Range;
 
 use self::qcow2::Qcow2;
 use self::raw::Raw;
+use self::vdi::Vdi;
 use super::Error;
 use super::pipeline::{Buffer, Coded, Coding, CopyOptions, Output};
-use crate::conversion::{OutputFormat, Reason};
+use crate::conversion::OutputFormat;
 
 /// A write that may be done at any time before [`Writer::finish`], in any order. Offsets and lengths suit direct I/O.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ impl Job {
 pub enum Writer {
     Raw(Raw),
     Qcow2(Box<Qcow2>),
+    Vdi(Box<Vdi>),
 }
 
 impl Writer {
@@ -49,9 +52,7 @@ impl Writer {
         match options.format {
             OutputFormat::Raw => Ok(Self::Raw(Raw::new(size, name))),
             OutputFormat::Qcow2 => Ok(Self::Qcow2(Box::new(Qcow2::new(options, size, name)?))),
-            OutputFormat::Vdi => {
-                Err(Error::refuse(Reason::UnsupportedFormat, name, "VDI output is not built into this version"))
-            }
+            OutputFormat::Vdi => Ok(Self::Vdi(Box::new(Vdi::new(size, name)?))),
         }
     }
 
@@ -61,6 +62,7 @@ impl Writer {
         match self {
             Self::Raw(raw) => raw.coding(),
             Self::Qcow2(qcow2) => qcow2.coding(),
+            Self::Vdi(vdi) => vdi.coding(),
         }
     }
 
@@ -73,6 +75,10 @@ impl Writer {
                 qcow2.place(coded, jobs);
                 Ok(())
             }
+            Self::Vdi(vdi) => {
+                vdi.place(coded, jobs);
+                Ok(())
+            }
         }
     }
 
@@ -81,6 +87,7 @@ impl Writer {
         match self {
             Self::Raw(_) => {}
             Self::Qcow2(qcow2) => qcow2.close(jobs),
+            Self::Vdi(vdi) => vdi.close(jobs),
         }
     }
 
@@ -89,6 +96,7 @@ impl Writer {
         match self {
             Self::Raw(raw) => raw.finish(output),
             Self::Qcow2(qcow2) => qcow2.finish(output),
+            Self::Vdi(vdi) => vdi.finish(output),
         }
     }
 }
