@@ -48,6 +48,15 @@ pub struct Source {
     pub members: Vec<(String, u64)>,
 }
 
+impl Source {
+    /// Guest bytes that its disks store, an upper bound of what an uncompressed copy writes; `None` where only a copy
+    /// tells.
+    #[must_use]
+    pub fn data_bytes(&self) -> Option<u64> {
+        self.disks.iter().map(|disk| disk.image.data_bytes()).sum()
+    }
+}
+
 /// One disk of a source.
 #[derive(Clone, Debug)]
 pub struct SourceDisk {

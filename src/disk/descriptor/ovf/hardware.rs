@@ -33,7 +33,7 @@ pub(super) fn read(
         return None;
     }
     let mut hardware = Hardware {
-        name: child_text(system, "Name").or_else(|| attribute(system, "id").map(str::to_owned)),
+        name: child_text(system, "Name").or_else(|| attribute(system, "id").map(shortened)),
         firmware: firmware(system),
         guest_os: guest_os(system),
         ..Hardware::default()
@@ -41,6 +41,7 @@ pub(super) fn read(
     if let Some(section) = children(system, "VirtualHardwareSection").next() {
         read_items(section, default_configuration(envelope), disks, files, &mut hardware);
     }
+    add_virtualbox_addresses(system, &mut hardware.nics);
     Some(hardware)
 }
 
@@ -152,13 +153,28 @@ fn firmware(system: Node) -> Option<String> {
     Some(if efi { "efi" } else { "bios" }.to_owned())
 }
 
+/// VirtualBox writes cards without their addresses, and those, in the same order, into a section of its own.
+fn add_virtualbox_addresses(system: Node, nics: &mut [Nic]) {
+    let adapters = system.descendants().filter(|n| n.tag_name().name() == "Adapter");
+    let enabled = adapters.filter(|a| attribute(*a, "enabled").is_some_and(|e| e.eq_ignore_ascii_case("true")));
+    let addresses = enabled.filter_map(|a| attribute(a, "MACAddress")).map(shortened);
+    for (nic, address) in nics.iter_mut().filter(|nic| nic.mac.is_none()).zip(addresses) {
+        nic.mac = Some(address);
+    }
+}
+
 fn guest_os(system: Node) -> Option<String> {
     let section = children(system, "OperatingSystemSection").next()?;
-    let vmware = attribute(section, "osType").map(str::to_owned);
-    vmware.or_else(|| child_text(section, "Description")).or_else(|| attribute(section, "id").map(str::to_owned))
+    let vmware = attribute(section, "osType").map(shortened);
+    vmware.or_else(|| child_text(section, "Description")).or_else(|| attribute(section, "id").map(shortened))
 }
 
 fn child_text(node: Node, name: &str) -> Option<String> {
     let found = node.children().find(|n| n.tag_name().name() == name)?;
-    found.text().map(str::trim).filter(|t| !t.is_empty()).map(|t| t.chars().take(256).collect())
+    found.text().map(str::trim).filter(|t| !t.is_empty()).map(shortened)
+}
+
+/// A name or a model in a report: nobody's has more than 256 characters.
+fn shortened(text: &str) -> String {
+    text.chars().take(256).collect()
 }

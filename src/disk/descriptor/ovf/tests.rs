@@ -119,6 +119,32 @@ fn firmware_is_found_in_every_dialect() {
 }
 
 #[test]
+fn virtualbox_keeps_addresses_in_a_section_of_its_own() {
+    let rest = "<VirtualSystem ovf:id='vbox'><VirtualHardwareSection>\
+        <Item><Connection>NAT</Connection><ResourceSubType>E1000</ResourceSubType><ResourceType>10</ResourceType></Item>\
+        <Item><InstanceID>5</InstanceID><ResourceSubType>AHCI</ResourceSubType><ResourceType>20</ResourceType></Item>\
+        <Item><AddressOnParent>0</AddressOnParent><HostResource>/disk/d1</HostResource><Parent>5</Parent>\
+        <ResourceType>17</ResourceType></Item></VirtualHardwareSection>\
+        <Machine><Hardware><Network><Adapter slot='0' enabled='false' MACAddress='080027000000'/>\
+        <Adapter slot='1' enabled='true' MACAddress='080027AABBCC'/></Network></Hardware></Machine></VirtualSystem>";
+    let ovf = parse("vm.ovf", envelope("", "<Disk diskId='d1' capacity='512'/>", rest).as_bytes()).unwrap();
+    let hardware = ovf.hardware.unwrap();
+    assert_eq!(hardware.name.as_deref(), Some("vbox"));
+    assert_eq!(
+        hardware.nics,
+        [Nic {
+            mac: Some("080027AABBCC".to_owned()),
+            network: Some("NAT".to_owned()),
+            model: Some("E1000".to_owned())
+        }]
+    );
+    assert_eq!(
+        hardware.disk_controllers,
+        [DiskController { kind: "sata".to_owned(), model: Some("AHCI".to_owned()), disks: vec!["d1".to_owned()] }]
+    );
+}
+
+#[test]
 fn only_the_default_deployment_option_counts() {
     let item = |c: &str, n: u32| {
         format!("<Item configuration='{c}'><ResourceType>3</ResourceType><VirtualQuantity>{n}</VirtualQuantity></Item>")
