@@ -20,8 +20,8 @@ const MAX_NODES: u32 = 1 << 16;
 /// Most namespace declarations: the parser copies those in scope at every element that declares one.
 const MAX_NAMESPACES: usize = 512;
 
-/// Most `=` between two `<`, and so most attributes of an element: the parser compares each with each.
-const MAX_ATTRIBUTES: usize = 2048;
+/// Most attributes of an element: the parser compares each with each.
+const MAX_ATTRIBUTES: usize = 256;
 
 /// An envelope, its names vetted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,12 +112,29 @@ impl Ovf {
 
 /// Refuses texts on which the XML parser would spend more than linear time or memory.
 fn refuse_costly(file: &str, text: &str) -> Result<(), Error> {
-    let attributes = text.split('<').map(|tag| tag.bytes().filter(|b| *b == b'=').count()).max().unwrap_or(0);
-    if attributes > MAX_ATTRIBUTES || text.matches("xmlns").count() > MAX_NAMESPACES {
+    let costly = text.split('<').any(|tag| attributes(tag) > MAX_ATTRIBUTES);
+    if costly || text.matches("xmlns").count() > MAX_NAMESPACES {
         let message = "the OVF has more attributes or namespaces than any exporter writes";
         return Err(Error::refuse(Reason::Corrupt, file, message));
     }
     Ok(())
+}
+
+/// The attributes of a tag that `text` begins with, counted by their equals signs outside quotes.
+fn attributes(text: &str) -> usize {
+    let mut quote = None;
+    let mut count = 0;
+    // Comments and CDATA have no attributes, whatever they hold.
+    for byte in text.bytes().take_while(|_| !text.starts_with('!')) {
+        match (quote, byte) {
+            (Some(open), _) if byte == open => quote = None,
+            (None, b'"' | b'\'') => quote = Some(byte),
+            (None, b'=') => count += 1,
+            (None, b'>') => break,
+            _ => {}
+        }
+    }
+    count
 }
 
 fn refuse_xml(file: &str, error: &roxmltree::Error) -> Error {

@@ -226,6 +226,10 @@ fn texts_made_to_cost_are_refused_quickly() {
     let many = |count: usize, piece: &dyn Fn(usize) -> String| (0..count).map(piece).collect::<String>();
     let attributes = format!("<Envelope {}/>", many(100_000, &|n| format!("a{n}='' ")));
     assert_eq!(reason(&attributes), Reason::Corrupt);
+    let described = format!("<Envelope><!-- {0} --><a b='{0}'>{0}</a></Envelope>", "=".repeat(1000));
+    parse("vm.ovf", described.as_bytes()).unwrap();
+    let crowded = format!("<a {}/>", many(MAX_ATTRIBUTES, &|n| format!("a{n}='' ")));
+    parse("vm.ovf", format!("<Envelope>{}</Envelope>", crowded.repeat(400)).as_bytes()).unwrap();
     let nested = many(40_000, &|n| format!("<a xmlns:b{n}='{n}'>"));
     assert_eq!(reason(&nested), Reason::Corrupt);
     let deep = "<a>".repeat(300_000);
