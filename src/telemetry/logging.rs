@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Dispatch, Subscriber};
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
@@ -89,9 +91,24 @@ where
     // A line that can't be written is lost; telling so on stderr would panic where stderr is what is gone.
     let layer = fmt::layer().with_writer(writer).log_internal_errors(false).with_target(options.verbose >= 2);
     match options.format {
-        LogFormat::Text => layer.with_ansi(colours).boxed(),
+        LogFormat::Text => {
+            let fields = debug_fn(|writer, field, value| field_text(writer, field.name(), &format!("{value:?}")));
+            layer.with_ansi(colours).fmt_fields(fields.delimited(" ")).boxed()
+        }
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     }
+}
+
+/// A field of a line, the message without its name. Files may be called anything: a name with a line break must not
+/// pass for a line of ours, nor one with an escape sequence reach the terminal.
+fn field_text(writer: &mut Writer<'_>, name: &str, value: &str) -> std::fmt::Result {
+    if name != "message" {
+        write!(writer, "{name}=")?;
+    }
+    for c in value.chars() {
+        if c.is_control() { write!(writer, "{}", c.escape_default())? } else { writer.write_char(c)? }
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<File, LogError> {
@@ -126,6 +143,16 @@ mod tests {
         let (time, rest) = text.split_once(' ').unwrap();
         assert!(time.parse::<jiff::Timestamp>().is_ok() && time.ends_with('Z'), "{time}");
         assert_eq!(rest.trim(), "INFO 📥 New file queued: a.raw conversion=\"a-1\"");
+    }
+
+    #[test]
+    fn a_hostile_name_forges_no_line_and_moves_no_cursor() {
+        let name = "a\n2026-01-01T00:00:00Z ERROR forged\r\x1b[2J\u{9b}.raw";
+        let text = logged(LogFormat::Text, 0, || tracing::info!(name, "📥 New file queued: {name}"));
+        assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+        let control = text.trim_end().chars().find(|c| c.is_control());
+        assert_eq!(control, None, "{text:?}");
+        assert!(text.contains(r"New file queued: a\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{9b}.raw"), "{text}");
     }
 
     #[test]
