@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lettre::message::Mailbox;
-use reqwest::Url;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 use super::error::ConfigError;
@@ -164,37 +163,32 @@ fn webhook(layers: &mut Layers, enabled: bool) -> Result<Option<WebhookConfig>, 
     .unwrap_or_default();
     let url = secret(layers, "webhook_url", "webhook_url_file", enabled)?
         .map(|said| {
-            let url = said.value.as_str().and_then(|text| Url::parse(text.trim()).ok());
-            url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-                .ok_or_else(|| said.refuse("an http or https URL"))
+            let url = said.value.as_str().and_then(WebhookConfig::parse_url);
+            url.ok_or_else(|| said.refuse("an http or https URL"))
         })
         .transpose()?;
     let headers = headers(layers, enabled)?;
-    Ok(url.map(|url| WebhookConfig { kind, url: Secret::new(url), headers }))
+    Ok(url.map(|url| WebhookConfig { kind, url, headers }))
 }
 
 fn headers(layers: &mut Layers, enabled: bool) -> Result<HeaderMap, ConfigError> {
     const ALLOWED: &str = "a mapping of header names to values";
-    let mut headers = HeaderMap::new();
     let Some(mut said) = secret(layers, "webhook_headers", "webhook_headers_file", enabled)? else {
-        return Ok(headers);
+        return Ok(HeaderMap::new());
     };
     // From a file it comes as text.
     if let Value::String(text) = &said.value {
         said.value = yaml::read_value(text).map_err(|_| said.refuse(ALLOWED))?;
     }
+    let mut pairs = Vec::new();
     for (name, value) in said.value.as_object().ok_or_else(|| said.refuse(ALLOWED))? {
-        let text = match value {
-            Value::String(text) => text.clone(),
-            Value::Number(_) | Value::Bool(_) => value.to_string(),
+        match value {
+            Value::String(text) => pairs.push((name.as_str(), text.clone())),
+            Value::Number(_) | Value::Bool(_) => pairs.push((name.as_str(), value.to_string())),
             _ => return Err(said.refuse(ALLOWED)),
-        };
-        let name: HeaderName = name.parse().map_err(|_| said.refuse(ALLOWED))?;
-        let mut value: HeaderValue = text.trim().parse().map_err(|_| said.refuse(ALLOWED))?;
-        value.set_sensitive(true);
-        headers.insert(name, value);
+        }
     }
-    Ok(headers)
+    WebhookConfig::parse_headers(pairs).ok_or_else(|| said.refuse(ALLOWED))
 }
 
 fn email(layers: &mut Layers, wanted: bool) -> Result<Option<EmailConfig>, ConfigError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lettre::message::Mailbox;
 use reqwest::Url;
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 /// Something that must not be seen in a log: printed as `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -83,6 +83,26 @@ pub struct WebhookConfig {
     pub url: Secret<Url>,
     /// Further headers; their values are marked sensitive.
     pub headers: HeaderMap,
+}
+
+impl WebhookConfig {
+    /// A webhook's URL: http or https, with a host. Nothing for any other text, which must not be shown.
+    #[must_use]
+    pub fn parse_url(text: &str) -> Option<Secret<Url>> {
+        let url = Url::parse(text.trim()).ok()?;
+        (matches!(url.scheme(), "http" | "https") && url.has_host()).then(|| Secret::new(url))
+    }
+
+    /// Headers with their values marked sensitive. Nothing where a name or value is none.
+    pub fn parse_headers<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Option<HeaderMap> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            let mut value: HeaderValue = value.trim().parse().ok()?;
+            value.set_sensitive(true);
+            headers.insert(name.parse::<HeaderName>().ok()?, value);
+        }
+        Some(headers)
+    }
 }
 
 /// How the connection to a mail server is kept private.
