@@ -107,3 +107,46 @@ impl Request {
 fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.starts_with(['{', '[', '"']) && !text.contains(char::is_whitespace)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a request that comes in these pieces asks for; nothing if it is not complete with the last.
+    fn asked(pieces: &[&[u8]]) -> Option<Result<Command, Reply>> {
+        let mut request = Request::default();
+        pieces.iter().any(|piece| request.push(piece) == Completeness::Complete).then(|| request.parse())
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(
+            text in r#"\{("command"|"x|\\"|[a-z ]{0,4}|:|"|\{|\}|\[|\]|,|"stop"|5){0,12}\}?"#,
+            cuts in vec(any::<prop::sample::Index>(), 0..4),
+        ) {
+            let bytes = text.as_bytes();
+            let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            ends.push(bytes.len());
+            ends.sort_unstable();
+            let mut start = 0;
+            let pieces: Vec<&[u8]> = ends.iter().map(|end| {
+                let piece = &bytes[start..*end];
+                start = *end;
+                piece
+            }).collect();
+            prop_assert_eq!(asked(&pieces), asked(&[bytes]));
+        }
+
+        #[test]
+        fn any_bytes_are_a_command_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
+            let mut request = Request::default();
+            request.push(&bytes);
+            if let Err(reply) = request.parse() {
+                prop_assert_eq!(&reply.to_json()["status"], "error");
+            }
+        }
+    }
+}
