@@ -61,6 +61,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    hyper2kvm::telemetry::install_crypto();
     let cli = Cli::parse();
     let command = match cli.verb {
         Verb::Status => Command::Status,
