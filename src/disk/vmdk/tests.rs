@@ -1,12 +1,17 @@
 //! What a sparse VMDK reads as, and what is refused.
 
+use std::fs::File;
 use std::io::Write;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use super::*;
+use crate::conversion::{Compression, OutputFormat};
 use crate::disk::Image;
-use crate::disk::pipeline::CopyControl;
 use crate::disk::pipeline::replay::{Stretch, replay};
+use crate::disk::pipeline::{CopyControl, CopyOptions, copy};
+use crate::disk::resolve::{qemu_img, region_of, sample_disk};
 
 use crate::disk::sample_vmdk::{GRAIN, Sparse, built, descriptor};
 
@@ -186,6 +191,7 @@ fn descriptors_that_refer_to_anything_else_are_refused() {
         (with("RW 10 FLAT \"/etc/shadow\" 0"), Reason::UnsafeReference),
         (Some(good.replace("RW 128", "# RW 128")), Reason::Corrupt),
         (Some(String::new()), Reason::MissingMember),
+        (Some("# nothing".to_owned()), Reason::Corrupt),
         (None, Reason::MissingMember),
     ];
     for (descriptor, expected) in cases {
@@ -216,4 +222,80 @@ fn truncated_files_are_refused_at_every_length() {
             assert!(error.offset.is_some(), "{error}");
         }
     }
+}
+
+/// What QEMU makes of a disk image.
+fn by_qemu(folder: &Path, source: &str, format: &str) -> Vec<u8> {
+    qemu_img(folder, &["convert", "-f", format, "-O", "raw", source, "by-qemu.raw"]);
+    std::fs::read(folder.join("by-qemu.raw")).unwrap()
+}
+
+#[test]
+fn qemu_reads_the_samples_as_we_do() {
+    let content = content(20 * 65536 + 5 * 512);
+    for kind in kinds(content.len() as u64) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.vmdk"), built(&kind, &content)).unwrap();
+        assert!(by_qemu(folder.path(), "a.vmdk", "vmdk") == content, "{kind:?}");
+    }
+}
+
+#[test]
+fn what_qemu_makes_is_read_and_copied_to_every_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = sample_disk(70 * 65536 + 3 * 512);
+    std::fs::write(folder.path().join("a.raw"), &content).unwrap();
+    let outputs = [
+        (OutputFormat::Raw, Compression::None),
+        (OutputFormat::Qcow2, Compression::None),
+        (OutputFormat::Qcow2, Compression::Zlib),
+        (OutputFormat::Qcow2, Compression::Zstd),
+        (OutputFormat::Qcow2, Compression::ZlibStrict),
+    ];
+    for kind in ["monolithicSparse", "streamOptimized"] {
+        let options = format!("subformat={kind}");
+        qemu_img(folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", &options, "a.raw", "a.vmdk"]);
+        let image = Image::vmdk(&region_of(&folder.path().join("a.vmdk"))).unwrap();
+        assert_eq!(image.kind(), format!("vmdk {kind}"));
+        assert!(guest(&image).unwrap() == content, "{kind}");
+        for (format, compress) in outputs {
+            let path = folder.path().join(format!("{kind}-{compress:?}.{format}"));
+            let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            let options = CopyOptions { format, compress, verify_full: true, ..CopyOptions::default() };
+            copy(&image, &file, "out", &options, &CopyControl::default()).unwrap();
+            let path = path.to_str().unwrap();
+            if format == OutputFormat::Qcow2 {
+                qemu_img(folder.path(), &["check", "-q", "-f", "qcow2", path]);
+            }
+            qemu_img(folder.path(), &["compare", "-q", "-f", "vmdk", "-F", format.as_str(), "a.vmdk", path]);
+        }
+    }
+}
+
+#[test]
+fn the_parts_of_a_split_disk_that_qemu_makes_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = sample_disk(40 * 65536);
+    std::fs::write(folder.path().join("a.raw"), &content).unwrap();
+    let options = "subformat=twoGbMaxExtentSparse";
+    qemu_img(folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", options, "a.raw", "a.vmdk"]);
+    let region = region_of(&folder.path().join("a-s001.vmdk"));
+    assert_eq!(Image::vmdk(&region).unwrap_err().reason, Reason::MissingMember);
+    let layout = crate::disk::Layout::Vmdk(open_extent(&region).unwrap());
+    assert!(guest(&Image { regions: vec![region], layout }).unwrap() == content);
+}
+
+#[test]
+fn what_vmdkstream_makes_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = sample_disk(40 * 65536);
+    std::fs::write(folder.path().join("a.raw"), &content).unwrap();
+    let made = Command::new("/usr/bin/python3")
+        .args(["-m", "VMDKstream", "a.raw", "a.vmdk"])
+        .current_dir(folder.path())
+        .output();
+    let made = made.expect("the system's python3 runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let image = Image::vmdk(&region_of(&folder.path().join("a.vmdk"))).unwrap();
+    assert!(guest(&image).unwrap() == content);
 }
