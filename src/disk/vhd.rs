@@ -9,9 +9,11 @@ mod footer;
 use self::footer::{FOOTER, Footer, Kind, checksum_holds};
 use super::coalesce::coalesce;
 use super::fields::{be32, be64};
+use super::image::Extents;
 use super::occupancy::{Occupancy, Taken, survey};
+use super::raw::Raw;
 use super::table::Table;
-use super::{Error, Extent, Location, Region};
+use super::{Error, Extent, Location, Region, raw};
 use crate::conversion::Reason;
 
 pub use self::footer::COOKIE;
@@ -30,9 +32,15 @@ pub struct Vhd {
     region: Region,
     size: u64,
     allocated: u64,
-    /// `None` for a fixed disk, which lies at the file's start.
-    blocks: Option<Blocks>,
+    body: Body,
     warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    /// The disk as it is, from the file's start, with the holes that the file system knows.
+    Fixed(Raw),
+    Dynamic(Blocks),
 }
 
 #[derive(Clone, Debug)]
@@ -62,17 +70,15 @@ impl Vhd {
         if footer.saved_state {
             warnings.push(format!("{name}: the machine was suspended; its memory is lost, the disk may need a check"));
         }
-        let mut vhd = Self { region: region.clone(), size, allocated: size, blocks: None, warnings };
-        if footer.kind == Kind::Fixed {
-            if size > footer.place {
-                let message = format!("needs {size} bytes of data, but its footer lies at byte {}", footer.place);
-                return Err(Error::truncated(name, footer.place, message));
-            }
-        } else {
-            let blocks = Blocks::read(region, &footer, size)?;
-            vhd.allocated = vhd.survey(&blocks, footer.place)?;
-            vhd.blocks = Some(blocks);
-        }
+        let body = match footer.kind {
+            Kind::Fixed => Body::Fixed(fixed(region, &footer, size)?),
+            Kind::Dynamic => Body::Dynamic(Blocks::read(region, &footer, size)?),
+        };
+        let mut vhd = Self { region: region.clone(), size, allocated: 0, body, warnings };
+        vhd.allocated = match &vhd.body {
+            Body::Fixed(raw) => raw.data_bytes().unwrap_or(size),
+            Body::Dynamic(blocks) => vhd.survey(blocks, footer.place)?,
+        };
         Ok(vhd)
     }
 
@@ -131,7 +137,10 @@ impl Vhd {
     /// For people: format and kind.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        if self.blocks.is_some() { "vhd dynamic" } else { "vhd fixed" }
+        match self.body {
+            Body::Fixed(_) => "vhd fixed",
+            Body::Dynamic(_) => "vhd dynamic",
+        }
     }
 
     /// Guest bytes that the file holds: no more than these can be data.
@@ -147,17 +156,25 @@ impl Vhd {
     }
 
     /// The disk in guest order, without gaps.
-    pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
-        let fixed = self
-            .blocks
-            .is_none()
-            .then_some(Ok(Extent { guest: 0..self.size, at: Location::Stored { file: 0, offset: 0 } }));
-        let dynamic = self.blocks.iter().flat_map(move |blocks| {
-            let mut table = Table::new(blocks.table, blocks.entries);
-            coalesce((0..blocks.needed).map(move |index| self.block(blocks, &mut table, index)))
-        });
-        fixed.into_iter().chain(dynamic)
+    pub fn extents(&self) -> Extents<'_> {
+        match &self.body {
+            Body::Fixed(raw) => Box::new(raw.extents()),
+            Body::Dynamic(blocks) => {
+                let mut table = Table::new(blocks.table, blocks.entries);
+                Box::new(coalesce((0..blocks.needed).map(move |index| self.block(blocks, &mut table, index))))
+            }
+        }
     }
+}
+
+/// The data of a fixed disk, which ends before its footer.
+fn fixed(region: &Region, footer: &Footer, size: u64) -> Result<Raw, Error> {
+    let data = region.part(region.name(), 0, size).filter(|_| size <= footer.place);
+    let Some(data) = data else {
+        let message = format!("needs {size} bytes of data, but its footer lies at byte {}", footer.place);
+        return Err(Error::truncated(region.name(), footer.place, message));
+    };
+    raw::open(&data)
 }
 
 impl Blocks {

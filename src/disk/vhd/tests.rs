@@ -127,6 +127,18 @@ fn only_virtual_pc_takes_the_size_from_its_geometry() {
 }
 
 #[test]
+fn holes_of_a_fixed_disk_are_zeros() {
+    let mut data = vec![0; 4 << 20];
+    data[1 << 20..(1 << 20) + 65536].fill(7);
+    let region = region_over(&fixed(&data, *b"win ", GEOMETRY));
+    let vhd = Vhd::open(&region, LIMIT).unwrap();
+    assert_eq!(vhd.data_bytes(), 65536);
+    let extents: Vec<Extent> = vhd.extents().map(Result::unwrap).collect();
+    assert_eq!(extents[1].at, Location::Stored { file: 0, offset: 1 << 20 });
+    assert!(guest_bytes(&region, vhd.virtual_size(), vhd.extents()).unwrap() == data);
+}
+
+#[test]
 fn a_suspended_machine_is_told() {
     let mut file = dynamic(&[Some(0)], BLOCK as u64, 3);
     let end = file.len() - 512;
