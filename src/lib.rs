@@ -21,3 +21,4 @@ pub mod notification;
 pub mod queue;
 pub mod stats;
 pub mod telemetry;
+pub mod worker;

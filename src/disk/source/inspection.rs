@@ -57,6 +57,24 @@ pub struct MemberInspection {
     pub size_bytes: u64,
 }
 
+impl Inspection {
+    /// A source that could not even be opened.
+    #[must_use]
+    pub fn refused(name: String, refusal: Failure) -> Self {
+        Self {
+            name,
+            size_bytes: 0,
+            format: None,
+            accepted: false,
+            refusal: Some(refusal),
+            disks: Vec::new(),
+            members: Vec::new(),
+            hardware: None,
+            warnings: Vec::new(),
+        }
+    }
+}
+
 /// Looks at `primary` as [`open`] does, and tells what it found instead of failing.
 #[must_use]
 pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Inspection {
@@ -75,14 +93,9 @@ pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: 
         },
         Err(error) => Inspection {
             members: vec![MemberInspection { name: name.clone(), size_bytes }],
-            name,
             size_bytes,
             format: detect::detect_region(primary).ok().map(|content| content.as_str().to_owned()),
-            accepted: false,
-            refusal: Some(Failure::from(&error)),
-            disks: Vec::new(),
-            hardware: None,
-            warnings: Vec::new(),
+            ..Inspection::refused(name, Failure::from(&error))
         },
     }
 }

@@ -1,0 +1,12 @@
+//! One artifact, one attempt, one work directory, no memory of others: inspect → plan → copy → verify → report.
+
+pub mod attempt;
+pub mod contain;
+pub mod convert;
+pub mod group;
+pub mod interrupt;
+pub mod log;
+pub mod names;
+pub mod output;
+pub mod place;
+pub mod progress;

@@ -1,0 +1,188 @@
+//! Containment for what the checks of the image formats miss: Landlock, resource limits, signals.
+//!
+//! Landlock binds the calling thread and what it starts later, so both restrictions happen while the process is still
+//! single-threaded: the first before any byte of an image is parsed, the second once the files are open.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, RestrictionStatus, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::conversion::{Failure, Reason};
+
+/// Newest Landlock interface whose rights are asked for; older kernels enforce those that they know (Linux 6.12).
+const LANDLOCK: ABI = ABI::V6;
+
+/// Address space of a worker: far above what the pipeline maps (64 MiB and thread stacks), far below a machine.
+const ADDRESS_SPACE: u64 = 8 << 30;
+
+/// Bytes that an output file may have beyond its virtual size: headers, tables and reference counts of a qcow2 take
+/// under 1/4096 of it, and incompressible clusters are stored plain.
+const fn metadata_bound(virtual_size: u64) -> u64 {
+    virtual_size / 1024 + (64 << 20)
+}
+
+/// How much of the restriction the kernel enforces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    Full,
+    /// An older kernel: file access is restricted, newer rights are not known to it.
+    Partial,
+    /// The kernel has no Landlock.
+    None,
+}
+
+/// From here on this process reads only below `readable`, writes only below `writable`, opens no TCP connection and
+/// gains no privilege.
+///
+/// # Errors
+/// `Internal` where the kernel refuses, or has no Landlock although it is `required`.
+pub fn restrict_to(
+    readable: Option<BorrowedFd<'_>>,
+    writable: BorrowedFd<'_>,
+    required: bool,
+) -> Result<Enforcement, Failure> {
+    let status = ruleset(readable, writable)
+        .map_err(|e| Failure::new(Reason::Internal, format!("cannot restrict this process by Landlock: {e}")))?;
+    let enforcement = match status.ruleset {
+        RulesetStatus::FullyEnforced => Enforcement::Full,
+        RulesetStatus::PartiallyEnforced => Enforcement::Partial,
+        RulesetStatus::NotEnforced => Enforcement::None,
+    };
+    if required && enforcement == Enforcement::None {
+        let message = "this kernel has no Landlock, and require_landlock is set";
+        return Err(Failure {
+            class: crate::conversion::Class::Configuration,
+            ..Failure::new(Reason::Internal, message)
+        });
+    }
+    Ok(enforcement)
+}
+
+fn ruleset(readable: Option<BorrowedFd<'_>>, writable: BorrowedFd<'_>) -> Result<RestrictionStatus, RulesetError> {
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(LANDLOCK))?
+        .handle_access(AccessNet::from_all(LANDLOCK))?
+        .scope(Scope::from_all(LANDLOCK))?
+        .create()?;
+    if let Some(directory) = readable {
+        rules = rules.add_rule(PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir))?;
+    }
+    rules = rules.add_rule(PathBeneath::new(writable, work_access()))?;
+    rules.restrict_self()
+}
+
+/// What a worker does in its work directory: everything with plain files and folders, nothing else.
+fn work_access() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir
+}
+
+/// Limits that hold for the whole attempt: no core dump, a bounded address space. Signals that would kill in the
+/// middle of a write are turned into errors of that write (SIGXFSZ) or ignored (SIGUSR1, which asks a daemon for its
+/// statistics and may reach its children).
+///
+/// # Errors
+/// What the system says.
+pub fn limit_process() -> io::Result<()> {
+    lower(Resource::Core, 0)?;
+    lower(Resource::As, ADDRESS_SPACE)?;
+    for signal in [signal_hook::consts::SIGXFSZ, signal_hook::consts::SIGUSR1] {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
+    Ok(())
+}
+
+/// Largest offset that any output file of a disk of `virtual_size` bytes may be written at. The limit counts offsets,
+/// not bytes, so that sparse files pass.
+///
+/// # Errors
+/// What the system says.
+pub fn limit_file_size(virtual_size: u64) -> io::Result<()> {
+    lower(Resource::Fsize, virtual_size.saturating_add(metadata_bound(virtual_size)))
+}
+
+fn lower(resource: Resource, limit: u64) -> io::Result<()> {
+    let now = getrlimit(resource);
+    let maximum = now.maximum.map_or(limit, |hard| hard.min(limit));
+    setrlimit(resource, Rlimit { current: Some(maximum), maximum: Some(maximum) })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::net::TcpStream;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+    use std::thread;
+
+    use super::*;
+
+    /// Runs `test` on a thread of its own, since Landlock binds the thread that asks for it and is never taken off.
+    fn contained(test: impl FnOnce(&Path, &Path) + Send + 'static) {
+        let place = tempfile::tempdir().unwrap();
+        let (claim, work) = (place.path().join("claim"), place.path().join("work"));
+        fs::create_dir(&claim).unwrap();
+        fs::create_dir(&work).unwrap();
+        fs::write(claim.join("disk"), "member").unwrap();
+        fs::write(place.path().join("canary"), "secret").unwrap();
+        thread::spawn(move || test(&claim, &work)).join().unwrap();
+    }
+
+    fn denied<T>(result: &io::Result<T>) -> bool {
+        matches!(result, Err(error) if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
+    #[test]
+    fn a_worker_reads_its_claim_and_writes_its_work_directory_only() {
+        contained(|claim, work| {
+            let (claim_fd, work_fd) = (File::open(claim).unwrap(), File::open(work).unwrap());
+            let enforced = restrict_to(Some(claim_fd.as_fd()), work_fd.as_fd(), false).unwrap();
+            if enforced == Enforcement::None {
+                eprintln!("left out: this kernel has no Landlock");
+                return;
+            }
+            assert_eq!(fs::read_to_string(claim.join("disk")).unwrap(), "member");
+            fs::create_dir(work.join("folder")).unwrap();
+            fs::write(work.join("folder/tmp"), "output").unwrap();
+            fs::rename(work.join("folder/tmp"), work.join("folder/output")).unwrap();
+            assert!(denied(&fs::write(claim.join("disk"), "changed")));
+            assert!(denied(&fs::read(claim.join("../canary"))));
+            assert!(denied(&fs::read("/etc/passwd")));
+            assert!(denied(&std::os::unix::fs::symlink("/etc/passwd", work.join("link"))));
+        });
+    }
+
+    #[test]
+    fn once_the_files_are_open_no_path_can_be_read_and_no_connection_made() {
+        contained(|claim, work| {
+            let work_fd = File::open(work).unwrap();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let open = File::open(claim.join("disk")).unwrap();
+            let enforced = restrict_to(None, work_fd.as_fd(), false).unwrap();
+            if enforced == Enforcement::None {
+                eprintln!("left out: this kernel has no Landlock");
+                return;
+            }
+            assert_eq!(io::read_to_string(&open).unwrap(), "member");
+            assert!(denied(&File::open(claim.join("disk"))));
+            if enforced == Enforcement::Full {
+                assert!(denied(&TcpStream::connect(listener.local_addr().unwrap())));
+            }
+        });
+    }
+}

@@ -1,0 +1,220 @@
+//! The steps of a conversion, the same by hand and in a worker: inspect → plan → copy → verify → report.
+
+use std::fs::File;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::group::Group;
+use super::output::{output_failure, sync_directory};
+use super::progress::Meter;
+use super::{contain, names};
+use crate::conversion::options::ByteSize;
+use crate::conversion::report::{DiskReport, Hardware, SourceReport};
+use crate::conversion::{
+    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Stage,
+};
+use crate::disk::Error;
+use crate::disk::manifest::{self, Outcome};
+use crate::disk::pipeline::{self, CopyOptions};
+use crate::disk::source::{self, Limits, Source};
+
+/// Share of the output's file system that is kept free: its size divided by this, at most [`MAX_RESERVE`].
+const RESERVE_SHARE: u64 = 100;
+const MAX_RESERVE: u64 = 64 << 20;
+
+/// What is converted, and into which directory.
+#[derive(Debug)]
+pub struct Conversion<'a> {
+    pub group: &'a Group,
+    /// Directory that gets the disks; empty before, and waste after a failure.
+    pub directory: &'a Path,
+    /// Stem of the disks' names.
+    pub stem: &'a str,
+    /// The conversion's id; empty for one by hand.
+    pub id: &'a str,
+    pub options: &'a ConversionOptions,
+    /// Threads that decode and encode; absent: as many as the process may use.
+    pub threads: Option<usize>,
+    /// Whether the output is read back and compared with the source.
+    pub verify_full: bool,
+}
+
+/// Converts, and returns the report once every byte of every disk is on stable storage.
+///
+/// # Errors
+/// Why not, with the step it happened in; the directory then holds waste.
+pub fn convert(conversion: &Conversion<'_>, meter: &Meter) -> Result<Metadata, Failure> {
+    let start_time = Timestamp::now();
+    meter.enter(Stage::Inspect);
+    let group = conversion.group;
+    let space = Space::of(conversion.directory)?;
+    let limits = Limits { max_virtual_size: conversion.options.max_virtual_size, max_scratch_bytes: space.usable() };
+    let source = source::open(&group.primary, &group.siblings, &limits, &mut || scratch(conversion.directory))
+        .map_err(|e| Failure::from(&e).at_stage(Stage::Inspect))?;
+
+    meter.enter(Stage::Plan);
+    plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
+    let passes = 1 + u64::from(conversion.verify_full);
+    meter.set_total(source.disks.iter().map(|d| d.image.virtual_size() * passes).sum());
+
+    meter.enter(Stage::Copy);
+    let disks = copy_and_verify(conversion, &source, meter)?;
+    group.check_unchanged()?;
+
+    meter.enter(Stage::Report);
+    sync_directory(conversion.directory).map_err(|e| output_failure(conversion.directory, &e))?;
+    let end_time = Timestamp::now();
+    Ok(Metadata {
+        contract_version: CONTRACT_VERSION,
+        id: conversion.id.to_owned(),
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        start_time,
+        end_time,
+        duration_ms: u64::try_from(end_time.as_millisecond() - start_time.as_millisecond()).unwrap_or(0),
+        source: SourceReport {
+            name: group.primary.name().to_owned(),
+            size_bytes: group.size_bytes(),
+            format: source.format.clone(),
+            sha256: None,
+        },
+        hardware: source.hardware.map(|hardware| by_output(hardware, &disks)),
+        disks,
+        side_files: Vec::new(),
+        warnings: source.warnings,
+    })
+}
+
+/// Bounds what the copy may do: the largest offset of a file, the space on the volume.
+fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space) -> Result<(), Failure> {
+    let largest = source.disks.iter().map(|d| d.image.virtual_size()).max().unwrap_or(0);
+    contain::limit_file_size(largest)
+        .map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the output's size: {e}")))?;
+    let needed = needed_bytes(conversion.options, source);
+    if needed > space.usable() {
+        let name = conversion.group.primary.name();
+        let message =
+            format!("{name}: needs {} on the output volume, {} are free", ByteSize(needed), ByteSize(space.free));
+        let failure = Failure::in_phase(Reason::OutputFull, Phase::OutputDirectoryCreation, message);
+        return Err(Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure });
+    }
+    Ok(())
+}
+
+/// Room on the output's volume, in bytes.
+struct Space {
+    free: u64,
+    reserve: u64,
+}
+
+impl Space {
+    fn of(directory: &Path) -> Result<Self, Failure> {
+        let stat = rustix::fs::statvfs(directory).map_err(|e| output_failure(directory, &e.into()))?;
+        Ok(Self {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            reserve: (stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_SHARE).min(MAX_RESERVE),
+        })
+    }
+
+    const fn usable(&self) -> u64 {
+        self.free.saturating_sub(self.reserve)
+    }
+}
+
+/// A file without a name on the output's volume: it goes away with this process, however that ends.
+fn scratch(directory: &Path) -> Result<File, Error> {
+    tempfile::tempfile_in(directory).map_err(|e| Error::writing("scratch file", 0, e))
+}
+
+/// Bytes that the output takes at least: exact where the source's tables tell its data and nothing is compressed, else
+/// a lower bound.
+fn needed_bytes(options: &ConversionOptions, source: &Source) -> u64 {
+    let compressed = options.out_format == OutputFormat::Qcow2 && options.compress != Compression::None;
+    if compressed {
+        return 0;
+    }
+    source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(0)).sum()
+}
+
+/// Copies every disk while the digests of the manifest are computed beside it; whichever fails first ends the other.
+fn copy_and_verify(conversion: &Conversion<'_>, source: &Source, meter: &Meter) -> Result<Vec<DiskReport>, Failure> {
+    let digests = manifest::Control::default();
+    thread::scope(|scope| {
+        let verifying = scope.spawn(|| {
+            let verified = manifest::verify(&source.digests, &digests);
+            if verified.is_err() {
+                meter.copy.cancel();
+            }
+            verified
+        });
+        let copied = copy(conversion, source, meter);
+        if copied.is_err() {
+            digests.cancel.store(true, Ordering::Relaxed);
+        }
+        while !verifying.is_finished() {
+            if meter.is_interrupted() {
+                digests.cancel.store(true, Ordering::Relaxed);
+            }
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        let verified = verifying.join().unwrap_or_else(|panic| resume_unwind(panic));
+        // A digest that differs is the cause of a copy that ended early.
+        match verified.map_err(|e| Failure::from(&e).at_stage(Stage::Verify))? {
+            Outcome::Cancelled if copied.is_ok() => {
+                Err(Failure::new(Reason::Disrupted, "ended while digests were checked"))
+            }
+            _ => copied,
+        }
+    })
+}
+
+fn copy(conversion: &Conversion<'_>, source: &Source, meter: &Meter) -> Result<Vec<DiskReport>, Failure> {
+    let options = conversion.options;
+    let copy_options = CopyOptions {
+        format: options.out_format,
+        compress: options.compress,
+        level: options.compress_level,
+        threads: conversion.threads,
+        checksum: options.checksum,
+        verify_full: conversion.verify_full,
+        buffered: false,
+    };
+    let names = names::disk_names(conversion.stem, source.disks.len(), options.out_format);
+    let mut reports = Vec::with_capacity(names.len());
+    for (disk, name) in source.disks.iter().zip(names) {
+        let path = conversion.directory.join(&name);
+        let output = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|e| output_failure(&path, &e))?;
+        let copied = pipeline::copy(&disk.image, &output, &name, &copy_options, &meter.copy)
+            .map_err(|e| Failure::from(&e).at_stage(Stage::Copy))?;
+        reports.push(DiskReport {
+            file: name,
+            format: options.out_format,
+            virtual_size_bytes: disk.image.virtual_size(),
+            allocated_bytes: copied.allocated,
+            sha256: copied.sha256,
+            source_member: disk.member.clone(),
+        });
+    }
+    Ok(reports)
+}
+
+/// The OVF's hardware, its controllers naming the output files instead of the members.
+fn by_output(mut hardware: Hardware, disks: &[DiskReport]) -> Hardware {
+    for controller in &mut hardware.disk_controllers {
+        for member in &mut controller.disks {
+            if let Some(disk) = disks.iter().find(|d| d.source_member == *member) {
+                member.clone_from(&disk.file);
+            }
+        }
+    }
+    hardware
+}

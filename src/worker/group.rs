@@ -1,0 +1,212 @@
+//! The files of one artifact, opened once and never by a name that an image gives.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2};
+
+use crate::conversion::{Claim, Failure, Phase, Reason};
+use crate::disk::Region;
+use crate::disk::descriptor::{self, References};
+
+/// An artifact's files, open for reading, and what they looked like then.
+#[derive(Debug)]
+pub struct Group {
+    pub primary: Region,
+    pub siblings: Vec<Region>,
+    opened: Vec<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    name: String,
+    file: Arc<File>,
+    stamp: Stamp,
+}
+
+/// What changes when somebody writes to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: i64,
+    mtime_ns: i128,
+    ctime_ns: i128,
+}
+
+impl Stamp {
+    fn of(stat: &Stat) -> Self {
+        // The fields' widths differ between architectures.
+        #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+        Self {
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+            size: stat.st_size as i64,
+            mtime_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+            ctime_ns: i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec),
+        }
+    }
+}
+
+impl Group {
+    /// Opens the members of `claim` in its directory.
+    ///
+    /// # Errors
+    /// `SourceMissing` or `SourceChanged` where a member is not what was claimed, else what the system says.
+    pub fn open_claim(directory: &OwnedFd, claim: &Claim) -> Result<Self, Failure> {
+        let mut opened = Vec::with_capacity(claim.members.len());
+        for member in &claim.members {
+            let file = open_regular(directory, OsStr::new(&member.name))?;
+            let stamp = file.stamp;
+            let claimed = (member.size_bytes, member.mtime_ns, member.inode);
+            if (u64::try_from(stamp.size).unwrap_or(0), stamp.mtime_ns, stamp.inode) != claimed {
+                return Err(changed(&member.name));
+            }
+            opened.push(file);
+        }
+        if opened.first().is_none_or(|first| first.name != claim.primary) {
+            return Err(Failure::new(Reason::Internal, "claim.json does not begin with its primary member"));
+        }
+        Ok(Self::from_opened(opened))
+    }
+
+    /// Opens `source` and, where it is a descriptor, the files beside it that it names.
+    ///
+    /// # Errors
+    /// As [`Group::open_claim`]; `MissingMember` and `UnsafeReference` as the descriptor's rules say.
+    pub fn open_beside(source: &Path) -> Result<Self, Failure> {
+        let Some(name) = source.file_name() else {
+            return Err(Failure::new(Reason::SourceMissing, format!("{}: names no file", source.display())));
+        };
+        let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = openat(CWD, parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| open_failure(&parent.display().to_string(), e.into()))?;
+        let first = open_regular(&directory, name)?;
+        let mut opened = vec![first];
+        let named = members_named_by(&opened[0])?;
+        for name in &named.required {
+            match open_regular(&directory, OsStr::new(name)) {
+                Ok(file) => opened.push(file),
+                Err(failure) if failure.reason == Reason::SourceMissing => {
+                    let message = format!("{}: names {name:?}, which is not beside it", opened[0].name);
+                    return Err(Failure::new(Reason::MissingMember, message));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        for name in &named.optional {
+            match open_regular(&directory, OsStr::new(name)) {
+                Ok(file) => opened.push(file),
+                Err(failure) if failure.reason == Reason::SourceMissing => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(Self::from_opened(opened))
+    }
+
+    fn from_opened(opened: Vec<Opened>) -> Self {
+        let mut regions = opened.iter().map(Opened::region);
+        let primary = regions.next().expect("both constructors open the primary first");
+        let siblings = regions.collect();
+        Self { primary, siblings, opened }
+    }
+
+    /// Sum of the files' sizes in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.primary.len() + self.siblings.iter().map(Region::len).sum::<u64>()
+    }
+
+    /// Fails when a file is no longer what was opened.
+    ///
+    /// # Errors
+    /// `SourceChanged`, naming the file.
+    pub fn check_unchanged(&self) -> Result<(), Failure> {
+        for file in &self.opened {
+            let now = fstat(file.file.as_fd()).map_err(|e| open_failure(&file.name, e.into()))?;
+            if Stamp::of(&now) != file.stamp {
+                return Err(changed(&file.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Opened {
+    fn region(&self) -> Region {
+        let len = u64::try_from(self.stamp.size).unwrap_or(0);
+        Region::whole(Arc::clone(&self.file), self.name.as_str(), len)
+    }
+}
+
+/// The files that a descriptor names; none for a disk that stands alone.
+fn members_named_by(primary: &Opened) -> Result<References, Failure> {
+    let region = primary.region();
+    let head = region.len().min(descriptor::MAX_BYTES as u64 + 1);
+    let mut text = vec![0; usize::try_from(head).expect("at most a megabyte")];
+    region.read_exact_at(&mut text, 0).map_err(|e| Failure::from(&e))?;
+    descriptor::references(&primary.name, &text).map_err(|e| Failure::from(&e))
+}
+
+/// Opens a regular file that lies directly in `directory`, following nothing and waiting for nobody.
+fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
+    let shown = String::from_utf8_lossy(name.as_bytes()).into_owned();
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let opened = match openat2(directory, name, flags, Mode::empty(), resolve) {
+        // A seccomp profile may not know openat2; a base name below a held directory is as safe without it.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) if !name.as_bytes().contains(&b'/') => {
+            openat(directory, name, flags, Mode::empty())
+        }
+        opened => opened,
+    };
+    let fd = opened.map_err(|e| open_failure(&shown, e.into()))?;
+    let stat = fstat(&fd).map_err(|e| open_failure(&shown, e.into()))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        kind => {
+            let message = format!("{shown}: is {}, not a regular file", describe_kind(kind));
+            return Err(Failure::new(Reason::UnsupportedFormat, message));
+        }
+    }
+    if stat.st_size == 0 {
+        return Err(Failure::new(Reason::Truncated, format!("{shown}: the file is empty")));
+    }
+    Ok(Opened { name: shown, file: Arc::new(File::from(fd)), stamp: Stamp::of(&stat) })
+}
+
+const fn describe_kind(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Directory => "a directory",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::Symlink => "a symbolic link",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        _ => "something else",
+    }
+}
+
+fn changed(name: &str) -> Failure {
+    Failure::new(Reason::SourceChanged, format!("{name}: its size, time or inode changed since it was claimed"))
+}
+
+fn open_failure(name: &str, error: io::Error) -> Failure {
+    let loops = rustix::io::Errno::LOOP.raw_os_error();
+    match error.kind() {
+        io::ErrorKind::NotFound => Failure::new(Reason::SourceMissing, format!("{name}: no such file")),
+        io::ErrorKind::PermissionDenied => {
+            let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            let message = format!("{name}: cannot open it as uid {uid}, gid {gid}: {error}");
+            Failure::in_phase(Reason::PermissionDenied, Phase::Initialization, message)
+        }
+        _ if error.raw_os_error() == Some(loops) => {
+            Failure::new(Reason::UnsupportedFormat, format!("{name}: is a symbolic link, not a regular file"))
+        }
+        _ => Failure::new(Reason::SourceIO, format!("{name}: cannot open: {error}")),
+    }
+}

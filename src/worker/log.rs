@@ -1,0 +1,60 @@
+//! The worker's last log lines, kept for failure.json.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Lines kept, and the longest part of a line.
+const LINES: usize = 40;
+const LINE_BYTES: usize = 512;
+
+/// Where log lines go: to standard error, and the last [`LINES`] of them into memory.
+#[derive(Clone, Debug, Default)]
+pub struct LogTail(Arc<Mutex<VecDeque<String>>>);
+
+impl LogTail {
+    /// The last lines, oldest first.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+impl Write for LogTail {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let mut cut = text.len().min(LINE_BYTES);
+        while !text.is_char_boundary(cut) {
+            cut -= 1;
+        }
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == LINES {
+            lines.pop_front();
+        }
+        lines.push_back(text[..cut].trim_end().to_owned());
+        drop(lines);
+        // A lost log line is no reason to lose the conversion.
+        let _ = io::stderr().write_all(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_lines_are_kept_and_long_ones_are_cut() {
+        let mut tail = LogTail::default();
+        for n in 0..100 {
+            tail.write_all(format!("line {n} {}\n", "ü".repeat(400)).as_bytes()).unwrap();
+        }
+        let lines = tail.lines();
+        assert_eq!(lines.len(), LINES);
+        assert!(lines[0].starts_with("line 60 ") && lines.iter().all(|l| l.len() <= LINE_BYTES));
+    }
+}

@@ -1,0 +1,148 @@
+//! How far a conversion is, counted in memory and written to a small file for whoever watches.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::conversion::{CONTRACT_VERSION, Progress, Stage};
+use crate::disk::pipeline::CopyControl;
+
+/// Shortest time between two writes of the file.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a conversion and those who watch or end it share.
+#[derive(Debug, Default)]
+pub struct Meter {
+    stage: AtomicU8,
+    /// Counts what the pipeline has done, and tells it to end.
+    pub copy: CopyControl,
+    total: AtomicU64,
+    interrupted: AtomicBool,
+}
+
+impl Meter {
+    /// Ends the conversion from outside.
+    pub fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::Relaxed);
+        self.copy.cancel();
+    }
+
+    /// Whether it was ended from outside.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of the step that begins now.
+    pub fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    /// Takes note of the guest bytes in all disks and passes.
+    pub fn set_total(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The step that runs now.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        const STAGES: [Stage; 5] = [Stage::Inspect, Stage::Plan, Stage::Copy, Stage::Verify, Stage::Report];
+        STAGES[usize::from(self.stage.load(Ordering::Relaxed)).min(STAGES.len() - 1)]
+    }
+
+    /// What to tell whoever watches.
+    #[must_use]
+    pub fn read(&self, now: Timestamp) -> Progress {
+        let (done, known) = self.copy.progress();
+        // The pipeline learns of a disk when it begins with it; the plan knows them all.
+        let total = self.total.load(Ordering::Relaxed).max(known);
+        Progress {
+            contract_version: CONTRACT_VERSION,
+            stage: self.stage(),
+            bytes_done: done.min(total),
+            bytes_total: total,
+            updated_time: now,
+        }
+    }
+}
+
+/// Calls `show` with a meter's progress every `interval` until dropped, and once more then.
+#[derive(Debug)]
+pub struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    /// Starts to tell.
+    pub fn start(meter: Arc<Meter>, interval: Duration, mut show: impl FnMut(Progress) + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                show(meter.read(Timestamp::now()));
+                thread::park_timeout(interval);
+            }
+            show(meter.read(Timestamp::now()));
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Starts to write progress.json at `path`, at most once a second and only when something moved.
+    pub fn write_file(meter: Arc<Meter>, path: PathBuf) -> Self {
+        let temporary = path.with_extension("json.tmp");
+        let mut last = None;
+        Self::start(meter, INTERVAL, move |progress| {
+            let seen = (progress.stage, progress.bytes_done, progress.bytes_total);
+            if last == Some(seen) {
+                return;
+            }
+            last = Some(seen);
+            // A progress file that can't be written is no reason to lose the conversion, and its next write or the
+            // watcher's clock tells; no fsync, since a stale one misleads nobody after a crash.
+            let written = serde_json::to_vec(&progress)
+                .map_err(std::io::Error::from)
+                .and_then(|json| fs::File::create(&temporary)?.write_all(&json))
+                .and_then(|()| fs::rename(&temporary, &path));
+            if let Err(error) = written {
+                tracing::debug!(%error, "cannot write the progress file");
+            }
+        })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A ticker that panicked has only lost the display.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_holds_the_last_progress_when_the_ticker_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("progress.json");
+        let meter = Arc::new(Meter::default());
+        let ticker = Ticker::write_file(Arc::clone(&meter), path.clone());
+        meter.set_total(200);
+        meter.enter(Stage::Copy);
+        drop(ticker);
+        let progress: Progress = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!((progress.stage, progress.bytes_total), (Stage::Copy, 200));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+}
