@@ -1,1 +1,61 @@
-fn main() {}
+//! `hyper2kvm`: converts disk images, by hand, as a worker, or as a daemon on one host.
+
+mod convert;
+mod inspect;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use hyper2kvm::worker::attempt::{self, Order};
+use hyper2kvm::worker::log::LogTail;
+
+/// Convert virtual machines' disk images to KVM disks
+#[derive(Debug, Parser)]
+#[command(name = "hyper2kvm", version, disable_help_subcommand = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  hyper2kvm convert web01.ova --output-dir /var/lib/libvirt/images
+  hyper2kvm inspect web01.ova
+  hyper2kvm daemon --config /etc/hyper2kvm/daemon.yaml";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Convert one disk image, OVA, OVF or VMDK descriptor
+    Convert(convert::Arguments),
+    /// Tell what an image is and whether it would be accepted
+    Inspect(inspect::Arguments),
+    /// Do one attempt at one claim, as an executor starts it (everything in HYPER2KVM_* variables)
+    #[command(hide = true)]
+    Worker,
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Convert(arguments) => convert::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Worker => worker(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hyper2kvm", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn worker() -> ExitCode {
+    let log = LogTail::default();
+    let lines = log.clone();
+    tracing_subscriber::fmt().with_writer(move || lines.clone()).with_ansi(false).with_target(false).init();
+    match Order::from_environment() {
+        Ok(order) => ExitCode::from(attempt::run(&order, &log)),
+        Err(message) => {
+            tracing::error!("{message}; a worker is started by a daemon or a Job, people use `hyper2kvm convert`");
+            ExitCode::from(2)
+        }
+    }
+}

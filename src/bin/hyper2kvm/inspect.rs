@@ -1,0 +1,128 @@
+//! `hyper2kvm inspect`: what an image is, from its metadata alone.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE};
+use hyper2kvm::conversion::report::Hardware;
+use hyper2kvm::disk::Error;
+use hyper2kvm::disk::source::{self, Inspection, Limits};
+use hyper2kvm::worker::group::Group;
+
+/// Bytes that compressed members of an OVA may take in the temporary directory while they are looked at.
+const MAX_SCRATCH: u64 = 16 << 30;
+
+const EXAMPLES: &str = "Examples:
+  hyper2kvm inspect web01.ova
+  hyper2kvm inspect db.vmdk --json | jq .accepted
+
+Exit codes: 0 it would be accepted, else the code of its reason (10 to 13).";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// A disk image, an OVA, an OVF with its disks beside it, or a VMDK descriptor
+    source: PathBuf,
+    /// Refuse disks larger than this
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
+    max_virtual_size: ByteSize,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let told = look(arguments);
+    let mut out = io::stdout().lock();
+    let printed = if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &told).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        describe(&mut out, &told)
+    };
+    match (printed, &told.refusal) {
+        (Err(error), _) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("hyper2kvm: cannot print: {error}");
+            ExitCode::FAILURE
+        }
+        (_, Some(refusal)) => ExitCode::from(refusal.reason.exit_code()),
+        (_, None) => ExitCode::SUCCESS,
+    }
+}
+
+fn look(arguments: &Arguments) -> Inspection {
+    let limits = Limits { max_virtual_size: arguments.max_virtual_size.0, max_scratch_bytes: MAX_SCRATCH };
+    match Group::open_beside(&arguments.source) {
+        Ok(group) => source::inspect(&group.primary, &group.siblings, &limits, &mut || {
+            tempfile::tempfile().map_err(|e| Error::writing("scratch file", 0, e))
+        }),
+        Err(refusal) => {
+            let name = arguments.source.file_name().unwrap_or(arguments.source.as_os_str());
+            Inspection::refused(name.to_string_lossy().into_owned(), refusal)
+        }
+    }
+}
+
+fn describe(out: &mut impl Write, told: &Inspection) -> io::Result<()> {
+    let mut row = |key: &str, value: &str| writeln!(out, "{key:<14} {value}");
+    row("file", &told.name)?;
+    row("format", told.format.as_deref().unwrap_or("unknown"))?;
+    row("size", &ByteSize(told.size_bytes).to_string())?;
+    for disk in &told.disks {
+        let allocated = disk.allocated_bytes.map_or_else(|| "unknown".to_owned(), |b| ByteSize(b).to_string());
+        let size = ByteSize(disk.virtual_size_bytes);
+        let compression = disk.compression;
+        row(
+            "disk",
+            &format!(
+                "{}: {}, {size} virtual, {allocated} of data, compression {compression}",
+                disk.member, disk.format
+            ),
+        )?;
+    }
+    if told.members.len() > 1 {
+        for member in &told.members {
+            row("member", &format!("{} ({})", member.name, ByteSize(member.size_bytes)))?;
+        }
+    }
+    if let Some(hardware) = &told.hardware {
+        row("hardware", &summarise(hardware))?;
+    }
+    for warning in &told.warnings {
+        row("warning", warning)?;
+    }
+    match &told.refusal {
+        None => row("accepted", "yes"),
+        Some(refusal) => {
+            row("accepted", &format!("no: {}: {}", refusal.reason, refusal.message))?;
+            if refusal.suggestion.is_empty() { Ok(()) } else { row("", &refusal.suggestion) }
+        }
+    }
+}
+
+fn summarise(hardware: &Hardware) -> String {
+    let mut parts = Vec::new();
+    if let Some(name) = &hardware.name {
+        parts.push(name.clone());
+    }
+    if let Some(vcpus) = hardware.vcpus {
+        parts.push(format!("{vcpus} vCPUs"));
+    }
+    if let Some(memory) = hardware.memory_mib {
+        parts.push(format!("{} memory", ByteSize(memory << 20)));
+    }
+    if let Some(firmware) = &hardware.firmware {
+        parts.push(firmware.clone());
+    }
+    for controller in &hardware.disk_controllers {
+        parts.push(controller.kind.clone());
+    }
+    for nic in &hardware.nics {
+        parts.push(format!("network card on {}", nic.network.as_deref().unwrap_or("no network")));
+    }
+    if let Some(guest) = &hardware.guest_os {
+        parts.push(guest.clone());
+    }
+    parts.join(", ")
+}

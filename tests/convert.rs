@@ -1,0 +1,267 @@
+//! `hyper2kvm convert` against qemu-img, which makes the sources and judges the outputs.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// Virtual size: two grain tables of a VMDK, no multiple of any cluster but 64 KiB.
+const SIZE: u64 = (70 << 20) + (64 << 10);
+
+fn have_qemu_img() -> bool {
+    let found = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !found {
+        eprintln!("left out: qemu-img is not installed (Debian: qemu-utils)");
+    }
+    found
+}
+
+fn hyper2kvm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_hyper2kvm")).args(arguments).output().expect("the built binary runs")
+}
+
+fn qemu_img(arguments: &[&str]) {
+    let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img runs");
+    assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is UTF-8")
+}
+
+/// A guest's disk: text that compresses, noise that doesn't, zeros that are written, and holes; data in the first and
+/// the last sector.
+fn truth(place: &TempDir) -> PathBuf {
+    let path = place.path().join("truth.img");
+    let file = File::create_new(&path).unwrap();
+    file.set_len(SIZE).unwrap();
+    let mut noise = vec![0u8; 3 << 20];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for byte in &mut noise {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *byte = u8::try_from(state >> 56).unwrap();
+    }
+    let words: Vec<u8> = (0..200_000u32).flat_map(|n| format!("line {n} of a log\n").into_bytes()).collect();
+    file.write_all_at(&words, 512).unwrap();
+    file.write_all_at(&noise, 20 << 20).unwrap();
+    file.write_all_at(&vec![0; 4 << 20], 40 << 20).unwrap();
+    file.write_all_at(&words[..100_000], (64 << 20) + 12_345).unwrap();
+    file.write_all_at(b"the last sector", SIZE - 512).unwrap();
+    path
+}
+
+/// File name, format, and options of the sources that qemu-img makes.
+const SOURCES: [(&str, &str, &[&str]); 16] = [
+    ("sparse.vmdk", "vmdk", &["-o", "subformat=monolithicSparse"]),
+    ("stream.vmdk", "vmdk", &["-o", "subformat=streamOptimized"]),
+    ("split.vmdk", "vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]),
+    ("flat.vmdk", "vmdk", &["-o", "subformat=monolithicFlat"]),
+    ("splitflat.vmdk", "vmdk", &["-o", "subformat=twoGbMaxExtentFlat"]),
+    ("dynamic.vhd", "vpc", &["-o", "subformat=dynamic,force_size=on"]),
+    ("fixed.vhd", "vpc", &["-o", "subformat=fixed,force_size=on"]),
+    ("dynamic.vhdx", "vhdx", &["-o", "subformat=dynamic"]),
+    ("fixed.vhdx", "vhdx", &["-o", "subformat=fixed"]),
+    ("dynamic.vdi", "vdi", &[]),
+    ("static.vdi", "vdi", &["-o", "static=on"]),
+    ("two.qcow2", "qcow2", &["-o", "compat=0.10"]),
+    ("three.qcow2", "qcow2", &["-o", "cluster_size=4k"]),
+    ("zlib.qcow2", "qcow2", &["-c"]),
+    ("zstd.qcow2", "qcow2", &["-c", "-o", "compression_type=zstd"]),
+    ("subclusters.qcow2", "qcow2", &["-o", "extended_l2=on"]),
+];
+
+/// Flags of ours and the format they make.
+const OUTPUTS: [(&[&str], &str); 6] = [
+    (&["--format", "qcow2"], "qcow2"),
+    (&["--compress"], "qcow2"),
+    (&["--compress=zstd"], "qcow2"),
+    (&["--compress=zlib-strict"], "qcow2"),
+    (&["--format", "raw"], "raw"),
+    (&["--format", "vdi"], "vdi"),
+];
+
+fn converts_to_every_output(source: &Path, truth: &Path) {
+    let place = tempfile::tempdir().unwrap();
+    for (flags, format) in OUTPUTS {
+        let output = place.path().join(format!("out.{format}"));
+        let mut arguments = vec!["convert", text(source), "-o", text(&output), "--force"];
+        arguments.extend(flags);
+        let converted = hyper2kvm(&arguments);
+        let said = String::from_utf8_lossy(&converted.stderr);
+        assert!(converted.status.success(), "{} {flags:?}: {said}", source.display());
+        qemu_img(&["compare", "-f", format, "-F", "raw", text(&output), text(truth)]);
+        if format != "raw" {
+            qemu_img(&["check", "-f", format, text(&output)]);
+        }
+        let left: Vec<_> = fs::read_dir(place.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.iter().all(|n| n.to_str().is_some_and(|n| n.starts_with("out."))), "left behind: {left:?}");
+    }
+}
+
+#[test]
+fn every_source_of_qemu_img_becomes_every_output_byte_for_byte() {
+    if !have_qemu_img() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let truth = truth(&place);
+    for (name, format, options) in SOURCES {
+        let source = place.path().join(name);
+        let mut arguments = vec!["convert", "-f", "raw", "-O", format];
+        arguments.extend(options);
+        arguments.extend([text(&truth), text(&source)]);
+        qemu_img(&arguments);
+        converts_to_every_output(&source, &truth);
+    }
+    let raw = place.path().join("plain.raw");
+    fs::copy(&truth, &raw).unwrap();
+    converts_to_every_output(&raw, &truth);
+}
+
+#[test]
+fn an_ova_is_read_in_place_and_its_digests_are_checked() {
+    if !have_qemu_img() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let truth = truth(&place);
+    let disk = place.path().join("web-disk1.vmdk");
+    qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", text(&truth), text(&disk)]);
+    fs::write(place.path().join("web.ovf"), ovf("web-disk1.vmdk")).unwrap();
+    let digest = |name: &str| {
+        let output = Command::new("sha256sum").current_dir(place.path()).arg(name).output().unwrap();
+        String::from_utf8_lossy(&output.stdout)[..64].to_owned()
+    };
+    let manifest =
+        |disk_digest: &str| format!("SHA256(web.ovf)= {}\nSHA256(web-disk1.vmdk)= {disk_digest}\n", digest("web.ovf"));
+    let pack = |name: &str| {
+        let packed = Command::new("tar")
+            .current_dir(place.path())
+            .args(["--format=ustar", "-cf", name, "web.ovf", "web.mf", "web-disk1.vmdk"])
+            .status()
+            .unwrap();
+        assert!(packed.success());
+        place.path().join(name)
+    };
+    fs::write(place.path().join("web.mf"), manifest(&digest("web-disk1.vmdk"))).unwrap();
+    converts_to_every_output(&pack("good.ova"), &truth);
+
+    fs::write(place.path().join("web.mf"), manifest(&"0".repeat(64))).unwrap();
+    let bad = pack("bad.ova");
+    let output = tempfile::tempdir().unwrap();
+    let refused = hyper2kvm(&["convert", text(&bad), "--output-dir", text(output.path())]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(10), "{said}");
+    assert!(said.contains("ManifestMismatch") && said.contains("web-disk1.vmdk"), "{said}");
+    assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0, "the output directory is as it was");
+}
+
+fn ovf(disk: &str) -> String {
+    format!(
+        r#"<?xml version="1.0"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
+  <References><File ovf:id="f1" ovf:href="{disk}"/></References>
+  <DiskSection><Info>Disks</Info><Disk ovf:diskId="d1" ovf:fileRef="f1" ovf:capacity="{SIZE}" ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection>
+  <VirtualSystem ovf:id="web"><Info>A machine</Info></VirtualSystem>
+</Envelope>
+"#
+    )
+}
+
+/// A small raw disk and a place for outputs.
+fn small() -> (TempDir, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("small.raw");
+    fs::write(&source, [b'x'; 4096]).unwrap();
+    (place, source)
+}
+
+#[test]
+fn an_existing_output_is_refused_and_replaced_only_by_force() {
+    let (place, source) = small();
+    let output = place.path().join("out.qcow2");
+    fs::write(&output, "precious").unwrap();
+    let refused = hyper2kvm(&["convert", text(&source), "-o", text(&output)]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(11), "{said}");
+    assert!(said.contains("exists already") && said.contains("--force"), "{said}");
+    assert_eq!(fs::read(&output).unwrap(), b"precious");
+    assert!(hyper2kvm(&["convert", text(&source), "-o", text(&output), "--force"]).status.success());
+    assert_eq!(&fs::read(&output).unwrap()[..4], b"QFI\xfb");
+}
+
+#[test]
+fn the_report_tells_disks_sizes_and_digest() {
+    let (place, source) = small();
+    let output = place.path().join("out.raw");
+    let converted =
+        hyper2kvm(&["convert", text(&source), "-o", text(&output), "--format", "raw", "--checksum", "--json"]);
+    assert!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&converted.stdout).unwrap();
+    let disk = &report["disks"][0];
+    assert_eq!(disk["virtualSizeBytes"], 4096);
+    // sha256 of 4096 times 'x'.
+    let sum = Command::new("sha256sum").arg(&output).output().unwrap();
+    assert_eq!(disk["sha256"].as_str().unwrap(), &String::from_utf8_lossy(&sum.stdout)[..64]);
+}
+
+#[test]
+fn a_refusal_names_file_reason_place_and_remedy_and_leaves_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("broken.vmdk");
+    fs::write(&source, [b"KDMV".as_slice(), &[0; 5000]].concat()).unwrap();
+    let output = place.path().join("output");
+    fs::create_dir(&output).unwrap();
+    let refused = hyper2kvm(&["convert", text(&source), "--output-dir", text(&output)]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(10), "{said}");
+    let mut lines = said.lines();
+    let first = lines.next().unwrap();
+    assert!(first.starts_with("hyper2kvm: ") && first.contains("broken.vmdk: "), "{said}");
+    assert!(lines.next().is_some_and(|l| l.starts_with("  ")), "{said}");
+    assert_eq!(fs::read_dir(&output).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_no_file_is_refused_without_waiting() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    assert!(Command::new("mkfifo").arg(at("fifo.vmdk")).status().unwrap().success());
+    std::os::unix::fs::symlink("/etc/hostname", at("link.raw")).unwrap();
+    fs::create_dir(at("directory.vmdk")).unwrap();
+    fs::write(at("empty.raw"), "").unwrap();
+    for (name, words) in [
+        ("fifo.vmdk", "is a FIFO"),
+        ("link.raw", "is a symbolic link"),
+        ("directory.vmdk", "is a directory"),
+        ("empty.raw", "the file is empty"),
+        ("absent.raw", "no such file"),
+    ] {
+        let refused = hyper2kvm(&["convert", text(&at(name)), "--output-dir", text(&at("out"))]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(10), "{name}: {said}");
+        assert!(said.contains(words), "{name}: {said}");
+    }
+}
+
+#[test]
+fn inspect_tells_what_an_image_is_and_whether_it_would_be_accepted() {
+    let (place, source) = small();
+    let told = hyper2kvm(&["inspect", text(&source), "--json"]);
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["accepted"], true, "{told}");
+    let child = place.path().join("child.qcow2");
+    if have_qemu_img() {
+        qemu_img(&["create", "-f", "qcow2", "-b", text(&source), "-F", "raw", text(&child)]);
+        let told = hyper2kvm(&["inspect", text(&child), "--json"]);
+        let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        assert_eq!(
+            (&told["accepted"], &told["refusal"]["reason"]),
+            (&false.into(), &"UnsafeReference".into()),
+            "{told}"
+        );
+    }
+}
