@@ -27,6 +27,14 @@ test: prerequisites ## Run every test that this machine can run, and list what i
 generate: ## Write the generated files: crds/
 	cargo run --locked --quiet --bin hyper2kvm-operator -- crds --dir crds
 
+.PHONY: bench
+bench: ## Measure the daemon: start, memory, settling, throughput
+	cargo bench --locked --no-default-features --bench daemon
+
+.PHONY: bench-convert
+bench-convert: ## Time every conversion against qemu-img (makes about 20 GB of images; ROWS="--rounds 3 stream")
+	cargo bench --locked --no-default-features --bench convert -- $(ROWS)
+
 .PHONY: lint
 lint: prerequisites ## Format, clippy, docs, dependencies and licences, with and without the cluster
 	cargo fmt --check
