@@ -234,9 +234,12 @@ pub fn remove(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
         left.sort();
         return Err(ClaimError::NotEmpty { id: id.clone(), names: left });
     }
-    let removing = |source| ClaimError::Record { id: id.clone(), source };
-    store::remove(&dir.join(names::temporary(CLAIM_FILE))).map_err(removing)?;
-    store::remove(&dir.join(CLAIM_FILE)).map_err(removing)?;
+    for name in [names::temporary(CLAIM_FILE), CLAIM_FILE.to_owned()] {
+        match fs::remove_file(dir.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(look(e)),
+            _ => {}
+        }
+    }
     fs::remove_dir(&dir).map_err(look)?;
     moves::sync_dir(&layout.processing()).map_err(|source| ClaimError::Directory { id: id.clone(), source })
 }

@@ -1,11 +1,9 @@
 //! Where sources end, and what is tidied up behind a conversion.
 
-use std::fs;
-use std::io;
-
 use super::claim::{self, ClaimError};
 use super::layout::Layout;
 use super::placement::{Placement, PlacementError};
+use super::waste;
 use crate::conversion::ConversionId;
 use crate::conversion::{Claim, status::End};
 
@@ -55,14 +53,13 @@ pub fn tidy(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
 /// Removes every work directory of the conversion: waste, once nothing of it runs any more.
 pub fn remove_work(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
     let work = layout.work_of(id);
-    match fs::remove_dir_all(&work) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ClaimError::Look { path: work, source }),
-        _ => Ok(()),
-    }
+    waste::remove(&work).map_err(|source| ClaimError::Look { path: work, source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use rstest::rstest;
     use tempfile::tempdir;
 

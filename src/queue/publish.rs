@@ -22,6 +22,7 @@ use super::layout::{DOMAIN_FILE, Layout, METADATA_FILE, is_plain_name};
 use super::moves::{self, Method, MoveError};
 use super::names;
 use super::store::{self, StoreError};
+use super::waste;
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason};
 
 /// Longest metadata.json that is read.
@@ -182,14 +183,7 @@ impl Finished {
                 continue;
             }
             let path = entry.path();
-            let is_dir = entry.file_type().map_err(look)?.is_dir();
-            let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            match removed {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(PublishError::Strip { path, source });
-                }
-                _ => {}
-            }
+            waste::remove(&path).map_err(|source| PublishError::Strip { path, source })?;
         }
         Ok(())
     }
