@@ -1,6 +1,7 @@
 //! `hyper2kvm`: converts disk images, by hand, as a worker, or as a daemon on one host.
 
 mod convert;
+mod daemon;
 mod inspect;
 
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Command {
     Convert(convert::Arguments),
     /// Tell what an image is and whether it would be accepted
     Inspect(inspect::Arguments),
+    /// Watch a directory and convert what is dropped into it
+    Daemon(daemon::Arguments),
     /// Do one attempt at one claim, as an executor starts it (everything in HYPER2KVM_* variables)
     #[command(hide = true)]
     Worker,
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Daemon(arguments) => daemon::run(&arguments),
         Command::Worker => worker(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hyper2kvm", &mut std::io::stdout());

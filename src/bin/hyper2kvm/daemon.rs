@@ -1,0 +1,258 @@
+//! `hyper2kvm daemon`: watcher, scheduler and control socket of one host in one process.
+//!
+//! The engine and its children live on the main thread, for a child dies with the thread that started it. Whoever
+//! asks (socket, metrics, statistics, notifications) is served by another thread, from the engine's snapshot.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use hyper2kvm::config::{self, Config, Deduplication, Overrides};
+use hyper2kvm::control::{Listener, SOCKET};
+use hyper2kvm::executor::chain;
+use hyper2kvm::executor::process::{ProcessConfig, ProcessExecutor, STALL_AFTER};
+use hyper2kvm::ledger::{Ledger, Writer};
+use hyper2kvm::notification::Notifier;
+use hyper2kvm::queue::engine::{Engine, Settings, events};
+use hyper2kvm::queue::lock::{Contender, Contest, Locks, Owner};
+use hyper2kvm::queue::{Layout, Method, probe};
+use hyper2kvm::telemetry::logging::{LogFormat, LogOptions};
+use hyper2kvm::telemetry::{install_crypto, logging};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+
+mod services;
+
+use services::Services;
+
+/// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
+const LEDGER_FILE: &str = "deduplication.db";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Configuration, YAML or JSON; may be given several times, the later file wins
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// Directory to watch
+    #[arg(long, value_name = "DIR")]
+    watch_dir: Option<PathBuf>,
+    /// Directory to publish in
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Shape of log lines
+    #[arg(long, value_enum, default_value_t)]
+    log_format: Format,
+    /// Log more; twice and three times more still
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Serve /healthz, /readyz and /metrics there (off by default)
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Print the effective configuration, secrets masked, and exit
+    #[arg(long)]
+    check_config: bool,
+}
+
+const EXAMPLES: &str = "Examples:
+  hyper2kvm daemon --config /etc/hyper2kvm/daemon.yaml
+  hyper2kvm daemon --watch-dir /srv/queue --output-dir /srv/output --listen 127.0.0.1:9090
+  hyper2kvmctl --output-dir /srv/output stats";
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Why the program can't begin or go on: 1 for a fault, 2 for configuration and locks.
+#[derive(Debug)]
+struct Refusal {
+    code: u8,
+    text: String,
+}
+
+impl Refusal {
+    fn fault(text: impl Into<String>) -> Self {
+        Self { code: 1, text: text.into() }
+    }
+
+    fn setting(text: impl Into<String>) -> Self {
+        Self { code: 2, text: text.into() }
+    }
+}
+
+/// Runs until drained or stopped.
+pub fn run(arguments: &Arguments) -> ExitCode {
+    install_crypto();
+    match begin(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            eprintln!("Error: {}", refusal.text);
+            ExitCode::from(refusal.code)
+        }
+    }
+}
+
+fn begin(arguments: &Arguments) -> Result<(), Refusal> {
+    let started = Timestamp::now();
+    let overrides = Overrides {
+        watch_dir: arguments.watch_dir.clone(),
+        output_dir: arguments.output_dir.clone(),
+        verbose: (arguments.verbose > 0).then_some(arguments.verbose),
+    };
+    let (config, warnings) =
+        config::load(&arguments.config, &overrides).map_err(|error| Refusal::setting(chain(&error)))?;
+    if arguments.check_config {
+        for warning in warnings {
+            eprintln!("Warning: {warning}");
+        }
+        print!("{}", config.to_yaml());
+        return Ok(());
+    }
+    let format = match arguments.log_format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    };
+    let options = LogOptions { format, file: config.log_file.clone(), verbose: config.verbose };
+    logging::init(&options).map_err(|error| Refusal::setting(chain(&error)))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let layout = prepare(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::fault(format!("cannot start the runtime: {error}")))?;
+    let beside = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("services")
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
+    let served = runtime.block_on(serve(config, layout, arguments.listen, started, beside.handle()));
+    served.map(|services| services.end(beside))
+}
+
+/// Makes and tries the directories.
+fn prepare(config: &Config) -> Result<Layout, Refusal> {
+    let mut canonical = Vec::new();
+    for dir in [&config.watch_dir, &config.output_dir] {
+        let made = std::fs::create_dir_all(dir).and_then(|()| dir.canonicalize());
+        canonical.push(made.map_err(|error| Refusal::setting(format!("cannot use {}: {error}", dir.display())))?);
+    }
+    let [queue, output] = canonical.as_slice() else {
+        return Err(Refusal::fault("two directories are no longer two"));
+    };
+    let layout = Layout::new(queue, output);
+    match probe::check_directories(&layout) {
+        Ok(Ok(())) => {}
+        Ok(Err(conflict)) => return Err(Refusal::setting(conflict.to_string())),
+        Err(error) => return Err(Refusal::setting(format!("cannot look at the directories: {error}"))),
+    }
+    probe::probe(&layout, Method::NoReplace).map_err(|error| Refusal::setting(chain(&error)))?;
+    Ok(layout)
+}
+
+async fn serve(
+    config: Config,
+    layout: Layout,
+    listen: Option<SocketAddr>,
+    started: Timestamp,
+    beside: &Handle,
+) -> Result<Services, Refusal> {
+    let locks = lock(&layout).await?;
+    let endpoint = match listen {
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            let bound = bound.and_then(TcpListener::into_std);
+            Some(bound.map_err(|error| Refusal::setting(format!("cannot listen on {address}: {error}")))?)
+        }
+        None => None,
+    };
+    let ledger = Ledger::open(&layout.daemon().join(LEDGER_FILE)).map_err(|error| Refusal::fault(chain(&error)))?;
+    let ledger = Writer::start(ledger);
+    let entered = beside.enter();
+    let notifier = Notifier::start(config.notifications.clone());
+    let socket = Listener::bind(&layout.output().join(SOCKET)).map_err(|error| Refusal::fault(chain(&error)))?;
+    drop(entered);
+
+    let policy = config.retry_policy;
+    let executor = ProcessExecutor::new(
+        ProcessConfig {
+            // The program that runs, whatever has been installed under its name since.
+            program: "/proc/self/exe".into(),
+            layout: layout.clone(),
+            options: config.conversion.clone(),
+            policy,
+            limit: config.max_concurrent_jobs,
+            require_landlock: config.require_landlock,
+            stall_after: STALL_AFTER,
+        },
+        ledger.clone(),
+    )
+    .map_err(|error| Refusal::fault(format!("cannot prepare to start workers: {error}")))?;
+    let (events, hints) = events::watch(layout.queue());
+    let settings = settings(&config, layout.clone());
+    let (engine, remote) = Engine::start(settings, executor, ledger, notifier, hints, started)
+        .await
+        .map_err(|error| Refusal::fault(chain(&error)))?;
+    let services = Services::start(beside, remote, socket, endpoint, locks, &layout);
+    tracing::info!(
+        watch_dir = %layout.queue().display(),
+        output_dir = %layout.output().display(),
+        jobs = config.max_concurrent_jobs,
+        "Daemon ready"
+    );
+    engine.run().await;
+    drop(events);
+    Ok(services)
+}
+
+fn settings(config: &Config, layout: Layout) -> Settings {
+    Settings {
+        layout,
+        queue_uid: String::new(),
+        method: Method::NoReplace,
+        limit: config.max_concurrent_jobs,
+        archive_processed: config.archive_processed,
+        deduplicate: config.deduplication != Deduplication::Off,
+        deduplicate_by_md5: config.deduplication == Deduplication::Md5,
+        file_stable_timeout: config.file_stable_timeout,
+        companion_timeout: config.companion_timeout,
+        policy: config.retry_policy,
+        options: config.conversion.clone(),
+        zone: TimeZone::system(),
+        stall_threshold: config.notifications.stall_after,
+        ends: true,
+    }
+}
+
+/// Takes both directories, waiting where another machine's daemon may still live.
+async fn lock(layout: &Layout) -> Result<Locks, Refusal> {
+    let refuse = |error| Refusal::setting(chain(&error));
+    let holder = format!("{} process {}", rustix::system::uname().nodename().to_string_lossy(), std::process::id());
+    let token = format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
+    let me = Owner::this(holder, "", token)
+        .map_err(|error| Refusal::fault(format!("cannot tell this machine from others: {error}")))?;
+    let mut contender = Contender::new(layout, me).map_err(refuse)?;
+    let begun = Instant::now();
+    let mut is_told = false;
+    loop {
+        match contender.poll(begun.elapsed()).map_err(refuse)? {
+            Contest::Won(locks) => return Ok(locks),
+            Contest::Waiting { contender: again, until, holder } => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(%holder, "these directories were another's; waiting for its heartbeat to stand still");
+                }
+                contender = again;
+                tokio::time::sleep(until.saturating_sub(begun.elapsed()).max(Duration::from_millis(10))).await;
+            }
+        }
+    }
+}

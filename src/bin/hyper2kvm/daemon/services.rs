@@ -1,0 +1,216 @@
+//! What serves whoever asks, beside the engine: socket, endpoint, statistics, signals, the locks' heartbeat.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper2kvm::control::{self, Command, Handler, Reply};
+use hyper2kvm::conversion::admission::RunState;
+use hyper2kvm::executor::chain;
+use hyper2kvm::queue::Layout;
+use hyper2kvm::queue::engine::Remote;
+use hyper2kvm::queue::lock::{HEARTBEAT_INTERVAL, LockError, Locks};
+use hyper2kvm::stats::{self, Snapshot};
+use hyper2kvm::telemetry::endpoint::{self, Probes};
+use jiff::Timestamp;
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+/// Name of the statistics below `{output}/.daemon/`: exporters read it.
+const STATS_FILE: &str = "stats.json";
+
+/// Oldest that the statistics' file gets.
+const STATS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often the summary is logged.
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How long an end waits for answers and notifications on their way.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Everything beside the engine.
+#[derive(Debug)]
+pub(super) struct Services {
+    remote: Remote,
+    stats_file: PathBuf,
+    shutdown: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    heartbeat: JoinHandle<Locks>,
+}
+
+impl Services {
+    pub fn start(
+        runtime: &Handle,
+        remote: Remote,
+        socket: control::Listener,
+        endpoint: Option<TcpListener>,
+        locks: Locks,
+        layout: &Layout,
+    ) -> Self {
+        let shutdown = CancellationToken::new();
+        let stats_file = layout.daemon().join(STATS_FILE);
+        let mut tasks = vec![
+            runtime.spawn(socket.serve(Control { remote: remote.clone() }, shutdown.clone())),
+            runtime.spawn(keep_stats(remote.watch(), stats_file.clone(), shutdown.clone())),
+            runtime.spawn(obey_signals(remote.clone(), shutdown.clone())),
+        ];
+        if let Some(listener) = endpoint {
+            let (_, ready) = watch::channel(true);
+            let probes = Probes::of_daemon(remote.watch(), ready);
+            tasks.push(runtime.spawn(serve_endpoint(listener, probes, shutdown.clone())));
+        }
+        let heartbeat = runtime.spawn(beat(locks, shutdown.clone()));
+        Self { remote, stats_file, shutdown, tasks, heartbeat }
+    }
+
+    /// To be called outside any runtime. Answers what is on its way, writes the last statistics, gives the directories up.
+    pub fn end(self, runtime: Runtime) {
+        self.shutdown.cancel();
+        let snapshot = self.remote.snapshot();
+        log_summary(&snapshot);
+        write_stats(&self.stats_file, &snapshot);
+        runtime.block_on(async {
+            for task in self.tasks {
+                if tokio::time::timeout(END_TIMEOUT, task).await.is_err() {
+                    tracing::debug!("a service did not end in time");
+                }
+            }
+            match self.heartbeat.await {
+                Ok(locks) => {
+                    if let Err(error) = locks.release() {
+                        tracing::warn!(error = %chain(&error), "cannot give the directories up");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the heartbeat has ended early"),
+            }
+        });
+        runtime.shutdown_timeout(END_TIMEOUT);
+    }
+}
+
+/// The control socket's commands, carried out by the engine.
+#[derive(Debug)]
+struct Control {
+    remote: Remote,
+}
+
+impl Handler for Control {
+    async fn handle(&self, command: Command) -> Reply {
+        match command.run_state() {
+            Some(run_state) => {
+                if self.remote.set_run_state(run_state).await {
+                    Reply::accepted(command)
+                } else {
+                    Reply::Failed("the daemon is stopping".to_owned())
+                }
+            }
+            None if command == Command::Status => Reply::status(&self.remote.snapshot()),
+            None => Reply::stats(&self.remote.snapshot(), Timestamp::now()),
+        }
+    }
+}
+
+/// Writes the statistics at each completion, and now and then.
+async fn keep_stats(mut snapshots: watch::Receiver<Snapshot>, file: PathBuf, shutdown: CancellationToken) {
+    let mut often = interval(STATS_INTERVAL);
+    let mut seldom = interval(SUMMARY_INTERVAL);
+    for timer in [&mut often, &mut seldom] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    // The first tick is now, and there is nothing to sum up.
+    seldom.tick().await;
+    let mut written = snapshots.borrow().totals.clone();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = often.tick() => {}
+            _ = seldom.tick() => {
+                let snapshot = snapshots.borrow().clone();
+                log_summary(&snapshot);
+                continue;
+            }
+            changed = snapshots.changed() => match changed {
+                Ok(()) if snapshots.borrow_and_update().totals == written => continue,
+                Ok(()) => {}
+                Err(_) => return,
+            },
+        }
+        let snapshot = snapshots.borrow().clone();
+        written.clone_from(&snapshot.totals);
+        write_stats(&file, &snapshot);
+    }
+}
+
+fn write_stats(file: &Path, snapshot: &Snapshot) {
+    if let Err(error) = stats::write(file, &snapshot.file_report(Timestamp::now())) {
+        tracing::warn!(error = %chain(&error), "cannot write the statistics");
+    }
+}
+
+fn log_summary(snapshot: &Snapshot) {
+    for line in stats::summary(snapshot, Timestamp::now()) {
+        tracing::info!("{line}");
+    }
+}
+
+/// The first SIGTERM or SIGINT stops, the second ends at once; SIGUSR1 asks for the summary.
+async fn obey_signals(remote: Remote, shutdown: CancellationToken) {
+    let (Some(mut terminate), Some(mut interrupt), Some(mut tell)) =
+        (listen(SignalKind::terminate()), listen(SignalKind::interrupt()), listen(SignalKind::user_defined1()))
+    else {
+        return;
+    };
+    let mut is_stopping = false;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tell.recv() => {
+                log_summary(&remote.snapshot());
+                continue;
+            }
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if std::mem::replace(&mut is_stopping, true) {
+            tracing::warn!("told twice to stop: ending at once");
+            std::process::exit(1);
+        }
+        tracing::info!("stopping on a signal");
+        let remote = remote.clone();
+        tokio::spawn(async move { remote.set_run_state(RunState::Stopped).await });
+    }
+}
+
+fn listen(kind: SignalKind) -> Option<Signal> {
+    signal(kind).inspect_err(|error| tracing::error!(%error, "cannot listen for a signal")).ok()
+}
+
+async fn serve_endpoint(listener: TcpListener, probes: Probes, shutdown: CancellationToken) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => endpoint::serve(listener, probes, shutdown).await,
+        Err(error) => tracing::error!(%error, "cannot serve the HTTP endpoint"),
+    }
+}
+
+/// Shows that we live, and ends the process when the directories are no longer ours: not a file may be moved then.
+async fn beat(mut locks: Locks, shutdown: CancellationToken) -> Locks {
+    let mut timer = interval(HEARTBEAT_INTERVAL);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return locks,
+            _ = timer.tick() => {}
+        }
+        if let Err(error) = locks.beat(Timestamp::now()) {
+            if matches!(error, LockError::Lost { .. }) {
+                tracing::error!(error = %chain(&error), "the directories are another's now");
+                std::process::exit(1);
+            }
+            tracing::warn!(error = %chain(&error), "cannot write the heartbeat");
+        }
+    }
+}
