@@ -133,7 +133,10 @@ fn at(bits: &[u64], word: usize) -> u64 {
 
 fn set(bits: &mut Vec<u64>, word: usize, mask: u64) {
     if bits.len() <= word {
-        bits.resize(word + 1, 0);
+        // Doubled, but never beyond the window, which is a power of two.
+        let len = (word + 1).next_power_of_two();
+        bits.reserve_exact(len - bits.len());
+        bits.resize(len, 0);
     }
     bits[word] |= mask;
 }

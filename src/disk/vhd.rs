@@ -156,6 +156,7 @@ impl Vhd {
     }
 
     /// The disk in guest order, without gaps.
+    #[must_use]
     pub fn extents(&self) -> Extents<'_> {
         match &self.body {
             Body::Fixed(raw) => Box::new(raw.extents()),

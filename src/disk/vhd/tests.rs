@@ -244,3 +244,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_largest_disk_is_one_extent_of_zeros_for_each_stretch_that_can_be_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    qemu_img(directory.path(), &["create", "-f", "vpc", "-o", "force_size=on", "x.vhd", "2040G"]);
+    let vhd = Vhd::open(&region_of(&directory.path().join("x.vhd")), LIMIT).unwrap();
+    assert_eq!((vhd.virtual_size(), vhd.data_bytes()), (2040 << 30, 0));
+    let lengths: Vec<u64> = vhd.extents().map(|extent| extent.unwrap().len()).collect();
+    assert_eq!(lengths.iter().sum::<u64>(), 2040 << 30);
+    assert!(lengths.len() < 256, "{}", lengths.len());
+}
