@@ -26,8 +26,8 @@ pub use self::output::Output;
 use super::{Error, Image, verify};
 use crate::conversion::{Compression, OutputFormat, Reason};
 
-/// Threads at most: each has its codecs' memory.
-const MAX_THREADS: usize = 16;
+/// Threads at most: each has its codecs' memory, 2 MiB or so, and the whole process stays below 64 MiB.
+const MAX_THREADS: usize = 8;
 
 /// What to make of an image.
 #[derive(Clone, Debug, Default)]

@@ -18,7 +18,7 @@ const READERS: usize = 4;
 /// Threads that wait for the output.
 const WRITERS: usize = 3;
 /// Memory of all batches in flight, in bytes. The whole process stays below 64 MiB.
-const IN_FLIGHT: usize = 24 << 20;
+const IN_FLIGHT: usize = 20 << 20;
 /// Memory of writes that wait, in bytes.
 const UNWRITTEN: usize = 8 << 20;
 
