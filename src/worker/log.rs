@@ -18,21 +18,19 @@ impl LogTail {
     pub fn lines(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
-}
 
-impl Write for LogTail {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        let mut cut = text.len().min(LINE_BYTES);
-        while !text.is_char_boundary(cut) {
-            cut -= 1;
-        }
+    fn keep(&self, line: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == LINES {
             lines.pop_front();
         }
-        lines.push_back(text[..cut].trim_end().to_owned());
-        drop(lines);
+        lines.push_back(line[..line.floor_char_boundary(LINE_BYTES)].trim_end().to_owned());
+    }
+}
+
+impl Write for LogTail {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.keep(&String::from_utf8_lossy(line));
         // A lost log line is no reason to lose the conversion.
         let _ = io::stderr().write_all(line);
         Ok(line.len())
@@ -49,9 +47,9 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_are_kept_and_long_ones_are_cut() {
-        let mut tail = LogTail::default();
+        let tail = LogTail::default();
         for n in 0..100 {
-            tail.write_all(format!("line {n} {}\n", "ü".repeat(400)).as_bytes()).unwrap();
+            tail.keep(&format!("line {n} {}\n", "ü".repeat(400)));
         }
         let lines = tail.lines();
         assert_eq!(lines.len(), LINES);

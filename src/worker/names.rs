@@ -12,10 +12,7 @@ pub fn disk_names(stem: &str, count: usize, format: OutputFormat) -> Vec<String>
     (0..count)
         .map(|n| {
             let suffix = if count == 1 { format!(".{format}") } else { format!("-disk{n}.{format}") };
-            let mut cut = stem.len().min(NAME_MAX - suffix.len());
-            while !stem.is_char_boundary(cut) {
-                cut -= 1;
-            }
+            let cut = stem.floor_char_boundary(NAME_MAX - suffix.len());
             format!("{}{suffix}", &stem[..cut])
         })
         .collect()

@@ -41,8 +41,8 @@ pub(crate) struct Arguments {
     /// Compress the qcow2's clusters
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zlib")]
     compress: Option<Compress>,
-    /// Level of that compression (zlib 1-9, zstd 1-19)
-    #[arg(long, value_name = "N", requires = "compress", value_parser = clap::value_parser!(u32).range(1..=19))]
+    /// Level of that compression (zlib 1-9, zstd 1-22)
+    #[arg(long, value_name = "N", requires = "compress", value_parser = clap::value_parser!(u32).range(1..=22))]
     compress_level: Option<u32>,
     /// Decode and encode on this many threads [default: the processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
