@@ -63,7 +63,7 @@ impl Cluster {
             None => Self::boot()?,
         };
         // What the checkout says now, whatever an earlier run left.
-        run(cluster.kubectl().args(["apply", "--server-side", "--force-conflicts", "-f"]).arg(in_tree("crds")));
+        run(cluster.kubectl().args(["apply", "--server-side", "--force-conflicts", "-k"]).arg(in_tree("crds")));
         for kind in ["hyperconversions.hyper2kvm.io", "conversionjobs.hyper2kvm.io"] {
             // `kubectl wait` fails on a definition so young that it has no condition yet; asking for objects does not.
             let served = || cluster.kubectl().args(["get", kind, "--all-namespaces"]).output();
