@@ -89,9 +89,9 @@ fn what_is_generated_is_what_the_generator_writes() {
         files.extend([format!("crds/{file}"), format!("{CHART}/files/crds/{file}")]);
     }
     for file in files {
-        let held = fs::read_to_string(in_tree(&file)).unwrap_or_default();
+        let in_place = fs::read_to_string(in_tree(&file)).unwrap_or_default();
         let written = fs::read_to_string(fresh.path().join(&file)).expect("the generator wrote it");
-        assert!(held == written, "{file} is stale: run `make generate`");
+        assert!(in_place == written, "{file} is stale: run `make generate`");
     }
 }
 
@@ -120,6 +120,7 @@ fn every_sample_is_taken() {
         samples += 1;
     }
     assert_eq!(samples, 5);
+    run(cluster.kubectl().args(["apply", "--dry-run=server", "-f"]).arg(in_tree("kind/queue.yaml")));
 }
 
 #[test]

@@ -134,8 +134,12 @@ impl Cluster {
     /// The image of the binaries that cargo built for this run, built and brought into the node on first use; `None`
     /// (and a loud line) where buildah is missing. A cluster that somebody else runs names its own: `HYPER2KVM_IMAGE`.
     pub fn image(&self) -> Option<String> {
-        if let Ok(image) = std::env::var("HYPER2KVM_IMAGE") {
-            return Some(image);
+        if self.state.is_none() {
+            let image = std::env::var("HYPER2KVM_IMAGE").ok();
+            if image.is_none() {
+                left_out("HYPER2KVM_IMAGE does not say which image this cluster has");
+            }
+            return image;
         }
         let binaries =
             Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator")).parent().expect("a file lies in a directory");
@@ -148,6 +152,12 @@ impl Cluster {
         }
         assert!(output.status.success(), "tests/cluster/image.sh failed: {said}");
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Stops (at once, as a power cut would) or starts again `apiserver` or `kubelet`.
+    pub fn part(&self, what: &str, part: &str) {
+        assert!(self.state.is_some(), "a cluster that somebody else runs is not stopped");
+        run(Command::new(in_tree("tests/cluster/part.sh")).args([what, part]).stdin(Stdio::null()));
     }
 
     /// A namespace for one test, named after it.
@@ -191,6 +201,32 @@ impl Namespace {
         ]});
         self.apply(&manifest.to_string());
         path
+    }
+
+    /// Ends a container's processes by SIGKILL, as the kernel would; the kubelet finds it dead.
+    pub fn kill_container(&self, pod: &str, container: &str) {
+        let status = run(self.kubectl().args(["get", "pod", pod, "-o", "json"]));
+        let status: serde_json::Value = serde_json::from_str(&status).expect("kubectl prints JSON");
+        let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| status["status"][list].as_array());
+        let id = statuses
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|status| status["name"] == container)
+            .and_then(|status| status["containerID"].as_str()?.strip_prefix("containerd://"))
+            .unwrap_or_else(|| panic!("{pod} has no container {container}"))
+            .to_owned();
+        let state = self.cluster.state.as_ref().expect("a node of our own");
+        run(Command::new("ctr").arg("--address").arg(state.join("run/containerd.sock")).args([
+            "--namespace",
+            "k8s.io",
+            "tasks",
+            "kill",
+            "--signal",
+            "SIGKILL",
+            "--all",
+            &id,
+        ]));
     }
 
     /// Applies a manifest in this namespace.
