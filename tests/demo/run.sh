@@ -18,7 +18,7 @@ trap end EXIT
 say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 
 say "1. A sample appliance: an OVA with one streamOptimized disk"
-"$bin/examples/sample_ova" "$place/web01.ova"
+"$bin/examples/sample_ova" "$place/web01.ova" 512
 "$bin/hyper2kvm" inspect "$place/web01.ova"
 
 say "2. By hand: hyper2kvm convert web01.ova"
@@ -28,14 +28,15 @@ say "3. By itself: the daemon watches $place/queue"
 "$bin/hyper2kvm" daemon --watch-dir "$place/queue" --output-dir "$place/output" 2>"$place/daemon.log" &
 daemon=$!
 cp "$place/web01.ova" "$place/queue/"
-for _ in $(seq 150); do
-  published=$(find "$place/output" -path "$place/output/.work" -prune -o -name '*.qcow2' -print 2>/dev/null | head -n 1)
-  [ -z "$published" ] || break
+processed() { "$bin/hyper2kvmctl" --output-dir "$place/output" --json stats 2>/dev/null | grep -q '"total_processed": 1'; }
+for _ in $(seq 300); do
+  ! processed || break
   kill -0 "$daemon" 2>/dev/null || { cat "$place/daemon.log"; exit 1; }
   sleep 0.1
 done
-[ -n "$published" ] || { cat "$place/daemon.log"; echo "no disk after 15 s" >&2; exit 1; }
-grep -E 'queued|stable|published|Success' "$place/daemon.log" || true
+processed || { cat "$place/daemon.log"; echo "no disk after 30 s" >&2; exit 1; }
+grep -vE 'WARN|DEBUG' "$place/daemon.log" | cut -c1-150
+published=$(find "$place/output" -path "$place/output/.work" -prune -o -name '*.qcow2' -print)
 echo "$published"
 ! command -v qemu-img >/dev/null || qemu-img check "$published"
 
