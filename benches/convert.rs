@@ -166,7 +166,7 @@ fn run_row(row: &Row, images: &Images, choice: &Choice) -> Result<()> {
         vec![env!("CARGO_BIN_EXE_hyper2kvm").to_owned(), "convert".into(), text(&source), "-o".into(), text(&ours)];
     mine.extend(row.ours.iter().map(|&a| a.to_owned()));
     // The peer can't read inside an OVA: it gets the disk as a file.
-    let peer_source = if row.source.ends_with(".ova") { choice.directory.join("stream.vmdk") } else { source.clone() };
+    let peer_source = if row.source == "stream.ova" { choice.directory.join("stream.vmdk") } else { source.clone() };
     let mut peer: Vec<String> = std::iter::once("qemu-img").chain(PEER).map(str::to_owned).collect();
     peer.extend(row.theirs.iter().map(|&a| a.to_owned()));
     peer.extend([text(&peer_source), text(&theirs)]);
@@ -273,7 +273,7 @@ impl Images {
 fn make_file_system(raw: &Path, gib: u64) -> Result<()> {
     let files = raw.with_extension("files");
     fs::create_dir_all(&files)?;
-    let wanted = gib * 345 << 20;
+    let wanted = (gib * 345) << 20;
     let mut have = 0;
     for (n, tree) in ["/usr/lib", "/usr/bin", "/usr/share", "/usr/local"].iter().cycle().take(64).enumerate() {
         if have >= wanted {

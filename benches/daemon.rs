@@ -108,6 +108,9 @@ impl Drop for Daemon {
     }
 }
 
+/// One group of figures; the number is how many files `many` stands for.
+type Measure = fn(usize) -> Result<()>;
+
 fn main() -> ExitCode {
     let mut many = 10_000;
     let mut rows = Vec::new();
@@ -119,8 +122,8 @@ fn main() -> ExitCode {
             rows.push(word);
         }
     }
-    println!("{:52} {:>12} {:>12}  {}", "figure", "measured", "demand", "met");
-    let all: [(&str, fn(usize) -> Result<()>); 5] =
+    println!("{:52} {:>12} {:>12}  met", "figure", "measured", "demand");
+    let all: [(&str, Measure); 5] =
         [("ready", ready), ("start", start), ("twenty", twenty), ("small", small), ("waiting", waiting)];
     let mut failed = false;
     for (name, measure) in all.iter().filter(|(n, _)| rows.is_empty() || rows.iter().any(|r| r == n)) {
@@ -139,11 +142,13 @@ fn line(what: &str, measured: f64, demand: f64, unit: &str, at_least: bool) {
     println!("{what:52} {:>12} {:>12}  {verdict}", format!("{measured:.2} {unit}"), format!("{sign} {demand} {unit}"));
 }
 
+/// How often the client is asked for its mean.
+const ASKED: u32 = 20;
+
 fn ready(_: usize) -> Result<()> {
     let daemon = Daemon::start("")?;
     line("start → ready", daemon.ready()?.as_secs_f64() * 1e3, 50.0, "ms", false);
     let started = Instant::now();
-    const ASKED: u32 = 20;
     for _ in 0..ASKED {
         daemon.ask("status")?;
     }

@@ -77,9 +77,8 @@ fn a_layer_names_only_those_below_it() {
         }
         for file in files.iter().filter(|f| f.exists()) {
             let text = fs::read_to_string(file).expect("a source file");
-            let code: String =
-                text.lines().filter(|l| !l.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
-            for named in named_modules(&code) {
+            let code: Vec<_> = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+            for named in named_modules(&code.join("\n")) {
                 let top = named.split("::").next().unwrap_or("");
                 let known = MAY_NAME.iter().any(|(m, _)| *m == top);
                 let fits = top == module || allowed.iter().any(|a| named == *a || named.starts_with(&format!("{a}::")));

@@ -88,13 +88,13 @@ impl Order {
             termination_log: text("HYPER2KVM_TERMINATION_LOG").map(PathBuf::from),
             require_landlock: text("HYPER2KVM_REQUIRE_LANDLOCK").as_deref() == Some("1"),
             parent: text("HYPER2KVM_PARENT").and_then(|p| p.parse().ok()),
-            sabotage: sabotage(text("HYPER2KVM_TEST_FAIL"), text("HYPER2KVM_TEST_HANG"), Attempt(attempt)),
+            sabotage: sabotage(text("HYPER2KVM_TEST_FAIL"), text("HYPER2KVM_TEST_HANG").is_some(), Attempt(attempt)),
         })
     }
 }
 
-fn sabotage(fail: Option<String>, hang: Option<String>, attempt: Attempt) -> Option<Sabotage> {
-    if hang.is_some() {
+fn sabotage(fail: Option<String>, hang: bool, attempt: Attempt) -> Option<Sabotage> {
+    if hang {
         return Some(Sabotage::Hang);
     }
     let fail = fail?;
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_test_can_make_the_first_attempts_fail() {
-        let fail = |text: &str, n| sabotage(Some(text.to_owned()), None, Attempt(n));
+        let fail = |text: &str, n| sabotage(Some(text.to_owned()), false, Attempt(n));
         assert_eq!(fail("SourceIO", 7), Some(Sabotage::Fail(Reason::SourceIO)));
         assert_eq!(fail("SourceIO:2", 2), Some(Sabotage::Fail(Reason::SourceIO)));
         assert_eq!(fail("SourceIO:2", 3), None);

@@ -85,7 +85,7 @@ impl Group {
         };
         let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = openat(CWD, parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| open_failure(&parent.display().to_string(), e.into()))?;
+            .map_err(|e| open_failure(&parent.display().to_string(), &e.into()))?;
         let first = open_regular(&directory, name)?;
         let mut opened = vec![first];
         let named = members_named_by(&opened[0])?;
@@ -128,7 +128,7 @@ impl Group {
     /// `SourceChanged`, naming the file.
     pub fn check_unchanged(&self) -> Result<(), Failure> {
         for file in &self.opened {
-            let now = fstat(file.file.as_fd()).map_err(|e| open_failure(&file.name, e.into()))?;
+            let now = fstat(file.file.as_fd()).map_err(|e| open_failure(&file.name, &e.into()))?;
             if Stamp::of(&now) != file.stamp {
                 return Err(changed(&file.name));
             }
@@ -165,8 +165,8 @@ fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
         }
         opened => opened,
     };
-    let fd = opened.map_err(|e| open_failure(&shown, e.into()))?;
-    let stat = fstat(&fd).map_err(|e| open_failure(&shown, e.into()))?;
+    let fd = opened.map_err(|e| open_failure(&shown, &e.into()))?;
+    let stat = fstat(&fd).map_err(|e| open_failure(&shown, &e.into()))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {}
         kind => {
@@ -195,7 +195,7 @@ fn changed(name: &str) -> Failure {
     Failure::new(Reason::SourceChanged, format!("{name}: its size, time or inode changed since it was claimed"))
 }
 
-fn open_failure(name: &str, error: io::Error) -> Failure {
+fn open_failure(name: &str, error: &io::Error) -> Failure {
     let loops = rustix::io::Errno::LOOP.raw_os_error();
     match error.kind() {
         io::ErrorKind::NotFound => Failure::new(Reason::SourceMissing, format!("{name}: no such file")),

@@ -37,7 +37,7 @@ fn grain(number: u64) -> Option<Vec<u8>> {
         state ^= state << 17;
         match state % 8 {
             0..=3 => {
-                bytes.extend_from_slice(format!("{:x} record {} of the file\n", state >> 40, state % 977).as_bytes())
+                bytes.extend_from_slice(format!("{:x} record {} of the file\n", state >> 40, state % 977).as_bytes());
             }
             4 | 5 => bytes.extend_from_slice(&[0; 24]),
             _ => bytes.extend_from_slice(&state.to_le_bytes()),
