@@ -118,6 +118,7 @@ impl<E: Executor> Engine<E> {
         let change = Change { left, ..state(ClaimState::Terminal { placement }) };
         self.change(id, change).await?;
         self.refresh_totals().await?;
+        self.show();
         self.last_activity = Some(Timestamp::now());
         self.announce_end(&row, end);
         Ok(())

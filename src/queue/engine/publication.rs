@@ -98,6 +98,8 @@ impl<E: Executor> Engine<E> {
         self.change(id, change).await?;
         self.last_activity = Some(now);
         self.refresh_totals().await?;
+        // Whoever finds the source archived finds it counted.
+        self.show();
         let duration = std::time::Duration::try_from(now.duration_since(start)).unwrap_or_default();
         tracing::info!(conversion = %id, "✅ Completed: {name} in {:.1}s, {output_path}", duration.as_secs_f64());
         self.notify(&Event::Success { filename: name, duration, output_path, at: now });

@@ -1,0 +1,126 @@
+//! Names, kinds and contents of dropped files; duplicates; twenty at once.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use crate::harness::{Site, disk, second};
+
+#[test]
+fn two_files_of_one_stem_are_two_outputs_and_capitals_count_as_small() {
+    let site = Site::new("");
+    let daemon = site.start();
+    site.drop_file("vm.raw", &disk(0));
+    site.drop_file("vm.img", &disk(1));
+    site.drop_file("UP.RAW", &disk(2));
+    daemon.until("three are archived", || site.archived().len() == 3);
+    assert_eq!(site.published(), ["UP", "vm", "vm-1"]);
+    assert_eq!(daemon.stats()["by_file_type"]["raw"]["processed"], 2);
+}
+
+#[test]
+fn what_is_no_disk_image_is_refused_once_and_left_where_it_is() {
+    let site = Site::new("");
+    let queue = site.queue();
+    fs::write(queue.join("empty.raw"), "").unwrap();
+    fs::write(queue.join(".hidden.raw"), disk(0)).unwrap();
+    fs::write(queue.join("upload.raw.part"), disk(0)).unwrap();
+    fs::create_dir(queue.join("dir.vmdk")).unwrap();
+    symlink("/etc/hostname", queue.join("link.raw")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, queue.join("fifo.raw"), rustix::fs::Mode::RWXU).unwrap();
+    let before = site.names("queue");
+    let daemon = site.start();
+    site.drop_file("good.raw", &disk(0));
+    daemon.until("the good one is archived", || site.archived() == ["good.raw"]);
+    daemon.until("the empty one is refused", || !daemon.lines("refused: empty.raw").is_empty());
+    for name in ["empty.raw", "dir.vmdk", "link.raw", "fifo.raw"] {
+        assert_eq!(daemon.lines(&format!("refused: {name} ")).len(), 1, "{name}");
+    }
+    let still: Vec<_> = site.names("queue").into_iter().filter(|name| before.contains(name)).collect();
+    assert_eq!(still, before);
+}
+
+#[test]
+fn twenty_files_at_once_are_vetted_side_by_side() {
+    let site = Site::new("");
+    let daemon = site.start();
+    daemon.ask("pause");
+    for n in 0..20 {
+        site.drop_file(&format!("vm{n}.raw"), &disk(n));
+    }
+    daemon.until("all are queued", || daemon.lines("📥 New file queued").len() == 20);
+    let seen: Vec<f64> = daemon.lines("📥 New file queued").iter().map(|line| second(line)).collect();
+    let spread = seen[19] - seen[0];
+    assert!(spread < 2.0, "the last one was vetted {spread} s after the first");
+}
+
+#[test]
+fn a_growing_file_is_not_converted_and_holds_up_nobody() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let growing = site.queue().join("growing.raw");
+    let mut file = OpenOptions::new().create(true).append(true).open(growing).unwrap();
+    site.drop_file("still.raw", &disk(0));
+    daemon.until("the finished one is archived", || {
+        file.write_all(&[1; 512]).unwrap();
+        site.archived() == ["still.raw"]
+    });
+    assert_eq!(site.waiting(), ["growing.raw"]);
+    drop(file);
+    daemon.until("the other one follows", || site.archived() == ["growing.raw", "still.raw"]);
+}
+
+#[test]
+fn a_duplicate_is_archived_and_counted_and_another_size_is_none() {
+    let site = Site::new("");
+    let daemon = site.start();
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is converted", || site.archived() == ["vm.raw"]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is a duplicate", || daemon.stats()["total_duplicates"] == 1);
+    assert_eq!(daemon.lines("⏭️ Skipping duplicate: vm.raw (originally processed: ").len(), 1);
+    site.drop_file("vm.raw", &disk(1)[..8192]);
+    daemon.until("another size is converted", || daemon.stats()["total_processed"] == 2);
+    daemon.until("all three are archived", || site.archived() == ["vm-1.raw", "vm-2.raw", "vm.raw"]);
+    assert_eq!(site.published(), ["vm", "vm-1"]);
+}
+
+#[test]
+fn by_md5_a_file_of_another_name_is_a_duplicate_too() {
+    let site = Site::new("deduplication_use_md5: true");
+    let daemon = site.start();
+    site.drop_file("one.raw", &disk(0));
+    daemon.until("it is converted", || site.archived() == ["one.raw"]);
+    site.drop_file("two.raw", &disk(0));
+    daemon.until("the other is a duplicate", || daemon.stats()["total_duplicates"] == 1);
+    assert_eq!(site.published(), ["one"]);
+}
+
+#[test]
+fn a_source_left_in_place_is_never_converted_twice() {
+    let site = Site::new("archive_processed: false\nenable_deduplication: false");
+    let mut daemon = site.start();
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is converted and back", || site.published() == ["vm"] && site.waiting() == ["vm.raw"]);
+    daemon.signal(rustix::process::Signal::TERM);
+    daemon.end_within(Duration::from_secs(10));
+    let daemon = site.start();
+    site.drop_file("next.raw", &disk(1));
+    daemon.until("the next one is converted", || site.published().contains(&"next".to_owned()));
+    daemon.until("it is counted", || daemon.stats()["total_processed"] == 2);
+    assert_eq!(site.published(), ["next", "vm"]);
+}
+
+#[test]
+fn a_broken_image_fails_once_with_a_reason() {
+    let site = Site::new("");
+    let daemon = site.start();
+    site.drop_file("bad.vmdk", b"this is no disk image");
+    daemon.until("it is counted", || daemon.stats()["total_failed"] == 1);
+    daemon.until("it lies in .errors", || site.in_errors() == ["bad.vmdk"]);
+    let report = site.error_file("bad.vmdk");
+    assert_eq!((&report["class"], &report["filename"]), (&"Permanent".into(), &"bad.vmdk".into()));
+    assert!(report["suggestion"].as_str().is_some_and(|text| !text.is_empty()));
+    assert_eq!(daemon.lines("attempt started").len(), 1);
+}

@@ -1,0 +1,250 @@
+//! A daemon of the built binaries on directories of its own, and what a test asks of it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Deadline for what takes seconds on an idle machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// Queue and output directory, which outlive the daemons that work on them.
+pub struct Site {
+    pub dir: TempDir,
+    config: String,
+    starts: std::cell::Cell<u32>,
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon<'a> {
+    site: &'a Site,
+    pub child: Child,
+    log: PathBuf,
+}
+
+impl Site {
+    /// Directories, and these lines of YAML beside their names.
+    pub fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("queue")).unwrap();
+        Self { dir, config: config.to_owned(), starts: std::cell::Cell::new(0) }
+    }
+
+    pub fn queue(&self) -> PathBuf {
+        self.dir.path().join("queue")
+    }
+
+    pub fn output(&self) -> PathBuf {
+        self.dir.path().join("output")
+    }
+
+    /// Moves a file of this content into the queue directory in one step.
+    pub fn drop_file(&self, name: &str, content: &[u8]) {
+        let aside = self.dir.path().join("aside");
+        fs::write(&aside, content).unwrap();
+        fs::rename(aside, self.queue().join(name)).unwrap();
+    }
+
+    pub fn start(&self) -> Daemon<'_> {
+        self.start_with(&[])
+    }
+
+    /// Starts a daemon and waits until it answers.
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
+        let mut daemon = self.spawn(environment);
+        until("the daemon answers", || {
+            assert!(daemon.child.try_wait().unwrap().is_none(), "the daemon has ended:\n{}", daemon.log());
+            daemon.try_ask("status").is_some()
+        });
+        daemon
+    }
+
+    pub fn spawn(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
+        let start = self.starts.replace(self.starts.get() + 1);
+        let log = self.dir.path().join(format!("log-{start}"));
+        let config = self.dir.path().join("daemon.yaml");
+        let (queue, output) = (self.queue(), self.output());
+        let text = format!("watch_dir: {}\noutput_dir: {}\n{}\n", queue.display(), output.display(), self.config);
+        fs::write(&config, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+            .args(["daemon", "--config"])
+            .arg(&config)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Daemon { site: self, child, log }
+    }
+
+    /// Base names in a directory below the site, sorted; none where it is not there.
+    pub fn names(&self, below: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.dir.path().join(below)) else { return Vec::new() };
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Visible names in the queue directory.
+    pub fn waiting(&self) -> Vec<String> {
+        self.names("queue").into_iter().filter(|name| !name.starts_with('.')).collect()
+    }
+
+    /// Every file below the archive, by its base name.
+    pub fn archived(&self) -> Vec<String> {
+        files_below(&self.queue().join(".processed"))
+    }
+
+    /// Sources in `.errors/`, without their reports.
+    pub fn in_errors(&self) -> Vec<String> {
+        files_below(&self.queue().join(".errors")).into_iter().filter(|n| !n.ends_with(".error.json")).collect()
+    }
+
+    /// Published directories.
+    pub fn published(&self) -> Vec<String> {
+        let days = self.names("output").into_iter().filter(|name| !name.starts_with('.'));
+        days.flat_map(|day| self.names(&format!("output/{day}"))).collect()
+    }
+
+    /// Every published disk, by its base name.
+    pub fn disks(&self) -> Vec<String> {
+        let mut disks: Vec<_> = self
+            .names("output")
+            .iter()
+            .filter(|name| !name.starts_with('.'))
+            .flat_map(|day| files_below(&self.output().join(day)))
+            .filter(|name| Path::new(name).extension().is_some_and(|e| e != "json" && e != "xml"))
+            .collect();
+        disks.sort();
+        disks
+    }
+
+    pub fn error_file(&self, name: &str) -> Value {
+        let path = self.queue().join(format!(".errors/{name}.error.json"));
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+}
+
+fn files_below(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut names = Vec::new();
+    for entry in entries.map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            names.extend(files_below(&entry.path()));
+        } else {
+            names.push(entry.file_name().into_string().unwrap());
+        }
+    }
+    names.sort();
+    names
+}
+
+impl Daemon<'_> {
+    /// One request on a connection of its own.
+    pub fn ask(&self, request: &str) -> Value {
+        self.try_ask(request).expect("the daemon answers")
+    }
+
+    pub fn try_ask(&self, request: &str) -> Option<Value> {
+        let answer = exchange(&self.site.output(), format!("{{\"command\":\"{request}\"}}").as_bytes())?;
+        serde_json::from_slice(&answer).ok()
+    }
+
+    pub fn stats(&self) -> Value {
+        self.ask("stats")["stats"].clone()
+    }
+
+    pub fn status(&self, key: &str) -> u64 {
+        self.ask("status")[key].as_u64().unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Lines of the log that say this.
+    pub fn lines(&self, text: &str) -> Vec<String> {
+        self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Children of the daemon's main thread.
+    pub fn workers(&self) -> Vec<u32> {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+    }
+
+    /// Waits for the daemon's own end.
+    pub fn end_within(&mut self, limit: Duration) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begun.elapsed() < limit, "the daemon goes on after {limit:?}:\n{}", self.log());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for a condition; shows the log when it does not come.
+    pub fn until(&self, what: &str, condition: impl FnMut() -> bool) {
+        let log = || self.log();
+        wait(what, condition, log);
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        // Ended already, mostly.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Bytes out, all bytes back.
+pub fn exchange(output: &Path, request: &[u8]) -> Option<Vec<u8>> {
+    let mut stream = UnixStream::connect(output.join(".daemon/control.sock")).ok()?;
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(request).ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    Some(answer)
+}
+
+pub fn until(what: &str, condition: impl FnMut() -> bool) {
+    wait(what, condition, String::new);
+}
+
+fn wait(what: &str, mut condition: impl FnMut() -> bool, log: impl Fn() -> String) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < SOON, "in vain: {what}\n{}", log());
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Time of a log line, in seconds.
+pub fn second(line: &str) -> f64 {
+    let stamp = line.split_whitespace().next().unwrap();
+    let time: jiff::Timestamp = stamp.parse().unwrap();
+    time.as_duration().as_secs_f64()
+}
+
+/// A small disk that differs by `n`.
+pub fn disk(n: u8) -> Vec<u8> {
+    let mut content = vec![0; 64 << 10];
+    content[4096..8192].fill(n.wrapping_add(1));
+    content
+}

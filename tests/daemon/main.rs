@@ -1,0 +1,8 @@
+//! The daemon from outside: the built binaries, files dropped in, and what comes of them.
+
+mod ending;
+mod files;
+mod groups;
+mod harness;
+mod retrying;
+mod socket;
