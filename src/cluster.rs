@@ -1,5 +1,9 @@
 //! The cluster: custom resources, the controller's reconcilers, the watcher and its sidecar.
 
 pub mod api;
+pub mod cache;
 pub mod controller;
+pub mod executor;
 pub mod names;
+pub mod sidecar;
+pub mod watcher;

@@ -203,3 +203,71 @@ async fn a_conversion_of_no_queue_says_so() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn a_dropped_file_is_claimed_converted_published_and_archived() {
+    let Some(stage) = Stage::open("drop").await else { return };
+    let root = tempfile::tempdir().unwrap();
+    stage.queue("q", &json!({})).await;
+    stage.watch("q", root.path()).await;
+    stage
+        .until::<HyperConversion>("q", |queue| {
+            saying(queue, "StorageReady") == Some(("True".into(), "Probed".into()))
+                && saying(queue, "NotificationsReady").is_some_and(|(status, _)| status == "True")
+        })
+        .await;
+    std::fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
+    let name = stage.first_conversion().await;
+    assert!(name.starts_with("web01-"), "{name}");
+    let started = stage.until::<ConversionJob>(&name, |c| job_uid(c).is_some()).await;
+    assert_eq!((started.spec.source.path.as_str(), started.spec.source.size_bytes), ("web01.img", Some(4096)));
+    let job = format!("{name}-1");
+    let pod = stage.pod_of(&job).await;
+    let folder = root.path().join(format!("output/.work/{name}/1/{pod}"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("web01.qcow2"), [8; 512]).unwrap();
+    let metadata = json!({
+        "contractVersion": 1, "id": name, "toolVersion": "0", "startTime": "2026-01-17T09:00:00Z",
+        "endTime": "2026-01-17T09:00:01Z", "durationMs": 1000,
+        "source": {"name": "web01.img", "sizeBytes": 4096, "format": "raw"},
+        "disks": [{"file": "web01.qcow2", "format": "qcow2", "virtualSizeBytes": 4096, "allocatedBytes": 512, "sourceMember": "web01.img"}],
+    });
+    std::fs::write(folder.join("metadata.json"), metadata.to_string()).unwrap();
+    stage.end_pod(&job, 0, "").await;
+    let over = stage.until::<ConversionJob>(&name, |c| phase(c) == Some(JobPhase::Succeeded)).await;
+    let status = over.status.unwrap();
+    let succeeded = condition(&status.conditions, "Succeeded").unwrap();
+    assert_eq!((succeeded.status.as_str(), succeeded.reason.as_str()), ("True", "Succeeded"));
+    let output = &status.outputs[0];
+    assert!(output.path.ends_with("/web01/web01.qcow2"), "{}", output.path);
+    assert_eq!(std::fs::read(root.path().join("output").join(&output.path)).unwrap(), [8; 512]);
+    let archived = root.path().join("queue").join(status.source_location.unwrap());
+    assert_eq!(std::fs::read(archived).unwrap(), [7; 4096]);
+    stage
+        .until::<HyperConversion>("q", |queue| {
+            let totals = queue.status.as_ref().and_then(|status| status.totals);
+            totals.is_some_and(|totals| totals.succeeded == 1)
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_conversion_that_is_deleted_under_way_leaves_its_source_in_errors() {
+    let Some(stage) = Stage::open("deleted").await else { return };
+    let root = tempfile::tempdir().unwrap();
+    stage.queue("q", &json!({})).await;
+    stage.watch("q", root.path()).await;
+    stage.until::<HyperConversion>("q", |queue| saying(queue, "StorageReady").is_some()).await;
+    std::fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
+    let name = stage.first_conversion().await;
+    stage.until::<ConversionJob>(&name, |c| job_uid(c).is_some()).await;
+    stage.api::<ConversionJob>().delete(&name, &DeleteParams::default()).await.unwrap();
+    stage.gone::<Job>(&format!("{name}-1")).await;
+    stage
+        .until::<HyperConversion>("q", |queue| {
+            let totals = queue.status.as_ref().and_then(|status| status.totals);
+            totals.is_some_and(|totals| totals.cancelled == 1)
+        })
+        .await;
+    assert_eq!(std::fs::read(root.path().join("queue/.errors/web01.img")).unwrap(), [7; 4096]);
+}

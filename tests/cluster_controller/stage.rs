@@ -1,10 +1,12 @@
 //! A namespace with a controller of its own, and the parts that tests play: the watcher's and the kubelet's.
 
+use std::path::Path;
 use std::time::Duration;
 
-use hyper2kvm::cluster::api::ConversionJob;
+use hyper2kvm::cluster::api::{ConversionJob, HyperConversion};
 use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::cluster::controller::{Options, run};
+use hyper2kvm::cluster::watcher::{self, Identity};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
@@ -22,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One test's part of the cluster.
 pub struct Stage {
+    config: kube::Config,
     client: Client,
     namespace: Namespace,
     controller: JoinHandle<()>,
@@ -48,10 +51,11 @@ impl Stage {
             lease_namespace: namespace.name.clone(),
             identity: "test".into(),
         };
+        let reached = config.clone();
         let controller = tokio::spawn(async move {
-            run(config, options, std::future::pending()).await.expect("the controller goes on");
+            run(reached, options, std::future::pending()).await.expect("the controller goes on");
         });
-        Some(Self { client, namespace, controller })
+        Some(Self { config, client, namespace, controller })
     }
 
     pub fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
@@ -158,27 +162,73 @@ impl Stage {
         self.api::<ConversionJob>().patch_status(name, &params, &Patch::Apply(patch)).await.unwrap();
     }
 
-    /// The kubelet's part: the pod of this Job ended. Returns the pod's name.
-    pub async fn end_pod(&self, job: &str, code: i32, message: &str) -> String {
-        let pods = self.api::<Pod>();
+    /// Name of the pod that the Job controller made for a Job.
+    pub async fn pod_of(&self, job: &str) -> String {
         let params = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
-        let pod = timeout(PATIENCE, async {
+        timeout(PATIENCE, async {
             loop {
-                if let Some(pod) = pods.list(&params).await.unwrap().items.pop() {
+                if let Some(pod) = self.api::<Pod>().list(&params).await.unwrap().items.pop() {
                     return pod.name_any();
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         })
         .await
-        .expect("the Job controller makes a pod");
+        .expect("the Job controller makes a pod")
+    }
+
+    /// The kubelet's part: the pod of this Job ended. Returns the pod's name.
+    pub async fn end_pod(&self, job: &str, code: i32, message: &str) -> String {
+        let pod = self.pod_of(job).await;
         let status = json!({"status": {"phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": [{
             "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"terminated": {
                 "exitCode": code, "message": message, "startedAt": "2026-01-17T09:00:01Z", "finishedAt": "2026-01-17T09:00:02Z",
             }},
         }]}});
-        pods.patch_status(&pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        self.api::<Pod>().patch_status(&pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
         pod
+    }
+
+    /// Runs the queue's watcher on directories below `root`, on a thread of its own, until the test ends.
+    pub async fn watch(&self, queue: &str, root: &Path) {
+        let object = self.get::<HyperConversion>(queue).await;
+        for directory in ["queue", "output", "run"] {
+            std::fs::create_dir(root.join(directory)).unwrap();
+        }
+        let identity = Identity {
+            namespace: self.namespace.name.clone(),
+            queue: queue.to_owned(),
+            queue_uid: object.uid().unwrap(),
+            pod: format!("{queue}-watcher-0"),
+            queue_dir: root.join("queue"),
+            output_dir: root.join("output"),
+            run_dir: root.join("run"),
+        };
+        // A client belongs to the runtime that it was made on.
+        let config = self.config.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let done = runtime.block_on(async {
+                let client = Client::try_from(config).unwrap();
+                watcher::run(client, identity).await
+            });
+            drop(done);
+        });
+    }
+
+    /// Where the one conversion of a queue is, once the watcher has made it.
+    pub async fn first_conversion(&self) -> String {
+        timeout(PATIENCE, async {
+            loop {
+                if let Some(made) = self.api::<ConversionJob>().list(&ListParams::default()).await.unwrap().items.pop()
+                {
+                    return made.name_any();
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+        .expect("the watcher makes a ConversionJob")
     }
 }

@@ -1,6 +1,7 @@
 //! The operator's processes: controller, watcher and sidecar, and the definitions of its API.
 
 mod controller;
+mod queue;
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -28,6 +29,10 @@ enum Command {
     },
     /// Makes a watcher for each HyperConversion and a Job for each attempt of a ConversionJob.
     Controller(controller::Arguments),
+    /// Moves the files of one queue, in the queue's pod.
+    Watcher(queue::Arguments),
+    /// Answers the control socket of one queue, beside its watcher.
+    Sidecar(queue::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +48,14 @@ fn main() -> ExitCode {
         Command::Controller(arguments) => {
             log();
             controller::main(arguments)
+        }
+        Command::Watcher(arguments) => {
+            log();
+            queue::watch(arguments)
+        }
+        Command::Sidecar(arguments) => {
+            log();
+            queue::answer(arguments)
         }
     };
     match done {

@@ -1,18 +1,12 @@
-//! What the controller watches: slim copies of objects, and who is woken by their changes.
+//! What the controller's watches leave of objects, and who is woken by their changes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt::Debug;
 
-use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
-use kube::api::Api;
-use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
-use kube::{Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 
 use super::admission::{Admission, Key, Message, Standing};
@@ -21,69 +15,15 @@ use super::decision;
 use super::metrics::Metrics;
 use super::outcome;
 use crate::cluster::api::{ConversionJob, HyperConversion, condition};
+use crate::cluster::cache::Change;
 use crate::cluster::controller::queues::STORAGE_READY;
 use crate::cluster::names;
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId};
 
-/// Objects in one page of a list: what a list holds in memory at a time.
-const PAGE: u32 = 200;
-
 /// Sends objects to a reconciler.
 pub type Trigger<K> = mpsc::UnboundedSender<ObjectRef<K>>;
-
-/// A change of a watched object.
-#[derive(Debug)]
-pub enum Change<'a, K> {
-    Seen(&'a K),
-    Gone(&'a K),
-}
-
-/// Watches `api` into a cache. Each change is told after the cache has it; what a new list no longer holds is told as
-/// gone.
-pub fn watch<K>(
-    api: Api<K>,
-    labels: Option<String>,
-    slim: impl Fn(&mut K) + Send + 'static,
-    mut tell: impl FnMut(Change<K>) + Send + 'static,
-) -> Store<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    let (reader, writer) = store();
-    let cache = reader.clone();
-    let config = watcher::Config { label_selector: labels, ..watcher::Config::default() }.page_size(PAGE);
-    let events = watch_objects(api, config).modify(move |object: &mut K| {
-        object.managed_fields_mut().clear();
-        object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
-        slim(object);
-    });
-    tokio::spawn(async move {
-        let mut events = Box::pin(events.default_backoff().reflect(writer));
-        // What was there before a new list: what the list doesn't hold any more is gone.
-        let mut before = Vec::new();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init) => before = cache.state(),
-                // The cache takes the list as a whole, at its end.
-                Ok(Event::InitApply(_)) => {}
-                Ok(Event::InitDone) => {
-                    for object in std::mem::take(&mut before) {
-                        if cache.get(&ObjectRef::from_obj(object.as_ref())).is_none() {
-                            tell(Change::Gone(object.as_ref()));
-                        }
-                    }
-                    cache.state().iter().for_each(|object| tell(Change::Seen(object.as_ref())));
-                }
-                Ok(Event::Apply(object)) => tell(Change::Seen(&object)),
-                Ok(Event::Delete(object)) => tell(Change::Gone(&object)),
-                Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; it is tried again"),
-            }
-        }
-    });
-    reader
-}
 
 /// Leaves of a finished conversion what tells that it is finished: there may be ten thousand of them.
 pub fn slim_conversion(conversion: &mut ConversionJob) {

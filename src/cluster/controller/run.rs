@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use kube::api::{Api, ListParams};
 use kube::core::NamespaceResourceScope;
-use kube::runtime::applier;
 use kube::runtime::controller::{self, Action, ReconcileRequest};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::{applier, watcher};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
@@ -29,7 +29,7 @@ use super::objects::Image;
 use super::probes::{self, Readiness};
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
-use crate::cluster::names;
+use crate::cluster::{cache, names};
 
 /// How soon an API that isn't served is asked for again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -202,42 +202,43 @@ fn watch_all(
     wake_queues: &caches::Trigger<HyperConversion>,
     wake_conversions: &caches::Trigger<ConversionJob>,
 ) -> Caches {
-    let ours = Some(format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
+    let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
     let (tell, wake, counted) = (admission.clone(), wake_conversions.clone(), Arc::clone(metrics));
     let mut census = Census::default();
-    let conversions = caches::watch(scoped(client, options), None, caches::slim_conversion, move |change| {
-        census.changed(&change, &counted);
-        caches::conversion_changed(&change, &tell, &wake);
-    });
+    let conversions =
+        cache::watch(scoped(client, options), watcher::Config::default(), caches::slim_conversion, move |change| {
+            census.changed(&change, &counted);
+            caches::conversion_changed(&change, &tell, &wake);
+        });
     let (tell, wake, all) = (admission.clone(), wake_queues.clone(), conversions.clone());
     let mut changes = QueueChanges::default();
     let wake_all = wake_conversions.clone();
-    let queues = caches::watch(
+    let queues = cache::watch(
         scoped(client, options),
-        None,
+        watcher::Config::default(),
         |_| {},
         move |change| {
             if changes.changed(&change, &tell, &wake) {
-                let (caches::Change::Seen(queue) | caches::Change::Gone(queue)) = change;
+                let (cache::Change::Seen(queue) | cache::Change::Gone(queue)) = change;
                 wake_conversions_of(queue, &all, &wake_all);
             }
         },
     );
     let (tell, wake) = (admission.clone(), wake_conversions.clone());
-    let jobs = caches::watch(scoped(client, options), ours.clone(), caches::slim_job, move |change| {
+    let jobs = cache::watch(scoped(client, options), ours.clone(), caches::slim_job, move |change| {
         caches::job_changed(&change, &tell, &wake);
     });
     let (conversion, queue) = (wake_conversions.clone(), wake_queues.clone());
-    let pods = caches::watch(scoped(client, options), ours.clone(), caches::slim_pod, move |change| {
+    let pods = cache::watch(scoped(client, options), ours.clone(), caches::slim_pod, move |change| {
         caches::pod_changed(&change, &conversion, &queue);
     });
     let wake = wake_queues.clone();
-    let stateful_sets = caches::watch(
+    let stateful_sets = cache::watch(
         scoped(client, options),
         ours,
         |_| {},
         move |change| {
-            let (caches::Change::Seen(set) | caches::Change::Gone(set)) = change;
+            let (cache::Change::Seen(set) | cache::Change::Gone(set)) = change;
             let set: &k8s_openapi::api::apps::v1::StatefulSet = set;
             if let Some(queue) = set.labels().get(names::LABEL_QUEUE) {
                 let _ = wake.send(ObjectRef::new(queue).within(&set.namespace().unwrap_or_default()));

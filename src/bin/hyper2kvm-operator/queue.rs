@@ -1,0 +1,94 @@
+//! `hyper2kvm-operator watcher` and `sidecar`: the two processes of a queue's pod.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use clap::Args;
+use hyper2kvm::cluster::names;
+use hyper2kvm::cluster::sidecar;
+use hyper2kvm::cluster::watcher::{self, Identity};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Namespace of the queue.
+    #[arg(long, env = "HYPER2KVM_NAMESPACE")]
+    namespace: String,
+    /// Name of the queue.
+    #[arg(long, env = "HYPER2KVM_QUEUE")]
+    queue: String,
+    /// UID of the queue.
+    #[arg(long, env = "HYPER2KVM_QUEUE_UID")]
+    queue_uid: String,
+    /// Name of this pod.
+    #[arg(long, env = "HYPER2KVM_POD")]
+    pod: String,
+    /// Directory that is watched.
+    #[arg(long, env = "HYPER2KVM_QUEUE_DIR", default_value = names::QUEUE_DIR)]
+    queue_dir: PathBuf,
+    /// Directory that takes the disks.
+    #[arg(long, env = "HYPER2KVM_OUTPUT_DIR", default_value = names::OUTPUT_DIR)]
+    output_dir: PathBuf,
+    /// Volume that watcher and sidecar share.
+    #[arg(long, env = "HYPER2KVM_RUN_DIR", default_value = names::RUN_DIR)]
+    run_dir: PathBuf,
+}
+
+impl From<Arguments> for Identity {
+    fn from(arguments: Arguments) -> Self {
+        Self {
+            namespace: arguments.namespace,
+            queue: arguments.queue,
+            queue_uid: arguments.queue_uid,
+            pod: arguments.pod,
+            queue_dir: arguments.queue_dir,
+            output_dir: arguments.output_dir,
+            run_dir: arguments.run_dir,
+        }
+    }
+}
+
+/// Moves a queue's files until SIGTERM or SIGINT.
+pub fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    runtime()?.block_on(async {
+        let client = kube::Client::try_default().await?;
+        let ended = stop_signal()?;
+        tokio::select! {
+            done = watcher::run(client, arguments.into()) => Ok(done?),
+            // Dropped where it stands: every step is safe to repeat, and the locks end with the process.
+            () = ended => Ok(()),
+        }
+    })
+}
+
+/// Answers for a queue until SIGTERM or SIGINT.
+pub fn answer(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    runtime()?.block_on(async {
+        let client = kube::Client::try_default().await?;
+        let shutdown = CancellationToken::new();
+        let ended = stop_signal()?;
+        let token = shutdown.clone();
+        tokio::spawn(async move {
+            ended.await;
+            token.cancel();
+        });
+        Ok(sidecar::run(client, arguments.into(), shutdown).await?)
+    })
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
+}
+
+fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

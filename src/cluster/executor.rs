@@ -1,0 +1,428 @@
+//! Attempts as batch Jobs: each conversion is a `ConversionJob`, whose status is the truth that both sides read.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::cluster::api::{
+    ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, QueueRef, Source, condition, set_condition,
+};
+use crate::cluster::cache::{self, Change};
+use crate::cluster::names;
+use crate::conversion::admission::RunState;
+use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
+use crate::conversion::status::End;
+use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Metadata};
+use crate::executor::{Error, Executor, Submission, Update};
+use crate::ledger::ConversionRow;
+
+/// Longest text of `spec.duplicateOf`.
+const MAX_DUPLICATE_OF: usize = 253;
+
+/// Conditions that the watcher owns.
+const OURS: [&str; 3] = ["Published", "Stalled", "Succeeded"];
+
+/// The executor of one queue.
+pub struct ClusterExecutor {
+    client: Client,
+    queue: Arc<HyperConversion>,
+    conversions: Store<ConversionJob>,
+    pods: Store<Pod>,
+    changes: mpsc::UnboundedReceiver<Heard>,
+    known: HashMap<ConversionId, Known>,
+    outbox: VecDeque<ConversionId>,
+}
+
+/// What a watch told.
+#[derive(Debug)]
+enum Heard {
+    /// Something about this conversion or its pods.
+    Changed(String),
+    /// The object of this UID is gone.
+    Gone(String, Option<String>),
+}
+
+/// A watch ended before its first list.
+#[derive(Debug, thiserror::Error)]
+#[error("a watch ended before its first list")]
+pub struct WatchEnded;
+
+/// A conversion that the engine asked about.
+#[derive(Debug)]
+struct Known {
+    uid: Option<String>,
+    /// The newest version seen: the cache lags behind our own writes.
+    newest: Option<Arc<ConversionJob>>,
+    is_gone: bool,
+}
+
+impl ClusterExecutor {
+    /// Fills its caches and knows no conversion yet.
+    ///
+    /// # Errors
+    /// When a watch ends before its first list, which it does not do by itself.
+    pub async fn start(client: Client, queue: Arc<HyperConversion>) -> Result<Self, WatchEnded> {
+        let namespace = queue.namespace().unwrap_or_default();
+        let name = queue.name_any();
+        let (tell, changes) = mpsc::unbounded_channel();
+        let told = tell.clone();
+        let of_queue = watcher::Config::default().fields(&format!("spec.queueRef.name={name}"));
+        let conversions = cache::watch(
+            Api::namespaced(client.clone(), &namespace),
+            of_queue,
+            |_| {},
+            move |change| {
+                let heard = match change {
+                    Change::Seen(object) => Heard::Changed(ResourceExt::name_any(object)),
+                    Change::Gone(object) => Heard::Gone(ResourceExt::name_any(object), ResourceExt::uid(object)),
+                };
+                let _ = told.send(heard);
+            },
+        );
+        let workers: Vec<String> = names::selector(&name, names::COMPONENT_WORKER)
+            .into_iter()
+            .map(|(label, value)| format!("{label}={value}"))
+            .collect();
+        let workers = watcher::Config::default().labels(&workers.join(","));
+        let pods = cache::watch(Api::namespaced(client.clone(), &namespace), workers, slim_pod, move |change| {
+            let (Change::Seen(pod) | Change::Gone(pod)) = change;
+            let pod: &Pod = pod;
+            if let Some(conversion) = pod.labels().get(names::LABEL_CONVERSION) {
+                let _ = tell.send(Heard::Changed(conversion.clone()));
+            }
+        });
+        let filled = tokio::join!(conversions.wait_until_ready(), pods.wait_until_ready());
+        if filled.0.is_err() || filled.1.is_err() {
+            return Err(WatchEnded);
+        }
+        Ok(Self { client, queue, conversions, pods, changes, known: HashMap::new(), outbox: VecDeque::new() })
+    }
+
+    fn api(&self) -> Api<ConversionJob> {
+        Api::namespaced(self.client.clone(), &self.queue.namespace().unwrap_or_default())
+    }
+
+    fn show(&mut self, id: &ConversionId) {
+        if !self.outbox.contains(id) {
+            self.outbox.push_back(id.clone());
+        }
+    }
+
+    /// The newest version of a conversion's object, from the cache or from our own last write.
+    fn refresh(&mut self, id: &ConversionId) -> Option<Arc<ConversionJob>> {
+        let reference = ObjectRef::new(id.as_str()).within(&self.queue.namespace().unwrap_or_default());
+        let cached = self.conversions.get(&reference);
+        let known = self.known.get_mut(id)?;
+        if let Some(cached) = cached
+            && known.uid.as_ref().is_none_or(|uid| cached.uid().as_ref() == Some(uid))
+            && version(&cached) >= known.newest.as_deref().map_or(0, version)
+        {
+            known.newest = Some(cached);
+        }
+        known.newest.clone()
+    }
+
+    fn keep(&mut self, id: &ConversionId, written: ConversionJob) {
+        if let Some(known) = self.known.get_mut(id) {
+            known.uid = written.uid();
+            known.newest = Some(Arc::new(written));
+        }
+        self.show(id);
+    }
+
+    fn update(&mut self, id: &ConversionId) -> Option<Update> {
+        let newest = self.refresh(id);
+        let known = self.known.get(id)?;
+        let status = newest.and_then(|object| object.status.clone()).map(|status| status.state);
+        let status = if known.is_gone { None } else { Some(status.unwrap_or_default()) };
+        let is_open = status.as_ref().is_some_and(|state| state.open_attempt().is_some());
+        Some(Update {
+            id: id.clone(),
+            status,
+            is_recorded: false,
+            uid: known.uid.clone(),
+            progress: None,
+            may_run: is_open || self.has_pods(id),
+        })
+    }
+
+    fn has_pods(&self, id: &ConversionId) -> bool {
+        self.pods.state().iter().any(|pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            pod.labels().get(names::LABEL_CONVERSION).is_some_and(|name| name == id.as_str())
+                && !matches!(phase, Some("Succeeded" | "Failed"))
+        })
+    }
+
+    /// Applies all that the watcher has to say of a conversion, on the version that it is said of.
+    async fn say(&mut self, doing: &'static str, id: &ConversionId, said: Said<'_>) -> Result<(), Error> {
+        let Some(object) = self.refresh(id) else { return Ok(()) };
+        let patch = said.patch(&object);
+        let params = PatchParams::apply(names::MANAGER_WATCHER).force();
+        match self.api().patch_status(id.as_str(), &params, &Patch::Apply(patch)).await {
+            Ok(written) => {
+                self.keep(id, written);
+                Ok(())
+            }
+            // Deleted: its end is told by the cache.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(Error::new(doing, id, error)),
+        }
+    }
+}
+
+/// What the watcher says in a status.
+#[derive(Debug, Default)]
+struct Said<'a> {
+    staged: u32,
+    /// Condition, status, reason, message.
+    conditions: Vec<(&'static str, &'static str, String, String)>,
+    /// How it ended, where the watcher decided that or carried it out.
+    end: Option<&'a ConversionStatus>,
+    /// Further fields, for the end.
+    fields: BTreeMap<&'static str, Value>,
+}
+
+impl Said<'_> {
+    fn patch(self, object: &ConversionJob) -> Value {
+        let generation = object.meta().generation;
+        let mut conditions = object.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        let kinds: Vec<_> = self.conditions.iter().map(|(kind, ..)| *kind).collect();
+        for (kind, status, reason, message) in self.conditions {
+            set_condition(&mut conditions, kind, status, &reason, message, generation, Timestamp::now());
+        }
+        let ours: Vec<_> =
+            OURS.iter().filter(|kind| kinds.contains(kind)).filter_map(|kind| condition(&conditions, kind)).collect();
+        let mut status = json!({"staged": self.staged, "conditions": ours});
+        let fields = status.as_object_mut().expect("written as an object above");
+        if let Some(state) = self.end {
+            fields.insert("end".into(), json!(state.end));
+            fields.insert("failure".into(), json!(state.failure));
+            fields.insert("completionTime".into(), json!(state.completion_time));
+        }
+        fields.extend(self.fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        fields.retain(|_, value| !value.is_null());
+        json!({
+            "apiVersion": ConversionJob::api_version(&()),
+            "kind": ConversionJob::kind(&()),
+            "metadata": {
+                "name": object.name_any(),
+                "namespace": object.namespace(),
+                "uid": object.uid(),
+                "resourceVersion": object.resource_version(),
+            },
+            "status": status,
+        })
+    }
+}
+
+impl Executor for ClusterExecutor {
+    async fn submit(&mut self, submission: Submission) -> Result<(), Error> {
+        const DOING: &str = "submit";
+        let id = submission.claim.id.clone();
+        self.known.entry(id.clone()).or_insert(Known { uid: submission.uid.clone(), newest: None, is_gone: false });
+        if self.refresh(&id).is_none() {
+            let found = self.api().get_opt(id.as_str()).await.map_err(|error| Error::new(DOING, &id, error))?;
+            let object = match found {
+                Some(object) => Some(object),
+                // It was there before: somebody deleted it.
+                None if submission.uid.is_some() => None,
+                None => {
+                    let object = object(&self.queue, &submission);
+                    let params =
+                        PostParams { field_manager: Some(names::MANAGER_WATCHER.to_owned()), ..PostParams::default() };
+                    let created = self.api().create(&params, &object).await;
+                    Some(created.map_err(|error| Error::new(DOING, &id, error))?)
+                }
+            };
+            if let Some(object) = object {
+                self.keep(&id, object);
+            } else if let Some(known) = self.known.get_mut(&id) {
+                known.is_gone = true;
+            }
+        }
+        let state = self.update(&id).and_then(|update| update.status);
+        if submission.duplicate_of.is_some()
+            && let Some(state) = state.filter(|state| !state.is_terminal())
+        {
+            let (state, _) = advance(state, Observation::Duplicate, &RetryPolicy::default(), Timestamp::now());
+            let said = Said { staged: state.staged, end: Some(&state), ..Said::default() };
+            self.say(DOING, &id, said).await?;
+        }
+        self.show(&id);
+        Ok(())
+    }
+
+    async fn staged(&mut self, id: &ConversionId, attempt: Attempt) -> Result<(), Error> {
+        let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), format!("attempt {attempt} may start"));
+        let said = Said { staged: attempt.0, conditions: vec![under_way], ..Said::default() };
+        self.say("stage", id, said).await
+    }
+
+    /// The specification tells the controller itself.
+    async fn set_run_state(&mut self, _: RunState) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn cancel(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        let Some(state) = self.update(id).and_then(|update| update.status).filter(|state| !state.is_terminal()) else {
+            self.show(id);
+            return Ok(());
+        };
+        let (reason, message) = (failure.reason.to_string(), failure.message.clone());
+        let (state, _) = advance(state, Observation::Cancelled(failure), &RetryPolicy::default(), Timestamp::now());
+        let said = Said {
+            staged: state.staged,
+            conditions: vec![("Succeeded", "False", reason, message)],
+            end: Some(&state),
+            ..Said::default()
+        };
+        self.say("cancel", id, said).await
+    }
+
+    async fn refuse(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        let staged = self.update(id).and_then(|update| update.status).map_or(0, |state| state.staged);
+        let refused = ("Published", "False", failure.reason.to_string(), failure.message);
+        let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), "nothing could be published".to_owned());
+        self.say("refuse", id, Said { staged, conditions: vec![refused, under_way], ..Said::default() }).await
+    }
+
+    async fn report(&mut self, row: &ConversionRow, metadata: Option<&Metadata>) -> Result<(), Error> {
+        let state = &row.status;
+        let mut conditions = Vec::new();
+        let (status, reason, message) = match (state.end, &state.failure) {
+            (Some(End::Succeeded), _) => ("True", "Succeeded".to_owned(), "converted and published".to_owned()),
+            (Some(End::Duplicate), _) => ("True", "Duplicate".to_owned(), row.duplicate_of.clone().unwrap_or_default()),
+            (_, Some(failure)) => ("False", failure.reason.to_string(), failure.message.clone()),
+            (_, None) => ("False", "Cancelled".to_owned(), String::new()),
+        };
+        if state.end == Some(End::Succeeded) {
+            let directory = row.output_path.clone().unwrap_or_default();
+            conditions.push(("Published", "True", "Published".to_owned(), directory));
+        }
+        conditions.push(("Succeeded", status, reason, message));
+        let fields = BTreeMap::from([
+            ("outputs", outputs(row, metadata)),
+            ("sourceLocation", json!(row.source_location)),
+            ("duplicateOf", json!(row.duplicate_of)),
+            ("duration", json!(duration(state))),
+        ]);
+        let said = Said { staged: state.staged, conditions, end: Some(state), fields };
+        self.say("report", &row.id, said).await
+    }
+
+    async fn forget(&mut self, id: &ConversionId) -> Result<(), Error> {
+        self.known.remove(id);
+        self.outbox.retain(|other| other != id);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Update {
+        loop {
+            while let Some(id) = self.outbox.pop_front() {
+                if let Some(update) = self.update(&id) {
+                    return update;
+                }
+            }
+            match self.changes.recv().await {
+                Some(heard) => self.hear(&heard),
+                // The watches live as long as we do; without them nothing more becomes known.
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl ClusterExecutor {
+    fn hear(&mut self, heard: &Heard) {
+        let (Heard::Changed(name) | Heard::Gone(name, _)) = heard;
+        let Ok(id) = name.parse::<ConversionId>() else { return };
+        let Some(known) = self.known.get_mut(&id) else { return };
+        if let Heard::Gone(_, uid) = heard
+            && known.uid == *uid
+        {
+            known.is_gone = true;
+        }
+        self.show(&id);
+    }
+}
+
+/// The object that stands for a claim.
+fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob {
+    let claim = &submission.claim;
+    let path = match claim.origin.as_str() {
+        "" => claim.primary.clone(),
+        origin => format!("{origin}/{}", claim.primary),
+    };
+    let companions = claim.members.iter().map(|member| member.name.clone()).filter(|name| *name != claim.primary);
+    let mut duplicate_of = submission.duplicate_of.clone().unwrap_or_default();
+    duplicate_of.truncate(duplicate_of.floor_char_boundary(MAX_DUPLICATE_OF));
+    let spec = ConversionJobSpec {
+        queue_ref: QueueRef { name: queue.name_any() },
+        source: Source { path, companions: companions.collect(), size_bytes: Some(claim.size_bytes()) },
+        conversion: ConversionOverrides::default(),
+        duplicate_of,
+    };
+    let mut object = ConversionJob::new(claim.id.as_str(), spec);
+    object.metadata = ObjectMeta {
+        namespace: queue.namespace(),
+        labels: Some(BTreeMap::from([(names::LABEL_QUEUE.to_owned(), queue.name_any())])),
+        owner_references: queue.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..object.metadata
+    };
+    object
+}
+
+fn outputs(row: &ConversionRow, metadata: Option<&Metadata>) -> Value {
+    let (Some(directory), Some(metadata)) = (&row.output_path, metadata) else { return Value::Null };
+    let disks = metadata.disks.iter().map(|disk| {
+        json!({
+            "path": format!("{directory}/{}", disk.file),
+            "format": disk.format,
+            "virtualSizeBytes": disk.virtual_size_bytes,
+            "allocatedBytes": disk.allocated_bytes,
+            "sha256": disk.sha256,
+        })
+    });
+    Value::Array(disks.map(without_nulls).collect())
+}
+
+fn without_nulls(mut value: Value) -> Value {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+    }
+    value
+}
+
+/// From the first attempt's start to the end, such as `2m5s`.
+fn duration(state: &ConversionStatus) -> Option<String> {
+    let seconds = state.completion_time?.duration_since(state.start_time?).as_secs().max(0);
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    Some(match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    })
+}
+
+fn slim_pod(pod: &mut Pod) {
+    pod.spec = None;
+    if let Some(status) = &mut pod.status {
+        status.container_statuses = None;
+        status.init_container_statuses = None;
+        status.conditions = None;
+    }
+}
+
+/// The API server's count of writes: the same for one object means the same content, higher means newer.
+fn version(object: &ConversionJob) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+}

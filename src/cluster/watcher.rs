@@ -1,0 +1,259 @@
+//! The watcher: the one process that moves a queue's files. It waits for its specification, its volumes and its locks,
+//! then lets the queue's engine work, with `ConversionJob`s for attempts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::cluster::api::{HyperConversion, HyperConversionSpec, InvalidSetting};
+use crate::cluster::cache::{self, Change};
+use crate::cluster::executor::{ClusterExecutor, WatchEnded};
+use crate::conversion::admission::RunState;
+use crate::executor::chain;
+use crate::ledger::{self, Ledger, Writer};
+use crate::notification::Notifier;
+use crate::queue::engine::{Engine, Remote, Settings, events};
+use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
+use crate::queue::{Layout, Method, engine, probe};
+
+mod notifications;
+mod report;
+
+use report::Reporter;
+pub use report::SNAPSHOT_FILE;
+
+/// How soon volumes that can't be used are tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
+const LEDGER_FILE: &str = "deduplication.db";
+
+/// Which queue this is the watcher of, and where its directories are.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub namespace: String,
+    pub queue: String,
+    /// UID of the `HyperConversion`: one made anew under the same name is another queue.
+    pub queue_uid: String,
+    pub pod: String,
+    pub queue_dir: PathBuf,
+    pub output_dir: PathBuf,
+    /// Volume that is shared with the sidecar.
+    pub run_dir: PathBuf,
+}
+
+/// Why the watcher can't go on; its pod's kubelet starts it again.
+#[derive(Debug, thiserror::Error)]
+pub enum WatcherError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("cannot tell this machine from others")]
+    Machine(#[source] std::io::Error),
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
+    #[error(transparent)]
+    Watch(#[from] WatchEnded),
+}
+
+/// The specification as it now is; `None` while it is unknown, gone, terminating or another queue's.
+type Wanted = watch::Receiver<Option<Arc<HyperConversion>>>;
+
+/// Works until the queue is gone or a lock is lost. The engine runs in the calling task and blocks on files: run this
+/// on a runtime with other threads.
+pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError> {
+    let started = Timestamp::now();
+    let mut wanted = watch_queue(&client, &identity);
+    let Some(queue) = known(&mut wanted).await else { return Ok(()) };
+    let reporter = Reporter::start(client.clone(), &identity, &queue);
+    let layout = volumes(&identity, &reporter).await;
+    let locks = lock(&layout, &identity, &reporter).await?;
+    let mut lost = tokio::spawn(beat(locks));
+    reporter.tell(report::Report::storage_ready);
+    let ledger = Writer::start(Ledger::open(&layout.daemon().join(LEDGER_FILE))?);
+    loop {
+        let Some(queue) = known(&mut wanted).await else { return Ok(()) };
+        let (notifications, missing) = notifications::config(&queue.spec.notifications);
+        reporter.tell(|report| report.notifications(&missing));
+        let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue)).await?;
+        let (_events, hints) = events::watch(layout.queue());
+        let settings = settings(&queue, layout.clone())?;
+        let (engine, remote) =
+            Engine::start(settings, executor, ledger.clone(), Notifier::start(notifications), hints, started).await?;
+        tracing::info!(queue = identity.queue, "watching");
+        let following = tokio::spawn(reporter.clone().follow(remote.watch()));
+        let ended = tokio::select! {
+            () = engine.run() => Ok(()),
+            // Dropped where it stands: every step of the engine is safe to repeat.
+            () = respecified(&mut wanted, &queue, &remote) => Ok(()),
+            end = &mut lost => Err(end),
+        };
+        following.abort();
+        match ended {
+            Ok(()) => tracing::info!(queue = identity.queue, "the specification changed; starting anew"),
+            Err(Ok(error)) => return Err(error.into()),
+            Err(Err(_)) => return Ok(()),
+        }
+    }
+}
+
+fn watch_queue(client: &Client, identity: &Identity) -> Wanted {
+    let (sender, wanted) = watch::channel(None);
+    let api = Api::<HyperConversion>::namespaced(client.clone(), &identity.namespace);
+    let own = watcher::Config::default().fields(&format!("metadata.name={}", identity.queue));
+    let uid = identity.queue_uid.clone();
+    cache::watch(
+        api,
+        own,
+        |_| {},
+        move |change| {
+            let queue = match change {
+                Change::Seen(queue) => Some(queue),
+                Change::Gone(_) => None,
+            };
+            let queue = queue.filter(|queue| queue.metadata.deletion_timestamp.is_none());
+            let queue = queue.filter(|queue| queue.metadata.uid.as_deref() == Some(uid.as_str()));
+            sender.send_replace(queue.cloned().map(Arc::new));
+        },
+    );
+    wanted
+}
+
+/// The specification, as soon as there is one. A watcher whose queue is gone waits here for its end.
+async fn known(wanted: &mut Wanted) -> Option<Arc<HyperConversion>> {
+    wanted.wait_for(Option::is_some).await.ok().and_then(|queue| queue.clone())
+}
+
+/// Passes the run state on; returns when anything else of the specification changed, or the queue is gone.
+async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Remote) {
+    let without_state =
+        |spec: &HyperConversionSpec| HyperConversionSpec { run_state: RunState::default(), ..spec.clone() };
+    let held = without_state(&before.spec);
+    let mut told = None;
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        match now {
+            Some(queue) if without_state(&queue.spec) == held => {
+                if told != Some(queue.spec.run_state) {
+                    remote.set_run_state(queue.spec.run_state).await;
+                    told = Some(queue.spec.run_state);
+                }
+            }
+            _ => return,
+        }
+        if wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn settings(queue: &HyperConversion, layout: Layout) -> Result<Settings, InvalidSetting> {
+    let spec = &queue.spec;
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    Ok(Settings {
+        layout,
+        queue_uid: queue.uid().unwrap_or_default(),
+        method: Method::NoReplace,
+        limit: usize::try_from(spec.max_concurrent_jobs).unwrap_or(usize::MAX),
+        archive_processed: spec.archive_processed,
+        deduplicate: spec.deduplication.enabled,
+        deduplicate_by_md5: spec.deduplication.enabled && spec.deduplication.use_md5,
+        file_stable_timeout: seconds(spec.file_stable_timeout_seconds),
+        companion_timeout: seconds(spec.companion_timeout_seconds),
+        policy: spec.retry_policy.policy()?,
+        options: spec.conversion.options()?,
+        zone: TimeZone::UTC,
+        stall_threshold: seconds(spec.notifications.stalled_after_seconds),
+        ends: false,
+    })
+}
+
+/// Tries the volumes until they can do what is asked of them, saying what they can't.
+async fn volumes(identity: &Identity, reporter: &Reporter) -> Layout {
+    loop {
+        let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
+        let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output)).await;
+        match tried {
+            Ok(Ok(layout)) => return layout,
+            Ok(Err((reason, message))) => {
+                tracing::error!(reason, "{message}");
+                reporter.tell(|report| report.storage_unready(reason, message));
+            }
+            Err(error) => tracing::error!(%error, "the volumes could not be tried"),
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Layout, (&'static str, String)> {
+    let layout = Layout::new(queue, output);
+    match probe::check_directories(&layout) {
+        Ok(Ok(())) => {}
+        Ok(Err(conflict)) => return Err(("PathConflict", conflict.to_string())),
+        Err(error) => return Err(("Unreadable", format!("cannot look at the volumes: {error}"))),
+    }
+    probe::probe(&layout, Method::NoReplace).map_err(|error| {
+        let reason = if error.is_no_space() {
+            "NoSpace"
+        } else if error.is_denied() {
+            "PermissionDenied"
+        } else {
+            "Unsuitable"
+        };
+        (reason, chain(&error))
+    })?;
+    Ok(layout)
+}
+
+/// Takes both directories, waiting as long as somebody else has them.
+async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Result<Locks, WatcherError> {
+    let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
+    let me = Owner::this(&identity.pod, &identity.queue_uid, token).map_err(WatcherError::Machine)?;
+    let begun = Instant::now();
+    loop {
+        let held = match Contender::new(layout, me.clone()) {
+            Ok(mut contender) => loop {
+                match contender.poll(begun.elapsed())? {
+                    Contest::Won(locks) => return Ok(locks),
+                    Contest::Waiting { contender: again, until, holder } => {
+                        contender = again;
+                        reporter.tell(|report| {
+                            report.storage_unready(
+                                "Locked",
+                                format!("{holder} had these directories; waiting for its heartbeat to stand still"),
+                            );
+                        });
+                        sleep(until.saturating_sub(begun.elapsed()).max(Duration::from_millis(100))).await;
+                    }
+                }
+            },
+            Err(error) => error,
+        };
+        let LockError::Held { .. } = held else { return Err(held.into()) };
+        let message = format!("{}: give this queue directories of its own, or end the other", chain(&held));
+        reporter.tell(|report| report.storage_unready("Locked", message));
+        sleep(AGAIN).await;
+    }
+}
+
+/// Shows that we live; ends with the error by which a lock was lost.
+async fn beat(mut locks: Locks) -> LockError {
+    loop {
+        sleep(HEARTBEAT_INTERVAL).await;
+        match locks.beat(Timestamp::now()) {
+            Ok(()) => {}
+            Err(error @ LockError::Lost { .. }) => return error,
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot show that this watcher lives"),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What the watcher says of its queue: conditions and counters in the status, a snapshot for the sidecar.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::Identity;
+use crate::cluster::api::{HyperConversion, set_condition};
+use crate::cluster::names;
+use crate::conversion::admission::RunState;
+use crate::stats::Snapshot;
+
+/// Shortest time between two writes of the status.
+const PACE: Duration = Duration::from_secs(2);
+/// Name of the snapshot in the volume that is shared with the sidecar.
+pub const SNAPSHOT_FILE: &str = "snapshot.json";
+
+/// Everything the watcher has to say of its queue.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    conditions: Vec<Condition>,
+    generation: Option<i64>,
+    snapshot: Option<Snapshot>,
+}
+
+impl Report {
+    fn say(&mut self, kind: &str, status: &str, reason: &str, message: impl Into<String>) {
+        set_condition(&mut self.conditions, kind, status, reason, message, self.generation, Timestamp::now());
+    }
+
+    pub fn storage_ready(&mut self) {
+        self.say("StorageReady", "True", "Probed", "both volumes can do what is asked of them");
+    }
+
+    pub fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
+        self.say("StorageReady", "False", reason, message);
+    }
+
+    /// `missing` are files of Secrets that are not there or can't be used.
+    pub fn notifications(&mut self, missing: &[String]) {
+        if missing.is_empty() {
+            self.say("NotificationsReady", "True", "Configured", "every Secret is there");
+        } else {
+            self.say("NotificationsReady", "False", "SecretMissing", missing.join("; "));
+        }
+    }
+
+    fn progress(&mut self, snapshot: Snapshot) {
+        if snapshot.run_state == RunState::Draining {
+            let is_empty = snapshot.queue_depth == 0 && snapshot.retrying == 0 && snapshot.current_jobs.is_empty();
+            let (status, reason) = if is_empty { ("True", "Empty") } else { ("False", "Draining") };
+            self.say("Drained", status, reason, "what was queued when draining began");
+        } else {
+            self.conditions.retain(|condition| condition.type_ != "Drained");
+        }
+        self.snapshot = Some(snapshot);
+    }
+
+    fn status(&self) -> Value {
+        let mut status = json!({"conditions": self.conditions});
+        if let Some(snapshot) = &self.snapshot {
+            let totals = &snapshot.totals;
+            status["queued"] = json!(snapshot.queue_depth);
+            status["settling"] = json!(snapshot.settling);
+            status["retrying"] = json!(snapshot.retrying);
+            status["active"] = json!(snapshot.current_jobs.len());
+            status["totals"] = json!({
+                "succeeded": totals.all.succeeded, "failed": totals.all.failed, "duplicates": totals.duplicates,
+                "retried": totals.retried, "cancelled": totals.cancelled,
+            });
+            if let Some(time) = snapshot.last_activity {
+                status["lastActivityTime"] = json!(time);
+            }
+        }
+        status
+    }
+}
+
+/// Writes reports, at a pace, and only what changed.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    report: watch::Sender<Report>,
+    run_dir: PathBuf,
+}
+
+impl Reporter {
+    /// Starts the task that writes. Conditions that an earlier watcher set keep their times.
+    pub fn start(client: Client, identity: &Identity, queue: &HyperConversion) -> Self {
+        let conditions = queue.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        let ours = |c: &Condition| matches!(c.type_.as_str(), "StorageReady" | "NotificationsReady" | "Drained");
+        let report = Report {
+            conditions: conditions.into_iter().filter(ours).collect(),
+            generation: queue.metadata.generation,
+            snapshot: None,
+        };
+        let (sender, receiver) = watch::channel(report);
+        let api = Api::namespaced(client, &identity.namespace);
+        tokio::spawn(write(api, queue.name_any(), queue.uid(), receiver));
+        Self { report: sender, run_dir: identity.run_dir.clone() }
+    }
+
+    /// Changes what is said.
+    pub fn tell(&self, change: impl FnOnce(&mut Report)) {
+        self.report.send_modify(change);
+    }
+
+    /// Passes the engine's snapshots on, to the status and to the sidecar.
+    pub async fn follow(self, mut snapshots: watch::Receiver<Snapshot>) {
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            if let Err(error) = self.leave(&snapshot) {
+                tracing::warn!(%error, "cannot leave the snapshot for the sidecar");
+            }
+            self.tell(|report| report.progress(snapshot));
+            if snapshots.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A volume in memory: written at once, seen whole or not at all.
+    fn leave(&self, snapshot: &Snapshot) -> std::io::Result<()> {
+        let next = self.run_dir.join(".snapshot.json.new");
+        std::fs::write(&next, serde_json::to_vec(snapshot)?)?;
+        std::fs::rename(next, self.run_dir.join(SNAPSHOT_FILE))
+    }
+}
+
+async fn write(api: Api<HyperConversion>, name: String, uid: Option<String>, mut reports: watch::Receiver<Report>) {
+    let params = PatchParams::apply(names::MANAGER_WATCHER).force();
+    let mut written = Value::Null;
+    while reports.changed().await.is_ok() {
+        let status = reports.borrow_and_update().status();
+        if status != written {
+            let patch = json!({
+                "apiVersion": HyperConversion::api_version(&()), "kind": HyperConversion::kind(&()),
+                "metadata": {"name": name, "uid": uid}, "status": status,
+            });
+            match api.patch_status(&name, &params, &Patch::Apply(patch)).await {
+                Ok(_) => written = status,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot write the queue's status");
+                    reports.mark_changed();
+                }
+            }
+        }
+        sleep(PACE).await;
+    }
+}
