@@ -24,7 +24,7 @@ test: prerequisites ## Run every test that this machine can run, and list what i
 	@tests/left-out.sh
 
 .PHONY: generate
-generate: ## Write the generated files: crds/, the chart's copy, deploy/base/operator.yaml
+generate: ## Write the generated files: crds/, the chart's copy, docs/api.md, deploy/base/operator.yaml
 	cargo build --locked --quiet --bin hyper2kvm-operator
 	deploy/generate.sh target/debug/hyper2kvm-operator "$$(tests/cluster/build.sh helm)/helm"
 

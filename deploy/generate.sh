@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes what is generated from the API types and the chart: crds/, the chart's copy of it, and deploy/base/operator.yaml.
+# Writes what is generated from the API types and the chart: crds/, the chart's copy of it, docs/api.md, and
+# deploy/base/operator.yaml.
 #
 #   generate.sh HYPER2KVM_OPERATOR HELM [ROOT]     (the two programs; ROOT: where to write, this checkout unless set)
 set -euo pipefail
@@ -10,7 +11,8 @@ chart=$checkout/charts/hyper2kvm-operator
 
 "$operator" crds --dir "$root/crds"
 "$operator" crds --dir "$root/charts/hyper2kvm-operator/files/crds"
-mkdir -p "$root/deploy/base"
+mkdir -p "$root/deploy/base" "$root/docs"
+"$operator" crds --reference >"$root/docs/api.md"
 {
   echo "# Generated from the chart: make generate."
   "$helm" template hyper2kvm-operator "$chart" --namespace hyper2kvm --set crds.install=false --no-hooks |

@@ -9,6 +9,7 @@ mod crd;
 mod hyper_conversion;
 mod notifications;
 mod placement;
+mod reference;
 mod settings;
 
 pub use conditions::{condition, set_condition};
@@ -21,6 +22,7 @@ pub use hyper_conversion::{
 };
 pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, Webhook, WebhookType};
 pub use placement::{ConfigMapRef, PodSecurity, Proxy, WatcherSettings, WorkerSettings};
+pub use reference::reference;
 pub use settings::{ConversionOverrides, ConversionSettings, Deduplication, InvalidSetting};
 
 /// API group of both kinds.

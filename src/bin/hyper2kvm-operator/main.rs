@@ -24,8 +24,11 @@ enum Command {
     /// Prints the CustomResourceDefinitions as YAML, for `kubectl apply --server-side -f -`.
     Crds {
         /// Writes one file per definition into this directory instead.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "reference")]
         dir: Option<PathBuf>,
+        /// Prints the reference of every field, as Markdown, instead.
+        #[arg(long)]
+        reference: bool,
     },
     /// Makes a watcher for each HyperConversion and a Job for each attempt of a ConversionJob.
     Controller(controller::Arguments),
@@ -38,11 +41,15 @@ enum Command {
 fn main() -> ExitCode {
     install_crypto();
     let done = match Arguments::parse().command {
-        Command::Crds { dir: None } => {
+        Command::Crds { reference: true, .. } => {
+            print!("{}", api::reference());
+            Ok(())
+        }
+        Command::Crds { dir: None, .. } => {
             print_crds();
             Ok(())
         }
-        Command::Crds { dir: Some(dir) } => {
+        Command::Crds { dir: Some(dir), .. } => {
             write_crds(&dir).map_err(|error| format!("cannot write below {}: {error}", dir.display()).into())
         }
         Command::Controller(arguments) => {

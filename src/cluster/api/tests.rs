@@ -24,6 +24,12 @@ fn the_definitions_in_the_tree_are_the_program_s_output() {
     }
 }
 
+#[test]
+fn the_reference_in_the_tree_is_the_program_s_output() {
+    let held = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/api.md"));
+    assert!(held.unwrap_or_default() == reference(), "docs/api.md is stale: run `make generate`");
+}
+
 /// Calls `visit` with path and schema of every field below `schema`, except inside Kubernetes' own types.
 fn walk(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
     const KUBERNETES_OWN: [&str; 6] =
