@@ -146,7 +146,8 @@ fn unpublishable(conversion: &ConversionJob) -> Option<Failure> {
 /// When the Job of an attempt that isn't open goes: at once unless its pod's log may still be wanted.
 ///
 /// A Job that still runs for an attempt whose end is recorded (stop, disruption, cancellation) goes at once. One that
-/// `state` doesn't know yet stays: the Jobs' cache runs ahead of the conversions' at times.
+/// `state` doesn't know yet stays: the Jobs' cache runs ahead of the conversions' at times. One whose pod ended by itself
+/// may not say so yet: the Job controller's word comes after the pod's.
 #[must_use]
 pub fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> {
     let attempt: Attempt = Attempt(job.labels().get(names::LABEL_ATTEMPT)?.parse().ok()?);
@@ -154,11 +155,18 @@ pub fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> {
         return None;
     }
     match state.attempts.iter().find(|record| record.number == attempt)? {
-        AttemptRecord { reason: Some(_), end_time: Some(end), .. } if outcome::is_finished(job) => {
+        AttemptRecord { reason: Some(reason), end_time: Some(end), .. }
+            if outcome::is_finished(job) || ended_by_itself(*reason) =>
+        {
             Some(end.saturating_add(KEEP_FAILED).unwrap_or(Timestamp::MAX))
         }
         _ => Some(Timestamp::UNIX_EPOCH),
     }
+}
+
+/// Whether an attempt that failed so has no pod left that runs.
+fn ended_by_itself(reason: Reason) -> bool {
+    reason.is_counted() && reason != Reason::Stalled
 }
 
 #[cfg(test)]

@@ -165,6 +165,8 @@ fn a_job_goes_when_its_attempt_s_end_is_recorded_and_a_failed_one_an_hour_later(
         ("under way", state(None, false, None), &plain_job(), None),
         ("succeeded", state(None, true, None), &plain_job(), Some(Timestamp::UNIX_EPOCH)),
         ("failed", state(Some(Reason::Corrupt), true, None), &finished, Some(later)),
+        ("failed, the Job says so later", state(Some(Reason::Corrupt), true, None), &plain_job(), Some(later)),
+        ("stalled, still running", state(Some(Reason::Stalled), true, None), &plain_job(), Some(Timestamp::UNIX_EPOCH)),
         (
             "stopped, still running",
             state(Some(Reason::Disrupted), true, None),
