@@ -239,7 +239,8 @@ async fn a_dropped_file_is_claimed_converted_published_and_archived() {
     let succeeded = condition(&status.conditions, "Succeeded").unwrap();
     assert_eq!((succeeded.status.as_str(), succeeded.reason.as_str()), ("True", "Succeeded"));
     let output = &status.outputs[0];
-    assert!(output.path.ends_with("/web01/web01.qcow2"), "{}", output.path);
+    let claimed = started.metadata.creation_timestamp.unwrap().0.to_zoned(jiff::tz::TimeZone::UTC).date();
+    assert_eq!(output.path, format!("{claimed}/web01/web01.qcow2"));
     assert_eq!(std::fs::read(root.path().join("output").join(&output.path)).unwrap(), [8; 512]);
     let archived = root.path().join("queue").join(status.source_location.unwrap());
     assert_eq!(std::fs::read(archived).unwrap(), [7; 4096]);

@@ -1,6 +1,7 @@
 //! Attempts as batch Jobs: each conversion is a `ConversionJob`, whose status is the truth that both sides read.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -34,6 +35,8 @@ const OURS: [&str; 3] = ["Published", "Stalled", "Succeeded"];
 pub struct ClusterExecutor {
     client: Client,
     queue: Arc<HyperConversion>,
+    /// Where we see the output's directory: paths in statuses are relative to it.
+    output_dir: PathBuf,
     conversions: Store<ConversionJob>,
     pods: Store<Pod>,
     changes: mpsc::UnboundedReceiver<Heard>,
@@ -69,7 +72,7 @@ impl ClusterExecutor {
     ///
     /// # Errors
     /// When a watch ends before its first list, which it does not do by itself.
-    pub async fn start(client: Client, queue: Arc<HyperConversion>) -> Result<Self, WatchEnded> {
+    pub async fn start(client: Client, queue: Arc<HyperConversion>, output_dir: PathBuf) -> Result<Self, WatchEnded> {
         let namespace = queue.namespace().unwrap_or_default();
         let name = queue.name_any();
         let (tell, changes) = mpsc::unbounded_channel();
@@ -103,7 +106,8 @@ impl ClusterExecutor {
         if filled.0.is_err() || filled.1.is_err() {
             return Err(WatchEnded);
         }
-        Ok(Self { client, queue, conversions, pods, changes, known: HashMap::new(), outbox: VecDeque::new() })
+        let (known, outbox) = (HashMap::new(), VecDeque::new());
+        Ok(Self { client, queue, output_dir, conversions, pods, changes, known, outbox })
     }
 
     fn api(&self) -> Api<ConversionJob> {
@@ -305,12 +309,12 @@ impl Executor for ClusterExecutor {
             (_, None) => ("False", "Cancelled".to_owned(), String::new()),
         };
         if state.end == Some(End::Succeeded) {
-            let directory = row.output_path.clone().unwrap_or_default();
+            let directory = published(row, &self.output_dir).unwrap_or_default();
             conditions.push(("Published", "True", "Published".to_owned(), directory));
         }
         conditions.push(("Succeeded", status, reason, message));
         let fields = BTreeMap::from([
-            ("outputs", outputs(row, metadata)),
+            ("outputs", outputs(published(row, &self.output_dir), metadata)),
             ("sourceLocation", json!(row.source_location)),
             ("duplicateOf", json!(row.duplicate_of)),
             ("duration", json!(duration(state))),
@@ -381,8 +385,14 @@ fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob {
     object
 }
 
-fn outputs(row: &ConversionRow, metadata: Option<&Metadata>) -> Value {
-    let (Some(directory), Some(metadata)) = (&row.output_path, metadata) else { return Value::Null };
+/// The published directory, below the output's.
+fn published(row: &ConversionRow, output_dir: &Path) -> Option<String> {
+    let path = Path::new(row.output_path.as_ref()?);
+    Some(path.strip_prefix(output_dir).unwrap_or(path).to_string_lossy().into_owned())
+}
+
+fn outputs(directory: Option<String>, metadata: Option<&Metadata>) -> Value {
+    let (Some(directory), Some(metadata)) = (directory, metadata) else { return Value::Null };
     let disks = metadata.disks.iter().map(|disk| {
         json!({
             "path": format!("{directory}/{}", disk.file),
