@@ -15,6 +15,9 @@ use std::sync::OnceLock;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
+/// Label of what a test made outside its namespace.
+const TEST_LABEL: &str = "hyper2kvm.io/test";
+
 /// What a test needs of its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -191,7 +194,8 @@ impl Namespace {
         fs::create_dir_all(&path).expect("the state directory is ours");
         let volume = format!("{}-{claim}", self.name);
         let manifest = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
+            {"apiVersion": "v1", "kind": "PersistentVolume",
+             "metadata": {"name": volume, "labels": {TEST_LABEL: self.name}},
              "spec": {"capacity": {"storage": "100Gi"}, "accessModes": [mode], "storageClassName": "",
                       "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": path},
                       "claimRef": {"namespace": self.name, "name": claim}}},
@@ -251,8 +255,10 @@ impl Drop for Namespace {
         if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
             return;
         }
-        let delete = self.cluster.kubectl().args(["delete", "namespace", &self.name, "--wait=false"]).output();
-        drop(delete);
+        drop(self.cluster.kubectl().args(["delete", "namespace", &self.name, "--wait=false"]).output());
+        // Volumes belong to no namespace.
+        let of_test = format!("--selector={TEST_LABEL}={}", self.name);
+        drop(self.cluster.kubectl().args(["delete", "pv", "--wait=false", &of_test]).output());
     }
 }
 

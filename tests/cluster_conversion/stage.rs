@@ -1,0 +1,241 @@
+//! What the scenarios on the real node share: the operator as Helm installs it, and queues on volumes of the node.
+
+use std::fmt::Debug;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase};
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{Api, ListParams};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::harness::{Cluster, Namespace, Need, in_tree, run};
+
+/// How long anything may take on a machine that is busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The image's user and its group.
+const IMAGE_USER: u32 = 65532;
+
+/// The operator in a namespace of its own. Tests that run side by side share it; the last one takes it down.
+#[derive(Debug)]
+pub struct Operator {
+    cluster: &'static Cluster,
+    pub namespace: Namespace,
+}
+
+impl Operator {
+    /// Installs the chart unless another test did; `None` (and a loud line) where no pods run.
+    pub fn shared() -> Option<Arc<Self>> {
+        static SHARED: Mutex<Weak<Operator>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(operator) = shared.upgrade() {
+            return Some(operator);
+        }
+        let cluster = Cluster::shared(Need::Node)?;
+        let image = cluster.image()?;
+        let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");
+        let operator = Arc::new(Self { cluster, namespace: cluster.namespace("conversion") });
+        let name = &operator.namespace.name;
+        run(cluster
+            .helm()
+            .args(["install", name, "--namespace", name])
+            .arg(in_tree("charts/hyper2kvm-operator"))
+            .arg(format!("--set=image.repository={repository},image.tag={tag},image.pullPolicy=Never"))
+            .arg(format!("--set=watchNamespaces={{{name}}}"))
+            // The suite's cluster has the definitions already.
+            .args([
+                "--set=crds.install=false,log=debug\\,kube=info\\,hyper=info\\,tower=info\\,rustls=info",
+                "--wait",
+            ]));
+        *shared = Arc::downgrade(&operator);
+        Some(operator)
+    }
+
+    pub fn kubectl(&self) -> Command {
+        self.namespace.kubectl()
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
+            return;
+        }
+        let name = &self.namespace.name;
+        drop(self.kubectl().args(["delete", "hconv", "--all", "--wait=false"]).output());
+        drop(self.cluster.helm().args(["uninstall", name, "--namespace", name]).output());
+    }
+}
+
+/// A queue on a volume of the node, as its user sees it.
+pub struct Queue {
+    pub operator: Arc<Operator>,
+    pub name: String,
+    /// The volume, which holds `queue/` and `output/`.
+    pub volume: PathBuf,
+    client: Client,
+}
+
+impl Queue {
+    /// Makes volume, claim and `HyperConversion`, and waits until it is watched. `spec` is laid over the smallest one.
+    pub async fn open(name: &str, spec: Value, annotations: Value) -> Option<Self> {
+        let operator = Operator::shared()?;
+        let volume = operator.namespace.volume(name, "ReadWriteMany");
+        for directory in ["queue", "output"] {
+            let directory = volume.join(directory);
+            fs::create_dir_all(&directory).unwrap();
+            chown(&directory, Some(IMAGE_USER), Some(0)).unwrap();
+            fs::set_permissions(&directory, fs::Permissions::from_mode(0o770)).unwrap();
+        }
+        let mut whole = json!({
+            "queue": {"claimName": name, "subPath": "queue"}, "output": {"claimName": name, "subPath": "output"},
+        });
+        whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        operator.namespace.apply(
+            &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion",
+                "metadata": {"name": name, "annotations": annotations}, "spec": whole})
+            .to_string(),
+        );
+        run(operator.kubectl().args(["wait", "--for=condition=Ready", "--timeout=90s"]).arg(format!("hconv/{name}")));
+        let client = operator.cluster.client().await;
+        Some(Self { operator, name: name.to_owned(), volume, client })
+    }
+
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.operator.namespace.name)
+    }
+
+    pub fn kubectl(&self) -> Command {
+        self.operator.kubectl()
+    }
+
+    /// A path below the watched directory.
+    pub fn queue(&self, path: &str) -> PathBuf {
+        self.volume.join("queue").join(path)
+    }
+
+    /// A path below the output directory.
+    pub fn output(&self, path: &str) -> PathBuf {
+        self.volume.join("output").join(path)
+    }
+
+    /// Brings a file into the queue whole, as a finished upload is.
+    pub fn bring(&self, name: &str, content: &[u8]) {
+        let upload = self.volume.join(format!("{name}.upload"));
+        fs::write(&upload, content).unwrap();
+        fs::rename(upload, self.queue(name)).unwrap();
+    }
+
+    /// Waits until an object is as wanted.
+    pub async fn until<K>(&self, name: &str, what: &str, wanted: impl Fn(&K) -> bool) -> K
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let mut last = None;
+        let seen = timeout(PATIENCE, async {
+            loop {
+                let object = self.api::<K>().get_opt(name).await.unwrap();
+                if let Some(object) = object {
+                    if wanted(&object) {
+                        return object;
+                    }
+                    last = Some(object);
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let Ok(object) = seen.await else { panic!("{name}: not {what}: {last:#?}\n{}", self.account()) };
+        object
+    }
+
+    /// What a person would look at next.
+    fn account(&self) -> String {
+        let mut text = String::new();
+        let watcher = format!("{}-watcher-0", self.name);
+        let deployment = format!("deployment/{}-hyper2kvm-operator", self.operator.namespace.name);
+        for words in [
+            &["get", "hconv,hcj,jobs,pods", "-o", "wide"][..],
+            &["get", "events", "--sort-by=.lastTimestamp"],
+            &["logs", "--all-containers", "--tail=60", &watcher],
+            &["logs", "--tail=60", &deployment],
+        ] {
+            let output = self.kubectl().args(words).output().unwrap();
+            text.push_str(&String::from_utf8_lossy(&output.stdout));
+            text.push_str(&String::from_utf8_lossy(&output.stderr));
+        }
+        text
+    }
+
+    pub async fn conversions(&self) -> Vec<ConversionJob> {
+        let of_queue = ListParams::default().fields(&format!("spec.queueRef.name={}", self.name));
+        self.api::<ConversionJob>().list(&of_queue).await.unwrap().items
+    }
+
+    /// The newest conversion of a file, once it is as wanted.
+    pub async fn conversion(&self, source: &str, what: &str, wanted: impl Fn(&ConversionJob) -> bool) -> ConversionJob {
+        let made = timeout(PATIENCE, async {
+            loop {
+                let mut of_source = self.conversions().await;
+                of_source.retain(|conversion| conversion.spec.source.path == source && wanted(conversion));
+                of_source.sort_by_key(ResourceExt::creation_timestamp);
+                if let Some(newest) = of_source.pop() {
+                    return newest;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let Ok(conversion) = made.await else {
+            panic!("{source}: not {what}: {:#?}\n{}", self.conversions().await, self.account());
+        };
+        conversion
+    }
+
+    /// The newest conversion of a file, once it is over in this way.
+    pub async fn ended(&self, source: &str, phase: JobPhase) -> ConversionJob {
+        self.conversion(source, &format!("{phase:?}"), |conversion| {
+            let status = conversion.status.clone().unwrap_or_default();
+            let is_reported = status.conditions.iter().any(|c| c.type_ == "Succeeded" && c.status != "Unknown");
+            status.phase == Some(phase) && is_reported
+        })
+        .await
+    }
+
+    /// Waits until the queue's counters are these: succeeded, failed, duplicates, retried, cancelled.
+    pub async fn counted(&self, totals: [u64; 5]) {
+        let what = format!("counting {totals:?}");
+        self.until::<HyperConversion>(&self.name, &what, |queue| {
+            let counted = queue.status.as_ref().and_then(|status| status.totals);
+            counted.is_some_and(|c| [c.succeeded, c.failed, c.duplicates, c.retried, c.cancelled] == totals)
+        })
+        .await;
+    }
+}
+
+/// Files below a directory with their paths from there, in order.
+pub fn files(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(place) = open.pop() {
+        for entry in fs::read_dir(place).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.push(path.strip_prefix(directory).unwrap().to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
