@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const LINES: usize = 40;
 const LINE_BYTES: usize = 512;
 
-/// Where log lines go: to standard error, and the last [`LINES`] of them into memory.
+/// Where log lines go: to standard error, and the last few of them into memory.
 #[derive(Clone, Debug, Default)]
 pub struct LogTail(Arc<Mutex<VecDeque<String>>>);
 
