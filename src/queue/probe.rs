@@ -4,9 +4,17 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::layout::Layout;
 use super::moves::{self, Method, MoveError};
+use super::waste;
+
+/// How the names of what is tried out begin: hidden, so that no scan takes it up.
+const PREFIX: &str = ".probe-";
+
+/// Age at which no probe can be under way any more: one takes milliseconds, and clocks of servers differ by minutes.
+const LEFT_AFTER: Duration = Duration::from_secs(3600);
 
 /// What a volume must be able to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +78,7 @@ pub enum PathConflict {
 pub fn probe(layout: &Layout, method: Method) -> Result<(), NotReady> {
     for dir in layout.standing() {
         moves::create_dir(&dir).map_err(|e| not_ready(Ability::Create, &dir, e))?;
+        remove_left(&dir);
     }
     for dir in [layout.queue(), layout.output()] {
         let scratch = Scratch::new(dir)?;
@@ -108,6 +117,18 @@ pub fn check_directories(layout: &Layout) -> io::Result<Result<(), PathConflict>
     Ok(check_paths(&queue, &output))
 }
 
+/// Removes what probes left that were killed. Best effort: it is hidden and in nobody's way.
+fn remove_left(dir: &Path) {
+    let is_left = |entry: &fs::DirEntry| {
+        let modified = entry.metadata().and_then(|found| found.modified());
+        entry.file_name().to_string_lossy().starts_with(PREFIX)
+            && modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFT_AFTER))
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten().filter(is_left) {
+        waste::remove(&entry.path()).ok();
+    }
+}
+
 /// A hidden directory of our own that goes when dropped.
 struct Scratch {
     parent: PathBuf,
@@ -116,7 +137,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(parent: &Path) -> Result<Self, NotReady> {
-        let made = tempfile::Builder::new().prefix(".probe-").tempdir_in(parent);
+        let made = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent);
         let dir = made.map_err(|source| NotReady { ability: Ability::Create, dir: parent.to_owned(), source })?;
         Ok(Self { parent: parent.to_owned(), dir })
     }
@@ -204,6 +225,20 @@ mod tests {
                 assert!(left.iter().all(|p| layout.standing().contains(p)), "{left:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_a_killed_probe_left_goes_and_one_under_way_is_left_alone() {
+        let dir = tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
+        let (old, new) = (layout.queue().join(".probe-old"), layout.queue().join(".probe-new"));
+        for path in [&old, &new] {
+            fs::create_dir_all(path.join("e/full")).unwrap();
+        }
+        let hours_ago = std::time::SystemTime::now() - LEFT_AFTER * 2;
+        File::open(&old).unwrap().set_modified(hours_ago).unwrap();
+        probe(&layout, Method::NoReplace).unwrap();
+        assert!(!old.exists() && new.exists());
     }
 
     #[test]
