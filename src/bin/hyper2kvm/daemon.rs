@@ -3,8 +3,10 @@
 //! The engine and its children live on the main thread, for a child dies with the thread that started it. Whoever
 //! asks (socket, metrics, statistics, notifications) is served by another thread, from the engine's snapshot.
 
+use std::fs::{self, File};
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -143,7 +145,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
 fn prepare(config: &Config) -> Result<Layout, Refusal> {
     let mut canonical = Vec::new();
     for dir in [&config.watch_dir, &config.output_dir] {
-        let made = std::fs::create_dir_all(dir).and_then(|()| dir.canonicalize());
+        let made = make_directory(dir);
         canonical.push(made.map_err(|error| Refusal::setting(format!("cannot use {}: {error}", dir.display())))?);
     }
     let [queue, output] = canonical.as_slice() else {
@@ -157,6 +159,17 @@ fn prepare(config: &Config) -> Result<Layout, Refusal> {
     }
     probe::probe(&layout, Method::NoReplace).map_err(|error| Refusal::setting(chain(&error)))?;
     Ok(layout)
+}
+
+/// Makes a directory and the parents it lacks, and brings their names to disk: what is reported from now on lies below.
+fn make_directory(dir: &Path) -> io::Result<PathBuf> {
+    let dir = std::path::absolute(dir)?;
+    let missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.exists()).collect();
+    fs::create_dir_all(&dir)?;
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        File::open(parent)?.sync_all()?;
+    }
+    dir.canonicalize()
 }
 
 async fn serve(
