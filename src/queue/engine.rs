@@ -272,7 +272,8 @@ impl<E: Executor> Engine<E> {
         self.recall().await;
         self.space_look(now);
         self.advance_all().await;
-        if self.run_state != RunState::Stopped {
+        let has_floor = self.has_floor(now);
+        if self.run_state != RunState::Stopped && has_floor {
             self.claim_ready().await;
             self.advance_all().await;
         }

@@ -1,6 +1,7 @@
 //! The steps of a conversion, the same by hand and in a worker: inspect → plan → copy → verify → report.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,7 @@ use super::{contain, names};
 use crate::conversion::options::ByteSize;
 use crate::conversion::report::{DiskReport, Hardware, SourceReport};
 use crate::conversion::{
-    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Stage,
+    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Progress, Reason, Stage,
 };
 use crate::disk::Error;
 use crate::disk::manifest::{self, Outcome};
@@ -63,7 +64,14 @@ pub fn convert(conversion: &Conversion<'_>, meter: &Meter) -> Result<Metadata, F
     meter.set_total(source.disks.iter().map(|d| d.image.virtual_size() * passes).sum());
 
     meter.enter(Stage::Copy);
-    let disks = copy_and_verify(conversion, &source, meter)?;
+    let disks = copy_and_verify(conversion, &source, meter).map_err(|failure| match failure.reason {
+        Reason::OutputFull => {
+            let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
+            let needed = needed_after_all(allocated_bytes(conversion.directory), &meter.read(Timestamp::now()), bound);
+            Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure }
+        }
+        _ => failure,
+    })?;
     group.check_unchanged()?;
 
     meter.enter(Stage::Report);
@@ -138,6 +146,20 @@ fn needed_bytes(options: &ConversionOptions, source: &Source) -> u64 {
         return 0;
     }
     source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(0)).sum()
+}
+
+/// What a copy that filled the volume would have needed: as much as it wrote for what it had done, for all of it; but no
+/// more than `bound`, the source's data as it is, and never less than it wrote.
+fn needed_after_all(written: u64, progress: &Progress, bound: u64) -> u64 {
+    let in_all = u128::from(written) * u128::from(progress.bytes_total) / u128::from(progress.bytes_done.max(1));
+    u64::try_from(in_all).unwrap_or(u64::MAX).min(bound).max(written)
+}
+
+/// What the files of a directory take on their volume; nothing where it can't be read.
+fn allocated_bytes(directory: &Path) -> u64 {
+    let files = fs::read_dir(directory).into_iter().flatten().flatten();
+    // st_blocks counts 512 bytes each, whatever the file system's block (stat(2)).
+    files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
 }
 
 /// Copies every disk while the digests of the manifest are computed beside it; whichever fails first ends the other.
@@ -217,4 +239,25 @@ fn by_output(mut hardware: Hardware, disks: &[DiskReport]) -> Hardware {
         }
     }
     hardware
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_filled_the_volume_tells_what_all_of_it_would_have_needed() {
+        let at = |bytes_done| Progress {
+            contract_version: CONTRACT_VERSION,
+            stage: Stage::Copy,
+            bytes_done,
+            bytes_total: 1000,
+            updated_time: Timestamp::UNIX_EPOCH,
+        };
+        for (written, done, bound, needed) in
+            [(100, 250, 1000, 400), (100, 250, 300, 300), (100, 0, 700, 700), (100, 1000, 60, 100), (0, 0, 0, 0)]
+        {
+            assert_eq!(needed_after_all(written, &at(done), bound), needed);
+        }
+    }
 }

@@ -87,7 +87,7 @@ impl<E: Executor> Engine<E> {
             if let Some(failure) = after.failure.as_ref().filter(|failure| failure.reason == Reason::OutputFull) {
                 conversion.has_room = false;
                 tracing::warn!(conversion = %id, needed_bytes = failure.needed_bytes, "no room for {name}; it waits");
-                self.space.look_now();
+                self.space.hold();
             }
             // Not counted and never looked at: nothing of it is to be reported.
             dispose::remove_work(&self.settings.layout, id)?;

@@ -16,11 +16,22 @@ use super::{Conversion, Engine};
 /// How often free space is looked at while somebody waits for it.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// Below this even the ledger may not be written any more: nothing is begun.
+const FLOOR: u64 = 1 << 20;
+
+/// How often the floor is looked at while there is something to do.
+const FLOOR_LOOK: Duration = Duration::from_secs(1);
+
 /// Whether somebody waits for room, and when it is looked for next.
 #[derive(Debug, Default)]
 pub(super) struct Space {
-    is_held: bool,
+    /// Whether this episode was announced. It ends when nobody has waited from one look to the next.
+    is_told: bool,
+    /// Whether the episode begins with an attempt that found no room, whatever the figures say.
+    is_new: bool,
     next_look: Option<Duration>,
+    next_floor_look: Duration,
+    is_below_floor: bool,
 }
 
 impl Space {
@@ -29,7 +40,16 @@ impl Space {
         self.next_look
     }
 
-    /// Somebody found no room.
+    /// An attempt found no room: it is not tried again before the next look but one, for a quota doesn't show in what is
+    /// free.
+    pub fn hold(&mut self) {
+        if self.next_look.is_none() {
+            self.is_new = true;
+            self.next_look = Some(Duration::ZERO);
+        }
+    }
+
+    /// Somebody found no room in an earlier run.
     pub fn look_now(&mut self) {
         self.next_look.get_or_insert(Duration::ZERO);
     }
@@ -47,34 +67,60 @@ impl<E: Executor> Engine<E> {
             .filter(|c| !c.has_room)
             .map(|c| (c.row.id.clone(), needed_bytes(&c.row)))
             .collect();
-        if held.is_empty() {
+        if held.is_empty() && !self.space.is_below_floor {
             self.space = Space::default();
             return;
         }
         self.space.next_look = Some(now + LOOK);
-        let free = match free_bytes(self.settings.layout.output()) {
-            Ok(free) => free,
-            Err(error) => {
-                tracing::warn!(%error, "cannot learn how much of the output volume is free");
-                return;
-            }
-        };
+        let Some(free) = self.free_space() else { return };
         let reserved = self.conversions.values().filter(|c| c.may_run).map(still_needed).sum();
-        let go_on = with_room(&held, free, reserved);
+        let is_new = std::mem::take(&mut self.space.is_new);
+        let go_on = if is_new { Vec::new() } else { with_room(&held, free, reserved) };
         for id in &go_on {
             if let Some(conversion) = self.conversions.get_mut(id) {
                 tracing::info!(conversion = %id, free_bytes = free, "room for {}", conversion.row.claim.primary);
                 conversion.has_room = true;
             }
         }
-        let first = held.iter().find(|(id, _)| !go_on.contains(id));
-        let was_held = std::mem::replace(&mut self.space.is_held, first.is_some());
-        if let (Some((_, needed)), false) = (first, was_held) {
-            let output_path = self.settings.layout.output().display().to_string();
-            tracing::warn!(needed_bytes = needed, free_bytes = free, "the output volume is full; the queue holds");
-            let at = Timestamp::now();
-            self.notify(&Event::OutputFull { needed_bytes: *needed, free_bytes: free, output_path, at });
+        if let Some((_, needed)) = held.iter().find(|(id, _)| !go_on.contains(id)) {
+            self.tell_full(*needed, free);
         }
+    }
+
+    /// Whether there is room for the ledger itself. Where there is none, nothing can be claimed and no attempt's end
+    /// be noted: it is said, if there is anything to do.
+    pub(super) fn has_floor(&mut self, now: Duration) -> bool {
+        let needed = match (self.intake.ready().first(), self.conversions.values().next()) {
+            (Some(artifact), _) => artifact.size_bytes(),
+            (None, Some(conversion)) => needed_bytes(&conversion.row),
+            (None, None) => return true,
+        };
+        if now >= self.space.next_floor_look {
+            self.space.next_floor_look = now + FLOOR_LOOK;
+            let Some(free) = self.free_space() else { return true };
+            self.space.is_below_floor = free < FLOOR;
+            if self.space.is_below_floor {
+                self.space.next_look.get_or_insert(now + LOOK);
+                self.tell_full(needed.max(FLOOR), free);
+            }
+        }
+        !self.space.is_below_floor
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        free_bytes(self.settings.layout.output())
+            .inspect_err(|error| tracing::warn!(%error, "cannot learn how much of the output volume is free"))
+            .ok()
+    }
+
+    /// Once an episode.
+    fn tell_full(&mut self, needed_bytes: u64, free_bytes: u64) {
+        if std::mem::replace(&mut self.space.is_told, true) {
+            return;
+        }
+        let output_path = self.settings.layout.output().display().to_string();
+        tracing::warn!(needed_bytes, free_bytes, "the output volume is full; the queue holds");
+        self.notify(&Event::OutputFull { needed_bytes, free_bytes, output_path, at: Timestamp::now() });
     }
 }
 
