@@ -1,0 +1,83 @@
+//! A server for webhooks on a port of its own: it answers, fails, or says nothing at all.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    Answers,
+    /// 500 to everybody.
+    Fails,
+    /// Takes connections and never says a word.
+    Hangs,
+}
+
+pub struct Server {
+    pub port: u16,
+    /// What was posted, in its order.
+    pub posted: Receiver<Value>,
+    /// One for each connection.
+    pub connected: Receiver<()>,
+}
+
+impl Server {
+    /// Serves until the test ends.
+    pub fn start(manner: Manner) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (bodies, posted) = channel();
+        let (connections, connected) = channel();
+        thread::spawn(move || {
+            let mut held = Vec::new();
+            for stream in listener.incoming().map(Result::unwrap) {
+                // The test may have heard enough.
+                let _ = connections.send(());
+                match manner {
+                    Manner::Hangs => held.push(stream),
+                    Manner::Answers => serve(stream, "200 OK", &bodies),
+                    Manner::Fails => serve(stream, "500 Internal Server Error", &bodies),
+                }
+            }
+        });
+        Self { port, posted, connected }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/hook", self.port)
+    }
+
+    /// The next post, which must come soon.
+    pub fn next(&self) -> Value {
+        self.posted.recv_timeout(Duration::from_secs(60)).expect("nothing is posted")
+    }
+}
+
+/// One request on a connection, which is closed then.
+fn serve(stream: TcpStream, status: &str, bodies: &Sender<Value>) {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return;
+        }
+        match line.trim_end().to_ascii_lowercase().split_once(": ") {
+            Some(("content-length", value)) => length = value.parse().unwrap(),
+            None if line == "\r\n" => break,
+            Some(_) | None => {}
+        }
+    }
+    let mut body = vec![0; length];
+    if reader.read_exact(&mut body).is_err() {
+        return;
+    }
+    let _ = bodies.send(serde_json::from_slice(&body).unwrap());
+    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    // The daemon may be gone.
+    let _ = reader.get_mut().write_all(answer.as_bytes());
+}
