@@ -20,6 +20,7 @@ use crate::conversion::{Attempt, Claim, ConversionId, ConversionStatus, Failure,
 use crate::ledger::ConversionRow;
 
 pub mod process;
+pub mod progress;
 
 /// A conversion as the executor is told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -32,6 +32,10 @@ fn phase(conversion: &ConversionJob) -> Option<JobPhase> {
     conversion.status.as_ref()?.phase
 }
 
+fn percent(conversion: &ConversionJob) -> Option<u8> {
+    conversion.status.as_ref()?.progress.as_ref().map(|progress| progress.percent)
+}
+
 fn reasons(conversion: &ConversionJob) -> Vec<Option<Reason>> {
     let attempts = conversion.status.iter().flat_map(|status| &status.state.attempts);
     attempts.filter(|attempt| attempt.end_time.is_some()).map(|attempt| attempt.reason).collect()
@@ -222,7 +226,13 @@ async fn a_dropped_file_is_claimed_converted_published_and_archived() {
     let started = stage.until::<ConversionJob>(&name, |c| job_uid(c).is_some()).await;
     assert_eq!((started.spec.source.path.as_str(), started.spec.source.size_bytes), ("web01.img", Some(4096)));
     let job = format!("{name}-1");
-    let pod = stage.pod_of(&job).await;
+    let pod = stage.run_pod(&job).await;
+    let progress = json!({
+        "contractVersion": 1, "stage": "copy", "bytesDone": 1024, "bytesTotal": 4096,
+        "updatedTime": "2026-01-17T09:00:00Z",
+    });
+    std::fs::write(root.path().join(format!("output/.work/{name}/1/progress.json")), progress.to_string()).unwrap();
+    stage.until::<ConversionJob>(&name, |c| percent(c) == Some(25)).await;
     let folder = root.path().join(format!("output/.work/{name}/1/{pod}"));
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("web01.qcow2"), [8; 512]).unwrap();
@@ -238,6 +248,7 @@ async fn a_dropped_file_is_claimed_converted_published_and_archived() {
     let status = over.status.unwrap();
     let succeeded = condition(&status.conditions, "Succeeded").unwrap();
     assert_eq!((succeeded.status.as_str(), succeeded.reason.as_str()), ("True", "Succeeded"));
+    assert_eq!(status.progress.map(|progress| progress.percent), Some(100));
     let output = &status.outputs[0];
     let claimed = started.metadata.creation_timestamp.unwrap().0.to_zoned(jiff::tz::TimeZone::UTC).date();
     assert_eq!(output.path, format!("{claimed}/web01/web01.qcow2"));

@@ -14,7 +14,7 @@ mod settings;
 
 pub use conditions::{condition, set_condition};
 pub use conversion_job::{
-    ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Output, ProgressReport, QueueRef, Source,
+    ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Output, ProgressReport, QueueRef, STALLED, Source,
 };
 pub use crd::{MANIFESTS, crds, to_yaml};
 pub use hyper_conversion::{

@@ -1,7 +1,7 @@
 //! Attempts as batch Jobs: each conversion is a `ConversionJob`, whose status is the truth that both sides read.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,36 +12,62 @@ use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::cluster::api::{
-    ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, QueueRef, Source, condition, set_condition,
+    ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, ProgressReport, QueueRef, STALLED, Source,
+    condition, set_condition,
 };
 use crate::cluster::cache::{self, Change};
 use crate::cluster::names;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Metadata};
-use crate::executor::{Error, Executor, Submission, Update};
+use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Metadata, Stage};
+use crate::executor::progress::{LOOK, STALL_AFTER};
+use crate::executor::{Error, Executor, Submission, Update, chain};
 use crate::ledger::ConversionRow;
+use crate::queue::Layout;
+
+mod progress;
+
+use progress::{Look, Running};
 
 /// Longest text of `spec.duplicateOf`.
 const MAX_DUPLICATE_OF: usize = 253;
 
 /// Conditions that the watcher owns.
-const OURS: [&str; 3] = ["Published", "Stalled", "Succeeded"];
+const OURS: [&str; 3] = ["Published", STALLED, "Succeeded"];
 
 /// The executor of one queue.
 pub struct ClusterExecutor {
     client: Client,
     queue: Arc<HyperConversion>,
     /// Where we see the output's directory: paths in statuses are relative to it.
-    output_dir: PathBuf,
     conversions: Store<ConversionJob>,
     pods: Store<Pod>,
     changes: mpsc::UnboundedReceiver<Heard>,
     known: HashMap<ConversionId, Known>,
     outbox: VecDeque<ConversionId>,
+    layout: Layout,
+    progress: progress::Watch,
+    tick: Interval,
+    /// A look at the running attempts that is under way.
+    look: Option<JoinHandle<Vec<Look>>>,
+    /// Writes of progress that are under way.
+    writes: JoinSet<Written>,
+}
+
+/// How a write of a conversion's progress ended.
+type Written = (ConversionId, Result<ConversionJob, kube::Error>);
+
+/// What [`ClusterExecutor::next`] was woken by.
+enum Wake {
+    Heard(Option<Heard>),
+    Tick,
+    Looked(Vec<Look>),
+    Written(Box<Written>),
 }
 
 /// What a watch told.
@@ -72,7 +98,7 @@ impl ClusterExecutor {
     ///
     /// # Errors
     /// When a watch ends before its first list, which it does not do by itself.
-    pub async fn start(client: Client, queue: Arc<HyperConversion>, output_dir: PathBuf) -> Result<Self, WatchEnded> {
+    pub async fn start(client: Client, queue: Arc<HyperConversion>, layout: Layout) -> Result<Self, WatchEnded> {
         let namespace = queue.namespace().unwrap_or_default();
         let name = queue.name_any();
         let (tell, changes) = mpsc::unbounded_channel();
@@ -106,8 +132,22 @@ impl ClusterExecutor {
         if filled.0.is_err() || filled.1.is_err() {
             return Err(WatchEnded);
         }
-        let (known, outbox) = (HashMap::new(), VecDeque::new());
-        Ok(Self { client, queue, output_dir, conversions, pods, changes, known, outbox })
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            client,
+            queue,
+            conversions,
+            pods,
+            changes,
+            known: HashMap::new(),
+            outbox: VecDeque::new(),
+            layout,
+            progress: progress::Watch::default(),
+            tick,
+            look: None,
+            writes: JoinSet::new(),
+        })
     }
 
     fn api(&self) -> Api<ConversionJob> {
@@ -153,7 +193,7 @@ impl ClusterExecutor {
             status,
             is_recorded: false,
             uid: known.uid.clone(),
-            progress: None,
+            progress: self.progress.of(id).cloned().filter(|_| is_open),
             may_run: is_open || self.has_pods(id),
         })
     }
@@ -309,12 +349,13 @@ impl Executor for ClusterExecutor {
             (_, None) => ("False", "Cancelled".to_owned(), String::new()),
         };
         if state.end == Some(End::Succeeded) {
-            let directory = published(row, &self.output_dir).unwrap_or_default();
+            let directory = published(row, self.layout.output()).unwrap_or_default();
             conditions.push(("Published", "True", "Published".to_owned(), directory));
         }
         conditions.push(("Succeeded", status, reason, message));
         let fields = BTreeMap::from([
-            ("outputs", outputs(published(row, &self.output_dir), metadata)),
+            ("outputs", outputs(published(row, self.layout.output()), metadata)),
+            ("progress", completed(metadata)),
             ("sourceLocation", json!(row.source_location)),
             ("duplicateOf", json!(row.duplicate_of)),
             ("duration", json!(duration(state))),
@@ -336,13 +377,136 @@ impl Executor for ClusterExecutor {
                     return update;
                 }
             }
-            match self.changes.recv().await {
-                Some(heard) => self.hear(&heard),
+            match self.wake().await {
+                Wake::Heard(Some(heard)) => self.hear(&heard),
                 // The watches live as long as we do; without them nothing more becomes known.
-                None => std::future::pending().await,
+                Wake::Heard(None) => std::future::pending().await,
+                Wake::Tick if self.look.is_none() => self.look(),
+                // The one before still waits for its file system.
+                Wake::Tick => {}
+                Wake::Looked(looks) => self.looked(looks),
+                Wake::Written(written) => self.written(*written),
+            }
+            self.say_stalled().await;
+        }
+    }
+}
+
+/// The looks that are under way, once they are made.
+async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> {
+    match look {
+        Some(handle) => {
+            let made = handle.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a look at the progress failed");
+                Vec::new()
+            });
+            *look = None;
+            made
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl ClusterExecutor {
+    /// Waits for something to happen. Dropping the future loses nothing.
+    async fn wake(&mut self) -> Wake {
+        tokio::select! {
+            heard = self.changes.recv() => Wake::Heard(heard),
+            _ = self.tick.tick() => Wake::Tick,
+            looks = made(&mut self.look) => Wake::Looked(looks),
+            Some(Ok(written)) = self.writes.join_next() => Wake::Written(Box::new(written)),
+        }
+    }
+
+    /// Begins a look at every attempt whose container runs.
+    fn look(&mut self) {
+        let is_running =
+            |pod: &&Arc<Pod>| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+        let pods = self.pods.state();
+        let running: HashSet<(&str, &str)> = pods
+            .iter()
+            .filter(is_running)
+            .filter_map(|pod| Some((label(pod, names::LABEL_CONVERSION)?, label(pod, names::LABEL_ATTEMPT)?)))
+            .collect();
+        let of_attempt = |(id, known): (&ConversionId, &Known)| {
+            let open = known.newest.as_ref()?.status.as_ref()?.state.open_attempt()?.number;
+            let is_running = !known.is_gone && running.contains(&(id.as_str(), open.to_string().as_str()));
+            is_running.then(|| Running { id: id.clone(), attempt: open, work: self.layout.work_dir(id, open) })
+        };
+        let running: Vec<Running> = self.known.iter().filter_map(of_attempt).collect();
+        self.progress.keep(&running, Instant::now());
+        if !running.is_empty() {
+            self.look = Some(progress::look(running));
+        }
+    }
+
+    fn looked(&mut self, looks: Vec<Look>) {
+        let (now, wall) = (Instant::now(), Timestamp::now());
+        for look in looks {
+            let id = look.id.clone();
+            if self.progress.take(look, now, wall) {
+                self.show(&id);
+            }
+        }
+        for (id, report) in self.progress.due(now) {
+            self.say_progress(id, &report);
+        }
+    }
+
+    /// Progress has a field manager of its own: it is said beside everything else, on whatever version there is.
+    fn say_progress(&mut self, id: ConversionId, report: &ProgressReport) {
+        let Some(uid) = self.refresh(&id).and_then(|object| object.uid()) else { return };
+        let patch = json!({
+            "apiVersion": ConversionJob::api_version(&()),
+            "kind": ConversionJob::kind(&()),
+            "metadata": {"name": id.as_str(), "namespace": self.queue.namespace(), "uid": uid},
+            "status": {"progress": report},
+        });
+        let api = self.api();
+        self.writes.spawn(async move {
+            let params = PatchParams::apply(names::MANAGER_PROGRESS).force();
+            let written = api.patch_status(id.as_str(), &params, &Patch::Apply(patch)).await;
+            (id, written)
+        });
+    }
+
+    fn written(&mut self, (id, written): Written) {
+        match written {
+            Ok(object) => {
+                let Some(known) = self.known.get_mut(&id) else { return };
+                if known.newest.as_deref().is_none_or(|newest| version(newest) < version(&object)) {
+                    known.newest = Some(Arc::new(object));
+                }
+            }
+            // The next percent is written all the same.
+            Err(error) => tracing::debug!(conversion = %id, %error, "cannot write the progress"),
+        }
+    }
+
+    /// Says of attempts that have not gone on for too long that they haven't: the controller ends them. Cut short, it
+    /// is said the next time. Staging the next attempt takes it back.
+    async fn say_stalled(&mut self) {
+        for (id, attempt) in self.progress.stalled() {
+            let Some(status) = self.refresh(&id).and_then(|object| object.status.clone()) else { continue };
+            let is_open = status.state.open_attempt().is_some_and(|open| open.number == attempt);
+            if !is_open || condition(&status.conditions, STALLED).is_some_and(|c| c.status == "True") {
+                continue;
+            }
+            let minutes = STALL_AFTER.as_secs() / 60;
+            let message = format!("attempt {attempt} made no progress for {minutes} minutes");
+            let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), message.clone());
+            let stalled = (STALLED, "True", "NoProgress".to_owned(), message);
+            let said = Said { staged: status.state.staged, conditions: vec![under_way, stalled], ..Said::default() };
+            match self.say("stall", &id, said).await {
+                Ok(()) => tracing::warn!(conversion = %id, attempt = attempt.0, "no progress; the attempt is to end"),
+                Err(error) => tracing::warn!(conversion = %id, error = %chain(&error), "cannot say that it stalled"),
             }
         }
     }
+}
+
+fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    pod.labels().get(key).map(String::as_str)
 }
 
 impl ClusterExecutor {
@@ -403,6 +567,20 @@ fn outputs(directory: Option<String>, metadata: Option<&Metadata>) -> Value {
         })
     });
     Value::Array(disks.map(without_nulls).collect())
+}
+
+/// The progress of a conversion that is through: its last step may have been too quick to be seen.
+fn completed(metadata: Option<&Metadata>) -> Value {
+    let Some(metadata) = metadata else { return Value::Null };
+    let bytes = metadata.disks.iter().map(|disk| disk.virtual_size_bytes).fold(0, u64::saturating_add);
+    let bytes = bytes.min(i64::MAX.unsigned_abs());
+    json!(ProgressReport {
+        percent: 100,
+        stage: Stage::Report,
+        bytes_done: bytes,
+        bytes_total: bytes,
+        updated_time: metadata.end_time,
+    })
 }
 
 fn without_nulls(mut value: Value) -> Value {

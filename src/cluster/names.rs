@@ -28,6 +28,8 @@ pub const COMPONENT_WORKER: &str = "worker";
 pub const MANAGER_CONTROLLER: &str = "hyper2kvm-controller";
 /// Field manager of the watcher's writes.
 pub const MANAGER_WATCHER: &str = "hyper2kvm-watcher";
+/// Field manager of the progress that the watcher copies: said more often than all else, and by itself.
+pub const MANAGER_PROGRESS: &str = "hyper2kvm-progress";
 /// Field manager of what the sidecar writes: `spec.runState` and nothing else.
 pub const MANAGER_SIDECAR: &str = "hyper2kvm-sidecar";
 

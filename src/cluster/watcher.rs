@@ -85,7 +85,7 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
         let Some(queue) = known(&mut wanted).await else { return Ok(()) };
         let (notifications, missing) = notifications::config(&queue.spec.notifications);
         reporter.tell(|report| report.notifications(&missing));
-        let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.output().to_owned()).await?;
+        let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.clone()).await?;
         let (_events, hints) = events::watch(layout.queue());
         let settings = settings(&queue, layout.clone())?;
         let (engine, remote) =

@@ -23,9 +23,6 @@ mod outcome;
 use child::{Event, Order};
 use outcome::Ending;
 
-/// Time without progress after which an attempt is ended.
-pub const STALL_AFTER: Duration = Duration::from_secs(600);
-
 /// Name of the folder that a child writes in its work directory.
 pub const FOLDER: &str = "worker";
 

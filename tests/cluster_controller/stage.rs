@@ -177,6 +177,17 @@ impl Stage {
         .expect("the Job controller makes a pod")
     }
 
+    /// The kubelet's part: the container of this Job's pod runs. Returns the pod's name.
+    pub async fn run_pod(&self, job: &str) -> String {
+        let pod = self.pod_of(job).await;
+        let status = json!({"status": {"phase": "Running", "containerStatuses": [{
+            "name": "worker", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "state": {"running": {"startedAt": "2026-01-17T09:00:01Z"}},
+        }]}});
+        self.api::<Pod>().patch_status(&pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        pod
+    }
+
     /// The kubelet's part: the pod of this Job ended. Returns the pod's name.
     pub async fn end_pod(&self, job: &str, code: i32, message: &str) -> String {
         let pod = self.pod_of(job).await;

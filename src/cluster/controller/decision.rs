@@ -7,7 +7,7 @@ use kube::ResourceExt;
 
 use super::outcome::{self, Outcome};
 use super::status::PUBLISHED;
-use crate::cluster::api::{ConversionJob, condition};
+use crate::cluster::api::{ConversionJob, STALLED, condition};
 use crate::cluster::names;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, Step, next_step};
@@ -113,6 +113,7 @@ fn watch(view: &View, open: &AttemptRecord) -> Decision {
     match outcome::judge(attempt, job, view.pods, open.pod_name.is_some()) {
         Outcome::Ended(observation) => Decision::Note(observation),
         _ if view.run_state == RunState::Stopped => stopped(),
+        Outcome::Running { .. } if let Some(why) = stall(view.conversion) => failed(attempt, Reason::Stalled, why),
         Outcome::Running { pod_name, node_name } => {
             if open.pod_name.as_ref() == Some(&pod_name) && open.node_name == node_name {
                 return Decision::Wait;
@@ -134,6 +135,13 @@ fn failed(attempt: Attempt, reason: Reason, message: &str) -> Decision {
 fn is_superseded(view: &View, job: &Job, open: &AttemptRecord) -> bool {
     let built = job.annotations().get(names::ANNOTATION_TEMPLATE);
     open.pod_name.is_none() && !outcome::any_started(view.pods) && built.is_some_and(|built| built != view.template)
+}
+
+/// The watcher's word that the open attempt makes no progress: it takes that back before it stages another.
+fn stall(conversion: &ConversionJob) -> Option<&str> {
+    let status = conversion.status.as_ref()?;
+    let stalled = condition(&status.conditions, STALLED).filter(|c| c.status == "True")?;
+    Some(&stalled.message)
 }
 
 /// The watcher's word that what was converted can't be published.

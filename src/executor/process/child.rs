@@ -15,7 +15,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::conversion::{
     Attempt, CONTRACT_VERSION, ConversionId, Failure, FailureReport, Progress, TerminationMessage,
 };
-use crate::queue::layout::{FAILURE_FILE, PROGRESS_FILE};
+use crate::executor::progress::{self, LOOK, Seen};
+use crate::queue::layout::FAILURE_FILE;
 use crate::queue::store;
 
 use super::outcome::{Ending, Exit, Remains, clean, judge};
@@ -23,14 +24,8 @@ use super::outcome::{Ending, Exit, Remains, clean, judge};
 /// How long a child has after SIGTERM before it is killed. A daemon has ten seconds to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How often progress is looked at: the worker writes it at most so often.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Last bytes of a child's log that are kept.
 const LOG_TAIL: usize = 16 << 10;
-
-/// Largest progress file that is read.
-const MAX_PROGRESS: usize = 4 << 10;
 
 /// Environment that a worker inherits; the daemon's own may hold secrets.
 const INHERITED: [&str; 5] = ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
@@ -138,7 +133,7 @@ async fn wait(
 ) -> (Exit, Option<Ending>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = Seen { bytes: None, since: Instant::now() };
+    let mut seen = Seen::nothing(Instant::now());
     let mut ending = None;
     let mut kill_at = None;
     loop {
@@ -167,31 +162,13 @@ async fn wait(
                     let event = Event::Progress { id: order.id.clone(), attempt: order.attempt, progress };
                     let _ = events.send(event);
                 }
-                if ending.is_none() && seen.since.elapsed() >= order.stall_after {
+                if ending.is_none() && seen.still(Instant::now()) >= order.stall_after {
                     ending = Some(Ending::Stalled(order.stall_after.as_secs()));
                     kill_at = Some(Instant::now() + GRACE);
                     signal(child, Signal::TERM);
                 }
             }
         }
-    }
-}
-
-/// The last progress that differed from the one before.
-struct Seen {
-    bytes: Option<(crate::conversion::Stage, u64)>,
-    since: Instant,
-}
-
-impl Seen {
-    fn moved(&mut self, progress: &Progress, now: Instant) -> bool {
-        let bytes = Some((progress.stage, progress.bytes_done));
-        let moved = bytes != self.bytes;
-        if moved {
-            self.bytes = bytes;
-            self.since = now;
-        }
-        moved
     }
 }
 
@@ -204,7 +181,7 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 async fn read_progress(work: PathBuf) -> Option<Progress> {
-    let read = tokio::task::spawn_blocking(move || store::read_json(&work, PROGRESS_FILE, MAX_PROGRESS));
+    let read = tokio::task::spawn_blocking(move || progress::read(&work));
     read.await.ok()?.ok()?
 }
 

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::conversion::status::End;
 use crate::conversion::{CONTRACT_VERSION, Claim, Class, FailureReport, Member};
+use crate::executor::progress::STALL_AFTER;
 use crate::ledger::{Ledger, NewConversion};
 
 /// A deadline for what takes milliseconds on an idle machine.

@@ -85,6 +85,28 @@ fn a_recorded_attempt_gets_its_job_once_and_never_again() {
 }
 
 #[test]
+fn an_attempt_that_the_watcher_calls_stalled_is_ended_once() {
+    let running = pod(&json!({"running": {"startedAt": "2026-01-17T09:00:01Z"}}), "Running");
+    let stalled = |status: &str| {
+        let mut object = open(Some("j"), Some("p"));
+        object["conditions"] = json!([{
+            "type": "Stalled", "status": status, "reason": "NoProgress", "message": "attempt 1 made no progress",
+            "lastTransitionTime": "2026-01-17T09:20:00Z",
+        }]);
+        conversion(&object)
+    };
+    let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[&running]);
+    assert_eq!(reason(&decision), Some(Reason::Stalled));
+    assert_eq!(decide_on(&stalled("False"), RunState::Running, Some(&plain_job()), &[&running]), Decision::Wait);
+    // What has ended meanwhile ended by itself, and what doesn't run can't stall.
+    let done = pod(&json!({"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:01Z"}}), "Succeeded");
+    let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[&done]);
+    assert!(matches!(decision, Decision::Note(Observation::Done { .. })), "{decision:?}");
+    let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[]);
+    assert_eq!(decision, Decision::Pending(None));
+}
+
+#[test]
 fn what_runs_is_noted_once_and_what_ended_is_noted() {
     let running = pod(&json!({"running": {"startedAt": "2026-01-17T09:00:01Z"}}), "Running");
     let noted = Observation::Running { attempt: N, job_uid: None, pod_name: Some("p".into()), node_name: None };

@@ -1,0 +1,149 @@
+//! Progress of running attempts: looked at every second, said at a pace, and judged by this process's own clock.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::cluster::api::ProgressReport;
+use crate::conversion::{Attempt, ConversionId, Progress, Stage};
+use crate::executor::progress::{self, STALL_AFTER, Seen};
+use crate::queue::store::StoreError;
+
+/// Shortest time between two writes of one conversion's progress.
+const PACE: Duration = Duration::from_secs(5);
+
+/// An attempt whose container runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    pub id: ConversionId,
+    pub attempt: Attempt,
+    /// Its work directory.
+    pub work: PathBuf,
+}
+
+/// What one look at an attempt found.
+#[derive(Debug)]
+pub struct Look {
+    pub id: ConversionId,
+    pub attempt: Attempt,
+    pub found: Result<Option<Progress>, StoreError>,
+}
+
+/// Looks at all of them, on a thread that may wait for a file system.
+pub fn look(running: Vec<Running>) -> JoinHandle<Vec<Look>> {
+    tokio::task::spawn_blocking(move || {
+        let looks = running.into_iter().map(|Running { id, attempt, work }| {
+            let found = progress::read(&work);
+            Look { id, attempt, found }
+        });
+        looks.collect()
+    })
+}
+
+/// What is known of the progress of running attempts.
+#[derive(Debug, Default)]
+pub struct Watch {
+    attempts: HashMap<ConversionId, Watched>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    attempt: Attempt,
+    seen: Seen,
+    progress: Option<Progress>,
+    /// When the worker's last step became known.
+    at: Timestamp,
+    said: Option<(Stage, u8, Instant)>,
+    is_stalled: bool,
+}
+
+impl Watch {
+    /// These run now. The clock of one that is new begins, that of one that is gone is forgotten.
+    pub fn keep(&mut self, running: &[Running], now: Instant) {
+        let present: HashSet<_> = running.iter().map(|running| (&running.id, running.attempt)).collect();
+        self.attempts.retain(|id, watched| present.contains(&(id, watched.attempt)));
+        for running in running {
+            self.attempts.entry(running.id.clone()).or_insert_with(|| Watched {
+                attempt: running.attempt,
+                seen: Seen::nothing(now),
+                progress: None,
+                at: Timestamp::UNIX_EPOCH,
+                said: None,
+                is_stalled: false,
+            });
+        }
+    }
+
+    /// Takes note of a look; whether the attempt went on. One that could not be looked at is not judged.
+    pub fn take(&mut self, look: Look, now: Instant, wall: Timestamp) -> bool {
+        let Some(watched) = self.attempts.get_mut(&look.id).filter(|watched| watched.attempt == look.attempt) else {
+            return false;
+        };
+        let progress = match look.found {
+            Ok(progress) => progress,
+            Err(error @ StoreError::Read { .. }) => {
+                tracing::debug!(conversion = %look.id, %error, "cannot look at the progress");
+                return false;
+            }
+            // What a worker made of its file is no progress.
+            Err(_) => None,
+        };
+        if let Some(progress) = progress
+            && watched.seen.moved(&progress, now)
+        {
+            watched.progress = Some(progress);
+            watched.at = wall;
+            watched.is_stalled = false;
+            return true;
+        }
+        watched.is_stalled = watched.seen.still(now) >= STALL_AFTER;
+        false
+    }
+
+    /// How far a conversion's running attempt is.
+    pub fn of(&self, id: &ConversionId) -> Option<&Progress> {
+        self.attempts.get(id)?.progress.as_ref()
+    }
+
+    /// What is to be written now: another percent or stage, at most one every five seconds for each conversion.
+    pub fn due(&mut self, now: Instant) -> Vec<(ConversionId, ProgressReport)> {
+        let mut due = Vec::new();
+        for (id, watched) in &mut self.attempts {
+            let Some(progress) = &watched.progress else { continue };
+            let (stage, percent) = (progress.stage, progress.percent());
+            let is_new = watched.said.is_none_or(|(said_stage, said_percent, at)| {
+                (said_stage, said_percent) != (stage, percent) && now.saturating_duration_since(at) >= PACE
+            });
+            if is_new {
+                watched.said = Some((stage, percent, now));
+                due.push((id.clone(), report(progress, watched.at)));
+            }
+        }
+        due
+    }
+
+    /// Attempts that have not gone on for too long.
+    pub fn stalled(&self) -> Vec<(ConversionId, Attempt)> {
+        let stalled = self.attempts.iter().filter(|(_, watched)| watched.is_stalled);
+        stalled.map(|(id, watched)| (id.clone(), watched.attempt)).collect()
+    }
+}
+
+/// As the status shows it. The numbers are a worker's: whatever they are, the API server can hold them.
+fn report(progress: &Progress, at: Timestamp) -> ProgressReport {
+    let held = |bytes: u64| bytes.min(i64::MAX.unsigned_abs());
+    ProgressReport {
+        percent: progress.percent(),
+        stage: progress.stage,
+        bytes_done: held(progress.bytes_done.min(progress.bytes_total)),
+        bytes_total: held(progress.bytes_total),
+        updated_time: at,
+    }
+}
+
+#[cfg(test)]
+mod tests;

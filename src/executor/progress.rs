@@ -1,0 +1,56 @@
+//! Progress of attempts: read from where workers leave it, and judged by our own clock.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::conversion::{Progress, Stage};
+use crate::queue::layout::PROGRESS_FILE;
+use crate::queue::store::{self, StoreError};
+
+/// Time without progress after which an attempt is ended.
+pub const STALL_AFTER: Duration = Duration::from_secs(600);
+
+/// How often progress is looked at: the worker writes it at most so often.
+pub const LOOK: Duration = Duration::from_secs(1);
+
+/// Largest progress file that is read.
+const MAX_PROGRESS: usize = 4 << 10;
+
+/// What a worker left of its progress in this work directory; `None` before it left anything. Never waits for it.
+pub fn read(work: &Path) -> Result<Option<Progress>, StoreError> {
+    store::read_json(work, PROGRESS_FILE, MAX_PROGRESS)
+}
+
+/// The last progress that differed from the one before, and when that was.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    bytes: Option<(Stage, u64)>,
+    since: Instant,
+}
+
+impl Seen {
+    /// Nothing was seen yet; the clock runs from `now`.
+    #[must_use]
+    pub fn nothing(now: Instant) -> Self {
+        Self { bytes: None, since: now }
+    }
+
+    /// Takes note; whether it went on.
+    pub fn moved(&mut self, progress: &Progress, now: Instant) -> bool {
+        let bytes = Some((progress.stage, progress.bytes_done));
+        let moved = bytes != self.bytes;
+        if moved {
+            self.bytes = bytes;
+            self.since = now;
+        }
+        moved
+    }
+
+    /// How long it has not gone on.
+    #[must_use]
+    pub fn still(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+}
