@@ -6,4 +6,5 @@ pub mod controller;
 pub mod executor;
 pub mod names;
 pub mod sidecar;
+pub mod snapshot;
 pub mod watcher;

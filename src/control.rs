@@ -21,6 +21,11 @@ pub use server::{BindError, Listener};
 /// Where the socket lies below the output directory.
 pub const SOCKET: &str = ".daemon/control.sock";
 
+/// Where clients look next: a directory in memory, for outputs on volumes that take no socket.
+pub const FALLBACK_DIR: &str = "/run/hyper2kvm";
+/// Name of the socket there.
+pub const FALLBACK_SOCKET_NAME: &str = "control.sock";
+
 /// Longest request that is read, in bytes.
 pub const MAX_REQUEST: usize = 64 << 10;
 

@@ -39,7 +39,7 @@ pub const QUEUE_DIR: &str = "/var/lib/hyper2kvm/queue";
 pub const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
 /// In-memory volume that the watcher and its sidecar share: the snapshot, and the socket where the output's volume
 /// refuses one.
-pub const RUN_DIR: &str = "/run/hyper2kvm";
+pub const RUN_DIR: &str = crate::control::FALLBACK_DIR;
 /// File with the webhook's URL.
 pub const WEBHOOK_URL_FILE: &str = "/etc/hyper2kvm/webhook/url";
 /// Directory with one file per webhook header.

@@ -1,116 +1,176 @@
-//! The watcher's sidecar: answers the control socket and writes stats.json from the watcher's last snapshot, so that
-//! both stay while the watcher restarts. Commands become `spec.runState`, which is all that it ever writes to the API.
+//! The watcher's sidecar: control socket and stats.json, from the snapshot that the watcher keeps.
+//!
+//! It answers with the last snapshot while the watcher restarts. What a command changes is `spec.runState` of the
+//! queue's object, which the watcher obeys wherever the wish came from. Socket and stats.json exist only while the
+//! snapshot says that the watcher holds its locks: else the directory may be another watcher's.
 
-use std::path::{Path, PathBuf};
+mod handler;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
-use kube::{Client, Resource};
-use serde_json::json;
+use kube::Client;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::api::HyperConversion;
-use crate::cluster::names;
-use crate::cluster::watcher::{Identity, SNAPSHOT_FILE};
-use crate::control::{BindError, Command, Handler, Listener, Reply, SOCKET};
-use crate::stats::{self, Snapshot};
+use super::snapshot::{SocketReport, WatcherSnapshot};
+use super::watcher::Identity;
+use crate::control::{BindError, FALLBACK_SOCKET_NAME, Listener, SOCKET};
+use crate::executor::chain;
+use crate::stats::{self, Totals};
 
-/// How often the watcher's snapshot is looked for.
-const LOOK: Duration = Duration::from_millis(500);
-/// Oldest that stats.json gets.
+use handler::Control;
+
+/// Where stats.json lies below the output.
+const STATS: &str = ".daemon/stats.json";
+/// How often the snapshot is looked at: one `open` and `read` of some hundred bytes in memory.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// stats.json is no older than this.
 const STATS_INTERVAL: Duration = Duration::from_secs(60);
-/// Name of the statistics below `{output}/.daemon/`: exporters read it.
-const STATS_FILE: &str = "stats.json";
-/// Name of the socket in our own volume, where the output's volume refuses sockets.
-const OWN_SOCKET: &str = "control.sock";
 
-/// Carries commands out by writing what is wanted into the queue's object.
-struct Control {
-    api: Api<HyperConversion>,
-    queue: String,
-    snapshot: watch::Receiver<Snapshot>,
-}
-
-impl Handler for Control {
-    async fn handle(&self, command: Command) -> Reply {
-        let snapshot = self.snapshot.borrow().clone();
-        let Some(wanted) = command.run_state() else {
-            return match command {
-                Command::Status => Reply::status(&snapshot),
-                _ => Reply::stats(&snapshot, Timestamp::now()),
-            };
-        };
-        let patch = json!({
-            "apiVersion": HyperConversion::api_version(&()), "kind": HyperConversion::kind(&()),
-            "metadata": {"name": self.queue}, "spec": {"runState": wanted},
-        });
-        let params = PatchParams { field_manager: Some(names::MANAGER_SIDECAR.to_owned()), ..PatchParams::default() };
-        match self.api.patch(&self.queue, &params, &Patch::Merge(patch)).await {
-            Ok(_) => Reply::accepted(command),
-            Err(error) => {
-                tracing::warn!(%error, "cannot write spec.runState");
-                Reply::Failed(format!("the API server did not take it: {error}"))
-            }
-        }
-    }
-}
-
-/// Serves until `shutdown`. The socket is bound once a watcher that holds its locks has left a snapshot.
-pub async fn run(client: Client, identity: Identity, shutdown: CancellationToken) -> Result<(), BindError> {
-    let (sender, mut snapshot) = watch::channel(Snapshot::new(Timestamp::now()));
-    let daemon = identity.output_dir.join(".daemon");
-    tokio::spawn(follow(identity.run_dir.join(SNAPSHOT_FILE), daemon.join(STATS_FILE), sender));
-    tokio::select! {
-        changed = snapshot.changed() => {
-            if changed.is_err() {
-                return Ok(());
-            }
-        }
-        () = shutdown.cancelled() => return Ok(()),
-    }
-    let listener = match Listener::bind(&identity.output_dir.join(SOCKET)) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::warn!(%error, "the output volume takes no socket; it is in {}", identity.run_dir.display());
-            Listener::bind(&identity.run_dir.join(OWN_SOCKET))?
-        }
+/// Answers and writes until `shutdown`.
+pub async fn run(client: Client, identity: Identity, shutdown: CancellationToken) {
+    let (publish, snapshots) = watch::channel(None);
+    let mut sidecar = Sidecar {
+        control: Control::new(client, &identity, snapshots),
+        identity,
+        publish,
+        served: None,
+        written: None,
+        problem: None,
     };
-    let control = Control { api: Api::namespaced(client, &identity.namespace), queue: identity.queue, snapshot };
-    listener.serve(control, shutdown).await;
-    Ok(())
-}
-
-/// Takes every new snapshot over, and writes stats.json when something ended and every minute.
-async fn follow(file: PathBuf, stats_file: PathBuf, sender: watch::Sender<Snapshot>) {
-    let mut written: Option<Instant> = None;
-    let mut last = Vec::new();
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        if let Ok(bytes) = tokio::fs::read(&file).await {
-            let is_new = bytes != last;
-            match serde_json::from_slice::<Snapshot>(&bytes) {
-                Ok(snapshot) => {
-                    let has_ended = snapshot.totals != sender.borrow().totals;
-                    if is_new {
-                        sender.send_replace(snapshot.clone());
-                        last = bytes;
-                    }
-                    if has_ended || written.is_none_or(|at| at.elapsed() >= STATS_INTERVAL) {
-                        write_stats(&stats_file, &snapshot);
-                        written = Some(Instant::now());
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "the watcher's snapshot can't be read"),
-            }
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = looks.tick() => sidecar.look().await,
         }
-        sleep(LOOK).await;
+    }
+    sidecar.write_stats();
+    sidecar.close().await;
+}
+
+struct Sidecar {
+    identity: Identity,
+    control: Control,
+    publish: watch::Sender<Option<WatcherSnapshot>>,
+    served: Option<Served>,
+    /// When stats.json was written last, and the totals that it told.
+    written: Option<(Instant, Totals)>,
+    /// What was last warned about: once is enough for what holds on.
+    problem: Option<String>,
+}
+
+/// A socket that is answered.
+struct Served {
+    end: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Sidecar {
+    async fn look(&mut self) {
+        match WatcherSnapshot::read(&self.identity.run_dir) {
+            Ok(Some(found)) => {
+                self.publish.send_if_modified(|known| {
+                    let is_new = known.as_ref() != Some(&found);
+                    if is_new {
+                        *known = Some(found);
+                    }
+                    is_new
+                });
+            }
+            // Before the watcher's first word.
+            Ok(None) => {}
+            Err(error) => self.warn(&format!("cannot read the watcher's snapshot: {}", chain(&error))),
+        }
+        let is_locked = self.publish.borrow().as_ref().is_some_and(|snapshot| snapshot.locked);
+        if !is_locked {
+            self.close().await;
+            return;
+        }
+        if self.served.is_none() {
+            self.open();
+        }
+        if self.is_stats_due() {
+            self.write_stats();
+        }
+    }
+
+    /// Serves the socket below the output, or where the volume refuses it, the one in the shared directory.
+    fn open(&mut self) {
+        let mut report = SocketReport { path: self.identity.output_dir.join(SOCKET), refused: None };
+        let bound = Listener::bind(&report.path).or_else(|error| match error {
+            // A predecessor on this node that is about to go.
+            BindError::InUse { .. } => Err(error),
+            error => {
+                report.refused = Some(chain(&error));
+                report.path = self.identity.run_dir.join(FALLBACK_SOCKET_NAME);
+                Listener::bind(&report.path)
+            }
+        });
+        let listener = match bound {
+            Ok(listener) => listener,
+            Err(error) => return self.warn(&format!("cannot serve the control socket: {}", chain(&error))),
+        };
+        if let Some(refused) = &report.refused {
+            tracing::warn!(path = %report.path.display(), error = %refused, "the output's volume refuses the control socket");
+        } else {
+            tracing::info!(path = %report.path.display(), "the control socket is served");
+        }
+        if let Err(error) = report.write(&self.identity.run_dir) {
+            self.warn(&format!("cannot tell the watcher where the socket is: {}", chain(&error)));
+        }
+        let end = CancellationToken::new();
+        let task = tokio::spawn(listener.serve(self.control.clone(), end.clone()));
+        self.served = Some(Served { end, task });
+    }
+
+    async fn close(&mut self) {
+        let Some(Served { end, task }) = self.served.take() else { return };
+        end.cancel();
+        if let Err(error) = task.await {
+            tracing::error!(%error, "the control socket ended badly");
+        }
+        // The next watcher to hold the locks may have counted otherwise.
+        self.written = None;
+    }
+
+    fn is_stats_due(&self) -> bool {
+        let known = self.publish.borrow();
+        match (&self.written, known.as_ref()) {
+            (Some((when, totals)), Some(snapshot)) => {
+                when.elapsed() >= STATS_INTERVAL || *totals != snapshot.stats.totals
+            }
+            (None, _) => true,
+            (_, None) => false,
+        }
+    }
+
+    fn write_stats(&mut self) {
+        let Some(snapshot) = self.publish.borrow().clone().filter(|snapshot| snapshot.locked) else { return };
+        let path = self.identity.output_dir.join(STATS);
+        if let Err(error) = stats::write(&path, &snapshot.stats.file_report(Timestamp::now())) {
+            self.warn(&format!("cannot write the statistics: {}", chain(&error)));
+        }
+        self.written = Some((Instant::now(), snapshot.stats.totals));
+    }
+
+    fn warn(&mut self, problem: &str) {
+        if self.problem.as_deref() != Some(problem) {
+            tracing::warn!("{problem}");
+            self.problem = Some(problem.to_owned());
+        }
     }
 }
 
-fn write_stats(file: &Path, snapshot: &Snapshot) {
-    if let Err(error) = stats::write(file, &snapshot.file_report(Timestamp::now())) {
-        tracing::warn!(%error, "cannot write stats.json");
-    }
+/// Where the volume of an output refuses sockets, if the sidecar said so.
+#[must_use]
+pub fn refused_socket(run_dir: &Path) -> Option<String> {
+    SocketReport::read(run_dir).ok().flatten()?.refused
 }

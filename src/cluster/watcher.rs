@@ -27,7 +27,6 @@ mod notifications;
 mod report;
 
 use report::Reporter;
-pub use report::SNAPSHOT_FILE;
 
 /// How soon volumes that can't be used are tried again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -101,7 +100,10 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
         following.abort();
         match ended {
             Ok(()) => tracing::info!(queue = identity.queue, "the specification changed; starting anew"),
-            Err(Ok(error)) => return Err(error.into()),
+            Err(Ok(error)) => {
+                reporter.unlocked();
+                return Err(error.into());
+            }
             Err(Err(_)) => return Ok(()),
         }
     }
@@ -227,6 +229,7 @@ async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Resu
                     Contest::Won(locks) => return Ok(locks),
                     Contest::Waiting { contender: again, until, holder } => {
                         contender = again;
+                        reporter.unlocked();
                         reporter.tell(|report| {
                             report.storage_unready(
                                 "Locked",
@@ -239,6 +242,7 @@ async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Resu
             },
             Err(error) => error,
         };
+        reporter.unlocked();
         let LockError::Held { .. } = held else { return Err(held.into()) };
         let message = format!("{}: give this queue directories of its own, or end the other", chain(&held));
         reporter.tell(|report| report.storage_unready("Locked", message));

@@ -74,7 +74,8 @@ pub fn answer(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             ended.await;
             token.cancel();
         });
-        Ok(sidecar::run(client, arguments.into(), shutdown).await?)
+        sidecar::run(client, arguments.into(), shutdown).await;
+        Ok(())
     })
 }
 

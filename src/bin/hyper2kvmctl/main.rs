@@ -29,9 +29,9 @@ struct Cli {
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Output directory of the daemon; its socket lies below
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/hyper2kvm/output")]
-    output_dir: PathBuf,
+    /// Output directory of the daemon; its socket lies below [default: /var/lib/hyper2kvm/output]
+    #[arg(long, global = true, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
 
     /// Print the daemon's whole answer as JSON
     #[arg(long, global = true)]
@@ -75,6 +75,6 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let socket = cli.socket.unwrap_or_else(|| cli.output_dir.join(hyper2kvm::control::SOCKET));
+    let socket = socket::find(cli.socket, cli.output_dir, std::path::Path::exists);
     socket::run(&socket, command, cli.json)
 }

@@ -3,13 +3,30 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::Value;
 
-use hyper2kvm::control::Command;
 use hyper2kvm::control::client::{self, RequestError};
+use hyper2kvm::control::{Command, FALLBACK_DIR, FALLBACK_SOCKET_NAME, SOCKET};
+
+/// Output directory where none is named: that of the packages and of a watcher's pod.
+const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
+
+/// The socket that is meant. Where nothing is named and the usual place is empty, the place for volumes that take no
+/// sockets is looked at too.
+pub fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, exists: impl Fn(&Path) -> bool) -> PathBuf {
+    match (socket, output_dir) {
+        (Some(socket), _) => socket,
+        (None, Some(output_dir)) => output_dir.join(SOCKET),
+        (None, None) => {
+            let usual = Path::new(OUTPUT_DIR).join(SOCKET);
+            let other = Path::new(FALLBACK_DIR).join(FALLBACK_SOCKET_NAME);
+            if !exists(&usual) && exists(&other) { other } else { usual }
+        }
+    }
+}
 
 /// Asks, prints, and says how to exit.
 pub fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
@@ -105,6 +122,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_socket_is_where_it_was_named_or_in_one_of_two_places() {
+        let usual = "/var/lib/hyper2kvm/output/.daemon/control.sock";
+        let other = "/run/hyper2kvm/control.sock";
+        for (socket, output_dir, there, found) in [
+            (Some("/s"), Some("/o"), [other].as_slice(), "/s"),
+            (None, Some("/o"), &[other], "/o/.daemon/control.sock"),
+            (None, None, &[usual, other], usual),
+            (None, None, &[other], other),
+            (None, None, &[], usual),
+        ] {
+            let exists = |path: &Path| there.iter().any(|known| Path::new(known) == path);
+            assert_eq!(find(socket.map(PathBuf::from), output_dir.map(PathBuf::from), exists), Path::new(found));
+        }
+    }
 
     #[test]
     fn stats_read_as_they_always_did() {

@@ -9,18 +9,21 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Identity;
 use crate::cluster::api::{HyperConversion, set_condition};
-use crate::cluster::names;
+use crate::cluster::snapshot::WatcherSnapshot;
+use crate::cluster::{names, sidecar};
+use crate::control::FALLBACK_SOCKET_NAME;
 use crate::conversion::admission::RunState;
+use crate::executor::chain;
 use crate::stats::Snapshot;
 
 /// Shortest time between two writes of the status.
 const PACE: Duration = Duration::from_secs(2);
-/// Name of the snapshot in the volume that is shared with the sidecar.
-pub const SNAPSHOT_FILE: &str = "snapshot.json";
+/// How soon a socket that the sidecar had to put elsewhere is told.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Everything the watcher has to say of its queue.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +44,18 @@ impl Report {
 
     pub fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
         self.say("StorageReady", "False", reason, message);
+    }
+
+    /// Whether that is news. The volumes do what is asked of them all the same.
+    fn socket_elsewhere(&mut self, refused: &str) -> bool {
+        let before = self.conditions.clone();
+        let message = format!(
+            "both volumes can do what is asked of them, but the output's takes no socket ({refused}): the control socket \
+             is {}/{FALLBACK_SOCKET_NAME}, where hyper2kvmctl in the pod finds it",
+            names::RUN_DIR
+        );
+        self.say("StorageReady", "True", "SocketElsewhere", message);
+        self.conditions != before
     }
 
     /// `missing` are files of Secrets that are not there or can't be used.
@@ -111,25 +126,38 @@ impl Reporter {
         self.report.send_modify(change);
     }
 
-    /// Passes the engine's snapshots on, to the status and to the sidecar.
-    pub async fn follow(self, mut snapshots: watch::Receiver<Snapshot>) {
-        loop {
-            let snapshot = snapshots.borrow_and_update().clone();
-            if let Err(error) = self.leave(&snapshot) {
-                tracing::warn!(%error, "cannot leave the snapshot for the sidecar");
-            }
-            self.tell(|report| report.progress(snapshot));
-            if snapshots.changed().await.is_err() {
-                return;
-            }
+    /// The locks are another's, or not ours yet: the sidecar must not act for the directories.
+    pub fn unlocked(&self) {
+        if let Err(error) = WatcherSnapshot::unlock(&self.run_dir) {
+            tracing::warn!(error = %chain(&error), "cannot tell the sidecar that the locks are not held");
         }
     }
 
-    /// A volume in memory: written at once, seen whole or not at all.
-    fn leave(&self, snapshot: &Snapshot) -> std::io::Result<()> {
-        let next = self.run_dir.join(".snapshot.json.new");
-        std::fs::write(&next, serde_json::to_vec(snapshot)?)?;
-        std::fs::rename(next, self.run_dir.join(SNAPSHOT_FILE))
+    fn tell_of_socket(&self) {
+        if let Some(refused) = sidecar::refused_socket(&self.run_dir) {
+            self.report.send_if_modified(|report| report.socket_elsewhere(&refused));
+        }
+    }
+
+    /// Passes the engine's snapshots on, to the status and to the sidecar.
+    pub async fn follow(self, mut snapshots: watch::Receiver<Snapshot>) {
+        loop {
+            let stats = snapshots.borrow_and_update().clone();
+            // There is an engine only while the locks are held.
+            let left = WatcherSnapshot { locked: true, stats: stats.clone() }.write(&self.run_dir);
+            if let Err(error) = left {
+                tracing::warn!(error = %chain(&error), "cannot leave the snapshot for the sidecar");
+            }
+            self.tell(|report| report.progress(stats));
+            loop {
+                self.tell_of_socket();
+                match timeout(LOOK, snapshots.changed()).await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(_)) => return,
+                    Err(_) => {}
+                }
+            }
+        }
     }
 }
 
