@@ -20,6 +20,7 @@ pub mod publish;
 pub mod scan;
 pub mod settle;
 pub mod store;
+pub mod transfer;
 pub mod waste;
 
 pub use layout::Layout;

@@ -3,6 +3,7 @@
 mod convert;
 mod daemon;
 mod inspect;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,12 @@ enum Command {
     /// Do one attempt at one claim, as an executor starts it (everything in HYPER2KVM_* variables)
     #[command(hide = true)]
     Worker,
+    /// Take a file into a directory, from standard input
+    #[command(hide = true)]
+    Receive(transfer::Receive),
+    /// Give a file of a directory, on standard output
+    #[command(hide = true)]
+    Send(transfer::Send),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -44,6 +51,8 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Daemon(arguments) => daemon::run(&arguments),
         Command::Worker => worker(),
+        Command::Receive(arguments) => transfer::receive(&arguments),
+        Command::Send(arguments) => transfer::send(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hyper2kvm", &mut std::io::stdout());
             ExitCode::SUCCESS

@@ -1,0 +1,372 @@
+//! Files brought onto the queue, and disks taken away, over a stream such as `kubectl exec`.
+//!
+//! Lines of JSON with bytes between them. The end of a stream is not passed on reliably, so every length is told
+//! before its bytes:
+//!
+//! ```text
+//! receive   us {"have":n}   them size − n bytes        us {"sha256":…}   them commit   us {"done":name}
+//!                                                                        them discard  us {"discarded":name}
+//! send      us {"size":n}   us n − offset bytes        us {"sha256":…}
+//! ```
+//!
+//! Both digests are the whole file's. What was received before an interruption stays as `{name}.part`, which no
+//! watcher touches, and is not sent again. A line `{"error":…}` may stand in place of any other.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead, Read, Seek as _, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, fstatvfs, openat, openat2, statat, unlinkat};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::layout::is_plain_name;
+use super::moves::{self, Method, MoveError};
+use super::names::NAME_MAX;
+use super::store::{self, StoreError};
+
+/// What an unfinished file's name ends in.
+pub const PART: &str = ".part";
+
+/// Longest line that either side reads, in bytes.
+pub const MAX_LINE: u64 = 16 << 10;
+
+/// Ends of names that the watcher leaves alone.
+const UNFINISHED: [&str; 4] = [PART, ".tmp", ".filepart", ".crdownload"];
+
+const BUFFER: usize = 256 << 10;
+
+/// One line of the exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Line {
+    /// Bytes that are there already.
+    Have(u64),
+    /// Bytes of the whole file.
+    Size(u64),
+    /// Hex digest of the whole file.
+    Sha256(String),
+    /// The file has its name now.
+    Done(String),
+    /// What was received is gone.
+    Discarded(String),
+    /// It goes no further, and why.
+    Error(String),
+}
+
+impl Line {
+    /// Writes the line, to be read at once.
+    pub fn write(&self, output: &mut impl Write) -> io::Result<()> {
+        let mut text = serde_json::to_vec(self)?;
+        text.push(b'\n');
+        output.write_all(&text)?;
+        output.flush()
+    }
+}
+
+/// Why a file could not be brought or taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    #[error("{0:?} is no name for a file of a queue: no slash, no leading dot, not ending in {PART} or the like")]
+    Name(String),
+    #[error("{0:?} is no path below the directory: no part of it may be empty, . or ..")]
+    Path(String),
+    #[error("the file is empty: there is nothing to convert in it")]
+    Empty,
+    #[error("{0} exists already in the queue: choose another name")]
+    Taken(String),
+    #[error("{0} is being uploaded by somebody else")]
+    Busy(String),
+    #[error("{0} is there, but is no plain file: remove it first")]
+    NotRegular(String),
+    #[error("{needed} bytes are needed and {free} are free: make room on the queue's volume")]
+    Space { needed: u64, free: u64 },
+    #[error("the file has {size} bytes, so none can be sent from byte {offset}")]
+    Offset { size: u64, offset: u64 },
+    #[error("{0} became shorter while it was read")]
+    Shrank(String),
+    #[error("the stream ended after {have} of {size} bytes; what came is kept as a {PART} file")]
+    Ended { have: u64, size: u64 },
+    #[error("cannot open {}", .path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read {}", .path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write {}", .path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot talk to the other end")]
+    Stream(#[source] io::Error),
+    #[error("cannot give the file its name")]
+    Rename(#[source] MoveError),
+}
+
+/// An upload that has begun: the unfinished file, ours alone as long as this lives.
+#[derive(Debug)]
+struct Part<'a> {
+    directory: &'a Path,
+    folder: OwnedFd,
+    name: &'a str,
+    unfinished: String,
+    file: File,
+}
+
+/// Takes the file `name` of `size` bytes into `directory`, going on where an earlier upload ended.
+///
+/// It appears under its name only after the other end has said `commit`, whole and on disk, and replaces nothing.
+pub fn receive(
+    directory: &Path,
+    name: &str,
+    size: u64,
+    input: &mut impl BufRead,
+    output: &mut impl Write,
+) -> Result<(), TransferError> {
+    if size == 0 {
+        return Err(TransferError::Empty);
+    }
+    let mut part = Part::open(directory, name)?;
+    let have = part.have(size)?;
+    Line::Have(have).write(output).map_err(TransferError::Stream)?;
+    let digest = part.fill(have, size, input)?;
+    Line::Sha256(digest).write(output).map_err(TransferError::Stream)?;
+
+    let mut word = String::new();
+    input.by_ref().take(MAX_LINE).read_line(&mut word).map_err(TransferError::Stream)?;
+    let end = match word.trim() {
+        "commit" => part.commit().map(|()| Line::Done(name.to_owned()))?,
+        "discard" => part.discard().map(|()| Line::Discarded(name.to_owned()))?,
+        // Gone without a word: the next one may go on here.
+        _ => return Err(TransferError::Ended { have: size, size }),
+    };
+    end.write(output).map_err(TransferError::Stream)
+}
+
+impl<'a> Part<'a> {
+    fn open(directory: &'a Path, name: &'a str) -> Result<Self, TransferError> {
+        let is_finished = !UNFINISHED.iter().any(|end| name.to_lowercase().ends_with(end));
+        let fits = is_plain_name(name) && name.len() + PART.len() <= NAME_MAX;
+        if !(fits && is_finished) || name.starts_with('.') || name.contains(char::is_control) {
+            return Err(TransferError::Name(name.to_owned()));
+        }
+        let folder = store::open_dir(directory).map_err(|error| opened(directory, error))?;
+        let part = format!("{name}{PART}");
+        let path = directory.join(&part);
+        let cannot = |source: io::Error| TransferError::Open { path: path.clone(), source };
+        if is_taken(&folder, name).map_err(|errno| cannot(errno.into()))? {
+            return Err(TransferError::Taken(name.to_owned()));
+        }
+        let file = match create_beneath(&folder, &part) {
+            Ok(file) => File::from(file),
+            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(TransferError::NotRegular(part)),
+            Err(errno) => return Err(cannot(errno.into())),
+        };
+        let found = file.metadata().map_err(cannot)?;
+        // A second name could be a file that somebody else still needs.
+        if !found.is_file() || found.nlink() > 1 {
+            return Err(TransferError::NotRegular(part));
+        }
+        // Where the volume has no locks there is nothing to ask.
+        if matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)) {
+            return Err(TransferError::Busy(name.to_owned()));
+        }
+        let this = Self { directory, folder, name, unfinished: part, file };
+        // Whoever held the lock before us may have finished between our look and our lock.
+        if this.is_still_there()? { Ok(this) } else { Err(TransferError::Busy(name.to_owned())) }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join(&self.unfinished)
+    }
+
+    fn is_still_there(&self) -> Result<bool, TransferError> {
+        let ours = self.file.metadata().map_err(|source| TransferError::Read { path: self.path(), source })?;
+        let found = statat(&self.folder, self.unfinished.as_str(), AtFlags::SYMLINK_NOFOLLOW);
+        Ok(found.is_ok_and(|found| (found.st_dev, found.st_ino) == (ours.dev(), ours.ino())))
+    }
+
+    /// Bytes that are there already. More than the whole are another file's, and are cut.
+    fn have(&self, size: u64) -> Result<u64, TransferError> {
+        let length = self.file.metadata().map_err(|source| TransferError::Read { path: self.path(), source })?.len();
+        let have = if length > size { 0 } else { length };
+        if have != length {
+            self.file.set_len(0).map_err(|source| TransferError::Write { path: self.path(), source })?;
+        }
+        if let Ok(room) = fstatvfs(&self.folder) {
+            let (needed, free) = (size - have, room.f_bavail.saturating_mul(room.f_frsize));
+            if needed > free {
+                return Err(TransferError::Space { needed, free });
+            }
+        }
+        Ok(have)
+    }
+
+    /// Reads what is there, takes what is missing, and returns the digest of the whole.
+    fn fill(&mut self, have: u64, size: u64, input: &mut impl Read) -> Result<String, TransferError> {
+        let path = self.path();
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; BUFFER];
+        self.file.seek(SeekFrom::Start(0)).map_err(|source| TransferError::Read { path: path.clone(), source })?;
+        hash(&mut self.file, have, &mut hasher, &mut buffer, &path)?;
+        let mut done = have;
+        while done < size {
+            let length = wanted(size - done, &buffer);
+            let read = read_some(input, &mut buffer[..length]).map_err(TransferError::Stream)?;
+            if read == 0 {
+                return Err(TransferError::Ended { have: done, size });
+            }
+            hasher.update(&buffer[..read]);
+            let written = self.file.write_all(&buffer[..read]);
+            written.map_err(|source| TransferError::Write { path: path.clone(), source })?;
+            done += read as u64;
+        }
+        Ok(hex(hasher))
+    }
+
+    fn commit(&self) -> Result<(), TransferError> {
+        self.file.sync_all().map_err(|source| TransferError::Write { path: self.path(), source })?;
+        if !self.is_still_there()? {
+            return Err(TransferError::Busy(self.name.to_owned()));
+        }
+        match moves::move_file(&self.path(), &self.directory.join(self.name), Method::NoReplace) {
+            Ok(()) => Ok(()),
+            Err(MoveError::Taken(_)) => Err(TransferError::Taken(self.name.to_owned())),
+            Err(error) => Err(TransferError::Rename(error)),
+        }
+    }
+
+    fn discard(&self) -> Result<(), TransferError> {
+        let removed = unlinkat(&self.folder, self.unfinished.as_str(), AtFlags::empty());
+        removed.map_err(|errno| TransferError::Write { path: self.path(), source: errno.into() })
+    }
+}
+
+/// Sends the file at `path` below `directory` from byte `offset` on.
+pub fn send(directory: &Path, path: &str, offset: u64, output: &mut impl Write) -> Result<(), TransferError> {
+    let mut file = open_below(directory, path)?;
+    let whole = directory.join(path);
+    let size = file.metadata().map_err(|source| TransferError::Read { path: whole.clone(), source })?.len();
+    if offset > size {
+        return Err(TransferError::Offset { size, offset });
+    }
+    Line::Size(size).write(output).map_err(TransferError::Stream)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; BUFFER];
+    hash(&mut file, offset, &mut hasher, &mut buffer, &whole)?;
+    let mut left = size - offset;
+    while left > 0 {
+        let length = wanted(left, &buffer);
+        let read = read_some(&mut file, &mut buffer[..length])
+            .map_err(|source| TransferError::Read { path: whole.clone(), source })?;
+        if read == 0 {
+            return Err(TransferError::Shrank(path.to_owned()));
+        }
+        hasher.update(&buffer[..read]);
+        output.write_all(&buffer[..read]).map_err(TransferError::Stream)?;
+        left -= read as u64;
+    }
+    Line::Sha256(hex(hasher)).write(output).map_err(TransferError::Stream)
+}
+
+/// Opens a regular file below `directory`, one component after another, following nothing.
+fn open_below(directory: &Path, path: &str) -> Result<File, TransferError> {
+    if !path.split('/').all(is_plain_name) {
+        return Err(TransferError::Path(path.to_owned()));
+    }
+    let mut folder = store::open_dir(directory).map_err(|error| opened(directory, error))?;
+    let mut rest = path;
+    while let Some((component, below)) = rest.split_once('/') {
+        let next = store::open_beneath(&folder, component, OFlags::RDONLY | OFlags::DIRECTORY);
+        folder = next.map_err(|errno| TransferError::Open { path: directory.join(path), source: errno.into() })?;
+        rest = below;
+    }
+    match store::open_untrusted(&folder, directory, rest) {
+        Ok(file) => Ok(file),
+        Err(StoreError::NotRegular(_)) => Err(TransferError::NotRegular(path.to_owned())),
+        Err(error) => Err(opened(&directory.join(path), error)),
+    }
+}
+
+fn opened(path: &Path, error: StoreError) -> TransferError {
+    let source = match error {
+        StoreError::Read { source, .. } | StoreError::Write { source, .. } => source,
+        other => io::Error::other(other),
+    };
+    TransferError::Open { path: path.to_owned(), source }
+}
+
+fn create_beneath(folder: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o644);
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match openat2(folder.as_fd(), name, flags, mode, resolve) {
+        // For one plain component O_NOFOLLOW promises the same, where a sandbox keeps openat2 from us.
+        Err(Errno::NOSYS) => openat(folder, name, flags, mode),
+        opened => opened,
+    }
+}
+
+fn is_taken(folder: impl AsFd, name: &str) -> Result<bool, Errno> {
+    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Puts the next `length` bytes of `file` into the digest.
+fn hash(
+    file: &mut File,
+    length: u64,
+    hasher: &mut Sha256,
+    buffer: &mut [u8],
+    path: &Path,
+) -> Result<(), TransferError> {
+    let mut left = length;
+    while left > 0 {
+        let wanted = wanted(left, buffer);
+        let read = read_some(file, &mut buffer[..wanted])
+            .map_err(|source| TransferError::Read { path: path.to_owned(), source })?;
+        if read == 0 {
+            return Err(TransferError::Shrank(path.display().to_string()));
+        }
+        hasher.update(&buffer[..read]);
+        left -= read as u64;
+    }
+    Ok(())
+}
+
+fn wanted(left: u64, buffer: &[u8]) -> usize {
+    usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len())
+}
+
+fn read_some(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match input.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+/// The digest in lower-case hex.
+#[must_use]
+pub fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes all text");
+        text
+    })
+}
