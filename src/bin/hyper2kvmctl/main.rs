@@ -1,5 +1,7 @@
-//! `hyper2kvmctl`: asks and steers a running daemon.
+//! `hyper2kvmctl`: asks and steers a running daemon; as `kubectl-hyper2kvm`, queues in a cluster.
 
+#[cfg(feature = "cluster")]
+mod plugin;
 mod socket;
 
 use std::io;
@@ -62,6 +64,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     hyper2kvm::telemetry::install_crypto();
+    if is_plugin() {
+        return as_plugin();
+    }
     let cli = Cli::parse();
     let command = match cli.verb {
         Verb::Status => Command::Status,
@@ -77,4 +82,21 @@ fn main() -> ExitCode {
     };
     let socket = socket::find(cli.socket, cli.output_dir, std::path::Path::exists);
     socket::run(&socket, command, cli.json)
+}
+
+/// Whether kubectl started us, or a person by the plugin's name.
+fn is_plugin() -> bool {
+    let program = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    program.file_name().is_some_and(|name| name == "kubectl-hyper2kvm")
+}
+
+#[cfg(feature = "cluster")]
+fn as_plugin() -> ExitCode {
+    plugin::main()
+}
+
+#[cfg(not(feature = "cluster"))]
+fn as_plugin() -> ExitCode {
+    eprintln!("Error: this hyper2kvmctl was built without the feature `cluster`, which the kubectl plugin needs");
+    ExitCode::from(2)
 }

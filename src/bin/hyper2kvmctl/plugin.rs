@@ -1,0 +1,166 @@
+//! `kubectl hyper2kvm`: the same words on a queue in a cluster, through the API server.
+
+mod access;
+mod conversion;
+mod exec;
+mod queue;
+mod table;
+mod transfer;
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use hyper2kvm::conversion::admission::RunState;
+use hyper2kvm::executor::chain;
+use serde::Serialize;
+
+use access::Access;
+
+/// Name under which kubectl finds a plugin.
+pub const NAME: &str = "kubectl-hyper2kvm";
+
+const EXAMPLES: &str = "\
+Examples:
+  kubectl hyper2kvm status                                every queue of the namespace
+  kubectl hyper2kvm put web01.ova vmware-exit             bring an image onto a queue
+  kubectl hyper2kvm top vmware-exit                       watch its conversions
+  kubectl hyper2kvm get web01-3fa9c1d2 ./disks            take the disks away
+  kubectl hyper2kvm retry web01-3fa9c1d2                  convert a failed one again
+  kubectl hyper2kvm -n migration pause vmware-exit
+  kubectl hyper2kvm stats vmware-exit -o json | jq .totals
+
+put and get go on where an interrupted transfer ended when they are run again.
+
+Exit codes: 0 done, 1 it could not be done, 2 wrong usage.";
+
+/// Ask and steer queues of disk images in a Kubernetes cluster
+#[derive(Debug, Parser)]
+#[command(name = "kubectl-hyper2kvm", bin_name = "kubectl hyper2kvm", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    /// Namespace of the queue [default: the context's]
+    #[arg(short, long, global = true)]
+    namespace: Option<String>,
+
+    /// Context of the kubeconfig [default: the current one]
+    #[arg(long, global = true)]
+    context: Option<String>,
+
+    /// Print the objects instead of a text
+    #[arg(short, long, global = true, value_enum)]
+    output: Option<Format>,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show whether queues work, and what is to be done where they don't
+    Status {
+        /// Name of a HyperConversion; left out, all of the namespace
+        queue: Option<String>,
+    },
+    /// Show what a queue has done so far
+    Stats { queue: String },
+    /// Start nothing new; running conversions finish
+    Pause { queue: String },
+    /// Undo pause, drain and stop
+    Resume { queue: String },
+    /// Finish what is queued, take nothing new
+    Drain { queue: String },
+    /// End running conversions; every source stays
+    Stop { queue: String },
+    /// Show the conversions of a queue that are not finished
+    Top {
+        queue: String,
+        /// Show them once, even on a terminal
+        #[arg(long)]
+        once: bool,
+    },
+    /// Convert the source of a finished conversion again
+    Retry {
+        /// Name of a ConversionJob
+        conversion: String,
+    },
+    /// Upload a file into a queue
+    Put {
+        file: PathBuf,
+        queue: String,
+        /// Name of the file in the queue [default: its own]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Download the disks that a conversion made
+    Get {
+        /// Name of a ConversionJob
+        conversion: String,
+        /// Directory that takes them
+        directory: PathBuf,
+    },
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
+}
+
+/// What stands between the user and what they want, with the next step.
+type Refusal = Box<dyn Error>;
+
+/// How answers are given.
+#[derive(Clone, Copy, Debug)]
+struct Printer {
+    is_json: bool,
+}
+
+impl Printer {
+    /// Prints `object`, or the text that says the same.
+    fn print(self, object: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Refusal> {
+        let text = if self.is_json { serde_json::to_string_pretty(object)? + "\n" } else { text() };
+        // Whoever reads may have gone already (`| head -1`): that is no fault of ours.
+        drop(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()));
+        Ok(())
+    }
+}
+
+/// Does what the arguments say, and says how to exit.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Verb::Completions { shell } = cli.verb {
+        clap_complete::generate(shell, &mut Cli::command(), NAME, &mut io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.map_err(Refusal::from).and_then(|runtime| runtime.block_on(run(cli)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Refusal> {
+    let access = Access::open(cli.context, cli.namespace).await?;
+    let printer = Printer { is_json: cli.output == Some(Format::Json) };
+    match cli.verb {
+        Verb::Status { queue } => queue::status(&access, queue.as_deref(), printer).await,
+        Verb::Stats { queue } => queue::stats(&access, &queue, printer).await,
+        Verb::Pause { queue } => queue::ask_for(&access, &queue, RunState::Paused, printer).await,
+        Verb::Resume { queue } => queue::ask_for(&access, &queue, RunState::Running, printer).await,
+        Verb::Drain { queue } => queue::ask_for(&access, &queue, RunState::Draining, printer).await,
+        Verb::Stop { queue } => queue::ask_for(&access, &queue, RunState::Stopped, printer).await,
+        Verb::Top { queue, once } => conversion::top(&access, &queue, once, printer).await,
+        Verb::Retry { conversion } => conversion::retry(&access, &conversion, printer).await,
+        Verb::Put { file, queue, name } => exec::put(&access, &file, &queue, name.as_deref(), printer).await,
+        Verb::Get { conversion, directory } => exec::get(&access, &conversion, &directory, printer).await,
+        Verb::Completions { .. } => Ok(()),
+    }
+}

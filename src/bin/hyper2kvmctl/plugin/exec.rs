@@ -1,0 +1,169 @@
+//! `put` and `get`: files through `hyper2kvm receive` and `send` in the watcher's pod, for the image has no tar.
+
+use std::path::Path;
+
+use hyper2kvm::cluster::names::{self, CONTAINER_WATCHER, OUTPUT_DIR, QUEUE_DIR};
+use hyper2kvm::queue::transfer::PART;
+use indicatif::{ProgressBar, ProgressStyle};
+use kube::api::{AttachParams, AttachedProcess};
+use serde_json::json;
+use tokio::io::BufReader;
+
+use super::access::{Access, told};
+use super::table::bytes;
+use super::transfer::{Outcome, TransferError, Unfinished, upload};
+use super::{Printer, Refusal};
+
+/// Bytes on their way to the far end.
+const IN_FLIGHT: usize = 1 << 20;
+
+/// Uploads `file` into `queue`.
+pub async fn put(
+    access: &Access,
+    file: &Path,
+    queue: &str,
+    name: Option<&str>,
+    printer: Printer,
+) -> Result<(), Refusal> {
+    let shown = file.display();
+    let found = std::fs::metadata(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    if !found.is_file() {
+        return Err(format!("{shown} is no file; put takes one at a time, descriptors last").into());
+    }
+    let Some(name) = name.or_else(|| file.file_name()?.to_str()) else {
+        return Err(format!("{shown} has no name in UTF-8; give it one with --name").into());
+    };
+    access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
+    let size = found.len();
+    let length = size.to_string();
+    let command = ["hyper2kvm", "receive", "--directory", QUEUE_DIR, "--name", name, "--size", &length];
+    let bar = bar(name, size);
+    let mut outcome = Outcome::Differs { resumed: true };
+    while outcome == (Outcome::Differs { resumed: true }) {
+        let mut process = start(access, queue, &command, true).await?;
+        let (Some(output), Some(mut input)) = (process.stdout(), process.stdin()) else { return Err(closed()) };
+        outcome = upload(file, size, &mut BufReader::new(output), &mut input, &bar).await?;
+    }
+    bar.finish_and_clear();
+    let Outcome::Done { sha256 } = outcome else { return Err(differs(name)) };
+    let object = json!({ "queue": queue, "name": name, "sizeBytes": size, "sha256": sha256 });
+    printer.print(&object, || {
+        format!(
+            "{name} is in {queue}: {}, sha256 {sha256}\n`kubectl hyper2kvm -n {} top {queue}` shows what becomes of it\n",
+            bytes(size),
+            access.namespace
+        )
+    })
+}
+
+/// Downloads the disks of `conversion` into `directory`.
+pub async fn get(access: &Access, conversion: &str, directory: &Path, printer: Printer) -> Result<(), Refusal> {
+    let found =
+        access.conversions().get(conversion).await.map_err(|error| access.about_conversion(conversion, error))?;
+    let queue = &found.spec.queue_ref.name;
+    let outputs = found.status.map(|status| status.outputs).unwrap_or_default();
+    if outputs.is_empty() {
+        return Err(format!(
+            "{conversion} has no disks (yet); `kubectl -n {} get hcj {conversion} -o wide` shows how it stands",
+            access.namespace
+        )
+        .into());
+    }
+    std::fs::create_dir_all(directory)
+        .map_err(|error| format!("cannot make the directory {}: {error}", directory.display()))?;
+    let mut files = Vec::new();
+    for output in outputs {
+        let name = output.path.rsplit('/').next().unwrap_or(&output.path);
+        if name.is_empty() || name == "." || name == ".." {
+            return Err(format!("{conversion} names an output {:?}, which is no file", output.path).into());
+        }
+        let target = directory.join(name);
+        let sha256 = take(access, queue, &output.path, &target).await?;
+        if output.sha256.as_ref().is_some_and(|recorded| *recorded != sha256) {
+            return Err(format!(
+                "{} is not the disk that was published: its sha256 is {sha256}, not {}; was it changed in place?",
+                target.display(),
+                output.sha256.unwrap_or_default()
+            )
+            .into());
+        }
+        files.push(json!({ "path": target, "sha256": sha256 }));
+    }
+    printer.print(&json!({ "conversion": conversion, "files": files }), || {
+        files.iter().fold(String::new(), |text, file| {
+            format!("{text}{}  sha256 {}\n", file["path"].as_str().unwrap_or(""), file["sha256"].as_str().unwrap_or(""))
+        })
+    })
+}
+
+/// Downloads one file of the output, and returns its digest.
+async fn take(access: &Access, queue: &str, path: &str, target: &Path) -> Result<String, Refusal> {
+    if std::fs::symlink_metadata(target).is_ok() {
+        return Err(TransferError::Taken(target.display().to_string()).into());
+    }
+    let mut unfinished_name = target.file_name().unwrap_or_default().to_owned();
+    unfinished_name.push(PART);
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let unfinished_path = target.with_file_name(unfinished_name);
+    let bar = bar(&name, 0);
+    loop {
+        let mut unfinished = Unfinished::open(&unfinished_path)?;
+        let offset = unfinished.have().to_string();
+        let command = ["hyper2kvm", "send", "--directory", OUTPUT_DIR, "--path", path, "--offset", &offset];
+        let mut process = start(access, queue, &command, false).await?;
+        let Some(output) = process.stdout() else { return Err(closed()) };
+        let resumed = unfinished.have() > 0;
+        match unfinished.download(&unfinished_path, target, &mut BufReader::new(output), &bar).await {
+            Ok(Outcome::Done { sha256 }) => {
+                bar.finish_and_clear();
+                return Ok(sha256);
+            }
+            Ok(Outcome::Differs { resumed: true }) => {}
+            Ok(Outcome::Differs { resumed: false }) => return Err(differs(&name)),
+            // What is here is longer than what is there: another file's.
+            Err(TransferError::Refused(_)) if resumed => {
+                unfinished = Unfinished::open(&unfinished_path)?;
+                unfinished.restart()?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn start(access: &Access, queue: &str, command: &[&str], takes: bool) -> Result<AttachedProcess, Refusal> {
+    let pod = format!("{}-0", names::watcher(queue));
+    let parameters = AttachParams::default()
+        .container(CONTAINER_WATCHER)
+        .stdin(takes)
+        .stdout(true)
+        .stderr(false)
+        .max_stdin_buf_size(IN_FLIGHT)
+        .max_stdout_buf_size(IN_FLIGHT);
+    let started = access.pods().exec(&pod, command.iter().copied(), &parameters).await;
+    started.map_err(|error| {
+        let namespace = &access.namespace;
+        format!(
+            "cannot run anything in pod {pod}: {}; `kubectl -n {namespace} describe pod {pod}` tells whether it runs, \
+             and `kubectl auth can-i create pods/exec -n {namespace}` whether you may",
+            told(error)
+        )
+        .into()
+    })
+}
+
+fn bar(name: &str, size: u64) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{msg} {wide_bar} {bytes:>11} / {total_bytes:11} {bytes_per_sec:>13} {eta:>4}");
+    // On standard error, and only where that is a terminal.
+    let bar = ProgressBar::new(size).with_message(name.to_owned());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+fn closed() -> Refusal {
+    "the API server opened no streams to the pod; try again".into()
+}
+
+fn differs(name: &str) -> Refusal {
+    format!("{name} arrived otherwise than it was sent (the checksums differ), and was discarded; try again").into()
+}
