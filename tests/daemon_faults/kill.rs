@@ -79,6 +79,21 @@ fn children_killed_at_any_moment_are_started_again_until_all_is_done() {
     run.check_end(0);
 }
 
+#[test]
+fn a_signal_right_after_the_first_answer_is_obeyed() {
+    let site = Site::new("");
+    for _ in 0..10 {
+        let mut daemon = site.spawn(&[]);
+        // As soon as it can be: the moment counts.
+        while daemon.try_ask("status").is_none() {
+            std::thread::yield_now();
+        }
+        daemon.signal(Signal::TERM);
+        let status = daemon.end_within(SOON);
+        assert!(status.success(), "{status}");
+    }
+}
+
 /// Waits until something is claimed. `false` where everything has ended before.
 fn wait_for_work(run: &Run, daemon: &Daemon<'_>) -> bool {
     let begun = Instant::now();

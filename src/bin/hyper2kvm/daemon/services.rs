@@ -52,12 +52,18 @@ impl Services {
         layout: &Layout,
     ) -> Self {
         let shutdown = CancellationToken::new();
+        // Before anybody can learn that the daemon is there: who hears an answer may send a signal at once.
+        let entered = runtime.enter();
+        let signals = Signals::listen();
+        drop(entered);
         let stats_file = layout.daemon().join(STATS_FILE);
         let mut tasks = vec![
             runtime.spawn(socket.serve(Control { remote: remote.clone() }, shutdown.clone())),
             runtime.spawn(keep_stats(remote.watch(), stats_file.clone(), shutdown.clone())),
-            runtime.spawn(obey_signals(remote.clone(), shutdown.clone())),
         ];
+        if let Some(signals) = signals {
+            tasks.push(runtime.spawn(obey_signals(signals, remote.clone(), shutdown.clone())));
+        }
         if let Some(listener) = endpoint {
             let (_, ready) = watch::channel(true);
             let probes = Probes::of_daemon(remote.watch(), ready);
@@ -157,23 +163,35 @@ fn log_summary(snapshot: &Snapshot) {
     }
 }
 
+/// Signals that don't end the process any more.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    tell: Signal,
+}
+
+impl Signals {
+    fn listen() -> Option<Self> {
+        Some(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            tell: listen(SignalKind::user_defined1())?,
+        })
+    }
+}
+
 /// The first SIGTERM or SIGINT stops, the second ends at once; SIGUSR1 asks for the summary.
-async fn obey_signals(remote: Remote, shutdown: CancellationToken) {
-    let (Some(mut terminate), Some(mut interrupt), Some(mut tell)) =
-        (listen(SignalKind::terminate()), listen(SignalKind::interrupt()), listen(SignalKind::user_defined1()))
-    else {
-        return;
-    };
+async fn obey_signals(mut signals: Signals, remote: Remote, shutdown: CancellationToken) {
     let mut is_stopping = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = tell.recv() => {
+            _ = signals.tell.recv() => {
                 log_summary(&remote.snapshot());
                 continue;
             }
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
         }
         if std::mem::replace(&mut is_stopping, true) {
             tracing::warn!("told twice to stop: ending at once");
