@@ -163,6 +163,18 @@ fn a_volume_without_a_single_free_byte_holds_the_queue() {
     volume.expect_going_on(&daemon, &["vm.raw"], &["vm.qcow2"]);
 }
 
+#[test]
+fn a_daemon_started_on_a_full_volume_waits_for_room() {
+    let Some(volume) = Volume::of(16, "") else { return };
+    volume.fill_up();
+    volume.site.drop_file("vm.raw", &Random::seeded("full at the start").bytes(MIB));
+    let mut daemon = volume.site.spawn(&[]);
+    crate::harness::until("it says what it waits for", || daemon.lines("waiting for space").len() == 1);
+    assert!(daemon.child.try_wait().unwrap().is_none(), "{}", daemon.log());
+    fs::remove_file(volume.ballast()).unwrap();
+    daemon.until("it goes on", || volume.site.archived() == ["vm.raw"]);
+}
+
 /// A few seconds after the first look.
 fn waited(daemon: &Daemon<'_>) -> bool {
     let Some(held) = daemon.lines("the queue holds").pop() else { return false };

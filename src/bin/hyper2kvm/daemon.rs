@@ -35,6 +35,9 @@ use services::Services;
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
 
+/// How often a full volume is tried again before the daemon is ready.
+const SPACE_LOOK: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
@@ -158,8 +161,25 @@ fn prepare(config: &Config) -> Result<Layout, Refusal> {
         Ok(Err(conflict)) => return Err(Refusal::setting(conflict.to_string())),
         Err(error) => return Err(Refusal::setting(format!("cannot look at the directories: {error}"))),
     }
-    probe::probe(&layout, Method::NoReplace).map_err(|error| Refusal::setting(chain(&error)))?;
+    try_out(&layout).map_err(|error| Refusal::setting(chain(&error)))?;
     Ok(layout)
+}
+
+/// Tries what will be asked of the directories. A full volume is no reason to end: nobody would start the daemon again
+/// when there is room. Nothing is open yet, so that a signal may end the process here.
+fn try_out(layout: &Layout) -> Result<(), probe::NotReady> {
+    let mut is_told = false;
+    loop {
+        match probe::probe(layout, Method::NoReplace) {
+            Err(error) if error.is_no_space() => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(error = %chain(&error), "the volume is full; waiting for space");
+                }
+                std::thread::sleep(SPACE_LOOK);
+            }
+            tried => return tried,
+        }
+    }
 }
 
 /// Makes a directory and the parents it lacks, and brings their names to disk: what is reported from now on lies below.
