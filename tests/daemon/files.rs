@@ -119,6 +119,7 @@ fn a_broken_image_fails_once_with_a_reason() {
     site.drop_file("bad.vmdk", b"this is no disk image");
     daemon.until("it is counted", || daemon.stats()["total_failed"] == 1);
     daemon.until("it lies in .errors", || site.in_errors() == ["bad.vmdk"]);
+    daemon.until("its report is there", || site.queue().join(".errors/bad.vmdk.error.json").exists());
     let report = site.error_file("bad.vmdk");
     assert_eq!((&report["class"], &report["filename"]), (&"Permanent".into(), &"bad.vmdk".into()));
     assert!(report["suggestion"].as_str().is_some_and(|text| !text.is_empty()));
