@@ -105,3 +105,42 @@ async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {
         println!("$ kubectl {}\n{}", words.join(" "), run(queue.kubectl().args(words)));
     }
 }
+
+/// The plugin, started as kubectl starts it, with kubectl's own flags and environment.
+fn plugin(queue: &Queue, words: &[&str]) -> String {
+    use std::os::unix::process::CommandExt as _;
+
+    let kubectl = queue.kubectl();
+    let mut plugin = Command::new(env!("CARGO_BIN_EXE_hyper2kvmctl"));
+    plugin.arg0("kubectl-hyper2kvm").args(kubectl.get_args()).args(words);
+    plugin.envs(kubectl.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(&mut plugin)
+}
+
+#[tokio::test]
+async fn what_the_plugin_puts_is_converted_and_what_it_gets_is_the_disk() {
+    let Some(queue) = Queue::open("by-plugin", json!({}), json!({})).await else { return };
+    let disk = guest(12, 3);
+    let here = tempfile::tempdir().unwrap();
+    let image = here.path().join("db01.vmdk");
+    fs::write(&image, vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), &disk)).unwrap();
+    plugin(&queue, &["put", image.to_str().unwrap(), &queue.name]);
+
+    let name = queue.ended("db01.vmdk", JobPhase::Succeeded).await.name_any();
+    // An interrupted download goes on.
+    let directory = here.path().join("disks");
+    let whole = plugin(&queue, &["get", &name, directory.to_str().unwrap()]);
+    assert!(whole.contains("db01.qcow2  sha256 "), "{whole}");
+    holds(&directory.join("db01.qcow2"), &disk);
+    let bytes = fs::read(directory.join("db01.qcow2")).unwrap();
+    let again = here.path().join("again");
+    fs::create_dir(&again).unwrap();
+    fs::write(again.join("db01.qcow2.part"), &bytes[..bytes.len() / 2]).unwrap();
+    plugin(&queue, &["get", &name, again.to_str().unwrap()]);
+    assert!(fs::read(again.join("db01.qcow2")).unwrap() == bytes);
+
+    let pod = format!("{}-watcher-0", queue.name);
+    let words = ["exec", &pod, "-c", "sidecar", "--", "hyper2kvmctl", "stats"];
+    let shown = run(queue.kubectl().args(words));
+    assert!(shown.contains("  Processed: 1\n"), "{shown}");
+}
