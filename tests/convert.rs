@@ -265,3 +265,47 @@ fn inspect_tells_what_an_image_is_and_whether_it_would_be_accepted() {
         );
     }
 }
+
+#[test]
+fn what_must_not_be_replaced_is_refused_before_any_work_even_by_force() {
+    let (place, source) = small();
+    let before = fs::read(&source).unwrap();
+    fs::create_dir(place.path().join("directory")).unwrap();
+    for (output, words) in
+        [(source.clone(), "is the source itself"), (place.path().join("directory"), "is a directory")]
+    {
+        let refused = hyper2kvm(&["convert", text(&source), "-o", text(&output), "--format", "raw", "--force"]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(11), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+    assert_eq!(fs::read(&source).unwrap(), before);
+}
+
+#[test]
+fn a_refusal_leaves_no_directory_that_was_not_there() {
+    let (place, _) = small();
+    let (absent, broken) = (place.path().join("absent.raw"), place.path().join("broken.vmdk"));
+    fs::write(&broken, [0; 4096]).unwrap();
+    for source in [absent, broken] {
+        let output = place.path().join("new/below");
+        assert_eq!(hyper2kvm(&["convert", text(&source), "--output-dir", text(&output)]).status.code(), Some(10));
+        assert!(!place.path().join("new").exists());
+    }
+}
+
+#[test]
+fn the_output_s_extension_tells_its_format_and_a_contradiction_is_wrong_usage() {
+    let (place, source) = small();
+    let raw = place.path().join("out.img");
+    assert!(hyper2kvm(&["convert", text(&source), "-o", text(&raw)]).status.success());
+    assert_eq!(fs::read(&raw).unwrap(), [b'x'; 4096]);
+    for flags in [
+        ["--format", "raw", "--compress", "--json"],
+        ["--compress=zlib", "--compress-level", "10", "--json"],
+        ["--compress=zstd", "--compress-level", "23", "--json"],
+    ] {
+        let refused = hyper2kvm(&[["convert", text(&source)].as_slice(), &flags].concat());
+        assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+    }
+}

@@ -45,11 +45,16 @@ pub struct Conversion<'a> {
     pub verify_full: bool,
 }
 
-/// Converts, and returns the report once every byte of every disk is on stable storage.
+/// Converts, and returns the report once every byte of every disk is on stable storage. `accept` hears the names of the
+/// disks' files once the source is accepted, and may refuse before the first byte is copied.
 ///
 /// # Errors
 /// Why not, with the step it happened in; the directory then holds waste.
-pub fn convert(conversion: &Conversion<'_>, meter: &Meter) -> Result<Metadata, Failure> {
+pub fn convert(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    accept: impl FnOnce(&[String]) -> Result<(), Failure>,
+) -> Result<Metadata, Failure> {
     let start_time = Timestamp::now();
     meter.enter(Stage::Inspect);
     let group = conversion.group;
@@ -59,12 +64,14 @@ pub fn convert(conversion: &Conversion<'_>, meter: &Meter) -> Result<Metadata, F
         .map_err(|e| Failure::from(&e).at_stage(Stage::Inspect))?;
 
     meter.enter(Stage::Plan);
+    let names = names::disk_names(conversion.stem, source.disks.len(), conversion.options.out_format);
+    accept(&names).map_err(|f| f.at_stage(Stage::Plan))?;
     plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
     let passes = 1 + u64::from(conversion.verify_full);
     meter.set_total(source.disks.iter().map(|d| d.image.virtual_size() * passes).sum());
 
     meter.enter(Stage::Copy);
-    let disks = copy_and_verify(conversion, &source, meter).map_err(|failure| match failure.reason {
+    let disks = copy_and_verify(conversion, &source, names, meter).map_err(|failure| match failure.reason {
         Reason::OutputFull => {
             let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
             let needed = needed_after_all(allocated_bytes(conversion.directory), &meter.read(Timestamp::now()), bound);
@@ -163,7 +170,12 @@ fn allocated_bytes(directory: &Path) -> u64 {
 }
 
 /// Copies every disk while the digests of the manifest are computed beside it; whichever fails first ends the other.
-fn copy_and_verify(conversion: &Conversion<'_>, source: &Source, meter: &Meter) -> Result<Vec<DiskReport>, Failure> {
+fn copy_and_verify(
+    conversion: &Conversion<'_>,
+    source: &Source,
+    names: Vec<String>,
+    meter: &Meter,
+) -> Result<Vec<DiskReport>, Failure> {
     let digests = manifest::Control::default();
     thread::scope(|scope| {
         let verifying = scope.spawn(|| {
@@ -173,7 +185,7 @@ fn copy_and_verify(conversion: &Conversion<'_>, source: &Source, meter: &Meter) 
             }
             verified
         });
-        let copied = copy(conversion, source, meter);
+        let copied = copy(conversion, source, names, meter);
         if copied.is_err() {
             digests.cancel.store(true, Ordering::Relaxed);
         }
@@ -194,7 +206,12 @@ fn copy_and_verify(conversion: &Conversion<'_>, source: &Source, meter: &Meter) 
     })
 }
 
-fn copy(conversion: &Conversion<'_>, source: &Source, meter: &Meter) -> Result<Vec<DiskReport>, Failure> {
+fn copy(
+    conversion: &Conversion<'_>,
+    source: &Source,
+    names: Vec<String>,
+    meter: &Meter,
+) -> Result<Vec<DiskReport>, Failure> {
     let options = conversion.options;
     let copy_options = CopyOptions {
         format: options.out_format,
@@ -205,7 +222,6 @@ fn copy(conversion: &Conversion<'_>, source: &Source, meter: &Meter) -> Result<V
         verify_full: conversion.verify_full,
         buffered: false,
     };
-    let names = names::disk_names(conversion.stem, source.disks.len(), options.out_format);
     let mut reports = Vec::with_capacity(names.len());
     for (disk, name) in source.disks.iter().zip(names) {
         let path = conversion.directory.join(&name);

@@ -122,6 +122,14 @@ impl Group {
         self.primary.len() + self.siblings.iter().map(Region::len).sum::<u64>()
     }
 
+    /// Whether `path` is one of the files.
+    #[must_use]
+    pub fn holds(&self, path: &Path) -> bool {
+        let Ok(stat) = rustix::fs::stat(path) else { return false };
+        let there = Stamp::of(&stat);
+        self.opened.iter().any(|o| (o.stamp.device, o.stamp.inode) == (there.device, there.inode))
+    }
+
     /// Fails when a file is no longer what was opened.
     ///
     /// # Errors

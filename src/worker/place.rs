@@ -5,12 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
+use super::group::Group;
 use super::output::{output_failure, sync_directory};
 use crate::conversion::domain::domain_xml;
 use crate::conversion::options::DomainOptions;
-use crate::conversion::{Failure, Metadata, OutputFormat, Phase, Reason};
+use crate::conversion::{Failure, Metadata, Phase, Reason};
 
 /// Final places of a conversion's files.
 #[derive(Debug, Default)]
@@ -41,34 +43,55 @@ pub fn scratch(directory: &Path) -> Result<TempDir, Failure> {
     tempfile::Builder::new().prefix(".hyper2kvm-").tempdir_in(directory).map_err(|e| output_failure(directory, &e))
 }
 
-/// Refuses names that are taken before an hour's work is done for them. [`place`] decides; this only saves time.
+/// Refuses names that are taken before an hour's work is done for them; for names free now, [`place`] decides. What is
+/// never replaced, directories and the source itself, is refused here.
 ///
 /// # Errors
 /// As [`place`].
-pub fn check_free(target: &Target<'_>, format: OutputFormat) -> Result<(), Failure> {
-    let only = target.directory.join(format!("{}.{format}", target.stem));
-    let path = target.file.unwrap_or(&only);
-    if !target.replace && path.symlink_metadata().is_ok() {
-        return Err(taken_or(path, &io::ErrorKind::AlreadyExists.into()));
+pub fn check(target: &Target<'_>, group: &Group, names: &[String]) -> Result<(), Failure> {
+    if target.file.is_some() && names.len() > 1 {
+        let message = format!("{}: has {} disks", group.primary.name(), names.len());
+        return Err(refused(Reason::UnsupportedFormat, message, "Use --output-dir DIR instead of -o FILE"));
+    }
+    let disks = names.iter().map(|name| target.disk(name));
+    for path in disks.chain(target.domain.map(|_| target.domain_path())) {
+        let Ok(there) = path.symlink_metadata() else { continue };
+        if group.holds(&path) {
+            let message = format!("{}: is the source itself", path.display());
+            return Err(refused(Reason::PermissionDenied, message, "Use another name"));
+        }
+        if there.is_dir() {
+            let message = format!("{}: is a directory", path.display());
+            return Err(refused(Reason::PermissionDenied, message, "Use --output-dir DIR, or another name"));
+        }
+        if !target.replace {
+            return Err(taken_or(&path, &io::ErrorKind::AlreadyExists.into()));
+        }
     }
     Ok(())
+}
+
+impl Target<'_> {
+    fn disk(&self, name: &str) -> PathBuf {
+        self.file.map_or_else(|| self.directory.join(name), Path::to_path_buf)
+    }
+
+    fn domain_path(&self) -> PathBuf {
+        self.directory.join(format!("{}.xml", self.stem))
+    }
 }
 
 /// Moves the finished disks from `scratch` to their places, and writes the domain; `metadata` then has their new names.
 /// On an error nothing new is left.
 ///
 /// # Errors
-/// `PermissionDenied` where a name is taken and `replace` is off, else what the system says.
+/// `PermissionDenied` where a name is taken and `replace` is off, else what the system says; then what was replaced is
+/// back.
 pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Result<Placed, Failure> {
-    if target.file.is_some() && metadata.disks.len() > 1 {
-        let message = format!("{}: has {} disks", metadata.source.name, metadata.disks.len());
-        let failure = Failure::in_phase(Reason::UnsupportedFormat, Phase::ArgumentPreparation, message);
-        return Err(Failure { suggestion: "Use --output-dir DIR instead of -o FILE".to_owned(), ..failure });
-    }
     let mut placed = Placed::default();
     let mut moves = Vec::new();
     for disk in &mut metadata.disks {
-        let path = target.file.map_or_else(|| target.directory.join(&disk.file), Path::to_path_buf);
+        let path = target.disk(&disk.file);
         moves.push((scratch.join(&disk.file), path.clone()));
         if let Some(name) = path.file_name() {
             disk.file = name.to_string_lossy().into_owned();
@@ -76,7 +99,7 @@ pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Re
         placed.disks.push(path);
     }
     if let Some(domain) = target.domain {
-        let path = target.directory.join(format!("{}.xml", target.stem));
+        let path = target.domain_path();
         let absolute = fs::canonicalize(target.directory).map_err(|e| output_failure(target.directory, &e))?;
         let made = scratch.join("domain.xml");
         let xml = domain_xml(metadata, domain, &absolute.to_string_lossy());
@@ -91,18 +114,37 @@ pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Re
 
 fn move_all(moves: &[(PathBuf, PathBuf)], replace: bool) -> Result<(), Failure> {
     for (n, (from, to)) in moves.iter().enumerate() {
-        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        if let Err(error) = renameat_with(CWD, from, CWD, to, flags) {
-            if !replace {
-                for (from, to) in &moves[..n] {
-                    // Back into the scratch directory, which goes away as a whole.
-                    let _ = fs::rename(to, from);
-                }
+        if let Err(error) = move_one(from, to, replace) {
+            for (from, to) in &moves[..n] {
+                // Back into the scratch directory, which goes away as a whole; what was replaced returns from there.
+                let _ = if from.symlink_metadata().is_ok() {
+                    renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE).map_err(io::Error::from)
+                } else {
+                    fs::rename(to, from)
+                };
             }
-            return Err(taken_or(to, &io::Error::from(error)));
+            return Err(taken_or(to, &error));
         }
     }
     Ok(())
+}
+
+/// Moves `from` to `to`; what is replaced then lies at `from`, so that it can come back.
+fn move_one(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) if replace => {}
+        moved => return Ok(moved?),
+    }
+    match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+        // A file system that can't exchange replaces for good.
+        Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, to),
+        swapped => Ok(swapped?),
+    }
+}
+
+fn refused(reason: Reason, message: String, suggestion: &str) -> Failure {
+    let failure = Failure::in_phase(reason, Phase::ArgumentPreparation, message);
+    Failure { suggestion: suggestion.to_owned(), ..failure }
 }
 
 fn taken_or(path: &Path, error: &io::Error) -> Failure {

@@ -22,22 +22,25 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm convert web01.ova                          web01.qcow2 beside it
   hyper2kvm convert db.vmdk -o /images/db.qcow2 --compress
   hyper2kvm convert app.ovf --output-dir /images --emit-domain-xml
-  hyper2kvm convert big.vhdx --format raw --progress json --json";
+  hyper2kvm convert big.vhdx --format raw --progress json --json
+
+Exit codes: 0; 2 wrong usage; 10 refused for good; 11 permission, space or a name that is taken; 12 an I/O error that
+may pass; 13 the source changed meanwhile; 143 interrupted.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// A disk image, an OVA, an OVF with its disks beside it, or a VMDK descriptor
     source: PathBuf,
-    /// Write the only disk to this file
+    /// Write the only disk to this file; without --format, its extension (qcow2, raw, img, vdi) tells the format
     #[arg(short, long, value_name = "FILE", conflicts_with = "output_dir")]
     output: Option<PathBuf>,
     /// Write {stem}.{format}, or {stem}-disk0.{format} … for several disks, into this directory [default: the source's]
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
-    /// Format of the output
-    #[arg(long, value_enum, default_value = "qcow2")]
-    format: Format,
+    /// Format of the output [default: qcow2]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Compress the qcow2's clusters
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zlib")]
     compress: Option<Compress>,
@@ -62,7 +65,7 @@ pub(crate) struct Arguments {
     /// Replace existing outputs, each at once
     #[arg(long)]
     force: bool,
-    /// How to show progress: a bar on a terminal, one JSON object a line, or not at all
+    /// How to show progress on standard error: a bar on a terminal, one JSON object a line, or not at all
     #[arg(long, value_enum, default_value = "auto")]
     progress: Show,
     /// Print the report as JSON
@@ -77,7 +80,7 @@ enum Format {
     Vdi,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Compress {
     Zlib,
     Zstd,
@@ -97,10 +100,16 @@ enum Show {
     None,
 }
 
+/// Exit code of a wrong call, clap's own.
+const USAGE: u8 = 2;
 /// Exit code of a conversion that SIGINT or SIGTERM ended.
 const INTERRUPTED: u8 = 143;
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    if let Err(message) = check_usage(arguments) {
+        eprintln!("hyper2kvm: {message}");
+        return ExitCode::from(USAGE);
+    }
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("HYPER2KVM_LOG"))
@@ -119,8 +128,13 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         }
         Err(failure) => {
             eprintln!("hyper2kvm: {}: {}", failure.reason, failure.message);
-            if !failure.suggestion.is_empty() {
-                eprintln!("  {}", failure.suggestion);
+            let suggestion = match failure.reason {
+                Reason::TooLarge => "Raise --max-virtual-size if this image is trusted",
+                Reason::MissingMember => "Copy every file of the export into one directory",
+                _ => &failure.suggestion,
+            };
+            if !suggestion.is_empty() {
+                eprintln!("  {suggestion}");
             }
             ExitCode::from(failure.reason.exit_code())
         }
@@ -130,6 +144,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, Placed), Failure> {
     let options = options(arguments);
     let (directory, stem) = destination(arguments)?;
+    let group = Group::open_beside(&arguments.source)?;
+    let made = Made::directory(&directory).map_err(|e| output::output_failure(&directory, &e))?;
     let target = place::Target {
         directory: &directory,
         file: arguments.output.as_deref(),
@@ -137,8 +153,6 @@ fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, P
         replace: arguments.force,
         domain: options.emit_domain_xml.then_some(&options.domain),
     };
-    place::check_free(&target, options.out_format)?;
-    let group = Group::open_beside(&arguments.source)?;
     let scratch = place::scratch(&directory)?;
     let ticker = show(arguments, meter);
     let conversion = Conversion {
@@ -150,20 +164,68 @@ fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, P
         threads: arguments.threads.map(usize::from),
         verify_full: arguments.verify == Some(Verify::Full),
     };
-    let converted = convert(&conversion, meter);
+    let converted = convert(&conversion, meter, |names| place::check(&target, &group, names));
     drop(ticker);
     let mut metadata = converted?;
     let placed = place::place(scratch.path(), &mut metadata, &target)?;
+    made.keep();
     Ok((metadata, placed))
+}
+
+/// Directories that were made for the output, and go again where nothing comes into them.
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// Makes `directory` and its parents where they are missing.
+    fn directory(directory: &Path) -> io::Result<Self> {
+        let missing = directory.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists());
+        let made = Self(missing.map(Path::to_path_buf).collect());
+        fs::create_dir_all(directory)?;
+        Ok(made)
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            // Not empty: somebody else uses it now.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+/// What clap can't say of the arguments.
+fn check_usage(arguments: &Arguments) -> Result<(), String> {
+    let format = format(arguments);
+    if arguments.compress.is_some() && format != OutputFormat::Qcow2 {
+        return Err(format!("--compress is for qcow2, the output is {format}"));
+    }
+    let highest = if arguments.compress == Some(Compress::Zstd) { 22 } else { 9 };
+    match arguments.compress_level {
+        Some(level) if level > highest => {
+            Err(format!("--compress-level is {level}, allowed for this compression: 1 to {highest}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The format that is asked for, else the one that FILE's extension names.
+fn format(arguments: &Arguments) -> OutputFormat {
+    let extension = arguments.output.as_ref().and_then(|f| f.extension()).and_then(|e| e.to_str());
+    match (arguments.format, extension) {
+        (Some(Format::Raw), _) | (None, Some("raw" | "img")) => OutputFormat::Raw,
+        (Some(Format::Vdi), _) | (None, Some("vdi")) => OutputFormat::Vdi,
+        (Some(Format::Qcow2) | None, _) => OutputFormat::Qcow2,
+    }
 }
 
 fn options(arguments: &Arguments) -> ConversionOptions {
     ConversionOptions {
-        out_format: match arguments.format {
-            Format::Qcow2 => OutputFormat::Qcow2,
-            Format::Raw => OutputFormat::Raw,
-            Format::Vdi => OutputFormat::Vdi,
-        },
+        out_format: format(arguments),
         compress: match arguments.compress {
             None => Compression::None,
             Some(Compress::Zlib) => Compression::Zlib,
@@ -192,10 +254,9 @@ fn destination(arguments: &Arguments) -> Result<(PathBuf, String), Failure> {
         (None, None) => here(&arguments.source),
     };
     let Some(stem) = named.file_stem().and_then(|s| s.to_str()) else {
-        let message = format!("{}: not a file name in UTF-8", named.display());
+        let message = format!("{}: names no file, or its name is not UTF-8", named.display());
         return Err(Failure::new(Reason::UnsupportedFormat, message));
     };
-    fs::create_dir_all(&directory).map_err(|e| output::output_failure(&directory, &e))?;
     Ok((directory, stem.to_owned()))
 }
 

@@ -157,7 +157,7 @@ impl Codec {
                 Self::Strict(Compress::new_with_window_bits(level, false, STRICT_WINDOW_LOG))
             }
             Compression::Zstd => {
-                let level = i32::try_from(level.unwrap_or(ZSTD_LEVEL).clamp(1, 19)).expect("at most 19");
+                let level = i32::try_from(level.unwrap_or(ZSTD_LEVEL).clamp(1, 22)).expect("at most 22");
                 Self::Zstd(zstd::bulk::Compressor::new(level)?)
             }
         })
