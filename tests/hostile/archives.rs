@@ -1,0 +1,77 @@
+//! OVAs and OVFs (fixture 11 of the list).
+
+use std::io::Write;
+
+use crate::ova::{END, entry, header, manifest, member, ova, ovf, pax, tar};
+use crate::trap::{BESIDE, Trap, content};
+use crate::vmdk::{Sparse, built};
+
+const SIZE: u64 = 1 << 20;
+
+fn disk() -> Vec<u8> {
+    built(&Sparse::stream_optimized(SIZE), &content(1 << 20))
+}
+
+#[test]
+fn an_archive_with_links_paths_or_doubles_is_refused() {
+    let (disk, text) = (disk(), ovf(&[("d.vmdk", SIZE)]));
+    let envelope = member("vm.ovf", text.as_bytes());
+    let mut symlink = header(b"d.vmdk", 0, b'2');
+    symlink[157..157 + BESIDE.len()].copy_from_slice(BESIDE.as_bytes());
+    crate::ova::sum(&mut symlink);
+    let mut hard_link = header(b"d.vmdk", 0, b'1');
+    hard_link[157..157 + BESIDE.len()].copy_from_slice(BESIDE.as_bytes());
+    crate::ova::sum(&mut hard_link);
+    let good = member("d.vmdk", &disk);
+    for (what, reason, rest) in [
+        ("a path upwards", "UnsafeReference", member("../d.vmdk", &disk)),
+        ("an absolute path", "UnsafeReference", member("/etc/d.vmdk", &disk)),
+        ("a symbolic link", "UnsafeReference", entry(&symlink, &[])),
+        ("a hard link", "UnsafeReference", entry(&hard_link, &[])),
+        ("a double", "Corrupt", [good.clone(), good.clone()].concat()),
+        ("two envelopes", "Corrupt", [good.clone(), member("other.ovf", text.as_bytes())].concat()),
+        ("a device", "UnsafeReference", entry(&header(b"d.vmdk", 0, b'3'), &[])),
+        (
+            "a sparse member",
+            "UnsupportedFormat",
+            [pax(&[("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0")]), good].concat(),
+        ),
+    ] {
+        println!("{what}");
+        let archive = [envelope.clone(), rest, END.to_vec()].concat();
+        Trap::new("vm.ova", &archive).is_refused(reason);
+    }
+}
+
+#[test]
+fn a_missing_disk_a_wrong_digest_and_a_dtd_are_refused() {
+    let (disk, text) = (disk(), ovf(&[("d.vmdk", SIZE)]));
+    Trap::new("vm.ova", &tar(&[("vm.ovf", text.as_bytes())])).is_refused("MissingMember");
+    let wrong = manifest(&[("vm.ovf", text.as_bytes()), ("d.vmdk", b"other bytes")]);
+    let members: &[(&str, &[u8])] = &[("vm.ovf", text.as_bytes()), ("vm.mf", wrong.as_bytes()), ("d.vmdk", &disk)];
+    Trap::new("vm.ova", &tar(members)).is_refused("ManifestMismatch");
+    let entity = text.replacen("<Envelope", "<!DOCTYPE x [<!ENTITY c SYSTEM \"canary.raw\">]>\n<Envelope", 1);
+    Trap::new("vm.ova", &tar(&[("vm.ovf", entity.as_bytes()), ("d.vmdk", &disk)])).is_refused("UnsupportedFormat");
+    for href in ["../canary.raw", "/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/d.vmdk"] {
+        let text = ovf(&[(href, SIZE)]);
+        Trap::new("vm.ova", &tar(&[("vm.ovf", text.as_bytes())])).is_refused("UnsafeReference");
+        Trap::new("vm.ovf", text.as_bytes()).is_refused("UnsafeReference");
+    }
+}
+
+#[test]
+fn a_compressed_member_is_read_and_a_bomb_is_not() {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    gzip.write_all(&disk()).unwrap();
+    let packed = gzip.finish().unwrap();
+    let text = ovf(&[("d.vmdk.gz", SIZE)]).replace("ovf:id=\"file0\"", "ovf:id=\"file0\" ovf:compression=\"gzip\"");
+    Trap::new("vm.ova", &tar(&[("vm.ovf", text.as_bytes()), ("d.vmdk.gz", &packed)])).is_converted();
+    let short = &packed[..packed.len() / 2];
+    Trap::new("vm.ova", &tar(&[("vm.ovf", text.as_bytes()), ("d.vmdk.gz", short)])).is_refused("Truncated");
+}
+
+#[test]
+fn a_whole_archive_with_two_disks_is_taken() {
+    let disk = disk();
+    Trap::new("vm.ova", &ova("vm", &[("a.vmdk", &disk, SIZE), ("b.vmdk", &disk, SIZE)])).is_converted();
+}
