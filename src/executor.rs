@@ -12,6 +12,7 @@
 //!   ◀─────────────────────────────────────────  Update { progress } …
 //!   ◀─────────────────────────────────────────  Update { status }           next_step = Publish, Park, Finish, …
 //!   refuse(failure) | report(row) ────────────▶  takes note
+//!   requests ─────────────────────────────────▶  what was asked for by name; claimed and submitted, or declined
 //!   forget ───────────────────────────────────▶  gone
 //! ```
 
@@ -32,6 +33,17 @@ pub struct Submission {
     pub status: ConversionStatus,
     /// UID of the object that stands for it, by the ledger.
     pub uid: Option<String>,
+}
+
+/// A conversion that somebody asked for by naming a path, as the executor knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The name that it was given.
+    pub id: ConversionId,
+    /// The primary, relative to the queue directory. Nobody has looked at it yet.
+    pub path: String,
+    /// Names of the other members, beside it; empty where its descriptor tells them.
+    pub companions: Vec<String>,
 }
 
 /// What is known of a conversion now: the newest there is when it is handed out, never older than an earlier one.
@@ -95,6 +107,16 @@ pub trait Executor {
 
     /// Nothing more will be asked of this conversion.
     async fn forget(&mut self, id: &ConversionId) -> Result<(), Error>;
+
+    /// Conversions that somebody asked for and that are neither submitted nor ended. None where nobody can ask.
+    fn requests(&self) -> Vec<Request> {
+        Vec::new()
+    }
+
+    /// What was asked for can't be: it ends so, without ever having been submitted.
+    async fn decline(&mut self, _id: &ConversionId, _failure: Failure) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// The next thing that became known. Dropping the future loses nothing.
     async fn next(&mut self) -> Update;

@@ -24,9 +24,9 @@ use crate::cluster::names;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Metadata, Stage};
+use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Metadata, Stage};
 use crate::executor::progress::{LOOK, STALL_AFTER};
-use crate::executor::{Error, Executor, Submission, Update, chain};
+use crate::executor::{Error, Executor, Request, Submission, Update, chain};
 use crate::ledger::ConversionRow;
 use crate::queue::Layout;
 
@@ -50,6 +50,10 @@ pub struct ClusterExecutor {
     changes: mpsc::UnboundedReceiver<Heard>,
     known: HashMap<ConversionId, Known>,
     outbox: VecDeque<ConversionId>,
+    /// Objects that somebody else made and that nobody has claimed.
+    asked: BTreeMap<ConversionId, Arc<ConversionJob>>,
+    /// UIDs of objects of which nothing is left to do: the cache may show them as they were before.
+    done: HashSet<String>,
     layout: Layout,
     progress: progress::Watch,
     tick: Interval,
@@ -142,6 +146,8 @@ impl ClusterExecutor {
             changes,
             known: HashMap::new(),
             outbox: VecDeque::new(),
+            asked: BTreeMap::new(),
+            done: HashSet::new(),
             layout,
             progress: progress::Watch::default(),
             tick,
@@ -272,6 +278,7 @@ impl Executor for ClusterExecutor {
     async fn submit(&mut self, submission: Submission) -> Result<(), Error> {
         const DOING: &str = "submit";
         let id = submission.claim.id.clone();
+        self.asked.remove(&id);
         self.known.entry(id.clone()).or_insert(Known { uid: submission.uid.clone(), newest: None, is_gone: false });
         if self.refresh(&id).is_none() {
             let found = self.api().get_opt(id.as_str()).await.map_err(|error| Error::new(DOING, &id, error))?;
@@ -365,15 +372,50 @@ impl Executor for ClusterExecutor {
     }
 
     async fn forget(&mut self, id: &ConversionId) -> Result<(), Error> {
-        self.known.remove(id);
+        if let Some(known) = self.known.remove(id)
+            && !known.is_gone
+        {
+            self.done.extend(known.uid.or_else(|| known.newest.and_then(|object| object.uid())));
+        }
+        self.asked.remove(id);
         self.outbox.retain(|other| other != id);
         Ok(())
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        let request = |(id, object): (&ConversionId, &Arc<ConversionJob>)| Request {
+            id: id.clone(),
+            path: object.spec.source.path.clone(),
+            companions: object.spec.source.companions.clone(),
+        };
+        self.asked.iter().map(request).collect()
+    }
+
+    async fn decline(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        let Some(object) = self.asked.get(id).cloned() else { return Ok(()) };
+        let state = object.status.clone().unwrap_or_default().state;
+        let (reason, message) = (failure.reason.to_string(), failure.message.clone());
+        let observation = match failure.class {
+            Class::Cancelled => Observation::Cancelled(failure),
+            _ => Observation::Rejected(failure),
+        };
+        let (state, _) = advance(state, observation, &RetryPolicy::default(), Timestamp::now());
+        let conditions = vec![("Succeeded", "False", reason, message)];
+        let said = Said { staged: state.staged, conditions, end: Some(&state), ..Said::default() };
+        self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false });
+        match self.say("decline", id, said).await {
+            Ok(()) => self.forget(id).await,
+            Err(error) => {
+                self.known.remove(id);
+                Err(error)
+            }
+        }
     }
 
     async fn next(&mut self) -> Update {
         loop {
             while let Some(id) = self.outbox.pop_front() {
-                if let Some(update) = self.update(&id) {
+                if let Some(update) = self.update(&id).or_else(|| self.told_of_request(&id)) {
                     return update;
                 }
             }
@@ -513,7 +555,10 @@ impl ClusterExecutor {
     fn hear(&mut self, heard: &Heard) {
         let (Heard::Changed(name) | Heard::Gone(name, _)) = heard;
         let Ok(id) = name.parse::<ConversionId>() else { return };
-        let Some(known) = self.known.get_mut(&id) else { return };
+        if let Heard::Gone(_, Some(uid)) = heard {
+            self.done.remove(uid);
+        }
+        let Some(known) = self.known.get_mut(&id) else { return self.hear_of_request(&id) };
         if let Heard::Gone(_, uid) = heard
             && known.uid == *uid
         {
@@ -521,6 +566,34 @@ impl ClusterExecutor {
         }
         self.show(&id);
     }
+
+    /// Something about an object that no claim stands for changed.
+    fn hear_of_request(&mut self, id: &ConversionId) {
+        let reference = ObjectRef::new(id.as_str()).within(&self.queue.namespace().unwrap_or_default());
+        let is_done = |object: &ConversionJob| object.uid().is_some_and(|uid| self.done.contains(&uid));
+        match self.conversions.get(&reference).filter(|object| is_request(object) && !is_done(object)) {
+            Some(object) => {
+                self.asked.insert(id.clone(), object);
+                self.show(id);
+            }
+            None => drop(self.asked.remove(id)),
+        }
+    }
+
+    /// An update that only wakes whoever asks for requests.
+    fn told_of_request(&self, id: &ConversionId) -> Option<Update> {
+        let object = self.asked.get(id)?;
+        let status = object.status.clone().unwrap_or_default().state;
+        let uid = object.uid();
+        Some(Update { id: id.clone(), status: Some(status), is_recorded: false, uid, progress: None, may_run: false })
+    }
+}
+
+/// Whether somebody made this object by hand, and it waits for its claim: ours are owned by their queue.
+fn is_request(object: &ConversionJob) -> bool {
+    let is_ours = object.owner_references().iter().any(|owner| owner.controller == Some(true));
+    let has_ended = object.status.as_ref().is_some_and(|status| status.state.is_terminal());
+    !is_ours && !has_ended && object.metadata.deletion_timestamp.is_none() && object.spec.duplicate_of.is_empty()
 }
 
 /// The object that stands for a claim.

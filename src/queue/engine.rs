@@ -42,6 +42,7 @@ pub mod events;
 mod intake;
 mod publication;
 mod recovery;
+mod requests;
 mod space;
 mod take;
 mod view;
@@ -50,6 +51,7 @@ pub use control::Remote;
 
 use duplicates::Digests;
 use intake::Intake;
+use requests::Requests;
 use space::Space;
 
 /// Conversions that are claimed beyond those that run: enough that a free slot never waits for a claim. The rest
@@ -127,6 +129,7 @@ pub struct Engine<E> {
     notifier: Notifier,
     run_state: RunState,
     intake: Intake,
+    requests: Requests,
     digests: Digests,
     space: Space,
     conversions: BTreeMap<ConversionId, Conversion>,
@@ -214,6 +217,7 @@ impl<E: Executor> Engine<E> {
             notifier,
             run_state,
             intake,
+            requests: Requests::default(),
             digests: Digests::default(),
             space: Space::default(),
             conversions: BTreeMap::new(),
@@ -274,6 +278,7 @@ impl<E: Executor> Engine<E> {
         self.advance_all().await;
         let has_floor = self.has_floor(now);
         if self.run_state != RunState::Stopped && has_floor {
+            self.claim_requested().await;
             self.claim_ready().await;
             self.advance_all().await;
         }
@@ -290,7 +295,7 @@ impl<E: Executor> Engine<E> {
         let held = self.conversions.values().map(|c| c.hold_until).filter(|at| *at > now).min();
         let due = self.next_retry().map(|delay| now + delay);
         let claim = (self.claim_pause > now).then_some(self.claim_pause);
-        [Some(self.intake.wake()), held, due, claim, self.space.next_look(), Some(self.next_prune)]
+        [Some(self.intake.wake()), held, due, claim, self.next_request(), self.space.next_look(), Some(self.next_prune)]
             .into_iter()
             .flatten()
             .fold(now + RESCAN_AT_LEAST, Duration::min)

@@ -136,6 +136,15 @@ impl Stage {
         .await;
     }
 
+    /// A conversion of this path, as a person asks for it.
+    pub async fn request(&self, name: &str, queue: &str, path: &str) {
+        self.apply(&json!({
+            "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
+            "spec": {"queueRef": {"name": queue}, "source": {"path": path}},
+        }))
+        .await;
+    }
+
     async fn apply(&self, object: &Value) {
         let object: DynamicObject = serde_json::from_value(object.clone()).unwrap();
         let kind = &object.types.as_ref().unwrap().kind;
@@ -226,6 +235,19 @@ impl Stage {
             });
             drop(done);
         });
+    }
+
+    /// Waits until a file is there, and returns what is in it.
+    pub async fn file(&self, path: &Path) -> Vec<u8> {
+        let there = async {
+            loop {
+                match std::fs::read(path) {
+                    Ok(bytes) => return bytes,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        timeout(PATIENCE, there).await.unwrap_or_else(|_| panic!("{} does not come", path.display()))
     }
 
     /// Where the one conversion of a queue is, once the watcher has made it.

@@ -50,8 +50,14 @@ impl<E: Executor> Engine<E> {
         if self.now() < self.claim_pause || self.intake.ready().is_empty() {
             return;
         }
-        let mut room = (self.settings.limit + CLAIMED_AHEAD).saturating_sub(self.unfinished());
-        let artifacts: Vec<Artifact> = self.intake.ready().iter().filter(|a| self.may_take(a)).cloned().collect();
+        let mut room = self.room();
+        let artifacts: Vec<Artifact> = self
+            .intake
+            .ready()
+            .iter()
+            .filter(|a| self.may_take(a) && !self.is_requested(&a.primary))
+            .cloned()
+            .collect();
         for artifact in artifacts {
             if room == 0 {
                 break;
@@ -68,9 +74,11 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Conversions that take up room: those that wait for a retry don't.
-    fn unfinished(&self) -> usize {
-        self.conversions.values().filter(|c| !matches!(c.row.state, ClaimState::Parked { .. })).count()
+    /// How many more may be claimed: those that wait for a retry take up no room.
+    pub(super) fn room(&self) -> usize {
+        let unfinished =
+            self.conversions.values().filter(|c| !matches!(c.row.state, ClaimState::Parked { .. })).count();
+        (self.settings.limit + CLAIMED_AHEAD).saturating_sub(unfinished)
     }
 
     fn may_take(&self, artifact: &Artifact) -> bool {
@@ -91,24 +99,7 @@ impl<E: Executor> Engine<E> {
         self.cancel_parked(artifact).await?;
         let claim = self.new_claim(artifact);
         let id = claim.id.clone();
-        let filepath = self.settings.layout.queue().join(&artifact.primary).to_string_lossy().into_owned();
-        claim::record(&self.settings.layout, &claim)?;
-        let new = NewConversion { claim, filepath, md5, duplicate_of };
-        let key = id.clone();
-        let noted = self
-            .ledger
-            .call(move |ledger| {
-                ledger.claim(&new)?;
-                ledger.conversion(&key)?.ok_or_else(|| crate::ledger::Error::Unknown(key.to_string()))
-            })
-            .await;
-        let row = match noted {
-            Ok(row) => row,
-            Err(error) => {
-                claim::remove(&self.settings.layout, &id)?;
-                return Err(error.into());
-            }
-        };
+        let row = self.record_claim(claim, md5, duplicate_of).await?;
         let conversion = Conversion { rejected: artifact.failure.clone(), ..Conversion::new(row) };
         self.conversions.insert(id.clone(), conversion);
         self.intake.claimed(artifact);
@@ -120,6 +111,31 @@ impl<E: Executor> Engine<E> {
             self.intake.disturbed(artifact, now);
         }
         Ok(true)
+    }
+
+    /// Writes claim.json and the ledger's row, before any member is moved.
+    pub(super) async fn record_claim(
+        &mut self,
+        claim: Claim,
+        md5: Option<String>,
+        duplicate_of: Option<String>,
+    ) -> Result<ConversionRow> {
+        let layout = &self.settings.layout;
+        let (id, key) = (claim.id.clone(), claim.id.clone());
+        let filepath = claim::origin(layout, &claim).join(&claim.primary).to_string_lossy().into_owned();
+        claim::record(layout, &claim)?;
+        let new = NewConversion { claim, filepath, md5, duplicate_of };
+        let noted = self.ledger.call(move |ledger| {
+            ledger.claim(&new)?;
+            ledger.conversion(&key)?.ok_or_else(|| crate::ledger::Error::Unknown(key.to_string()))
+        });
+        match noted.await {
+            Ok(row) => Ok(row),
+            Err(error) => {
+                claim::remove(&self.settings.layout, &id)?;
+                Err(error.into())
+            }
+        }
     }
 
     fn new_claim(&self, artifact: &Artifact) -> Claim {

@@ -1,0 +1,242 @@
+//! Conversions that somebody asked for by naming a path: found, waited for, claimed under the name they were given.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::conversion::admission::RunState;
+use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Reason};
+use crate::executor::{Executor, Request, chain};
+use crate::queue::companions;
+use crate::queue::error_file;
+use crate::queue::layout::{CLAIM_FILE, is_plain_name};
+use crate::queue::scan::{self, Entry, Kind};
+
+use super::intake::Artifact;
+use super::{Conversion, Engine, Error, PAUSE, Result};
+
+/// How long the files of a request may take to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long files that were written just now must stay as they are.
+const STILL: Duration = Duration::from_secs(3);
+
+/// Files that have not been touched for so long are still: nobody waits for them to settle.
+const LONG_STILL: SignedDuration = SignedDuration::from_secs(10);
+
+/// How often files that don't lie still are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The requests that are waited for.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    sought: HashMap<ConversionId, Sought>,
+    next_look: Duration,
+}
+
+/// What was seen of one request's files.
+#[derive(Debug, Default)]
+struct Sought {
+    since: Duration,
+    members: Vec<Entry>,
+    unchanged_since: Duration,
+}
+
+/// What lies where a request points.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// Everything, the primary first.
+    Whole(Vec<Entry>),
+    /// These are not there.
+    Missing(Vec<String>),
+    /// Nothing that can be claimed.
+    Unfit(Failure),
+}
+
+/// What is done about a request now.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Wait,
+    Take(Vec<Entry>),
+    Decline(Failure),
+}
+
+impl<E: Executor> Engine<E> {
+    /// When a request is to be looked at again.
+    pub(super) fn next_request(&self) -> Option<Duration> {
+        (!self.requests.sought.is_empty()).then_some(self.requests.next_look)
+    }
+
+    /// Whether somebody asked for this file of the queue directory: the scan leaves it to them.
+    pub(super) fn is_requested(&self, name: &str) -> bool {
+        self.executor.requests().iter().any(|request| request.path == name)
+    }
+
+    /// Claims what was asked for and is there, and declines what will not come.
+    pub(super) async fn claim_requested(&mut self) {
+        let now = self.now();
+        let requests = self.executor.requests();
+        self.requests.sought.retain(|id, _| requests.iter().any(|request| request.id == *id));
+        if !matches!(self.run_state, RunState::Running | RunState::Paused) {
+            return;
+        }
+        let is_new = requests.iter().any(|request| !self.requests.sought.contains_key(&request.id));
+        if requests.is_empty() || !(is_new || now >= self.requests.next_look) {
+            return;
+        }
+        self.requests.next_look = now + LOOK;
+        for request in requests {
+            if self.conversions.contains_key(&request.id) {
+                continue;
+            }
+            if let Err(error) = self.take_request(&request).await {
+                tracing::error!(conversion = %request.id, error = %chain(&error), "cannot claim {}", request.path);
+                self.requests.next_look = now + PAUSE;
+            }
+        }
+    }
+
+    async fn take_request(&mut self, request: &Request) -> Result<()> {
+        let now = self.now();
+        let queue = self.settings.layout.queue();
+        let found = find(queue, request).map_err(|source| Error::Look { path: queue.join(&request.path), source })?;
+        let fresh = || Sought { since: now, ..Sought::default() };
+        let sought = self.requests.sought.entry(request.id.clone()).or_insert_with(fresh);
+        match sought.judge(found, request, now, Timestamp::now()) {
+            Verdict::Decline(failure) => {
+                tracing::warn!(conversion = %request.id, reason = %failure.reason, "{}", failure.message);
+                Ok(self.executor.decline(&request.id, failure).await?)
+            }
+            Verdict::Take(members) if self.room() > 0 => self.claim_request(request, members).await,
+            Verdict::Take(_) | Verdict::Wait => Ok(()),
+        }
+    }
+
+    async fn claim_request(&mut self, request: &Request, members: Vec<Entry>) -> Result<()> {
+        let now = Timestamp::now();
+        let (origin, primary) = split(&request.path);
+        let claim = Claim {
+            contract_version: CONTRACT_VERSION,
+            id: request.id.clone(),
+            queue_uid: self.settings.queue_uid.clone(),
+            origin: origin.to_owned(),
+            primary: primary.to_owned(),
+            members: members.iter().map(Entry::member).collect(),
+            claimed_at: now,
+            date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
+        };
+        tracing::info!(conversion = %request.id, "📥 New file queued: {}", request.path);
+        let row = self.record_claim(claim, None, None).await?;
+        self.conversions.insert(request.id.clone(), Conversion::new(row));
+        if origin.is_empty() {
+            self.intake.claimed(&Artifact { primary: primary.to_owned(), members, failure: None });
+        }
+        if let Err(error) = self.complete_claim(&request.id).await {
+            self.note_error(&request.id, &error);
+        } else if self.conversions.contains_key(&request.id) && origin.split('/').next() == Some(".errors") {
+            // What an earlier conversion said of it.
+            let layout = &self.settings.layout;
+            error_file::remove(&layout.queue().join(&request.path), &layout.errors())?;
+        }
+        Ok(())
+    }
+}
+
+impl Sought {
+    fn judge(&mut self, found: Found, request: &Request, now: Duration, wall: Timestamp) -> Verdict {
+        let is_late = now.saturating_sub(self.since) >= PATIENCE;
+        let members = match found {
+            Found::Unfit(failure) => return Verdict::Decline(failure),
+            Found::Missing(_) if !is_late => return Verdict::Wait,
+            Found::Missing(names) => {
+                let (_, primary) = split(&request.path);
+                let is_primary = names.iter().any(|name| name == primary);
+                let reason = if is_primary { Reason::SourceMissing } else { Reason::MissingMember };
+                let missing = names.join(", ");
+                let message = format!("{}: {missing} is not there, and did not come in a minute", request.path);
+                return Verdict::Decline(Failure::new(reason, message));
+            }
+            Found::Whole(members) => members,
+        };
+        if members != self.members {
+            self.members.clone_from(&members);
+            self.unchanged_since = now;
+        }
+        let untouched = |entry: &Entry| {
+            let touched = Timestamp::from_nanosecond(entry.mtime_ns.max(entry.ctime_ns)).unwrap_or(Timestamp::MAX);
+            wall.duration_since(touched) >= LONG_STILL
+        };
+        if members.iter().all(untouched) || now.saturating_sub(self.unchanged_since) >= STILL {
+            return Verdict::Take(members);
+        }
+        Verdict::Wait
+    }
+}
+
+/// The directory below the queue, and the name in it.
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+/// Looks for the files of a request.
+fn find(queue: &Path, request: &Request) -> io::Result<Found> {
+    let unfit = |reason, text: &str| Ok(Found::Unfit(Failure::new(reason, format!("{} {text}", request.path))));
+    let (origin, primary) = split(&request.path);
+    let plain = request.path.split('/').chain(request.companions.iter().map(String::as_str)).all(is_plain_name);
+    if !plain || request.path.starts_with(".processing/") || primary == CLAIM_FILE {
+        return unfit(Reason::UnsafeReference, "is no path that a conversion may name");
+    }
+    let directory = queue.join(origin);
+    match fs::canonicalize(&directory) {
+        Ok(real) if real == fs::canonicalize(queue)?.join(origin) => {}
+        Ok(_) => return unfit(Reason::UnsafeReference, "leads through a symbolic link, which is never followed"),
+        Err(error) if is_missing(&error) => return Ok(Found::Missing(vec![primary.to_owned()])),
+        Err(error) => return Err(error),
+    }
+    let mut missing = Vec::new();
+    let mut members: Vec<Entry> = Vec::new();
+    let given: Vec<(String, bool)> = request.companions.iter().map(|name| (name.clone(), true)).collect();
+    let mut unread = vec![(primary.to_owned(), true)];
+    unread.extend(given.into_iter().rev());
+    let mut seen = BTreeSet::new();
+    while let Some((name, is_required)) = unread.pop() {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        let entry = match scan::look(&directory, &name)? {
+            Some(entry) if entry.kind == Kind::Regular && entry.size > 0 => entry,
+            Some(_) if is_required => {
+                return unfit(Reason::UnsupportedFormat, "is not made of regular files with content");
+            }
+            None if is_required => {
+                missing.push(name);
+                continue;
+            }
+            Some(_) | None => continue,
+        };
+        // Who names the companions knows them all.
+        if request.companions.is_empty() && companions::may_be_descriptor(&entry) {
+            let named = companions::read_references(&directory, &name).unwrap_or_default();
+            unread.extend(named.required.into_iter().map(|name| (name, true)));
+            unread.extend(named.optional.into_iter().map(|name| (name, false)));
+        }
+        members.push(entry);
+    }
+    if !missing.is_empty() {
+        missing.sort();
+        return Ok(Found::Missing(missing));
+    }
+    members.sort_by(|a, b| (a.name != primary, &a.name).cmp(&(b.name != primary, &b.name)));
+    Ok(Found::Whole(members))
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+#[cfg(test)]
+mod tests;
