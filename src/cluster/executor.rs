@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
@@ -30,6 +30,7 @@ use crate::executor::{Error, Executor, Request, Submission, Update, chain};
 use crate::ledger::ConversionRow;
 use crate::queue::Layout;
 
+mod history;
 mod progress;
 
 use progress::{Look, Running};
@@ -57,6 +58,7 @@ pub struct ClusterExecutor {
     layout: Layout,
     progress: progress::Watch,
     tick: Interval,
+    next_prune: Instant,
     /// A look at the running attempts that is under way.
     look: Option<JoinHandle<Vec<Look>>>,
     /// Writes of progress that are under way.
@@ -151,6 +153,7 @@ impl ClusterExecutor {
             layout,
             progress: progress::Watch::default(),
             tick,
+            next_prune: Instant::now() + history::INTERVAL,
             look: None,
             writes: JoinSet::new(),
         })
@@ -423,9 +426,13 @@ impl Executor for ClusterExecutor {
                 Wake::Heard(Some(heard)) => self.hear(&heard),
                 // The watches live as long as we do; without them nothing more becomes known.
                 Wake::Heard(None) => std::future::pending().await,
-                Wake::Tick if self.look.is_none() => self.look(),
-                // The one before still waits for its file system.
-                Wake::Tick => {}
+                Wake::Tick => {
+                    self.prune();
+                    // The one before may still wait for its file system.
+                    if self.look.is_none() {
+                        self.look();
+                    }
+                }
                 Wake::Looked(looks) => self.looked(looks),
                 Wake::Written(written) => self.written(*written),
             }
@@ -480,6 +487,41 @@ impl ClusterExecutor {
         if !running.is_empty() {
             self.look = Some(progress::look(running));
         }
+    }
+
+    /// Removes finished conversions beyond the queue's limits, those alone of which the ledger knows nothing any more.
+    fn prune(&mut self) {
+        let now = Instant::now();
+        if now < self.next_prune {
+            return;
+        }
+        self.next_prune = now + history::INTERVAL;
+        let is_forgotten = |object: &Arc<ConversionJob>| {
+            object.name_any().parse::<ConversionId>().is_ok_and(|id| !self.known.contains_key(&id))
+        };
+        let all = self.conversions.state();
+        let all = all.iter().filter(|object| is_forgotten(object)).filter_map(|object| history::finished(object));
+        let old = history::beyond(all.collect(), &self.queue.spec);
+        if old.is_empty() {
+            return;
+        }
+        tracing::info!(conversions = old.len(), "removing finished conversions beyond the history limits");
+        let api = self.api();
+        tokio::spawn(async move {
+            for finished in old {
+                let preconditions = Preconditions { uid: Some(finished.uid), resource_version: None };
+                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+                match api.delete(&finished.name, &params).await {
+                    Ok(_) => {}
+                    // Gone, or another object under the same name.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(error) => {
+                        tracing::warn!(conversion = finished.name, %error, "cannot remove a finished conversion");
+                        return;
+                    }
+                }
+            }
+        });
     }
 
     fn looked(&mut self, looks: Vec<Look>) {

@@ -1,0 +1,113 @@
+//! Which finished conversions are kept: the newest of each outcome, up to the queue's limits.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::cluster::api::{ConversionJob, HyperConversionSpec, condition};
+use crate::conversion::status::End;
+
+/// How often finished conversions are counted.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Most that are removed at a time: a limit that was lowered must not keep everything else waiting.
+const AT_ONCE: usize = 100;
+
+/// A conversion of which everything is said.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finished {
+    completed: Timestamp,
+    pub name: String,
+    /// Of this very object: one made anew under the name is another.
+    pub uid: String,
+    has_succeeded: bool,
+}
+
+/// What is to be known of a finished conversion; `None` where its end is not reported yet.
+pub fn finished(object: &ConversionJob) -> Option<Finished> {
+    let status = object.status.as_ref()?;
+    let end = status.state.end?;
+    let reported = condition(&status.conditions, "Succeeded").is_some_and(|c| c.status != "Unknown");
+    if !reported || object.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    Some(Finished {
+        completed: status.state.completion_time.or_else(|| object.creation_timestamp().map(|time| time.0))?,
+        name: object.name_any(),
+        uid: object.uid()?,
+        has_succeeded: matches!(end, End::Succeeded | End::Duplicate),
+    })
+}
+
+/// Those beyond the limits, the oldest first.
+pub fn beyond(mut all: Vec<Finished>, spec: &HyperConversionSpec) -> Vec<Finished> {
+    all.sort();
+    let count = |wanted: bool| all.iter().filter(|finished| finished.has_succeeded == wanted).count();
+    let limit = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut successes = count(true).saturating_sub(limit(spec.successful_history_limit));
+    let mut failures = count(false).saturating_sub(limit(spec.failed_history_limit));
+    let is_beyond = |finished: &Finished| {
+        let excess = if finished.has_succeeded { &mut successes } else { &mut failures };
+        let goes = *excess > 0;
+        *excess = excess.saturating_sub(1);
+        goes
+    };
+    all.into_iter().filter(is_beyond).take(AT_ONCE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(name: &str, end: &str, second: u32, succeeded: &str) -> ConversionJob {
+        serde_json::from_value(json!({
+            "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob",
+            "metadata": {"name": name, "namespace": "n", "uid": name},
+            "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.ova"}},
+            "status": {
+                "end": end, "completionTime": format!("2026-01-17T09:00:{second:02}Z"),
+                "conditions": [{
+                    "type": "Succeeded", "status": succeeded, "reason": "R", "message": "",
+                    "lastTransitionTime": "2026-01-17T09:00:00Z",
+                }],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn pruned(objects: &[ConversionJob], successful: u32, failed: u32) -> Vec<String> {
+        let mut spec: HyperConversionSpec =
+            serde_json::from_value(json!({"queue": {"claimName": "a"}, "output": {"claimName": "b"}})).unwrap();
+        spec.successful_history_limit = successful;
+        spec.failed_history_limit = failed;
+        let all = objects.iter().filter_map(finished).collect();
+        beyond(all, &spec).into_iter().map(|finished| finished.name).collect()
+    }
+
+    #[test]
+    fn the_oldest_go_each_outcome_by_its_own_limit() {
+        let objects = [
+            object("s3", "Succeeded", 3, "True"),
+            object("s1", "Succeeded", 1, "True"),
+            object("d2", "Duplicate", 2, "True"),
+            object("f4", "Failed", 4, "False"),
+            object("c1", "Cancelled", 1, "False"),
+        ];
+        assert_eq!(pruned(&objects, 9, 9), [""; 0]);
+        assert_eq!(pruned(&objects, 1, 1), ["c1", "s1", "d2"]);
+        assert_eq!(pruned(&objects, 0, 2), ["s1", "d2", "s3"]);
+    }
+
+    #[test]
+    fn what_is_not_reported_or_goes_already_stays_and_does_not_count() {
+        let mut going = object("g", "Succeeded", 1, "True");
+        going.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+        let objects = [going, object("u", "Succeeded", 2, "Unknown"), object("s", "Succeeded", 3, "True")];
+        assert_eq!(pruned(&objects, 1, 1), [""; 0]);
+        assert_eq!(pruned(&objects, 0, 0), ["s"]);
+    }
+}
