@@ -103,7 +103,7 @@ impl Reconcile<'_> {
         let state = decision::closed(decision::state(&self.conversion), now);
         let template = self.template(&state)?;
         let job = state.open_attempt().and_then(|open| self.cached_job(open.number));
-        let pods = self.cached_pods(job.as_deref());
+        let pods = self.pods_of(job.as_deref()).await?;
         let pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
         let decision = decision::decide(&View {
             conversion: &self.conversion,
@@ -141,11 +141,22 @@ impl Reconcile<'_> {
         self.context.caches.jobs.get(&ObjectRef::new(&names::job(&self.id, attempt)).within(&namespace))
     }
 
-    fn cached_pods(&self, job: Option<&Job>) -> Vec<Arc<Pod>> {
-        let Some(uid) = job.and_then(|job| job.metadata.uid.as_deref()) else { return Vec::new() };
+    /// The pods of a Job; past the cache, where that does not yet know how a Job that is over came to its end.
+    async fn pods_of(&self, job: Option<&Job>) -> Result<Vec<Arc<Pod>>, Error> {
+        let Some((job, uid)) = job.and_then(|job| Some((job, job.metadata.uid.as_deref()?))) else {
+            return Ok(Vec::new());
+        };
         let owned = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.uid == uid);
         let namespace = self.conversion.namespace();
-        self.context.caches.pods.state_filter(|pod| pod.metadata.namespace == namespace && owned(pod))
+        let cached = self.context.caches.pods.state_filter(|pod| pod.metadata.namespace == namespace && owned(pod));
+        let pods: Vec<&Pod> = cached.iter().map(AsRef::as_ref).collect();
+        if !outcome::is_untold(job, &pods) {
+            return Ok(cached);
+        }
+        let api = self.context.api::<Pod>(&namespace.unwrap_or_default());
+        let of_conversion = ListParams::default().labels(&format!("{}={}", names::LABEL_CONVERSION, self.id));
+        let live = api.list(&of_conversion).await.map_err(Error::api("list pods"))?;
+        Ok(live.items.into_iter().filter(owned).map(Arc::new).collect())
     }
 
     /// Writes what changed of the status, and goes on with the object as it now is.

@@ -61,6 +61,13 @@ pub fn any_started(pods: &[&Pod]) -> bool {
     pods.iter().any(|pod| has_started(pod))
 }
 
+/// Whether the Job is over and none of its pods is, as far as these show: the caches run at different speeds, and a
+/// Job's own word says nothing of what its worker said.
+#[must_use]
+pub fn is_untold(job: &Job, pods: &[&Pod]) -> bool {
+    is_finished(job) && !pods.iter().any(|pod| matches!(phase(pod), "Succeeded" | "Failed"))
+}
+
 /// What an event about a pod or Job that doesn't start means, in its own words; `None` for those that tell nothing.
 #[must_use]
 pub fn from_event(reason: &str, note: &str) -> Option<Failure> {

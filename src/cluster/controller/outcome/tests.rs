@@ -238,3 +238,15 @@ fn only_events_that_explain_a_wait_are_taken_over() {
     assert_eq!(mount, Some(Failure::new(Reason::Unschedulable, "MountVolume.SetUp failed: no such claim")));
     assert_eq!(from_event("Pulled", "done"), None);
 }
+
+#[test]
+fn a_job_that_is_over_is_not_judged_by_pods_that_seem_to_run_or_to_be_missing() {
+    let over =
+        job(json!([{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": ""}]), false);
+    let ended = pod(ended(10, "Error", ""));
+    let running = pod(json!({"phase": "Running"}));
+    assert!(is_untold(&over, &[]));
+    assert!(is_untold(&over, &[&running]));
+    assert!(!is_untold(&over, &[&running, &ended]));
+    assert!(!is_untold(&running_job(), &[]));
+}
