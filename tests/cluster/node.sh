@@ -65,6 +65,8 @@ tlsPrivateKeyFile: $S/pki/node.key
 podLogsDir: $S/pod-logs
 volumePluginDir: $S/kubelet/volume-plugins
 failSwapOn: false
+# The disk is this machine's: how full it is says nothing about images, and the pause image would go first.
+imageGCHighThresholdPercent: 100
 evictionHard: {"nodefs.available": "1%", "imagefs.available": "1%", "memory.available": "100Mi"}
 resolvConf: ""
 clusterDNS: []
