@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase};
+use hyper2kvm::conversion::admission::RunState;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -159,6 +161,16 @@ impl Queue {
         object
     }
 
+    /// Waits until something on the volume is so.
+    pub async fn eventually(&self, what: &str, wanted: impl Fn() -> bool) {
+        let seen = timeout(PATIENCE, async {
+            while !wanted() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(seen.await.is_ok(), "not {what}: {:#?}\n{}", files(&self.volume), self.account());
+    }
+
     /// What a person would look at next.
     fn account(&self) -> String {
         let mut text = String::new();
@@ -220,9 +232,41 @@ impl Queue {
         })
         .await;
     }
+
+    /// Changes the object as `kubectl patch` and `kubectl annotate` do.
+    pub fn patch(&self, change: &Value) {
+        let change = change.to_string();
+        run(self.kubectl().args(["patch", "hconv", &self.name, "--type=merge", "--patch", &change]));
+    }
+
+    /// Waits until this is asked of the queue.
+    pub async fn asked(&self, run_state: RunState) {
+        let what = format!("{run_state:?}");
+        self.until::<HyperConversion>(&self.name, &what, |queue| queue.spec.run_state == run_state).await;
+    }
+
+    /// What `hyper2kvmctl` prints in the queue's pod.
+    pub fn ctl(&self, word: &str) -> String {
+        let pod = format!("{}-watcher-0", self.name);
+        run(self.kubectl().args(["exec", &pod, "-c", "sidecar", "--", "hyper2kvmctl", word]))
+    }
+
+    /// Names of the batch Jobs of a conversion that are there.
+    pub async fn jobs_of(&self, conversion: &ConversionJob) -> Vec<String> {
+        let label = format!("hyper2kvm.io/conversion={}", conversion.name_any());
+        let jobs = self.api::<Job>().list(&ListParams::default().labels(&label)).await.unwrap();
+        jobs.items.iter().map(ResourceExt::name_any).collect()
+    }
+
+    /// What lies beside a source in `.errors/`.
+    pub fn error_file(&self, name: &str) -> Value {
+        let path = self.queue(".errors").join(format!("{name}.error.json"));
+        let text = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::from_slice(&text).unwrap()
+    }
 }
 
-/// Files below a directory with their paths from there, in order.
+/// Regular files below a directory with their paths from there, in order.
 pub fn files(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut open = vec![directory.to_owned()];
@@ -231,7 +275,7 @@ pub fn files(directory: &Path) -> Vec<String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 open.push(path);
-            } else {
+            } else if path.is_file() {
                 found.push(path.strip_prefix(directory).unwrap().to_string_lossy().into_owned());
             }
         }
