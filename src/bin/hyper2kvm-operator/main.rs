@@ -3,13 +3,15 @@
 mod controller;
 mod queue;
 
-use std::error::Error;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use hyper2kvm::cluster::api;
+use hyper2kvm::executor::chain;
+use hyper2kvm::telemetry;
+use hyper2kvm::telemetry::logging::{self, LogError, LogFormat, LogOptions};
 
 /// Converts disk images that are brought onto a volume, by Jobs in a Kubernetes cluster.
 #[derive(Parser)]
@@ -39,7 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    install_crypto();
+    telemetry::install_crypto();
     let done = match Arguments::parse().command {
         Command::Crds { reference: true, .. } => {
             print!("{}", api::reference());
@@ -52,18 +54,9 @@ fn main() -> ExitCode {
         Command::Crds { dir: Some(dir), .. } => {
             write_crds(&dir).map_err(|error| format!("cannot write below {}: {error}", dir.display()).into())
         }
-        Command::Controller(arguments) => {
-            log();
-            controller::main(arguments)
-        }
-        Command::Watcher(arguments) => {
-            log();
-            queue::watch(arguments)
-        }
-        Command::Sidecar(arguments) => {
-            log();
-            queue::answer(arguments)
-        }
+        Command::Controller(arguments) => log().map_err(Into::into).and_then(|()| controller::main(arguments)),
+        Command::Watcher(arguments) => log().map_err(Into::into).and_then(|()| queue::watch(arguments)),
+        Command::Sidecar(arguments) => log().map_err(Into::into).and_then(|()| queue::answer(arguments)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,32 +67,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes *ring* the TLS provider of this process, before anything can want one.
-fn install_crypto() {
-    // An error means that one is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
-
-/// Lines for people on a terminal, JSON for collectors elsewhere; `RUST_LOG` chooses what.
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_runtime=warn,kube_client=warn"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        lines.init();
-    } else {
-        lines.json().init();
-    }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+/// Lines for people on a terminal, JSON for collectors elsewhere.
+fn log() -> Result<(), LogError> {
+    let format = if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
+    logging::init(&LogOptions { format, ..LogOptions::default() })
 }
 
 fn write_crds(dir: &Path) -> std::io::Result<()> {

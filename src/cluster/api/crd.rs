@@ -5,6 +5,7 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 use super::{ConversionJob, HyperConversion};
+use crate::config::yaml;
 
 /// File names below `crds/`, in the order of [`crds`].
 pub const MANIFESTS: [&str; 2] = ["hyper2kvm.io_hyperconversions.yaml", "hyper2kvm.io_conversionjobs.yaml"];
@@ -25,7 +26,7 @@ pub fn crds() -> [CustomResourceDefinition; 2] {
 pub fn to_yaml(crd: &CustomResourceDefinition) -> String {
     let mut value = serde_json::to_value(crd).expect("a definition is plain JSON");
     write_whole_numbers(&mut value);
-    let mut text = serde_saphyr::to_string(&value).expect("a definition is maps, lists and plain values");
+    let mut text = yaml::write(&value).expect("a definition is maps, lists and plain values");
     if !text.ends_with('\n') {
         text.push('\n');
     }
