@@ -26,7 +26,7 @@ pub struct Config {
     pub watch_dir: PathBuf,
     /// Directory that outputs are published in; absolute, neither above nor below `watch_dir`.
     pub output_dir: PathBuf,
-    /// Scratch directory; absent: below the output directory.
+    /// Scratch directory for what must not depend on the output volume; absent: the system's temporary directory.
     pub workdir: Option<PathBuf>,
     /// Attempts side by side.
     pub max_concurrent_jobs: usize,

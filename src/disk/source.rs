@@ -68,7 +68,7 @@ pub struct SourceDisk {
 /// Opens `primary`, with `siblings` for what it names: the other members of its claim, none of them read unless named.
 ///
 /// # Errors
-/// Every refusal of hostile-images.md, with the reason it names; `TooLarge` beyond `limits`.
+/// What the formats' readers refuse, with their reasons; `TooLarge` beyond `limits`.
 pub fn open(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
     let name = primary.name();
     let content = detect::detect_region(primary)?;

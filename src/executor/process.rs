@@ -32,6 +32,9 @@ pub struct ProcessConfig {
     /// The program that is run as `hyper2kvm worker`.
     pub program: PathBuf,
     pub layout: Layout,
+    /// Where a child's message goes when the output volume takes nothing any more; the system's temporary directory
+    /// unless set.
+    pub scratch: Option<PathBuf>,
     pub options: ConversionOptions,
     pub policy: RetryPolicy,
     /// Attempts side by side.
@@ -76,6 +79,8 @@ impl ProcessExecutor {
     pub fn new(config: ProcessConfig, ledger: ledger::Writer) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let options = serde_json::to_string(&config.options).map_err(std::io::Error::other)?;
+        let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
+        let messages = tempfile::Builder::new().prefix("hyper2kvm-").tempdir_in(scratch)?;
         Ok(Self {
             config,
             options,
@@ -87,7 +92,7 @@ impl ProcessExecutor {
             receiver,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
-            messages: tempfile::Builder::new().prefix("hyper2kvm-").tempdir()?,
+            messages,
         })
     }
 

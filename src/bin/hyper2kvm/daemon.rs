@@ -162,6 +162,10 @@ fn prepare(config: &Config) -> Result<Layout, Refusal> {
         Err(error) => return Err(Refusal::setting(format!("cannot look at the directories: {error}"))),
     }
     try_out(&layout).map_err(|error| Refusal::setting(chain(&error)))?;
+    if let Some(scratch) = &config.workdir {
+        fs::create_dir_all(scratch)
+            .map_err(|error| Refusal::setting(format!("cannot use workdir {}: {error}", scratch.display())))?;
+    }
     Ok(layout)
 }
 
@@ -222,6 +226,7 @@ async fn serve(
             // The program that runs, whatever has been installed under its name since.
             program: "/proc/self/exe".into(),
             layout: layout.clone(),
+            scratch: config.workdir.clone(),
             options: config.conversion.clone(),
             policy,
             limit: config.max_concurrent_jobs,

@@ -41,6 +41,7 @@ fn bench(script: &str, limit: usize, stall_after: Duration) -> Bench {
     let config = ProcessConfig {
         program,
         layout: Layout::new(directory.path().join("queue"), directory.path().join("output")),
+        scratch: Some(directory.path().to_owned()),
         options: ConversionOptions::default(),
         policy: RetryPolicy::default(),
         limit,
