@@ -30,7 +30,8 @@ pub(super) struct Tables<'a> {
 /// One entry of the directory: a table with its grains, or nothing.
 type Table = Option<Box<[u32; TABLE_LEN]>>;
 
-/// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains.
+/// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains or for a grain and a
+/// table.
 /// Returns the guest bytes in grains that exist.
 pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
     // The markers prove it of compressed grains: each tells the one place it is for.
@@ -38,16 +39,40 @@ pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
         return Tables::new(region, header).check(|_| Ok(()));
     }
     survey(region.name(), SECTOR, |occupancy| {
-        Tables::new(region, header).check(|offset| {
-            let taken = |_| Error::corrupt(region.name(), offset, "two grains share this place");
-            occupancy.claim(offset, header.grain).map_err(taken)
-        })
+        let mut claim = |offset, len| {
+            let taken = |_| Error::corrupt(region.name(), offset, "two grains or tables share this place");
+            occupancy.claim(offset, len).map_err(taken)
+        };
+        // Before the grains, and the redundant ones first: so they lie in most files, and ascending is the cheap proof.
+        Tables::new(region, header).each_table(|offset| claim(offset, TABLE_BYTES as u64))?;
+        Tables::new(region, header).check(|offset| claim(offset, header.grain))
     })
 }
 
 impl<'a> Tables<'a> {
     pub(super) fn new(region: &'a Region, header: &'a Header) -> Self {
         Self { region, header, reserved: header.reserved(), directory: (0, Vec::new()) }
+    }
+
+    /// Calls `claim` with the place of every table in the file, the redundant ones first.
+    fn each_table(mut self, mut claim: impl FnMut(u64) -> Result<(), Error>) -> Result<(), Error> {
+        let second = self.header.redundant.map(|directory| Header { directory, ..self.header.clone() });
+        if let Some(header) = &second {
+            let mut twin = Tables::new(self.region, header);
+            for number in 0..header.tables() {
+                let offset = twin.directory_entry(number)?;
+                if offset != 0 && offset != self.directory_entry(number)? {
+                    claim(bytes(offset))?;
+                }
+            }
+        }
+        for number in 0..self.header.tables() {
+            let offset = self.directory_entry(number)?;
+            if offset != 0 {
+                claim(bytes(offset))?;
+            }
+        }
+        Ok(())
     }
 
     fn check(mut self, mut claim: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {

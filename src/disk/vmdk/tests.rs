@@ -158,6 +158,9 @@ fn grains_that_share_a_place_or_lie_in_the_metadata_are_refused() {
     assert_eq!(reason(&sparse, table, &[1, 0, 0, 0]), Reason::Corrupt, "the descriptor");
     assert_eq!(reason(&sparse, table, &[21, 0, 0, 0]), Reason::Corrupt, "the directory");
     assert_eq!(reason(&sparse, table, &[0, 0, 0, 1]), Reason::Truncated, "past the end");
+    let lone = Sparse { capacity: GRAIN, ..sparse };
+    let error = refusal(&lone, &content(65536), |bytes| bytes[table] = 22);
+    assert_eq!(error.reason, Reason::Corrupt, "the table itself");
 }
 
 #[test]
