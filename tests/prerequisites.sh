@@ -16,7 +16,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
   if [ "$(id -u)" = 0 ]; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    # Its server is not wanted, only promtool: nothing is to listen on this machine.
+    # Of prometheus only promtool is wanted; containerd is run by the tests, under a state directory of theirs.
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
   else
     echo "prerequisites: not root, so not installed: ${missing[*]}" >&2
