@@ -1,45 +1,39 @@
 //! Attempts as batch Jobs: each conversion is a `ConversionJob`, whose status is the truth that both sides read.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
-use kube::{Client, Resource, ResourceExt};
-use serde_json::{Value, json};
+use kube::{Client, ResourceExt};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use crate::cluster::api::{
-    ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, ProgressReport, QueueRef, STALLED, Source,
-    condition, set_condition,
-};
+use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change};
 use crate::cluster::names;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Metadata, Stage};
-use crate::executor::progress::{LOOK, STALL_AFTER};
-use crate::executor::{Error, Executor, Request, Submission, Update, chain};
+use crate::conversion::{Attempt, Class, ConversionId, Failure, Metadata};
+use crate::executor::progress::LOOK;
+use crate::executor::{Error, Executor, Request, Submission, Update};
 use crate::ledger::ConversionRow;
 use crate::queue::Layout;
 
 mod history;
+mod objects;
 mod progress;
+mod running;
 
-use progress::{Look, Running};
-
-/// Longest text of `spec.duplicateOf`.
-const MAX_DUPLICATE_OF: usize = 253;
-
-/// Conditions that the watcher owns.
-const OURS: [&str; 3] = ["Published", STALLED, "Succeeded"];
+use objects::{Said, completed, duration, object, outputs, published};
+use progress::Look;
+use running::made;
 
 /// The executor of one queue.
 pub struct ClusterExecutor {
@@ -232,51 +226,6 @@ impl ClusterExecutor {
     }
 }
 
-/// What the watcher says in a status.
-#[derive(Debug, Default)]
-struct Said<'a> {
-    staged: u32,
-    /// Condition, status, reason, message.
-    conditions: Vec<(&'static str, &'static str, String, String)>,
-    /// How it ended, where the watcher decided that or carried it out.
-    end: Option<&'a ConversionStatus>,
-    /// Further fields, for the end.
-    fields: BTreeMap<&'static str, Value>,
-}
-
-impl Said<'_> {
-    fn patch(self, object: &ConversionJob) -> Value {
-        let generation = object.meta().generation;
-        let mut conditions = object.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
-        let kinds: Vec<_> = self.conditions.iter().map(|(kind, ..)| *kind).collect();
-        for (kind, status, reason, message) in self.conditions {
-            set_condition(&mut conditions, kind, status, &reason, message, generation, Timestamp::now());
-        }
-        let ours: Vec<_> =
-            OURS.iter().filter(|kind| kinds.contains(kind)).filter_map(|kind| condition(&conditions, kind)).collect();
-        let mut status = json!({"staged": self.staged, "conditions": ours});
-        let fields = status.as_object_mut().expect("written as an object above");
-        if let Some(state) = self.end {
-            fields.insert("end".into(), json!(state.end));
-            fields.insert("failure".into(), json!(state.failure));
-            fields.insert("completionTime".into(), json!(state.completion_time));
-        }
-        fields.extend(self.fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
-        fields.retain(|_, value| !value.is_null());
-        json!({
-            "apiVersion": ConversionJob::api_version(&()),
-            "kind": ConversionJob::kind(&()),
-            "metadata": {
-                "name": object.name_any(),
-                "namespace": object.namespace(),
-                "uid": object.uid(),
-                "resourceVersion": object.resource_version(),
-            },
-            "status": status,
-        })
-    }
-}
-
 impl Executor for ClusterExecutor {
     async fn submit(&mut self, submission: Submission) -> Result<(), Error> {
         const DOING: &str = "submit";
@@ -441,21 +390,6 @@ impl Executor for ClusterExecutor {
     }
 }
 
-/// The looks that are under way, once they are made.
-async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> {
-    match look {
-        Some(handle) => {
-            let made = handle.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a look at the progress failed");
-                Vec::new()
-            });
-            *look = None;
-            made
-        }
-        None => std::future::pending().await,
-    }
-}
-
 impl ClusterExecutor {
     /// Waits for something to happen. Dropping the future loses nothing.
     async fn wake(&mut self) -> Wake {
@@ -464,28 +398,6 @@ impl ClusterExecutor {
             _ = self.tick.tick() => Wake::Tick,
             looks = made(&mut self.look) => Wake::Looked(looks),
             Some(Ok(written)) = self.writes.join_next() => Wake::Written(Box::new(written)),
-        }
-    }
-
-    /// Begins a look at every attempt whose container runs.
-    fn look(&mut self) {
-        let is_running =
-            |pod: &&Arc<Pod>| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
-        let pods = self.pods.state();
-        let running: HashSet<(&str, &str)> = pods
-            .iter()
-            .filter(is_running)
-            .filter_map(|pod| Some((label(pod, names::LABEL_CONVERSION)?, label(pod, names::LABEL_ATTEMPT)?)))
-            .collect();
-        let of_attempt = |(id, known): (&ConversionId, &Known)| {
-            let open = known.newest.as_ref()?.status.as_ref()?.state.open_attempt()?.number;
-            let is_running = !known.is_gone && running.contains(&(id.as_str(), open.to_string().as_str()));
-            is_running.then(|| Running { id: id.clone(), attempt: open, work: self.layout.work_dir(id, open) })
-        };
-        let running: Vec<Running> = self.known.iter().filter_map(of_attempt).collect();
-        self.progress.keep(&running, Instant::now());
-        if !running.is_empty() {
-            self.look = Some(progress::look(running));
         }
     }
 
@@ -523,74 +435,6 @@ impl ClusterExecutor {
             }
         });
     }
-
-    fn looked(&mut self, looks: Vec<Look>) {
-        let (now, wall) = (Instant::now(), Timestamp::now());
-        for look in looks {
-            let id = look.id.clone();
-            if self.progress.take(look, now, wall) {
-                self.show(&id);
-            }
-        }
-        for (id, report) in self.progress.due(now) {
-            self.say_progress(id, &report);
-        }
-    }
-
-    /// Progress has a field manager of its own: it is said beside everything else, on whatever version there is.
-    fn say_progress(&mut self, id: ConversionId, report: &ProgressReport) {
-        let Some(uid) = self.refresh(&id).and_then(|object| object.uid()) else { return };
-        let patch = json!({
-            "apiVersion": ConversionJob::api_version(&()),
-            "kind": ConversionJob::kind(&()),
-            "metadata": {"name": id.as_str(), "namespace": self.queue.namespace(), "uid": uid},
-            "status": {"progress": report},
-        });
-        let api = self.api();
-        self.writes.spawn(async move {
-            let params = PatchParams::apply(names::MANAGER_PROGRESS).force();
-            let written = api.patch_status(id.as_str(), &params, &Patch::Apply(patch)).await;
-            (id, written)
-        });
-    }
-
-    fn written(&mut self, (id, written): Written) {
-        match written {
-            Ok(object) => {
-                let Some(known) = self.known.get_mut(&id) else { return };
-                if known.newest.as_deref().is_none_or(|newest| version(newest) < version(&object)) {
-                    known.newest = Some(Arc::new(object));
-                }
-            }
-            // The next percent is written all the same.
-            Err(error) => tracing::debug!(conversion = %id, %error, "cannot write the progress"),
-        }
-    }
-
-    /// Says of attempts that have not gone on for too long that they haven't: the controller ends them. Cut short, it
-    /// is said the next time. Staging the next attempt takes it back.
-    async fn say_stalled(&mut self) {
-        for (id, attempt) in self.progress.stalled() {
-            let Some(status) = self.refresh(&id).and_then(|object| object.status.clone()) else { continue };
-            let is_open = status.state.open_attempt().is_some_and(|open| open.number == attempt);
-            if !is_open || condition(&status.conditions, STALLED).is_some_and(|c| c.status == "True") {
-                continue;
-            }
-            let minutes = STALL_AFTER.as_secs() / 60;
-            let message = format!("attempt {attempt} made no progress for {minutes} minutes");
-            let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), message.clone());
-            let stalled = (STALLED, "True", "NoProgress".to_owned(), message);
-            let said = Said { staged: status.state.staged, conditions: vec![under_way, stalled], ..Said::default() };
-            match self.say("stall", &id, said).await {
-                Ok(()) => tracing::warn!(conversion = %id, attempt = attempt.0, "no progress; the attempt is to end"),
-                Err(error) => tracing::warn!(conversion = %id, error = %chain(&error), "cannot say that it stalled"),
-            }
-        }
-    }
-}
-
-fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
-    pod.labels().get(key).map(String::as_str)
 }
 
 impl ClusterExecutor {
@@ -636,84 +480,6 @@ fn is_request(object: &ConversionJob) -> bool {
     let is_ours = object.owner_references().iter().any(|owner| owner.controller == Some(true));
     let has_ended = object.status.as_ref().is_some_and(|status| status.state.is_terminal());
     !is_ours && !has_ended && object.metadata.deletion_timestamp.is_none() && object.spec.duplicate_of.is_empty()
-}
-
-/// The object that stands for a claim.
-fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob {
-    let claim = &submission.claim;
-    let path = match claim.origin.as_str() {
-        "" => claim.primary.clone(),
-        origin => format!("{origin}/{}", claim.primary),
-    };
-    let companions = claim.members.iter().map(|member| member.name.clone()).filter(|name| *name != claim.primary);
-    let mut duplicate_of = submission.duplicate_of.clone().unwrap_or_default();
-    duplicate_of.truncate(duplicate_of.floor_char_boundary(MAX_DUPLICATE_OF));
-    let spec = ConversionJobSpec {
-        queue_ref: QueueRef { name: queue.name_any() },
-        source: Source { path, companions: companions.collect(), size_bytes: Some(claim.size_bytes()) },
-        conversion: ConversionOverrides::default(),
-        duplicate_of,
-    };
-    let mut object = ConversionJob::new(claim.id.as_str(), spec);
-    object.metadata = ObjectMeta {
-        namespace: queue.namespace(),
-        labels: Some(BTreeMap::from([(names::LABEL_QUEUE.to_owned(), queue.name_any())])),
-        owner_references: queue.controller_owner_ref(&()).map(|owner| vec![owner]),
-        ..object.metadata
-    };
-    object
-}
-
-/// The published directory, below the output's.
-fn published(row: &ConversionRow, output_dir: &Path) -> Option<String> {
-    let path = Path::new(row.output_path.as_ref()?);
-    Some(path.strip_prefix(output_dir).unwrap_or(path).to_string_lossy().into_owned())
-}
-
-fn outputs(directory: Option<String>, metadata: Option<&Metadata>) -> Value {
-    let (Some(directory), Some(metadata)) = (directory, metadata) else { return Value::Null };
-    let disks = metadata.disks.iter().map(|disk| {
-        json!({
-            "path": format!("{directory}/{}", disk.file),
-            "format": disk.format,
-            "virtualSizeBytes": disk.virtual_size_bytes,
-            "allocatedBytes": disk.allocated_bytes,
-            "sha256": disk.sha256,
-        })
-    });
-    Value::Array(disks.map(without_nulls).collect())
-}
-
-/// The progress of a conversion that is through: its last step may have been too quick to be seen.
-fn completed(metadata: Option<&Metadata>) -> Value {
-    let Some(metadata) = metadata else { return Value::Null };
-    let bytes = metadata.disks.iter().map(|disk| disk.virtual_size_bytes).fold(0, u64::saturating_add);
-    let bytes = bytes.min(i64::MAX.unsigned_abs());
-    json!(ProgressReport {
-        percent: 100,
-        stage: Stage::Report,
-        bytes_done: bytes,
-        bytes_total: bytes,
-        updated_time: metadata.end_time,
-    })
-}
-
-fn without_nulls(mut value: Value) -> Value {
-    if let Some(fields) = value.as_object_mut() {
-        fields.retain(|_, value| !value.is_null());
-    }
-    value
-}
-
-/// From the first attempt's start to the end, such as `2m5s`.
-fn duration(state: &ConversionStatus) -> Option<String> {
-    let seconds = state.completion_time?.duration_since(state.start_time?).as_secs().max(0);
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    Some(match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m{seconds}s"),
-        _ => format!("{hours}h{minutes}m{seconds}s"),
-    })
 }
 
 fn slim_pod(pod: &mut Pod) {

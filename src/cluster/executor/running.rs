@@ -1,0 +1,129 @@
+//! Running attempts: a look at each every second, their progress said at a pace, and those that stall.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::cluster::api::{ConversionJob, ProgressReport, STALLED, condition};
+use crate::cluster::names;
+use crate::conversion::ConversionId;
+use crate::executor::chain;
+use crate::executor::progress::STALL_AFTER;
+
+use super::objects::Said;
+use super::progress::{self, Look, Running};
+use super::{ClusterExecutor, Known, Written, version};
+
+/// The looks that are under way, once they are made.
+pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> {
+    match look {
+        Some(handle) => {
+            let made = handle.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a look at the progress failed");
+                Vec::new()
+            });
+            *look = None;
+            made
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl ClusterExecutor {
+    /// Begins a look at every attempt whose container runs.
+    pub(super) fn look(&mut self) {
+        let is_running =
+            |pod: &&Arc<Pod>| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+        let pods = self.pods.state();
+        let running: HashSet<(&str, &str)> = pods
+            .iter()
+            .filter(is_running)
+            .filter_map(|pod| Some((label(pod, names::LABEL_CONVERSION)?, label(pod, names::LABEL_ATTEMPT)?)))
+            .collect();
+        let of_attempt = |(id, known): (&ConversionId, &Known)| {
+            let open = known.newest.as_ref()?.status.as_ref()?.state.open_attempt()?.number;
+            let is_running = !known.is_gone && running.contains(&(id.as_str(), open.to_string().as_str()));
+            is_running.then(|| Running { id: id.clone(), attempt: open, work: self.layout.work_dir(id, open) })
+        };
+        let running: Vec<Running> = self.known.iter().filter_map(of_attempt).collect();
+        self.progress.keep(&running, Instant::now());
+        if !running.is_empty() {
+            self.look = Some(progress::look(running));
+        }
+    }
+
+    pub(super) fn looked(&mut self, looks: Vec<Look>) {
+        let (now, wall) = (Instant::now(), Timestamp::now());
+        for look in looks {
+            let id = look.id.clone();
+            if self.progress.take(look, now, wall) {
+                self.show(&id);
+            }
+        }
+        for (id, report) in self.progress.due(now) {
+            self.say_progress(id, &report);
+        }
+    }
+
+    /// Progress has a field manager of its own: it is said beside everything else, on whatever version there is.
+    fn say_progress(&mut self, id: ConversionId, report: &ProgressReport) {
+        let Some(uid) = self.refresh(&id).and_then(|object| object.uid()) else { return };
+        let patch = json!({
+            "apiVersion": ConversionJob::api_version(&()),
+            "kind": ConversionJob::kind(&()),
+            "metadata": {"name": id.as_str(), "namespace": self.queue.namespace(), "uid": uid},
+            "status": {"progress": report},
+        });
+        let api = self.api();
+        self.writes.spawn(async move {
+            let params = PatchParams::apply(names::MANAGER_PROGRESS).force();
+            let written = api.patch_status(id.as_str(), &params, &Patch::Apply(patch)).await;
+            (id, written)
+        });
+    }
+
+    pub(super) fn written(&mut self, (id, written): Written) {
+        match written {
+            Ok(object) => {
+                let Some(known) = self.known.get_mut(&id) else { return };
+                if known.newest.as_deref().is_none_or(|newest| version(newest) < version(&object)) {
+                    known.newest = Some(Arc::new(object));
+                }
+            }
+            // The next percent is written all the same.
+            Err(error) => tracing::debug!(conversion = %id, %error, "cannot write the progress"),
+        }
+    }
+
+    /// Says of attempts that have not gone on for too long that they haven't: the controller ends them. Cut short, it
+    /// is said the next time. Staging the next attempt takes it back.
+    pub(super) async fn say_stalled(&mut self) {
+        for (id, attempt) in self.progress.stalled() {
+            let Some(status) = self.refresh(&id).and_then(|object| object.status.clone()) else { continue };
+            let is_open = status.state.open_attempt().is_some_and(|open| open.number == attempt);
+            if !is_open || condition(&status.conditions, STALLED).is_some_and(|c| c.status == "True") {
+                continue;
+            }
+            let minutes = STALL_AFTER.as_secs() / 60;
+            let message = format!("attempt {attempt} made no progress for {minutes} minutes");
+            let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), message.clone());
+            let stalled = (STALLED, "True", "NoProgress".to_owned(), message);
+            let said = Said { staged: status.state.staged, conditions: vec![under_way, stalled], ..Said::default() };
+            match self.say("stall", &id, said).await {
+                Ok(()) => tracing::warn!(conversion = %id, attempt = attempt.0, "no progress; the attempt is to end"),
+                Err(error) => tracing::warn!(conversion = %id, error = %chain(&error), "cannot say that it stalled"),
+            }
+        }
+    }
+}
+
+fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    pod.labels().get(key).map(String::as_str)
+}
