@@ -2,7 +2,8 @@
 //!
 //! The database is the one that users of hyper2kvm query (`processed_files`), with further tables of ours beside it.
 //! It lies on the output volume, which may be a network file system: rollback journal, never WAL, and every
-//! transaction is on the disk before it returns.
+//! transaction is on the disk before it returns. What a restart would find out again anyway ([`Ledger::defer`]) waits
+//! for the next transaction, because bringing one to the disk takes longer than all the rest of a small conversion.
 //!
 //! ```text
 //!                         ┌──────────────── due ───────────────┐
@@ -19,7 +20,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 
+use deferred::Deferred;
+
 mod conversions;
+mod deferred;
 mod left;
 mod processed;
 mod schema;
@@ -83,6 +87,7 @@ type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug)]
 pub struct Ledger {
     connection: Connection,
+    deferred: Deferred,
 }
 
 impl Ledger {
@@ -109,7 +114,7 @@ impl Ledger {
             return Err(Error::Damaged { path: path.to_owned(), detail: health });
         }
         schema::adopt(&mut connection, path)?;
-        Ok(Self { connection })
+        Ok(Self { connection, deferred: Deferred::default() })
     }
 
     /// Whether the queue was paused when it was last asked (one host).

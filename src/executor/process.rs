@@ -96,7 +96,9 @@ impl ProcessExecutor {
         })
     }
 
-    /// Applies an observation: ledger first, then memory, then the engine.
+    /// Applies an observation: ledger first, then memory, then the engine. Only the start of an attempt, and an end
+    /// that is counted, must be on the disk before anything follows: a restart stages anew, and runs again what was
+    /// done and not published.
     async fn observe(
         &mut self,
         doing: &'static str,
@@ -106,11 +108,13 @@ impl ProcessExecutor {
         let Some(known) = self.known.get(id) else {
             return Err(Error::new(doing, id, "it is not known"));
         };
+        let may_wait = matches!(observation, Observation::Staged(_) | Observation::Done { .. });
         let (status, step) = advance(known.status.clone(), observation, &self.config.policy, Timestamp::now());
         if status != known.status {
             let change = Change { status: Some(status.clone()), ..Change::default() };
             let key = id.clone();
-            let written = self.ledger.call(move |ledger| ledger.update(&key, &change).map(|_| ())).await;
+            let write = if may_wait { ledger::Ledger::defer } else { ledger::Ledger::update };
+            let written = self.ledger.call(move |ledger| write(ledger, &key, &change).map(|_| ())).await;
             written.map_err(|source| Error::new(doing, id, source))?;
         }
         if let Some(known) = self.known.get_mut(id) {

@@ -79,8 +79,11 @@ const COLUMNS: &str = "id, claim, filepath, md5_hash, duplicate_of, uid, state, 
 
 impl Ledger {
     /// Notes a claim before its members are moved. Safe to repeat.
-    pub fn claim(&self, new: &NewConversion) -> Result<()> {
-        self.connection
+    pub fn claim(&mut self, new: &NewConversion) -> Result<()> {
+        let noting = || query("note a claim");
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(noting())?;
+        self.deferred.write(&transaction)?;
+        transaction
             .execute(
                 "INSERT INTO conversions(id, claim, filepath, md5_hash, duplicate_of, state, status)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT(id) DO NOTHING",
@@ -94,12 +97,15 @@ impl Ledger {
                     to_json(&ConversionStatus::default()),
                 ],
             )
-            .map(|_| ())
-            .map_err(query("note a claim"))
+            .map_err(noting())?;
+        transaction.commit().map_err(noting())?;
+        self.deferred.clear();
+        Ok(())
     }
 
     /// Every conversion that is not forgotten, oldest claim first.
-    pub fn conversions(&self) -> Result<Vec<ConversionRow>> {
+    pub fn conversions(&mut self) -> Result<Vec<ConversionRow>> {
+        self.flush()?;
         let reading = || query("read the conversions");
         let sql = format!("SELECT {COLUMNS} FROM conversions ORDER BY number");
         let mut statement = self.connection.prepare(&sql).map_err(reading())?;
@@ -109,33 +115,26 @@ impl Ledger {
 
     /// One conversion.
     pub fn conversion(&self, id: &ConversionId) -> Result<Option<ConversionRow>> {
-        find(&self.connection, id)
+        match self.deferred.find(id) {
+            Some(row) => Ok(row.cloned()),
+            None => find(&self.connection, id),
+        }
     }
 
-    /// Changes a row and counts what follows from its new status. Writes nothing where nothing changes.
+    /// Changes a row and counts what follows from its new status; it is on the disk when this returns, and everything
+    /// deferred with it. Writes nothing where nothing changes.
     pub fn update(&mut self, id: &ConversionId, change: &Change) -> Result<ConversionRow> {
         let writing = || query("write a conversion");
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(writing())?;
-        let before = find(&transaction, id)?.ok_or_else(|| Error::Unknown(id.to_string()))?;
+        let before = self.conversion(id)?.ok_or_else(|| Error::Unknown(id.to_string()))?;
         let after = applied(&before, change);
         if after == before && change.left.is_empty() {
+            self.flush()?;
             return Ok(after);
         }
-        transaction
-            .execute(
-                "UPDATE conversions SET uid = ?2, state = ?3, status = ?4, output_path = ?5, source_location = ?6
-                 WHERE id = ?1",
-                params![
-                    id.as_str(),
-                    after.uid,
-                    to_json(&after.state),
-                    to_json(&after.status),
-                    after.output_path,
-                    after.source_location,
-                ],
-            )
-            .map_err(writing())?;
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(writing())?;
+        self.deferred.write(&transaction)?;
+        write(&transaction, &after)?;
         totals::count(&transaction, &after.claim, &before.status, &after.status)?;
         if before.status.end.is_none() {
             record_outcome(&transaction, &after)?;
@@ -144,16 +143,71 @@ impl Ledger {
             left::remember(&transaction, source)?;
         }
         transaction.commit().map_err(writing())?;
+        self.deferred.clear();
         Ok(after)
     }
 
-    /// Removes a conversion of which nothing is left to do.
-    pub fn forget(&self, id: &ConversionId) -> Result<()> {
-        self.connection
-            .execute("DELETE FROM conversions WHERE id = ?1", [id.as_str()])
-            .map(|_| ())
-            .map_err(query("forget a conversion"))
+    /// Changes a row, and lets the disk wait for the next transaction or [`Ledger::flush`]: for what a restart that
+    /// finds the row as it was before would come to again, doing nothing twice. What is counted is never deferred.
+    pub fn defer(&mut self, id: &ConversionId, change: &Change) -> Result<ConversionRow> {
+        let before = self.conversion(id)?.ok_or_else(|| Error::Unknown(id.to_string()))?;
+        let after = applied(&before, change);
+        let is_counted =
+            before.status.end != after.status.end || totals::retries(&before.status) != totals::retries(&after.status);
+        if is_counted || !change.left.is_empty() {
+            return self.update(id, change);
+        }
+        if after != before {
+            self.deferred.put(after.clone());
+        }
+        Ok(after)
     }
+
+    /// Removes a conversion of which nothing is left to do; deferred, for a restart that still finds it has nothing to
+    /// do either.
+    pub fn forget(&mut self, id: &ConversionId) {
+        self.deferred.forget(id);
+    }
+
+    /// Brings what was deferred to the disk.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.deferred.is_empty() {
+            return Ok(());
+        }
+        let writing = || query("write what was deferred");
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(writing())?;
+        self.deferred.write(&transaction)?;
+        transaction.commit().map_err(writing())?;
+        self.deferred.clear();
+        Ok(())
+    }
+
+    /// Whether something waits for [`Ledger::flush`].
+    pub(super) fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+}
+
+/// Writes what changes of a row.
+pub(super) fn write(connection: &Connection, row: &ConversionRow) -> Result<()> {
+    connection
+        .prepare_cached(
+            "UPDATE conversions SET uid = ?2, state = ?3, status = ?4, output_path = ?5, source_location = ?6
+             WHERE id = ?1",
+        )
+        .and_then(|mut statement| {
+            statement.execute(params![
+                row.id.as_str(),
+                row.uid,
+                to_json(&row.state),
+                to_json(&row.status),
+                row.output_path,
+                row.source_location,
+            ])
+        })
+        .map(|_| ())
+        .map_err(query("write a conversion"))
 }
 
 fn applied(before: &ConversionRow, change: &Change) -> ConversionRow {

@@ -149,12 +149,12 @@ fn rows_come_back_as_they_were_written_in_the_order_of_their_claims() {
     assert_eq!(row.state, state);
     drop(ledger);
 
-    let ledger = open(&directory);
+    let mut ledger = open(&directory);
     let rows = ledger.conversions().unwrap();
     assert_eq!(rows.iter().map(|row| &row.id).collect::<Vec<_>>(), ids.iter().collect::<Vec<_>>());
     assert_eq!(rows[0], row);
     assert_eq!(rows[1].state, ClaimState::Claimed);
-    ledger.forget(&ids[0]).unwrap();
+    ledger.forget(&ids[0]);
     assert_eq!(ledger.conversions().unwrap().len(), 1);
 }
 
@@ -265,4 +265,78 @@ async fn the_writer_answers_in_order_and_several_hold_it() {
     let other = writer.clone();
     writer.call(|ledger| ledger.set_paused(true)).await.unwrap();
     assert!(other.call(|ledger| ledger.is_paused()).await.unwrap());
+}
+
+#[test]
+fn what_is_deferred_is_seen_here_at_once_and_by_others_with_the_next_transaction() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let (first, second) = (claim("a.raw", 1), claim("b.raw", 2));
+    ledger.claim(&new(first.clone())).unwrap();
+    let elsewhere = Connection::open(directory.path().join("deduplication.db")).unwrap();
+    let on_disk = |id: &ConversionId| -> Option<String> {
+        elsewhere.query_row("SELECT state FROM conversions WHERE id = ?1", [id.as_str()], |row| row.get(0)).ok()
+    };
+    let submitted = Change { state: Some(ClaimState::Submitted), ..Change::default() };
+    let row = ledger.defer(&first.id, &submitted).unwrap();
+    assert_eq!((row.state.clone(), ledger.conversion(&first.id).unwrap()), (ClaimState::Submitted, Some(row)));
+    assert_eq!(on_disk(&first.id).as_deref(), Some("\"claimed\""));
+    ledger.claim(&new(second.clone())).unwrap();
+    assert_eq!(on_disk(&first.id).as_deref(), Some("\"submitted\""));
+
+    ledger.forget(&first.id);
+    assert_eq!(ledger.conversion(&first.id).unwrap(), None);
+    assert!(on_disk(&first.id).is_some());
+    ledger.flush().unwrap();
+    assert_eq!(on_disk(&first.id), None);
+    // Nothing new, but what was deferred must be on the disk now.
+    ledger.defer(&second.id, &submitted).unwrap();
+    ledger.update(&second.id, &submitted).unwrap();
+    assert_eq!(on_disk(&second.id).as_deref(), Some("\"submitted\""));
+}
+
+#[test]
+fn what_counts_is_never_deferred() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let claim = claim("a.raw", 1);
+    ledger.claim(&new(claim.clone())).unwrap();
+    let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
+    ledger.defer(&claim.id, &with_status(&status)).unwrap();
+    drop(ledger);
+    assert_eq!(open(&directory).totals().unwrap().all.succeeded, 1);
+}
+
+#[test]
+fn the_writer_brings_deferred_changes_to_the_disk_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let claim = claim("a.raw", 1);
+    ledger.claim(&new(claim.clone())).unwrap();
+    let writer = Writer::start(ledger);
+    let id = claim.id.clone();
+    writer.wait(move |ledger| Ok(ledger.forget(&id))).unwrap();
+    let elsewhere = Connection::open(directory.path().join("deduplication.db")).unwrap();
+    let rows = || elsewhere.query_row("SELECT count(*) FROM conversions", [], |row| row.get::<_, u32>(0)).unwrap();
+    let begun = std::time::Instant::now();
+    while rows() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it stays deferred");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_finished_conversion_is_known_by_its_name_for_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let claim = claim("disk.vmdk", 1);
+    ledger.claim(&new(claim.clone())).unwrap();
+    let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
+    let change = Change { output_path: Some("/out/disk".to_owned()), ..with_status(&status) };
+    ledger.update(&claim.id, &change).unwrap();
+    drop(ledger);
+    let ledger = open(&directory);
+    assert_eq!(ledger.finished_since("disk.vmdk", at(2_003)).unwrap().as_deref(), Some("/out/disk"));
+    assert_eq!(ledger.finished_since("disk.vmdk", at(2_004)).unwrap(), None);
+    assert_eq!(ledger.finished_since("other.vmdk", at(0)).unwrap(), None);
 }

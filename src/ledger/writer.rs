@@ -1,12 +1,16 @@
 //! The ledger's own thread: one writer, whose waiting for the disk holds up nobody else.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::{Error, Ledger, Result};
 
 type Work = Box<dyn FnOnce(&mut Ledger) + Send>;
+
+/// How long what was deferred waits for a transaction that takes it along.
+const DEFER_AT_MOST: Duration = Duration::from_millis(200);
 
 /// Sends work to the thread that owns the ledger. Work is done in the order in which it was sent.
 #[derive(Clone, Debug)]
@@ -21,11 +25,7 @@ impl Writer {
         let (sender, receiver) = mpsc::channel::<Work>();
         std::thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || {
-                for work in receiver {
-                    work(&mut ledger);
-                }
-            })
+            .spawn(move || work_through(&mut ledger, &receiver))
             .expect("a process that may not start a single thread can do nothing else either");
         Self { sender }
     }
@@ -53,5 +53,32 @@ impl Writer {
         });
         self.sender.send(work).map_err(|_| Error::Closed)?;
         answer.recv().map_err(|_| Error::Closed)?
+    }
+}
+
+/// Until the last sender is gone and nothing is deferred any more.
+fn work_through(ledger: &mut Ledger, receiver: &Receiver<Work>) {
+    let mut is_told = false;
+    loop {
+        let next = if ledger.has_deferred() {
+            receiver.recv_timeout(DEFER_AT_MOST)
+        } else {
+            receiver.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        };
+        if let Ok(work) = next {
+            work(ledger);
+            continue;
+        }
+        match ledger.flush() {
+            Ok(()) => is_told = false,
+            // A full volume, say: the next transaction or the next look takes along what is deferred.
+            Err(error) if !std::mem::replace(&mut is_told, true) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the ledger can't be written; trying again");
+            }
+            Err(_) => {}
+        }
+        if next.is_err_and(|error| error == RecvTimeoutError::Disconnected) {
+            return;
+        }
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
 use crate::executor::{Executor, Update, chain};
-use crate::ledger::{Change, ClaimState, retries};
+use crate::ledger::{Change, ClaimState, ConversionRow, retries};
 use crate::queue::{dispose, moves};
 
 use super::decide::{Action, Circumstances, decide};
@@ -187,19 +187,36 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn change(&mut self, id: &ConversionId, change: Change) -> Result<()> {
         let key = id.clone();
         let row = self.ledger.call(move |ledger| ledger.update(&key, &change)).await?;
+        self.take_row(id, row);
+        Ok(())
+    }
+
+    /// The same for what a restart would find out again.
+    pub(super) async fn defer(&mut self, id: &ConversionId, change: Change) -> Result<()> {
+        let key = id.clone();
+        let row = self.ledger.call(move |ledger| ledger.defer(&key, &change)).await?;
+        self.take_row(id, row);
+        Ok(())
+    }
+
+    fn take_row(&mut self, id: &ConversionId, row: ConversionRow) {
         if let Some(conversion) = self.conversions.get_mut(id) {
             if conversion.row.state != row.state {
                 conversion.is_in_place = false;
             }
             conversion.row = row;
         }
-        Ok(())
     }
 
     /// Removes a conversion of which nothing is left to do.
     pub(super) async fn forget_row(&mut self, id: &ConversionId) -> Result<()> {
         let key = id.clone();
-        self.ledger.call(move |ledger| ledger.forget(&key)).await?;
+        self.ledger
+            .call(move |ledger| {
+                ledger.forget(&key);
+                Ok(())
+            })
+            .await?;
         self.conversions.remove(id);
         Ok(())
     }

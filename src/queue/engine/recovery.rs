@@ -53,7 +53,12 @@ impl<E: Executor> Engine<E> {
         if is_claimed && !present.contains(&id) {
             // Its members never left, or went back: the directory speaks for itself.
             let key = id.clone();
-            self.ledger.call(move |ledger| ledger.forget(&key)).await?;
+            self.ledger
+                .call(move |ledger| {
+                    ledger.forget(&key);
+                    Ok(())
+                })
+                .await?;
             return Ok(());
         }
         let mut conversion = Conversion::new(row);
