@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::layout::is_plain_name;
-use super::scan::{self, Entry};
+use super::scan::{self, Entry, Name};
 use super::store::{self, StoreError};
 use crate::conversion::{ConversionId, Failure, Reason};
 use crate::disk::descriptor::{self, References};
@@ -23,7 +24,7 @@ pub struct File {
     /// When it last changed (or was seen first).
     pub last_change: Duration,
     /// What it names ([`read_references`]); empty for everything but descriptors.
-    pub references: References,
+    pub references: Arc<References>,
 }
 
 /// Where a file is that a descriptor names and that isn't in the queue directory.
@@ -31,34 +32,34 @@ pub struct File {
 pub enum Elsewhere {
     /// An unfinished conversion took it, as its only member.
     Alone(ConversionId),
-    /// A conversion that took it alone has succeeded, no longer ago than the companion timeout.
-    Finished(ConversionId),
+    /// A conversion of it has succeeded, no longer ago than the companion timeout; what it became, for a person.
+    Finished(String),
 }
 
 /// What is to be done with an artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// All there, all stable: to be claimed. The primary comes first, the others in the order of their names.
-    Ready { primary: String, members: Vec<String> },
+    Ready { primary: Name, members: Vec<Name> },
     /// These of its members still change, or nobody looks at them yet.
-    Settling { primary: String, unsettled: Vec<String> },
+    Settling { primary: Name, unsettled: Vec<Name> },
     /// These of its members have not come; they may until then.
-    Waiting { primary: String, missing: Vec<String>, until: Duration },
+    Waiting { primary: Name, missing: Vec<String>, until: Duration },
     /// A member was taken for an artifact of its own: that conversion gives it back, the primary waits.
-    Recall { primary: String, member: String, id: ConversionId },
+    Recall { primary: Name, member: String, id: ConversionId },
     /// It will never be whole: to be claimed as it is, and failed.
-    Incomplete { primary: String, members: Vec<String>, failure: Failure },
+    Incomplete { primary: Name, members: Vec<Name>, failure: Failure },
 }
 
-/// Decides about every candidate among `files`. `elsewhere` tells of files that aren't there; `now` and the times in
-/// `files` are of one monotonic clock.
-#[must_use]
+/// Decides about every candidate among `files`, and tells each verdict to `decided`. `elsewhere` tells of files that
+/// aren't there; `now` and the times in `files` are of one monotonic clock.
 pub fn group(
-    files: &BTreeMap<String, File>,
+    files: &BTreeMap<Name, File>,
     elsewhere: impl Fn(&str) -> Option<Elsewhere>,
     now: Duration,
     companion_timeout: Duration,
-) -> Vec<Verdict> {
+    mut decided: impl FnMut(Verdict),
+) {
     let mut owners = Owners::default();
     // OVFs first: a VMDK descriptor that one of them names is a member, not a primary.
     for (name, file) in files.iter().filter(|(name, _)| is_ovf(name)) {
@@ -71,37 +72,35 @@ pub fn group(
     }
     owners.hold_for_unread_ovfs(files, now, companion_timeout);
 
-    let mut verdicts = Vec::new();
     for (name, file) in files.iter().filter(|(name, _)| scan::is_candidate_name(name) && !owners.is_member(name)) {
         if let Some(artifact) = owners.artifacts.get(name) {
-            artifact.judge(name, files, &elsewhere, now, companion_timeout, &mut verdicts);
+            artifact.judge(name, files, &elsewhere, now, companion_timeout, &mut decided);
         } else if descriptor::looks_like_extent(name) {
-            verdicts.push(judge_extent(name, file, now, companion_timeout));
+            decided(judge_extent(name, file, now, companion_timeout));
         } else if file.is_stable {
-            verdicts.push(Verdict::Ready { primary: name.clone(), members: vec![name.clone()] });
+            decided(Verdict::Ready { primary: name.clone(), members: vec![name.clone()] });
         } else {
-            verdicts.push(Verdict::Settling { primary: name.clone(), unsettled: vec![name.clone()] });
+            decided(Verdict::Settling { primary: name.clone(), unsettled: vec![name.clone()] });
         }
     }
-    verdicts
 }
 
 /// What a descriptor took in.
 #[derive(Debug, Default)]
 struct Artifact {
     /// Members that are there, without the primary.
-    present: BTreeSet<String>,
+    present: BTreeSet<Name>,
     /// Required ones that are not.
     missing: BTreeSet<String>,
     /// Required ones that another descriptor has already: by name, its primary.
-    taken: BTreeMap<String, String>,
+    taken: BTreeMap<String, Name>,
 }
 
 /// Which file belongs to which primary.
 #[derive(Debug, Default)]
 struct Owners {
-    of: BTreeMap<String, String>,
-    artifacts: BTreeMap<String, Artifact>,
+    of: BTreeMap<Name, Name>,
+    artifacts: BTreeMap<Name, Artifact>,
 }
 
 impl Owners {
@@ -110,40 +109,40 @@ impl Owners {
     }
 
     /// Gives `primary` what it names, and what that names. The first descriptor to name a file has it.
-    fn take_in(&mut self, primary: &str, file: &File, files: &BTreeMap<String, File>) {
+    fn take_in(&mut self, primary: &Name, file: &File, files: &BTreeMap<Name, File>) {
         let mut artifact = Artifact::default();
         let mut unread = vec![file];
         while let Some(descriptor) = unread.pop() {
             let required = descriptor.references.required.iter().map(|name| (name, true));
             let optional = descriptor.references.optional.iter().map(|name| (name, false));
             for (name, is_required) in required.chain(optional) {
-                if name == primary || artifact.present.contains(name) {
+                let name = name.as_str();
+                if name == primary.as_ref() || artifact.present.contains(name) {
                     continue;
                 }
-                let owner =
-                    self.of.get(name).cloned().or_else(|| self.artifacts.contains_key(name).then(|| name.clone()));
-                match (owner, files.get(name)) {
+                let of_itself = self.artifacts.get_key_value(name).map(|(name, _)| name);
+                match (self.of.get(name).or(of_itself).cloned(), files.get_key_value(name)) {
                     (Some(owner), _) if is_required => {
-                        artifact.taken.insert(name.clone(), owner);
+                        artifact.taken.insert(name.to_owned(), owner);
                     }
-                    (None, Some(found)) if !is_ovf(name) => {
+                    (None, Some((name, found))) if !is_ovf(name) => {
                         artifact.present.insert(name.clone());
-                        self.of.insert(name.clone(), primary.to_owned());
+                        self.of.insert(name.clone(), primary.clone());
                         unread.push(found);
                     }
                     (None, None) if is_required => {
-                        artifact.missing.insert(name.clone());
+                        artifact.missing.insert(name.to_owned());
                     }
                     _ => {}
                 }
             }
         }
-        self.artifacts.insert(primary.to_owned(), artifact);
+        self.artifacts.insert(primary.clone(), artifact);
     }
 
     /// An OVF that arrives may not tell its disks yet. Until it does, but not for ever, disks that are called like
     /// it are kept with it.
-    fn hold_for_unread_ovfs(&mut self, files: &BTreeMap<String, File>, now: Duration, limit: Duration) {
+    fn hold_for_unread_ovfs(&mut self, files: &BTreeMap<Name, File>, now: Duration, limit: Duration) {
         let unread = files.iter().filter(|(name, file)| {
             is_ovf(name) && !file.is_stable && file.references.is_empty() && now < file.first_sight + limit
         });
@@ -161,14 +160,14 @@ impl Owners {
 impl Artifact {
     fn judge(
         &self,
-        primary: &str,
-        files: &BTreeMap<String, File>,
+        primary: &Name,
+        files: &BTreeMap<Name, File>,
         elsewhere: impl Fn(&str) -> Option<Elsewhere>,
         now: Duration,
         timeout: Duration,
-        verdicts: &mut Vec<Verdict>,
+        decided: &mut impl FnMut(Verdict),
     ) {
-        let primary = primary.to_owned();
+        let primary = primary.clone();
         let mut finished = Vec::new();
         let mut awaited: Vec<_> = self.taken.keys().cloned().collect();
         let mut recalled = false;
@@ -176,9 +175,9 @@ impl Artifact {
             match elsewhere(name) {
                 Some(Elsewhere::Alone(id)) => {
                     recalled = true;
-                    verdicts.push(Verdict::Recall { primary: primary.clone(), member: name.clone(), id });
+                    decided(Verdict::Recall { primary: primary.clone(), member: name.clone(), id });
                 }
-                Some(Elsewhere::Finished(id)) => finished.push((name, id)),
+                Some(Elsewhere::Finished(as_whom)) => finished.push((name, as_whom)),
                 None => awaited.push(name.clone()),
             }
         }
@@ -187,23 +186,23 @@ impl Artifact {
         let unsettled: Vec<_> =
             whole().into_iter().filter(|name| !files.get(name).is_some_and(|f| f.is_stable)).collect();
         if !unsettled.is_empty() {
-            verdicts.push(Verdict::Settling { primary, unsettled });
-        } else if let Some((name, id)) = finished.first() {
-            let message = format!("{primary}: {name} arrived first and was already converted by itself, as {id}");
+            decided(Verdict::Settling { primary, unsettled });
+        } else if let Some((name, as_whom)) = finished.first() {
+            let message = format!("{primary}: {name} arrived first and was already converted by itself, {as_whom}");
             let failure = Failure::new(Reason::MissingMember, message);
-            verdicts.push(Verdict::Incomplete { members: whole(), primary, failure });
+            decided(Verdict::Incomplete { members: whole(), primary, failure });
         } else if !awaited.is_empty() {
             // Every arrival gives the rest new time: the disks of one machine are copied one after the other.
             let last = whole().iter().filter_map(|name| files.get(name)).map(|f| f.last_change).max();
             let until = last.unwrap_or(now) + timeout;
             if now < until {
-                verdicts.push(Verdict::Waiting { primary, missing: awaited, until });
+                decided(Verdict::Waiting { primary, missing: awaited, until });
             } else {
                 let failure = Failure::new(Reason::MissingMember, self.describe(&primary, &awaited, timeout));
-                verdicts.push(Verdict::Incomplete { members: whole(), primary, failure });
+                decided(Verdict::Incomplete { members: whole(), primary, failure });
             }
         } else if !recalled {
-            verdicts.push(Verdict::Ready { members: whole(), primary });
+            decided(Verdict::Ready { members: whole(), primary });
         }
     }
 
@@ -222,8 +221,8 @@ impl Artifact {
 }
 
 /// An extent whose descriptor hasn't come.
-fn judge_extent(name: &str, file: &File, now: Duration, timeout: Duration) -> Verdict {
-    let primary = name.to_owned();
+fn judge_extent(name: &Name, file: &File, now: Duration, timeout: Duration) -> Verdict {
+    let primary = name.clone();
     let until = file.last_change + timeout;
     if !file.is_stable {
         return Verdict::Settling { unsettled: vec![primary.clone()], primary };

@@ -10,7 +10,7 @@
 //!
 //! The engine blocks on the file system; whoever serves a socket does so on another thread and reads the snapshot.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -31,6 +31,7 @@ use super::layout::Layout;
 use super::moves::Method;
 use super::placement::PlacementError;
 use super::publish::PublishError;
+use super::scan::Name;
 use super::store::StoreError;
 
 mod advance;
@@ -133,12 +134,10 @@ pub struct Engine<E> {
     digests: Digests,
     space: Space,
     conversions: BTreeMap<ConversionId, Conversion>,
-    /// Lone members of conversions that succeeded, by name: an OVF that names one of them comes too late.
-    finished: HashMap<String, (ConversionId, Duration)>,
     /// What is still to be claimed while draining, by primary; `None` while not draining.
-    drain: Option<HashSet<String>>,
+    drain: Option<HashSet<Name>>,
     orders: mpsc::UnboundedReceiver<Order>,
-    hints: mpsc::UnboundedReceiver<String>,
+    hints: mpsc::Receiver<String>,
     snapshot: watch::Sender<Snapshot>,
     /// The snapshot as it will be published.
     view: Snapshot,
@@ -194,7 +193,7 @@ impl<E: Executor> Engine<E> {
         executor: E,
         ledger: ledger::Writer,
         notifier: Notifier,
-        hints: mpsc::UnboundedReceiver<String>,
+        hints: mpsc::Receiver<String>,
         started: Timestamp,
     ) -> Result<(Self, Remote)> {
         let (left, paused, totals, history) = ledger
@@ -221,7 +220,6 @@ impl<E: Executor> Engine<E> {
             digests: Digests::default(),
             space: Space::default(),
             conversions: BTreeMap::new(),
-            finished: HashMap::new(),
             drain: None,
             orders,
             hints,
@@ -263,6 +261,9 @@ impl<E: Executor> Engine<E> {
                 digest = self.digests.next() => self.digests.put(digest),
                 () = sleep_until(wake) => {}
             }
+        }
+        if let Err(error) = self.ledger.call(ledger::Ledger::flush).await {
+            tracing::warn!(error = %chain(&error), "the ledger is behind; the next start makes up for it");
         }
         self.show();
     }

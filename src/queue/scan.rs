@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
@@ -32,10 +33,13 @@ pub enum Kind {
     Device,
 }
 
+/// A file's name. Shared, because everything that is known of ten thousand waiting files is known by name.
+pub type Name = Arc<str>;
+
 /// One entry of the queue directory, as it was when looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    pub name: String,
+    pub name: Name,
     pub kind: Kind,
     /// Bytes.
     pub size: u64,
@@ -51,14 +55,19 @@ impl Entry {
     /// What a claim remembers of it.
     #[must_use]
     pub fn member(&self) -> Member {
-        Member { name: self.name.clone(), size_bytes: self.size, mtime_ns: self.mtime_ns, inode: self.inode }
+        Member {
+            name: self.name.as_ref().to_owned(),
+            size_bytes: self.size,
+            mtime_ns: self.mtime_ns,
+            inode: self.inode,
+        }
     }
 
     /// The entry called `name`, of which the system says this.
     #[must_use]
     pub fn of(name: &str, found: &Metadata) -> Self {
         Self {
-            name: name.to_owned(),
+            name: name.into(),
             kind: kind(found.file_type()),
             size: found.len(),
             mtime_ns: nanoseconds(found.mtime(), found.mtime_nsec()),
@@ -161,7 +170,7 @@ fn list_at_most(dir: &Path, limit: usize) -> io::Result<Listing> {
                 match role(&entry) {
                     Role::Candidate | Role::Companion => listing.entries.push(entry),
                     Role::Refused(refusal) => {
-                        listing.refused.push(Refused { name: entry.name, inode: entry.inode, refusal });
+                        listing.refused.push(Refused { name: name.to_owned(), inode: entry.inode, refusal });
                     }
                     Role::Ignored => {}
                 }
@@ -197,7 +206,7 @@ pub fn look(dir: &Path, name: &str) -> io::Result<Option<Entry>> {
         _ => Kind::Device,
     };
     Ok(Some(Entry {
-        name: name.to_owned(),
+        name: name.into(),
         kind,
         size: found.stx_size,
         mtime_ns: nanoseconds(found.stx_mtime.tv_sec, i64::from(found.stx_mtime.tv_nsec)),
@@ -303,7 +312,7 @@ mod tests {
         let listing = list(dir.path()).unwrap();
         let with_role = |wanted| {
             let mut names: Vec<_> =
-                listing.entries.iter().filter(|e| role(e) == wanted).map(|e| e.name.as_str()).collect();
+                listing.entries.iter().filter(|e| role(e) == wanted).map(|e| e.name.as_ref()).collect();
             names.sort_unstable();
             names
         };

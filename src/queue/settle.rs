@@ -10,10 +10,10 @@
 //! Nothing here reads a clock or a disk: the caller looks at files when [`Settling::take_due`] names them, and now
 //! and then at all of them. Stable files are not due: ten thousand waiting ones cost nothing between rescans.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::scan::Entry;
+use super::scan::{Entry, Name};
 
 /// Time between two looks that count.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,24 +50,46 @@ struct Look {
     inode: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Clock {
     seen: Look,
     first_sight: Duration,
-    last_look: Duration,
     last_change: Duration,
+    growing_from: Duration,
+    /// Absent while stable and not to be looked at: ten thousand waiting files are kept small.
+    watch: Option<Box<Watch>>,
+}
+
+/// How far a file that is looked at has settled.
+#[derive(Clone, Copy, Debug)]
+struct Watch {
+    last_look: Duration,
     /// The last look that counted.
     counted: Duration,
     equal: u32,
-    /// When it is looked at next; `None` while stable.
-    due: Option<Duration>,
-    growing_from: Duration,
+    /// When it is looked at next.
+    due: Duration,
     overdue_from: Duration,
+}
+
+impl Watch {
+    /// Begins anew with a look at this moment.
+    fn begun(now: Duration, timeout: Duration) -> Self {
+        Self { last_look: now, counted: now, equal: 0, due: now + LOOK_INTERVAL, overdue_from: now + timeout }
+    }
+
+    fn is_stable(&self) -> bool {
+        self.equal >= EQUAL_LOOKS
+    }
 }
 
 impl Clock {
     fn is_stable(&self) -> bool {
-        self.equal >= EQUAL_LOOKS
+        self.watch.as_ref().is_none_or(|watch| watch.is_stable())
+    }
+
+    fn due(&self) -> Option<Duration> {
+        self.watch.as_ref().map(|watch| watch.due)
     }
 }
 
@@ -75,8 +97,8 @@ impl Clock {
 #[derive(Debug)]
 pub struct Settling {
     timeout: Duration,
-    clocks: HashMap<String, Clock>,
-    schedule: BTreeSet<(Duration, String)>,
+    clocks: HashMap<Name, Clock>,
+    schedule: BTreeSet<(Duration, Name)>,
 }
 
 impl Settling {
@@ -91,47 +113,31 @@ impl Settling {
     pub fn observe(&mut self, entry: &Entry, now: Duration) -> Vec<Event> {
         let seen = Look { size: entry.size, mtime_ns: entry.mtime_ns, ctime_ns: entry.ctime_ns, inode: entry.inode };
         let Some(clock) = self.clocks.get_mut(&entry.name) else {
-            let due = now + LOOK_INTERVAL;
-            self.clocks.insert(
-                entry.name.clone(),
-                Clock {
-                    seen,
-                    first_sight: now,
-                    last_look: now,
-                    last_change: now,
-                    counted: now,
-                    equal: 0,
-                    due: Some(due),
-                    growing_from: now,
-                    overdue_from: now + self.timeout,
-                },
-            );
-            self.schedule.insert((due, entry.name.clone()));
+            let watch = Watch::begun(now, self.timeout);
+            self.schedule.insert((watch.due, entry.name.clone()));
+            let clock =
+                Clock { seen, first_sight: now, last_change: now, growing_from: now, watch: Some(Box::new(watch)) };
+            self.clocks.insert(entry.name.clone(), clock);
             return Vec::new();
         };
-        let was_due = clock.due;
+        let was_due = clock.due();
         let events = look_again(clock, seen, now, self.timeout);
-        clock.due = (!clock.is_stable()).then(|| (clock.counted + LOOK_INTERVAL).max(now));
-        if was_due != clock.due {
-            let due = clock.due;
+        let due = clock.due();
+        if was_due != due {
             self.reschedule(&entry.name, was_due, due);
         }
         events
     }
 
-    /// Takes note of a whole listing: files that are missing in it are forgotten and reported `Gone`.
-    pub fn observe_all<'a>(
-        &mut self,
-        entries: impl IntoIterator<Item = &'a Entry>,
-        now: Duration,
-    ) -> Vec<(String, Event)> {
+    /// Takes note of a whole listing, in the order of the names: files that are missing in it are forgotten and reported
+    /// `Gone`.
+    pub fn observe_all(&mut self, entries: &[Entry], now: Duration) -> Vec<(Name, Event)> {
         let mut events = Vec::new();
-        let mut listed = HashSet::new();
         for entry in entries {
-            listed.insert(entry.name.as_str());
             events.extend(self.observe(entry, now).into_iter().map(|event| (entry.name.clone(), event)));
         }
-        let mut gone: Vec<_> = self.clocks.keys().filter(|name| !listed.contains(name.as_str())).cloned().collect();
+        let is_listed = |name: &Name| entries.binary_search_by(|entry| entry.name.cmp(name)).is_ok();
+        let mut gone: Vec<Name> = self.clocks.keys().filter(|name| !is_listed(name)).cloned().collect();
         gone.sort_unstable();
         for name in gone {
             self.forget(&name);
@@ -143,26 +149,31 @@ impl Settling {
     /// An event told that this file may have changed: it is looked at soon, however many events come. `false` where
     /// it is not known: the caller looks at it at once.
     pub fn hint(&mut self, name: &str, now: Duration) -> bool {
-        let Some(clock) = self.clocks.get_mut(name) else { return false };
-        let soon = now.max(clock.last_look + HINT_INTERVAL);
-        let was_due = clock.due;
-        if was_due.is_none_or(|due| due > soon) {
-            clock.due = Some(soon);
-            self.reschedule(name, was_due, Some(soon));
+        let Some((name, clock)) = self.clocks.get_key_value(name) else { return false };
+        let name = name.clone();
+        let was_due = clock.due();
+        let soon = clock.watch.as_ref().map_or(now + HINT_INTERVAL, |watch| now.max(watch.last_look + HINT_INTERVAL));
+        if was_due.is_some_and(|due| due <= soon) {
+            return true;
         }
+        let settled = Watch { equal: EQUAL_LOOKS, ..Watch::begun(now, self.timeout) };
+        if let Some(clock) = self.clocks.get_mut(&name) {
+            clock.watch.get_or_insert(Box::new(settled)).due = soon;
+        }
+        self.reschedule(&name, was_due, Some(soon));
         true
     }
 
     /// Files to be looked at now. Each is taken once; [`Settling::observe`] (or [`Settling::forget`], when it is
     /// gone) puts it in order again.
-    pub fn take_due(&mut self, now: Duration) -> Vec<String> {
+    pub fn take_due(&mut self, now: Duration) -> Vec<Name> {
         let mut due = Vec::new();
         while self.schedule.first().is_some_and(|(at, _)| *at <= now) {
             let (_, name) = self.schedule.pop_first().expect("a first one was just seen");
-            if let Some(clock) = self.clocks.get_mut(&name) {
+            if let Some(watch) = self.clocks.get_mut(&name).and_then(|clock| clock.watch.as_mut()) {
                 // Should the look fail, it is due again a second later.
-                clock.due = Some(now + LOOK_INTERVAL);
-                self.schedule.insert((now + LOOK_INTERVAL, name.clone()));
+                watch.due = now + LOOK_INTERVAL;
+                self.schedule.insert((watch.due, name.clone()));
             }
             due.push(name);
         }
@@ -177,8 +188,8 @@ impl Settling {
 
     /// Forgets a file: gone, claimed or refused. Seen again, it begins anew.
     pub fn forget(&mut self, name: &str) {
-        if let Some(clock) = self.clocks.remove(name) {
-            self.reschedule(name, clock.due, None);
+        if let Some((name, clock)) = self.clocks.remove_entry(name) {
+            self.reschedule(&name, clock.due(), None);
         }
     }
 
@@ -206,12 +217,12 @@ impl Settling {
         self.clocks.values().filter(|clock| !clock.is_stable()).count()
     }
 
-    fn reschedule(&mut self, name: &str, from: Option<Duration>, to: Option<Duration>) {
+    fn reschedule(&mut self, name: &Name, from: Option<Duration>, to: Option<Duration>) {
         if let Some(from) = from {
-            self.schedule.remove(&(from, name.to_owned()));
+            self.schedule.remove(&(from, name.clone()));
         }
         if let Some(to) = to {
-            self.schedule.insert((to, name.to_owned()));
+            self.schedule.insert((to, name.clone()));
         }
     }
 }
@@ -220,31 +231,39 @@ impl Settling {
 fn look_again(clock: &mut Clock, seen: Look, now: Duration, timeout: Duration) -> Vec<Event> {
     let mut events = Vec::new();
     let size = seen.size;
-    clock.last_look = now;
     if seen != clock.seen {
-        if clock.is_stable() {
-            clock.first_sight = now;
-            clock.overdue_from = now + timeout;
-            events.push(Event::Unsettled { size });
-        }
+        let was_stable = clock.is_stable();
+        let begun = Watch::begun(now, timeout);
+        let overdue_from = clock.watch.as_ref().filter(|_| !was_stable).map_or(begun.overdue_from, |w| w.overdue_from);
+        clock.watch = Some(Box::new(Watch { overdue_from, ..begun }));
         clock.seen = seen;
-        clock.equal = 0;
-        clock.counted = now;
         clock.last_change = now;
-        if now >= clock.growing_from && events.is_empty() {
+        if was_stable {
+            clock.first_sight = now;
+            events.push(Event::Unsettled { size });
+        } else if now >= clock.growing_from {
             clock.growing_from = now + GROWING_INTERVAL;
             events.push(Event::Growing { size });
         }
-    } else if !clock.is_stable() && now.saturating_sub(clock.counted) >= LOOK_INTERVAL {
-        clock.equal += 1;
-        clock.counted = now;
-        if clock.is_stable() {
+    }
+    let first_sight = clock.first_sight;
+    let Some(watch) = clock.watch.as_mut() else { return events };
+    watch.last_look = now;
+    if !watch.is_stable() && now.saturating_sub(watch.counted) >= LOOK_INTERVAL {
+        watch.equal += 1;
+        watch.counted = now;
+        if watch.is_stable() {
             events.push(Event::Stable { size });
         }
     }
-    if !clock.is_stable() && now >= clock.overdue_from {
-        clock.overdue_from = now + OVERDUE_INTERVAL;
-        events.push(Event::Overdue { size, since: now.saturating_sub(clock.first_sight) });
+    if watch.is_stable() {
+        clock.watch = None;
+        return events;
+    }
+    watch.due = (watch.counted + LOOK_INTERVAL).max(now);
+    if now >= watch.overdue_from {
+        watch.overdue_from = now + OVERDUE_INTERVAL;
+        events.push(Event::Overdue { size, since: now.saturating_sub(first_sight) });
     }
     events
 }

@@ -12,19 +12,23 @@ fn id(text: &str) -> ConversionId {
     text.parse().unwrap()
 }
 
-fn names(names: &[&str]) -> Vec<String> {
+fn names(names: &[&str]) -> Vec<Name> {
+    names.iter().map(|n| Name::from(*n)).collect()
+}
+
+fn texts(names: &[&str]) -> Vec<String> {
     names.iter().map(|n| (*n).to_owned()).collect()
 }
 
 /// A queue directory under construction.
 #[derive(Default)]
-struct Queue(BTreeMap<String, File>);
+struct Queue(BTreeMap<Name, File>);
 
 impl Queue {
     fn with(mut self, name: &str, is_stable: bool, required: &[&str], optional: &[&str]) -> Self {
-        let references = References { required: names(required), optional: names(optional) };
-        let file = File { is_stable, first_sight: s(100), last_change: s(100), references };
-        self.0.insert(name.to_owned(), file);
+        let references = References { required: texts(required), optional: texts(optional) };
+        let file = File { is_stable, first_sight: s(100), last_change: s(100), references: references.into() };
+        self.0.insert(name.into(), file);
         self
     }
 
@@ -37,7 +41,13 @@ impl Queue {
     }
 
     fn verdicts_at(&self, now: u64) -> Vec<Verdict> {
-        group(&self.0, |_| None, s(now), TIMEOUT)
+        self.verdicts_with(|_| None, now)
+    }
+
+    fn verdicts_with(&self, elsewhere: impl Fn(&str) -> Option<Elsewhere>, now: u64) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        group(&self.0, elsewhere, s(now), TIMEOUT, |verdict| verdicts.push(verdict));
+        verdicts
     }
 
     fn verdicts(&self) -> Vec<Verdict> {
@@ -46,15 +56,15 @@ impl Queue {
 }
 
 fn ready(members: &[&str]) -> Verdict {
-    Verdict::Ready { primary: members[0].to_owned(), members: names(members) }
+    Verdict::Ready { primary: members[0].into(), members: names(members) }
 }
 
 fn settling(primary: &str, unsettled: &[&str]) -> Verdict {
-    Verdict::Settling { primary: primary.to_owned(), unsettled: names(unsettled) }
+    Verdict::Settling { primary: primary.into(), unsettled: names(unsettled) }
 }
 
 fn waiting(primary: &str, missing: &[&str]) -> Verdict {
-    Verdict::Waiting { primary: primary.to_owned(), missing: names(missing), until: s(3700) }
+    Verdict::Waiting { primary: primary.into(), missing: texts(missing), until: s(3700) }
 }
 
 #[test]
@@ -103,7 +113,7 @@ fn an_extent_waits_for_its_descriptor_and_fails_without() {
     let queue = Queue::default().stable("vm-flat.vmdk");
     assert_eq!(queue.verdicts(), [waiting("vm-flat.vmdk", &[])]);
     let failure = match &queue.verdicts_at(3700)[..] {
-        [Verdict::Incomplete { members, failure, .. }] if *members == ["vm-flat.vmdk"] => failure.clone(),
+        [Verdict::Incomplete { members, failure, .. }] if *members == names(&["vm-flat.vmdk"]) => failure.clone(),
         other => panic!("{other:?}"),
     };
     assert_eq!(failure.reason, Reason::MissingMember);
@@ -118,7 +128,7 @@ fn each_arrival_gives_the_missing_ones_new_time() {
     let until = s(6600);
     assert_eq!(
         queue.verdicts_at(3700),
-        [Verdict::Waiting { primary: "vm.ovf".to_owned(), missing: names(&["b.vmdk"]), until }]
+        [Verdict::Waiting { primary: "vm.ovf".into(), missing: texts(&["b.vmdk"]), until }]
     );
     let verdicts = queue.verdicts_at(6600);
     let [Verdict::Incomplete { members, failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
@@ -130,20 +140,20 @@ fn each_arrival_gives_the_missing_ones_new_time() {
 fn a_disk_that_was_taken_alone_is_recalled_when_its_ovf_comes() {
     let queue = Queue::default().with("vm.ovf", false, &["a.vmdk", "b.vmdk"], &[]).stable("b.vmdk");
     let elsewhere = |name: &str| (name == "a.vmdk").then(|| Elsewhere::Alone(id("a-1")));
-    let recall = Verdict::Recall { primary: "vm.ovf".to_owned(), member: "a.vmdk".to_owned(), id: id("a-1") };
+    let recall = Verdict::Recall { primary: "vm.ovf".into(), member: "a.vmdk".to_owned(), id: id("a-1") };
     // Known as soon as the OVF can be read: the sooner, the less is done in vain.
-    assert_eq!(group(&queue.0, elsewhere, s(110), TIMEOUT), [recall.clone(), settling("vm.ovf", &["vm.ovf"])]);
+    assert_eq!(queue.verdicts_with(elsewhere, 110), [recall.clone(), settling("vm.ovf", &["vm.ovf"])]);
     let queue = queue.with("vm.ovf", true, &["a.vmdk", "b.vmdk"], &[]);
-    assert_eq!(group(&queue.0, elsewhere, s(9999), TIMEOUT), [recall]);
+    assert_eq!(queue.verdicts_with(elsewhere, 9999), [recall]);
 }
 
 #[test]
 fn a_disk_already_converted_alone_fails_its_ovf_with_a_message_that_says_so() {
     let queue = Queue::default().with("vm.ovf", true, &["a.vmdk"], &[]);
-    let verdicts = group(&queue.0, |_| Some(Elsewhere::Finished(id("a-1"))), s(110), TIMEOUT);
+    let verdicts = queue.verdicts_with(|_| Some(Elsewhere::Finished("into /out/a".to_owned())), 110);
     let [Verdict::Incomplete { members, failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
     assert_eq!(*members, names(&["vm.ovf"]));
-    assert_eq!(failure.message, "vm.ovf: a.vmdk arrived first and was already converted by itself, as a-1");
+    assert_eq!(failure.message, "vm.ovf: a.vmdk arrived first and was already converted by itself, into /out/a");
 }
 
 #[test]
@@ -185,9 +195,9 @@ fn every_candidate_stands_in_one_verdict() {
 #[test]
 fn a_broken_descriptor_names_what_it_seems_to_name() {
     let ovf = b"<Envelope><References><File ovf:href=\"a.vmdk\" id=\"x\"/><File ovf:href='../b'/><File href=\"c";
-    assert_eq!(references("vm.ovf", ovf), References { required: vec![], optional: names(&["a.vmdk"]) });
+    assert_eq!(references("vm.ovf", ovf), References { required: vec![], optional: texts(&["a.vmdk"]) });
     let vmdk = b"# Disk DescriptorFile\nRW 1 FLAT \"a-flat.vmdk\" 0\nRW 1 FLAT \"/etc/shadow\" 0\nx=\"b\"\n";
-    assert_eq!(references("vm.vmdk", vmdk), References { required: vec![], optional: names(&["a-flat.vmdk"]) });
+    assert_eq!(references("vm.vmdk", vmdk), References { required: vec![], optional: texts(&["a-flat.vmdk"]) });
     assert_eq!(references("vm.raw", vmdk), References::default());
     assert_eq!(references("vm.ovf", b"\xff\xfe href="), References::default());
 }

@@ -63,8 +63,7 @@ impl<E: Executor> Engine<E> {
         tracing::info!(from = ?self.run_state, to = ?run_state, "run state changed");
         self.run_state = run_state;
         self.last_activity = Some(Timestamp::now());
-        self.drain = (run_state == RunState::Draining)
-            .then(|| self.intake.ready().iter().map(|artifact| artifact.primary.clone()).collect());
+        self.drain = (run_state == RunState::Draining).then(|| self.intake.ready().cloned().collect());
         self.show();
         if self.settings.ends && matches!(run_state, RunState::Running | RunState::Paused) {
             let paused = run_state == RunState::Paused;
@@ -79,6 +78,6 @@ impl<E: Executor> Engine<E> {
 
     /// Whether files that were queued when draining began are still to be claimed.
     pub(super) fn has_to_drain(&self) -> bool {
-        self.drain.as_ref().is_some_and(|drain| self.intake.ready().iter().any(|a| drain.contains(&a.primary)))
+        self.drain.as_ref().is_some_and(|drain| self.intake.ready().any(|primary| drain.contains(primary)))
     }
 }

@@ -76,7 +76,7 @@ impl Digests {
         }
         if self.under_way.is_empty() {
             self.under_way.insert(fingerprint.clone());
-            let mut names: Vec<PathBuf> = artifact.members.iter().map(|m| PathBuf::from(&m.name)).collect();
+            let mut names: Vec<PathBuf> = artifact.members.iter().map(|m| PathBuf::from(m.name.as_ref())).collect();
             names.sort();
             let (sender, directory) = (self.sender.clone(), directory.to_owned());
             tokio::task::spawn_blocking(move || {
@@ -96,7 +96,7 @@ impl<E: Executor> Engine<E> {
         if !self.settings.deduplicate || artifact.failure.is_some() {
             return Ok(Verdict::New { md5: None });
         }
-        let (name, size) = (artifact.primary.clone(), artifact.size_bytes());
+        let (name, size) = (artifact.primary.as_ref().to_owned(), artifact.size_bytes());
         if self.is_under_way(|row| row.claim.primary == name && row.claim.size_bytes() == size) {
             return Ok(Verdict::Later);
         }

@@ -8,6 +8,9 @@ use tokio::sync::mpsc;
 
 use crate::queue::scan;
 
+/// Names that wait to be looked at. With more, the next rescan finds what is dropped here.
+const WAITING: usize = 1024;
+
 /// Keeps events coming while it lives.
 #[derive(Debug)]
 pub struct Events {
@@ -16,8 +19,8 @@ pub struct Events {
 
 /// Names that events speak of. Where the system gives none (or no more watches), rescans do all the work.
 #[must_use]
-pub fn watch(directory: &Path) -> (Events, mpsc::UnboundedReceiver<String>) {
-    let (sender, hints) = mpsc::unbounded_channel();
+pub fn watch(directory: &Path) -> (Events, mpsc::Receiver<String>) {
+    let (sender, hints) = mpsc::channel(WAITING);
     let handler = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         if !is_telling(event.kind) {
@@ -25,8 +28,8 @@ pub fn watch(directory: &Path) -> (Events, mpsc::UnboundedReceiver<String>) {
         }
         let names = event.paths.iter().filter_map(|path| path.file_name());
         for name in names.filter(|name| scan::is_of_interest(name)).filter_map(|name| name.to_str()) {
-            // The engine has ended.
-            let _ = sender.send(name.to_owned());
+            // The engine is behind, or has ended.
+            let _ = sender.try_send(name.to_owned());
         }
     };
     let watcher = notify::recommended_watcher(handler)

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::conversion::{ConversionId, Failure};
 use crate::disk::descriptor::References;
 use crate::ledger::LeftSource;
 use crate::queue::companions::{self, Elsewhere, File, Verdict};
-use crate::queue::scan::{self, Entry, Refusal, Refused, Role};
+use crate::queue::scan::{self, Entry, Name, Refusal, Refused, Role};
 use crate::queue::settle::{Event, Settling};
 
 /// Shortest time between two listings of the directory. Where events come through, they are what is fast.
@@ -24,7 +25,7 @@ const REGROUP: Duration = Duration::from_millis(50);
 /// An artifact that is whole, or never will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Artifact {
-    pub primary: String,
+    pub primary: Name,
     /// The primary first.
     pub members: Vec<Entry>,
     /// Why it fails without an attempt.
@@ -43,12 +44,29 @@ impl Artifact {
     }
 }
 
-pub(super) type Fingerprint = Vec<(String, u64, u64, i128)>;
+pub(super) type Fingerprint = Vec<(Name, u64, u64, i128)>;
+
+/// An artifact as it is kept while it waits: ten thousand of them are.
+#[derive(Debug)]
+struct Ready {
+    primary: Name,
+    /// The other members.
+    companions: Vec<Name>,
+    failure: Option<Box<Failure>>,
+}
+
+/// A file that lies there.
+#[derive(Debug)]
+struct Seen {
+    entry: Entry,
+    /// Whether it was said that it is queued.
+    is_announced: bool,
+}
 
 /// A conversion that is to give its only member back, because this descriptor names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Recall {
-    pub primary: String,
+    pub primary: Name,
     pub member: String,
     pub id: ConversionId,
 }
@@ -59,12 +77,14 @@ pub(super) struct Intake {
     directory: PathBuf,
     companion_timeout: Duration,
     settling: Settling,
-    entries: BTreeMap<String, Entry>,
-    references: HashMap<String, (Entry, References)>,
+    entries: BTreeMap<Name, Seen>,
+    /// What descriptors name, by their state when they were read.
+    references: HashMap<Name, (Entry, Arc<References>)>,
+    /// What all others name.
+    no_references: Arc<References>,
     refused: HashSet<Refused>,
     left: HashMap<String, LeftSource>,
-    announced: HashSet<(String, u64)>,
-    ready: Vec<Artifact>,
+    ready: Vec<Ready>,
     recalls: Vec<Recall>,
     /// Whether the groups must be made again.
     is_dirty: bool,
@@ -88,9 +108,9 @@ impl Intake {
             settling: Settling::new(stable_timeout),
             entries: BTreeMap::new(),
             references: HashMap::new(),
+            no_references: Arc::default(),
             refused: HashSet::new(),
             left: left.into_iter().map(|source| (source.path.clone(), source)).collect(),
-            announced: HashSet::new(),
             ready: Vec::new(),
             recalls: Vec::new(),
             is_dirty: true,
@@ -134,19 +154,30 @@ impl Intake {
         self.last_group = now;
         self.next_group = None;
         let files = self.files();
-        let verdicts = companions::group(&files, elsewhere, now, self.companion_timeout);
         self.ready.clear();
         self.recalls.clear();
-        for verdict in verdicts {
-            self.take_in(verdict);
-        }
+        let timeout = self.companion_timeout;
+        companions::group(&files, elsewhere, now, timeout, |verdict| self.take_in(verdict));
         let settling = &self.settling;
         self.ready.sort_by_key(|artifact| settling.first_sight(&artifact.primary));
     }
 
-    /// Artifacts that may be claimed, the first seen first.
-    pub fn ready(&self) -> &[Artifact] {
-        &self.ready
+    /// Primaries of the artifacts that may be claimed, the first seen first.
+    pub fn ready(&self) -> impl ExactSizeIterator<Item = &Name> {
+        self.ready.iter().map(|ready| &ready.primary)
+    }
+
+    /// One of [`Intake::ready`], by its place there.
+    pub fn primary_at(&self, index: usize) -> Option<&Name> {
+        self.ready.get(index).map(|ready| &ready.primary)
+    }
+
+    /// The artifact of [`Intake::primary_at`].
+    pub fn ready_at(&self, index: usize) -> Option<Artifact> {
+        let Ready { primary, companions, failure } = self.ready.get(index)?;
+        let names = std::iter::once(primary).chain(companions);
+        let members = names.filter_map(|name| self.entries.get(name)).map(|seen| seen.entry.clone()).collect();
+        Some(Artifact { primary: primary.clone(), members, failure: failure.as_deref().cloned() })
     }
 
     /// Conversions that are to give their member back.
@@ -226,7 +257,7 @@ impl Intake {
                 }
                 Role::Refused(refusal) => {
                     self.drop_entry(name);
-                    self.report_refused(vec![Refused { name: entry.name, inode: entry.inode, refusal }]);
+                    self.report_refused(vec![Refused { name: name.to_owned(), inode: entry.inode, refusal }]);
                 }
                 Role::Ignored => {}
             },
@@ -236,24 +267,24 @@ impl Intake {
     }
 
     fn put_entry(&mut self, entry: Entry) {
-        if self.entries.get(&entry.name) != Some(&entry) {
+        let before = self.entries.get(&entry.name);
+        if before.is_none_or(|before| before.entry != entry) {
             self.is_dirty = true;
-            self.entries.insert(entry.name.clone(), entry);
+            let is_announced = before.is_some_and(|before| before.is_announced && before.entry.inode == entry.inode);
+            self.entries.insert(entry.name.clone(), Seen { entry, is_announced });
         }
     }
 
     fn drop_entry(&mut self, name: &str) {
         self.settling.forget(name);
         self.references.remove(name);
-        if let Some(entry) = self.entries.remove(name) {
-            self.announced.remove(&(entry.name, entry.inode));
-            self.is_dirty = true;
-        }
+        self.is_dirty |= self.entries.remove(name).is_some();
     }
 
     fn take_event(&mut self, name: &str, event: Event) {
-        let is_disk = self.entries.get(name).is_some_and(|entry| scan::role(entry) == Role::Candidate);
-        let is_left = self.entries.get(name).is_some_and(|entry| self.is_left(entry));
+        let entry = self.entries.get(name).map(|seen| &seen.entry);
+        let is_disk = entry.is_some_and(|entry| scan::role(entry) == Role::Candidate);
+        let is_left = entry.is_some_and(|entry| self.is_left(entry));
         match event {
             Event::Growing { size } | Event::Unsettled { size } if is_disk => {
                 tracing::info!("File still growing: {name} ({})", size_text(size));
@@ -273,23 +304,23 @@ impl Intake {
     }
 
     fn is_left(&self, entry: &Entry) -> bool {
-        self.left.get(&entry.name).is_some_and(|left| {
+        self.left.get(entry.name.as_ref()).is_some_and(|left| {
             left.inode == entry.inode && left.size_bytes == entry.size && left.mtime_ns == entry.mtime_ns
         })
     }
 
     /// Everything that may belong to an artifact, as the grouping wants it.
-    fn files(&mut self) -> BTreeMap<String, File> {
+    fn files(&mut self) -> BTreeMap<Name, File> {
         let mut files = BTreeMap::new();
         let mut empty = Vec::new();
-        for (name, entry) in &self.entries {
+        for (name, Seen { entry, .. }) in &self.entries {
             let is_stable = self.settling.is_stable(name);
             if self.is_left(entry) {
                 continue;
             }
             if is_stable && entry.size == 0 {
                 if scan::role(entry) == Role::Candidate {
-                    empty.push(Refused { name: name.clone(), inode: entry.inode, refusal: Refusal::Empty });
+                    empty.push(Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal: Refusal::Empty });
                 }
                 continue;
             }
@@ -297,10 +328,11 @@ impl Intake {
                 Some((seen, references)) if seen == entry => references.clone(),
                 _ if companions::may_be_descriptor(entry) => {
                     let references = companions::read_references(&self.directory, name).unwrap_or_default();
+                    let references = Arc::new(references);
                     self.references.insert(name.clone(), (entry.clone(), references.clone()));
                     references
                 }
-                _ => References::default(),
+                _ => self.no_references.clone(),
             };
             let first_sight = self.settling.first_sight(name).unwrap_or_default();
             let last_change = self.settling.last_change(name).unwrap_or_default();
@@ -312,8 +344,8 @@ impl Intake {
 
     fn take_in(&mut self, verdict: Verdict) {
         match verdict {
-            Verdict::Ready { primary, members } => self.add_ready(primary, &members, None),
-            Verdict::Incomplete { primary, members, failure } => self.add_ready(primary, &members, Some(failure)),
+            Verdict::Ready { primary, members } => self.add_ready(primary, members, None),
+            Verdict::Incomplete { primary, members, failure } => self.add_ready(primary, members, Some(failure)),
             Verdict::Waiting { until, .. } => {
                 self.next_group = Some(self.next_group.map_or(until, |at| at.min(until)));
             }
@@ -322,13 +354,14 @@ impl Intake {
         }
     }
 
-    fn add_ready(&mut self, primary: String, members: &[String], failure: Option<Failure>) {
-        let members: Vec<Entry> = members.iter().filter_map(|name| self.entries.get(name)).cloned().collect();
-        let Some(inode) = members.first().map(|entry| entry.inode) else { return };
-        if self.announced.insert((primary.clone(), inode)) {
+    fn add_ready(&mut self, primary: Name, mut members: Vec<Name>, failure: Option<Failure>) {
+        let Some(seen) = self.entries.get_mut(&primary) else { return };
+        if !std::mem::replace(&mut seen.is_announced, true) {
             tracing::info!("📥 New file queued: {primary}");
         }
-        self.ready.push(Artifact { primary, members, failure });
+        members.retain(|name| *name != primary);
+        members.shrink_to_fit();
+        self.ready.push(Ready { primary, companions: members, failure: failure.map(Box::new) });
     }
 
     fn report_refused(&mut self, refused: Vec<Refused>) {

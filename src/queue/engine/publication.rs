@@ -83,9 +83,6 @@ impl<E: Executor> Engine<E> {
         let left = super::endings::left_sources(&self.settings.layout, &placement);
         let name = row.claim.primary.clone();
         let start = status.attempts.last().and_then(|last| last.start_time).unwrap_or(now);
-        if let [only] = row.claim.members.as_slice() {
-            self.finished.insert(only.name.clone(), (id.clone(), self.origin.elapsed()));
-        }
         let output_path = target.to_string_lossy().into_owned();
         self.intake.leave(&left);
         let change = Change {

@@ -71,11 +71,6 @@ impl<E: Executor> Engine<E> {
         (!self.requests.sought.is_empty()).then_some(self.requests.next_look)
     }
 
-    /// Whether somebody asked for this file of the queue directory: the scan leaves it to them.
-    pub(super) fn is_requested(&self, name: &str) -> bool {
-        self.executor.requests().iter().any(|request| request.path == name)
-    }
-
     /// Claims what was asked for and is there, and declines what will not come.
     pub(super) async fn claim_requested(&mut self) {
         let now = self.now();
@@ -133,7 +128,7 @@ impl<E: Executor> Engine<E> {
         let row = self.record_claim(claim, None, None).await?;
         self.conversions.insert(request.id.clone(), Conversion::new(row));
         if origin.is_empty() {
-            self.intake.claimed(&Artifact { primary: primary.to_owned(), members, failure: None });
+            self.intake.claimed(&Artifact { primary: primary.into(), members, failure: None });
         }
         if let Err(error) = self.complete_claim(&request.id).await {
             self.note_error(&request.id, &error);
@@ -230,7 +225,7 @@ fn find(queue: &Path, request: &Request) -> io::Result<Found> {
         missing.sort();
         return Ok(Found::Missing(missing));
     }
-    members.sort_by(|a, b| (a.name != primary, &a.name).cmp(&(b.name != primary, &b.name)));
+    members.sort_by(|a, b| (*a.name != *primary, &a.name).cmp(&(*b.name != *primary, &b.name)));
     Ok(Found::Whole(members))
 }
 

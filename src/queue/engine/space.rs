@@ -90,7 +90,7 @@ impl<E: Executor> Engine<E> {
     /// Whether there is room for the ledger itself. Where there is none, nothing can be claimed and no attempt's end
     /// be noted: it is said, if there is anything to do.
     pub(super) fn has_floor(&mut self, now: Duration) -> bool {
-        let needed = match (self.intake.ready().first(), self.conversions.values().next()) {
+        let needed = match (self.intake.ready_at(0), self.conversions.values().next()) {
             (Some(artifact), _) => artifact.size_bytes(),
             (None, Some(conversion)) => needed_bytes(&conversion.row),
             (None, None) => return true,

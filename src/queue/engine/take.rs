@@ -1,8 +1,10 @@
 //! Taking artifacts out of the directory: checked against what was seen before, recorded, claimed.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, advance};
@@ -17,19 +19,24 @@ use super::intake::Artifact;
 use super::{CLAIMED_AHEAD, Conversion, Engine, PAUSE, Result};
 
 impl<E: Executor> Engine<E> {
-    pub(super) fn group(&mut self, now: std::time::Duration) {
+    pub(super) fn group(&mut self, now: Duration) {
+        let conversions = &self.conversions;
         let timeout = self.settings.companion_timeout;
-        self.finished.retain(|_, (_, at)| now.saturating_sub(*at) < timeout);
-        let (conversions, finished) = (&self.conversions, &self.finished);
+        let since = Timestamp::now() - SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX);
         let elsewhere = |name: &str| {
-            let alone = conversions.values().find(|c| is_alone(c, name));
-            match alone {
-                Some(c) if c.row.status.end.is_none() && c.row.status.converted.is_none() => {
-                    Some(Elsewhere::Alone(c.row.id.clone()))
+            if let Some(alone) = conversions.values().find(|c| is_alone(c, name)) {
+                let (id, status) = (&alone.row.id, &alone.row.status);
+                if status.converted.is_some() {
+                    return Some(Elsewhere::Finished(format!("as {id}")));
                 }
-                Some(c) if c.row.status.converted.is_some() => Some(Elsewhere::Finished(c.row.id.clone())),
-                _ => finished.get(name).map(|(id, _)| Elsewhere::Finished(id.clone())),
+                if status.end.is_none() {
+                    return Some(Elsewhere::Alone(id.clone()));
+                }
             }
+            let asked = name.to_owned();
+            let found = self.ledger.wait(move |ledger| ledger.finished_since(&asked, since));
+            let output = found.inspect_err(|error| tracing::warn!(error = %chain(error), "cannot look for {name}"));
+            output.ok().flatten().map(|output| Elsewhere::Finished(format!("into {output}")))
         };
         self.intake.group(elsewhere, now);
     }
@@ -47,24 +54,24 @@ impl<E: Executor> Engine<E> {
 
     /// Claims what is ready while there is room for it.
     pub(super) async fn claim_ready(&mut self) {
-        if self.now() < self.claim_pause || self.intake.ready().is_empty() {
+        if self.now() < self.claim_pause || self.intake.ready().len() == 0 {
             return;
         }
+        let requests: HashSet<String> = self.executor.requests().into_iter().map(|request| request.path).collect();
         let mut room = self.room();
-        let artifacts: Vec<Artifact> = self
-            .intake
-            .ready()
-            .iter()
-            .filter(|a| self.may_take(a) && !self.is_requested(&a.primary))
-            .cloned()
-            .collect();
-        for artifact in artifacts {
-            if room == 0 {
-                break;
+        let mut at = 0;
+        while room > 0 {
+            let Some(primary) = self.intake.primary_at(at) else { return };
+            // The scan leaves to whoever asked for a file what was asked for.
+            if !self.may_take(primary) || requests.contains(primary.as_ref()) {
+                at += 1;
+                continue;
             }
+            let Some(artifact) = self.intake.ready_at(at) else { return };
             match self.claim_one(&artifact).await {
+                // It is no longer among those that are ready.
                 Ok(true) => room -= 1,
-                Ok(false) => {}
+                Ok(false) => at += 1,
                 Err(error) => {
                     tracing::error!(file = %artifact.primary, error = %chain(&error), "cannot claim");
                     self.claim_pause = self.now() + PAUSE;
@@ -81,10 +88,10 @@ impl<E: Executor> Engine<E> {
         (self.settings.limit + CLAIMED_AHEAD).saturating_sub(unfinished)
     }
 
-    fn may_take(&self, artifact: &Artifact) -> bool {
+    fn may_take(&self, primary: &str) -> bool {
         match self.run_state {
             RunState::Running | RunState::Paused => true,
-            RunState::Draining => self.drain.as_ref().is_some_and(|drain| drain.contains(&artifact.primary)),
+            RunState::Draining => self.drain.as_ref().is_some_and(|drain| drain.contains(primary)),
             RunState::Stopped => false,
         }
     }
@@ -151,7 +158,7 @@ impl<E: Executor> Engine<E> {
             id,
             queue_uid: self.settings.queue_uid.clone(),
             origin: String::new(),
-            primary: artifact.primary.clone(),
+            primary: artifact.primary.as_ref().to_owned(),
             members: artifact.members.iter().map(crate::queue::scan::Entry::member).collect(),
             claimed_at: now,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
@@ -163,7 +170,7 @@ impl<E: Executor> Engine<E> {
         let parked: Vec<ConversionId> = self
             .conversions
             .values()
-            .filter(|c| matches!(c.row.state, ClaimState::Parked { .. }) && c.row.claim.primary == artifact.primary)
+            .filter(|c| matches!(c.row.state, ClaimState::Parked { .. }) && c.row.claim.primary == *artifact.primary)
             .map(|c| c.row.id.clone())
             .collect();
         for id in parked {
@@ -189,7 +196,8 @@ impl<E: Executor> Engine<E> {
             }
         }
         let change = Change { state: Some(ClaimState::Submitted), status: Some(status), ..Change::default() };
-        self.change(id, change).await?;
+        // A restart finds the members in the claim and comes to the same.
+        self.defer(id, change).await?;
         self.submit(id).await
     }
 

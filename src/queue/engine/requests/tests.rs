@@ -25,7 +25,7 @@ fn queue() -> TempDir {
 
 fn names(found: &Found) -> Vec<&str> {
     match found {
-        Found::Whole(members) => members.iter().map(|member| member.name.as_str()).collect(),
+        Found::Whole(members) => members.iter().map(|member| member.name.as_ref()).collect(),
         other => panic!("{other:?}"),
     }
 }
