@@ -185,7 +185,7 @@ fn an_existing_output_is_refused_and_replaced_only_by_force() {
     fs::write(&output, "precious").unwrap();
     let refused = hyper2kvm(&["convert", text(&source), "-o", text(&output)]);
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(11), "{said}");
+    assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("exists already") && said.contains("--force"), "{said}");
     assert_eq!(fs::read(&output).unwrap(), b"precious");
     assert!(hyper2kvm(&["convert", text(&source), "-o", text(&output), "--force"]).status.success());
@@ -276,7 +276,7 @@ fn what_must_not_be_replaced_is_refused_before_any_work_even_by_force() {
     {
         let refused = hyper2kvm(&["convert", text(&source), "-o", text(&output), "--format", "raw", "--force"]);
         let said = String::from_utf8_lossy(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(11), "{said}");
+        assert_eq!(refused.status.code(), Some(2), "{said}");
         assert!(said.contains(words), "{said}");
     }
     assert_eq!(fs::read(&source).unwrap(), before);

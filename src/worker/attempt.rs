@@ -220,7 +220,7 @@ fn attempt(order: &Order, places: &Places, meter: &Arc<Meter>, interrupts: Inter
         threads: None,
         verify_full: false,
     };
-    let metadata = convert(&conversion, meter, |_| Ok(()))?;
+    let metadata = convert::<Failure>(&conversion, meter, |_| Ok(()))?;
     drop(progress);
     write_synced(&folder, "metadata.json", &metadata).map_err(|e| output_failure(&folder, &e))?;
     sync_directory(&order.work).map_err(|e| output_failure(&order.work, &e))?;

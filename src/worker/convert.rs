@@ -49,12 +49,12 @@ pub struct Conversion<'a> {
 /// disks' files once the source is accepted, and may refuse before the first byte is copied.
 ///
 /// # Errors
-/// Why not, with the step it happened in; the directory then holds waste.
-pub fn convert(
+/// Why not, with the step it happened in, or why it was not accepted; the directory then holds waste.
+pub fn convert<E: From<Failure>>(
     conversion: &Conversion<'_>,
     meter: &Meter,
-    accept: impl FnOnce(&[String]) -> Result<(), Failure>,
-) -> Result<Metadata, Failure> {
+    accept: impl FnOnce(&[String]) -> Result<(), E>,
+) -> Result<Metadata, E> {
     let start_time = Timestamp::now();
     meter.enter(Stage::Inspect);
     let group = conversion.group;
@@ -65,7 +65,7 @@ pub fn convert(
 
     meter.enter(Stage::Plan);
     let names = names::disk_names(conversion.stem, source.disks.len(), conversion.options.out_format);
-    accept(&names).map_err(|f| f.at_stage(Stage::Plan))?;
+    accept(&names)?;
     plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
     let passes = 1 + u64::from(conversion.verify_full);
     meter.set_total(source.disks.iter().map(|d| d.image.virtual_size() * passes).sum());

@@ -12,7 +12,28 @@ use super::group::Group;
 use super::output::{output_failure, sync_directory};
 use crate::conversion::domain::domain_xml;
 use crate::conversion::options::DomainOptions;
-use crate::conversion::{Failure, Metadata, Phase, Reason};
+use crate::conversion::{Failure, Metadata};
+
+/// Why the output is not where it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    #[error("{}: exists already", .0.display())]
+    Taken(PathBuf),
+    #[error("{}: is the source itself", .0.display())]
+    Source(PathBuf),
+    #[error("{}: is a directory", .0.display())]
+    Directory(PathBuf),
+    #[error("{name}: has {disks} disks, which don't go into one file")]
+    Several { name: String, disks: usize },
+    #[error("{0}")]
+    Failed(Failure),
+}
+
+impl From<Failure> for PlaceError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
 
 /// Final places of a conversion's files.
 #[derive(Debug, Default)]
@@ -48,24 +69,21 @@ pub fn scratch(directory: &Path) -> Result<TempDir, Failure> {
 ///
 /// # Errors
 /// As [`place`].
-pub fn check(target: &Target<'_>, group: &Group, names: &[String]) -> Result<(), Failure> {
+pub fn check(target: &Target<'_>, group: &Group, names: &[String]) -> Result<(), PlaceError> {
     if target.file.is_some() && names.len() > 1 {
-        let message = format!("{}: has {} disks", group.primary.name(), names.len());
-        return Err(refused(Reason::UnsupportedFormat, message, "Use --output-dir DIR instead of -o FILE"));
+        return Err(PlaceError::Several { name: group.primary.name().to_owned(), disks: names.len() });
     }
     let disks = names.iter().map(|name| target.disk(name));
     for path in disks.chain(target.domain.map(|_| target.domain_path())) {
         let Ok(there) = path.symlink_metadata() else { continue };
         if group.holds(&path) {
-            let message = format!("{}: is the source itself", path.display());
-            return Err(refused(Reason::PermissionDenied, message, "Use another name"));
+            return Err(PlaceError::Source(path));
         }
         if there.is_dir() {
-            let message = format!("{}: is a directory", path.display());
-            return Err(refused(Reason::PermissionDenied, message, "Use --output-dir DIR, or another name"));
+            return Err(PlaceError::Directory(path));
         }
         if !target.replace {
-            return Err(taken_or(&path, &io::ErrorKind::AlreadyExists.into()));
+            return Err(PlaceError::Taken(path));
         }
     }
     Ok(())
@@ -85,9 +103,8 @@ impl Target<'_> {
 /// On an error nothing new is left.
 ///
 /// # Errors
-/// `PermissionDenied` where a name is taken and `replace` is off, else what the system says; then what was replaced is
-/// back.
-pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Result<Placed, Failure> {
+/// `Taken` where a name is taken and `replace` is off, else what the system says; then what was replaced is back.
+pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Result<Placed, PlaceError> {
     let mut placed = Placed::default();
     let mut moves = Vec::new();
     for disk in &mut metadata.disks {
@@ -112,7 +129,7 @@ pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Re
     Ok(placed)
 }
 
-fn move_all(moves: &[(PathBuf, PathBuf)], replace: bool) -> Result<(), Failure> {
+fn move_all(moves: &[(PathBuf, PathBuf)], replace: bool) -> Result<(), PlaceError> {
     for (n, (from, to)) in moves.iter().enumerate() {
         if let Err(error) = move_one(from, to, replace) {
             for (from, to) in &moves[..n] {
@@ -123,7 +140,10 @@ fn move_all(moves: &[(PathBuf, PathBuf)], replace: bool) -> Result<(), Failure> 
                     fs::rename(to, from)
                 };
             }
-            return Err(taken_or(to, &error));
+            return Err(match error.kind() {
+                io::ErrorKind::AlreadyExists => PlaceError::Taken(to.clone()),
+                _ => output_failure(to, &error).into(),
+            });
         }
     }
     Ok(())
@@ -140,21 +160,4 @@ fn move_one(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
         Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, to),
         swapped => Ok(swapped?),
     }
-}
-
-fn refused(reason: Reason, message: String, suggestion: &str) -> Failure {
-    let failure = Failure::in_phase(reason, Phase::ArgumentPreparation, message);
-    Failure { suggestion: suggestion.to_owned(), ..failure }
-}
-
-fn taken_or(path: &Path, error: &io::Error) -> Failure {
-    if error.kind() != io::ErrorKind::AlreadyExists {
-        return output_failure(path, error);
-    }
-    let failure = Failure::in_phase(
-        Reason::PermissionDenied,
-        Phase::OutputDirectoryCreation,
-        format!("{}: exists already", path.display()),
-    );
-    Failure { suggestion: "Use another name, or --force to replace it".to_owned(), ..failure }
 }

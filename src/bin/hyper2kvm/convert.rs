@@ -14,7 +14,7 @@ use hyper2kvm::worker::convert::{Conversion, convert};
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::output;
-use hyper2kvm::worker::place::{self, Placed};
+use hyper2kvm::worker::place::{self, PlaceError, Placed};
 use hyper2kvm::worker::progress::{Meter, Ticker};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -24,8 +24,8 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm convert app.ovf --output-dir /images --emit-domain-xml
   hyper2kvm convert big.vhdx --format raw --progress json --json
 
-Exit codes: 0; 2 wrong usage; 10 refused for good; 11 permission, space or a name that is taken; 12 an I/O error that
-may pass; 13 the source changed meanwhile; 143 interrupted.";
+Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good; 11 permission or space; 12 an I/O error
+that may pass; 13 the source changed meanwhile; 143 interrupted.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -126,22 +126,34 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             eprintln!("hyper2kvm: interrupted; nothing was left in the output directory");
             ExitCode::from(INTERRUPTED)
         }
-        Err(failure) => {
-            eprintln!("hyper2kvm: {}: {}", failure.reason, failure.message);
+        Err(PlaceError::Failed(failure)) => {
             let suggestion = match failure.reason {
                 Reason::TooLarge => "Raise --max-virtual-size if this image is trusted",
                 Reason::MissingMember => "Copy every file of the export into one directory",
                 _ => &failure.suggestion,
             };
-            if !suggestion.is_empty() {
-                eprintln!("  {suggestion}");
-            }
-            ExitCode::from(failure.reason.exit_code())
+            refuse(&failure, suggestion, failure.reason.exit_code())
+        }
+        Err(error) => {
+            let suggestion = match error {
+                PlaceError::Taken(_) => "Use another name, or --force to replace it",
+                PlaceError::Directory(_) | PlaceError::Several { .. } => "Use --output-dir DIR, or another name",
+                PlaceError::Source(_) | PlaceError::Failed(_) => "Use another name",
+            };
+            refuse(&error, suggestion, USAGE)
         }
     }
 }
 
-fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, Placed), Failure> {
+fn refuse(why: &dyn std::fmt::Display, suggestion: &str, code: u8) -> ExitCode {
+    eprintln!("hyper2kvm: {why}");
+    if !suggestion.is_empty() {
+        eprintln!("  {suggestion}");
+    }
+    ExitCode::from(code)
+}
+
+fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, Placed), PlaceError> {
     let options = options(arguments);
     let (directory, stem) = destination(arguments)?;
     let group = Group::open_beside(&arguments.source)?;
