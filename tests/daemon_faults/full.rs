@@ -171,8 +171,34 @@ fn a_daemon_started_on_a_full_volume_waits_for_room() {
     let mut daemon = volume.site.spawn(&[]);
     crate::harness::until("it says what it waits for", || daemon.lines("waiting for space").len() == 1);
     assert!(daemon.child.try_wait().unwrap().is_none(), "{}", daemon.log());
+    daemon.until("it answers all the same", || daemon.try_ask("status").is_some());
+    assert_eq!(daemon.ask("stats")["status"], "error");
+    assert_eq!(daemon.ask("pause")["message"], "Daemon paused");
+    assert_eq!(daemon.ask("status")["paused"], true);
     fs::remove_file(volume.ballast()).unwrap();
-    daemon.until("it goes on", || volume.site.archived() == ["vm.raw"]);
+    daemon.until("it goes on, paused", || {
+        daemon.try_ask("stats").is_some_and(|r| r["stats"]["current_queue_depth"] == 1)
+    });
+    assert_eq!(daemon.ask("status")["paused"], true);
+    daemon.ask("resume");
+    daemon.until("it converts", || volume.site.archived() == ["vm.raw"]);
+}
+
+#[test]
+fn a_daemon_that_waits_for_room_at_its_start_obeys_stop_and_sigterm() {
+    let Some(volume) = Volume::of(16, "") else { return };
+    volume.fill_up();
+    for by_signal in [true, false] {
+        let mut daemon = volume.site.spawn(&[]);
+        daemon.until("it answers", || daemon.try_ask("status").is_some());
+        if by_signal {
+            daemon.signal(rustix::process::Signal::TERM);
+        } else {
+            assert_eq!(daemon.ask("stop")["message"], "Stopping daemon");
+        }
+        assert!(daemon.end_within(Duration::from_secs(5)).success());
+        assert!(!volume.site.output().join(".daemon/control.sock").exists());
+    }
 }
 
 /// A few seconds after the first look.

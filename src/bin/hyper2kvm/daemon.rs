@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use hyper2kvm::config::{self, Config, Deduplication, Overrides};
 use hyper2kvm::control::{Listener, SOCKET};
+use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::executor::chain;
 use hyper2kvm::executor::process::{ProcessConfig, ProcessExecutor};
 use hyper2kvm::executor::progress::STALL_AFTER;
@@ -29,14 +30,13 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
 mod services;
+mod waiting;
 
 use services::Services;
+use waiting::{Waited, wait_for_space};
 
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
-
-/// How often a full volume is tried again before the daemon is ready.
-const SPACE_LOOK: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -112,6 +112,13 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         output_dir: arguments.output_dir.clone(),
         verbose: (arguments.verbose > 0).then_some(arguments.verbose),
     };
+    let is_told = !arguments.config.is_empty() || (arguments.watch_dir.is_some() && arguments.output_dir.is_some());
+    if !is_told {
+        return Err(Refusal::setting(
+            "no configuration: give --config FILE, or --watch-dir DIR and --output-dir DIR\n\n\
+             For more information, try 'hyper2kvm daemon --help'.",
+        ));
+    }
     let (config, warnings) =
         config::load(&arguments.config, &overrides).map_err(|error| Refusal::setting(chain(&error)))?;
     if arguments.check_config {
@@ -142,10 +149,13 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
     let served = runtime.block_on(serve(config, layout, arguments.listen, started, beside.handle()));
-    served.map(|services| services.end(beside))
+    if let Some(services) = served? {
+        services.end(beside);
+    }
+    Ok(())
 }
 
-/// Makes and tries the directories.
+/// Makes the directories.
 fn prepare(config: &Config) -> Result<Layout, Refusal> {
     let mut canonical = Vec::new();
     for dir in [&config.watch_dir, &config.output_dir] {
@@ -161,29 +171,11 @@ fn prepare(config: &Config) -> Result<Layout, Refusal> {
         Ok(Err(conflict)) => return Err(Refusal::setting(conflict.to_string())),
         Err(error) => return Err(Refusal::setting(format!("cannot look at the directories: {error}"))),
     }
-    try_out(&layout).map_err(|error| Refusal::setting(chain(&error)))?;
     if let Some(scratch) = &config.workdir {
         fs::create_dir_all(scratch)
             .map_err(|error| Refusal::setting(format!("cannot use workdir {}: {error}", scratch.display())))?;
     }
     Ok(layout)
-}
-
-/// Tries what will be asked of the directories. A full volume is no reason to end: nobody would start the daemon again
-/// when there is room. Nothing is open yet, so that a signal may end the process here.
-fn try_out(layout: &Layout) -> Result<(), probe::NotReady> {
-    let mut is_told = false;
-    loop {
-        match probe::probe(layout, Method::NoReplace) {
-            Err(error) if error.is_no_space() => {
-                if !std::mem::replace(&mut is_told, true) {
-                    tracing::warn!(error = %chain(&error), "the volume is full; waiting for space");
-                }
-                std::thread::sleep(SPACE_LOOK);
-            }
-            tried => return tried,
-        }
-    }
 }
 
 /// Makes a directory and the parents it lacks, and brings their names to disk: what is reported from now on lies below.
@@ -197,13 +189,23 @@ fn make_directory(dir: &Path) -> io::Result<PathBuf> {
     dir.canonicalize()
 }
 
+/// Serves the queue until it ends; `None` where that was before it began.
 async fn serve(
     config: Config,
     layout: Layout,
     listen: Option<SocketAddr>,
     started: Timestamp,
     beside: &Handle,
-) -> Result<Services, Refusal> {
+) -> Result<Option<Services>, Refusal> {
+    // What will be asked of the directories is tried.
+    let waited = match probe::probe(&layout, Method::NoReplace) {
+        Ok(()) => Waited { run_state: RunState::Running, signals: None },
+        Err(error) if error.is_no_space() => wait_for_space(&layout, &error, started, beside).await?,
+        Err(error) => return Err(Refusal::setting(chain(&error))),
+    };
+    if waited.run_state == RunState::Stopped {
+        return Ok(None);
+    }
     let locks = lock(&layout).await?;
     let endpoint = match listen {
         Some(address) => {
@@ -214,6 +216,9 @@ async fn serve(
         None => None,
     };
     let ledger = Ledger::open(&layout.daemon().join(LEDGER_FILE)).map_err(|error| Refusal::fault(chain(&error)))?;
+    if waited.run_state == RunState::Paused {
+        ledger.set_paused(true).map_err(|error| Refusal::fault(chain(&error)))?;
+    }
     let ledger = Writer::start(ledger);
     let entered = beside.enter();
     let notifier = Notifier::start(config.notifications.clone());
@@ -241,16 +246,19 @@ async fn serve(
     let (engine, remote) = Engine::start(settings, executor, ledger, notifier, hints, started)
         .await
         .map_err(|error| Refusal::fault(chain(&error)))?;
-    let services = Services::start(beside, remote, socket, endpoint, locks, &layout);
+    let services = Services::start(beside, remote.clone(), waited.signals, socket, endpoint, locks, &layout);
     tracing::info!(
         watch_dir = %layout.queue().display(),
         output_dir = %layout.output().display(),
         jobs = config.max_concurrent_jobs,
         "Daemon ready"
     );
+    if waited.run_state == RunState::Draining {
+        tokio::spawn(async move { remote.set_run_state(RunState::Draining).await });
+    }
     engine.run().await;
     drop(events);
-    Ok(services)
+    Ok(Some(services))
 }
 
 fn settings(config: &Config, layout: Layout) -> Settings {

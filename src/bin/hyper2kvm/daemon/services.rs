@@ -46,6 +46,7 @@ impl Services {
     pub fn start(
         runtime: &Handle,
         remote: Remote,
+        signals: Option<Signals>,
         socket: control::Listener,
         endpoint: Option<TcpListener>,
         locks: Locks,
@@ -54,7 +55,7 @@ impl Services {
         let shutdown = CancellationToken::new();
         // Before anybody can learn that the daemon is there: who hears an answer may send a signal at once.
         let entered = runtime.enter();
-        let signals = Signals::listen();
+        let signals = signals.or_else(Signals::listen);
         drop(entered);
         let stats_file = layout.daemon().join(STATS_FILE);
         let mut tasks = vec![
@@ -164,19 +165,29 @@ fn log_summary(snapshot: &Snapshot) {
 }
 
 /// Signals that don't end the process any more.
-struct Signals {
+#[derive(Debug)]
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     tell: Signal,
 }
 
 impl Signals {
-    fn listen() -> Option<Self> {
+    /// Must be called within a runtime.
+    pub fn listen() -> Option<Self> {
         Some(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             tell: listen(SignalKind::user_defined1())?,
         })
+    }
+
+    /// Waits for one that says to stop.
+    pub async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
