@@ -1,6 +1,7 @@
 //! Signals, stop, drain, pause, and the second daemon.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -14,7 +15,7 @@ fn sigterm_ends_an_idle_daemon_in_order() {
     let site = Site::new("");
     let mut daemon = site.start();
     daemon.signal(Signal::TERM);
-    assert_eq!(daemon.end_within(Duration::from_secs(5)).code(), Some(0));
+    assert_eq!(daemon.end_within(Duration::from_secs(2)).code(), Some(0));
     assert!(!daemon.lines("📊 DAEMON STATISTICS").is_empty());
     assert!(!site.output().join(".daemon/control.sock").exists());
     let stats = std::fs::read(site.output().join(".daemon/stats.json")).unwrap();
@@ -123,4 +124,31 @@ fn sigusr1_logs_the_summary_and_harms_nobody() {
     daemon.signal(Signal::USR1);
     daemon.until("the summary is logged", || !daemon.lines("Total Processed: 0").is_empty());
     assert_eq!(daemon.ask("status")["status"], "ok");
+}
+
+#[test]
+fn sigterm_while_paused_with_a_backlog_loses_nothing() {
+    let site = Site::new("");
+    let mut daemon = site.start();
+    daemon.ask("pause");
+    for n in 0..8 {
+        site.drop_file(&format!("vm{n}.raw"), &disk(n));
+    }
+    daemon.until("eight wait", || daemon.status("queue_depth") == 8);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end_within(Duration::from_secs(10)).code(), Some(0));
+    let daemon = site.start();
+    daemon.ask("resume");
+    daemon.until("all eight are archived", || site.archived().len() == 8);
+    daemon.until("all are counted", || daemon.stats()["total_processed"] == 8);
+}
+
+#[test]
+fn a_daemon_that_is_told_no_directories_says_what_to_give_it() {
+    for arguments in [&["daemon"][..], &["daemon", "--watch-dir", "/nowhere"]] {
+        let refused = Command::new(env!("CARGO_BIN_EXE_hyper2kvm")).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains("--config FILE") && said.contains("--output-dir DIR"), "{said}");
+    }
 }

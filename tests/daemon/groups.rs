@@ -1,8 +1,12 @@
 //! Descriptors and what they name: one conversion, in whatever order they arrive.
 
 use std::fs;
+use std::io::Cursor;
 
-use crate::harness::{Site, disk};
+use rustix::process::Signal;
+
+use crate::harness::{SOON, Site, disk};
+use crate::{ova, vmdk};
 
 const EXTENT: usize = 64 << 10;
 
@@ -53,4 +57,85 @@ fn members_of_a_claim_are_gone_from_the_queue_while_it_runs() {
     let claim = fs::read(site.queue().join(format!(".processing/{}/claim.json", claims[0]))).unwrap();
     let claim: serde_json::Value = serde_json::from_slice(&claim).unwrap();
     assert_eq!(claim["primary"], "vm.vmdk");
+}
+
+/// A streamOptimized disk of one grain, of this byte.
+fn stream_optimized(byte: u8) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    let grain = |number| (number == 0).then(|| vec![byte; usize::try_from(vmdk::GRAIN).unwrap()]);
+    vmdk::Sparse::stream_optimized(vmdk::GRAIN * 2).write(&mut file, grain).unwrap();
+    file.into_inner()
+}
+
+const CAPACITY: u64 = vmdk::GRAIN * 2;
+
+#[test]
+fn an_ova_with_two_disks_is_one_conversion() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let (first, second) = (stream_optimized(1), stream_optimized(2));
+    let appliance = ova::ova("app", &[("app-1.vmdk", &first, CAPACITY), ("app-2.vmdk", &second, CAPACITY)]);
+    site.drop_file("app.ova", &appliance);
+    daemon.until("it is archived", || site.archived() == ["app.ova"]);
+    assert_eq!(
+        (site.published(), site.disks()),
+        (vec!["app".to_owned()], names(&["app-disk0.qcow2", "app-disk1.qcow2"]))
+    );
+    assert_eq!(daemon.stats()["total_processed"], 1);
+}
+
+#[test]
+fn an_ovf_and_its_two_disks_are_one_conversion_in_every_order_of_arrival() {
+    // A disk that comes before its OVF is converted by itself once it is stable, and recalled when the OVF comes: the
+    // test is of files that come within the three seconds, as those of one copy do.
+    let members = ["vm.ovf", "vm-1.vmdk", "vm-2.vmdk"];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let site = Site::new("");
+        let daemon = site.start();
+        let ovf = ova::ovf(&[("vm-1.vmdk", CAPACITY), ("vm-2.vmdk", CAPACITY)]);
+        let content = [ovf.into_bytes(), stream_optimized(1), stream_optimized(2)];
+        for n in order {
+            site.drop_file(members[n], &content[n]);
+            // One after the other for the daemon too.
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        daemon.until("all are archived", || site.archived() == ["vm-1.vmdk", "vm-2.vmdk", "vm.ovf"]);
+        assert_eq!(site.disks(), ["vm-disk0.qcow2", "vm-disk1.qcow2"], "{order:?}");
+        assert_eq!(daemon.stats()["total_processed"], 1, "{order:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_runs_already_is_recalled_when_its_ovf_comes() {
+    let site = Site::new("max_concurrent_jobs: 1");
+    let daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
+    site.drop_file("vm-1.vmdk", &stream_optimized(1));
+    daemon.until("it runs", || daemon.status("active_jobs") == 1);
+    site.drop_file("vm.ovf", ova::ovf(&[("vm-1.vmdk", CAPACITY)]).as_bytes());
+    daemon.until("the disk is given back and claimed with its OVF", || {
+        let claims = site.names("queue/.processing");
+        claims.iter().any(|id| site.names(&format!("queue/.processing/{id}")) == ["claim.json", "vm-1.vmdk", "vm.ovf"])
+    });
+    assert_eq!(daemon.stats()["total_cancelled"], 0);
+}
+
+#[test]
+fn an_ovf_whose_disk_was_converted_alone_fails_and_says_so_also_after_a_restart() {
+    let site = Site::new("");
+    let mut daemon = site.start();
+    site.drop_file("vm-1.vmdk", &stream_optimized(1));
+    daemon.until("the disk is converted", || site.archived() == ["vm-1.vmdk"]);
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end_within(SOON).success());
+    let daemon = site.start();
+    site.drop_file("vm.ovf", ova::ovf(&[("vm-1.vmdk", CAPACITY)]).as_bytes());
+    daemon.until("its report is there", || site.queue().join(".errors/vm.ovf.error.json").exists());
+    let report = site.error_file("vm.ovf");
+    assert_eq!(report["reason"], "MissingMember", "{report}");
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("vm-1.vmdk arrived first and was already converted by itself, into "), "{error}");
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }

@@ -4,5 +4,13 @@ mod ending;
 mod files;
 mod groups;
 mod harness;
+#[path = "../images/ova.rs"]
+mod ova;
 mod retrying;
+#[path = "../daemon_faults/server.rs"]
+#[allow(dead_code, reason = "shared with the tests of faults, which use the rest")]
+mod server;
 mod socket;
+mod statistics;
+#[path = "../images/vmdk.rs"]
+mod vmdk;
