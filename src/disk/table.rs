@@ -1,6 +1,8 @@
 //! A table of equal entries in a file, read one page at a time.
 
-use super::Error;
+use std::ops::Range;
+
+use super::{Error, Extent, Location};
 
 /// How much of a table is held. A block allocation table may have hundreds of MiB; walked in order, it costs one read
 /// for each page.
@@ -48,5 +50,38 @@ impl<const N: usize> Table<N> {
         }
         let at = usize::try_from(index - self.first).expect("a page's entries fit") * N;
         Ok(super::fields::array(&self.page, at))
+    }
+}
+
+/// A block of the guest's disk, of which an entry of a table tells where it lies in the file.
+pub(crate) struct Block {
+    index: u64,
+    guest: Range<u64>,
+}
+
+impl Block {
+    /// Block `index` of a disk of `size` bytes; the last one may end with the disk, not with the block.
+    pub(crate) fn nth(index: u64, block: u64, size: u64) -> Self {
+        let start = index * block;
+        Self { index, guest: start..(start + block).min(size) }
+    }
+
+    /// Its bytes of the guest's disk.
+    pub(crate) fn len(&self) -> u64 {
+        self.guest.end - self.guest.start
+    }
+
+    /// It reads as zeros.
+    pub(crate) fn zero(self) -> Extent {
+        Extent { guest: self.guest, at: Location::Zero }
+    }
+
+    /// It lies at `offset` of the file `name`, which has `len` bytes; `entry` is the place of the entry that says so.
+    pub(crate) fn stored(self, offset: u64, name: &str, len: u64, entry: u64) -> Result<Extent, Error> {
+        if offset.checked_add(self.len()).is_none_or(|end| end > len) {
+            let message = format!("block {} lies at byte {offset}, but the file ends at byte {len}", self.index);
+            return Err(Error::truncated(name, entry, message));
+        }
+        Ok(Extent { guest: self.guest, at: Location::Stored { file: 0, offset } })
     }
 }

@@ -6,7 +6,7 @@
 use super::coalesce::coalesce;
 use super::fields::{le32, le64};
 use super::occupancy::{Taken, survey};
-use super::table::Table;
+use super::table::{Block, Table};
 use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
 
@@ -175,19 +175,12 @@ impl Vdi {
 
     fn block(&self, table: &mut Table<4>, index: u64) -> Result<Extent, Error> {
         let entry = u32::from_le_bytes(table.entry(index, |buffer, at| self.region.read_exact_at(buffer, at))?);
-        let start = index * self.block;
-        let guest = start..(start + self.block).min(self.size);
+        let block = Block::nth(index, self.block, self.size);
         if entry == FREE || entry == ZERO {
-            return Ok(Extent { guest, at: Location::Zero });
+            return Ok(block.zero());
         }
         let offset = self.data + u64::from(entry) * self.block;
-        let end = offset + (guest.end - guest.start);
-        if end > self.region.len() {
-            let message =
-                format!("block {index} lies at byte {offset}, but the file ends at byte {}", self.region.len());
-            return Err(Error::truncated(self.region.name(), table.place(index), message));
-        }
-        Ok(Extent { guest, at: Location::Stored { file: 0, offset } })
+        block.stored(offset, self.region.name(), self.region.len(), table.place(index))
     }
 
     /// Bytes of the guest's disk.

@@ -12,7 +12,7 @@ use super::fields::{be32, be64};
 use super::image::Extents;
 use super::occupancy::{Occupancy, Taken, survey};
 use super::raw::Raw;
-use super::table::Table;
+use super::table::{Block, Table};
 use super::{Error, Extent, Location, Region, raw};
 use crate::conversion::Reason;
 
@@ -113,19 +113,12 @@ impl Vhd {
 
     fn block(&self, blocks: &Blocks, table: &mut Table<4>, index: u64) -> Result<Extent, Error> {
         let entry = u32::from_be_bytes(table.entry(index, |buffer, at| self.region.read_exact_at(buffer, at))?);
-        let start = index * blocks.block;
-        let guest = start..(start + blocks.block).min(self.size);
+        let block = Block::nth(index, blocks.block, self.size);
         if entry == FREE {
-            return Ok(Extent { guest, at: Location::Zero });
+            return Ok(block.zero());
         }
         let offset = u64::from(entry) * SECTOR + blocks.bitmap;
-        let end = offset + (guest.end - guest.start);
-        if end > self.region.len() {
-            let message =
-                format!("block {index} lies at byte {offset}, but the file ends at byte {}", self.region.len());
-            return Err(Error::truncated(self.region.name(), table.place(index), message));
-        }
-        Ok(Extent { guest, at: Location::Stored { file: 0, offset } })
+        block.stored(offset, self.region.name(), self.region.len(), table.place(index))
     }
 
     /// Bytes of the guest's disk.

@@ -15,7 +15,7 @@ use self::metadata::Metadata;
 use self::patched::{Patched, Patches};
 use super::coalesce::coalesce;
 use super::occupancy::{Taken, survey};
-use super::table::Table;
+use super::table::{Block, Table};
 use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
 
@@ -97,8 +97,7 @@ impl Vhdx {
         let name = self.file.name();
         let position = index + index / self.chunk_ratio();
         let entry = u64::from_le_bytes(table.entry(position, |buffer, at| self.file.read_exact_at(buffer, at))?);
-        let start = index * self.metadata.block;
-        let guest = start..(start + self.metadata.block).min(self.metadata.size);
+        let block = Block::nth(index, self.metadata.block, self.metadata.size);
         let corrupt = |message: String| Err(Error::corrupt(name, table.place(position), message));
         // Bits 3 to 19 are reserved; the offset is in MiB from bit 20 on.
         if entry & 0x000F_FFF8 != 0 {
@@ -106,22 +105,19 @@ impl Vhdx {
         }
         match entry & 7 {
             // Not present, undefined, zero, unmapped; 5 is unmapped in files of the format's drafts.
-            0..=3 | 5 => return Ok(Extent { guest, at: Location::Zero }),
+            0..=3 | 5 => return Ok(block.zero()),
             6 => {}
             7 => return corrupt(format!("block {index} is partly its parent's, but there is no parent")),
             state => return corrupt(format!("block {index} has the unknown state {state}")),
         }
         let offset = entry & !(MIB - 1);
-        let end = offset.checked_add(guest.end - guest.start);
-        if end.is_none_or(|end| end > self.file.len()) {
-            let message = format!("block {index} lies at byte {offset}, but the file ends at byte {}", self.file.len());
-            return Err(Error::truncated(name, table.place(position), message));
-        }
-        if let Some(at) = self.file.changed(offset..offset + (guest.end - guest.start)) {
+        let len = block.len();
+        let extent = block.stored(offset, name, self.file.len(), table.place(position))?;
+        if let Some(at) = self.file.changed(offset..offset + len) {
             let message = "its log changes data, not only metadata; open it once where it was made";
             return Err(Error::refuse(Reason::UnsupportedFormat, name, message).at(at));
         }
-        Ok(Extent { guest, at: Location::Stored { file: 0, offset } })
+        Ok(extent)
     }
 
     fn table(&self) -> Table<8> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -126,11 +126,20 @@ pub fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<Fil
 
 /// Opens one plain component beneath `dir` without following anything.
 pub(super) fn open_beneath(dir: impl AsFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    open_component(dir.as_fd(), name, flags, Mode::empty())
+}
+
+/// The same for reading and writing, and makes the file where it is missing: mode 0644 less umask.
+pub(super) fn create_beneath(dir: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
+    open_component(dir.as_fd(), name, OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o644))
+}
+
+fn open_component(dir: BorrowedFd<'_>, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    match openat2(dir.as_fd(), name, flags, Mode::empty(), resolve) {
+    match openat2(dir, name, flags, mode, resolve) {
         // For one plain component O_NOFOLLOW promises the same, where a sandbox keeps openat2 from us.
-        Err(Errno::NOSYS) => openat(dir, name, flags, Mode::empty()),
+        Err(Errno::NOSYS) => openat(dir, name, flags, mode),
         opened => opened,
     }
 }

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, fstatvfs, openat, openat2, statat, unlinkat};
+use rustix::fs::{AtFlags, OFlags, fstatvfs, statat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -169,7 +169,7 @@ impl<'a> Part<'a> {
         if is_taken(&folder, name).map_err(|errno| cannot(errno.into()))? {
             return Err(TransferError::Taken(name.to_owned()));
         }
-        let file = match create_beneath(&folder, &part) {
+        let file = match store::create_beneath(&folder, &part) {
             Ok(file) => File::from(file),
             Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(TransferError::NotRegular(part)),
             Err(errno) => return Err(cannot(errno.into())),
@@ -306,17 +306,6 @@ fn opened(path: &Path, error: StoreError) -> TransferError {
         other => io::Error::other(other),
     };
     TransferError::Open { path: path.to_owned(), source }
-}
-
-fn create_beneath(folder: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mode = Mode::from_raw_mode(0o644);
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    match openat2(folder.as_fd(), name, flags, mode, resolve) {
-        // For one plain component O_NOFOLLOW promises the same, where a sandbox keeps openat2 from us.
-        Err(Errno::NOSYS) => openat(folder, name, flags, mode),
-        opened => opened,
-    }
 }
 
 fn is_taken(folder: impl AsFd, name: &str) -> Result<bool, Errno> {

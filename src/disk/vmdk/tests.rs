@@ -107,6 +107,16 @@ fn reason(kind: &Sparse, at: usize, value: &[u8]) -> Reason {
 }
 
 #[test]
+fn a_table_entry_of_1_means_zeros_only_where_the_header_says_so() {
+    let mut content = content(3 * 65536);
+    content[65536..2 * 65536].fill(0);
+    let kind = Sparse { zero_grains: true, ..Sparse::monolithic_sparse(content.len() as u64) };
+    assert!(guest(&Image::vmdk(&region(&built(&kind, &content))).unwrap()).unwrap() == content);
+    // Else it is a grain at sector 1, which lies in the descriptor here.
+    assert_eq!(refusal(&kind, &content, |bytes| bytes[8] &= !4).reason, Reason::Corrupt);
+}
+
+#[test]
 fn headers_that_no_writer_makes_are_refused() {
     let sparse = Sparse::monolithic_sparse(8 * 65536);
     let cases: [(usize, &[u8], Reason); 12] = [
