@@ -8,6 +8,7 @@ use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{Claim, ConversionId, Reason};
 use crate::queue::placement::Placement;
 
+use super::deferred::Pending;
 use super::left::{self, LeftSource};
 use super::processed::{self, Outcome};
 use super::{Error, Ledger, Result, query, totals};
@@ -116,7 +117,8 @@ impl Ledger {
     /// One conversion.
     pub fn conversion(&self, id: &ConversionId) -> Result<Option<ConversionRow>> {
         match self.deferred.find(id) {
-            Some(row) => Ok(row.cloned()),
+            Some(Pending::Changed(row)) => Ok(Some(row.as_ref().clone())),
+            Some(Pending::Gone) => Ok(None),
             None => find(&self.connection, id),
         }
     }

@@ -9,34 +9,41 @@ use crate::conversion::ConversionId;
 use super::conversions::{self, ConversionRow};
 use super::{Result, query};
 
-/// Rows as they are to be; `None` where the row is to go. They stay until a transaction that wrote them is committed.
+/// What is to become of a row.
+#[derive(Debug)]
+pub(super) enum Pending {
+    Changed(Box<ConversionRow>),
+    Gone,
+}
+
+/// Rows as they are to be. They stay until a transaction that wrote them is committed.
 #[derive(Debug, Default)]
-pub(super) struct Deferred(BTreeMap<ConversionId, Option<ConversionRow>>);
+pub(super) struct Deferred(BTreeMap<ConversionId, Pending>);
 
 impl Deferred {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What is known of a row here; the inner `None` says that it is to go.
-    pub fn find(&self, id: &ConversionId) -> Option<Option<&ConversionRow>> {
-        self.0.get(id).map(Option::as_ref)
+    /// What is to become of a row, if anything is.
+    pub fn find(&self, id: &ConversionId) -> Option<&Pending> {
+        self.0.get(id)
     }
 
     pub fn put(&mut self, row: ConversionRow) {
-        self.0.insert(row.id.clone(), Some(row));
+        self.0.insert(row.id.clone(), Pending::Changed(Box::new(row)));
     }
 
     pub fn forget(&mut self, id: &ConversionId) {
-        self.0.insert(id.clone(), None);
+        self.0.insert(id.clone(), Pending::Gone);
     }
 
     /// Writes everything. The caller commits, and then clears.
     pub fn write(&self, connection: &Connection) -> Result<()> {
-        for (id, row) in &self.0 {
-            match row {
-                Some(row) => conversions::write(connection, row)?,
-                None => {
+        for (id, pending) in &self.0 {
+            match pending {
+                Pending::Changed(row) => conversions::write(connection, row)?,
+                Pending::Gone => {
                     connection
                         .execute("DELETE FROM conversions WHERE id = ?1", [id.as_str()])
                         .map_err(query("forget a conversion"))?;

@@ -315,7 +315,11 @@ fn the_writer_brings_deferred_changes_to_the_disk_by_itself() {
     ledger.claim(&new(claim.clone())).unwrap();
     let writer = Writer::start(ledger);
     let id = claim.id.clone();
-    writer.wait(move |ledger| Ok(ledger.forget(&id))).unwrap();
+    let forget = move |ledger: &mut Ledger| {
+        ledger.forget(&id);
+        Ok(())
+    };
+    writer.wait(forget).unwrap();
     let elsewhere = Connection::open(directory.path().join("deduplication.db")).unwrap();
     let rows = || elsewhere.query_row("SELECT count(*) FROM conversions", [], |row| row.get::<_, u32>(0)).unwrap();
     let begun = std::time::Instant::now();

@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::conversion::ConversionId;
 use crate::executor::{Executor, chain};
-use crate::ledger::{ClaimState, ConversionRow, NewConversion};
+use crate::ledger::{ClaimState, ConversionRow, Ledger, NewConversion};
 use crate::queue::claim;
 use crate::queue::dispose;
 
@@ -22,7 +22,7 @@ impl<E: Executor> Engine<E> {
         for foreign in &claims.foreign {
             tracing::warn!(conversion = %foreign.id, queue = %foreign.queue_uid, "is another queue's claim");
         }
-        let rows = self.ledger.call(|ledger| ledger.conversions()).await?;
+        let rows = self.ledger.call(Ledger::conversions).await?;
         let mut known: BTreeSet<ConversionId> = rows.iter().map(|row| row.id.clone()).collect();
         let present: BTreeSet<ConversionId> = claims.own.iter().map(|claim| claim.id.clone()).collect();
         for row in rows {
