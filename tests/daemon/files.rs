@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt as _, symlink};
 use std::time::Duration;
 
 use crate::harness::{Site, disk, second};
@@ -124,4 +124,37 @@ fn a_broken_image_fails_once_with_a_reason() {
     assert_eq!((&report["class"], &report["filename"]), (&"Permanent".into(), &"bad.vmdk".into()));
     assert!(report["suggestion"].as_str().is_some_and(|text| !text.is_empty()));
     assert_eq!(daemon.lines("attempt started").len(), 1);
+}
+
+#[test]
+fn a_preallocated_file_is_not_converted_while_it_is_filled() {
+    let site = Site::new("out_format: raw");
+    let daemon = site.start();
+    let whole = disk(3);
+    let filled = fs::File::create(site.queue().join("filled.raw")).unwrap();
+    filled.set_len(whole.len() as u64).unwrap();
+    site.drop_file("still.raw", &disk(0));
+    daemon.until("the finished one is archived", || {
+        // Its size never changes again, and only its last byte is what it will be.
+        filled.write_all_at(&[9], 0).unwrap();
+        site.archived() == ["still.raw"]
+    });
+    assert_eq!(site.waiting(), ["filled.raw"]);
+    filled.write_all_at(&whole, 0).unwrap();
+    drop(filled);
+    daemon.until("the other one follows", || site.archived() == ["filled.raw", "still.raw"]);
+    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
+    assert!(fs::read(site.output().join(day).join("filled/filled.raw")).unwrap() == whole);
+}
+
+#[test]
+fn a_hard_link_is_converted_and_its_other_name_is_left_alone() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let other = site.dir.path().join("other.raw");
+    fs::write(&other, disk(1)).unwrap();
+    fs::hard_link(&other, site.queue().join("vm.raw")).unwrap();
+    daemon.until("it is archived", || site.archived() == ["vm.raw"]);
+    assert_eq!(site.disks(), ["vm.qcow2"]);
+    assert!(fs::read(&other).unwrap() == disk(1));
 }

@@ -16,10 +16,11 @@ use crate::random::{Random, number};
 /// Conversions in a run.
 const FILES: usize = 50;
 
-/// Kills in a run at most: with more, some conversions would be disrupted too often, which is another scenario.
-const KILLS_A_RUN: u64 = 20;
-
 const KILLS: u64 = 10;
+
+/// Longest time from work to a kill, where there are few; many are spread over the time that fifty conversions take. The
+/// eleventh that hits one conversion ends it in `.errors/`, as it should.
+const LATEST: Duration = Duration::from_millis(600);
 
 /// A child that was killed is a failure that is counted: there must be retries enough for all of them.
 const CONFIG: &str = "out_format: raw
@@ -29,16 +30,17 @@ retry_policy: {max_retries: 100, retry_delay: 1, backoff_multiplier: 1}";
 fn a_daemon_killed_at_any_moment_loses_nothing_and_counts_everything_once() {
     let mut run = Run::new("kills of the daemon");
     let mut left = number("HYPER2KVM_KILLS").unwrap_or(KILLS);
+    let latest = u64::try_from(LATEST.as_millis()).unwrap() * 20 / left.max(20);
     let mut killed = 0;
     while left > 0 {
         run.drop_files();
-        for _ in 0..left.min(KILLS_A_RUN) {
+        while left > 0 {
             let daemon = run.site.spawn(&[]);
             // Some die while they start, the others while they work.
             if run.random.below(4) == 0 {
                 sleep(Duration::from_millis(run.random.below(150)));
             } else if wait_for_work(&run, &daemon) {
-                sleep(Duration::from_millis(run.random.below(600)));
+                sleep(Duration::from_millis(run.random.below(latest)));
             } else {
                 break;
             }
@@ -66,8 +68,7 @@ fn children_killed_at_any_moment_are_started_again_until_all_is_done() {
     while left > 0 {
         run.drop_files();
         let mut daemon = run.site.start();
-        let until_here = left.saturating_sub(KILLS_A_RUN);
-        while left > until_here && wait_for_work(&run, &daemon) {
+        while left > 0 && wait_for_work(&run, &daemon) {
             sleep(Duration::from_millis(run.random.below(20)));
             left -= u64::from(kill_child(&daemon, &mut run.random));
         }

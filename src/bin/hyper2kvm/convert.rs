@@ -24,8 +24,9 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm convert app.ovf --output-dir /images --emit-domain-xml
   hyper2kvm convert big.vhdx --format raw --progress json --json
 
-Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good; 11 permission or space; 12 an I/O error
-that may pass; 13 the source changed meanwhile; 143 interrupted.";
+Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good;
+11 permission or space; 12 an I/O error that may pass; 13 the source changed meanwhile;
+143 interrupted.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
