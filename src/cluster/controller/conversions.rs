@@ -20,7 +20,7 @@ use super::status::{self, Saying};
 use crate::cluster::api::{ConversionJob, ConversionJobStatus, HyperConversion, condition};
 use crate::cluster::names;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
-use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure};
+use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
 
 /// How soon a pod that doesn't start is looked at again.
 const PENDING: Duration = Duration::from_secs(5);
@@ -121,7 +121,7 @@ impl Reconcile<'_> {
             Decision::Create(attempt) => self.recreate(attempt).await?,
             Decision::Search(attempt) => self.search(state, attempt).await?,
             Decision::Note(observation) => {
-                self.note(state, observation).await?;
+                self.note(decision::witnessed(state, &pods), observation).await?;
                 Action::requeue(NET)
             }
             Decision::Pending(why) => self.pending(state, why, job.as_deref(), &pods).await?,
@@ -242,7 +242,7 @@ impl Reconcile<'_> {
         if found.is_some_and(|job| job.metadata.uid == known) {
             return Ok(Action::requeue(PENDING));
         }
-        let failure = Failure::new(crate::conversion::Reason::JobLost, format!("Job {name} is gone"));
+        let failure = Failure::new(Reason::JobLost, format!("Job {name} is gone"));
         self.note(state, Observation::Failed { attempt, failure }).await?;
         Ok(Action::requeue(NET))
     }
@@ -281,7 +281,8 @@ impl Reconcile<'_> {
         let since = job.and_then(|job| job.metadata.creation_timestamp.as_ref()).map(|time| time.0);
         let late = since.is_some_and(|since| Timestamp::now().duration_since(since) >= PATIENCE);
         let why = match why {
-            None if late && !suspended => self.told_by_events(job, pods).await?,
+            None if suspended => Some(Failure::new(Reason::Suspended, "the Job waits, suspended, for who admits it")),
+            None if late => self.told_by_events(job, pods).await?,
             other => other,
         };
         self.say(state, None, why.as_ref()).await?;

@@ -65,6 +65,18 @@ pub fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
     state
 }
 
+/// The state with the pod and the node of its open attempt, where that ended before anybody saw it run.
+#[must_use]
+pub fn witnessed(mut state: ConversionStatus, pods: &[&Pod]) -> ConversionStatus {
+    if let Some(open) = state.attempts.last_mut().filter(|open| open.is_open() && open.pod_name.is_none())
+        && let Some((pod_name, node_name)) = outcome::whereabouts(pods)
+    {
+        open.pod_name = Some(pod_name);
+        open.node_name = node_name;
+    }
+    state
+}
+
 /// Whether the conversion ends without ever having a Job.
 #[must_use]
 pub fn needs_no_job(conversion: &ConversionJob) -> bool {

@@ -45,6 +45,10 @@ pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outco
     if let Some(failure) = job_failure(job) {
         return failed(failure);
     }
+    if pods.is_empty() && job_condition(job, &["Complete"]).is_some() {
+        // Whichever pod it was, its directory can't be told from waste any more.
+        return failed(Failure::new(Reason::JobLost, "the Job is complete, but its pod is gone"));
+    }
     match newest(pods) {
         Some(pod) if has_started(pod) => Outcome::Running {
             pod_name: pod.metadata.name.clone().unwrap_or_default(),
@@ -59,6 +63,14 @@ pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outco
 #[must_use]
 pub fn any_started(pods: &[&Pod]) -> bool {
     pods.iter().any(|pod| has_started(pod))
+}
+
+/// Name and node of the pod whose container runs or ran, if any did.
+#[must_use]
+pub fn whereabouts(pods: &[&Pod]) -> Option<(String, Option<String>)> {
+    let started: Vec<&Pod> = pods.iter().copied().filter(|pod| has_started(pod)).collect();
+    let pod = newest(&started)?;
+    Some((pod.metadata.name.clone()?, pod.spec.as_ref().and_then(|spec| spec.node_name.clone())))
 }
 
 /// Whether the Job is over and none of its pods is, as far as these show: the caches run at different speeds, and a

@@ -200,3 +200,12 @@ fn a_job_goes_when_its_attempt_s_end_is_recorded_and_a_failed_one_an_hour_later(
         assert_eq!(removal(&state, job), due, "{name}");
     }
 }
+
+#[test]
+fn an_attempt_that_nobody_saw_running_is_recorded_with_its_pod_all_the_same() {
+    let conversion = conversion(&open(Some("j"), None));
+    let ran = pod(&json!({"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:01Z"}}), "Succeeded");
+    let never = pod(&json!({"waiting": {"reason": "ContainerCreating"}}), "Failed");
+    let name_after = |pod: &Pod| witnessed(state(&conversion), &[pod]).attempts[0].pod_name.clone();
+    assert_eq!((name_after(&ran).as_deref(), name_after(&never)), (Some("p"), None));
+}

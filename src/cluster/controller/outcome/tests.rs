@@ -225,6 +225,12 @@ fn a_job_that_failed_without_a_pod_failed_in_its_own_words() {
 }
 
 #[test]
+fn a_job_that_is_complete_while_its_pod_is_gone_is_lost() {
+    let complete = job(json!([{"type": "Complete", "status": "True"}]), false);
+    assert_eq!(reason_of(&judge(N, &complete, &[], true)).0, Some(Reason::JobLost));
+}
+
+#[test]
 fn text_from_outside_is_bounded_and_harmless() {
     let text = format!("{}\u{1b}[31m", "é".repeat(MAX_TEXT));
     let outcome = judge_one(&running_job(), &pod(waiting_for("ErrImagePull", &text)));
