@@ -1,14 +1,19 @@
 //! A slim copy of watched objects, and a word on each change.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 
 use futures::StreamExt;
+use futures::stream::select_all;
 use kube::api::Api;
+use kube::core::NamespaceResourceScope;
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
-use kube::{Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 
 /// Objects in one page of a list: what a list holds in memory at a time.
 const PAGE: u32 = 200;
@@ -20,46 +25,177 @@ pub enum Change<'a, K> {
     Gone(&'a K),
 }
 
-/// Watches `api` into a cache. Each change is told after the cache has it; what a new list no longer holds is told as
-/// gone.
+/// Ends once everything that was there at the start is in the cache; an error if the watch ended before.
+pub type Listed = oneshot::Receiver<()>;
+
+/// Watches the objects of `namespaces` (of all, if there are none) into one cache. Each change is told after the cache
+/// has it; what a new list no longer holds is told as gone.
 pub fn watch<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    slim: impl Fn(&mut K) + Send + 'static,
+    client: &Client,
+    namespaces: &[String],
+    config: &watcher::Config,
+    slim: impl Fn(&mut K) + Clone + Send + 'static,
     mut tell: impl FnMut(Change<K>) + Send + 'static,
-) -> Store<K>
+) -> (Store<K>, Listed)
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
 {
-    let (reader, writer) = store();
-    let cache = reader.clone();
-    let events = watch_objects(api, config.page_size(PAGE)).modify(move |object: &mut K| {
-        object.managed_fields_mut().clear();
-        object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
-        slim(object);
-    });
+    let scopes: Vec<Option<String>> =
+        if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+    let mut events = select_all(scopes.iter().cloned().map(|scope| {
+        let api = match &scope {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        };
+        let slim = slim.clone();
+        let events = watch_objects(api, config.clone().page_size(PAGE)).modify(move |object: &mut K| {
+            object.managed_fields_mut().clear();
+            object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+            slim(object);
+        });
+        events.default_backoff().map(move |event| (scope.clone(), event)).boxed()
+    }));
+    let (reader, mut writer) = store();
+    // Ready at once, for those who ask the store itself: what is to be waited for are the lists of all scopes.
+    writer.apply_watcher_event(&Event::Init);
+    writer.apply_watcher_event(&Event::InitDone);
+    let (listed, all_listed) = oneshot::channel();
+    let mut cache =
+        Cache { reader: reader.clone(), writer, unlisted: scopes.into_iter().collect(), left: HashMap::new() };
     tokio::spawn(async move {
-        let mut events = Box::pin(events.default_backoff().reflect(writer));
-        // What was there before a new list: what the list doesn't hold any more is gone.
-        let mut before = Vec::new();
-        while let Some(event) = events.next().await {
+        let mut listed = Some(listed);
+        while let Some((scope, event)) = events.next().await {
             match event {
-                Ok(Event::Init) => before = cache.state(),
-                // The cache takes the list as a whole, at its end.
-                Ok(Event::InitApply(_)) => {}
-                Ok(Event::InitDone) => {
-                    for object in std::mem::take(&mut before) {
-                        if cache.get(&ObjectRef::from_obj(object.as_ref())).is_none() {
-                            tell(Change::Gone(object.as_ref()));
-                        }
-                    }
-                    cache.state().iter().for_each(|object| tell(Change::Seen(object.as_ref())));
-                }
-                Ok(Event::Apply(object)) => tell(Change::Seen(&object)),
-                Ok(Event::Delete(object)) => tell(Change::Gone(&object)),
+                Ok(event) => cache.take(scope, event, &mut tell),
                 Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; it is tried again"),
+            }
+            if let Some(listed) = listed.take_if(|_| cache.unlisted.is_empty()) {
+                // Whoever doesn't wait for it needs no word.
+                let _ = listed.send(());
             }
         }
     });
-    reader
+    (reader, all_listed)
+}
+
+/// A store that several watches fill, one for each scope.
+struct Cache<K: Resource<DynamicType = ()> + Clone + 'static> {
+    reader: Store<K>,
+    writer: Writer<K>,
+    /// Scopes whose first list isn't complete.
+    unlisted: HashSet<Option<String>>,
+    /// What the store holds of a scope and its new list has not shown so far.
+    left: HashMap<Option<String>, HashSet<ObjectRef<K>>>,
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
+    fn take(&mut self, scope: Option<String>, event: Event<K>, tell: &mut impl FnMut(Change<K>)) {
+        match event {
+            Event::Init => {
+                let held = self.reader.state().into_iter().map(|object| ObjectRef::from_obj(object.as_ref()));
+                let ours = held.filter(|object| scope.is_none() || object.namespace == scope).collect();
+                self.left.insert(scope, ours);
+            }
+            // The store itself would keep a list aside until its end, and then take it for all there is.
+            Event::InitApply(object) => {
+                if let Some(left) = self.left.get_mut(&scope) {
+                    left.remove(&ObjectRef::from_obj(&object));
+                }
+                self.seen(object, tell);
+            }
+            Event::InitDone => {
+                for gone in self.left.remove(&scope).into_iter().flatten() {
+                    if let Some(object) = self.reader.get(&gone) {
+                        self.gone(K::clone(&object), tell);
+                    }
+                }
+                self.unlisted.remove(&scope);
+            }
+            Event::Apply(object) => self.seen(object, tell),
+            Event::Delete(object) => self.gone(object, tell),
+        }
+    }
+
+    fn seen(&mut self, object: K, tell: &mut impl FnMut(Change<K>)) {
+        let event = Event::Apply(object);
+        self.writer.apply_watcher_event(&event);
+        if let Event::Apply(object) = &event {
+            tell(Change::Seen(object));
+        }
+    }
+
+    fn gone(&mut self, object: K, tell: &mut impl FnMut(Change<K>)) {
+        let event = Event::Delete(object);
+        self.writer.apply_watcher_event(&event);
+        if let Event::Delete(object) = &event {
+            tell(Change::Gone(object));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    fn object(namespace: &str, name: &str) -> ConfigMap {
+        let metadata =
+            ObjectMeta { name: Some(name.into()), namespace: Some(namespace.into()), ..ObjectMeta::default() };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    #[test]
+    fn a_new_list_of_one_namespace_takes_nothing_from_another_and_is_listed_when_all_are() {
+        let (reader, writer) = store();
+        let (a, b) = (Some("a".to_owned()), Some("b".to_owned()));
+        let unlisted = [a.clone(), b.clone()].into();
+        let mut cache = Cache { reader, writer, unlisted, left: HashMap::new() };
+        let mut told = Vec::new();
+        for (scope, event, all_listed) in [
+            (&a, Event::Init, false),
+            (&b, Event::Init, false),
+            (&a, Event::InitApply(object("a", "stays")), false),
+            (&a, Event::InitApply(object("a", "goes")), false),
+            (&b, Event::InitApply(object("b", "other")), false),
+            (&a, Event::InitDone, false),
+            (&b, Event::InitDone, true),
+            (&a, Event::Init, true),
+            (&a, Event::InitApply(object("a", "stays")), true),
+            (&b, Event::Apply(object("b", "comes")), true),
+            (&a, Event::InitDone, true),
+            (&b, Event::Delete(object("b", "other")), true),
+        ] {
+            cache.take(scope.clone(), event, &mut |change| {
+                let (word, object) = match change {
+                    Change::Seen(object) => ("seen", object),
+                    Change::Gone(object) => ("gone", object),
+                };
+                told.push(format!("{word} {}/{}", object.namespace().unwrap(), object.name_any()));
+            });
+            assert_eq!(cache.unlisted.is_empty(), all_listed);
+        }
+        assert_eq!(
+            told,
+            [
+                "seen a/stays",
+                "seen a/goes",
+                "seen b/other",
+                "seen a/stays",
+                "seen b/comes",
+                "gone a/goes",
+                "gone b/other"
+            ]
+        );
+        let mut held: Vec<_> = cache.reader.state().iter().map(|object| object.name_any()).collect();
+        held.sort();
+        assert_eq!(held, ["comes", "stays"]);
+    }
 }

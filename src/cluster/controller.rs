@@ -15,7 +15,6 @@ pub mod leadership;
 pub mod metrics;
 pub mod objects;
 pub mod outcome;
-pub mod probes;
 pub mod queues;
 mod run;
 pub mod status;

@@ -104,9 +104,11 @@ impl ClusterExecutor {
         let (tell, changes) = mpsc::unbounded_channel();
         let told = tell.clone();
         let of_queue = watcher::Config::default().fields(&format!("spec.queueRef.name={name}"));
-        let conversions = cache::watch(
-            Api::namespaced(client.clone(), &namespace),
-            of_queue,
+        let namespaces = std::slice::from_ref(&namespace);
+        let (conversions, conversions_listed) = cache::watch(
+            &client,
+            namespaces,
+            &of_queue,
             |_| {},
             move |change| {
                 let heard = match change {
@@ -121,14 +123,14 @@ impl ClusterExecutor {
             .map(|(label, value)| format!("{label}={value}"))
             .collect();
         let workers = watcher::Config::default().labels(&workers.join(","));
-        let pods = cache::watch(Api::namespaced(client.clone(), &namespace), workers, slim_pod, move |change| {
+        let (pods, pods_listed) = cache::watch(&client, namespaces, &workers, slim_pod, move |change| {
             let (Change::Seen(pod) | Change::Gone(pod)) = change;
             let pod: &Pod = pod;
             if let Some(conversion) = pod.labels().get(names::LABEL_CONVERSION) {
                 let _ = tell.send(Heard::Changed(conversion.clone()));
             }
         });
-        let filled = tokio::join!(conversions.wait_until_ready(), pods.wait_until_ready());
+        let filled = tokio::join!(conversions_listed, pods_listed);
         if filled.0.is_err() || filled.1.is_err() {
             return Err(WatchEnded);
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt};
+use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -111,14 +111,15 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
 
 fn watch_queue(client: &Client, identity: &Identity) -> Wanted {
     let (sender, wanted) = watch::channel(None);
-    let api = Api::<HyperConversion>::namespaced(client.clone(), &identity.namespace);
     let own = watcher::Config::default().fields(&format!("metadata.name={}", identity.queue));
     let uid = identity.queue_uid.clone();
+    let namespaces = std::slice::from_ref(&identity.namespace);
     cache::watch(
-        api,
-        own,
+        client,
+        namespaces,
+        &own,
         |_| {},
-        move |change| {
+        move |change: Change<HyperConversion>| {
             let queue = match change {
                 Change::Seen(queue) => Some(queue),
                 Change::Gone(_) => None,

@@ -124,10 +124,31 @@ pub fn exposition(registry: &Registry) -> String {
     text
 }
 
+/// Asserts that Prometheus reads this text and finds nothing odd about it.
 #[cfg(test)]
-mod tests {
+pub(crate) fn promtool_takes(text: &str) {
     use std::io::Write as _;
     use std::process::{Command, Stdio};
+
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut promtool) = promtool else {
+        eprintln!("SKIPPED: promtool is not installed (Debian: prometheus)");
+        return;
+    };
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert_eq!(String::from_utf8_lossy(&said), "");
+    assert!(output.status.success());
+}
+
+#[cfg(test)]
+mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -191,20 +212,6 @@ mod tests {
 
     #[test]
     fn promtool_finds_nothing_to_complain_about() {
-        let promtool = Command::new("promtool")
-            .args(["check", "metrics"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let Ok(mut promtool) = promtool else {
-            eprintln!("SKIPPED: promtool is not installed (Debian: prometheus)");
-            return;
-        };
-        promtool.stdin.take().unwrap().write_all(rendered().as_bytes()).unwrap();
-        let output = promtool.wait_with_output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        assert_eq!(String::from_utf8_lossy(&said), "");
-        assert!(output.status.success());
+        promtool_takes(&rendered());
     }
 }

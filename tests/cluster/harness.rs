@@ -16,7 +16,7 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 /// Label of what a test made outside its namespace.
-const TEST_LABEL: &str = "hyper2kvm.io/test";
+pub const TEST_LABEL: &str = "hyper2kvm.io/test";
 
 /// What a test needs of its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! A namespace with a controller of its own, and the parts that tests play: the watcher's and the kubelet's.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,8 +28,23 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Stage {
     config: kube::Config,
     client: Client,
-    namespace: Namespace,
+    pub namespace: Namespace,
     controller: JoinHandle<()>,
+}
+
+/// A controller of this namespace alone.
+fn control(config: &kube::Config, namespace: &str, image: Image) -> JoinHandle<()> {
+    let options = Options {
+        image,
+        listen: "127.0.0.1:0".parse().unwrap(),
+        namespaces: vec![namespace.to_owned()],
+        lease_namespace: namespace.to_owned(),
+        identity: "test".into(),
+    };
+    let config = config.clone();
+    tokio::spawn(async move {
+        run(config, options, std::future::pending()).await.expect("the controller goes on");
+    })
 }
 
 impl Drop for Stage {
@@ -39,23 +56,36 @@ impl Drop for Stage {
 impl Stage {
     /// A fresh namespace under a controller; `None` where no API server can be had.
     pub async fn open(test: &str) -> Option<Self> {
-        let cluster = tokio::task::spawn_blocking(|| Cluster::shared(Need::ControlPlane)).await.unwrap()?;
+        Self::open_where(
+            test,
+            Need::ControlPlane,
+            Image { name: "example.com/hyper2kvm:1".into(), pull_policy: "Never".into() },
+        )
+        .await
+    }
+
+    /// The same where this is to be had, with this image of the workers.
+    pub async fn open_where(test: &str, need: Need, image: Image) -> Option<Self> {
+        let mut stage = Self::empty(test, need).await?;
+        stage.controller = control(&stage.config, &stage.namespace.name, image);
+        Some(stage)
+    }
+
+    /// A fresh namespace that no controller looks at yet.
+    pub async fn empty(test: &str, need: Need) -> Option<Self> {
+        let cluster = tokio::task::spawn_blocking(move || Cluster::shared(need)).await.unwrap()?;
         let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("hyper2kvm=debug").try_init();
         let name = format!("controller-{test}");
         let namespace = tokio::task::spawn_blocking(move || cluster.namespace(&name)).await.unwrap();
         let (config, client) = (cluster.config().await, cluster.client().await);
-        let options = Options {
-            image: Image { name: "example.com/hyper2kvm:1".into(), pull_policy: "Never".into() },
-            listen: "127.0.0.1:0".parse().unwrap(),
-            namespace: Some(namespace.name.clone()),
-            lease_namespace: namespace.name.clone(),
-            identity: "test".into(),
-        };
-        let reached = config.clone();
-        let controller = tokio::spawn(async move {
-            run(reached, options, std::future::pending()).await.expect("the controller goes on");
-        });
-        Some(Self { config, client, namespace, controller })
+        Some(Self { config, client, namespace, controller: tokio::spawn(std::future::pending()) })
+    }
+
+    /// Ends the controller, and starts another in its place with this image of the workers.
+    pub async fn replace_controller(&mut self, image: Image) {
+        self.controller.abort();
+        let _ = (&mut self.controller).await;
+        self.controller = control(&self.config, &self.namespace.name, image);
     }
 
     pub fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {

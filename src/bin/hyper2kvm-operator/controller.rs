@@ -26,9 +26,9 @@ pub struct Arguments {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "HYPER2KVM_LISTEN", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
-    /// Watches this namespace alone.
-    #[arg(long, env = "HYPER2KVM_WATCH_NAMESPACE")]
-    watch_namespace: Option<String>,
+    /// Watches these namespaces alone, separated by commas.
+    #[arg(long, env = "HYPER2KVM_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
     /// Namespace of the Lease that decides which replica leads.
     #[arg(long, env = "HYPER2KVM_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     namespace: String,
@@ -62,7 +62,7 @@ async fn control(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let options = Options {
         image: Image { name: arguments.image, pull_policy: arguments.image_pull_policy },
         listen: arguments.listen,
-        namespace: arguments.watch_namespace.filter(|namespace| !namespace.is_empty()),
+        namespaces: arguments.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect(),
         lease_namespace: arguments.namespace,
         identity,
     };

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+
+use crate::telemetry::metrics::exposition;
 
 /// Buckets of a reconcile, in seconds.
 const RECONCILE: [f64; 8] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0];
@@ -24,6 +25,11 @@ struct Kind {
 struct KindReason {
     kind: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -74,7 +80,9 @@ impl Default for Metrics {
         registry.register("running", "Attempts that hold a slot", metrics.running.clone());
         registry.register("queued", "Conversions that wait for a slot", metrics.queued.clone());
         registry.register("leader", "Whether this replica leads", metrics.leader.clone());
-        registry.register("build", "What is running", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let build = Family::<Build, Gauge>::default();
+        build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "The version that runs", build);
         Self { registry, ..metrics }
     }
 }
@@ -112,12 +120,10 @@ impl Metrics {
         self.leader.set(leads.into());
     }
 
-    /// The exposition, in the text form of `OpenMetrics`.
+    /// All of them, as [`exposition`] writes them.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        text::encode(&mut text, &self.registry).expect("a string takes any text");
-        text
+        exposition(&self.registry)
     }
 }
 
@@ -142,8 +148,10 @@ mod tests {
             "hyper2kvm_running 2",
             "hyper2kvm_queued 5",
             "hyper2kvm_leader 1",
+            concat!("hyper2kvm_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
-            assert!(text.contains(line), "{line} in\n{text}");
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
+        crate::telemetry::metrics::promtool_takes(&text);
     }
 }

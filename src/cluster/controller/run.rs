@@ -18,18 +18,20 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Message};
 use super::backoff::Backoff;
 use super::caches::{self, Census, QueueChanges};
 use super::context::{Caches, Context, Error, TIME_LIMIT};
-use super::leadership;
+use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
 use super::objects::Image;
-use super::probes::{self, Readiness};
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
-use crate::cluster::{cache, names};
+use crate::cluster::cache::{self, Listed};
+use crate::cluster::names;
+use crate::telemetry::endpoint::{self, Probes};
 
 /// How soon an API that isn't served is asked for again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -44,12 +46,21 @@ pub struct Options {
     pub image: Image,
     /// Address of `/healthz`, `/readyz` and `/metrics`.
     pub listen: SocketAddr,
-    /// The one namespace that is watched; absent, all of them.
-    pub namespace: Option<String>,
+    /// The namespaces that are watched; all of them, if there are none.
+    pub namespaces: Vec<String>,
     /// Namespace of the Lease.
     pub lease_namespace: String,
     /// Name of this replica.
     pub identity: String,
+}
+
+/// How far the controller is on its way to be ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Readiness {
+    /// What it waits for.
+    Waiting(String),
+    /// It works, or stands by while another replica leads.
+    Ready,
 }
 
 /// Why the controller ended.
@@ -76,37 +87,53 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|source| RunError::Listen { address: options.listen, source })?;
-    tokio::spawn(probes::serve(listener, readiness, Arc::clone(&metrics)));
-    tokio::select! {
+    tokio::spawn(endpoint::serve(listener, probes(readiness, Arc::clone(&metrics)), CancellationToken::new()));
+    let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
+    let mut shutdown = std::pin::pin!(shutdown);
+    let leadership = tokio::select! {
+        () = &mut shutdown => return Ok(()),
+        leadership = lead(&client, &config, &options, &ready) => leadership?,
+    };
+    tracing::info!(identity = options.identity, "leading");
+    metrics.leads(true);
+    let ended = tokio::select! {
+        () = leadership.lost() => return Err(RunError::LeaseLost),
         () = shutdown => Ok(()),
-        ended = lead(config, &options, metrics, &ready) => ended,
+        ended = work(client, &options, metrics, &ready) => ended,
+    };
+    // Nothing of the work goes on here: another replica may begin at once.
+    leadership.release().await;
+    ended
+}
+
+/// Alive as long as it answers: neither an API server that is away nor another's lead is mended by a restart.
+fn probes(readiness: watch::Receiver<Readiness>, metrics: Arc<Metrics>) -> Probes {
+    Probes {
+        healthy: Box::new(|| Ok(())),
+        ready: Box::new(move || match &*readiness.borrow() {
+            Readiness::Ready => Ok(()),
+            Readiness::Waiting(why) => Err(why.clone()),
+        }),
+        metrics: Box::new(move || metrics.text()),
     }
 }
 
+/// Waits until there is an API to work with and this replica leads.
 async fn lead(
-    config: Config,
+    client: &Client,
+    config: &Config,
     options: &Options,
-    metrics: Arc<Metrics>,
     ready: &watch::Sender<Readiness>,
-) -> Result<(), RunError> {
-    let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
-    served::<HyperConversion>(&client, options, ready).await;
-    served::<ConversionJob>(&client, options, ready).await;
+) -> Result<Leadership, RunError> {
+    served::<HyperConversion>(client, options, ready).await;
+    served::<ConversionJob>(client, options, ready).await;
     // A replica that stands by is as ready as it can be.
     ready.send_replace(Readiness::Ready);
-    let leadership = leadership::acquire(&config, &options.lease_namespace, &options.identity)
+    let leadership = leadership::acquire(config, &options.lease_namespace, &options.identity)
         .await
         .map_err(|source| RunError::Client(Box::new(source)))?;
-    tracing::info!(identity = options.identity, "leading");
-    metrics.leads(true);
     ready.send_replace(Readiness::Waiting("filling the caches".to_owned()));
-    tokio::select! {
-        () = leadership.lost() => Err(RunError::LeaseLost),
-        ended = work(client, options, metrics, ready) => {
-            leadership.release().await;
-            ended
-        }
-    }
+    Ok(leadership)
 }
 
 /// Waits until a kind of ours is served, saying what is missing.
@@ -114,9 +141,15 @@ async fn served<K>(client: &Client, options: &Options, ready: &watch::Sender<Rea
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let api = scoped::<K>(client, options);
+    let apis = scoped::<K>(client, options);
+    let ask = async || {
+        for api in &apis {
+            api.list(&ListParams::default().limit(1)).await?;
+        }
+        Ok(())
+    };
     let mut said = String::new();
-    while let Err(error) = api.list(&ListParams::default().limit(1)).await {
+    while let Err(error) = ask().await {
         let why = match &error {
             kube::Error::Api(status) if status.code == 404 => {
                 let name = format!("{}.{}", K::plural(&()), K::group(&()));
@@ -135,13 +168,13 @@ where
     }
 }
 
-fn scoped<K>(client: &Client, options: &Options) -> Api<K>
+fn scoped<K>(client: &Client, options: &Options) -> Vec<Api<K>>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
 {
-    match &options.namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
+    match options.namespaces.as_slice() {
+        [] => vec![Api::all(client.clone())],
+        namespaces => namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect(),
     }
 }
 
@@ -156,21 +189,14 @@ async fn work(
     let (grant, mut grants) = mpsc::unbounded_channel();
     let shown = Arc::clone(&metrics);
     let admission = Admission::start(grant, move |running, queued| shown.slots(running, queued));
-    let caches = watch_all(&client, options, &admission, &metrics, &wake_queues, &wake_conversions);
+    let (caches, listed) = watch_all(&client, options, &admission, &metrics, &wake_queues, &wake_conversions);
     let granted = wake_conversions.clone();
     tokio::spawn(async move {
         while let Some((queue, id)) = grants.recv().await {
             let _ = granted.send(ObjectRef::new(id.as_str()).within(&queue.namespace));
         }
     });
-    let warm = tokio::join!(
-        caches.queues.wait_until_ready(),
-        caches.conversions.wait_until_ready(),
-        caches.jobs.wait_until_ready(),
-        caches.pods.wait_until_ready(),
-        caches.stateful_sets.wait_until_ready(),
-    );
-    if [warm.0, warm.1, warm.2, warm.3, warm.4].iter().any(Result::is_err) {
+    if futures::future::try_join_all(listed).await.is_err() {
         return Err(RunError::WatchEnded);
     }
     admission.tell(Message::Warm);
@@ -201,21 +227,23 @@ fn watch_all(
     metrics: &Arc<Metrics>,
     wake_queues: &caches::Trigger<HyperConversion>,
     wake_conversions: &caches::Trigger<ConversionJob>,
-) -> Caches {
+) -> (Caches, [Listed; 5]) {
+    let (namespaces, everything) = (&options.namespaces, watcher::Config::default());
     let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
     let (tell, wake, counted) = (admission.clone(), wake_conversions.clone(), Arc::clone(metrics));
     let mut census = Census::default();
-    let conversions =
-        cache::watch(scoped(client, options), watcher::Config::default(), caches::slim_conversion, move |change| {
+    let (conversions, conversions_listed) =
+        cache::watch(client, namespaces, &everything, caches::slim_conversion, move |change| {
             census.changed(&change, &counted);
             caches::conversion_changed(&change, &tell, &wake);
         });
     let (tell, wake, all) = (admission.clone(), wake_queues.clone(), conversions.clone());
     let mut changes = QueueChanges::default();
     let wake_all = wake_conversions.clone();
-    let queues = cache::watch(
-        scoped(client, options),
-        watcher::Config::default(),
+    let (queues, queues_listed) = cache::watch(
+        client,
+        namespaces,
+        &everything,
         |_| {},
         move |change| {
             if changes.changed(&change, &tell, &wake) {
@@ -225,17 +253,18 @@ fn watch_all(
         },
     );
     let (tell, wake) = (admission.clone(), wake_conversions.clone());
-    let jobs = cache::watch(scoped(client, options), ours.clone(), caches::slim_job, move |change| {
+    let (jobs, jobs_listed) = cache::watch(client, namespaces, &ours, caches::slim_job, move |change| {
         caches::job_changed(&change, &tell, &wake);
     });
     let (conversion, queue) = (wake_conversions.clone(), wake_queues.clone());
-    let pods = cache::watch(scoped(client, options), ours.clone(), caches::slim_pod, move |change| {
+    let (pods, pods_listed) = cache::watch(client, namespaces, &ours, caches::slim_pod, move |change| {
         caches::pod_changed(&change, &conversion, &queue);
     });
     let wake = wake_queues.clone();
-    let stateful_sets = cache::watch(
-        scoped(client, options),
-        ours,
+    let (stateful_sets, sets_listed) = cache::watch(
+        client,
+        namespaces,
+        &ours,
         |_| {},
         move |change| {
             let (cache::Change::Seen(set) | cache::Change::Gone(set)) = change;
@@ -245,7 +274,8 @@ fn watch_all(
             }
         },
     );
-    Caches { queues, conversions, jobs, pods, stateful_sets }
+    let caches = Caches { queues, conversions, jobs, pods, stateful_sets };
+    (caches, [queues_listed, conversions_listed, jobs_listed, pods_listed, sets_listed])
 }
 
 /// A queue's specification concerns each of its conversions that isn't over.
