@@ -115,13 +115,16 @@ for name in admin manager scheduler node; do kubeconfig "$name"; done
 
 ready() { "$bin/kubectl" --kubeconfig "$S/admin.kubeconfig" get --raw /readyz; }
 
-# Nothing here outlives a power cut, so nothing is synced; the audit log counts who writes how much.
+# Nothing here outlives a power cut, so nothing is synced; the audit log counts who writes how much, and what service
+# accounts of ours do at all.
 cat >"$S/audit.yaml" <<K
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
 - {level: Metadata, verbs: [create, update, patch, delete, deletecollection]}
+- {level: None, userGroups: ["system:serviceaccounts:kube-system"]}
+- {level: Metadata, userGroups: ["system:serviceaccounts"]}
 K
 start etcd "$bin/etcd" --data-dir "$S/etcd" --unsafe-no-fsync --log-level warn \
   --listen-client-urls "http://127.0.0.1:$etcd_client" --advertise-client-urls "http://127.0.0.1:$etcd_client" \

@@ -18,7 +18,7 @@ pub fn service_account(queue: &HyperConversion) -> ServiceAccount {
     }
 }
 
-/// Its namespace's conversions, its own queue, a look at pods, and events.
+/// Its namespace's conversions, its own queue, and a look at pods.
 #[must_use]
 pub fn role(queue: &HyperConversion) -> Role {
     let own = vec![queue.name_any()];
@@ -28,10 +28,9 @@ pub fn role(queue: &HyperConversion) -> Role {
             rule(GROUP, "conversionjobs", None, &["get", "list", "watch", "create", "delete"]),
             rule(GROUP, "conversionjobs/status", None, &["patch"]),
             // Patched by the sidecar, spec.runState alone: a ValidatingAdmissionPolicy refuses all else.
-            rule(GROUP, "hyperconversions", Some(own.clone()), &["get", "list", "watch", "patch"]),
+            rule(GROUP, "hyperconversions", Some(own.clone()), &["list", "watch", "patch"]),
             rule(GROUP, "hyperconversions/status", Some(own), &["patch"]),
             rule("", "pods", None, &["list", "watch"]),
-            rule("events.k8s.io", "events", None, &["create", "patch"]),
         ]),
     }
 }

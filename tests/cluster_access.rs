@@ -1,0 +1,246 @@
+//! What the operator's identities may do is what they do: its processes under their own tokens, judged by the API
+//! server's audit log.
+#![cfg(feature = "cluster")]
+
+#[path = "cluster/audit.rs"]
+mod audit;
+#[path = "cluster/harness.rs"]
+mod harness;
+#[path = "cluster/replica.rs"]
+mod replica;
+#[path = "cluster_controller/stage.rs"]
+mod stage;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use harness::{Cluster, Need, in_tree, run};
+use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, condition};
+use hyper2kvm::conversion::Reason;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::batch::v1::Job;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use replica::{Process, Replica, kubeconfig_of};
+use serde_json::{Value, json};
+use stage::Stage;
+
+/// The rules of a role, as the server has them.
+fn rules(namespace: &str, role: &str, cluster: &Cluster) -> Vec<Value> {
+    let text = run(cluster.kubectl().args(["-n", namespace, "get", "role", role, "-o", "json"]));
+    let role: Value = serde_json::from_str(&text).unwrap();
+    role["rules"].as_array().unwrap().clone()
+}
+
+/// The chart's roles for these namespaces and its service account in the first, without anything that runs.
+fn grant(cluster: &Cluster, namespaces: &[&str]) {
+    let helm = run(Command::new(in_tree("tests/cluster/build.sh")).arg("helm"));
+    let text = run(Command::new(Path::new(helm.trim()).join("helm"))
+        .args(["template", "r", "--show-only=templates/rbac.yaml", "--set=rbac.aggregate=false"])
+        .args(["--namespace", namespaces[0]])
+        .arg(format!("--set=watchNamespaces={{{}}}", namespaces.join(",")))
+        .arg(in_tree("charts/hyper2kvm-operator")));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), text).unwrap();
+    run(cluster.kubectl().args(["apply", "-f"]).arg(file.path()));
+}
+
+fn reasons(conversion: &ConversionJob) -> Vec<Reason> {
+    let attempts = conversion.status.iter().flat_map(|status| &status.state.attempts);
+    attempts.filter_map(|attempt| attempt.reason).collect()
+}
+
+fn is_phase(conversion: &ConversionJob, phase: JobPhase) -> bool {
+    conversion.status.as_ref().and_then(|status| status.phase) == Some(phase)
+}
+
+fn job_uid(conversion: &ConversionJob) -> Option<String> {
+    conversion.status.as_ref()?.state.attempts.last()?.job_uid.clone()
+}
+
+fn list(words: &[&str]) -> BTreeSet<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_nothing_is_denied_it() {
+    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let Some(files) = &cluster.state else { return harness::left_out("another's cluster keeps its audit log") };
+    let (Some(a), Some(b), Some(other)) = (
+        Stage::empty("granted-a", Need::ControlPlane).await,
+        Stage::empty("granted-b", Need::ControlPlane).await,
+        Stage::empty("foreign", Need::ControlPlane).await,
+    ) else {
+        return;
+    };
+    let namespaces = [a.namespace.name.as_str(), b.namespace.name.as_str()];
+    grant(cluster, &namespaces);
+    let place = tempfile::tempdir().unwrap();
+    let account = "r-hyper2kvm-operator";
+    let credentials = kubeconfig_of(cluster, namespaces[0], account, &place.path().join("kubeconfig"));
+    let replica = Replica::start(&credentials, &namespaces, "granted", place.path());
+    for stage in [&a, &b, &other] {
+        stage.queue("q", &json!({})).await;
+    }
+    a.until::<StatefulSet>("q-watcher", |_| true).await;
+    b.until::<StatefulSet>("q-watcher", |_| true).await;
+
+    // A conversion that succeeds, one whose Job somebody removes, one that fails, one whose Job was not made yet when
+    // its attempt was recorded.
+    for name in ["done-00000001", "lost-00000002", "fails-00000003"] {
+        a.conversion(name, "q").await;
+        a.staged(name, 1).await;
+        a.until::<ConversionJob>(name, |c| job_uid(c).is_some()).await;
+    }
+    a.end_pod("done-00000001-1", 0, "").await;
+    a.until::<ConversionJob>("done-00000001", |c| is_phase(c, JobPhase::Publishing)).await;
+    a.gone::<Job>("done-00000001-1").await;
+    a.api::<Job>().delete("lost-00000002-1", &DeleteParams::background()).await.unwrap();
+    a.until::<ConversionJob>("lost-00000002", |c| reasons(c) == [Reason::JobLost]).await;
+    a.end_pod("fails-00000003-1", 10, "").await;
+    a.until::<ConversionJob>("fails-00000003", |c| is_phase(c, JobPhase::Failed)).await;
+    a.conversion("again-00000004", "q").await;
+    a.until::<ConversionJob>("again-00000004", |c| c.status.is_some()).await;
+    let recorded = json!({
+        "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": "again-00000004"},
+        "status": {"staged": 1, "attempts": [{"number": 1, "jobName": "again-00000004-1", "startTime": "2026-01-17T09:00:00Z"}]},
+    });
+    let params = PatchParams::apply("hyper2kvm-watcher").force();
+    a.api::<ConversionJob>().patch_status("again-00000004", &params, &Patch::Apply(recorded)).await.unwrap();
+    a.until::<ConversionJob>("again-00000004", |c| job_uid(c).is_some()).await;
+
+    // No pod can be made for this one: it is told by an event alone.
+    run(b.namespace.kubectl().args(["create", "quota", "none", "--hard=pods=0"]));
+    b.conversion("quota-00000001", "q").await;
+    b.staged("quota-00000001", 1).await;
+    let told = |c: &ConversionJob| {
+        let converted = c.status.as_ref().and_then(|status| condition(&status.conditions, "Converted"));
+        converted.is_some_and(|c| c.reason == "WorkerConfig" && c.message.contains("exceeded quota"))
+    };
+    b.until::<ConversionJob>("quota-00000001", told).await;
+    // One event for what is wrong, and one more word on it for each time that it became so.
+    b.conversion("orphan-00000002", "nowhere").await;
+    let refused = |c: &ConversionJob| {
+        let admitted = c.status.as_ref().and_then(|status| condition(&status.conditions, "Admitted"));
+        admitted.is_some_and(|admitted| admitted.reason == "QueueNotFound")
+    };
+    b.until::<ConversionJob>("orphan-00000002", refused).await;
+    let events = || {
+        let of = "--field-selector=regarding.name=orphan-00000002";
+        run(b.namespace.kubectl().args(["get", "events.events.k8s.io", of, "-o", "jsonpath={.items[*].reason}"]))
+    };
+    replica.process.until("told by an event", || !events().is_empty());
+    assert_eq!(events(), "QueueNotFound");
+
+    // What it doesn't watch it leaves alone.
+    assert!(!other.exists::<StatefulSet>("q-watcher").await);
+    assert!(other.get::<HyperConversion>("q").await.status.is_none());
+
+    let user = format!("system:serviceaccount:{}:{account}", namespaces[0]);
+    let asked = audit::requests(files, |name| name == user);
+    let denied: Vec<_> = asked.iter().filter(|request| !request.allowed || request.code == 403).collect();
+    assert!(denied.is_empty(), "{denied:#?}");
+    let mut granted = audit::granted(&rules(namespaces[0], account, cluster));
+    assert_eq!(granted, audit::granted(&rules(namespaces[1], account, cluster)));
+    granted.append(&mut audit::granted(&rules(namespaces[0], &format!("{account}-lease"), cluster)));
+    let unused: BTreeSet<_> = granted.difference(&audit::used(&asked)).cloned().collect();
+    assert_eq!(
+        unused,
+        list(&[
+            // For the watcher's Role: nobody grants what they don't hold.
+            "create conversionjobs.hyper2kvm.io",
+            "delete conversionjobs.hyper2kvm.io",
+            "patch hyperconversions.hyper2kvm.io",
+            // A patch that makes its object is authorised as both, and logged as a patch.
+            "create networkpolicies.networking.k8s.io",
+            "create rolebindings.rbac.authorization.k8s.io",
+            "create roles.rbac.authorization.k8s.io",
+            "create serviceaccounts",
+            "create statefulsets.apps",
+            // An event that happens again is patched; none did.
+            "patch events.events.k8s.io",
+            // Asked for by OwnerReferencesPermissionEnforcement alone.
+            "update conversionjobs/finalizers.hyper2kvm.io",
+            "update hyperconversions/finalizers.hyper2kvm.io",
+        ])
+    );
+}
+
+#[tokio::test]
+async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_them() {
+    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let Some(files) = &cluster.state else { return harness::left_out("another's cluster keeps its audit log") };
+    let Some(stage) = Stage::open("watcher").await else { return };
+    stage.queue("q", &json!({"successfulHistoryLimit": 0})).await;
+    stage.until::<StatefulSet>("q-watcher", |_| true).await;
+    let place = tempfile::tempdir().unwrap();
+    let [queue, output, run_dir] = ["queue", "output", "run"].map(|name| place.path().join(name));
+    for directory in [&queue, &output, &run_dir] {
+        fs::create_dir(directory).unwrap();
+    }
+    let namespace = stage.namespace.name.as_str();
+    let credentials = kubeconfig_of(cluster, namespace, "q-watcher", &place.path().join("kubeconfig"));
+    let uid = stage.get::<HyperConversion>("q").await.uid().unwrap();
+    let [queue_dir, output_dir, run_dir] = [&queue, &output, &run_dir].map(|path| path.to_str().unwrap());
+    let process = |word: &str| {
+        let words = [
+            word,
+            "--namespace",
+            namespace,
+            "--queue=q",
+            "--pod=q-watcher-0",
+            "--queue-uid",
+            &uid,
+            "--queue-dir",
+            queue_dir,
+            "--output-dir",
+            output_dir,
+            "--run-dir",
+            run_dir,
+        ];
+        Process::start(&credentials, &words, &place.path().join(format!("{word}.log")))
+    };
+    let watcher = process("watcher");
+    let sidecar = process("sidecar");
+    let socket = output.join(".daemon/control.sock");
+    sidecar.until("listening", || socket.exists());
+    let ctl = |word: &str| {
+        let ctl =
+            Command::new(env!("CARGO_BIN_EXE_hyper2kvmctl")).arg("--socket").arg(&socket).arg(word).output().unwrap();
+        assert!(ctl.status.success(), "{ctl:?} {} {}", sidecar.said(), watcher.said());
+    };
+    ctl("pause");
+    ctl("resume");
+
+    fs::write(queue.join("web01.img"), [7; 4096]).unwrap();
+    let name = stage.first_conversion().await;
+    stage.until::<ConversionJob>(&name, |c| job_uid(c).is_some()).await;
+    let job = format!("{name}-1");
+    let pod = stage.run_pod(&job).await;
+    let folder = output.join(format!(".work/{name}/1/{pod}"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("web01.qcow2"), [8; 512]).unwrap();
+    let metadata = json!({
+        "contractVersion": 1, "id": name, "toolVersion": "0", "startTime": "2026-01-17T09:00:00Z",
+        "endTime": "2026-01-17T09:00:01Z", "durationMs": 1000,
+        "source": {"name": "web01.img", "sizeBytes": 4096, "format": "raw"},
+        "disks": [{"file": "web01.qcow2", "format": "qcow2", "virtualSizeBytes": 4096, "allocatedBytes": 512, "sourceMember": "web01.img"}],
+    });
+    fs::write(folder.join("metadata.json"), metadata.to_string()).unwrap();
+    stage.end_pod(&job, 0, "").await;
+    // No history is kept of it.
+    while !stage.api::<ConversionJob>().list(&ListParams::default()).await.unwrap().items.is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+
+    let user = format!("system:serviceaccount:{namespace}:q-watcher");
+    let asked = audit::requests(files, |name| name == user);
+    let denied: Vec<_> = asked.iter().filter(|request| !request.allowed || request.code == 403).collect();
+    assert!(denied.is_empty(), "{denied:#?}");
+    let granted = audit::granted(&rules(namespace, "q-watcher", cluster));
+    let done = audit::used(&asked);
+    let unused: Vec<_> = granted.difference(&done).collect();
+    assert!(unused.is_empty(), "{unused:?}");
+}
