@@ -3,6 +3,8 @@
 
 #[path = "cluster/harness.rs"]
 mod harness;
+#[path = "cluster_packaging/schemas.rs"]
+mod schemas;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,23 +23,30 @@ const EVERY_FLAG: [&str; 6] = [
     "--set=crds.keep=false",
 ];
 
-/// Helm is built with Go, or was.
+/// Scopes that the chart can be installed for.
+const SCOPES: [&[&str]; 3] = [&[], &["--set=watchNamespaces={migration}"], &["--set=watchNamespaces={a,b}"]];
+
 fn helm() -> Option<PathBuf> {
-    let output = Command::new(in_tree("tests/cluster/build.sh")).arg("helm").output().expect("build.sh runs");
+    tool("helm")
+}
+
+/// A program that is built with Go, or was.
+fn tool(name: &str) -> Option<PathBuf> {
+    let output = Command::new(in_tree("tests/cluster/build.sh")).arg(name).output().expect("build.sh runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
         assert!(said.contains("not installed"), "tests/cluster/build.sh failed: {said}");
         left_out(said.trim());
         return None;
     }
-    Some(Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("helm"))
+    Some(Path::new(String::from_utf8_lossy(&output.stdout).trim()).join(name))
 }
 
 #[test]
 fn the_chart_is_in_order_with_and_without_its_flags() {
     let Some(helm) = helm() else { return };
     let chart = in_tree(CHART);
-    for scope in [&[][..], &["--set=watchNamespaces={migration}"][..]] {
+    for scope in SCOPES {
         for flags in [&[][..], &EVERY_FLAG[..]] {
             run(Command::new(&helm).args(["lint", "--strict", "--quiet"]).args(scope).args(flags).arg(&chart));
             let text = run(Command::new(&helm).args(["template", "r"]).arg(&chart).args(scope).args(flags));
@@ -47,6 +56,42 @@ fn the_chart_is_in_order_with_and_without_its_flags() {
             }
             assert_eq!(text.contains("helm.sh/resource-policy: keep"), flags.is_empty());
         }
+    }
+}
+
+#[test]
+fn what_the_chart_renders_is_known_to_the_oldest_and_the_newest_kubernetes() {
+    let (Some(helm), Some(kubeconform)) = (helm(), tool("kubeconform")) else { return };
+    let rendered = tempfile::tempdir().expect("a temporary directory");
+    let mut files = vec![in_tree("deploy/base/operator.yaml"), in_tree("deploy/samples")];
+    for (number, scope) in SCOPES.into_iter().enumerate() {
+        for (flagged, flags) in [&[][..], &EVERY_FLAG[..]].into_iter().enumerate() {
+            let text = run(Command::new(&helm).args(["template", "r"]).arg(in_tree(CHART)).args(scope).args(flags));
+            let file = rendered.path().join(format!("{number}-{flagged}.yaml"));
+            fs::write(&file, text).expect("a directory of ours");
+            files.push(file);
+        }
+    }
+    let wrong = rendered.path().join("wrong.yaml");
+    let text = fs::read_to_string(&files[0]).expect("it is in the tree");
+    fs::write(&wrong, text.replace("enableServiceLinks:", "enableServiceLink:")).expect("a directory of ours");
+    for release in ["oldest", "newest"] {
+        let swagger = run(Command::new(in_tree("tests/cluster/swagger.sh")).arg(release));
+        let made = tempfile::tempdir().expect("a temporary directory");
+        schemas::write(Path::new(swagger.trim()), made.path());
+        let location = format!("{}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json", made.path().display());
+        let check = |files: &[PathBuf]| {
+            let mut check = Command::new(&kubeconform);
+            // The Prometheus operator's kinds are not Kubernetes' own, and of definitions their schema is made.
+            check.args(["-strict", "-summary", "-skip=ServiceMonitor,PrometheusRule", "-schema-location", &location]);
+            let output = check.args(files).output().expect("kubeconform starts");
+            (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let (taken, said) = check(&files);
+        assert!(taken, "{release}: {said}");
+        assert!(said.contains("Invalid: 0, Errors: 0, Skipped: 6"), "{release}: {said}");
+        let (taken, said) = check(std::slice::from_ref(&wrong));
+        assert!(!taken && said.contains("enableServiceLink"), "{release}: {said}");
     }
 }
 
@@ -61,6 +106,8 @@ fn a_value_that_the_chart_does_not_know_is_refused() {
             "at '/image/pullPolicy': value must be one of 'Always', 'IfNotPresent', 'Never'",
         ),
         ("watchNamespaces={Up}", "at '/watchNamespaces/0'"),
+        ("resources.limit.memory=1Gi", "additional properties 'limit' not allowed"),
+        ("tolerations[0].keys=a", "additional properties 'keys' not allowed"),
     ] {
         let output = Command::new(&helm).args(["template", "r", "--set", value]).arg(in_tree(CHART)).output();
         let said = String::from_utf8_lossy(&output.expect("helm starts").stderr).into_owned();

@@ -3,6 +3,7 @@
 #
 #   build.sh kubernetes [BINARY...]     etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl
 #   build.sh helm
+#   build.sh kubeconform
 #
 # They are kept in a cache keyed by the module's checksums. Those that KUBEBUILDER_ASSETS holds are taken from there.
 # The modules were made with `go mod edit -tool=… && go mod tidy`; k8s.io/kubernetes asks for its staging modules at
@@ -13,7 +14,7 @@ module=${1:?usage: build.sh MODULE [BINARY...]}
 shift
 case $module in
   kubernetes) all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl) ;;
-  helm) all=(helm) ;;
+  helm | kubeconform) all=("$module") ;;
   *) die "$module: no such module below tools/" ;;
 esac
 [ $# -gt 0 ] || set -- "${all[@]}"
@@ -39,6 +40,7 @@ for name in "$@"; do
   case $name in
     etcd) package=go.etcd.io/etcd/server/v3 flags= ;;
     helm) package=helm.sh/helm/v4/cmd/helm flags= ;;
+    kubeconform) package=github.com/yannh/kubeconform/cmd/kubeconform flags= ;;
     *) package=k8s.io/kubernetes/cmd/$name flags=$stamp ;;
   esac
   say "building $name (once; kept in $bin)"
