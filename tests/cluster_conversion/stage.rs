@@ -1,5 +1,7 @@
 //! What the scenarios on the real node share: the operator as Helm installs it, and queues on volumes of the node.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::fmt::Debug;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
