@@ -11,10 +11,13 @@ mod batch;
 mod buffer;
 mod decode;
 mod encode;
+mod load;
 mod output;
 mod queue;
 pub mod replay;
+mod ride;
 mod stages;
+mod trail;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -23,6 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub use self::buffer::{ALIGNMENT, Buffer};
 pub use self::encode::{Cluster, Coded, Coding, Content};
 pub use self::output::Output;
+use super::manifest::Expected;
 use super::{Error, Image, verify};
 use crate::conversion::{Compression, OutputFormat, Reason};
 
@@ -45,6 +49,8 @@ pub struct CopyOptions {
     pub verify_full: bool,
     /// Whether to write through the page cache even where the file system takes direct I/O.
     pub buffered: bool,
+    /// Digests that a manifest demands of the source's regions; others among them are not looked at.
+    pub digests: Vec<Expected>,
 }
 
 /// What the outside sees of a copy and tells it.
@@ -111,8 +117,8 @@ pub struct Copied {
 /// durable and its metadata verified when this returns. After an error its content is worthless.
 ///
 /// # Errors
-/// What the source's reader says of it, with the place; `OutputIO`, `OutputFull`, `OutputWouldProbe`; `Cancelled` once
-/// `control` says so; `Internal` where the output does not verify.
+/// What the source's reader says of it, with the place; `OutputIO`, `OutputFull`, `OutputWouldProbe`;
+/// `ManifestMismatch` where a digest differs; `Cancelled` once `control` says so; `Internal` where the output does not verify.
 pub fn copy(
     image: &Image,
     file: &File,
@@ -147,8 +153,10 @@ pub fn copy(
     })
 }
 
-/// CPUs that this process may use: affinity and cgroup quota.
-fn available_threads() -> usize {
+/// CPUs that this process may use: affinity and the quota of its cgroup, version 1 or 2. Reads files of /proc and /sys:
+/// where those can't be read any more, the quota is not seen.
+#[must_use]
+pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 

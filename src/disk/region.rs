@@ -16,12 +16,33 @@ pub struct Region {
     name: Arc<str>,
     start: u64,
     len: u64,
+    #[cfg(test)]
+    before_read: Option<BeforeRead>,
+}
+
+/// Called before every read with its length, to count or to delay it.
+#[cfg(test)]
+#[derive(Clone)]
+pub(crate) struct BeforeRead(pub Arc<dyn Fn(usize) + Send + Sync>);
+
+#[cfg(test)]
+impl std::fmt::Debug for BeforeRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BeforeRead")
+    }
 }
 
 impl Region {
     /// The whole of an open regular file of `len` bytes.
     pub fn whole(file: Arc<File>, name: impl Into<Arc<str>>, len: u64) -> Self {
-        Self { file, name: name.into(), start: 0, len }
+        Self {
+            file,
+            name: name.into(),
+            start: 0,
+            len,
+            #[cfg(test)]
+            before_read: None,
+        }
     }
 
     /// A part of this region, called `name`; `None` where it would pass the end.
@@ -32,7 +53,16 @@ impl Region {
             name: name.into(),
             start: self.start + start,
             len,
+            #[cfg(test)]
+            before_read: self.before_read.clone(),
         })
+    }
+
+    /// The same with a hook.
+    #[cfg(test)]
+    pub(crate) fn before_reads(mut self, hook: impl Fn(usize) + Send + Sync + 'static) -> Self {
+        self.before_read = Some(BeforeRead(Arc::new(hook)));
+        self
     }
 
     /// Its length in bytes.
@@ -59,6 +89,12 @@ impl Region {
         (&self.file, self.start)
     }
 
+    /// Whether both are the same bytes of the same file.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file) && (self.start, self.len) == (other.start, other.len)
+    }
+
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors
@@ -68,6 +104,10 @@ impl Region {
         if offset.checked_add(wanted).is_none_or(|end| end > self.len) {
             let message = format!("needs {wanted} bytes, but the file ends at byte {}", self.len);
             return Err(Error::truncated(self.name(), offset, message));
+        }
+        #[cfg(test)]
+        if let Some(BeforeRead(hook)) = &self.before_read {
+            hook(buffer.len());
         }
         match self.file.read_exact_at(buffer, self.start + offset) {
             Ok(()) => Ok(()),

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use super::vmdk::marker;
 use super::{Error, Extent, Location, Region};
 
 /// The image at `path` as a region under its base name.
@@ -54,6 +55,15 @@ pub(crate) fn guest_bytes(
                 } else {
                     flate2::read::DeflateDecoder::new(&stored[..]).read_exact(buffer)
                 };
+                inflated.map_err(|e| Error::corrupt(region.name(), offset, e.to_string()))?;
+            }
+            Location::Marked { file: 0, offset, most, .. } => {
+                let mut marker = [0; marker::LEN];
+                region.read_exact_at(&mut marker, offset)?;
+                let len = marker::data_len(marker, extent.guest.start, most);
+                let len = len.map_err(|message| Error::corrupt(region.name(), offset, message))?;
+                let stored = read(region, offset + marker::BYTES, len)?;
+                let inflated = flate2::read::ZlibDecoder::new(&stored[..]).read_exact(buffer);
                 inflated.map_err(|e| Error::corrupt(region.name(), offset, e.to_string()))?;
             }
             Location::Zstd { file: 0, offset, len } => {

@@ -5,6 +5,7 @@
 //! tell another story the image is corrupt, for another reader might believe them.
 
 mod header;
+pub(crate) mod marker;
 mod tables;
 
 use self::header::{Header, SECTOR};
@@ -89,7 +90,7 @@ impl Vmdk {
         &self.warnings
     }
 
-    /// The map. Grain tables and markers are read and checked while it is walked.
+    /// The map. Grain tables are read and checked while it is walked, markers with the grains behind them.
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
         Tables::new(&self.region, &self.header).extents()
     }

@@ -20,7 +20,7 @@ use crate::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Progress, Reason, Stage,
 };
 use crate::disk::Error;
-use crate::disk::manifest::{self, Outcome};
+use crate::disk::manifest::{self, Expected, Outcome};
 use crate::disk::pipeline::{self, CopyOptions};
 use crate::disk::source::{self, Limits, Source};
 
@@ -169,7 +169,8 @@ fn allocated_bytes(directory: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
 }
 
-/// Copies every disk while the digests of the manifest are computed beside it; whichever fails first ends the other.
+/// Copies every disk. The digests of what is copied ride along; those of other members are computed beside it, and
+/// whichever fails first ends the other.
 fn copy_and_verify(
     conversion: &Conversion<'_>,
     source: &Source,
@@ -177,15 +178,18 @@ fn copy_and_verify(
     meter: &Meter,
 ) -> Result<Vec<DiskReport>, Failure> {
     let digests = manifest::Control::default();
+    let is_copied =
+        |one: &Expected| source.disks.iter().any(|d| d.image.regions.iter().any(|r| r.is_same(&one.region)));
+    let (riding, others): (Vec<_>, Vec<_>) = source.digests.iter().cloned().partition(is_copied);
     thread::scope(|scope| {
         let verifying = scope.spawn(|| {
-            let verified = manifest::verify(&source.digests, &digests);
+            let verified = manifest::verify(&others, &digests);
             if verified.is_err() {
                 meter.copy.cancel();
             }
             verified
         });
-        let copied = copy(conversion, source, names, meter);
+        let copied = copy(conversion, source, names, riding, meter);
         if copied.is_err() {
             digests.cancel.store(true, Ordering::Relaxed);
         }
@@ -210,6 +214,7 @@ fn copy(
     conversion: &Conversion<'_>,
     source: &Source,
     names: Vec<String>,
+    digests: Vec<Expected>,
     meter: &Meter,
 ) -> Result<Vec<DiskReport>, Failure> {
     let options = conversion.options;
@@ -221,6 +226,7 @@ fn copy(
         checksum: options.checksum,
         verify_full: conversion.verify_full,
         buffered: false,
+        digests,
     };
     let mut reports = Vec::with_capacity(names.len());
     for (disk, name) in source.disks.iter().zip(names) {
@@ -231,8 +237,10 @@ fn copy(
             .create_new(true)
             .open(&path)
             .map_err(|e| output_failure(&path, &e))?;
-        let copied = pipeline::copy(&disk.image, &output, &name, &copy_options, &meter.copy)
-            .map_err(|e| Failure::from(&e).at_stage(Stage::Copy))?;
+        let copied = pipeline::copy(&disk.image, &output, &name, &copy_options, &meter.copy).map_err(|e| {
+            let stage = if e.reason == Reason::ManifestMismatch { Stage::Verify } else { Stage::Copy };
+            Failure::from(&e).at_stage(stage)
+        })?;
         reports.push(DiskReport {
             file: name,
             format: options.out_format,

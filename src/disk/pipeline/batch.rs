@@ -50,6 +50,7 @@ impl Batch {
 pub fn compressed_len(at: &Location) -> u32 {
     match *at {
         Location::Deflate { len, .. } | Location::Zstd { len, .. } => len,
+        Location::Marked { reach, .. } => reach,
         Location::Zero | Location::Stored { .. } => 0,
     }
 }

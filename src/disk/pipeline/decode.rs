@@ -1,16 +1,13 @@
-//! Reads a batch's bytes and turns them into guest bytes.
+//! Turns a batch's bytes into guest bytes.
 
 use std::ops::Range;
 
 use libdeflater::{DecompressionError, Decompressor, adler32};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-use super::batch::Batch;
-use super::buffer::Buffer;
+use super::load::Loaded;
 use crate::disk::{Error, Extent, Location, Region};
 
-/// Compressed pieces that lie this close together in the file are read in one go.
-const MAX_GAP: u64 = 8 << 10;
 /// A last extent may decode to more than its length, up to the largest cluster.
 const MAX_DECODED: usize = 2 << 20;
 /// Largest window of a zstd stream in a qcow2 cluster: log2 of the largest cluster.
@@ -18,76 +15,6 @@ const ZSTD_WINDOW_LOG: u32 = 21;
 /// zlib's header, and its adler32 at the end (RFC 1950, section 2.2).
 pub const ZLIB_HEADER: usize = 2;
 const ZLIB_TRAILER: usize = 4;
-
-/// The bytes of a batch as they are in the source.
-pub struct Loaded {
-    pub batch: Batch,
-    /// The guest bytes, so far only those that are stored as they are.
-    pub buffer: Buffer,
-    /// Compressed bytes.
-    pub input: Vec<u8>,
-    /// Where in `input` each piece's bytes are; empty for stored ones.
-    pub places: Vec<Range<usize>>,
-}
-
-/// Reads what `batch` needs into `buffer`, which is as long as the batch or longer, and `input`.
-pub fn load(regions: &[Region], batch: Batch, mut buffer: Buffer, mut input: Vec<u8>) -> Result<Loaded, Error> {
-    input.clear();
-    let mut places = Vec::with_capacity(batch.pieces.len());
-    // The stretch of one file being gathered, and where in `input` it starts.
-    let mut run: Option<(usize, Range<u64>, usize)> = None;
-    for piece in &batch.pieces {
-        let (file, offset, len) = match piece.at {
-            Location::Stored { file, offset } => {
-                let place = within(batch.guest.start, piece);
-                regions[file].read_exact_at(&mut buffer[place], offset)?;
-                places.push(0..0);
-                continue;
-            }
-            Location::Zero => {
-                places.push(0..0);
-                continue;
-            }
-            Location::Deflate { file, offset, len, zlib } => {
-                (file, offset, bounded(&regions[file], offset, len, zlib)?)
-            }
-            Location::Zstd { file, offset, len } => (file, offset, bounded(&regions[file], offset, len, false)?),
-        };
-        let end = offset + len;
-        match &mut run {
-            Some((of, range, start)) if *of == file && offset >= range.end && offset - range.end <= MAX_GAP => {
-                let at = *start + length(offset - range.start);
-                places.push(at..at + length(len));
-                range.end = end;
-            }
-            _ => {
-                read_run(regions, run.take(), &mut input)?;
-                places.push(input.len()..input.len() + length(len));
-                run = Some((file, offset..end, input.len()));
-            }
-        }
-    }
-    read_run(regions, run, &mut input)?;
-    Ok(Loaded { batch, buffer, input, places })
-}
-
-fn read_run(regions: &[Region], run: Option<(usize, Range<u64>, usize)>, input: &mut Vec<u8>) -> Result<(), Error> {
-    let Some((file, range, start)) = run else { return Ok(()) };
-    input.resize(start + length(range.end - range.start), 0);
-    regions[file].read_exact_at(&mut input[start..], range.start)
-}
-
-/// The length to read: exact, or cut at the end of the file where it is an upper bound.
-fn bounded(region: &Region, offset: u64, len: u32, exact: bool) -> Result<u64, Error> {
-    let len = u64::from(len);
-    if exact {
-        return Ok(len);
-    }
-    match region.len().checked_sub(offset) {
-        Some(rest) if rest > 0 => Ok(len.min(rest)),
-        _ => Err(Error::truncated(region.name(), offset, "compressed data lies past the end of the file")),
-    }
-}
 
 /// The decoders of one thread.
 pub struct Decode {
@@ -104,7 +31,7 @@ impl Decode {
     /// Makes `loaded.buffer` the guest's bytes; behind the batch's end it is filled with zeros.
     /// `size` is the disk's.
     pub fn run(&mut self, regions: &[Region], loaded: &mut Loaded, size: u64) -> Result<(), Error> {
-        let Loaded { batch, buffer, input, places } = loaded;
+        let Loaded { batch, buffer, input, places, .. } = loaded;
         let mut done = 0;
         for (piece, place) in batch.pieces.iter().zip(places) {
             let target = within(batch.guest.start, piece);
@@ -127,6 +54,7 @@ impl Decode {
     ) -> Result<(), Error> {
         let (file, offset, decoded) = match piece.at {
             Location::Stored { .. } => return Ok(()),
+            Location::Marked { .. } => unreachable!("loading makes it a zlib stream"),
             Location::Zero => {
                 target.fill(0);
                 return Ok(());

@@ -7,7 +7,8 @@ use libdeflater::{CompressionLvl, Compressor};
 
 use super::batch::{CLUSTER, CLUSTER_BYTES};
 use super::buffer::{Buffer, is_zero};
-use super::decode::{Decode, Loaded, within};
+use super::decode::{Decode, within};
+use super::load::Loaded;
 use crate::conversion::Compression;
 use crate::disk::{Error, Extent, Location, Region};
 
@@ -58,6 +59,8 @@ pub struct Encode {
     decode: Decode,
     codec: Codec,
     coding: Coding,
+    /// Room for one compressed cluster, written over and over.
+    scratch: Vec<u8>,
 }
 
 enum Codec {
@@ -74,7 +77,7 @@ impl Encode {
             Coding::Runs { .. } => Codec::None,
             Coding::Packed { compression, level } => Codec::new(compression, level)?,
         };
-        Ok(Self { decode: Decode::new(), codec, coding })
+        Ok(Self { decode: Decode::new(), codec, coding, scratch: vec![0; CLUSTER_BYTES] })
     }
 
     /// Decodes and encodes a batch of a disk of `size` bytes. Gives back the input's memory too.
@@ -97,7 +100,7 @@ impl Encode {
     /// Finds the streams that can be passed on as they are, verifies them (their guest bytes are in the buffer then) and
     /// takes them from the list of pieces: returns for each its cluster and its bytes in the input.
     fn pass_through(&mut self, loaded: &mut Loaded) -> Vec<(usize, Range<usize>)> {
-        let Loaded { batch, buffer, input, places } = loaded;
+        let Loaded { batch, buffer, input, places, .. } = loaded;
         let mut passed = Vec::new();
         for (piece, place) in batch.pieces.iter_mut().zip(places) {
             let Extent { guest, at: Location::Deflate { zlib: true, .. } } = piece else { continue };
@@ -116,27 +119,26 @@ impl Encode {
     }
 
     fn pack(&mut self, loaded: &Loaded, passed: &[(usize, Range<usize>)]) -> Content {
-        let mut packed = Vec::new();
-        let mut clusters = Vec::new();
-        let mut passed = passed.iter().peekable();
         let len = loaded.batch.len().next_multiple_of(CLUSTER_BYTES);
+        let mut packed = Vec::with_capacity(len);
+        let mut clusters = Vec::with_capacity(len / CLUSTER_BYTES);
+        let mut passed = passed.iter().peekable();
         for (number, cluster) in loaded.buffer[..len].chunks_exact(CLUSTER_BYTES).enumerate() {
             let body = passed.next_if(|(of, _)| *of == number).map(|(_, range)| &loaded.input[range.clone()]);
             if is_zero(cluster) {
                 clusters.push(Cluster::Zero);
                 continue;
             }
-            let before = packed.len();
-            match body {
-                Some(body) => packed.extend_from_slice(body),
-                None => self.codec.compress(cluster, &mut packed),
-            }
-            let len = packed.len() - before;
-            if len < CLUSTER_BYTES {
-                clusters.push(Cluster::Packed(u32::try_from(len).expect("below 64 KiB")));
-            } else {
-                packed.truncate(before);
-                clusters.push(Cluster::Plain);
+            let compressed = match body {
+                Some(body) => Some(body),
+                None => self.codec.compress(cluster, &mut self.scratch).map(|len| &self.scratch[..len]),
+            };
+            match compressed.filter(|bytes| bytes.len() < CLUSTER_BYTES) {
+                Some(bytes) => {
+                    packed.extend_from_slice(bytes);
+                    clusters.push(Cluster::Packed(u32::try_from(bytes.len()).expect("below 64 KiB")));
+                }
+                None => clusters.push(Cluster::Plain),
             }
         }
         Content::Packed { packed, clusters }
@@ -163,12 +165,9 @@ impl Codec {
         })
     }
 
-    /// Appends the compressed cluster to `packed`; a whole cluster or more means that it did not shrink.
-    fn compress(&mut self, cluster: &[u8], packed: &mut Vec<u8>) {
-        let before = packed.len();
-        packed.resize(before + CLUSTER_BYTES, 0);
-        let target = &mut packed[before..];
-        let len = match self {
+    /// Compresses a cluster into `target` and returns the length; `None` where it does not fit.
+    fn compress(&mut self, cluster: &[u8], target: &mut [u8]) -> Option<usize> {
+        match self {
             Self::None => None,
             Self::Deflate(compressor) => compressor.deflate_compress(cluster, target).ok(),
             Self::Strict(compress) => {
@@ -180,8 +179,7 @@ impl Codec {
             }
             // Too small a target is the only way for it to fail.
             Self::Zstd(compressor) => compressor.compress_to_buffer(cluster, target).ok(),
-        };
-        packed.truncate(before + len.unwrap_or(CLUSTER_BYTES));
+        }
     }
 }
 

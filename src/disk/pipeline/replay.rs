@@ -3,7 +3,8 @@
 use super::CopyControl;
 use super::batch::{Batches, CLUSTER_BYTES, Step};
 use super::buffer::Buffer;
-use super::decode::{Decode, Loaded, load};
+use super::decode::Decode;
+use super::load::{Loaded, load};
 use crate::disk::{Error, Image};
 
 /// A stretch of guest bytes.

@@ -1,13 +1,16 @@
 //! The threads of a copy and what they hand on.
 
 use std::sync::Mutex;
+use std::thread::Scope;
 
 use super::batch::{Batch, Batches, CLUSTER_BYTES, Step};
 use super::buffer::Pool;
-use super::decode::{Loaded, load};
 use super::encode::{Coded, Coding, Encode};
+use super::load::{Loaded, load};
 use super::output::Output;
 use super::queue::{Budget, InOrder, Queue};
+use super::ride::Rides;
+use super::trail::Trail;
 use super::{CopyControl, CopyOptions};
 use crate::conversion::Reason;
 use crate::disk::writer::{Job, Writer};
@@ -17,8 +20,9 @@ use crate::disk::{Error, Image};
 const READERS: usize = 4;
 /// Threads that wait for the output.
 const WRITERS: usize = 3;
-/// Memory of all batches in flight, in bytes. The whole process stays below 64 MiB.
-const IN_FLIGHT: usize = 20 << 20;
+/// Memory of all batches in flight, in bytes. The whole process stays below 64 MiB, and buffers are used again while they
+/// are in the CPU's cache.
+const IN_FLIGHT: usize = 12 << 20;
 /// Memory of writes that wait, in bytes.
 const UNWRITTEN: usize = 8 << 20;
 
@@ -32,6 +36,15 @@ enum Turn {
     /// A batch, and the budget it holds.
     Data(Coded, usize),
     Failed(Error),
+    End,
+}
+
+/// What the digesting thread gets for each turn, in guest order.
+enum Passing {
+    /// A batch, its turn's number and the budget it holds.
+    Data(Loaded, u64, usize),
+    /// Nothing was read.
+    Nothing,
     End,
 }
 
@@ -52,6 +65,9 @@ struct Shared<'a> {
     pool: Pool,
     inputs: Mutex<Vec<Vec<u8>>>,
     to_load: Queue<(u64, Batch, usize)>,
+    /// Where digests ride along: batches on their way to be encoded.
+    passing: Option<InOrder<Passing>>,
+    trail: Trail<'a>,
     to_encode: Queue<(u64, Loaded, usize)>,
     turns: InOrder<Turn>,
     to_write: Queue<Write>,
@@ -68,6 +84,7 @@ pub(super) fn run(
     control: &CopyControl,
 ) -> Result<(), Error> {
     let mut writer = Writer::new(options, image.virtual_size(), name)?;
+    let rides = Rides::new(&image.regions, &options.digests, control);
     let shared = Shared {
         image,
         output,
@@ -78,6 +95,8 @@ pub(super) fn run(
         pool: Pool::default(),
         inputs: Mutex::default(),
         to_load: Queue::new(usize::MAX),
+        passing: (!rides.is_empty()).then(InOrder::new),
+        trail: Trail::new(&image.regions),
         to_encode: Queue::new(usize::MAX),
         turns: InOrder::new(),
         to_write: Queue::new(UNWRITTEN),
@@ -85,6 +104,10 @@ pub(super) fn run(
     };
     let allocated = std::thread::scope(|scope| {
         scope.spawn(|| shared.map());
+        if let Some(passing) = &shared.passing {
+            let shared = &shared;
+            scope.spawn(move || shared.digest(rides, passing, scope));
+        }
         for _ in 0..READERS {
             scope.spawn(|| shared.read());
         }
@@ -136,6 +159,7 @@ impl Shared<'_> {
             };
             let over = !matches!(turn, Turn::Zero(_));
             self.turns.put(number, turn);
+            self.pass(number, if over { Passing::End } else { Passing::Nothing });
             if over {
                 break;
             }
@@ -156,10 +180,50 @@ impl Shared<'_> {
             let input = self.inputs.lock().expect("no holder of the inputs panics").pop().unwrap_or_default();
             let loaded = self.control.check(self.name).and_then(|()| load(&self.image.regions, batch, buffer, input));
             match loaded {
-                Ok(loaded) => self.to_encode.push(0, (number, loaded, held)),
+                Ok(loaded) => {
+                    self.trail.passed(&loaded.runs);
+                    if self.passing.is_some() {
+                        self.pass(number, Passing::Data(loaded, number, held));
+                    } else {
+                        self.to_encode.push(0, (number, loaded, held));
+                    }
+                }
                 Err(e) => self.turns.put(number, Turn::Failed(e)),
             }
         }
+    }
+
+    fn pass(&self, number: u64, passing: Passing) {
+        if let Some(window) = &self.passing {
+            window.put(number, passing);
+        }
+    }
+
+    /// Digests what passes, and hands it on.
+    fn digest<'scope>(
+        &'scope self,
+        mut rides: Rides<'scope>,
+        passing: &InOrder<Passing>,
+        scope: &'scope Scope<'scope, '_>,
+    ) {
+        let _guard = AbandonOnPanic(self);
+        let digested = loop {
+            let (loaded, number, held) = match passing.next() {
+                Some(Passing::Data(loaded, number, held)) => (loaded, number, held),
+                Some(Passing::Nothing) => continue,
+                Some(Passing::End) => break rides.finish(),
+                // The copy failed: nobody waits for a digest.
+                None => return,
+            };
+            let passed = rides.pass(&loaded, |ride| {
+                scope.spawn(move || ride.finish(self.control).unwrap_or_else(|e| self.fail(e)));
+            });
+            if let Err(e) = passed {
+                break Err(e);
+            }
+            self.to_encode.push(0, (number, loaded, held));
+        };
+        digested.unwrap_or_else(|e| self.fail(e));
     }
 
     fn encode(&self) {
@@ -251,6 +315,9 @@ impl Shared<'_> {
     fn abandon(&self) {
         self.budget.abandon();
         self.to_load.abandon();
+        if let Some(passing) = &self.passing {
+            passing.abandon();
+        }
         self.to_encode.abandon();
         self.turns.abandon();
         self.to_write.abandon();

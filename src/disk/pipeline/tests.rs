@@ -14,6 +14,8 @@ use crate::disk::{Extent, Layout, Location, Region};
 
 use crate::disk::sample_vmdk::{Sparse, built};
 
+mod reading;
+
 fn region(bytes: &[u8]) -> Region {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
@@ -32,6 +34,8 @@ enum Piece {
     ZlibAndJunk(u8),
     Deflate(u8),
     Zstd(u8),
+    /// A zlib stream behind a marker; the guess of its length is right, or too short, or too long.
+    Marked(u8),
 }
 
 fn bytes_of(piece: &Piece, len: usize) -> Vec<u8> {
@@ -41,7 +45,8 @@ fn bytes_of(piece: &Piece, len: usize) -> Vec<u8> {
         | Piece::Zlib(seed)
         | Piece::ZlibAndJunk(seed)
         | Piece::Deflate(seed)
-        | Piece::Zstd(seed) => (0..len).map(|at| (at / 7).to_le_bytes()[0].wrapping_mul(*seed)).collect(),
+        | Piece::Zstd(seed)
+        | Piece::Marked(seed) => (0..len).map(|at| (at / 7).to_le_bytes()[0].wrapping_mul(*seed)).collect(),
         Piece::Random(seed) => {
             let mut state = *seed;
             let mut next = || {
@@ -97,6 +102,16 @@ fn image(pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
                 file.extend_from_slice(&stream);
                 Location::Zstd { file: 0, offset, len: u32::try_from(stream.len()).unwrap() + 900 }
             }
+            Piece::Marked(seed) => {
+                let stream = zlib(&bytes);
+                file.extend_from_slice(&(start as u64 / 512).to_le_bytes());
+                file.extend_from_slice(&u32::try_from(stream.len()).unwrap().to_le_bytes());
+                file.extend_from_slice(&stream);
+                file.extend_from_slice(&[0xEE; 300]);
+                let whole = u32::try_from(stream.len()).unwrap() + 12;
+                let reach = [12, whole - 1, whole, whole + 300][usize::from(*seed) % 4];
+                Location::Marked { file: 0, offset, reach, most: whole }
+            }
         };
         extents.push(Extent { guest: start as u64..end as u64, at });
     }
@@ -113,6 +128,7 @@ fn pieces() -> impl Strategy<Value = Vec<Piece>> {
         1 => any::<u8>().prop_map(Piece::ZlibAndJunk),
         1 => any::<u8>().prop_map(Piece::Deflate),
         1 => any::<u8>().prop_map(Piece::Zstd),
+        2 => any::<u8>().prop_map(Piece::Marked),
     ];
     proptest::collection::vec(piece, 1..40)
 }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::bytes;
 use super::header::{Header, SECTOR, TABLE_ENTRIES, TABLE_LEN};
+use super::{bytes, marker};
 use crate::disk::coalesce::coalesce;
 use crate::disk::occupancy::survey;
 use crate::disk::{Error, Extent, Location, Region};
@@ -12,11 +12,6 @@ use crate::disk::{Error, Extent, Location, Region};
 const TABLE_BYTES: usize = TABLE_LEN * 4;
 /// Directory entries read at a time.
 const DIRECTORY_CHUNK: u64 = 1024;
-/// Bytes of a grain marker before its data: the grain's first sector (u64), the length of the data (u32).
-const MARKER_BYTES: u64 = MARKER_LEN as u64;
-const MARKER_LEN: usize = 12;
-/// Largest compressed grain taken, in bytes. One that does not shrink needs little more than a grain.
-const MAX_COMPRESSED: u64 = 2 << 20;
 
 /// The tables of a sparse extent.
 pub(super) struct Tables<'a> {
@@ -120,9 +115,9 @@ impl<'a> Tables<'a> {
                                 Ok(Extent { guest: guest.start..end, at: Location::Zero })
                             }
                             Some(entries) => {
-                                let entry = entries[usize::try_from(*index).expect("below 512")];
+                                let at = usize::try_from(*index).expect("below 512");
                                 *index += 1;
-                                self.extent(guest, entry)
+                                self.extent(guest, entries[at], entries.get(at + 1).copied())
                             }
                         };
                         failed = next.is_err();
@@ -192,7 +187,7 @@ impl<'a> Tables<'a> {
             return Ok(None);
         }
         let offset = bytes(entry);
-        let needed = if self.header.compressed { MARKER_BYTES } else { guest.end - guest.start };
+        let needed = if self.header.compressed { marker::BYTES } else { guest.end - guest.start };
         let end = offset + needed;
         if end > self.region.len() {
             let message = format!("the grain for guest byte {} lies past the end of the file", guest.start);
@@ -205,29 +200,21 @@ impl<'a> Tables<'a> {
         Ok(Some(offset))
     }
 
-    fn extent(&self, guest: Range<u64>, entry: u32) -> Result<Extent, Error> {
+    /// The extent of a grain; `next` is the entry behind its own.
+    fn extent(&self, guest: Range<u64>, entry: u32, next: Option<u32>) -> Result<Extent, Error> {
         let Some(offset) = self.grain_at(&guest, entry)? else {
             return Ok(Extent { guest, at: Location::Zero });
         };
         if !self.header.compressed {
             return Ok(Extent { guest, at: Location::Stored { file: 0, offset } });
         }
-        let mut marker = [0; MARKER_LEN];
-        self.region.read_exact_at(&mut marker, offset)?;
-        let lba = u64::from_le_bytes(marker[..8].try_into().expect("eight bytes"));
-        let len = u32::from_le_bytes(marker[8..].try_into().expect("four bytes"));
-        let corrupt = |message: String| Err(Error::corrupt(self.region.name(), offset, message));
-        if lba.checked_mul(SECTOR) != Some(guest.start) {
-            return corrupt(format!("the marker tells sector {lba}, its table entry {}", guest.start / SECTOR));
-        }
-        if len == 0 || u64::from(len) > MAX_COMPRESSED.min(2 * self.header.grain) {
-            return corrupt(format!("a compressed grain of {len} bytes"));
-        }
-        let data = offset + MARKER_BYTES;
-        if data + u64::from(len) > self.region.len() {
-            let message = format!("the grain for guest byte {} ends past the end of the file", guest.start);
-            return Err(Error::truncated(self.region.name(), offset, message));
-        }
-        Ok(Extent { guest, at: Location::Deflate { file: 0, offset: data, len, zlib: true } })
+        let most = marker::MAX_COMPRESSED.min(2 * self.header.grain);
+        // Writers put one grain behind the other, with padding up to a sector. The last of a table has none behind it
+        // that is known here: most grains shrink.
+        let next = next.map(bytes).filter(|&next| next > offset);
+        let reach = next.map_or(marker::BYTES + self.header.grain, |next| next - offset);
+        let reach = reach.min(marker::BYTES + most).min(self.region.len() - offset);
+        let narrow = |bytes| u32::try_from(bytes).expect("a few MiB");
+        Ok(Extent { guest, at: Location::Marked { file: 0, offset, reach: narrow(reach), most: narrow(most) } })
     }
 }

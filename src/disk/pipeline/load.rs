@@ -1,0 +1,149 @@
+//! Reads a batch's bytes from the source.
+
+use std::ops::Range;
+
+use super::batch::Batch;
+use super::buffer::Buffer;
+use crate::disk::vmdk::marker;
+use crate::disk::{Error, Location, Region};
+
+/// Compressed pieces that lie this close together in the file are read in one go.
+const MAX_GAP: u64 = 8 << 10;
+
+/// The bytes of a batch as they are in the source.
+pub struct Loaded {
+    pub batch: Batch,
+    /// The guest bytes, so far only those that are stored as they are.
+    pub buffer: Buffer,
+    /// Compressed bytes.
+    pub input: Vec<u8>,
+    /// Where in `input` each piece's bytes are; empty for stored ones.
+    pub places: Vec<Range<usize>>,
+    /// What was read, in the order of the pieces.
+    pub runs: Vec<Run>,
+}
+
+/// A stretch of a file that was read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Run {
+    pub file: usize,
+    pub range: Range<u64>,
+    pub place: Place,
+}
+
+/// Where the first byte of a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Input(usize),
+    Buffer(usize),
+}
+
+impl Loaded {
+    /// The bytes of one of its runs.
+    pub fn bytes(&self, run: &Run) -> &[u8] {
+        let len = length(run.range.end - run.range.start);
+        match run.place {
+            Place::Input(start) => &self.input[start..start + len],
+            Place::Buffer(start) => &self.buffer[start..start + len],
+        }
+    }
+}
+
+/// Reads what `batch` needs into `buffer`, which is as long as the batch or longer, and `input`. Grains behind markers
+/// become zlib streams.
+pub fn load(regions: &[Region], mut batch: Batch, mut buffer: Buffer, mut input: Vec<u8>) -> Result<Loaded, Error> {
+    let (mut runs, mut places) = plan(regions, &batch)?;
+    let compressed = runs.iter().filter(|run| matches!(run.place, Place::Input(_)));
+    let len: u64 = compressed.map(|run| run.range.end - run.range.start).sum();
+    // What is there already is overwritten: only what is new needs zeros.
+    input.resize(length(len), 0);
+    for Run { file, range, place } in &runs {
+        let len = length(range.end - range.start);
+        let target = match *place {
+            Place::Input(start) => &mut input[start..start + len],
+            Place::Buffer(start) => &mut buffer[start..start + len],
+        };
+        regions[*file].read_exact_at(target, range.start)?;
+    }
+    for (piece, place) in batch.pieces.iter_mut().zip(&mut places) {
+        let Location::Marked { file, offset, most, .. } = piece.at else { continue };
+        let region = &regions[file];
+        let marker = *input[place.clone()].first_chunk().expect("it reaches over its marker at least");
+        let len = marker::data_len(marker, piece.guest.start, most)
+            .map_err(|message| Error::corrupt(region.name(), offset, message))?;
+        let data = offset + marker::BYTES;
+        if data + u64::from(len) > region.len() {
+            let message = format!("the grain for guest byte {} ends past the end of the file", piece.guest.start);
+            return Err(Error::truncated(region.name(), offset, message));
+        }
+        let start = place.start + marker::LEN;
+        if start + length(len.into()) <= place.end {
+            *place = start..start + length(len.into());
+        } else {
+            let start = input.len();
+            input.resize(start + length(len.into()), 0);
+            region.read_exact_at(&mut input[start..], data)?;
+            runs.push(Run { file, range: data..data + u64::from(len), place: Place::Input(start) });
+            *place = start..input.len();
+        }
+        piece.at = Location::Deflate { file, offset: data, len, zlib: true };
+    }
+    Ok(Loaded { batch, buffer, input, places, runs })
+}
+
+/// What to read, and where in the input each piece's bytes will be.
+fn plan(regions: &[Region], batch: &Batch) -> Result<(Vec<Run>, Vec<Range<usize>>), Error> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut places = Vec::with_capacity(batch.pieces.len());
+    let mut filled = 0;
+    for piece in &batch.pieces {
+        let (file, offset, len) = match piece.at {
+            Location::Zero => {
+                places.push(0..0);
+                continue;
+            }
+            Location::Stored { file, offset } => {
+                let place = Place::Buffer(length(piece.guest.start - batch.guest.start));
+                runs.push(Run { file, range: offset..offset + piece.len(), place });
+                places.push(0..0);
+                continue;
+            }
+            Location::Deflate { file, offset, len, zlib } => {
+                (file, offset, bounded(&regions[file], offset, len, zlib)?)
+            }
+            Location::Zstd { file, offset, len } => (file, offset, bounded(&regions[file], offset, len, false)?),
+            Location::Marked { file, offset, reach, .. } => (file, offset, u64::from(reach)),
+        };
+        let start = match runs.last_mut() {
+            Some(Run { file: of, range, place: Place::Input(start) })
+                if *of == file && offset >= range.end && offset - range.end <= MAX_GAP =>
+            {
+                range.end = offset + len;
+                *start + length(offset - range.start)
+            }
+            _ => {
+                runs.push(Run { file, range: offset..offset + len, place: Place::Input(filled) });
+                filled
+            }
+        };
+        filled = start + length(len);
+        places.push(start..filled);
+    }
+    Ok((runs, places))
+}
+
+/// The length to read: exact, or cut at the end of the file where it is an upper bound.
+fn bounded(region: &Region, offset: u64, len: u32, exact: bool) -> Result<u64, Error> {
+    let len = u64::from(len);
+    if exact {
+        return Ok(len);
+    }
+    match region.len().checked_sub(offset) {
+        Some(rest) if rest > 0 => Ok(len.min(rest)),
+        _ => Err(Error::truncated(region.name(), offset, "compressed data lies past the end of the file")),
+    }
+}
+
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("within a batch")
+}

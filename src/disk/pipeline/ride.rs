@@ -1,0 +1,100 @@
+//! The digests that a manifest demands of source files, computed on the bytes that the copy reads anyway.
+//!
+//! Batches pass in guest order. Where that is a file's order too, its hasher takes their bytes and reads for itself only
+//! the little between them. Where it is not, the hasher is handed on, to a reader that goes through the rest of the file
+//! beside the copy.
+
+use std::ops::Range;
+
+use super::CopyControl;
+use super::load::Loaded;
+use crate::disk::manifest::{Expected, Hasher};
+use crate::disk::{Error, Region};
+
+/// Bytes between two batches that are read in passing: tables, headers, what no grain refers to.
+const MAX_GAP: u64 = 16 << 20;
+/// Bytes read at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// The digests of the regions of one image.
+pub struct Rides<'a> {
+    control: &'a CopyControl,
+    /// One for each region; `None` where none is demanded, or it left for a reader of its own.
+    rides: Vec<Option<Ride<'a>>>,
+}
+
+/// A digest on its way through a file.
+pub struct Ride<'a> {
+    expected: &'a Expected,
+    hasher: Hasher,
+    /// All bytes before this one are in the hasher.
+    at: u64,
+}
+
+impl<'a> Rides<'a> {
+    /// The digests among `expected` that are of `regions`.
+    pub fn new(regions: &[Region], expected: &'a [Expected], control: &'a CopyControl) -> Self {
+        let mut left: Vec<_> = expected.iter().collect();
+        let ride = |region: &Region| {
+            let found = left.iter().position(|expected| expected.region.is_same(region))?;
+            let expected = left.swap_remove(found);
+            Some(Ride { expected, hasher: expected.hasher(), at: 0 })
+        };
+        Self { control, rides: regions.iter().map(ride).collect() }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.rides.iter().all(Option::is_none)
+    }
+
+    /// Takes the bytes of the next batch. A ride that can't go on in its file's order is handed to `leave`.
+    pub fn pass(&mut self, loaded: &Loaded, mut leave: impl FnMut(Ride<'a>)) -> Result<(), Error> {
+        for run in &loaded.runs {
+            let Some(ride) = &mut self.rides[run.file] else { continue };
+            if run.range.end <= ride.at {
+                continue;
+            }
+            if run.range.start > ride.at + MAX_GAP {
+                leave(self.rides[run.file].take().expect("it was there a line ago"));
+                continue;
+            }
+            ride.read(ride.at..run.range.start, self.control)?;
+            // What was read twice, a marker's uncertain reach, is taken once.
+            let known = usize::try_from(ride.at - run.range.start).expect("within a run");
+            ride.hasher.update(&loaded.bytes(run)[known..]);
+            ride.at = run.range.end;
+        }
+        Ok(())
+    }
+
+    /// Reads what is left of every file, and compares.
+    ///
+    /// # Errors
+    /// `ManifestMismatch`, `Cancelled`, and as reading does.
+    pub fn finish(self) -> Result<(), Error> {
+        self.rides.into_iter().flatten().try_for_each(|ride| ride.finish(self.control))
+    }
+}
+
+impl Ride<'_> {
+    /// Reads the rest of the file, and compares.
+    pub fn finish(mut self, control: &CopyControl) -> Result<(), Error> {
+        self.read(self.at..self.expected.region.len(), control)?;
+        self.expected.compare(self.hasher)
+    }
+
+    /// Reads what lies in `range`, which starts where the ride is; nothing where it is empty or reversed.
+    fn read(&mut self, range: Range<u64>, control: &CopyControl) -> Result<(), Error> {
+        let mut chunk = Vec::new();
+        while self.at < range.end {
+            control.check(self.expected.region.name())?;
+            let len = usize::try_from(CHUNK.min(range.end - self.at)).expect("at most a chunk");
+            chunk.resize(len, 0);
+            self.expected.region.read_exact_at(&mut chunk[..len], self.at)?;
+            self.hasher.update(&chunk[..len]);
+            self.at += len as u64;
+        }
+        Ok(())
+    }
+}

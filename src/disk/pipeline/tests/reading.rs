@@ -1,0 +1,145 @@
+//! How a copy reads: once, ahead, not after its end, and what digests make of it.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::disk::manifest::Algorithm;
+
+/// 24 MiB of noise as VMDKs that differ in where their grains lie.
+fn disks() -> Vec<(&'static str, Vec<u8>)> {
+    let capacity = 24 << 20;
+    let noise = bytes_of(&Piece::Random(7), capacity);
+    let stream = Sparse::stream_optimized(capacity as u64);
+    vec![
+        ("footer", built(&stream, &noise)),
+        ("tables first", built(&Sparse { footer: false, ..stream.clone() }, &noise)),
+        ("descending", built(&Sparse { descending: true, ..stream }, &noise)),
+        ("monolithic", built(&Sparse::monolithic_sparse(capacity as u64), &noise)),
+    ]
+}
+
+fn expected(region: &Region, digest: Vec<u8>) -> CopyOptions {
+    let expected = Expected { region: region.clone(), algorithm: Algorithm::Sha256, digest };
+    CopyOptions { compress: Compression::Zlib, digests: vec![expected], ..CopyOptions::default() }
+}
+
+#[test]
+fn a_digest_rides_along_whatever_the_order_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in disks() {
+        let read = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&read);
+        let region = region(&bytes).before_reads(move |len| {
+            counted.fetch_add(len as u64, Ordering::Relaxed);
+        });
+        let image = Image::vmdk(&region).unwrap();
+        let digest = Sha256::digest(&bytes).to_vec();
+        copied(&image, &folder.path().join(name), &expected(&region, digest.clone())).unwrap();
+        let times = read.load(Ordering::Relaxed) * 100 / bytes.len() as u64;
+        assert!(name == "descending" || times < 103, "{name}: read {times} % of its file");
+
+        let mut wrong = digest;
+        wrong[0] ^= 1;
+        let path = folder.path().join(format!("wrong {name}"));
+        let error = copied(&image, &path, &expected(&region, wrong)).unwrap_err();
+        assert_eq!(error.reason, Reason::ManifestMismatch, "{name}");
+        assert!(!std::fs::read(&path).unwrap().starts_with(b"QFI\xfb"), "{name}: it is no image");
+    }
+}
+
+#[test]
+fn what_a_digest_says_of_bytes_that_no_grain_refers_to_counts_too() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, mut bytes) in disks() {
+        let digest = Sha256::digest(&bytes).to_vec();
+        bytes.extend_from_slice(&[0; 512]);
+        let region = region(&bytes);
+        // With a footer, bytes behind the end of the stream are no image.
+        let Ok(image) = Image::vmdk(&region) else { continue };
+        let error = copied(&image, &folder.path().join(name), &expected(&region, digest)).unwrap_err();
+        assert_eq!(error.reason, Reason::ManifestMismatch, "{name}");
+    }
+}
+
+#[test]
+fn markers_cost_no_reads_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in disks() {
+        let reads = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&reads);
+        let region = region(&bytes).before_reads(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let image = Image::vmdk(&region).unwrap();
+        reads.store(0, Ordering::Relaxed);
+        copied(&image, &folder.path().join(name), &CopyOptions::default()).unwrap();
+        let reads = reads.load(Ordering::Relaxed);
+        assert!(name == "descending" || reads < 70, "{name}: {reads} reads of 48 batches");
+    }
+}
+
+/// A source that does one read at a time, for 2 ms and what 16 MiB a second take; and how long it was busy.
+fn slow(bytes: &[u8]) -> (Region, Arc<Mutex<Duration>>) {
+    let busy = Arc::new(Mutex::new(Duration::ZERO));
+    let line = Arc::clone(&busy);
+    let region = region(bytes).before_reads(move |len| {
+        let mut busy = line.lock().unwrap();
+        let start = Instant::now();
+        thread::sleep(Duration::from_millis(2) + Duration::from_nanos(len as u64 * 60));
+        *busy += start.elapsed();
+    });
+    (region, busy)
+}
+
+#[test]
+fn a_slow_source_is_kept_busy() {
+    for (name, bytes) in disks().into_iter().filter(|(name, _)| *name != "descending") {
+        let (region, busy) = slow(&bytes);
+        let image = Image::vmdk(&region).unwrap();
+        let share = || {
+            *busy.lock().unwrap() = Duration::ZERO;
+            // Its sync waits for no other's writes.
+            let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+            let start = Instant::now();
+            copied(&image, &folder.path().join("out"), &CopyOptions::default()).unwrap();
+            busy.lock().unwrap().as_secs_f64() / start.elapsed().as_secs_f64()
+        };
+        // What else runs on the machine may steal one run's time, not that of five.
+        let mut shares = Vec::new();
+        while shares.last().is_none_or(|&share| share < 0.9) {
+            assert!(shares.len() < 5, "{name}: it was busy for {shares:?} of the time");
+            shares.push(share());
+        }
+    }
+}
+
+#[test]
+fn no_read_begins_later_than_100_ms_after_a_cancellation() {
+    let (_, bytes) = disks().swap_remove(0);
+    let reads = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&reads);
+    let region = region(&bytes).before_reads(move |_| {
+        noted.lock().unwrap().push(Instant::now());
+        thread::sleep(Duration::from_millis(20));
+    });
+    let image = Image::vmdk(&region).unwrap();
+    reads.lock().unwrap().clear();
+    let file = tempfile::tempfile().unwrap();
+    let control = CopyControl::default();
+    let cancelled = thread::scope(|scope| {
+        let copy = scope.spawn(|| copy(&image, &file, "out", &CopyOptions::default(), &control));
+        while reads.lock().unwrap().len() < 8 {
+            thread::yield_now();
+        }
+        control.cancel();
+        let cancelled = Instant::now();
+        assert_eq!(copy.join().unwrap().unwrap_err().reason, Reason::Cancelled);
+        cancelled
+    });
+    let late = reads.lock().unwrap().iter().filter(|&&read| read > cancelled + Duration::from_millis(100)).count();
+    assert_eq!(late, 0);
+}

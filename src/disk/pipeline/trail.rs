@@ -1,0 +1,55 @@
+//! Drops the source's pages behind the copy: they are charged to whoever reads, and fresh ones for each byte of a large
+//! image cost more than reading it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{Advice, fadvise};
+
+use super::load::Run;
+use crate::disk::Region;
+
+/// Bytes read that are dropped at once. Small, as the lag is: pages that are used again soon are still in the CPU's cache.
+const STEP: u64 = 2 << 20;
+/// Reads that were begun before the last one end no further behind it than this, or so: a few batches.
+const LAG: u64 = 4 << 20;
+
+/// How far the pages of each region are dropped.
+pub struct Trail<'a> {
+    regions: &'a [Region],
+    dropped: Vec<AtomicU64>,
+}
+
+impl<'a> Trail<'a> {
+    /// Tells the kernel that the regions are read from front to back.
+    pub fn new(regions: &'a [Region]) -> Self {
+        for region in regions {
+            advise(region, 0, region.len(), Advice::Sequential);
+        }
+        Self { regions, dropped: regions.iter().map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Takes note of what was read, and drops what lies well before it. What is still needed is only read again.
+    pub fn passed(&self, runs: &[Run]) {
+        let Some(run) = runs.last() else { return };
+        let dropped = self.dropped[run.file].load(Ordering::Relaxed);
+        let end = run.range.start.saturating_sub(LAG);
+        let is_first = || self.dropped[run.file].compare_exchange(dropped, end, Ordering::Relaxed, Ordering::Relaxed);
+        if end >= dropped + STEP && is_first().is_ok() {
+            advise(&self.regions[run.file], dropped, end - dropped, Advice::DontNeed);
+        }
+    }
+}
+
+impl Drop for Trail<'_> {
+    fn drop(&mut self) {
+        for region in self.regions {
+            advise(region, 0, region.len(), Advice::DontNeed);
+        }
+    }
+}
+
+/// A hint, so a refusal changes nothing.
+fn advise(region: &Region, offset: u64, len: u64, advice: Advice) {
+    let (file, start) = region.file();
+    let _ = fadvise(file, start + offset, std::num::NonZeroU64::new(len), advice);
+}
