@@ -97,6 +97,41 @@ fn a_finished_attempt_leaves_disks_and_metadata_and_exits_with_0() {
     assert!(!bench.work().join("failure.json").exists());
 }
 
+/// A group of processes with one CPU's quota; `None` where this machine lets none be made.
+fn one_cpu() -> Option<PathBuf> {
+    let first = Path::new("/sys/fs/cgroup/cpu");
+    let (parent, key, quota) = if first.exists() {
+        (first, "cpu.cfs_quota_us", "100000")
+    } else {
+        (Path::new("/sys/fs/cgroup"), "cpu.max", "100000")
+    };
+    let group = parent.join(format!("hyper2kvm-test-{}", std::process::id()));
+    fs::create_dir(&group).ok()?;
+    if fs::write(group.join(key), quota).is_ok() {
+        return Some(group);
+    }
+    fs::remove_dir(&group).unwrap();
+    None
+}
+
+#[test]
+fn a_worker_with_the_quota_of_one_cpu_decodes_on_one_thread() {
+    let Some(group) = one_cpu() else {
+        eprintln!("left out: no cgroup with a CPU quota can be made");
+        return;
+    };
+    let bench = Bench::new("disk.raw", &[7; 8192]);
+    let order = bench.command();
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&group).arg(order.get_program());
+    command.args(order.get_args()).envs(order.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().unwrap();
+    fs::remove_dir(&group).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let last_words = said(&output) + &String::from_utf8_lossy(&output.stdout);
+    assert!(last_words.contains("threads=1") || last_words.contains("\"threads\":1"), "{last_words}");
+}
+
 #[test]
 fn a_member_that_changed_since_the_claim_exits_with_13() {
     let bench = Bench::new("disk.raw", &[7; 8192]);

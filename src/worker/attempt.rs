@@ -29,6 +29,7 @@ use crate::conversion::{
     Attempt, CONTRACT_VERSION, Claim, ConversionOptions, Failure, FailureReport, Metadata, Phase, Reason, Stage,
     TerminationMessage,
 };
+use crate::disk::pipeline::available_threads;
 
 /// A claim of [`crate::disk`]'s largest group, with names of 255 bytes, stays below this.
 const MAX_CLAIM_BYTES: u64 = 1 << 20;
@@ -111,6 +112,8 @@ struct Places {
     claim: OwnedFd,
     work: OwnedFd,
     termination_log: Option<File>,
+    /// CPUs that the process may use: the quota is read from files that it can't read later.
+    threads: usize,
 }
 
 /// Does one attempt and returns the process' exit code (architecture: *Worker's exit*).
@@ -132,7 +135,13 @@ pub fn run(order: &Order, log: &LogTail) -> u8 {
     match outcome {
         Ok(metadata) => {
             let virtual_bytes: u64 = metadata.disks.iter().map(|d| d.virtual_size_bytes).sum();
-            tracing::info!(disks = metadata.disks.len(), virtual_bytes, ms = metadata.duration_ms, "converted");
+            tracing::info!(
+                disks = metadata.disks.len(),
+                virtual_bytes,
+                ms = metadata.duration_ms,
+                threads = places.threads,
+                "converted"
+            );
             0
         }
         Err(failure) => {
@@ -167,6 +176,7 @@ fn prepare(order: &Order) -> Result<Places, Failure> {
         claim: open_directory(&order.claim)?,
         work: open_directory(&order.work)?,
         termination_log: order.termination_log.as_ref().and_then(|p| File::options().write(true).open(p).ok()),
+        threads: available_threads(),
     };
     contain::limit_process().map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the process: {e}")))?;
     let enforced = contain::restrict_to(Some(places.claim.as_fd()), places.work.as_fd(), order.require_landlock)?;
@@ -217,7 +227,7 @@ fn attempt(order: &Order, places: &Places, meter: &Arc<Meter>, interrupts: Inter
         stem,
         id: claim.id.as_str(),
         options: &order.options,
-        threads: None,
+        threads: Some(places.threads),
         verify_full: false,
     };
     let metadata = convert::<Failure>(&conversion, meter, |_| Ok(()))?;
