@@ -55,6 +55,26 @@ impl Sparse {
     /// Writes the file from the start of `out`. `grain` yields the bytes of the grain with that number, or `None` where
     /// it is all zeros; a last grain may be shorter than [`GRAIN`]. It is asked once for each grain, in file order.
     pub fn write<W: Write + Seek>(&self, out: &mut W, mut grain: impl FnMut(u64) -> Option<Vec<u8>>) -> io::Result<()> {
+        let compressed = self.compressed;
+        self.write_stored(out, |number| {
+            let bytes = grain(number)?;
+            let is_marked = self.zero_grains && bytes.iter().all(|&byte| byte == 0);
+            Some(if is_marked {
+                Vec::new()
+            } else if compressed {
+                zlib(&bytes)
+            } else {
+                bytes
+            })
+        })
+    }
+
+    /// The same with grains as they are stored: zlib streams, or plain bytes; an empty one is a marked grain of zeros.
+    pub fn write_stored<W: Write + Seek>(
+        &self,
+        out: &mut W,
+        mut grain: impl FnMut(u64) -> Option<Vec<u8>>,
+    ) -> io::Result<()> {
         let grains = self.capacity.div_ceil(GRAIN);
         let tables = grains.div_ceil(TABLE_ENTRIES);
         let tables_sectors = (tables * 4).div_ceil(SECTOR) + tables * 4;
@@ -73,7 +93,7 @@ impl Sparse {
             let number = if self.descending { grains - 1 - step } else { step };
             let Some(bytes) = grain(number) else { continue };
             let entry = &mut entries[usize::try_from(number).unwrap()];
-            if self.zero_grains && bytes.iter().all(|&byte| byte == 0) {
+            if bytes.is_empty() {
                 *entry = 1;
                 continue;
             }
@@ -107,13 +127,10 @@ impl Sparse {
             out.write_all(&bytes)?;
             return Ok(GRAIN);
         }
-        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(6));
-        encoder.write_all(bytes)?;
-        let data = encoder.finish()?;
-        let mut grain = Vec::with_capacity(data.len() + 1024);
+        let mut grain = Vec::with_capacity(bytes.len() + 1024);
         grain.extend_from_slice(&(number * GRAIN / SECTOR).to_le_bytes());
-        grain.extend_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
-        grain.extend_from_slice(&data);
+        grain.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
+        grain.extend_from_slice(bytes);
         grain.resize(grain.len().next_multiple_of(512), 0);
         out.write_all(&grain)?;
         Ok(grain.len() as u64)
@@ -188,6 +205,11 @@ pub fn built(kind: &Sparse, content: &[u8]) -> Vec<u8> {
     };
     kind.write(&mut out, grain).unwrap();
     out.into_inner()
+}
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(6));
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("a vector takes every write")
 }
 
 /// A marker sector: what follows, in sectors, and its type.

@@ -1,0 +1,212 @@
+//! `make bench-convert`: every pair of source, output and compression against `qemu-img convert` at its best flags.
+//!
+//! The two run in turn, round after round, on the same file system, each with its source out of the page cache; what is
+//! printed are medians and the ratios pair by pair, slow rows too. Every output is compared with its source and checked
+//! by qemu-img. Choose rows by any part of their names, and rounds:
+//!
+//! ```text
+//! cargo bench --bench convert -- --rounds 3 --size 1 stream
+//! ```
+
+mod images;
+mod measure;
+mod rows;
+#[path = "../../tests/images/vmdk.rs"]
+mod vmdk;
+
+use std::env;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::measure::{Figures, Place, allocated, measure, text_of};
+use crate::rows::{Demand, Peer, Row, rows};
+
+/// The peer's best flags: 16 coroutines, writes out of order, no page cache.
+const PEER: [&str; 7] = ["convert", "-q", "-m", "16", "-W", "-t", "none"];
+/// Resident memory that no row may reach, in KiB.
+const MEMORY: i64 = 64 << 10;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
+    let result = match arguments.first().map(String::as_str) {
+        Some("--measure") => measure::child(&arguments[1..]),
+        _ => bench(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Choice {
+    rounds: usize,
+    /// Size of the file-system image in GiB of virtual disk.
+    size: u64,
+    rows: Vec<String>,
+    directory: PathBuf,
+}
+
+fn choose(arguments: &[String]) -> Result<Choice> {
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-convert");
+    let mut choice = Choice { rounds: 5, size: 8, rows: Vec::new(), directory: scratch };
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{word} needs a value"));
+        match word.as_str() {
+            "--rounds" => choice.rounds = value()?.parse()?,
+            "--size" => choice.size = value()?.parse()?,
+            "--directory" => choice.directory = value()?.into(),
+            row => choice.rows.push(row.to_owned()),
+        }
+    }
+    choice.directory.push(format!("{}-gib", choice.size));
+    Ok(choice)
+}
+
+fn bench(arguments: &[String]) -> Result<()> {
+    let choice = choose(arguments)?;
+    fs::create_dir_all(&choice.directory)?;
+    let chosen: Vec<Row> = rows()
+        .into_iter()
+        .filter(|row| choice.rows.is_empty() || choice.rows.iter().any(|part| row.name.contains(part.as_str())))
+        .collect();
+    for row in &chosen {
+        let peer = match row.peer {
+            Peer::Ourselves(source, _) => source,
+            _ => row.source,
+        };
+        for name in [row.source, row.truth, peer].into_iter().filter(|name| !name.is_empty()) {
+            images::make(&choice.directory, name, choice.size)?;
+        }
+    }
+    println!("machine: {} CPUs; {}", std::thread::available_parallelism()?, text_of("qemu-img", &["--version"])?);
+    println!("source: {} GiB virtual; {} rounds", choice.size, choice.rounds);
+    println!("| row | s | peer s | wall | CPU | MiB | size | demand | met |");
+    println!("|---|--:|--:|--:|--:|--:|--:|---|---|");
+    chosen.iter().try_for_each(|row| run_row(row, &choice))
+}
+
+/// The command line of this program, or of the peer.
+fn commands(row: &Row, choice: &Choice) -> (Vec<String>, Option<Vec<String>>) {
+    let text = |name: &str| choice.directory.join(name).display().to_string();
+    let ourselves = |source: &str, words: &[&str], output: &str| {
+        let mut command = vec![env!("CARGO_BIN_EXE_hyper2kvm"), "convert", "--progress=none"];
+        command.extend(words);
+        let mut command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+        command.extend([text(source), "-o".into(), text(output)]);
+        command
+    };
+    let peer = match &row.peer {
+        Peer::Nobody => None,
+        Peer::Ourselves(source, words) => Some(ourselves(source, words, "theirs.out")),
+        Peer::Qemu(format, words) => {
+            // It can't read inside an OVA: it gets the disk as a file.
+            let source = if row.source == "stream.ova" { "stream.vmdk" } else { row.source };
+            let mut command = vec!["qemu-img"];
+            command.extend(PEER);
+            command.extend(["-f", format]);
+            command.extend(words);
+            let mut command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+            command.extend([text(source), text("theirs.out")]);
+            Some(command)
+        }
+    };
+    (ourselves(row.source, &row.ours, "ours.out"), peer)
+}
+
+fn run_row(row: &Row, choice: &Choice) -> Result<()> {
+    let at = |name: &str| choice.directory.join(name);
+    let (ours, theirs, source) = (at("ours.out"), at("theirs.out"), at(row.source));
+    let (mine, peer) = commands(row, choice);
+    let peer_place = if matches!(row.peer, Peer::Ourselves(..)) { &Place::Anywhere } else { &row.place };
+    let mut pairs: Vec<(Figures, Option<Figures>)> = Vec::new();
+    let mut size = None;
+    for round in 0..choice.rounds {
+        let remove = |path: &Path| if path.exists() { fs::remove_file(path) } else { Ok(()) };
+        remove(&ours)?;
+        let one = measure(&row.place, &source, &mine)?;
+        remove(&theirs)?;
+        let other = match &peer {
+            Some(peer) => Some(measure(peer_place, Path::new(peer_source(peer)), peer)?),
+            None => None,
+        };
+        if round == 0 {
+            if !row.truth.is_empty() {
+                check(&ours, row.output, &at(row.truth))?;
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a ratio for a table")]
+            let ratio = |theirs: u64| -> Result<f64> { Ok(allocated(&ours)? as f64 / theirs as f64) };
+            size = if other.is_some() { Some(ratio(allocated(&theirs)?)?) } else { None };
+        }
+        pairs.push((one, other));
+        if peer.is_none() {
+            break;
+        }
+    }
+    for path in [&ours, &theirs] {
+        let _ = fs::remove_file(path);
+    }
+    print_row(row, &pairs, size)
+}
+
+/// The source in a command line of this program or of the peer: the word before the output, or before `-o`.
+fn peer_source(command: &[String]) -> &str {
+    let behind = if command[command.len() - 2] == "-o" { 3 } else { 2 };
+    &command[command.len() - behind]
+}
+
+fn print_row(row: &Row, pairs: &[(Figures, Option<Figures>)], size: Option<f64>) -> Result<()> {
+    let of = |value: &dyn Fn(&Figures, &Figures) -> f64| {
+        median(pairs.iter().filter_map(|(one, other)| Some(value(one, other.as_ref()?))).collect())
+    };
+    let seconds = median(pairs.iter().map(|(one, _)| one.wall).collect());
+    let theirs = of(&|_, other| other.wall);
+    let (wall, cpu) = (of(&|one, other| one.wall / other.wall), of(&|one, other| one.cpu / other.cpu));
+    let peak = pairs.iter().map(|(one, _)| one.peak).max().unwrap_or(0);
+    let Demand { wall: most_wall, cpu: most_cpu, size: most_size, seconds: most_seconds } = row.demand;
+    let demands =
+        [("wall", wall, most_wall), ("CPU", cpu, most_cpu), ("size", size, most_size), ("s", seconds, most_seconds)];
+    let missed: Vec<_> = demands
+        .iter()
+        .filter(|(_, found, most)| matches!((found, most), (Some(found), Some(most)) if found > most))
+        .map(|(name, ..)| *name)
+        .chain((peak >= MEMORY).then_some("memory"))
+        .collect();
+    let demand: Vec<_> = demands.iter().filter_map(|(name, _, most)| Some(format!("{name} {:.2}", (*most)?))).collect();
+    let shown = |value: Option<f64>, digits: usize| value.map_or("–".to_owned(), |value| format!("{value:.digits$}"));
+    println!(
+        "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        row.name,
+        shown(seconds, 2),
+        shown(theirs, 2),
+        shown(wall, 3),
+        shown(cpu, 3),
+        peak >> 10,
+        shown(size, 3),
+        if demand.is_empty() { "–".to_owned() } else { demand.join(", ") },
+        if missed.is_empty() { "yes".to_owned() } else { format!("**no: {}**", missed.join(", ")) },
+    );
+    Ok(io::stdout().flush()?)
+}
+
+/// qemu-img finds the output whole and equal to the raw truth.
+fn check(output: &Path, format: &str, truth: &Path) -> Result<()> {
+    let (output, truth) = (output.display().to_string(), truth.display().to_string());
+    text_of("qemu-img", &["compare", "-q", "-f", format, "-F", "raw", &output, &truth])?;
+    if format == "qcow2" {
+        text_of("qemu-img", &["check", "-q", "-f", format, &output])?;
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
