@@ -195,6 +195,19 @@ pub struct Snapshot {
     /// The last [`RECENT`] conversions that ended, the oldest first.
     pub recent_completed: Vec<JobStats>,
     pub totals: Totals,
+    /// What the output volume lacks, while something waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortage: Option<Shortage>,
+}
+
+/// Room on the output volume that isn't there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shortage {
+    /// What the first that waits needs.
+    pub needed_bytes: u64,
+    /// What was free when that became known.
+    pub free_bytes: u64,
 }
 
 impl Snapshot {
@@ -212,6 +225,7 @@ impl Snapshot {
             current_jobs: Vec::new(),
             recent_completed: Vec::new(),
             totals: Totals::default(),
+            shortage: None,
         }
     }
 

@@ -12,18 +12,22 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::Identity;
-use crate::cluster::api::{HyperConversion, set_condition};
+use crate::cluster::api::{HyperConversion, condition, set_condition};
 use crate::cluster::snapshot::WatcherSnapshot;
 use crate::cluster::{names, sidecar};
 use crate::control::FALLBACK_SOCKET_NAME;
 use crate::conversion::admission::RunState;
 use crate::executor::chain;
-use crate::stats::Snapshot;
+use crate::stats::{Shortage, Snapshot};
 
 /// Shortest time between two writes of the status.
 const PACE: Duration = Duration::from_secs(2);
 /// How soon a socket that the sidecar had to put elsewhere is told.
 const LOOK: Duration = Duration::from_secs(5);
+
+const STORAGE_READY: &str = "StorageReady";
+/// Its reason while conversions wait for room.
+const NO_SPACE: &str = "NoSpace";
 
 /// Everything the watcher has to say of its queue.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,22 +43,43 @@ impl Report {
     }
 
     pub fn storage_ready(&mut self) {
-        self.say("StorageReady", "True", "Probed", "both volumes can do what is asked of them");
+        self.say(STORAGE_READY, "True", "Probed", "both volumes can do what is asked of them");
     }
 
     pub fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
-        self.say("StorageReady", "False", reason, message);
+        self.say(STORAGE_READY, "False", reason, message);
+    }
+
+    fn lacks_space(&self) -> bool {
+        condition(&self.conditions, STORAGE_READY).is_some_and(|c| c.status == "False" && c.reason == NO_SPACE)
+    }
+
+    fn space(&mut self, shortage: Option<Shortage>) {
+        match shortage {
+            Some(Shortage { needed_bytes, free_bytes }) => self.storage_unready(
+                NO_SPACE,
+                format!(
+                    "the output volume has {free_bytes} bytes free and {needed_bytes} are needed: make room, and what \
+                     waits goes on by itself"
+                ),
+            ),
+            None if self.lacks_space() => self.storage_ready(),
+            None => {}
+        }
     }
 
     /// Whether that is news. The volumes do what is asked of them all the same.
     fn socket_elsewhere(&mut self, refused: &str) -> bool {
+        if self.lacks_space() {
+            return false;
+        }
         let before = self.conditions.clone();
         let message = format!(
             "both volumes can do what is asked of them, but the output's takes no socket ({refused}): the control socket \
              is {}/{FALLBACK_SOCKET_NAME}, where hyper2kvmctl in the pod finds it",
             names::RUN_DIR
         );
-        self.say("StorageReady", "True", "SocketElsewhere", message);
+        self.say(STORAGE_READY, "True", "SocketElsewhere", message);
         self.conditions != before
     }
 
@@ -75,6 +100,7 @@ impl Report {
         } else {
             self.conditions.retain(|condition| condition.type_ != "Drained");
         }
+        self.space(snapshot.shortage);
         self.snapshot = Some(snapshot);
     }
 
@@ -109,7 +135,7 @@ impl Reporter {
     /// Starts the task that writes. Conditions that an earlier watcher set keep their times.
     pub fn start(client: Client, identity: &Identity, queue: &HyperConversion) -> Self {
         let conditions = queue.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
-        let ours = |c: &Condition| matches!(c.type_.as_str(), "StorageReady" | "NotificationsReady" | "Drained");
+        let ours = |c: &Condition| matches!(c.type_.as_str(), STORAGE_READY | "NotificationsReady" | "Drained");
         let report = Report {
             conditions: conditions.into_iter().filter(ours).collect(),
             generation: queue.metadata.generation,

@@ -10,6 +10,7 @@ use crate::executor::Executor;
 use crate::ledger::{ClaimState, ConversionRow};
 use crate::notification::Event;
 use crate::queue::error_file::free_bytes;
+use crate::stats::Shortage;
 
 use super::{Conversion, Engine};
 
@@ -25,8 +26,8 @@ const FLOOR_LOOK: Duration = Duration::from_secs(1);
 /// Whether somebody waits for room, and when it is looked for next.
 #[derive(Debug, Default)]
 pub(super) struct Space {
-    /// Whether this episode was announced. It ends when nobody has waited from one look to the next.
-    is_told: bool,
+    /// What was announced in this episode, which ends when nobody has waited from one look to the next.
+    told: Option<Shortage>,
     /// Whether the episode begins with an attempt that found no room, whatever the figures say.
     is_new: bool,
     next_look: Option<Duration>,
@@ -35,6 +36,11 @@ pub(super) struct Space {
 }
 
 impl Space {
+    /// What is missing, as it was announced.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.told
+    }
+
     /// When free space is looked at next.
     pub fn next_look(&self) -> Option<Duration> {
         self.next_look
@@ -115,9 +121,10 @@ impl<E: Executor> Engine<E> {
 
     /// Once an episode.
     fn tell_full(&mut self, needed_bytes: u64, free_bytes: u64) {
-        if std::mem::replace(&mut self.space.is_told, true) {
+        if self.space.told.is_some() {
             return;
         }
+        self.space.told = Some(Shortage { needed_bytes, free_bytes });
         let output_path = self.settings.layout.output().display().to_string();
         tracing::warn!(needed_bytes, free_bytes, "the output volume is full; the queue holds");
         self.notify(&Event::OutputFull { needed_bytes, free_bytes, output_path, at: Timestamp::now() });
