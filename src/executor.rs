@@ -44,6 +44,8 @@ pub struct Request {
     pub path: String,
     /// Names of the other members, beside it; empty where its descriptor tells them.
     pub companions: Vec<String>,
+    /// Whether domain.xml is wanted; `None`: as the queue says.
+    pub emit_domain_xml: Option<bool>,
 }
 
 /// What is known of a conversion now: the newest there is when it is handed out, never older than an earlier one.

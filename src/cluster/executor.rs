@@ -118,11 +118,14 @@ impl ClusterExecutor {
                 let _ = told.send(heard);
             },
         );
-        let workers: Vec<String> = names::selector(&name, names::COMPONENT_WORKER)
-            .into_iter()
-            .map(|(label, value)| format!("{label}={value}"))
-            .collect();
-        let workers = watcher::Config::default().labels(&workers.join(","));
+        // Every queue's: an earlier one of these directories may have had another name.
+        let workers = watcher::Config::default().labels(&format!(
+            "{}={},{}={}",
+            names::LABEL_MANAGED_BY,
+            names::MANAGED_BY,
+            names::LABEL_COMPONENT,
+            names::COMPONENT_WORKER
+        ));
         let (pods, pods_listed) = cache::watch(&client, namespaces, &workers, slim_pod, move |change| {
             let (Change::Seen(pod) | Change::Gone(pod)) = change;
             let pod: &Pod = pod;
@@ -153,6 +156,10 @@ impl ClusterExecutor {
             look: None,
             writes: JoinSet::new(),
         })
+    }
+
+    fn queue_uid(&self) -> &str {
+        self.queue.metadata.uid.as_deref().unwrap_or_default()
     }
 
     fn api(&self) -> Api<ConversionJob> {
@@ -238,8 +245,8 @@ impl Executor for ClusterExecutor {
             let found = self.api().get_opt(id.as_str()).await.map_err(|error| Error::new(DOING, &id, error))?;
             let object = match found {
                 Some(object) => Some(object),
-                // It was there before: somebody deleted it.
-                None if submission.uid.is_some() => None,
+                // It was there before: somebody deleted it, or the queue that it was of.
+                None if submission.uid.is_some() || submission.claim.queue_uid != self.queue_uid() => None,
                 None => {
                     let object = object(&self.queue, &submission);
                     let params =
@@ -341,6 +348,7 @@ impl Executor for ClusterExecutor {
             id: id.clone(),
             path: object.spec.source.path.clone(),
             companions: object.spec.source.companions.clone(),
+            emit_domain_xml: object.spec.conversion.emit_domain_xml,
         };
         self.asked.iter().map(request).collect()
     }

@@ -35,6 +35,9 @@ pub struct Claim {
     /// Every member, the primary first, the others in the order of their names.
     pub members: Vec<Member>,
     pub claimed_at: Timestamp,
+    /// Whether domain.xml is written beside the disks, where the conversion says otherwise than its queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emit_domain_xml: Option<bool>,
     /// Date of the directories that output and source end in, `YYYY-MM-DD`, chosen at the claim.
     pub date: String,
 }

@@ -188,6 +188,7 @@ mod tests {
             primary: member.name.clone(),
             members: vec![member],
             claimed_at: Timestamp::UNIX_EPOCH,
+            emit_domain_xml: None,
             date: "2026-01-17".to_owned(),
         };
         let failure = Failure::new(Reason::SourceIO, "vm.vmdk: cannot read at byte 7").at_stage(Stage::Copy);

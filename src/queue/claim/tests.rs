@@ -30,6 +30,7 @@ pub(in crate::queue) fn dropped(layout: &Layout, names: &[&str]) -> Claim {
         primary: names[0].to_owned(),
         members: members.collect(),
         claimed_at: Timestamp::UNIX_EPOCH,
+        emit_domain_xml: None,
         date: "2026-01-17".to_owned(),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
-use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
+use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason};
 use crate::executor::{Executor, Update, chain};
 use crate::ledger::{Change, ClaimState, ConversionRow, retries};
 use crate::queue::{dispose, moves};
@@ -17,6 +17,19 @@ use super::{Engine, Error, PAUSE, Result};
 
 /// Effects in a row for one conversion in one round; more would mean that one of them does nothing.
 const MAX_STEPS: usize = 16;
+
+/// What the end of its object means for a conversion. With its queue, nobody meant the file: it goes back, to whoever
+/// watches the directory now; one that waits for its retry stays where people look for what failed.
+fn deleted(row: &ConversionRow, queue_uid: &str) -> Failure {
+    if row.claim.queue_uid == queue_uid {
+        return Failure::new(Reason::Cancelled, "the conversion was deleted");
+    }
+    let failure = Failure::new(Reason::Cancelled, "the queue that had claimed it was deleted");
+    match row.state {
+        ClaimState::Parked { .. } => failure,
+        _ => Failure { class: Class::GivenBack, ..failure },
+    }
+}
 
 impl<E: Executor> Engine<E> {
     /// Takes note of what the executor says.
@@ -49,10 +62,15 @@ impl<E: Executor> Engine<E> {
         if before.is_terminal() {
             return Ok(());
         }
-        let status = update.status.unwrap_or_else(|| {
-            let gone = Failure::new(Reason::Cancelled, "the conversion was deleted");
-            advance(before.clone(), Observation::Cancelled(gone), &self.settings.policy, Timestamp::now()).0
-        });
+        let status = match update.status {
+            Some(status) => status,
+            // Whether it stands there already or not: what is about to be published is.
+            None if matches!(conversion.row.state, ClaimState::Publishing { .. }) => return Ok(()),
+            None => {
+                let gone = deleted(&conversion.row, &self.settings.queue_uid);
+                advance(before.clone(), Observation::Cancelled(gone), &self.settings.policy, now).0
+            }
+        };
         if status == before {
             return Ok(());
         }

@@ -57,11 +57,12 @@ pub(super) enum Action {
 pub(super) fn decide(row: &ConversionRow, on: Circumstances) -> Action {
     match &row.state {
         ClaimState::Claimed => Action::CompleteClaim,
-        ClaimState::Publishing { .. } => Action::Publish,
+        ClaimState::Publishing { .. } if matches!(next_step(&row.status), Step::Publish { .. }) => Action::Publish,
         ClaimState::Returning { .. } => Action::CarryReturn,
         ClaimState::Terminal { .. } | ClaimState::Disposed | ClaimState::Reported => Action::CarryEnd,
         ClaimState::Parked { .. } => parked(row, on),
-        ClaimState::Submitted => submitted(row, on),
+        // What was about to be published, and is to be given back after all.
+        ClaimState::Submitted | ClaimState::Publishing { .. } => submitted(row, on),
     }
 }
 
@@ -123,6 +124,7 @@ mod tests {
             primary: "vm.raw".to_owned(),
             members: vec![],
             claimed_at: at(0),
+            emit_domain_xml: None,
             date: "1970-01-01".to_owned(),
         };
         ConversionRow {
@@ -188,6 +190,21 @@ mod tests {
         let full = Circumstances { has_room: false, ..circumstances() };
         assert_eq!(decide(&row, full), Action::WaitForRoom);
         assert_eq!(decide(&row, Circumstances { run_state: RunState::Stopped, ..full }), Action::Wait);
+    }
+
+    #[test]
+    fn what_changed_before_it_was_published_is_given_back() {
+        let policy = RetryPolicy::default();
+        let n = Attempt(1);
+        let (status, _) = advance(ConversionStatus::default(), Observation::Staged(n), &policy, at(0));
+        let (status, _) = advance(status, Observation::Starting { attempt: n, job_name: None }, &policy, at(0));
+        let done = Observation::Done { attempt: n, folder: "pod".to_owned() };
+        let (status, _) = advance(status, done, &policy, at(9));
+        let state = ClaimState::Publishing { target: "1970-01-01/vm".to_owned() };
+        assert_eq!(decide(&row(state.clone(), status.clone()), circumstances()), Action::Publish);
+        let changed = Observation::Cancelled(Failure::new(Reason::SourceChanged, "vm.raw changed"));
+        let (status, _) = advance(status, changed, &policy, at(10));
+        assert_eq!(decide(&row(state, status), circumstances()), Action::PlanReturn(Reason::SourceChanged));
     }
 
     #[test]

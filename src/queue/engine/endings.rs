@@ -27,7 +27,8 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn plan_park(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let placement = park::plan(&self.settings.layout, &row.claim)?;
-        self.change(id, state(ClaimState::Parked { placement })).await
+        self.change(id, state(ClaimState::Parked { placement })).await?;
+        Ok(())
     }
 
     pub(super) async fn carry_park(&mut self, id: &ConversionId) -> Result<()> {
@@ -88,7 +89,8 @@ impl<E: Executor> Engine<E> {
         }
         let (placement, _) = claim::plan_return(&layout, &row.claim)?;
         tracing::info!(conversion = %id, %reason, "{} goes back to settling", row.claim.primary);
-        self.change(id, state(ClaimState::Returning { reason, placement })).await
+        self.change(id, state(ClaimState::Returning { reason, placement })).await?;
+        Ok(())
     }
 
     pub(super) async fn carry_return(&mut self, id: &ConversionId) -> Result<()> {

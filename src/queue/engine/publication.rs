@@ -48,15 +48,17 @@ impl<E: Executor> Engine<E> {
             }
         };
         let options = &self.settings.options;
+        let emits = row.claim.emit_domain_xml.unwrap_or(options.emit_domain_xml);
         let domain = |target: &Path, metadata: &Metadata| {
-            options.emit_domain_xml.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
+            emits.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
         };
         let ledger = self.ledger.clone();
         let record = |target: &Path| -> Result<()> {
             let target = target.strip_prefix(layout.output()).unwrap_or(target).to_string_lossy().into_owned();
             let change = Change { state: Some(ClaimState::Publishing { target }), ..Change::default() };
             let key = id.clone();
-            Ok(ledger.wait(move |ledger| ledger.update(&key, &change).map(|_| ()))?)
+            ledger.wait(move |ledger| ledger.update(&key, &change).map(|_| ()))?;
+            Ok(())
         };
         let target =
             finished.publish(&layout, &row.claim.date, row.claim.stem(), self.settings.method, domain, record)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::conversion::ConversionId;
+use crate::conversion::{Claim, ConversionId};
 use crate::executor::{Executor, chain};
 use crate::ledger::{ClaimState, ConversionRow, Ledger, NewConversion};
 use crate::queue::claim;
@@ -20,15 +20,17 @@ impl<E: Executor> Engine<E> {
             tracing::warn!(path = %path.display(), why, "is no claim and is left alone");
         }
         for foreign in &claims.foreign {
-            tracing::warn!(conversion = %foreign.id, queue = %foreign.queue_uid, "is another queue's claim");
+            tracing::info!(conversion = %foreign.id, queue = %foreign.queue_uid, "was claimed by a queue that is gone");
         }
+        // Whoever calls has the lock: nobody else looks after them.
+        let claims: Vec<Claim> = claims.own.into_iter().chain(claims.foreign).collect();
         let rows = self.ledger.call(Ledger::conversions).await?;
         let mut known: BTreeSet<ConversionId> = rows.iter().map(|row| row.id.clone()).collect();
-        let present: BTreeSet<ConversionId> = claims.own.iter().map(|claim| claim.id.clone()).collect();
+        let present: BTreeSet<ConversionId> = claims.iter().map(|claim| claim.id.clone()).collect();
         for row in rows {
             self.adopt(row, &present).await?;
         }
-        for claim in claims.own {
+        for claim in claims {
             if known.insert(claim.id.clone()) {
                 let filepath = claim::origin(&self.settings.layout, &claim).join(&claim.primary);
                 let filepath = filepath.to_string_lossy().into_owned();

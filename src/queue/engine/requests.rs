@@ -122,6 +122,7 @@ impl<E: Executor> Engine<E> {
             primary: primary.to_owned(),
             members: members.iter().map(Entry::member).collect(),
             claimed_at: now,
+            emit_domain_xml: request.emit_domain_xml,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
         };
         tracing::info!(conversion = %request.id, "📥 New file queued: {}", request.path);

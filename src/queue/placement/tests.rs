@@ -24,6 +24,7 @@ fn claim(dir: &TempDir, names: &[&str]) -> (Claim, PathBuf, PathBuf) {
         primary: names[0].to_owned(),
         members: members.collect(),
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
+        emit_domain_xml: None,
         date: "2026-01-17".to_owned(),
     };
     (claim, from, to)
