@@ -9,6 +9,7 @@ pub mod companions;
 pub mod dispose;
 pub mod engine;
 pub mod error_file;
+pub mod failpoint;
 pub mod layout;
 pub mod lock;
 pub mod moves;

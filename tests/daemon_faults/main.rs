@@ -4,6 +4,7 @@
 #[path = "../daemon/harness.rs"]
 mod harness;
 
+mod failpoints;
 mod full;
 mod kill;
 mod notify;

@@ -10,7 +10,7 @@ use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason};
 use crate::executor::{Executor, Update, chain};
 use crate::ledger::{Change, ClaimState, ConversionRow, retries};
-use crate::queue::{dispose, moves};
+use crate::queue::{dispose, failpoint, moves};
 
 use super::decide::{Action, Circumstances, decide};
 use super::{Engine, Error, PAUSE, Result};
@@ -183,7 +183,9 @@ impl<E: Executor> Engine<E> {
             .map_err(|source| Error::Look { path: work.clone(), source })?;
         moves::sync_dir(&layout.work_of(id))?;
         moves::sync_dir(&layout.work())?;
+        failpoint::reach(layout, failpoint::Step::WorkMade);
         self.executor.staged(id, attempt).await?;
+        failpoint::reach(&self.settings.layout, failpoint::Step::Staged);
         // Until the executor has shown what became of it, it may run.
         if let Some(conversion) = self.conversions.get_mut(id) {
             conversion.may_run = true;

@@ -9,6 +9,7 @@ use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, retries};
 use crate::notification::Event;
 use crate::queue::dispose::{self, Disposal};
 use crate::queue::error_file::{self, RetryInfo, SystemInfo};
+use crate::queue::failpoint::{self, Step};
 use crate::queue::layout::{FAILURE_FILE, Layout};
 use crate::queue::park::{self, Parked};
 use crate::queue::placement::{Placement, PlacementError};
@@ -28,6 +29,7 @@ impl<E: Executor> Engine<E> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let placement = park::plan(&self.settings.layout, &row.claim)?;
         self.change(id, state(ClaimState::Parked { placement })).await?;
+        failpoint::reach(&self.settings.layout, Step::ParkNoted);
         Ok(())
     }
 
@@ -36,6 +38,7 @@ impl<E: Executor> Engine<E> {
         let ClaimState::Parked { placement } = &row.state else { return Ok(()) };
         let rename = |placement| ClaimState::Parked { placement };
         let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        failpoint::reach(&self.settings.layout, Step::Parked);
         if arrival == Arrival::Whole {
             self.write_error_file(&row, &placement)?;
         }
@@ -53,6 +56,7 @@ impl<E: Executor> Engine<E> {
             Parked::Unchanged => {
                 let back = park::plan_back(&self.settings.layout, &row.claim, placement);
                 back.carry_out(self.settings.method)?;
+                failpoint::reach(&self.settings.layout, Step::TakenBack);
                 error_file::remove(placement.primary(), &self.settings.layout.errors())?;
                 self.change(id, state(ClaimState::Submitted)).await
             }
@@ -90,6 +94,7 @@ impl<E: Executor> Engine<E> {
         let (placement, _) = claim::plan_return(&layout, &row.claim)?;
         tracing::info!(conversion = %id, %reason, "{} goes back to settling", row.claim.primary);
         self.change(id, state(ClaimState::Returning { reason, placement })).await?;
+        failpoint::reach(&self.settings.layout, Step::ReturnNoted);
         Ok(())
     }
 
@@ -98,6 +103,7 @@ impl<E: Executor> Engine<E> {
         let ClaimState::Returning { reason, placement } = &row.state else { return Ok(()) };
         let rename = |placement| ClaimState::Returning { reason: *reason, placement };
         let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        failpoint::reach(&self.settings.layout, Step::Returned);
         if arrival == Arrival::Whole && placement.dir.starts_with(self.settings.layout.errors()) {
             self.write_error_file(&row, &placement)?;
         }
@@ -119,6 +125,7 @@ impl<E: Executor> Engine<E> {
         self.intake.leave(&left);
         let change = Change { left, ..state(ClaimState::Terminal { placement }) };
         self.change(id, change).await?;
+        failpoint::reach(&self.settings.layout, Step::EndNoted);
         self.refresh_totals().await?;
         self.show();
         self.last_activity = Some(Timestamp::now());
@@ -151,6 +158,7 @@ impl<E: Executor> Engine<E> {
         let ClaimState::Terminal { placement } = &row.state else { return self.drop_conversion(id).await };
         let rename = |placement| ClaimState::Terminal { placement };
         let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        failpoint::reach(&self.settings.layout, Step::Disposed);
         match (row.status.end, arrival) {
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
             // Whoever took the source away has no use for what is said about it.
@@ -172,11 +180,13 @@ impl<E: Executor> Engine<E> {
             conversion.row.source_location = Some(location);
             self.executor.report(&conversion.row, metadata.as_ref()).await?;
         }
+        failpoint::reach(&self.settings.layout, Step::Reported);
         self.drop_conversion(id).await
     }
 
     async fn drop_conversion(&mut self, id: &ConversionId) -> Result<()> {
         dispose::tidy(&self.settings.layout, id)?;
+        failpoint::reach(&self.settings.layout, Step::Tidied);
         self.executor.forget(id).await?;
         self.forget_row(id).await
     }

@@ -13,6 +13,7 @@ use crate::ledger::{Change, ClaimState};
 use crate::notification::Event;
 use crate::queue::claim;
 use crate::queue::dispose::{self, Disposal};
+use crate::queue::failpoint;
 use crate::queue::publish::{self, Inspection};
 
 use super::{Engine, Error, Result};
@@ -58,10 +59,12 @@ impl<E: Executor> Engine<E> {
             let change = Change { state: Some(ClaimState::Publishing { target }), ..Change::default() };
             let key = id.clone();
             ledger.wait(move |ledger| ledger.update(&key, &change).map(|_| ()))?;
+            failpoint::reach(&layout, failpoint::Step::PublicationNoted);
             Ok(())
         };
         let target =
             finished.publish(&layout, &row.claim.date, row.claim.stem(), self.settings.method, domain, record)?;
+        failpoint::reach(&self.settings.layout, failpoint::Step::Published);
         self.conclude(id, &target, Some(finished.metadata)).await?;
         Ok(true)
     }
@@ -95,6 +98,7 @@ impl<E: Executor> Engine<E> {
             ..Change::default()
         };
         self.change(id, change).await?;
+        failpoint::reach(&self.settings.layout, failpoint::Step::EndNoted);
         self.last_activity = Some(now);
         self.refresh_totals().await?;
         // Whoever finds the source archived finds it counted.

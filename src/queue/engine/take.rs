@@ -13,6 +13,7 @@ use crate::executor::{Executor, Submission, chain};
 use crate::ledger::{Change, ClaimState, ConversionRow, NewConversion};
 use crate::queue::claim::{self, Taken};
 use crate::queue::companions::Elsewhere;
+use crate::queue::failpoint::{self, Step};
 
 use super::duplicates::Verdict;
 use super::intake::Artifact;
@@ -131,13 +132,17 @@ impl<E: Executor> Engine<E> {
         let (id, key) = (claim.id.clone(), claim.id.clone());
         let filepath = claim::origin(layout, &claim).join(&claim.primary).to_string_lossy().into_owned();
         claim::record(layout, &claim)?;
+        failpoint::reach(layout, Step::ClaimWritten);
         let new = NewConversion { claim, filepath, md5, duplicate_of };
         let noted = self.ledger.call(move |ledger| {
             ledger.claim(&new)?;
             ledger.conversion(&key)?.ok_or_else(|| crate::ledger::Error::Unknown(key.to_string()))
         });
         match noted.await {
-            Ok(row) => Ok(row),
+            Ok(row) => {
+                failpoint::reach(&self.settings.layout, Step::ClaimNoted);
+                Ok(row)
+            }
             Err(error) => {
                 claim::remove(&self.settings.layout, &id)?;
                 Err(error.into())
@@ -188,7 +193,7 @@ impl<E: Executor> Engine<E> {
         let row = conversion.row.clone();
         let status = initial_status(&row, conversion.rejected.as_ref(), &self.settings.policy);
         match claim::resume(&self.settings.layout, &row.claim, self.settings.method)? {
-            Taken::Whole => {}
+            Taken::Whole => failpoint::reach(&self.settings.layout, Step::MembersTaken),
             Taken::Reversed { changed } => {
                 tracing::info!(conversion = %id, ?changed, "files changed while they were claimed; they settle anew");
                 self.forget_row(id).await?;
@@ -199,7 +204,10 @@ impl<E: Executor> Engine<E> {
         let change = Change { state: Some(ClaimState::Submitted), status: Some(status), ..Change::default() };
         // A restart finds the members in the claim and comes to the same.
         self.defer(id, change).await?;
-        self.submit(id).await
+        failpoint::reach(&self.settings.layout, Step::SubmissionNoted);
+        self.submit(id).await?;
+        failpoint::reach(&self.settings.layout, Step::Submitted);
+        Ok(())
     }
 
     /// Registers a conversion with the executor, which then shows its status.

@@ -1,0 +1,85 @@
+//! Places between two steps at which a test lets this process die. Release builds pass them by.
+
+use std::fs;
+
+use super::layout::Layout;
+
+/// Name of the file, below `{output}/.daemon/`, by which a test says where: the name of a step. It is taken away first,
+/// so that the next process gets past.
+pub const ORDER_FILE: &str = "die-after";
+
+/// A step that was just done, with what follows from it still to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// claim.json stands; the ledger knows nothing.
+    ClaimWritten,
+    /// The ledger knows the claim; no member has moved.
+    ClaimNoted,
+    /// The members lie in the claim.
+    MembersTaken,
+    /// The ledger says so, or is about to; the executor knows nothing.
+    SubmissionNoted,
+    /// The executor knows the conversion; the ledger doesn't know its object.
+    Submitted,
+    /// The work directory stands; nobody knows.
+    WorkMade,
+    /// The attempt may start; we don't know whether it has.
+    Staged,
+    /// Where the members are parked is recorded.
+    ParkNoted,
+    /// They lie there, without error.json.
+    Parked,
+    /// They lie in the claim again, and the ledger says parked.
+    TakenBack,
+    /// Where they are given back to is recorded.
+    ReturnNoted,
+    /// They lie there.
+    Returned,
+    /// The target is recorded; nothing stands there.
+    PublicationNoted,
+    /// The disks stand there; the ledger says that they are about to.
+    Published,
+    /// Where the members end is recorded.
+    EndNoted,
+    /// They lie there.
+    Disposed,
+    /// Everybody knows the end but the ledger.
+    Reported,
+    /// Nothing is left of the claim but its row.
+    Tidied,
+}
+
+impl Step {
+    pub const ALL: [Self; 18] = [
+        Self::ClaimWritten,
+        Self::ClaimNoted,
+        Self::MembersTaken,
+        Self::SubmissionNoted,
+        Self::Submitted,
+        Self::WorkMade,
+        Self::Staged,
+        Self::ParkNoted,
+        Self::Parked,
+        Self::TakenBack,
+        Self::ReturnNoted,
+        Self::Returned,
+        Self::PublicationNoted,
+        Self::Published,
+        Self::EndNoted,
+        Self::Disposed,
+        Self::Reported,
+        Self::Tidied,
+    ];
+}
+
+/// Dies here, at once and without a word, if a test asked for it.
+pub fn reach(layout: &Layout, step: Step) {
+    if cfg!(debug_assertions) {
+        let order = layout.daemon().join(ORDER_FILE);
+        let is_meant = fs::read_to_string(&order).is_ok_and(|wanted| wanted.trim() == format!("{step:?}"));
+        if is_meant && fs::remove_file(&order).is_ok() {
+            // A container's first process can't send itself SIGKILL.
+            std::process::abort();
+        }
+    }
+}
