@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -12,7 +13,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change};
@@ -77,6 +78,23 @@ enum Heard {
     Changed(String),
     /// The object of this UID is gone.
     Gone(String, Option<String>),
+}
+
+/// How long the API server may take for one call: everything else of the queue waits for it.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a call to the API server brought nothing. It is made again.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error(transparent)]
+    Refused(#[from] kube::Error),
+    #[error("the API server did not answer within {} s", CALL_LIMIT.as_secs())]
+    Late,
+}
+
+/// A call that the engine waits for: a connection may be dead without a word.
+async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, CallError> {
+    Ok(timeout(CALL_LIMIT, call).await.map_err(|_| CallError::Late)??)
 }
 
 /// A watch ended before its first list.
@@ -223,13 +241,13 @@ impl ClusterExecutor {
         let Some(object) = self.refresh(id) else { return Ok(()) };
         let patch = said.patch(&object);
         let params = PatchParams::apply(names::MANAGER_WATCHER).force();
-        match self.api().patch_status(id.as_str(), &params, &Patch::Apply(patch)).await {
+        match in_time(self.api().patch_status(id.as_str(), &params, &Patch::Apply(patch))).await {
             Ok(written) => {
                 self.keep(id, written);
                 Ok(())
             }
             // Deleted: its end is told by the cache.
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(CallError::Refused(kube::Error::Api(status))) if status.code == 404 => Ok(()),
             Err(error) => Err(Error::new(doing, id, error)),
         }
     }
@@ -242,7 +260,8 @@ impl Executor for ClusterExecutor {
         self.asked.remove(&id);
         self.known.entry(id.clone()).or_insert(Known { uid: submission.uid.clone(), newest: None, is_gone: false });
         if self.refresh(&id).is_none() {
-            let found = self.api().get_opt(id.as_str()).await.map_err(|error| Error::new(DOING, &id, error))?;
+            let found =
+                in_time(self.api().get_opt(id.as_str())).await.map_err(|error| Error::new(DOING, &id, error))?;
             let object = match found {
                 Some(object) => Some(object),
                 // It was there before: somebody deleted it, or the queue that it was of.
@@ -251,7 +270,7 @@ impl Executor for ClusterExecutor {
                     let object = object(&self.queue, &submission);
                     let params =
                         PostParams { field_manager: Some(names::MANAGER_WATCHER.to_owned()), ..PostParams::default() };
-                    let created = self.api().create(&params, &object).await;
+                    let created = in_time(self.api().create(&params, &object)).await;
                     Some(created.map_err(|error| Error::new(DOING, &id, error))?)
                 }
             };
