@@ -1,6 +1,8 @@
 //! The whole way on a real node: the chart's operator, a queue on a volume, worker pods of the real image.
 #![cfg(feature = "cluster")]
 
+#[path = "cluster_conversion/disks.rs"]
+mod disks;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "images/ova.rs"]
@@ -17,6 +19,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use disks::{guest, holds};
 use futures::StreamExt as _;
 use harness::run;
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
@@ -30,37 +33,6 @@ use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 use stage::{Queue, files};
-
-/// A guest's disk of some MiB: data by its seed, and holes.
-fn guest(mib: usize, seed: u64) -> Vec<u8> {
-    let grain = usize::try_from(vmdk::GRAIN).unwrap();
-    let mut disk = vec![0; mib << 20];
-    let mut state = seed | 1;
-    for (number, grain) in disk.chunks_mut(grain).enumerate() {
-        if number % 3 == 1 {
-            continue;
-        }
-        for word in grain.chunks_exact_mut(8) {
-            // Marsaglia's xorshift64.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
-    }
-    disk
-}
-
-/// Whether a guest would find these bytes on the disk, by QEMU's word.
-fn holds(disk: &Path, truth: &[u8]) {
-    if Command::new("qemu-img").arg("--version").output().is_err() {
-        return harness::left_out("comparing the disks: qemu-img is missing (Debian: qemu-utils)");
-    }
-    let raw = tempfile::NamedTempFile::new().unwrap();
-    fs::write(raw.path(), truth).unwrap();
-    let said = run(Command::new("qemu-img").args(["compare", "-f", "qcow2", "-F", "raw"]).arg(disk).arg(raw.path()));
-    assert!(said.contains("Images are identical."), "{}: {said}", disk.display());
-}
 
 #[tokio::test]
 async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {

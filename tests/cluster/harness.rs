@@ -211,26 +211,24 @@ impl Namespace {
     pub fn kill_container(&self, pod: &str, container: &str) {
         let status = run(self.kubectl().args(["get", "pod", pod, "-o", "json"]));
         let status: serde_json::Value = serde_json::from_str(&status).expect("kubectl prints JSON");
-        let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| status["status"][list].as_array());
-        let id = statuses
+        assert!(self.try_kill_container(&status, container), "{pod} has no container {container} that runs");
+    }
+
+    /// The same for a pod as kubectl shows it; `false` where the container doesn't run.
+    pub fn try_kill_container(&self, pod: &serde_json::Value, container: &str) -> bool {
+        let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| pod["status"][list].as_array());
+        let running = statuses
             .into_iter()
             .flatten()
             .flatten()
-            .find(|status| status["name"] == container)
-            .and_then(|status| status["containerID"].as_str()?.strip_prefix("containerd://"))
-            .unwrap_or_else(|| panic!("{pod} has no container {container}"))
-            .to_owned();
+            .find(|status| status["name"] == container && status["state"]["running"].is_object());
+        let id = running.and_then(|status| status["containerID"].as_str()?.strip_prefix("containerd://"));
+        let Some(id) = id else { return false };
         let state = self.cluster.state.as_ref().expect("a node of our own");
-        run(Command::new("ctr").arg("--address").arg(state.join("run/containerd.sock")).args([
-            "--namespace",
-            "k8s.io",
-            "tasks",
-            "kill",
-            "--signal",
-            "SIGKILL",
-            "--all",
-            &id,
-        ]));
+        let mut kill = Command::new("ctr");
+        kill.arg("--address").arg(state.join("run/containerd.sock"));
+        kill.args(["--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", "--all", id]);
+        kill.output().expect("ctr runs").status.success()
     }
 
     /// Applies a manifest in this namespace.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase};
+use hyper2kvm::conversion::Reason;
 use hyper2kvm::conversion::admission::RunState;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
@@ -28,15 +29,19 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The image's user and its group.
 const IMAGE_USER: u32 = 65532;
 
-/// The operator in a namespace of its own. Tests that run side by side share it; the last one takes it down.
+/// The operator, and the namespace that it watches.
 #[derive(Debug)]
 pub struct Operator {
-    cluster: &'static Cluster,
+    pub cluster: &'static Cluster,
+    /// Where the queues are.
     pub namespace: Namespace,
+    /// Where the chart is installed, if elsewhere.
+    release: Option<Namespace>,
 }
 
 impl Operator {
-    /// Installs the chart unless another test did; `None` (and a loud line) where no pods run.
+    /// In a namespace of its own, shared by tests that run side by side; the last one takes it down. `None` (and a loud
+    /// line) where no pods run.
     pub fn shared() -> Option<Arc<Self>> {
         static SHARED: Mutex<Weak<Operator>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,22 +50,33 @@ impl Operator {
         }
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
+        let operator = Arc::new(Self::install(cluster, &image, cluster.namespace("conversion"), None));
+        *shared = Arc::downgrade(&operator);
+        Some(operator)
+    }
+
+    /// Installs the chart in `release` to watch `namespace`, or in that itself.
+    pub fn install(cluster: &'static Cluster, image: &str, namespace: Namespace, release: Option<Namespace>) -> Self {
         let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");
-        let operator = Arc::new(Self { cluster, namespace: cluster.namespace("conversion") });
-        let name = &operator.namespace.name;
+        let operator = Self { cluster, namespace, release };
+        let name = &operator.release().name;
         run(cluster
             .helm()
             .args(["install", name, "--namespace", name])
             .arg(in_tree("charts/hyper2kvm-operator"))
             .arg(format!("--set=image.repository={repository},image.tag={tag},image.pullPolicy=Never"))
-            .arg(format!("--set=watchNamespaces={{{name}}}"))
+            .arg(format!("--set=watchNamespaces={{{}}}", operator.namespace.name))
             // The suite's cluster has the definitions already.
             .args([
                 "--set=crds.install=false,log=debug\\,kube=info\\,hyper=info\\,tower=info\\,rustls=info",
                 "--wait",
             ]));
-        *shared = Arc::downgrade(&operator);
-        Some(operator)
+        operator
+    }
+
+    /// Where the chart is installed.
+    pub fn release(&self) -> &Namespace {
+        self.release.as_ref().unwrap_or(&self.namespace)
     }
 
     pub fn kubectl(&self) -> Command {
@@ -73,7 +89,7 @@ impl Drop for Operator {
         if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
             return;
         }
-        let name = &self.namespace.name;
+        let name = &self.release().name;
         drop(self.kubectl().args(["delete", "hconv", "--all", "--wait=false"]).output());
         drop(self.cluster.helm().args(["uninstall", name, "--namespace", name]).output());
     }
@@ -89,28 +105,58 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Makes volume, claim and `HyperConversion`, and waits until it is watched. `spec` is laid over the smallest one.
+    /// A queue of the shared operator, watched. `spec` is laid over the smallest one.
     pub async fn open(name: &str, spec: Value, annotations: Value) -> Option<Self> {
-        let operator = Operator::shared()?;
+        let queue = Self::prepare(&Operator::shared()?, name, (IMAGE_USER, 0)).await;
+        queue.declare(&spec, &annotations);
+        queue.ready();
+        Some(queue)
+    }
+
+    /// Volume and claim, with directories of this user and group.
+    pub async fn prepare(operator: &Arc<Operator>, name: &str, (user, group): (u32, u32)) -> Self {
         let volume = operator.namespace.volume(name, "ReadWriteMany");
         for directory in ["queue", "output"] {
             let directory = volume.join(directory);
             fs::create_dir_all(&directory).unwrap();
-            chown(&directory, Some(IMAGE_USER), Some(0)).unwrap();
+            chown(&directory, Some(user), Some(group)).unwrap();
             fs::set_permissions(&directory, fs::Permissions::from_mode(0o770)).unwrap();
         }
-        let mut whole = json!({
-            "queue": {"claimName": name, "subPath": "queue"}, "output": {"claimName": name, "subPath": "output"},
-        });
+        let client = operator.cluster.client().await;
+        Self { operator: Arc::clone(operator), name: name.to_owned(), volume, client }
+    }
+
+    /// Makes the `HyperConversion`.
+    pub fn declare(&self, spec: &Value, annotations: &Value) {
+        let path = |directory| json!({"claimName": self.name, "subPath": directory});
+        let mut whole = json!({"queue": path("queue"), "output": path("output")});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-        operator.namespace.apply(
+        self.operator.namespace.apply(
             &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion",
-                "metadata": {"name": name, "annotations": annotations}, "spec": whole})
+                "metadata": {"name": self.name, "annotations": annotations}, "spec": whole})
             .to_string(),
         );
-        run(operator.kubectl().args(["wait", "--for=condition=Ready", "--timeout=90s"]).arg(format!("hconv/{name}")));
-        let client = operator.cluster.client().await;
-        Some(Self { operator, name: name.to_owned(), volume, client })
+    }
+
+    /// Waits until it is watched.
+    pub fn ready(&self) {
+        let object = format!("hconv/{}", self.name);
+        run(self.kubectl().args(["wait", "--for=condition=Ready", "--timeout=90s", &object]));
+    }
+
+    /// Name of the watcher's pod.
+    pub fn pod(&self) -> String {
+        format!("{}-watcher-0", self.name)
+    }
+
+    /// Waits until a condition has this status and reason.
+    pub async fn says(&self, kind: &str, status: &str, reason: &str) -> String {
+        let found = |queue: &HyperConversion| {
+            let conditions = queue.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+            conditions.into_iter().find(|c| c.type_ == kind && c.status == status && c.reason == reason)
+        };
+        let queue = self.until(&self.name, &format!("{kind}={status}/{reason}"), |queue| found(queue).is_some()).await;
+        found(&queue).unwrap().message
     }
 
     pub fn api<K>(&self) -> Api<K>
@@ -176,8 +222,8 @@ impl Queue {
     /// What a person would look at next.
     fn account(&self) -> String {
         let mut text = String::new();
-        let watcher = format!("{}-watcher-0", self.name);
-        let deployment = format!("deployment/{}-hyper2kvm-operator", self.operator.namespace.name);
+        let watcher = self.pod();
+        let deployment = format!("deployment/{}-hyper2kvm-operator", self.operator.release().name);
         for words in [
             &["get", "hconv,hcj,jobs,pods", "-o", "wide"][..],
             &["get", "events", "--sort-by=.lastTimestamp"],
@@ -249,8 +295,7 @@ impl Queue {
 
     /// What `hyper2kvmctl` prints in the queue's pod.
     pub fn ctl(&self, word: &str) -> String {
-        let pod = format!("{}-watcher-0", self.name);
-        run(self.kubectl().args(["exec", &pod, "-c", "sidecar", "--", "hyper2kvmctl", word]))
+        run(self.kubectl().args(["exec", &self.pod(), "-c", "sidecar", "--", "hyper2kvmctl", word]))
     }
 
     /// Names of the batch Jobs of a conversion that are there.
@@ -266,6 +311,21 @@ impl Queue {
         let text = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         serde_json::from_slice(&text).unwrap()
     }
+}
+
+/// Whether an attempt's pod was seen running.
+pub fn runs(conversion: &ConversionJob) -> bool {
+    pod_of(conversion).is_some()
+}
+
+/// The pod of the attempt that is under way.
+pub fn pod_of(conversion: &ConversionJob) -> Option<String> {
+    conversion.status.as_ref()?.state.open_attempt()?.pod_name.clone()
+}
+
+/// How each attempt ended.
+pub fn reasons(conversion: &ConversionJob) -> Vec<Option<Reason>> {
+    conversion.status.iter().flat_map(|status| &status.state.attempts).map(|attempt| attempt.reason).collect()
 }
 
 /// Regular files below a directory with their paths from there, in order.

@@ -1,0 +1,165 @@
+//! Faults on the real node: evictions, a full volume, watchers that die at a given step.
+#![cfg(feature = "cluster")]
+
+#[path = "cluster_conversion/disks.rs"]
+mod disks;
+#[path = "cluster/harness.rs"]
+mod harness;
+#[path = "cluster_conversion/stage.rs"]
+mod stage;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use disks::{guest, holds};
+use harness::run;
+use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
+use hyper2kvm::conversion::Reason;
+use hyper2kvm::queue::failpoint::{ORDER_FILE, Step};
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+use stage::{Operator, Queue, files, pod_of, reasons, runs};
+
+const HANG: &str = "test.hyper2kvm.io/hang";
+const FAIL: &str = "test.hyper2kvm.io/fail";
+
+fn annotate(queue: &Queue, key: &str, value: Value) {
+    let mut annotations = json!({});
+    annotations[key] = value;
+    queue.patch(&json!({"metadata": {"annotations": annotations}}));
+}
+
+/// Asks for a pod's eviction, as `kubectl drain` does.
+fn evict(queue: &Queue, pod: &str) {
+    let namespace = &queue.operator.namespace.name;
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/eviction");
+    let wish =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}});
+    let mut create = queue.kubectl();
+    let mut child = create.args(["create", "--raw", &path, "-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(wish.to_string().as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_worker_that_is_evicted_is_started_again_uncounted() {
+    let Some(queue) = Queue::open("evicted", json!({}), json!({HANG: "1"})).await else { return };
+    queue.bring("disk.img", &guest(1, 21));
+    let running = queue.conversion("disk.img", "running", runs).await;
+    annotate(&queue, HANG, Value::Null);
+    evict(&queue, &pod_of(&running).unwrap());
+    let over = queue.ended("disk.img", JobPhase::Succeeded).await;
+    assert_eq!(reasons(&over), [Some(Reason::Disrupted), None]);
+    let status = over.status.unwrap();
+    assert_eq!(status.attempt_count, Some(1));
+    holds(&queue.output(&status.outputs[0].path), &guest(1, 21));
+    queue.counted([1, 0, 0, 0, 0]).await;
+}
+
+#[tokio::test]
+async fn a_watcher_that_dies_right_after_a_step_is_followed_by_one_that_finishes() {
+    let Some(queue) = Queue::open("failpoints", json!({}), json!({})).await else { return };
+    let order = queue.output(".daemon").join(ORDER_FILE);
+    let steps = [Step::SubmissionNoted, Step::Submitted, Step::Staged, Step::Published, Step::Reported, Step::Returned];
+    for (n, step) in (0..).zip(steps) {
+        let is_returned = step == Step::Returned;
+        if is_returned {
+            annotate(&queue, FAIL, json!("SourceChanged"));
+        }
+        let name = format!("disk{n}.img");
+        fs::write(&order, format!("{step:?}")).unwrap();
+        queue.bring(&name, &guest(1, 40 + n));
+        queue.eventually(&format!("dead after {step:?}"), || !order.exists()).await;
+        if is_returned {
+            annotate(&queue, FAIL, Value::Null);
+        }
+        let over = queue.ended(&name, JobPhase::Succeeded).await;
+        assert_eq!(reasons(&over), [None], "{step:?}");
+        holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(1, 40 + n));
+        // The one that was given back is another conversion than the one that succeeded.
+        let of_source = queue.conversions().await.into_iter().filter(|c| c.spec.source.path == name).count();
+        assert!(of_source == 1 || is_returned, "{step:?}: {of_source} conversions");
+    }
+    queue.counted([6, 0, 0, 0, 0]).await;
+    assert_eq!(files(&queue.queue(".processing")).into_iter().filter(|path| !path.starts_with('.')).count(), 0);
+}
+
+/// A small volume over a queue's output, gone when the test ends.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).output());
+    }
+}
+
+#[tokio::test]
+async fn a_full_output_volume_holds_the_queue_until_there_is_room() {
+    let Some(operator) = Operator::shared() else { return };
+    let queue = Queue::prepare(&operator, "full", (65532, 0)).await;
+    let output = queue.output("");
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=16m,uid=65532,gid=0,mode=0770", "hyper2kvm-test"])
+        .arg(&output));
+    let _mounted = Mounted(output);
+    queue.declare(&json!({}), &json!({}));
+    queue.ready();
+    fs::write(queue.output("ballast"), vec![1; 11 << 20]).unwrap();
+    queue.bring("disk.img", &guest(8, 31));
+    let message = queue.says("StorageReady", "False", "NoSpace").await;
+    assert!(message.contains("make room"), "{message}");
+    queue.says("Ready", "False", "NoSpace").await;
+    fs::remove_file(queue.output("ballast")).unwrap();
+    let over = queue.ended("disk.img", JobPhase::Succeeded).await;
+    assert_eq!(reasons(&over), [Some(Reason::OutputFull), None]);
+    assert_eq!(over.status.as_ref().unwrap().attempt_count, Some(1));
+    holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(8, 31));
+    queue.says("StorageReady", "True", "Probed").await;
+}
+
+#[tokio::test]
+async fn the_same_content_under_another_name_is_a_duplicate_by_md5() {
+    let Some(queue) = Queue::open("by-md5", json!({"deduplication": {"useMd5": true}}), json!({})).await else {
+        return;
+    };
+    queue.bring("first.img", &guest(1, 71));
+    queue.ended("first.img", JobPhase::Succeeded).await;
+    queue.bring("second.img", &guest(1, 71));
+    let again = queue.ended("second.img", JobPhase::Duplicate).await;
+    assert!(again.spec.duplicate_of.starts_with("first.img of "), "{}", again.spec.duplicate_of);
+    assert_eq!(queue.jobs_of(&again).await, Vec::<String>::new());
+    queue.counted([1, 0, 1, 0, 0]).await;
+}
+
+fn by_hand(queue: &Queue, name: &str, path: &str, conversion: &Value) -> std::process::Output {
+    let object = json!({
+        "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
+        "spec": {"queueRef": {"name": queue.name}, "source": {"path": path}, "conversion": conversion},
+    });
+    let mut apply = queue.kubectl();
+    let piped = apply.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(object.to_string().as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test]
+async fn a_conversion_made_by_hand_has_its_file_to_itself_and_one_of_nothing_ends() {
+    let Some(queue) = Queue::open("by-hand", json!({}), json!({})).await else { return };
+    assert!(by_hand(&queue, "nothing", "nothing.img", &json!({})).status.success());
+    let refused = by_hand(&queue, "outside", "../outside.img", &json!({}));
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("source.path"));
+    queue.bring("disk.img", &guest(1, 81));
+    assert!(by_hand(&queue, "mine", "disk.img", &json!({"emitDomainXml": true})).status.success());
+    let over = queue.ended("disk.img", JobPhase::Succeeded).await;
+    assert_eq!(over.name_any(), "mine");
+    let disk = queue.output(&over.status.unwrap().outputs[0].path);
+    holds(&disk, &guest(1, 81));
+    assert_eq!(files(disk.parent().unwrap()), ["disk.qcow2", "domain.xml", "metadata.json"]);
+    let missing = queue.ended("nothing.img", JobPhase::Cancelled).await;
+    assert_eq!(missing.status.unwrap().state.failure.unwrap().reason, Reason::SourceMissing);
+    let all: Vec<ConversionJob> = queue.conversions().await;
+    assert_eq!(all.len(), 2, "the scan took what an object had asked for");
+}
