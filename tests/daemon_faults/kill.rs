@@ -40,6 +40,7 @@ fn a_daemon_killed_at_any_moment_loses_nothing_and_counts_everything_once() {
             if run.random.below(4) == 0 {
                 sleep(Duration::from_millis(run.random.below(150)));
             } else if wait_for_work(&run, &daemon) {
+                daemon.until("it answers", || daemon.try_ask("status").is_some());
                 sleep(Duration::from_millis(run.random.below(latest)));
             } else {
                 break;
@@ -182,7 +183,9 @@ impl Run {
     }
 
     fn is_final(&self, name: &str) -> bool {
-        let report = self.site.queue().join(format!(".errors/{name}.error.json"));
+        // A group's report lies beside its descriptor.
+        let primary = name.replace("-flat.vmdk", ".vmdk");
+        let report = self.site.queue().join(format!(".errors/{primary}.error.json"));
         let report = fs::read(report).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         report.is_some_and(|report| report["retry_info"]["next_retry_at"].is_null())
     }
