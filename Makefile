@@ -36,6 +36,10 @@ bench: ## Measure the daemon: start, memory, settling, throughput
 bench-convert: ## Time every conversion against qemu-img (makes about 20 GB of images; ROWS="--rounds 3 stream")
 	cargo bench --locked --no-default-features --bench convert -- $(ROWS)
 
+.PHONY: bench-cluster
+bench-cluster: prerequisites ## Measure the operator on a real API server and node (ROWS="start many")
+	@trap 'tests/cluster/down.sh --of-tests' EXIT; cargo bench --locked --bench cluster -- $(ROWS)
+
 .PHONY: lint
 lint: prerequisites ## Format, clippy, docs, dependencies and licences, with and without the cluster
 	cargo fmt --check

@@ -1,0 +1,164 @@
+//! The way of one artifact on a real node: how soon it starts, and what it costs the API server.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
+use jiff::Timestamp;
+use kube::api::{Api, ListParams};
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, Namespace, Need, in_tree, run};
+use crate::{audit, line};
+
+/// Artifacts that come when nothing else is to do.
+const ALONE: usize = 5;
+/// Artifacts that come one after the other, each while the one before is under way.
+const IN_A_ROW: usize = 40;
+const IMAGE_USER: u32 = 65532;
+
+struct Operator(&'static Cluster, Namespace);
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let name = &self.1.name;
+        drop(self.1.kubectl().args(["delete", "hconv", "--all"]).output());
+        drop(self.0.helm().args(["uninstall", name, "--namespace", name]).output());
+    }
+}
+
+pub async fn measure() -> Result<()> {
+    let cluster = Cluster::shared(Need::Node).context("no node on this machine")?;
+    let image = cluster.image().context("no image")?;
+    let (repository, tag) = image.rsplit_once(':').context("no tag")?;
+    let Operator(_, namespace) = &Operator(cluster, cluster.namespace("bench"));
+    let name = &namespace.name;
+    run(cluster
+        .helm()
+        .args(["install", name, "--namespace", name, "--wait"])
+        .arg(in_tree("charts/hyper2kvm-operator"))
+        .arg(format!("--set=image.repository={repository},image.tag={tag},image.pullPolicy=Never"))
+        .arg(format!("--set=watchNamespaces={{{name}}},crds.install=false,admissionPolicy.enabled=false")));
+    let volume = queue(namespace)?;
+    let api: Api<ConversionJob> = Api::namespaced(cluster.client().await, name);
+
+    let mut waits = Vec::new();
+    for number in 0..ALONE {
+        let written = bring(&volume, number)?;
+        let over = all_over(&api, number + 1).await?;
+        waits.push(started(&volume, &over, number)? - written);
+    }
+    let worst = waits.iter().copied().fold(0.0, f64::max);
+    line(&format!("last write → worker runs, idle node, the slowest of {ALONE}"), worst, 5.5, "s");
+
+    for number in ALONE..ALONE + IN_A_ROW {
+        bring(&volume, number)?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    all_over(&api, ALONE + IN_A_ROW).await?;
+    tell_api_costs(cluster, name)
+}
+
+/// A queue on a volume of the node, watched.
+fn queue(namespace: &Namespace) -> Result<PathBuf> {
+    let volume = namespace.volume("images", "ReadWriteMany");
+    for directory in ["queue", "output"] {
+        let directory = volume.join(directory);
+        fs::create_dir_all(&directory)?;
+        chown(&directory, Some(IMAGE_USER), Some(0))?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o770))?;
+    }
+    namespace.apply(
+        &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": "bench"},
+            "spec": {"queue": {"claimName": "images", "subPath": "queue"},
+                     "output": {"claimName": "images", "subPath": "output"}, "maxConcurrentJobs": 100}})
+        .to_string(),
+    );
+    run(namespace.kubectl().args(["wait", "--for=condition=Ready", "--timeout=90s", "hconv/bench"]));
+    Ok(volume)
+}
+
+/// Writes an artifact; when that was.
+#[expect(clippy::cast_precision_loss, reason = "seconds with their microseconds")]
+fn bring(volume: &Path, number: usize) -> Result<f64> {
+    let mut disk = vec![0; 1 << 20];
+    disk[..8].copy_from_slice(&number.to_le_bytes());
+    let path = volume.join(format!("queue/disk{number}.raw"));
+    fs::write(&path, disk)?;
+    let written = fs::metadata(&path)?;
+    Ok(written.mtime() as f64 + written.mtime_nsec() as f64 / 1e9)
+}
+
+async fn all_over(api: &Api<ConversionJob>, count: usize) -> Result<Vec<ConversionJob>> {
+    let since = std::time::Instant::now();
+    loop {
+        let all = api.list(&ListParams::default()).await?.items;
+        let over = |c: &&ConversionJob| c.status.as_ref().is_some_and(|s| s.phase == Some(JobPhase::Succeeded));
+        if all.iter().filter(over).count() == count {
+            return Ok(all);
+        }
+        ensure!(since.elapsed() < Duration::from_secs(180), "not {count} conversions within 180 s: {all:#?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// When the worker of an artifact began, by what it wrote itself.
+fn started(volume: &Path, conversions: &[ConversionJob], number: usize) -> Result<f64> {
+    let source = format!("disk{number}.raw");
+    let of_source = conversions.iter().find(|c| c.spec.source.path == source).context("no such conversion")?;
+    let outputs = of_source.status.as_ref().map(|status| &status.outputs);
+    let disk = outputs.and_then(|outputs| outputs.first()).context("no output")?;
+    let directory = volume.join("output").join(&disk.path);
+    let metadata = fs::read(directory.with_file_name("metadata.json"))?;
+    let metadata: Value = serde_json::from_slice(&metadata)?;
+    let time: Timestamp = metadata["startTime"].as_str().context("no startTime")?.parse()?;
+    Ok(time.as_duration().as_secs_f64())
+}
+
+fn tell_api_costs(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let state = cluster.state.as_ref().context("another's audit log")?;
+    let ours = format!("system:serviceaccount:{namespace}:");
+    let writes = audit::requests(state, |user| user.starts_with(&ours));
+    let writes: Vec<_> =
+        writes.iter().filter(|r| r.code < 300 && !["get", "list", "watch"].contains(&r.verb.as_str())).collect();
+    let created = |resource: &'static str| writes.iter().filter(move |r| r.verb == "create" && r.resource == resource);
+    let conversions: HashMap<_, _> =
+        created("conversionjobs.hyper2kvm.io").map(|r| (r.name.as_str(), r.answered)).collect();
+    let mut waits: Vec<f64> = created("jobs.batch")
+        .filter_map(|job| {
+            let conversion = conversions.get(job.name.strip_suffix("-1")?)?;
+            Some(job.answered.duration_since(*conversion).as_secs_f64() * 1e3)
+        })
+        .collect();
+    ensure!(waits.len() == ALONE + IN_A_ROW, "{} Jobs in the audit log", waits.len());
+    waits.sort_by(f64::total_cmp);
+    println!("{:64} {:>9.2} ms", "ConversionJob created → Job created, median", waits[waits.len() / 2]);
+    line(
+        &format!("ConversionJob created → Job created, p99 of {}", waits.len()),
+        waits[waits.len() * 99 / 100],
+        100.0,
+        "ms",
+    );
+
+    let mut of_conversions: Vec<String> = writes
+        .iter()
+        .filter(|r| r.field_manager != "hyper2kvm-progress" && r.verb != "delete")
+        .filter(|r| {
+            ["conversionjobs.hyper2kvm.io", "conversionjobs/status.hyper2kvm.io", "jobs.batch", "events.events.k8s.io"]
+                .contains(&r.resource.as_str())
+        })
+        .map(|r| format!("{} {} by {}", r.verb, r.resource, r.field_manager))
+        .collect();
+    #[expect(clippy::cast_precision_loss, reason = "hundreds")]
+    let each = of_conversions.len() as f64 / conversions.len() as f64;
+    line("API writes a conversion by our own identities", each, 10.0, "");
+    of_conversions.sort();
+    for group in of_conversions.chunk_by(|a, b| a == b) {
+        println!("    {:4} {}", group.len(), group[0]);
+    }
+    Ok(())
+}
