@@ -26,6 +26,9 @@ use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason
 const PENDING: Duration = Duration::from_secs(5);
 /// How soon a decision on old knowledge is made again; the newer object arrives by itself, mostly sooner.
 const CONFLICT: Duration = Duration::from_secs(1);
+/// How long a conversion may go without a word of ours: a watcher stages what it makes at once, and what is said then
+/// says more.
+const YOUNG: Duration = Duration::from_secs(2);
 /// How long a pod may take before its events are asked why.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
 
@@ -113,6 +116,7 @@ impl Reconcile<'_> {
             pods: &pods,
         });
         let action = match decision {
+            Decision::Wait if self.is_young(now) => Action::requeue(YOUNG),
             Decision::Wait => {
                 self.say(state, None, None).await?;
                 Action::requeue(NET)
@@ -128,6 +132,11 @@ impl Reconcile<'_> {
         };
         let again = self.remove_jobs().await?;
         Ok(again.map_or(action, Action::requeue))
+    }
+
+    fn is_young(&self, now: Timestamp) -> bool {
+        let made = self.conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        self.conversion.status.is_none() && Duration::try_from(now.duration_since(made)).is_ok_and(|age| age < YOUNG)
     }
 
     /// Digest of the template of the open attempt, as the specification builds it now.
