@@ -3,7 +3,7 @@
 set -euo pipefail
 left_out() { echo "left out: $1"; }
 command -v qemu-img >/dev/null || left_out "comparison of disk images with qemu-img (Debian: qemu-utils)"
-command -v virt-xml-validate >/dev/null || left_out "validation of domain.xml (Debian: libvirt-clients)"
+command -v virt-xml-validate >/dev/null && command -v xmllint >/dev/null || left_out "validation of domain.xml (Debian: libvirt-clients, libxml2-utils)"
 command -v promtool >/dev/null || left_out "check of the metrics (Debian: prometheus)"
 command -v strace >/dev/null || left_out "the traced power cut (Debian: strace)"
 [ "$(id -u)" = 0 ] || left_out "tests that mount a small file system or boot a node (root)"

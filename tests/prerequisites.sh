@@ -2,8 +2,9 @@
 # Installs what the tests and lints need: on Debian as root everything, elsewhere it says what is missing.
 set -euo pipefail
 
-# Debian packages: the oracle for disk images, libvirt's schema, promtool, call traces, and a node's parts.
-packages=(qemu-utils libvirt-clients python3-vmdkstream prometheus strace containerd runc containernetworking-plugins buildah iproute2 openssl python3-venv)
+# Debian packages: the oracle for disk images, libvirt's schema (its validator calls xmllint without asking for the
+# package that has it), promtool, call traces, and a node's parts.
+packages=(qemu-utils libvirt-clients libxml2-utils python3-vmdkstream prometheus strace containerd runc containernetworking-plugins buildah iproute2 openssl python3-venv)
 
 missing=()
 if command -v dpkg-query >/dev/null; then
