@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -79,6 +79,18 @@ fn stop_is_answered_at_once_and_leaves_no_partial_output() {
     assert!(!Path::new(&format!("/proc/{worker}")).exists());
     assert_eq!((site.published(), site.in_errors()), (vec![], vec![]));
     assert_eq!(site.names("output/.work"), Vec::<String>::new());
+}
+
+#[test]
+fn stop_ends_an_idle_daemon_in_order() {
+    let site = Site::new("");
+    let mut daemon = site.start();
+    let asked = Instant::now();
+    assert_eq!(daemon.ask("stop"), serde_json::json!({"status": "ok", "message": "Stopping daemon"}));
+    assert!(asked.elapsed() < Duration::from_secs(1), "answered after {:?}", asked.elapsed());
+    assert_eq!(daemon.end_within(Duration::from_secs(2)).code(), Some(0));
+    assert_eq!(daemon.lines("📊 DAEMON STATISTICS").len(), 1);
+    assert!(!site.output().join(".daemon/control.sock").exists());
 }
 
 #[test]

@@ -6,17 +6,21 @@ use std::os::unix::fs::{FileExt as _, symlink};
 use std::time::Duration;
 
 use crate::harness::{Site, disk, second};
+use crate::vmdk::{self, Sparse};
 
 #[test]
 fn two_files_of_one_stem_are_two_outputs_and_capitals_count_as_small() {
     let site = Site::new("");
     let daemon = site.start();
-    site.drop_file("vm.raw", &disk(0));
-    site.drop_file("vm.img", &disk(1));
-    site.drop_file("UP.RAW", &disk(2));
-    daemon.until("three are archived", || site.archived().len() == 3);
+    let vmdk = |n| vmdk::built(&Sparse::stream_optimized(64 << 10), &disk(n));
+    site.drop_file("vm.vmdk", &vmdk(0));
+    site.drop_file("vm.raw", &disk(1));
+    site.drop_file("UP.VMDK", &vmdk(2));
+    daemon.until("three are archived", || site.archived() == ["UP.VMDK", "vm.raw", "vm.vmdk"]);
     assert_eq!(site.published(), ["UP", "vm", "vm-1"]);
-    assert_eq!(daemon.stats()["by_file_type"]["raw"]["processed"], 2);
+    assert_eq!(site.disks(), ["UP.qcow2", "vm.qcow2", "vm.qcow2"]);
+    daemon.until("three are counted", || daemon.stats()["total_processed"] == 3);
+    assert_eq!(daemon.stats()["by_file_type"]["vmdk"]["processed"], 2);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{Site, exchange};
 
@@ -17,20 +17,20 @@ fn whatever_is_asked_is_answered_and_an_idle_client_blocks_nobody() {
     let idle: Vec<_> = (0..8).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     let long = format!("{{\"command\":\"status\",\"extra\":\"{}\"}}", "x".repeat(6 << 10));
     for (request, status) in [
-        (&b"\"status\""[..], None),
-        (b"5", Some("error")),
-        (b"null", Some("error")),
-        (b"\xff\xfe\n", Some("error")),
-        (long.as_bytes(), Some("ok")),
-        (b"status\n", Some("ok")),
-        (b"{\"command\":\"frobnicate\"}", Some("error")),
+        (&b"\"status\""[..], "error"),
+        (b"\"stop\"", "error"),
+        (b"[\"status\"]", "error"),
+        (b"5", "error"),
+        (b"null", "error"),
+        (b"\xff\xfe\n", "error"),
+        (long.as_bytes(), "ok"),
+        (b"status\n", "ok"),
+        (b"{\"command\":\"frobnicate\"}", "error"),
     ] {
-        let answer = exchange(&site.output(), request).unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        assert!(answer.is_object());
-        if let Some(status) = status {
-            assert_eq!(answer["status"], status, "{}", String::from_utf8_lossy(request));
-        }
+        let answer: Value = serde_json::from_slice(&exchange(&site.output(), request).unwrap()).unwrap();
+        assert_eq!(answer["status"], status, "{}", String::from_utf8_lossy(request));
+        let lists = answer["available_commands"] == json!(["status", "stats", "pause", "resume", "drain", "stop"]);
+        assert_eq!(lists, status == "error", "{answer}");
     }
     assert_eq!(daemon.ask("status")["paused"], false);
     drop(idle);
