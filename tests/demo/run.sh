@@ -18,7 +18,7 @@ trap end EXIT
 say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 
 say "1. A sample appliance: an OVA with one streamOptimized disk"
-"$bin/examples/sample_ova" "$place/web01.ova" 512
+"$bin/examples/sample_ova" "$place/web01.ova" 256
 "$bin/hyper2kvm" inspect "$place/web01.ova"
 
 say "2. By hand: hyper2kvm convert web01.ova"
