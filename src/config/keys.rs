@@ -147,14 +147,16 @@ pub(super) fn meaning(section: &str, name: &str) -> Meaning {
     }
 }
 
-/// The known key that the unknown `name` in `section` looks most like; the same key elsewhere counts as near.
+/// The known key that the unknown `name` in `section` looks most like; the same key elsewhere counts as near, and so
+/// does the last word alone (`from` of `email_from`).
 pub(super) fn nearest(section: &str, name: &str) -> Option<String> {
     let mut best: Option<(usize, String)> = None;
     let sections = SECTIONS.iter().map(|s| ("", *s));
-    let names = KEYS.iter().flat_map(|k| k.aliases.iter().chain([&k.name]).map(|n| (k.section, *n)));
+    let names = KEYS.iter().flat_map(|k| [&k.name].into_iter().chain(k.aliases).map(|n| (k.section, *n)));
     for (place, candidate) in names.chain(sections) {
         let elsewhere = usize::from(place != section);
-        let distance = edits(name, candidate) + elsewhere;
+        let is_end = candidate.strip_suffix(name).is_some_and(|start| start.ends_with('_'));
+        let distance = if is_end { 1 } else { edits(name, candidate) } + elsewhere;
         if distance <= 1 + candidate.len() / 4 && best.as_ref().is_none_or(|(least, _)| distance < *least) {
             let shown = if place.is_empty() { candidate.to_owned() } else { format!("{place}.{candidate}") };
             best = Some((distance, shown));
@@ -190,7 +192,10 @@ mod tests {
             ("", "max_retries", Some("retry_policy.max_retries")),
             ("", "notification", Some("notifications")),
             (NOTIFICATIONS, "webhok_url", Some("notifications.webhook_url")),
-            (RETRY_POLICY, "delay", None),
+            (NOTIFICATIONS, "from", Some("notifications.email_from")),
+            (NOTIFICATIONS, "username", Some("notifications.email_username")),
+            (RETRY_POLICY, "delay", Some("retry_policy.retry_delay")),
+            (RETRY_POLICY, "backoff", None),
             ("", "zzz", None),
         ] {
             assert_eq!(nearest(section, name).as_deref(), expected, "{name}");

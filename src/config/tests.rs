@@ -56,7 +56,6 @@ fn the_example_shows_the_defaults() {
     let (mut config, _) = load_texts(&[text]).unwrap();
     config.workdir = None;
     config.log_file = None;
-    config.conversion.compress_level = None;
     config.conversion.domain = DomainOptions::default();
     assert_eq!(config, Config::default());
 }
@@ -223,6 +222,10 @@ fn a_wrong_setting_is_refused_with_its_place_and_what_is_allowed() {
             "notifications:\n  webhook_uri: x",
             "0.yaml:2: unknown key \"notifications.webhook_uri\"; did you mean \"notifications.webhook_url\"?",
         ),
+        (
+            "notifications:\n  from: a@b.c",
+            "0.yaml:2: unknown key \"notifications.from\"; did you mean \"notifications.email_from\"?",
+        ),
         ("max_retries: 3", "0.yaml:1: unknown key \"max_retries\"; did you mean \"retry_policy.max_retries\"?"),
         ("vcpus: 1\nvm-vcpus: 2", "0.yaml:2: \"vm-vcpus\" is given twice in this file, as \"vcpus\" too"),
         (
@@ -310,6 +313,11 @@ fn what_the_original_knows_and_has_no_meaning_here_is_one_warning() {
 fn settings_that_contradict_each_other_are_warned_about() {
     for (text, warning) in [
         ("out_format: raw\ncompress: true", "compress has no effect with out_format raw: only qcow2 is compressed"),
+        ("compress_level: 6", "compress_level has no effect: compress is none"),
+        (
+            "enable_deduplication: false\ndeduplication_use_md5: true",
+            "deduplication_use_md5 has no effect: enable_deduplication is false",
+        ),
         (
             "notifications: {enabled: true}",
             "notifications are enabled, but neither webhook_url nor email_enabled is set",

@@ -48,6 +48,9 @@ pub(super) fn config(layers: &mut Layers) -> Result<Config, ConfigError> {
 fn deduplication(layers: &mut Layers) -> Result<Deduplication, ConfigError> {
     let enabled = flag(layers, "", "enable_deduplication")?.unwrap_or(true);
     let md5 = flag(layers, "", "deduplication_use_md5")?.unwrap_or(false);
+    if md5 && !enabled {
+        layers.warn("deduplication_use_md5 has no effect: enable_deduplication is false".to_owned());
+    }
     Ok(match (enabled, md5) {
         (false, _) => Deduplication::Off,
         (true, false) => Deduplication::NameAndSize,
@@ -83,10 +86,14 @@ fn conversion(layers: &mut Layers) -> Result<ConversionOptions, ConfigError> {
         layers.warn(format!("compress has no effect with out_format {out_format}: only qcow2 is compressed"));
     }
     let levels = if compress == Compression::Zstd { 22 } else { 9 };
+    let compress_level = whole(layers, "", "compress_level", 1, levels)?.map(|n| u32::try_from(n).expect("at most 22"));
+    if compress == Compression::None && compress_level.is_some() {
+        layers.warn("compress_level has no effect: compress is none".to_owned());
+    }
     Ok(ConversionOptions {
         out_format,
         compress,
-        compress_level: whole(layers, "", "compress_level", 1, levels)?.map(|n| u32::try_from(n).expect("at most 22")),
+        compress_level,
         max_virtual_size: read(layers, "", "max_virtual_size", "bytes, or a size like 64Ti or 500G", |value| {
             let bytes = match value {
                 Value::String(text) => text.parse::<ByteSize>().ok()?.0,
