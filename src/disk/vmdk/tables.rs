@@ -12,6 +12,8 @@ use crate::disk::{Error, Extent, Location, Region};
 const TABLE_BYTES: usize = TABLE_LEN * 4;
 /// Directory entries read at a time.
 const DIRECTORY_CHUNK: u64 = 1024;
+/// Tables read at a time, where they lie one behind the other: those of a 2 TiB disk have 256 MiB.
+const TABLES_AT_ONCE: u64 = 32;
 
 /// The tables of a sparse extent.
 pub(super) struct Tables<'a> {
@@ -20,6 +22,8 @@ pub(super) struct Tables<'a> {
     reserved: Vec<Range<u64>>,
     /// A piece of the directory: the number of its first entry, and the entries.
     directory: (u64, Vec<u32>),
+    /// Tables that were read together: where the first lies in the file, and their bytes.
+    held: (u64, Vec<u8>),
 }
 
 /// One entry of the directory: a table with its grains, or nothing.
@@ -46,7 +50,7 @@ pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
 
 impl<'a> Tables<'a> {
     pub(super) fn new(region: &'a Region, header: &'a Header) -> Self {
-        Self { region, header, reserved: header.reserved(), directory: (0, Vec::new()) }
+        Self { region, header, reserved: header.reserved(), directory: (0, Vec::new()), held: (0, Vec::new()) }
     }
 
     /// Calls `claim` with the place of every table in the file, the redundant ones first.
@@ -83,7 +87,7 @@ impl<'a> Tables<'a> {
                 let message = format!("grain table {number} and its redundant copy differ");
                 return Err(Error::corrupt(self.region.name(), at, message));
             }
-            let Some(table) = table else { continue };
+            let Some(table) = table.filter(|table| !is_empty(table)) else { continue };
             for (index, &entry) in (0..).zip(table.iter()) {
                 let Some(guest) = self.guest(number, index) else { break };
                 if let Some(offset) = self.grain_at(&guest, entry)? {
@@ -130,7 +134,7 @@ impl<'a> Tables<'a> {
                     return None;
                 }
                 match self.table(number) {
-                    Ok(content) => table = Some((content, 0)),
+                    Ok(content) => table = Some((content.filter(|content| !is_empty(content)), 0)),
                     Err(e) => {
                         failed = true;
                         return Some(Err(e));
@@ -154,17 +158,40 @@ impl<'a> Tables<'a> {
         if offset == 0 {
             return Ok(None);
         }
-        let mut raw = [0; TABLE_BYTES];
         if offset.checked_add(TABLE_BYTES as u64).is_none_or(|end| end > self.region.len()) {
             let message = format!("grain table {number} lies past the end of the file");
             return Err(Error::truncated(self.region.name(), offset, message));
         }
-        self.region.read_exact_at(&mut raw, offset)?;
+        let raw = self.read(number, offset)?;
         let mut entries = Box::new([0; TABLE_LEN]);
         for (entry, bytes) in entries.iter_mut().zip(raw.as_chunks::<4>().0) {
             *entry = u32::from_le_bytes(*bytes);
         }
         Ok(Some(entries))
+    }
+
+    /// The bytes of table `number`, which lies at `offset` and ends within the file.
+    fn read(&mut self, number: u64, offset: u64) -> Result<&[u8], Error> {
+        let is_held = |(first, held): &(u64, Vec<u8>)| {
+            offset.checked_sub(*first).is_some_and(|at| at + TABLE_BYTES as u64 <= held.len() as u64)
+        };
+        if !is_held(&self.held) {
+            let most = TABLES_AT_ONCE.min(self.header.tables() - number);
+            let most = most.min((self.region.len() - offset) / TABLE_BYTES as u64);
+            let mut count = 1;
+            while count < most && bytes(self.directory_entry(number + count)?) == offset + count * TABLE_BYTES as u64 {
+                count += 1;
+            }
+            let (first, held) = &mut self.held;
+            *first = offset;
+            held.resize(usize::try_from(count).expect("few") * TABLE_BYTES, 0);
+            if let Err(e) = self.region.read_exact_at(held, offset) {
+                held.clear();
+                return Err(e);
+            }
+        }
+        let at = usize::try_from(offset - self.held.0).expect("within what is held");
+        Ok(&self.held.1[at..at + TABLE_BYTES])
     }
 
     fn directory_entry(&mut self, number: u64) -> Result<u32, Error> {
@@ -217,4 +244,9 @@ impl<'a> Tables<'a> {
         let narrow = |bytes| u32::try_from(bytes).expect("a few MiB");
         Ok(Extent { guest, at: Location::Marked { file: 0, offset, reach: narrow(reach), most: narrow(most) } })
     }
+}
+
+/// Whether a table has no grain: most of a nearly empty disk's.
+fn is_empty(table: &[u32; TABLE_LEN]) -> bool {
+    table.iter().all(|&entry| entry == 0)
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::conversion::{Compression, OutputFormat};
@@ -311,4 +312,29 @@ fn what_vmdkstream_makes_is_read() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let image = Image::vmdk(&region_of(&folder.path().join("a.vmdk"))).unwrap();
     assert!(guest(&image).unwrap() == content);
+}
+
+#[test]
+fn tables_that_lie_one_behind_the_other_are_read_together() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), &["create", "-q", "-f", "vmdk", "a.vmdk", "16G"]);
+    let written = Command::new("qemu-io")
+        .args(["-f", "vmdk", "-c", "write -q -P 7 17179803648 64k", "a.vmdk"])
+        .current_dir(folder.path())
+        .status();
+    assert!(written.unwrap().success());
+    let reads = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&reads);
+    let region = region_of(&folder.path().join("a.vmdk")).before_reads(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let image = Image::vmdk(&region).unwrap();
+    let map: Vec<Extent> = image.extents().map(Result::unwrap).collect();
+    assert_eq!(
+        map.iter().map(|extent| extent.guest.clone()).collect::<Vec<_>>(),
+        [0..17_179_803_648, 17_179_803_648..17_179_869_184]
+    );
+    // 512 tables, three times: their redundant copies, the check, the map.
+    let reads = reads.load(Ordering::Relaxed);
+    assert!(reads < 100, "{reads} reads");
 }
