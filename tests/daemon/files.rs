@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::harness::{Site, disk, second};
 use crate::vmdk::{self, Sparse};
 
@@ -120,13 +122,61 @@ fn a_source_left_in_place_is_never_converted_twice() {
 fn a_broken_image_fails_once_with_a_reason() {
     let site = Site::new("");
     let daemon = site.start();
-    site.drop_file("bad.vmdk", b"this is no disk image");
+    site.drop_file("bad.vmdk", &"x".repeat(3 << 19).into_bytes());
     daemon.until("it is counted", || daemon.stats()["total_failed"] == 1);
     daemon.until("it lies in .errors", || site.in_errors() == ["bad.vmdk"]);
     daemon.until("its report is there", || site.queue().join(".errors/bad.vmdk.error.json").exists());
-    let report = site.error_file("bad.vmdk");
-    assert_eq!((&report["class"], &report["filename"]), (&"Permanent".into(), &"bad.vmdk".into()));
-    assert!(report["suggestion"].as_str().is_some_and(|text| !text.is_empty()));
+    let mut report = site.error_file("bad.vmdk");
+    let told = report["exception_traceback"].take();
+    assert!(told.as_str().is_some_and(|text| text.contains("has no signature of a .vmdk file")), "{told}");
+    for (section, key) in [("system_info", "disk_space_free_gb"), ("system_info", "memory_available_gb")] {
+        assert!(report[section][key].take().as_f64().is_some_and(|gb| gb > 0.0), "{key}");
+    }
+    let time = report["timestamp"].take();
+    assert!(time.as_str().is_some_and(|time| time.ends_with('Z')), "{time}");
+    assert!(report["id"].take().as_str().is_some_and(|id| id.starts_with("bad-")));
+    assert_eq!(
+        report,
+        json!({
+            "filename": "bad.vmdk",
+            "filepath": site.queue().join("bad.vmdk"),
+            "file_size_mb": 1.5,
+            "timestamp": null,
+            "error": "bad.vmdk: has no signature of a .vmdk file at byte 0",
+            "phase": "conversion",
+            "exception_traceback": null,
+            "suggestion": "Re-export the VM from source, the disk image may be corrupted",
+            "system_info": {
+                "python_version": null,
+                "version": env!("CARGO_PKG_VERSION"),
+                "disk_space_free_gb": null,
+                "memory_available_gb": null,
+            },
+            "retry_info": {"retry_count": 0, "max_retries": 3, "next_retry_at": null},
+            "reason": "Corrupt",
+            "class": "Permanent",
+            "stage": "inspect",
+            "id": null,
+        })
+    );
+    let mut job = daemon.stats()["recent_completed"][0].take();
+    for key in ["start_time", "end_time", "duration_seconds"] {
+        assert!(!job[key].take().is_null(), "{key}");
+    }
+    assert_eq!(
+        job,
+        json!({
+            "filename": "bad.vmdk",
+            "file_type": "vmdk",
+            "file_size_mb": 1.5,
+            "start_time": null,
+            "end_time": null,
+            "duration_seconds": null,
+            "status": "failed",
+            "error": "bad.vmdk: has no signature of a .vmdk file at byte 0",
+            "retry_count": 0,
+        })
+    );
     assert_eq!(daemon.lines("attempt started").len(), 1);
 }
 

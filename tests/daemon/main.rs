@@ -10,6 +10,7 @@ mod retrying;
 #[path = "../daemon_faults/server.rs"]
 #[allow(dead_code, reason = "shared with the tests of faults, which use the rest")]
 mod server;
+mod settings;
 mod socket;
 mod statistics;
 #[path = "../images/vmdk.rs"]
