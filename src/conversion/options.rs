@@ -75,7 +75,7 @@ pub struct ConversionOptions {
     pub checksum: bool,
     /// Whether a libvirt domain is written beside the disks at publication.
     pub emit_domain_xml: bool,
-    /// File name (relative) for the output instead of the source's stem.
+    /// Name of the output instead of the source's, with or without the format's extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_output: Option<String>,
     /// What domain.xml says beyond what the source tells.
