@@ -298,9 +298,13 @@ fn show(arguments: &Arguments, meter: &Arc<Meter>) -> Option<Ticker> {
 }
 
 fn draw(bar: &ProgressBar, progress: &Progress) {
+    // A bar of nothing would be drawn full.
+    if progress.bytes_total == 0 {
+        return;
+    }
+    bar.set_message(format!("{:?}", progress.stage).to_lowercase());
     bar.set_length(progress.bytes_total);
     bar.set_position(progress.bytes_done);
-    bar.set_message(format!("{:?}", progress.stage).to_lowercase());
 }
 
 fn report(arguments: &Arguments, metadata: &Metadata, placed: &Placed) -> ExitCode {

@@ -283,7 +283,7 @@ fn settings(config: &Config, layout: Layout) -> Settings {
 /// Takes both directories, waiting where another machine's daemon may still live.
 async fn lock(layout: &Layout) -> Result<Locks, Refusal> {
     let refuse = |error| Refusal::setting(chain(&error));
-    let holder = format!("{} process {}", rustix::system::uname().nodename().to_string_lossy(), std::process::id());
+    let holder = format!("process {} on {}", std::process::id(), rustix::system::uname().nodename().to_string_lossy());
     let token = format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
     let me = Owner::this(holder, "", token)
         .map_err(|error| Refusal::fault(format!("cannot tell this machine from others: {error}")))?;
