@@ -199,6 +199,7 @@ async fn work(
     if futures::future::try_join_all(listed).await.is_err() {
         return Err(RunError::WatchEnded);
     }
+    let kueue = watch_kueue(client.clone()).await;
     admission.tell(Message::Warm);
     ready.send_replace(Readiness::Ready);
     tracing::info!(queues = caches.queues.len(), conversions = caches.conversions.len(), "caches are warm");
@@ -207,7 +208,7 @@ async fn work(
     let context = Arc::new(Context {
         client: client.clone(),
         image: options.image.clone(),
-        kueue: watch_kueue(client.clone()),
+        kueue,
         caches: caches.clone(),
         admission,
         recorder: Recorder::new(client, reporter),
@@ -351,17 +352,26 @@ fn name_of<K: Resource<DynamicType = ()>>(object: &K) -> String {
     format!("{}/{}/{}", kind::<K>(), object.meta().namespace.as_deref().unwrap_or_default(), object.name_any())
 }
 
-/// Looks now and then whether Kueue's API group is served.
-fn watch_kueue(client: Client) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
+/// Looks now and then whether Kueue's API group is served. Comes back with the first answer: a Job that was made before
+/// would start past Kueue.
+async fn watch_kueue(client: Client) -> watch::Receiver<bool> {
+    let (sender, mut receiver) = watch::channel(false);
     tokio::spawn(async move {
         while !sender.is_closed() {
-            if let Ok(groups) = client.list_api_groups().await {
-                let served = groups.groups.iter().any(|group| group.name == "kueue.x-k8s.io");
-                sender.send_replace(served);
-            }
-            tokio::time::sleep(KUEUE_EVERY).await;
+            let pause = match client.list_api_groups().await {
+                Ok(groups) => {
+                    let served = groups.groups.iter().any(|group| group.name == "kueue.x-k8s.io");
+                    sender.send_replace(served);
+                    KUEUE_EVERY
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot look whether Kueue is served");
+                    AGAIN
+                }
+            };
+            tokio::time::sleep(pause).await;
         }
     });
+    receiver.changed().await.expect("whoever looks goes on as long as somebody listens");
     receiver
 }
