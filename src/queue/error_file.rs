@@ -54,7 +54,7 @@ pub struct SystemInfo {
 }
 
 /// What was and will be tried.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryInfo {
     /// Retries made so far.
     pub retry_count: u32,
@@ -97,13 +97,13 @@ pub fn compose(
         filename: claim.primary.clone(),
         filepath: filepath.to_owned(),
         file_size_mb: two_decimals(claim.size_bytes(), 1 << 20),
-        timestamp: now,
+        timestamp: whole_second(now),
         error: clamp(&failure.message),
         phase: failure.phase,
         exception_traceback: report.and_then(traceback),
         suggestion: clamp(&failure.suggestion),
         system_info,
-        retry_info,
+        retry_info: RetryInfo { next_retry_at: retry_info.next_retry_at.map(whole_second), ..retry_info },
         reason: failure.reason,
         class: failure.class,
         stage: failure.stage,
@@ -160,6 +160,11 @@ fn available(meminfo: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
+/// `jq`'s `fromdateiso8601` takes no fractions.
+fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).expect("a second of a timestamp is one")
+}
+
 fn gibibytes(bytes: u64) -> f64 {
     two_decimals(bytes, 1 << 30)
 }
@@ -197,8 +202,9 @@ mod tests {
             disk_space_free_gb: Some(gibibytes(1_600_000_000)),
             ..SystemInfo::default()
         };
-        let retry = RetryInfo { retry_count: 1, max_retries: 3, next_retry_at: Some(Timestamp::UNIX_EPOCH) };
-        compose(&claim, "/q/vm.vmdk", &failure, report, system, retry, Timestamp::UNIX_EPOCH)
+        let now = Timestamp::from_millisecond(900).unwrap();
+        let retry = RetryInfo { retry_count: 1, max_retries: 3, next_retry_at: Some(now) };
+        compose(&claim, "/q/vm.vmdk", &failure, report, system, retry, now)
     }
 
     fn report() -> FailureReport {
