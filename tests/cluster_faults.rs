@@ -1,4 +1,4 @@
-//! Faults on the real node: evictions, a full volume, watchers that die at a given step.
+//! Faults on the real node: evictions, a full volume, a queue made anew, watchers that die at a given step.
 #![cfg(feature = "cluster")]
 
 #[path = "cluster_conversion/disks.rs"]
@@ -117,6 +117,38 @@ async fn a_full_output_volume_holds_the_queue_until_there_is_room() {
     assert_eq!(over.status.as_ref().unwrap().attempt_count, Some(1));
     holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(8, 31));
     queue.says("StorageReady", "True", "Probed").await;
+}
+
+#[tokio::test]
+async fn a_queue_made_anew_takes_up_the_files_that_the_former_one_had_claimed() {
+    let spec = json!({"maxConcurrentJobs": 1, "retryPolicy": {"maxRetries": 3, "retryDelaySeconds": 3600}});
+    let Some(queue) = Queue::open("anew", spec.clone(), json!({FAIL: "SourceIO:1"})).await else { return };
+    queue.bring("parked.img", &guest(1, 61));
+    queue.eventually("parked", || queue.queue(".errors/parked.img").exists()).await;
+    queue.patch(&json!({"metadata": {"annotations": {FAIL: null, HANG: "1"}}}));
+    queue.bring("running.img", &guest(1, 62));
+    let running = queue.conversion("running.img", "running", runs).await;
+    queue.bring("waiting.img", &guest(1, 63));
+    queue.conversion("waiting.img", "staged", |c| c.status.as_ref().is_some_and(|s| s.state.staged == 1)).await;
+
+    run(queue.kubectl().args(["delete", "hconv", "anew", "--timeout=60s"]));
+    run(queue.kubectl().args(["wait", "--for=delete", "--timeout=90s", &format!("pod/{}", queue.pod())]));
+    let kept = files(&queue.queue(""));
+    for name in [".errors/parked.img", &format!(".processing/{}/running.img", running.name_any())] {
+        assert!(kept.iter().any(|path| path == name), "{name}: {kept:?}");
+    }
+    queue.declare(&spec, &json!({}));
+    queue.ready();
+    for (name, seed) in [("running.img", 62), ("waiting.img", 63)] {
+        let over = queue.ended(name, JobPhase::Succeeded).await;
+        assert_ne!(over.uid(), running.uid());
+        holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(1, seed));
+    }
+    queue.counted([2, 0, 0, 1, 1]).await;
+    assert_eq!(queue.error_file("parked.img")["reason"], json!("Cancelled"));
+    assert!(fs::read(queue.queue(".errors/parked.img")).unwrap() == guest(1, 61));
+    let claims: Vec<_> = files(&queue.queue(".processing")).into_iter().filter(|path| !path.starts_with('.')).collect();
+    assert!(claims.is_empty(), "{claims:?}");
 }
 
 #[tokio::test]
