@@ -206,6 +206,21 @@ impl ProcessExecutor {
         }
     }
 
+    /// Starts what may start, waits for the next event and works through it. Safe to drop and repeat: what a call was
+    /// dropped in the middle of comes first, for a slot must not stay free until something else happens.
+    async fn work(&mut self) -> Result<(), Error> {
+        self.fill().await?;
+        if !self.outbox.is_empty() {
+            return Ok(());
+        }
+        if self.inbox.is_empty() {
+            let event = self.receiver.recv().await.expect("the executor holds a sender itself");
+            self.inbox.push_back(event);
+        }
+        self.absorb().await?;
+        self.fill().await
+    }
+
     /// Works through the oldest event. Safe to drop and repeat.
     async fn absorb(&mut self) -> Result<(), Error> {
         let Some(event) = self.inbox.front().cloned() else { return Ok(()) };
@@ -314,14 +329,7 @@ impl Executor for ProcessExecutor {
             if let Some(update) = self.take_shown() {
                 return update;
             }
-            if self.inbox.is_empty() {
-                let event = self.receiver.recv().await.expect("the executor holds a sender itself");
-                self.inbox.push_back(event);
-            }
-            let worked = match self.absorb().await {
-                Ok(()) => self.fill().await,
-                Err(error) => Err(error),
-            };
+            let worked = self.work().await;
             if let Err(error) = worked {
                 tracing::error!(error = %crate::executor::chain(&error), "cannot note what became of an attempt");
                 // The ledger does not answer: trying again at once would only fill the log.

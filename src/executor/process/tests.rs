@@ -281,3 +281,34 @@ async fn progress_is_shown_while_it_changes() {
     let update = bench.until(&id, |update| update.progress.is_some()).await;
     assert_eq!((update.progress, update.may_run), (Some(progress), true));
 }
+
+#[tokio::test]
+async fn a_wait_that_is_dropped_leaves_no_slot_free() {
+    let mut bench = bench("exit 0", 1, STALL_AFTER);
+    let first = bench.submit("a.raw", 1, ConversionStatus::default()).await;
+    let second = bench.submit("b.raw", 2, ConversionStatus::default()).await;
+    bench.stage(&first, 1).await;
+    bench.stage(&second, 1).await;
+    // Whoever has waited for the ledger waits again for its next call, longer than a wait here lasts.
+    let ledger = bench.ledger.clone();
+    let busy = tokio::spawn(async move {
+        for _ in 0..200 {
+            let pause = |_: &mut Ledger| {
+                std::thread::sleep(Duration::from_millis(4));
+                Ok(())
+            };
+            ledger.call(pause).await.unwrap();
+        }
+    });
+    let begun = std::time::Instant::now();
+    let has_run = |executor: &ProcessExecutor| {
+        let status = &executor.known[&second].status;
+        !status.attempts.is_empty() && status.open_attempt().is_none()
+    };
+    while !has_run(&bench.executor) {
+        assert!(begun.elapsed() < SOON, "the second never starts");
+        // The engine's other inputs drop its wait for the executor.
+        drop(tokio::time::timeout(Duration::from_millis(2), bench.executor.next()).await);
+    }
+    busy.abort();
+}
