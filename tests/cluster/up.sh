@@ -50,7 +50,9 @@ open_network() {
     ip addr add 10.98.$k.2/30 dev eth0
     ip link set eth0 up
     ip route add default via 10.98.$k.1
-    ip link add h2k0 type bridge
+    # A bridge without an address of its own takes the lowest of its ports' and changes it as pods come and go: pods
+    # then send into nothing for up to a minute.
+    ip link add h2k0 address 02:00:00:00:00:01 type bridge
     ip addr add 10.97.$k.1/24 dev h2k0
     ip addr add 10.96.0.1/32 dev h2k0
     ip link set h2k0 up
