@@ -81,7 +81,7 @@ impl Event {
             },
             Self::Failure { filename, error, retry_count, at } => Message {
                 title: "❌ Conversion Failed",
-                text: format!("Failed to convert {filename}: {error}"),
+                text: format!("Failed to convert {filename}: {}", without_name(error, filename)),
                 level: Level::Error,
                 details: vec![
                     ("event", json!("conversion_failure")),
@@ -123,6 +123,11 @@ impl Event {
             },
         }
     }
+}
+
+/// Most messages begin with the file they are about; the sentence around them has named it already.
+fn without_name<'a>(error: &'a str, filename: &str) -> &'a str {
+    error.strip_prefix(filename).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(error)
 }
 
 fn rfc3339(time: Timestamp) -> Value {

@@ -227,9 +227,9 @@ mod tests {
     #[test]
     fn a_mail_lists_its_details() {
         assert_eq!(
-            mail(&failure("web01.vmdk", "grain table beyond the end")),
+            mail(&failure("web01.vmdk", "web01.vmdk: grain table beyond the end")),
             "Failed to convert web01.vmdk: grain table beyond the end\n\n\
-             event: conversion_failure\nfilename: web01.vmdk\nerror: grain table beyond the end\nretry_count: 3\n\
+             event: conversion_failure\nfilename: web01.vmdk\nerror: web01.vmdk: grain table beyond the end\nretry_count: 3\n\
              timestamp: 2026-01-17T09:45:00Z\n"
         );
     }
