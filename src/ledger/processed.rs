@@ -47,7 +47,7 @@ impl Ledger {
             .query_row(
                 "SELECT coalesce(output_path, '') FROM processed_files
                  WHERE status = 'success' AND filename = ?1 AND processed_at >= ?2 ORDER BY processed_at DESC LIMIT 1",
-                params![filename, since.to_string()],
+                params![filename, text_of(since)],
                 |row| row.get(0),
             )
             .optional()
@@ -58,9 +58,14 @@ impl Ledger {
     pub(super) fn prune_processed(&self, now: Timestamp) -> Result<usize> {
         let Ok(limit) = now.checked_sub((PROCESSED_DAYS * 24).hours()) else { return Ok(0) };
         self.connection
-            .execute("DELETE FROM processed_files WHERE processed_at < ?1", [limit.to_string()])
+            .execute("DELETE FROM processed_files WHERE processed_at < ?1", [text_of(limit)])
             .map_err(query("remove aged rows"))
     }
+}
+
+/// Microseconds as the original wrote, always six digits: texts of one length compare as the times do.
+fn text_of(at: Timestamp) -> String {
+    format!("{at:.6}")
 }
 
 /// Writes an outcome. A failure never hides an earlier success of the same name and size.
@@ -77,7 +82,7 @@ pub(super) fn record(connection: &Connection, outcome: &Outcome<'_>) -> Result<(
                 outcome.filepath,
                 to_sql(outcome.size_bytes),
                 outcome.md5,
-                outcome.processed_at.to_string(),
+                text_of(outcome.processed_at),
                 outcome.output_path,
                 if outcome.succeeded { "success" } else { "failed" },
             ],

@@ -78,7 +78,7 @@ fn a_success_is_counted_once_and_found_as_a_duplicate() {
     assert_eq!(ledger.totals().unwrap(), expected);
     let found = ProcessedFile {
         filename: "vm.VMDK".to_owned(),
-        processed_at: "1970-01-01T00:33:23Z".to_owned(),
+        processed_at: "1970-01-01T00:33:23.000000Z".to_owned(),
         output_path: Some("/out/1970-01-01/vm".to_owned()),
     };
     assert_eq!(ledger.find_success("vm.VMDK", 4096, None).unwrap(), Some(found));
