@@ -309,3 +309,30 @@ fn the_output_s_extension_tells_its_format_and_a_contradiction_is_wrong_usage() 
         assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
     }
 }
+
+#[test]
+fn a_terminal_sees_a_bar_with_bytes_rate_and_time_left() {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("left out: script (Debian bsdutils) is not here");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("disk.img");
+    // Nothing compresses it quickly: the bar has something to count.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_be_bytes()
+    })
+    .take(2 << 20)
+    .flatten()
+    .collect();
+    fs::write(&source, noise).unwrap();
+    let (program, output) = (env!("CARGO_BIN_EXE_hyper2kvm"), place.path().join("out.qcow2"));
+    let command =
+        format!("stty cols 100; {program} convert {} -o {} --compress=zstd", source.display(), output.display());
+    let seen = Command::new("script").args(["-qec", &command, "/dev/null"]).output().unwrap();
+    let seen = String::from_utf8_lossy(&seen.stdout);
+    let drawn = seen.split('\r').filter(|line| line.contains("/ 16.00 MiB")).collect::<Vec<_>>();
+    assert!(drawn.iter().any(|line| line.contains("copy") && line.contains("MiB/s")), "{seen}");
+}

@@ -302,8 +302,8 @@ fn draw(bar: &ProgressBar, progress: &Progress) {
     if progress.bytes_total == 0 {
         return;
     }
-    bar.set_length(progress.bytes_total);
     bar.set_message(format!("{:?}", progress.stage).to_lowercase());
+    bar.set_length(progress.bytes_total);
     bar.set_position(progress.bytes_done);
 }
 
