@@ -90,6 +90,15 @@ fn conversion(layers: &mut Layers) -> Result<ConversionOptions, ConfigError> {
     if compress == Compression::None && compress_level.is_some() {
         layers.warn("compress_level has no effect: compress is none".to_owned());
     }
+    let emit_domain_xml = flag(layers, "", "emit_domain_xml")?.unwrap_or(default.emit_domain_xml);
+    let domain = domain(layers)?;
+    if !emit_domain_xml && domain != DomainOptions::default() {
+        layers.warn(
+            "settings of the domain (vm_name, vm_memory, vm_vcpus, vm_uefi, machine, disk_bus, net_model, \
+                     libvirt_network) have no effect: emit_domain_xml is false"
+                .to_owned(),
+        );
+    }
     Ok(ConversionOptions {
         out_format,
         compress,
@@ -103,13 +112,13 @@ fn conversion(layers: &mut Layers) -> Result<ConversionOptions, ConfigError> {
         })?
         .unwrap_or(default.max_virtual_size),
         checksum: flag(layers, "", "checksum")?.unwrap_or(default.checksum),
-        emit_domain_xml: flag(layers, "", "emit_domain_xml")?.unwrap_or(default.emit_domain_xml),
+        emit_domain_xml,
         to_output: read(layers, "", "to_output", "a file name without directories", |value| {
             let name = value.as_str()?;
             let plain = !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.') && name.len() <= 200;
             plain.then(|| name.to_owned())
         })?,
-        domain: domain(layers)?,
+        domain,
     })
 }
 
