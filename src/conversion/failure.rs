@@ -254,7 +254,7 @@ impl Reason {
                 "Re-export the VM from source, the disk image may be corrupted"
             }
             Self::Encrypted => "Decrypt the disk before the export",
-            Self::TooLarge => "Raise conversion.maxVirtualSize if this image is trusted",
+            Self::TooLarge => "Raise conversion.maxVirtualSize (max_virtual_size on one host) if this image is trusted",
             Self::PermissionDenied => "Check file permissions and ensure daemon has required access",
             Self::OutputFull => "Free up disk space or configure a different output directory",
             Self::SourceIO | Self::OutputIO => "Check network connectivity to source system",
