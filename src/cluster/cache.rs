@@ -17,6 +17,9 @@ use tokio::sync::oneshot;
 
 /// Objects in one page of a list: what a list holds in memory at a time.
 const PAGE: u32 = 200;
+/// How long one watch call stands, in seconds. A connection that died without a word is noticed half a minute after
+/// that; with the usual five minutes, nobody would hear of anything for as long.
+const WATCH_SECONDS: u32 = 60;
 
 /// A change of a watched object.
 #[derive(Debug)]
@@ -54,11 +57,12 @@ where
             None => Api::all(client.clone()),
         };
         let slim = slim.clone();
-        let events = watch_objects(api, config.clone().page_size(PAGE)).modify(move |object: &mut K| {
-            object.managed_fields_mut().clear();
-            object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
-            slim(object);
-        });
+        let events =
+            watch_objects(api, config.clone().page_size(PAGE).timeout(WATCH_SECONDS)).modify(move |object: &mut K| {
+                object.managed_fields_mut().clear();
+                object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+                slim(object);
+            });
         events.default_backoff().map(move |event| (scope.clone(), event)).boxed()
     }));
     let (reader, mut writer) = store();
