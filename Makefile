@@ -45,6 +45,5 @@ lint: prerequisites ## Format, clippy, docs, dependencies and licences, with and
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
-	cargo check --locked --no-default-features --all-targets
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	cargo deny --locked check bans licenses sources
