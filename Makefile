@@ -30,11 +30,11 @@ generate: ## Write the generated files: crds/, the chart's copy, docs/api.md, de
 
 .PHONY: bench
 bench: ## Measure the daemon: start, memory, settling, throughput
-	cargo bench --locked --no-default-features --bench daemon
+	cargo bench --locked --bench daemon
 
 .PHONY: bench-convert
 bench-convert: ## Time every conversion against qemu-img (makes about 20 GB of images; ROWS="--rounds 3 stream")
-	cargo bench --locked --no-default-features --bench convert -- $(ROWS)
+	cargo bench --locked --bench convert -- $(ROWS)
 
 .PHONY: bench-cluster
 bench-cluster: prerequisites ## Measure the operator on a real API server and node (ROWS="start many")
