@@ -88,6 +88,11 @@ where
     (reader, all_listed)
 }
 
+/// The API server's count of writes: the same for one object means the same content, higher means newer.
+pub fn version(object: &impl ResourceExt) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
 /// A store that several watches fill, one for each scope.
 struct Cache<K: Resource<DynamicType = ()> + Clone + 'static> {
     reader: Store<K>,

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
 use crate::cluster::api::{ConversionJob, HyperConversion};
-use crate::cluster::cache::{self, Change};
+use crate::cluster::cache::{self, Change, version};
 use crate::cluster::names;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
@@ -197,7 +197,7 @@ impl ClusterExecutor {
         let known = self.known.get_mut(id)?;
         if let Some(cached) = cached
             && known.uid.as_ref().is_none_or(|uid| cached.uid().as_ref() == Some(uid))
-            && version(&cached) >= known.newest.as_deref().map_or(0, version)
+            && version(cached.as_ref()) >= known.newest.as_deref().map_or(0, version)
         {
             known.newest = Some(cached);
         }
@@ -518,9 +518,4 @@ fn slim_pod(pod: &mut Pod) {
         status.init_container_statuses = None;
         status.conditions = None;
     }
-}
-
-/// The API server's count of writes: the same for one object means the same content, higher means newer.
-fn version(object: &ConversionJob) -> u64 {
-    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
 }

@@ -74,7 +74,7 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
     let started = Timestamp::now();
     let mut wanted = watch_queue(&client, &identity);
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
-    let reporter = Reporter::start(client.clone(), &identity, &queue);
+    let reporter = Reporter::start(client.clone(), &identity, &queue, wanted.clone());
     let layout = volumes(&identity, &reporter).await;
     let locks = lock(&layout, &identity, &reporter).await?;
     let mut lost = tokio::spawn(beat(locks));
@@ -94,7 +94,7 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
         let ended = tokio::select! {
             () = engine.run() => Ok(()),
             // Dropped where it stands: every step of the engine is safe to repeat.
-            () = respecified(&mut wanted, &queue, &remote) => Ok(()),
+            () = respecified(&mut wanted, &queue, &remote, &reporter) => Ok(()),
             end = &mut lost => Err(end),
         };
         following.abort();
@@ -138,7 +138,7 @@ async fn known(wanted: &mut Wanted) -> Option<Arc<HyperConversion>> {
 }
 
 /// Passes the run state on; returns when anything else of the specification changed, or the queue is gone.
-async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Remote) {
+async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Remote, reporter: &Reporter) {
     let without_state =
         |spec: &HyperConversionSpec| HyperConversionSpec { run_state: RunState::default(), ..spec.clone() };
     let held = without_state(&before.spec);
@@ -151,6 +151,7 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
                     remote.set_run_state(queue.spec.run_state).await;
                     told = Some(queue.spec.run_state);
                 }
+                reporter.tell(|report| report.asked(&queue));
             }
             _ => return,
         }
@@ -246,6 +247,7 @@ async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Resu
         reporter.unlocked();
         let LockError::Held { .. } = held else { return Err(held.into()) };
         let message = format!("{}: give this queue directories of its own, or end the other", chain(&held));
+        tracing::warn!("{message}");
         reporter.tell(|report| report.storage_unready("Locked", message));
         sleep(AGAIN).await;
     }

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::cluster::api::{ConversionJob, ProgressReport, STALLED, condition};
+use crate::cluster::cache::version;
 use crate::cluster::names;
 use crate::conversion::ConversionId;
 use crate::executor::chain;
@@ -19,7 +20,7 @@ use crate::executor::progress::STALL_AFTER;
 
 use super::objects::Said;
 use super::progress::{self, Look, Running};
-use super::{ClusterExecutor, Known, Written, version};
+use super::{ClusterExecutor, Known, Written};
 
 /// The looks that are under way, once they are made.
 pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> {

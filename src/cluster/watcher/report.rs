@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::Identity;
+use super::{Identity, Wanted};
 use crate::cluster::api::{HyperConversion, condition, set_condition};
 use crate::cluster::snapshot::WatcherSnapshot;
-use crate::cluster::{names, sidecar};
+use crate::cluster::{cache, names, sidecar};
 use crate::control::FALLBACK_SOCKET_NAME;
 use crate::conversion::admission::RunState;
 use crate::executor::chain;
@@ -33,7 +33,11 @@ const NO_SPACE: &str = "NoSpace";
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     conditions: Vec<Condition>,
+    /// Of the specification that this is said of.
     generation: Option<i64>,
+    /// The newest specification, where the engine has yet to obey its run state.
+    asked: Option<(RunState, Option<i64>)>,
+    /// There is one only while the locks are held.
     snapshot: Option<Snapshot>,
 }
 
@@ -92,6 +96,23 @@ impl Report {
         }
     }
 
+    /// The specification is this now. What is said is said of it as soon as the engine obeys it: who waits for a
+    /// condition believes none of an older generation.
+    pub fn asked(&mut self, queue: &HyperConversion) {
+        self.asked = Some((queue.spec.run_state, queue.metadata.generation));
+        self.observe();
+    }
+
+    fn observe(&mut self) {
+        let obeyed = self.snapshot.as_ref().map(|snapshot| snapshot.run_state);
+        if let Some((_, generation)) = self.asked.take_if(|(run_state, _)| obeyed == Some(*run_state)) {
+            self.generation = generation;
+            for condition in &mut self.conditions {
+                condition.observed_generation = generation;
+            }
+        }
+    }
+
     fn progress(&mut self, snapshot: Snapshot) {
         if snapshot.run_state == RunState::Draining {
             let is_empty = snapshot.queue_depth == 0 && snapshot.retrying == 0 && snapshot.current_jobs.is_empty();
@@ -102,6 +123,7 @@ impl Report {
         }
         self.space(snapshot.shortage);
         self.snapshot = Some(snapshot);
+        self.observe();
     }
 
     fn status(&self) -> Value {
@@ -132,18 +154,14 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Starts the task that writes. Conditions that an earlier watcher set keep their times.
-    pub fn start(client: Client, identity: &Identity, queue: &HyperConversion) -> Self {
-        let conditions = queue.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
-        let ours = |c: &Condition| matches!(c.type_.as_str(), STORAGE_READY | "NotificationsReady" | "Drained");
-        let report = Report {
-            conditions: conditions.into_iter().filter(ours).collect(),
-            generation: queue.metadata.generation,
-            snapshot: None,
-        };
+    /// Starts the task that writes to `queue`, which is seen as it becomes in `there`. Conditions that an earlier
+    /// watcher set keep their times.
+    pub fn start(client: Client, identity: &Identity, queue: &HyperConversion, there: Wanted) -> Self {
+        let conditions = ours(queue).into_iter().cloned().collect();
+        let report = Report { conditions, generation: queue.metadata.generation, asked: None, snapshot: None };
         let (sender, receiver) = watch::channel(report);
         let api = Api::namespaced(client, &identity.namespace);
-        tokio::spawn(write(api, queue.name_any(), queue.uid(), receiver));
+        tokio::spawn(write(api, queue.name_any(), queue.uid(), receiver, there));
         Self { report: sender, run_dir: identity.run_dir.clone() }
     }
 
@@ -187,24 +205,56 @@ impl Reporter {
     }
 }
 
-async fn write(api: Api<HyperConversion>, name: String, uid: Option<String>, mut reports: watch::Receiver<Report>) {
+async fn write(
+    api: Api<HyperConversion>,
+    name: String,
+    uid: Option<String>,
+    mut reports: watch::Receiver<Report>,
+    mut there: Wanted,
+) {
     let params = PatchParams::apply(names::MANAGER_WATCHER).force();
-    let mut written = Value::Null;
-    while reports.changed().await.is_ok() {
-        let status = reports.borrow_and_update().status();
-        if status != written {
-            let patch = json!({
-                "apiVersion": HyperConversion::api_version(&()), "kind": HyperConversion::kind(&()),
-                "metadata": {"name": name, "uid": uid}, "status": status,
-            });
-            match api.patch_status(&name, &params, &Patch::Apply(patch)).await {
-                Ok(_) => written = status,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot write the queue's status");
-                    reports.mark_changed();
-                }
+    let mut told = Value::Null;
+    let mut written: Option<HyperConversion> = None;
+    loop {
+        let is_told = tokio::select! {
+            changed = reports.changed() => match changed {
+                Ok(()) => true,
+                Err(_) => return,
+            },
+            Ok(()) = there.changed() => false,
+        };
+        let report = reports.borrow().clone();
+        let status = report.status();
+        let is_lost = {
+            let there = there.borrow_and_update();
+            report.snapshot.is_some()
+                && there.as_ref().zip(written.as_ref()).is_some_and(|(there, written)| is_overwritten(there, written))
+        };
+        if !is_lost && (!is_told || status == told) {
+            continue;
+        }
+        let patch = json!({
+            "apiVersion": HyperConversion::api_version(&()), "kind": HyperConversion::kind(&()),
+            "metadata": {"name": name, "uid": uid}, "status": status,
+        });
+        match api.patch_status(&name, &params, &Patch::Apply(patch)).await {
+            Ok(now) => (told, written) = (status, Some(now)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot write the queue's status");
+                reports.mark_changed();
             }
         }
         sleep(PACE).await;
     }
+}
+
+/// Whether another watcher of this queue, one that waits for the locks, has said something else since.
+fn is_overwritten(there: &HyperConversion, written: &HyperConversion) -> bool {
+    cache::version(there) > cache::version(written) && ours(there) != ours(written)
+}
+
+/// The conditions that are a watcher's.
+fn ours(queue: &HyperConversion) -> Vec<&Condition> {
+    let is_ours = |c: &&Condition| matches!(c.type_.as_str(), STORAGE_READY | "NotificationsReady" | "Drained");
+    queue.status.iter().flat_map(|status| &status.conditions).filter(is_ours).collect()
 }
