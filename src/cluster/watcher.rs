@@ -83,12 +83,12 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
     loop {
         let Some(queue) = known(&mut wanted).await else { return Ok(()) };
         let (notifications, missing) = notifications::config(&queue.spec.notifications);
-        reporter.tell(|report| report.notifications(&missing));
+        let notifier = Notifier::start(notifications);
+        reporter.tell(|report| report.notifications(&missing, notifier.unusable()));
         let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.clone()).await?;
         let (_events, hints) = events::watch(layout.queue());
         let settings = settings(&queue, layout.clone())?;
-        let (engine, remote) =
-            Engine::start(settings, executor, ledger.clone(), Notifier::start(notifications), hints, started).await?;
+        let (engine, remote) = Engine::start(settings, executor, ledger.clone(), notifier, hints, started).await?;
         tracing::info!(queue = identity.queue, "watching");
         let following = tokio::spawn(reporter.clone().follow(remote.watch()));
         let ended = tokio::select! {

@@ -42,6 +42,7 @@ impl Default for Patience {
 pub struct Notifier {
     config: NotificationConfig,
     channels: Vec<(&'static str, mpsc::Sender<Message>)>,
+    unusable: Vec<String>,
     tasks: JoinSet<()>,
 }
 
@@ -57,6 +58,7 @@ impl Notifier {
     #[must_use]
     pub fn with_patience(config: NotificationConfig, patience: Patience) -> Self {
         let mut channels = Vec::new();
+        let mut unusable = Vec::new();
         let mut tasks = JoinSet::new();
         if let Some(webhook) = config.webhook.clone() {
             match Webhook::new(webhook, patience.timeout) {
@@ -65,7 +67,7 @@ impl Notifier {
                     channels.push(("webhook", sender));
                     tasks.spawn(post(webhook, receiver, patience));
                 }
-                Err(error) => tracing::error!("Failed to send webhook: {error}"),
+                Err(error) => unusable.push(format!("Failed to send webhook: {error}")),
             }
         }
         if let Some(email) = config.email.clone() {
@@ -75,10 +77,19 @@ impl Notifier {
                     channels.push(("email", sender));
                     tasks.spawn(mail(mailer, receiver, patience));
                 }
-                Err(error) => tracing::error!("Failed to send email: {error}"),
+                Err(error) => unusable.push(format!("Failed to send email: {error}")),
             }
         }
-        Self { config, channels, tasks }
+        for problem in &unusable {
+            tracing::error!("{problem}");
+        }
+        Self { config, channels, unusable, tasks }
+    }
+
+    /// What is wrong with channels by which nothing can ever be announced.
+    #[must_use]
+    pub fn unusable(&self) -> &[String] {
+        &self.unusable
     }
 
     /// Announces `event` if the configuration wants it. Returns at once, whatever the servers do.

@@ -87,12 +87,14 @@ impl Report {
         self.conditions != before
     }
 
-    /// `missing` are files of Secrets that are not there or can't be used.
-    pub fn notifications(&mut self, missing: &[String]) {
-        if missing.is_empty() {
-            self.say("NotificationsReady", "True", "Configured", "every Secret is there");
-        } else {
+    /// `missing` are files of Secrets that are not there or can't be used, `unusable` what else is wrong.
+    pub fn notifications(&mut self, missing: &[String], unusable: &[String]) {
+        if !missing.is_empty() {
             self.say("NotificationsReady", "False", "SecretMissing", missing.join("; "));
+        } else if !unusable.is_empty() {
+            self.say("NotificationsReady", "False", "Unusable", unusable.join("; "));
+        } else {
+            self.say("NotificationsReady", "True", "Configured", "every Secret is there");
         }
     }
 
