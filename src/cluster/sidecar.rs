@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 use super::snapshot::{SocketReport, WatcherSnapshot};
 use super::watcher::Identity;
 use crate::control::{BindError, FALLBACK_SOCKET_NAME, Listener, SOCKET};
+use crate::conversion::admission::RunState;
 use crate::executor::chain;
-use crate::stats::{self, Totals};
+use crate::stats::{self, Snapshot, Totals};
 
 use handler::Control;
 
@@ -61,8 +62,8 @@ struct Sidecar {
     control: Control,
     publish: watch::Sender<Option<WatcherSnapshot>>,
     served: Option<Served>,
-    /// When stats.json was written last, and the totals that it told.
-    written: Option<(Instant, Totals)>,
+    /// When stats.json was written last, and what of it is not to wait for the next time.
+    written: Option<(Instant, (Totals, RunState))>,
     /// What was last warned about: once is enough for what holds on.
     problem: Option<String>,
 }
@@ -144,8 +145,8 @@ impl Sidecar {
     fn is_stats_due(&self) -> bool {
         let known = self.publish.borrow();
         match (&self.written, known.as_ref()) {
-            (Some((when, totals)), Some(snapshot)) => {
-                when.elapsed() >= STATS_INTERVAL || *totals != snapshot.stats.totals
+            (Some((when, told)), Some(snapshot)) => {
+                when.elapsed() >= STATS_INTERVAL || *told != urgent(&snapshot.stats)
             }
             (None, _) => true,
             (_, None) => false,
@@ -158,7 +159,7 @@ impl Sidecar {
         if let Err(error) = stats::write(&path, &snapshot.stats.file_report(Timestamp::now())) {
             self.warn(&format!("cannot write the statistics: {}", chain(&error)));
         }
-        self.written = Some((Instant::now(), snapshot.stats.totals));
+        self.written = Some((Instant::now(), urgent(&snapshot.stats)));
     }
 
     fn warn(&mut self, problem: &str) {
@@ -167,6 +168,11 @@ impl Sidecar {
             self.problem = Some(problem.to_owned());
         }
     }
+}
+
+/// What stats.json tells at once: each completion, and what is asked of the queue.
+fn urgent(stats: &Snapshot) -> (Totals, RunState) {
+    (stats.totals.clone(), stats.run_state)
 }
 
 /// Where the volume of an output refuses sockets, if the sidecar said so.

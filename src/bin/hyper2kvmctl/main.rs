@@ -80,7 +80,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let socket = socket::find(cli.socket, cli.output_dir, std::path::Path::exists);
+    let socket = socket::find(cli.socket, cli.output_dir, socket::is_socket);
     socket::run(&socket, command, cli.json)
 }
 

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,18 +15,23 @@ use hyper2kvm::control::{Command, FALLBACK_DIR, FALLBACK_SOCKET_NAME, SOCKET};
 /// Output directory where none is named: that of the packages and of a watcher's pod.
 const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
 
-/// The socket that is meant. Where nothing is named and the usual place is empty, the place for volumes that take no
-/// sockets is looked at too.
-pub fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, exists: impl Fn(&Path) -> bool) -> PathBuf {
+/// The socket that is meant. Where nothing is named and the usual place holds no socket, the place for volumes that take
+/// none is looked at too.
+pub fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_socket: impl Fn(&Path) -> bool) -> PathBuf {
     match (socket, output_dir) {
         (Some(socket), _) => socket,
         (None, Some(output_dir)) => output_dir.join(SOCKET),
         (None, None) => {
             let usual = Path::new(OUTPUT_DIR).join(SOCKET);
             let other = Path::new(FALLBACK_DIR).join(FALLBACK_SOCKET_NAME);
-            if !exists(&usual) && exists(&other) { other } else { usual }
+            if !is_socket(&usual) && is_socket(&other) { other } else { usual }
         }
     }
+}
+
+/// Whether a socket lies there.
+pub fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.file_type().is_socket())
 }
 
 /// Asks, prints, and says how to exit.
@@ -134,8 +140,8 @@ mod tests {
             (None, None, &[other], other),
             (None, None, &[], usual),
         ] {
-            let exists = |path: &Path| there.iter().any(|known| Path::new(known) == path);
-            assert_eq!(find(socket.map(PathBuf::from), output_dir.map(PathBuf::from), exists), Path::new(found));
+            let is_socket = |path: &Path| there.iter().any(|known| Path::new(known) == path);
+            assert_eq!(find(socket.map(PathBuf::from), output_dir.map(PathBuf::from), is_socket), Path::new(found));
         }
     }
 

@@ -12,8 +12,6 @@ use tokio::time::{sleep, timeout};
 use tower_test::mock;
 
 use super::*;
-use crate::conversion::admission::RunState;
-use crate::stats::Snapshot;
 
 type ApiServer = mock::Handle<Request<Body>, Response<Body>>;
 
