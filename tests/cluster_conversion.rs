@@ -7,36 +7,49 @@ mod disks;
 mod harness;
 #[path = "images/ova.rs"]
 mod ova;
+#[path = "cluster_conversion/refusals.rs"]
+mod refusals;
+#[allow(dead_code, reason = "the daemon's faults use the rest")]
+#[path = "daemon_faults/server.rs"]
+mod server;
 #[path = "cluster_conversion/stage.rs"]
 mod stage;
+#[path = "cluster_conversion/states.rs"]
+mod states;
 #[path = "images/vmdk.rs"]
 mod vmdk;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use disks::{guest, holds};
 use futures::StreamExt as _;
 use harness::run;
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
-use hyper2kvm::conversion::admission::RunState;
-use hyper2kvm::conversion::{Class, Reason};
+use hyper2kvm::conversion::Reason;
 use jiff::SignedDuration;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
-use stage::{Queue, files};
+use stage::{Operator, Queue, files};
+
+/// A user and the group of root, as OpenShift gives to pods.
+const ANY_USER: u32 = 1_000_680_000;
 
 #[tokio::test]
-async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {
-    let Some(queue) = Queue::open("appliances", json!({}), json!({})).await else { return };
+async fn an_appliance_that_the_plugin_puts_becomes_its_disks_whoever_the_pods_are() {
+    let Some(operator) = Operator::shared() else { return };
+    // What the group may write is enough.
+    let queue = Queue::prepare(&operator, "appliances", (0, 0)).await;
+    queue.declare(&json!({"securityContext": {"runAsUser": ANY_USER, "runAsGroup": 0}}), &json!({}));
+    queue.ready();
     let disks = [guest(24, 1), guest(9, 2)];
     let members: Vec<_> =
         disks.iter().map(|disk| vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), disk)).collect();
@@ -47,7 +60,10 @@ async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {
             ("web01-disk2.vmdk", &members[1], disks[1].len() as u64),
         ],
     );
-    queue.bring("web01.ova", &appliance);
+    let here = tempfile::tempdir().unwrap();
+    let image = here.path().join("web01.ova");
+    fs::write(&image, &appliance).unwrap();
+    plugin(&queue, &["put", image.to_str().unwrap(), &queue.name]);
 
     let made = queue.conversion("web01.ova", "made", |_| true).await;
     let name = made.name_any();
@@ -66,7 +82,8 @@ async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {
     }
     let metadata: Value = serde_json::from_slice(&fs::read(published.join("metadata.json")).unwrap()).unwrap();
     assert_eq!((&metadata["id"], metadata["disks"].as_array().unwrap().len()), (&json!(name), 2));
-    assert_eq!(files(&published).len(), 3, "{:?}", files(&published));
+    assert_eq!(files(&published), ["metadata.json", "web01-disk0.qcow2", "web01-disk1.qcow2"]);
+    assert!(files(&published).iter().all(|name| fs::metadata(published.join(name)).unwrap().uid() == ANY_USER));
 
     // The source is archived, and nothing else is left of it.
     let archived = over.source_location.unwrap();
@@ -84,6 +101,17 @@ async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {
     assert_eq!(columns[0], ["NAME", "READY", "STATE", "QUEUED", "ACTIVE", "SUCCEEDED", "FAILED", "AGE"]);
     assert_eq!(columns[1][..7], ["appliances", "True", "Running", "0", "0", "1", "0"]);
 
+    // Nobody had anything to complain of.
+    let words =
+        ["get", "events", "-o", r"jsonpath={range .items[*]}{.involvedObject.name} {.type} {.reason}{'\n'}{end}"];
+    let events = run(queue.kubectl().args(words));
+    let events: Vec<_> = events.lines().filter(|line| line.starts_with(&name)).collect();
+    assert!(events.contains(&format!("{name}-1 Normal SuccessfulCreate").as_str()), "{events:?}");
+    assert!(
+        events.iter().all(|event| event.contains(" Normal ") || event.ends_with(" MissingClusterDNS")),
+        "{events:?}"
+    );
+
     // The same once more is not converted again.
     queue.bring("web01.ova", &appliance);
     let again = queue.ended("web01.ova", JobPhase::Duplicate).await;
@@ -93,10 +121,6 @@ async fn an_appliance_that_is_brought_onto_the_volume_becomes_its_disks() {
     assert_eq!(queue.jobs_of(&again).await, Vec::<String>::new());
     assert_eq!(fs::read(queue.queue(&again.status.unwrap().source_location.unwrap())).unwrap(), appliance);
     queue.counted([1, 0, 1, 0, 0]).await;
-
-    for words in [&["get", "hconv"][..], &["get", "hcj"], &["get", "hcj", "-o", "wide"], &["get", "jobs,pods"]] {
-        println!("$ kubectl {}\n{}", words.join(" "), run(queue.kubectl().args(words)));
-    }
 }
 
 /// The plugin, started as kubectl starts it, with kubectl's own flags and environment.
@@ -111,13 +135,11 @@ fn plugin(queue: &Queue, words: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn what_the_plugin_puts_is_converted_and_what_it_gets_is_the_disk() {
+async fn what_the_plugin_gets_is_the_disk() {
     let Some(queue) = Queue::open("by-plugin", json!({}), json!({})).await else { return };
     let disk = guest(12, 3);
     let here = tempfile::tempdir().unwrap();
-    let image = here.path().join("db01.vmdk");
-    fs::write(&image, vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), &disk)).unwrap();
-    plugin(&queue, &["put", image.to_str().unwrap(), &queue.name]);
+    queue.bring("db01.vmdk", &vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), &disk));
 
     let name = queue.ended("db01.vmdk", JobPhase::Succeeded).await.name_any();
     // An interrupted download goes on.
@@ -131,80 +153,8 @@ async fn what_the_plugin_puts_is_converted_and_what_it_gets_is_the_disk() {
     fs::write(again.join("db01.qcow2.part"), &bytes[..bytes.len() / 2]).unwrap();
     plugin(&queue, &["get", &name, again.to_str().unwrap()]);
     assert!(fs::read(again.join("db01.qcow2")).unwrap() == bytes);
-
-    let pod = format!("{}-watcher-0", queue.name);
-    let words = ["exec", &pod, "-c", "sidecar", "--", "hyper2kvmctl", "stats"];
-    let shown = run(queue.kubectl().args(words));
+    let shown = queue.ctl("stats");
     assert!(shown.contains("  Processed: 1\n"), "{shown}");
-}
-
-/// A QCOW2 disk that continues in another file.
-fn backed_by(path: &str) -> Vec<u8> {
-    let mut disk = vec![0; 256 << 10];
-    disk[..4].copy_from_slice(b"QFI\xfb");
-    disk[4..8].copy_from_slice(&2u32.to_be_bytes());
-    disk[8..16].copy_from_slice(&512u64.to_be_bytes());
-    disk[16..20].copy_from_slice(&u32::try_from(path.len()).unwrap().to_be_bytes());
-    disk[20..24].copy_from_slice(&16u32.to_be_bytes());
-    disk[24..32].copy_from_slice(&(1u64 << 20).to_be_bytes());
-    disk[36..40].copy_from_slice(&1u32.to_be_bytes());
-    disk[40..48].copy_from_slice(&(3u64 << 16).to_be_bytes());
-    disk[48..56].copy_from_slice(&(1u64 << 16).to_be_bytes());
-    disk[56..60].copy_from_slice(&1u32.to_be_bytes());
-    disk[512..512 + path.len()].copy_from_slice(path.as_bytes());
-    disk
-}
-
-#[tokio::test]
-async fn what_can_not_be_converted_fails_at_once_and_says_what_to_do() {
-    const CANARY: &str = "canary-5d1c9a";
-    let Some(queue) = Queue::open("refusals", json!({}), json!({})).await else { return };
-    let disk = guest(1, 3);
-    let mut corrupt = vmdk::built(&vmdk::Sparse::monolithic_sparse(disk.len() as u64), &disk);
-    // The grain directory lies behind the end.
-    corrupt[56..64].copy_from_slice(&0x00ff_ffff_u64.to_le_bytes());
-    fs::write(queue.queue(".canary"), CANARY.repeat(1024)).unwrap();
-    let extent = vmdk::descriptor("monolithicFlat", 4096)
-        .replace("SPARSE \"generated-stream.vmdk\"", "FLAT \"../../.canary\" 0");
-    queue.bring("corrupt.vmdk", &corrupt);
-    queue.bring("outside.vmdk", extent.as_bytes());
-    queue.bring("backed.qcow2", &backed_by("/var/lib/hyper2kvm/queue/.canary"));
-
-    for (name, reason) in [
-        ("corrupt.vmdk", Reason::Truncated),
-        ("outside.vmdk", Reason::UnsafeReference),
-        ("backed.qcow2", Reason::UnsafeReference),
-    ] {
-        let over = queue.ended(name, JobPhase::Failed).await;
-        let status = over.status.clone().unwrap();
-        let failure = status.state.failure.unwrap();
-        assert_eq!((failure.reason, failure.class), (reason, Class::Permanent), "{name}: {}", failure.message);
-        assert!(!failure.suggestion.is_empty() && failure.message.contains(name), "{failure:?}");
-        assert!(status.state.attempts.len() <= 1 && status.state.next_retry_time.is_none(), "{name}");
-        assert_eq!(status.source_location.as_deref(), Some(format!(".errors/{name}").as_str()));
-        let error = queue.error_file(name);
-        assert_eq!((&error["reason"], &error["suggestion"]), (&json!(reason), &json!(failure.suggestion)), "{error}");
-        let told = run(queue.kubectl().args(["get", "hcj", &over.name_any(), "-o", "wide"]));
-        assert!(told.contains(&reason.to_string()), "{told}");
-    }
-    assert_eq!(queue.conversions().await.len(), 3);
-    queue.counted([0, 3, 0, 0, 0]).await;
-
-    // What lies outside is told to nobody.
-    let mut told: Vec<String> = files(&queue.volume.join("output"))
-        .iter()
-        .map(|path| String::from_utf8_lossy(&fs::read(queue.output(path)).unwrap()).into_owned())
-        .collect();
-    for words in
-        [&["get", "events,hcj,hconv,jobs,pods", "-o", "yaml"][..], &["logs", "refusals-watcher-0", "--all-containers"]]
-    {
-        told.push(run(queue.kubectl().args(words)));
-    }
-    let workers = ListParams::default().labels("hyper2kvm.io/queue=refusals,app.kubernetes.io/component=worker");
-    for pod in queue.api::<Pod>().list(&workers).await.unwrap() {
-        told.push(run(queue.kubectl().args(["logs", &pod.name_any()])));
-    }
-    assert!(told.len() > 3 && !told.iter().any(|text| text.contains(CANARY)));
 }
 
 #[tokio::test]
@@ -237,36 +187,59 @@ async fn a_transient_failure_is_tried_again_when_its_time_has_come() {
     queue.counted([1, 0, 0, 1, 0]).await;
 }
 
-/// Watches Jobs; the most of them that were unfinished at one time.
-fn most_at_once(api: Api<Job>, queue: &str) -> Arc<AtomicUsize> {
-    let most = Arc::new(AtomicUsize::new(0));
-    let seen = Arc::clone(&most);
+/// How a queue's slots were used.
+#[derive(Default)]
+struct Slots {
+    /// Which Jobs there are, and whether each is unfinished.
+    open: HashMap<String, bool>,
+    /// The most of them that were unfinished at one time.
+    most: usize,
+    /// Since when slots are free that were taken before.
+    free: VecDeque<Instant>,
+    /// How long each was free until it was taken again.
+    gaps: Vec<Duration>,
+}
+
+impl Slots {
+    fn note(&mut self, job: String, is_open: bool) {
+        match self.open.insert(job, is_open) {
+            None if is_open => self.gaps.extend(self.free.pop_front().map(|since| since.elapsed())),
+            Some(true) if !is_open => self.free.push_back(Instant::now()),
+            _ => {}
+        }
+        self.most = self.most.max(self.open.values().filter(|&&open| open).count());
+    }
+}
+
+/// Watches a queue's Jobs.
+fn slots(api: Api<Job>, queue: &str) -> Arc<Mutex<Slots>> {
+    let slots = Arc::<Mutex<Slots>>::default();
+    let seen = Arc::clone(&slots);
     let of_queue = watcher::Config::default().labels(&format!("hyper2kvm.io/queue={queue}"));
     tokio::spawn(async move {
         let mut events = Box::pin(watcher::watcher(api, of_queue));
-        let mut open = HashMap::new();
         while let Some(event) = events.next().await {
+            let mut slots = seen.lock().unwrap();
             match event.unwrap() {
                 Event::Apply(job) | Event::InitApply(job) => {
                     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
                     let is_over = |kind: &str| matches!(kind, "Complete" | "Failed");
                     let over =
                         conditions.is_some_and(|all| all.iter().any(|c| is_over(&c.type_) && c.status == "True"));
-                    open.insert(job.name_any(), !over);
+                    slots.note(job.name_any(), !over);
                 }
-                Event::Delete(job) => drop(open.remove(&job.name_any())),
+                Event::Delete(job) => slots.note(job.name_any(), false),
                 Event::Init | Event::InitDone => {}
             }
-            seen.fetch_max(open.values().filter(|&&open| open).count(), Ordering::Relaxed);
         }
     });
-    most
+    slots
 }
 
 #[tokio::test]
-async fn twelve_disks_are_converted_three_at_a_time() {
+async fn twelve_disks_are_converted_three_at_a_time_and_a_free_slot_is_taken_at_once() {
     let Some(queue) = Queue::open("many", json!({"maxConcurrentJobs": 3}), json!({})).await else { return };
-    let most = most_at_once(queue.api(), "many");
+    let slots = slots(queue.api(), "many");
     for number in 0..12 {
         queue.bring(&format!("disk{number}.img"), &guest(1, 100 + number));
     }
@@ -276,36 +249,10 @@ async fn twelve_disks_are_converted_three_at_a_time() {
         assert_eq!(over.state.attempts.len(), 1);
         holds(&queue.output(&over.outputs[0].path), &guest(1, 100 + number));
     }
-    assert_eq!(most.load(Ordering::Relaxed), 3);
-}
-
-#[tokio::test]
-async fn a_paused_queue_takes_files_and_starts_nothing() {
-    let Some(queue) = Queue::open("pausing", json!({}), json!({})).await else { return };
-    queue.patch(&json!({"spec": {"runState": "Paused"}}));
-    queue.bring("first.img", &guest(1, 5));
-    let staged = |c: &ConversionJob| {
-        c.status.as_ref().is_some_and(|status| status.state.staged == 1 && status.phase == Some(JobPhase::Queued))
-    };
-    let waiting = queue.conversion("first.img", "staged", staged).await;
-    assert!(queue.ctl("status").contains("PAUSED"), "{}", queue.ctl("status"));
-    assert_eq!(queue.jobs_of(&waiting).await, Vec::<String>::new());
-    let said = queue.ctl("resume");
-    assert!(said.starts_with('✅'), "{said}");
-    queue.asked(RunState::Running).await;
-    queue.ended("first.img", JobPhase::Succeeded).await;
-
-    queue.ctl("pause");
-    queue.asked(RunState::Paused).await;
-    let columns = run(queue.kubectl().args(["get", "hconv", "pausing", "--no-headers"]));
-    assert_eq!(columns.split_whitespace().nth(2), Some("Paused"), "{columns}");
-    queue.bring("second.img", &guest(1, 6));
-    let waiting = queue.conversion("second.img", "staged", staged).await;
-    assert_eq!(queue.jobs_of(&waiting).await, Vec::<String>::new());
-    queue.patch(&json!({"spec": {"runState": "Running"}}));
-    queue.ended("second.img", JobPhase::Succeeded).await;
-    let stats = queue.ctl("stats");
-    assert!(stats.contains('2'), "{stats}");
+    let slots = slots.lock().unwrap();
+    assert_eq!((slots.most, slots.gaps.len()), (3, 9));
+    println!("slots were free for {:?}", slots.gaps);
+    assert!(slots.gaps.iter().all(|gap| *gap < Duration::from_secs(2)), "{:?}", slots.gaps);
 }
 
 #[tokio::test]

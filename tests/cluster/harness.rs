@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -144,8 +145,12 @@ impl Cluster {
             }
             return image;
         }
-        let binaries =
-            Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator")).parent().expect("a file lies in a directory");
+        self.image_of(binaries())
+    }
+
+    /// The same of other binaries, in a node of our own.
+    pub fn image_of(&self, binaries: &Path) -> Option<String> {
+        assert!(self.state.is_some(), "a cluster that somebody else runs takes no image");
         let mut build = Command::new(in_tree("tests/cluster/image.sh"));
         let output = build.arg(binaries).stdin(Stdio::null()).output().expect("image.sh runs");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -155,6 +160,18 @@ impl Cluster {
         }
         assert!(output.status.success(), "tests/cluster/image.sh failed: {said}");
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// This machine's address as pods reach it.
+    pub fn host(&self) -> IpAddr {
+        let server =
+            run(self.kubectl().args(["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]));
+        let server = server.trim_start_matches("https://").to_owned();
+        let server = if server.contains(':') { server } else { format!("{server}:443") };
+        // Nothing is sent: the kernel says by which address it would be.
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
+        socket.connect(server).expect("the way to the cluster is known");
+        socket.local_addr().expect("it is connected").ip()
     }
 
     /// Stops (at once, as a power cut would) or starts again `apiserver` or `kubelet`.
@@ -192,6 +209,12 @@ impl Namespace {
         let state = self.cluster.state.as_ref().expect("a node of our own");
         let path = state.join("volumes").join(&self.name).join(claim);
         fs::create_dir_all(&path).expect("the state directory is ours");
+        self.claim(claim, mode, &path);
+        path
+    }
+
+    /// A claim of that name, bound to a directory of the node.
+    pub fn claim(&self, claim: &str, mode: &str, path: &Path) {
         let volume = format!("{}-{claim}", self.name);
         let manifest = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "PersistentVolume",
@@ -204,7 +227,6 @@ impl Namespace {
                       "resources": {"requests": {"storage": "100Gi"}}}},
         ]});
         self.apply(&manifest.to_string());
-        path
     }
 
     /// Ends a container's processes by SIGKILL, as the kernel would; the kubelet finds it dead.
@@ -258,6 +280,11 @@ impl Drop for Namespace {
         let of_test = format!("--selector={TEST_LABEL}={}", self.name);
         drop(self.cluster.kubectl().args(["delete", "pv", "--wait=false", &of_test]).output());
     }
+}
+
+/// Where cargo put the binaries of this run.
+pub fn binaries() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator")).parent().expect("a file lies in a directory")
 }
 
 /// The Helm binary, built on first use.

@@ -15,6 +15,7 @@ use hyper2kvm::conversion::Reason;
 use hyper2kvm::conversion::admission::RunState;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -119,11 +120,18 @@ impl Queue {
         for directory in ["queue", "output"] {
             let directory = volume.join(directory);
             fs::create_dir_all(&directory).unwrap();
-            chown(&directory, Some(user), Some(group)).unwrap();
-            fs::set_permissions(&directory, fs::Permissions::from_mode(0o770)).unwrap();
+            own(&directory, (user, group));
         }
         let client = operator.cluster.client().await;
         Self { operator: Arc::clone(operator), name: name.to_owned(), volume, client }
+    }
+
+    /// Another queue, which sees the same directories by a claim of its own.
+    pub async fn beside(&self, name: &str) -> Self {
+        self.operator.namespace.claim(name, "ReadWriteMany", &self.volume);
+        let client = self.operator.cluster.client().await;
+        let operator = Arc::clone(&self.operator);
+        Self { operator, name: name.to_owned(), volume: self.volume.clone(), client }
     }
 
     /// Makes the `HyperConversion`.
@@ -293,9 +301,38 @@ impl Queue {
         self.until::<HyperConversion>(&self.name, &what, |queue| queue.spec.run_state == run_state).await;
     }
 
+    /// Waits until the API server answers.
+    pub async fn reachable(&self) {
+        let asked = timeout(PATIENCE, async {
+            while self.api::<Pod>().list(&ListParams::default().limit(1)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(asked.await.is_ok(), "the API server does not answer");
+    }
+
     /// What `hyper2kvmctl` prints in the queue's pod.
     pub fn ctl(&self, word: &str) -> String {
         run(self.kubectl().args(["exec", &self.pod(), "-c", "sidecar", "--", "hyper2kvmctl", word]))
+    }
+
+    /// The same while it may be refused.
+    pub fn try_ctl(&self, words: &[&str]) -> Vec<u8> {
+        let mut exec = self.kubectl();
+        exec.args(["exec", &self.pod(), "-c", "sidecar", "--", "hyper2kvmctl"]).args(words);
+        exec.output().unwrap().stdout
+    }
+
+    /// Kills a container of the queue's pod, and waits until it is there again.
+    pub async fn kill(&self, container: &str) {
+        let restarts = |pod: &Pod| {
+            let status = pod.status.clone().unwrap_or_default();
+            let mut all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
+            all.find(|status| status.name == container && status.ready).map(|status| status.restart_count)
+        };
+        let before = self.until(&self.pod(), "running", |pod| restarts(pod).is_some()).await;
+        self.operator.namespace.kill_container(&self.pod(), container);
+        self.until(&self.pod(), "restarted", |pod| restarts(pod) > restarts(&before)).await;
     }
 
     /// Names of the batch Jobs of a conversion that are there.
@@ -311,6 +348,12 @@ impl Queue {
         let text = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         serde_json::from_slice(&text).unwrap()
     }
+}
+
+/// Gives a directory to this user and group, and to nobody else.
+pub fn own(directory: &Path, (user, group): (u32, u32)) {
+    chown(directory, Some(user), Some(group)).unwrap();
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o770)).unwrap();
 }
 
 /// Whether an attempt's pod was seen running.

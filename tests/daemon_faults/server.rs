@@ -1,7 +1,7 @@
 //! A server for webhooks on a port of its own: it answers, fails, or says nothing at all.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -18,6 +18,7 @@ pub enum Manner {
 }
 
 pub struct Server {
+    address: IpAddr,
     pub port: u16,
     /// What was posted, in its order.
     pub posted: Receiver<Value>,
@@ -26,9 +27,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves until the test ends.
+    /// Serves on loopback until the test ends.
     pub fn start(manner: Manner) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), manner)
+    }
+
+    /// The same on another address of this machine.
+    pub fn start_at(address: IpAddr, manner: Manner) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let (bodies, posted) = channel();
         let (connections, connected) = channel();
@@ -44,11 +50,11 @@ impl Server {
                 }
             }
         });
-        Self { port, posted, connected }
+        Self { address, port, posted, connected }
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/hook", self.port)
+        format!("http://{}:{}/hook", self.address, self.port)
     }
 
     /// The next post, which must come soon.

@@ -1,0 +1,106 @@
+//! What is asked of a queue, by whichever way, and how everybody shows it.
+
+use std::fs;
+
+use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
+use hyper2kvm::conversion::Reason;
+use hyper2kvm::conversion::admission::RunState;
+use serde_json::{Value, json};
+
+use crate::disks::{guest, holds};
+use crate::harness::run;
+use crate::plugin;
+use crate::stage::{Operator, Queue, files, own, pod_of, reasons, runs};
+
+const HANG: &str = "test.hyper2kvm.io/hang";
+
+/// Waits until object, column, socket and stats.json say this of the queue.
+async fn shown(queue: &Queue, run_state: RunState) {
+    queue.asked(run_state).await;
+    let columns = run(queue.kubectl().args(["get", "hconv", &queue.name, "--no-headers"]));
+    assert_eq!(columns.split_whitespace().nth(2), Some(format!("{run_state:?}").as_str()), "{columns}");
+    let (paused, draining) = (run_state == RunState::Paused, run_state == RunState::Draining);
+    let is_so = |said: &Value| said["paused"] == paused && said["draining"] == draining;
+    queue
+        .eventually(&format!("{run_state:?} by its socket and in stats.json"), || {
+            let stats = fs::read(queue.output(".daemon/stats.json")).unwrap_or_default();
+            let socket = queue.try_ctl(&["status", "--json"]);
+            [stats, socket].iter().all(|text| serde_json::from_slice(text).is_ok_and(|said| is_so(&said)))
+        })
+        .await;
+}
+
+fn kubectl(queue: &Queue, run_state: &str) {
+    queue.patch(&json!({"spec": {"runState": run_state}}));
+}
+
+fn is_staged(conversion: &ConversionJob) -> bool {
+    let status = conversion.status.as_ref();
+    status.is_some_and(|status| status.state.staged == 1 && status.phase == Some(JobPhase::Queued))
+}
+
+#[tokio::test]
+async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watcher() {
+    let Some(queue) = Queue::open("asked", json!({}), json!({})).await else { return };
+    assert!(queue.ctl("pause").starts_with('✅'));
+    shown(&queue, RunState::Paused).await;
+    queue.bring("first.img", &guest(1, 5));
+    let waiting = queue.conversion("first.img", "staged", is_staged).await;
+    queue.kill("watcher").await;
+    shown(&queue, RunState::Paused).await;
+    assert_eq!(queue.jobs_of(&waiting).await, Vec::<String>::new());
+    kubectl(&queue, "Running");
+    queue.ended("first.img", JobPhase::Succeeded).await;
+    shown(&queue, RunState::Running).await;
+
+    // Stopped, what runs ends uncounted, and nothing more is taken.
+    queue.patch(&json!({"metadata": {"annotations": {HANG: "1"}}}));
+    queue.bring("second.img", &guest(1, 6));
+    let running = queue.conversion("second.img", "running", runs).await;
+    assert!(queue.ctl("stop").starts_with('✅'));
+    shown(&queue, RunState::Stopped).await;
+    let pod = format!("pod/{}", pod_of(&running).unwrap());
+    run(queue.kubectl().args(["wait", "--for=delete", "--timeout=60s", &pod]));
+    queue.patch(&json!({"metadata": {"annotations": {HANG: null}}}));
+    queue.bring("third.img", &guest(1, 7));
+    queue.kill("watcher").await;
+    shown(&queue, RunState::Stopped).await;
+    assert_eq!(queue.conversions().await.len(), 2);
+    assert!(queue.queue("third.img").exists());
+
+    // Drained, what is queued is finished.
+    plugin(&queue, &["resume", "asked"]);
+    let over = queue.ended("second.img", JobPhase::Succeeded).await;
+    assert_eq!(reasons(&over), [Some(Reason::Disrupted), None]);
+    assert_eq!(over.status.as_ref().unwrap().attempt_count, Some(1));
+    holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(1, 6));
+    queue.conversion("third.img", "made", |_| true).await;
+    assert!(queue.ctl("drain").starts_with('✅'));
+    shown(&queue, RunState::Draining).await;
+    queue.bring("fourth.img", &guest(1, 8));
+    run(queue.kubectl().args(["wait", "--for=condition=Drained", "--timeout=60s", "hconv/asked"]));
+    queue.ended("third.img", JobPhase::Succeeded).await;
+    queue.counted([3, 0, 0, 0, 0]).await;
+    assert!(queue.queue("fourth.img").exists());
+    assert_eq!(queue.conversions().await.len(), 3);
+    kubectl(&queue, "Running");
+    queue.ended("fourth.img", JobPhase::Succeeded).await;
+    assert_eq!(files(&queue.queue(".processed")).len(), 4);
+}
+
+#[tokio::test]
+async fn where_the_output_takes_no_socket_it_is_elsewhere_and_found_there() {
+    let Some(operator) = Operator::shared() else { return };
+    let queue = Queue::prepare(&operator, "no-socket", (65532, 0)).await;
+    // What no socket can be bound over stands for a volume that takes none.
+    fs::create_dir_all(queue.output(".daemon/control.sock")).unwrap();
+    own(&queue.output(".daemon"), (65532, 0));
+    queue.declare(&json!({}), &json!({}));
+    queue.ready();
+    let told = queue.says("StorageReady", "True", "SocketElsewhere").await;
+    assert!(told.contains("the control socket is /run/hyper2kvm/control.sock"), "{told}");
+    let shown = queue.ctl("stats");
+    assert!(shown.contains("  Processed: 0\n"), "{shown}");
+    assert!(queue.ctl("pause").starts_with('✅'));
+    queue.asked(RunState::Paused).await;
+}
