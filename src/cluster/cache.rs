@@ -2,18 +2,29 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
+use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use futures::StreamExt;
 use futures::stream::select_all;
 use kube::api::Api;
 use kube::core::NamespaceResourceScope;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+
+/// Longest pause before a watch that failed is tried again: after an outage of the API server, so long at most nobody
+/// sees what happens.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+fn patience() -> ExponentialBackoff {
+    let pauses = ExponentialBuilder::default().with_min_delay(Duration::from_millis(800));
+    pauses.with_max_delay(LONGEST_PAUSE).with_factor(2.0).with_jitter().without_max_times().into()
+}
 
 /// Objects in one page of a list: what a list holds in memory at a time.
 const PAGE: u32 = 200;
@@ -63,7 +74,7 @@ where
                 object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
                 slim(object);
             });
-        events.default_backoff().map(move |event| (scope.clone(), event)).boxed()
+        events.backoff(patience()).map(move |event| (scope.clone(), event)).boxed()
     }));
     let (reader, mut writer) = store();
     // Ready at once, for those who ask the store itself: what is to be waited for are the lists of all scopes.

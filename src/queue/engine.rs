@@ -155,6 +155,8 @@ pub struct Engine<E> {
 #[derive(Debug)]
 struct Conversion {
     row: ConversionRow,
+    /// Whether the executor knows of it.
+    is_submitted: bool,
     may_run: bool,
     progress: Option<Progress>,
     /// Whether the moves that the row's state speaks of are known to be done.
@@ -173,6 +175,7 @@ impl Conversion {
     fn new(row: ConversionRow) -> Self {
         Self {
             row,
+            is_submitted: false,
             may_run: true,
             progress: None,
             is_in_place: false,

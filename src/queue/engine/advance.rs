@@ -133,6 +133,7 @@ impl<E: Executor> Engine<E> {
             let circumstances = Circumstances {
                 now: Timestamp::now(),
                 run_state: self.run_state,
+                is_submitted: conversion.is_submitted,
                 may_run: conversion.may_run,
                 is_in_place: conversion.is_in_place,
                 has_room: conversion.has_room,
@@ -140,6 +141,7 @@ impl<E: Executor> Engine<E> {
             match decide(&conversion.row, circumstances) {
                 Action::Wait | Action::WaitUntil(_) | Action::WaitForRoom => return Ok(()),
                 Action::CompleteClaim => self.complete_claim(id).await?,
+                Action::Submit => self.submit(id).await?,
                 Action::Stage(attempt) => return self.stage(id, attempt).await,
                 Action::PlanPark { .. } => self.plan_park(id).await?,
                 Action::CarryPark => self.carry_park(id).await?,

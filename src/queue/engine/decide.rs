@@ -14,6 +14,8 @@ use crate::ledger::{ClaimState, ConversionRow};
 pub(super) struct Circumstances {
     pub now: Timestamp,
     pub run_state: RunState,
+    /// Whether the executor knows of it.
+    pub is_submitted: bool,
     /// Whether a worker may still be at its files.
     pub may_run: bool,
     /// Whether the moves that its state speaks of are known to be done.
@@ -33,6 +35,8 @@ pub(super) enum Action {
     WaitForRoom,
     /// Move the members into the claim.
     CompleteClaim,
+    /// Register it with the executor, which could not be told before.
+    Submit,
     /// Make the work directory of this attempt and tell the executor.
     Stage(Attempt),
     /// Choose where the members wait for their next attempt, and record it.
@@ -57,6 +61,7 @@ pub(super) enum Action {
 pub(super) fn decide(row: &ConversionRow, on: Circumstances) -> Action {
     match &row.state {
         ClaimState::Claimed => Action::CompleteClaim,
+        _ if !on.is_submitted => Action::Submit,
         ClaimState::Publishing { .. } if matches!(next_step(&row.status), Step::Publish { .. }) => Action::Publish,
         ClaimState::Returning { .. } => Action::CarryReturn,
         ClaimState::Terminal { .. } | ClaimState::Disposed | ClaimState::Reported => Action::CarryEnd,
@@ -142,7 +147,14 @@ mod tests {
     }
 
     fn circumstances() -> Circumstances {
-        Circumstances { now: at(100), run_state: RunState::Running, may_run: false, is_in_place: true, has_room: true }
+        Circumstances {
+            now: at(100),
+            run_state: RunState::Running,
+            is_submitted: true,
+            may_run: false,
+            is_in_place: true,
+            has_room: true,
+        }
     }
 
     fn ended(reason: Reason) -> ConversionStatus {
@@ -155,6 +167,15 @@ mod tests {
 
     fn parked_state() -> ClaimState {
         ClaimState::Parked { placement: Placement { dir: "/q/.errors".into(), moves: vec![] } }
+    }
+
+    #[test]
+    fn nothing_is_done_for_what_the_executor_could_not_be_told_but_telling_it() {
+        let untold = Circumstances { is_submitted: false, may_run: true, ..circumstances() };
+        for state in [ClaimState::Submitted, parked_state(), ClaimState::Disposed] {
+            assert_eq!(decide(&row(state, ConversionStatus::default()), untold), Action::Submit);
+        }
+        assert_eq!(decide(&row(ClaimState::Claimed, ConversionStatus::default()), untold), Action::CompleteClaim);
     }
 
     #[test]

@@ -69,13 +69,11 @@ impl<E: Executor> Engine<E> {
             self.space.look_now();
         }
         self.conversions.insert(id.clone(), conversion);
-        if is_claimed {
-            if let Err(error) = self.complete_claim(&id).await {
-                self.note_error(&id, &error);
-            }
-            return Ok(());
+        let registered = if is_claimed { self.complete_claim(&id).await } else { self.submit(&id).await };
+        if let Err(error) = registered {
+            self.note_error(&id, &error);
         }
-        self.submit(&id).await
+        Ok(())
     }
 
     /// Work directories of conversions that nobody knows.

@@ -210,9 +210,10 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Registers a conversion with the executor, which then shows its status.
+    /// Registers a conversion with the executor, which then shows its status. Where it can't, it is registered again.
     pub(super) async fn submit(&mut self, id: &ConversionId) -> Result<()> {
-        let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
+        let Some(conversion) = self.conversions.get_mut(id) else { return Ok(()) };
+        conversion.is_submitted = false;
         let row = &conversion.row;
         let submission = Submission {
             claim: row.claim.clone(),
@@ -220,7 +221,11 @@ impl<E: Executor> Engine<E> {
             status: row.status.clone(),
             uid: row.uid.clone(),
         };
-        Ok(self.executor.submit(submission).await?)
+        self.executor.submit(submission).await?;
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.is_submitted = true;
+        }
+        Ok(())
     }
 }
 
