@@ -1,26 +1,30 @@
-//! Faults on the real node: evictions, a full volume, a queue made anew, watchers that die at a given step.
+//! Faults on the real node: evictions, too little memory, volumes that can't be used, compromised workers, a queue made
+//! anew, watchers that die at a given step.
 #![cfg(feature = "cluster")]
 
+#[path = "cluster_faults/compromised.rs"]
+mod compromised;
 #[path = "cluster_conversion/disks.rs"]
 mod disks;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "cluster_conversion/stage.rs"]
 mod stage;
+#[path = "cluster_faults/storage.rs"]
+mod storage;
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use disks::{guest, holds};
 use harness::run;
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
-use hyper2kvm::conversion::Reason;
+use hyper2kvm::conversion::{Class, Reason};
 use hyper2kvm::queue::failpoint::{ORDER_FILE, Step};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
-use stage::{Operator, Queue, files, pod_of, reasons, runs};
+use stage::{Queue, files, pod_of, reasons, runs};
 
 const HANG: &str = "test.hyper2kvm.io/hang";
 const FAIL: &str = "test.hyper2kvm.io/fail";
@@ -59,6 +63,26 @@ async fn a_worker_that_is_evicted_is_started_again_uncounted() {
 }
 
 #[tokio::test]
+async fn a_worker_that_needs_more_memory_than_it_may_have_is_tried_once_more_and_no_further() {
+    let spec = json!({
+        "worker": {"resources": {"limits": {"memory": "12Mi"}}},
+        "retryPolicy": {"maxRetries": 3, "retryDelaySeconds": 1},
+    });
+    let Some(queue) = Queue::open("small", spec, json!({})).await else { return };
+    queue.bring("disk.img", &guest(64, 22));
+    let over = queue.ended("disk.img", JobPhase::Failed).await;
+    assert_eq!(reasons(&over), [Some(Reason::OutOfMemory); 2]);
+    let failure = over.status.unwrap().state.failure.unwrap();
+    assert_eq!(
+        (failure.class, failure.message.as_str()),
+        (Class::Permanent, "the kernel killed the worker at its memory limit")
+    );
+    assert_eq!(queue.error_file("disk.img")["reason"], json!("OutOfMemory"));
+    queue.eventually("tidied up", || files(&queue.output(".work")).is_empty()).await;
+    queue.counted([0, 1, 0, 1, 0]).await;
+}
+
+#[tokio::test]
 async fn a_watcher_that_dies_right_after_a_step_is_followed_by_one_that_finishes() {
     let Some(queue) = Queue::open("failpoints", json!({}), json!({})).await else { return };
     let order = queue.output(".daemon").join(ORDER_FILE);
@@ -84,39 +108,6 @@ async fn a_watcher_that_dies_right_after_a_step_is_followed_by_one_that_finishes
     }
     queue.counted([6, 0, 0, 0, 0]).await;
     assert_eq!(files(&queue.queue(".processing")).into_iter().filter(|path| !path.starts_with('.')).count(), 0);
-}
-
-/// A small volume over a queue's output, gone when the test ends.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).output());
-    }
-}
-
-#[tokio::test]
-async fn a_full_output_volume_holds_the_queue_until_there_is_room() {
-    let Some(operator) = Operator::shared() else { return };
-    let queue = Queue::prepare(&operator, "full", (65532, 0)).await;
-    let output = queue.output("");
-    run(Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=16m,uid=65532,gid=0,mode=0770", "hyper2kvm-test"])
-        .arg(&output));
-    let _mounted = Mounted(output);
-    queue.declare(&json!({}), &json!({}));
-    queue.ready();
-    fs::write(queue.output("ballast"), vec![1; 11 << 20]).unwrap();
-    queue.bring("disk.img", &guest(8, 31));
-    let message = queue.says("StorageReady", "False", "NoSpace").await;
-    assert!(message.contains("make room"), "{message}");
-    queue.says("Ready", "False", "NoSpace").await;
-    fs::remove_file(queue.output("ballast")).unwrap();
-    let over = queue.ended("disk.img", JobPhase::Succeeded).await;
-    assert_eq!(reasons(&over), [Some(Reason::OutputFull), None]);
-    assert_eq!(over.status.as_ref().unwrap().attempt_count, Some(1));
-    holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(8, 31));
-    queue.says("StorageReady", "True", "Probed").await;
 }
 
 #[tokio::test]

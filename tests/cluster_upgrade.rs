@@ -1,4 +1,5 @@
-//! `helm upgrade` to another image while a queue is at work: nothing is lost, nothing is done twice.
+//! What administrators do around a queue that is at work: `helm upgrade` to another image, and the end of its namespace.
+//! Nothing is lost, nothing is done twice.
 #![cfg(feature = "cluster")]
 
 #[path = "cluster/harness.rs"]
@@ -9,13 +10,14 @@ mod stage;
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 
 use harness::{Cluster, Need, in_tree, run};
 use hyper2kvm::cluster::api::{HyperConversion, JobPhase};
 use hyper2kvm::conversion::Reason;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use serde_json::json;
-use stage::{Queue, files};
+use stage::{Operator, Queue, files, runs};
 
 const DISKS: u8 = 16;
 
@@ -78,4 +80,37 @@ async fn an_upgrade_under_way_loses_and_doubles_nothing_and_reaches_the_watcher(
     assert_eq!(disks, 16);
     assert_eq!(files(&queue.queue(".processed")).len(), 16);
     run(queue.kubectl().args(["rollout", "status", "--timeout=90s", "statefulset/upgraded-watcher"]));
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_deleted_goes_and_its_files_stay() {
+    let Some(cluster) = Cluster::shared(Need::Node) else { return };
+    let Some(image) = cluster.image() else { return };
+    let (watched, release) = (cluster.namespace("leaving"), cluster.namespace("staying"));
+    let operator = Arc::new(Operator::install(cluster, &image, watched, Some(release)));
+    let queue = Queue::prepare(&operator, "leaving", (65532, 0)).await;
+    queue.declare(&json!({"maxConcurrentJobs": 1, "conversion": {"outFormat": "raw"}}), &json!({}));
+    queue.ready();
+    queue.bring("done.img", &disk(1));
+    let published = queue.ended("done.img", JobPhase::Succeeded).await.status.unwrap().outputs[0].path.clone();
+    queue.patch(&json!({"metadata": {"annotations": {"test.hyper2kvm.io/hang": "1"}}}));
+    queue.bring("running.img", &disk(2));
+    queue.conversion("running.img", "running", runs).await;
+    queue.bring("waiting.img", &disk(3));
+    queue.conversion("waiting.img", "made", |_| true).await;
+
+    let name = &operator.namespace.name;
+    run(cluster.kubectl().args(["delete", "namespace", name, "--timeout=60s"]));
+    let sources = files(&queue.queue(""));
+    for (name, number) in [("done.img", 1), ("running.img", 2), ("waiting.img", 3)] {
+        let places: Vec<_> =
+            sources.iter().filter(|path| path.ends_with(&format!("/{name}")) || *path == name).collect();
+        assert_eq!(places.len(), 1, "{name}: {sources:?}");
+        assert!(fs::read(queue.queue(places[0])).unwrap() == disk(number), "{name}");
+    }
+    assert!(fs::read(queue.output(&published)).unwrap() == disk(1));
+    // Who watched it goes on, though nothing of it may be asked for any more.
+    let path = "jsonpath={.items[*].status.containerStatuses[*]['ready','restartCount']}";
+    let pods = run(operator.release().kubectl().args(["get", "pods", "-o", path]));
+    assert_eq!(pods, "true 0");
 }

@@ -204,7 +204,8 @@ impl Queue {
         let seen = timeout(PATIENCE, async {
             loop {
                 let object = self.api::<K>().get_opt(name).await.unwrap();
-                if let Some(object) = object {
+                if let Some(mut object) = object {
+                    object.managed_fields_mut().clear();
                     if wanted(&object) {
                         return object;
                     }
@@ -247,7 +248,9 @@ impl Queue {
 
     pub async fn conversions(&self) -> Vec<ConversionJob> {
         let of_queue = ListParams::default().fields(&format!("spec.queueRef.name={}", self.name));
-        self.api::<ConversionJob>().list(&of_queue).await.unwrap().items
+        let mut all = self.api::<ConversionJob>().list(&of_queue).await.unwrap().items;
+        all.iter_mut().for_each(|conversion| conversion.managed_fields_mut().clear());
+        all
     }
 
     /// The newest conversion of a file, once it is as wanted.
