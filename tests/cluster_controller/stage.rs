@@ -261,7 +261,7 @@ impl Stage {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let done = runtime.block_on(async {
                 let client = Client::try_from(config).unwrap();
-                watcher::run(client, identity).await
+                Box::pin(watcher::run(client, identity)).await
             });
             drop(done);
         });

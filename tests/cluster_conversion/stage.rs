@@ -249,7 +249,9 @@ impl Queue {
     pub async fn conversions(&self) -> Vec<ConversionJob> {
         let of_queue = ListParams::default().fields(&format!("spec.queueRef.name={}", self.name));
         let mut all = self.api::<ConversionJob>().list(&of_queue).await.unwrap().items;
-        all.iter_mut().for_each(|conversion| conversion.managed_fields_mut().clear());
+        for conversion in &mut all {
+            conversion.managed_fields_mut().clear();
+        }
         all
     }
 
