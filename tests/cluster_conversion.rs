@@ -40,7 +40,7 @@ use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 use stage::{Operator, Queue, files};
 
-/// A user and the group of root, as OpenShift gives to pods.
+/// A user and the group of root, as `OpenShift` gives to pods.
 const ANY_USER: u32 = 1_000_680_000;
 
 #[tokio::test]

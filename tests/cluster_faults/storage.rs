@@ -106,7 +106,7 @@ fn storage(queue: &Queue) -> Arc<Mutex<Vec<String>>> {
     tokio::spawn(async move {
         let mut events = Box::pin(watcher::watcher(api, of_queue));
         while let Some(event) = events.next().await {
-            let (Ok(Event::Apply(queue)) | Ok(Event::InitApply(queue))) = event else { continue };
+            let Ok(Event::Apply(queue) | Event::InitApply(queue)) = event else { continue };
             let conditions = queue.status.map(|status| status.conditions).unwrap_or_default();
             noted.lock().unwrap().extend(condition(&conditions, "StorageReady").map(|c| c.reason.clone()));
         }
