@@ -10,6 +10,7 @@ pub mod error;
 pub mod extent;
 mod fields;
 pub mod gzip;
+mod holes;
 pub mod image;
 pub mod manifest;
 mod occupancy;

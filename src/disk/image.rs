@@ -1,5 +1,6 @@
 //! A disk image of any format: the files it lies in and how they make up the guest's disk.
 
+use super::holes::without_holes;
 use super::qcow2::Qcow2;
 use super::raw::Raw;
 use super::vdi::Vdi;
@@ -144,10 +145,11 @@ impl Image {
         }
     }
 
-    /// The map, in guest order, without gaps, exactly up to the virtual size. Tables are read while it is walked.
+    /// The map, in guest order, without gaps, exactly up to the virtual size. Tables are read while it is walked; holes of
+    /// its files are zeros.
     #[must_use]
     pub fn extents(&self) -> Extents<'_> {
-        match &self.layout {
+        let map: Extents<'_> = match &self.layout {
             Layout::Raw(raw) => Box::new(raw.extents()),
             Layout::Qcow2(qcow2) => Box::new(qcow2.extents()),
             Layout::Vdi(vdi) => Box::new(vdi.extents()),
@@ -155,8 +157,9 @@ impl Image {
             Layout::Vhdx(vhdx) => Box::new(vhdx.extents()),
             Layout::Vmdk(vmdk) => Box::new(vmdk.extents()),
             Layout::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
-            Layout::Joined { parts, .. } => Box::new(joined(parts)),
-        }
+            Layout::Joined { parts, .. } => return Box::new(joined(parts)),
+        };
+        Box::new(without_holes(map, &self.regions))
     }
 }
 

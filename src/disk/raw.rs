@@ -1,11 +1,6 @@
-//! A raw image: the bytes themselves, with the holes that the file system knows.
+//! A raw image: the bytes themselves.
 
-use std::io;
-use std::ops::Range;
-
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
+use super::holes::without_holes;
 use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
 
@@ -63,7 +58,7 @@ impl Raw {
     #[must_use]
     pub fn data_bytes(&self) -> Option<u64> {
         let mut data = 0;
-        for extent in self.extents() {
+        for extent in without_holes(self.extents(), std::slice::from_ref(&self.region)) {
             let extent = extent.ok()?;
             if extent.at != Location::Zero {
                 data += extent.len();
@@ -72,62 +67,19 @@ impl Raw {
         Some(data)
     }
 
-    /// The map: data and holes as `SEEK_DATA` and `SEEK_HOLE` tell them.
-    pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            if at >= self.virtual_size {
-                return None;
-            }
-            let next = self.stretch(at);
-            at = next.as_ref().map_or(self.virtual_size, |extent| extent.guest.end);
-            Some(next)
-        })
-    }
-
-    /// The stretch of data or hole that starts at `at`.
-    fn stretch(&self, at: u64) -> Result<Extent, Error> {
+    /// The map: the file, and zeros that complete its last sector.
+    pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + use<> {
         let len = self.region.len();
-        if at >= len {
-            return Ok(zero(at..self.virtual_size));
-        }
-        let data = match self.seek(SeekFrom::Data(self.absolute(at))) {
-            Ok(data) => data,
-            // Nothing but a hole up to the end of the file.
-            Err(Errno::NXIO) => return Ok(zero(at..self.virtual_size)),
-            // The file system keeps no such books.
-            Err(Errno::INVAL | Errno::NOTSUP) => at,
-            Err(e) => return Err(Error::reading(self.region.name(), at, io::Error::from(e))),
-        };
-        if data > at {
-            let end = if data >= len { self.virtual_size } else { data };
-            return Ok(zero(at..end));
-        }
-        let hole = match self.seek(SeekFrom::Hole(self.absolute(at))) {
-            Ok(hole) if hole > at => hole.min(len),
-            _ => len,
-        };
-        Ok(Extent { guest: at..hole, at: Location::Stored { file: 0, offset: at } })
+        let stored = Extent { guest: 0..len, at: Location::Stored { file: 0, offset: 0 } };
+        let rest = Extent { guest: len..self.virtual_size, at: Location::Zero };
+        [stored, rest].into_iter().filter(|extent| !extent.is_empty()).map(Ok)
     }
-
-    fn absolute(&self, at: u64) -> u64 {
-        self.region.file().1 + at
-    }
-
-    /// Where the seek ends, relative to the region.
-    fn seek(&self, place: SeekFrom) -> Result<u64, Errno> {
-        let (file, start) = self.region.file();
-        rustix::fs::seek(file, place).map(|found| found.saturating_sub(start))
-    }
-}
-
-fn zero(guest: Range<u64>) -> Extent {
-    Extent { guest, at: Location::Zero }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::ops::Range;
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
@@ -141,7 +93,11 @@ mod tests {
     }
 
     fn map(raw: &Raw) -> Vec<Extent> {
-        raw.extents().map(Result::unwrap).collect()
+        without_holes(raw.extents(), std::slice::from_ref(&raw.region)).map(Result::unwrap).collect()
+    }
+
+    fn zero(guest: Range<u64>) -> Extent {
+        Extent { guest, at: Location::Zero }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub struct Vhd {
 
 #[derive(Clone, Debug)]
 enum Body {
-    /// The disk as it is, from the file's start, with the holes that the file system knows.
+    /// The disk as it is, from the file's start.
     Fixed(Raw),
     Dynamic(Blocks),
 }

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::Image;
 use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
 
 const LIMIT: u64 = 64 << 40;
@@ -131,8 +132,8 @@ fn holes_of_a_fixed_disk_are_zeros() {
     let mut data = vec![0; 4 << 20];
     data[1 << 20..(1 << 20) + 65536].fill(7);
     let region = region_over(&fixed(&data, *b"win ", GEOMETRY));
-    let vhd = Vhd::open(&region, LIMIT).unwrap();
-    assert_eq!(vhd.data_bytes(), 65536);
+    let vhd = Image::vhd(&region, LIMIT).unwrap();
+    assert_eq!(vhd.data_bytes(), Some(65536));
     let extents: Vec<Extent> = vhd.extents().map(Result::unwrap).collect();
     assert_eq!(extents[1].at, Location::Stored { file: 0, offset: 1 << 20 });
     assert!(guest_bytes(&region, vhd.virtual_size(), vhd.extents()).unwrap() == data);
