@@ -17,9 +17,9 @@ use crate::disk::writer::{Job, Writer};
 use crate::disk::{Error, Image};
 
 /// Threads that wait for the source; more than one hides a slow one's latency.
-const READERS: usize = 4;
+pub(super) const READERS: usize = 4;
 /// Threads that wait for the output.
-const WRITERS: usize = 3;
+pub(super) const WRITERS: usize = 3;
 /// Memory of all batches in flight, in bytes. The whole process stays below 64 MiB, and buffers are used again while they
 /// are in the CPU's cache.
 const IN_FLIGHT: usize = 12 << 20;
@@ -175,6 +175,8 @@ impl Shared<'_> {
 
     fn read(&self) {
         let _guard = AbandonOnPanic(self);
+        // Of what is stored as it is, nothing but a look for zeros is left to do, while it is in this CPU's cache.
+        let mut scan = if matches!(self.coding, Coding::Runs { .. }) { self.encoder() } else { None };
         while let Some((number, batch, held)) = self.to_load.pop() {
             let buffer = self.pool.take(batch.len().next_multiple_of(CLUSTER_BYTES));
             let input = self.inputs.lock().expect("no holder of the inputs panics").pop().unwrap_or_default();
@@ -182,10 +184,10 @@ impl Shared<'_> {
             match loaded {
                 Ok(loaded) => {
                     self.trail.passed(&loaded.runs);
-                    if self.passing.is_some() {
-                        self.pass(number, Passing::Data(loaded, number, held));
-                    } else {
-                        self.to_encode.push(0, (number, loaded, held));
+                    match &mut scan {
+                        _ if self.passing.is_some() => self.pass(number, Passing::Data(loaded, number, held)),
+                        Some(scan) if loaded.input.is_empty() => self.code(scan, number, loaded, held),
+                        _ => self.to_encode.push(0, (number, loaded, held)),
                     }
                 }
                 Err(e) => self.turns.put(number, Turn::Failed(e)),
@@ -228,25 +230,33 @@ impl Shared<'_> {
 
     fn encode(&self) {
         let _guard = AbandonOnPanic(self);
-        let size = self.image.virtual_size();
-        let mut encode = match Encode::new(self.coding) {
-            Ok(encode) => encode,
-            Err(e) => {
-                let message = format!("the compressor can't be set up: {e}");
-                return self.fail(Error::refuse(Reason::OutOfMemory, self.name, message));
-            }
-        };
+        let Some(mut encode) = self.encoder() else { return };
         while let Some((number, loaded, held)) = self.to_encode.pop() {
-            let coded = self.control.check(self.name).and_then(|()| encode.run(&self.image.regions, loaded, size));
-            let turn = match coded {
-                Ok((coded, input)) => {
-                    self.keep(input);
-                    Turn::Data(coded, held)
-                }
-                Err(e) => Turn::Failed(e),
-            };
-            self.turns.put(number, turn);
+            self.code(&mut encode, number, loaded, held);
         }
+    }
+
+    /// The codecs of one thread; without them the copy fails.
+    fn encoder(&self) -> Option<Encode> {
+        let failed = |e| {
+            let message = format!("the compressor can't be set up: {e}");
+            self.fail(Error::refuse(Reason::OutOfMemory, self.name, message));
+        };
+        Encode::new(self.coding).map_err(failed).ok()
+    }
+
+    /// Decodes and encodes a batch.
+    fn code(&self, encode: &mut Encode, number: u64, loaded: Loaded, held: usize) {
+        let size = self.image.virtual_size();
+        let coded = self.control.check(self.name).and_then(|()| encode.run(&self.image.regions, loaded, size));
+        let turn = match coded {
+            Ok((coded, input)) => {
+                self.keep(input);
+                Turn::Data(coded, held)
+            }
+            Err(e) => Turn::Failed(e),
+        };
+        self.turns.put(number, turn);
     }
 
     /// Places one batch after the other, and at last the metadata.
