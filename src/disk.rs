@@ -33,7 +33,7 @@ pub mod writer;
 pub use error::Error;
 pub use extent::{Extent, Location};
 pub use image::{Image, Layout};
-pub use region::Region;
+pub use region::{Cancellation, Region};
 
 #[cfg(test)]
 #[path = "../tests/images/ova.rs"]

@@ -56,7 +56,7 @@ pub fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<(Region
         }
     }
     scratch.set_len(length).map_err(|e| Error::writing("scratch file", length, e))?;
-    Ok((Region::whole(Arc::new(scratch), region.name(), length), stored))
+    Ok((region.unpacked(Arc::new(scratch), length), stored))
 }
 
 fn too_large(region: &Region, does: &str, most: u64) -> Error {

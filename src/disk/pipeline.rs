@@ -21,14 +21,14 @@ mod trail;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use self::buffer::{ALIGNMENT, Buffer};
 pub use self::encode::{Cluster, Coded, Coding, Content};
 pub use self::output::Output;
 use super::manifest::Expected;
-use super::{Error, Image, verify};
-use crate::conversion::{Compression, OutputFormat, Reason};
+use super::{Cancellation, Error, Image, verify};
+use crate::conversion::{Compression, OutputFormat};
 
 /// Threads at most: each has its codecs' memory, 2 MiB or so, and the whole process stays below 64 MiB.
 const MAX_THREADS: usize = 8;
@@ -56,7 +56,7 @@ pub struct CopyOptions {
 /// What the outside sees of a copy and tells it.
 #[derive(Debug, Default)]
 pub struct CopyControl {
-    cancelled: AtomicBool,
+    cancellation: Cancellation,
     done: AtomicU64,
     total: AtomicU64,
 }
@@ -64,13 +64,19 @@ pub struct CopyControl {
 impl CopyControl {
     /// Ends the copy: no input or output begins later than the batches at hand, and it fails with `Cancelled`.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancellation.cancel();
     }
 
     /// Whether it was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.cancellation.is_cancelled()
+    }
+
+    /// What ends the copy, for those who open its source.
+    #[must_use]
+    pub fn cancellation(&self) -> &Cancellation {
+        &self.cancellation
     }
 
     /// Guest bytes done, zeros included, and guest bytes in all passes; 0 of 0 before the start.
@@ -91,10 +97,7 @@ impl CopyControl {
 
     /// Fails once it was cancelled.
     pub(crate) fn check(&self, name: &str) -> Result<(), Error> {
-        if self.is_cancelled() {
-            return Err(Error::refuse(Reason::Cancelled, name, "the copy was cancelled"));
-        }
-        Ok(())
+        self.cancellation.check(name)
     }
 }
 

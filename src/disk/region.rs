@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Error;
+use crate::conversion::Reason;
 
 /// `len` bytes of `file` from `start`. Readers get regions, so that an image inside an OVA is read in place and can
 /// never reach beyond its member. Cheap to clone.
@@ -16,8 +18,37 @@ pub struct Region {
     name: Arc<str>,
     start: u64,
     len: u64,
+    cancellation: Cancellation,
     #[cfg(test)]
     before_read: Option<BeforeRead>,
+}
+
+/// Ends the work of whoever holds a clone of it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancellation(Arc<AtomicBool>);
+
+impl Cancellation {
+    /// Ends the work.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was ended.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Fails once it was ended, at the file `name`.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub fn check(&self, name: &str) -> Result<(), Error> {
+        if self.is_cancelled() {
+            return Err(Error::refuse(Reason::Cancelled, name, "the copy was cancelled"));
+        }
+        Ok(())
+    }
 }
 
 /// Called before every read with its length, to count or to delay it.
@@ -40,9 +71,22 @@ impl Region {
             name: name.into(),
             start: 0,
             len,
+            cancellation: Cancellation::default(),
             #[cfg(test)]
             before_read: None,
         }
+    }
+
+    /// The same until `cancellation`: nothing is read after it, by whatever table check, digest or copy.
+    #[must_use]
+    pub fn until(&self, cancellation: &Cancellation) -> Self {
+        Self { cancellation: cancellation.clone(), ..self.clone() }
+    }
+
+    /// The whole of a file of `len` bytes that stands for this region: it has its name and its cancellation.
+    #[must_use]
+    pub fn unpacked(&self, file: Arc<File>, len: u64) -> Self {
+        Self::whole(file, Arc::clone(&self.name), len).until(&self.cancellation)
     }
 
     /// A part of this region, called `name`; `None` where it would pass the end.
@@ -53,6 +97,7 @@ impl Region {
             name: name.into(),
             start: self.start + start,
             len,
+            cancellation: self.cancellation.clone(),
             #[cfg(test)]
             before_read: self.before_read.clone(),
         })
@@ -98,13 +143,14 @@ impl Region {
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors
-    /// `Truncated` where the region ends before, `SourceIO` where the system fails.
+    /// `Truncated` where the region ends before, `SourceIO` where the system fails, `Cancelled`.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         let wanted = buffer.len() as u64;
         if offset.checked_add(wanted).is_none_or(|end| end > self.len) {
             let message = format!("needs {wanted} bytes, but the file ends at byte {}", self.len);
             return Err(Error::truncated(self.name(), offset, message));
         }
+        self.cancellation.check(self.name())?;
         #[cfg(test)]
         if let Some(BeforeRead(hook)) = &self.before_read {
             hook(buffer.len());

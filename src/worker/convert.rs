@@ -60,7 +60,11 @@ pub fn convert<E: From<Failure>>(
     let group = conversion.group;
     let space = Space::of(conversion.directory)?;
     let limits = Limits { max_virtual_size: conversion.options.max_virtual_size, max_scratch_bytes: space.usable() };
-    let source = source::open(&group.primary, &group.siblings, &limits, &mut || scratch(conversion.directory))
+    // Checking the tables of a large disk, or inflating a member, takes a while: both end with the conversion.
+    let cancellation = meter.copy.cancellation();
+    let siblings: Vec<_> = group.siblings.iter().map(|region| region.until(cancellation)).collect();
+    let primary = group.primary.until(cancellation);
+    let source = source::open(&primary, &siblings, &limits, &mut || scratch(conversion.directory))
         .map_err(|e| Failure::from(&e).at_stage(Stage::Inspect))?;
 
     meter.enter(Stage::Plan);

@@ -87,3 +87,23 @@ fn set_direct(file: &File, on: bool) -> Result<(), Errno> {
     flags.set(OFlags::DIRECT, on);
     fcntl_setfl(file, flags)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_write_that_direct_io_refuses_goes_through_the_page_cache() {
+        let mut file = tempfile::tempfile().unwrap();
+        let output = Output::new(&file, "out", true);
+        output.write(b"no alignment suits this", 77).unwrap();
+        output.write(b"nor this", 100).unwrap();
+        output.sync().unwrap();
+        assert_eq!(output.written(), 31);
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes[77..], *b"no alignment suits thisnor this");
+    }
+}

@@ -10,10 +10,12 @@ use proptest::prelude::*;
 
 use super::replay::{Stretch, replay};
 use super::*;
+use crate::conversion::Reason;
 use crate::disk::{Extent, Layout, Location, Region};
 
 use crate::disk::sample_vmdk::{Sparse, built};
 
+mod ending;
 mod reading;
 
 fn region(bytes: &[u8]) -> Region {

@@ -1,0 +1,74 @@
+//! What a cancellation ends, and what progress says until then.
+
+use super::*;
+use crate::disk::pipeline::stages::{READERS, WRITERS};
+
+/// A control, and `bytes` as a region that it ends; `before_read` hears it and the number of each read that begins.
+fn controlled(
+    bytes: &[u8],
+    before_read: impl Fn(&CopyControl, u64, usize) + Send + Sync + 'static,
+) -> (Arc<CopyControl>, Arc<AtomicU64>, Region) {
+    let (control, reads) = (Arc::new(CopyControl::default()), Arc::new(AtomicU64::new(0)));
+    let (told, counted) = (Arc::clone(&control), Arc::clone(&reads));
+    let hook = move |len| before_read(&told, counted.fetch_add(1, Ordering::Relaxed) + 1, len);
+    let region = region(bytes).before_reads(hook).until(control.cancellation());
+    (control, reads, region)
+}
+
+#[test]
+fn no_table_is_read_after_a_cancellation() {
+    let content = bytes_of(&Piece::Random(7), 1 << 20);
+    let capacity = content.len() as u64;
+    for sparse in [Sparse::monolithic_sparse(capacity), Sparse::stream_optimized(capacity)] {
+        let bytes = built(&sparse, &content);
+        let (_, reads, region) = controlled(&bytes, |_, _, _| ());
+        Image::vmdk(&region).unwrap();
+        let all = reads.load(Ordering::Relaxed);
+        assert!(all > 3, "header and tables");
+        for last in 1..all {
+            let (_, reads, region) = controlled(&bytes, move |control, number, _| {
+                if number == last {
+                    control.cancel();
+                }
+            });
+            assert_eq!(Image::vmdk(&region).unwrap_err().reason, Reason::Cancelled);
+            assert_eq!(reads.load(Ordering::Relaxed), last);
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_copy_begins_no_read_and_no_write() {
+    const LAST: u64 = 40;
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let written = Arc::new(AtomicU64::new(0));
+    let (out, noted) = (Arc::clone(&file), Arc::clone(&written));
+    let (control, reads, region) = controlled(&bytes_of(&Piece::Random(7), 48 << 20), move |control, number, _| {
+        if number == LAST {
+            control.cancel();
+            noted.store(out.metadata().unwrap().blocks() * 512, Ordering::Relaxed);
+        }
+    });
+    let image = Image::raw(&region).unwrap();
+    let raw = CopyOptions { format: OutputFormat::Raw, ..CopyOptions::default() };
+    assert_eq!(copy(&image, &file, "out", &raw, &control).unwrap_err().reason, Reason::Cancelled);
+    // Threads that had looked before go on with what they have in hand.
+    assert!(reads.load(Ordering::Relaxed) < LAST + READERS as u64);
+    let since = file.metadata().unwrap().blocks() * 512 - written.load(Ordering::Relaxed);
+    assert!(since <= WRITERS as u64 * super::super::batch::BATCH, "{since} bytes were written since");
+}
+
+#[test]
+fn progress_is_never_ahead_of_what_was_read_and_ends_at_the_last_byte() {
+    let begun = Arc::new(AtomicU64::new(0));
+    let size = (24 << 20) + 512;
+    let (control, _, region) = controlled(&bytes_of(&Piece::Random(7), size), move |control, _, len| {
+        let begun = begun.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
+        let (done, total) = control.progress();
+        assert!(done < begun && begun <= total, "{done} of {begun} begun of {total}");
+    });
+    let image = Image::raw(&region).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    copy(&image, &file, "out", &CopyOptions::default(), &control).unwrap();
+    assert_eq!(control.progress(), (size as u64, size as u64));
+}
