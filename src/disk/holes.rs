@@ -160,7 +160,7 @@ mod tests {
         let extent = Extent { guest: 0..2 * BLOCK, at: Location::Stored { file: 0, offset: BLOCK } };
         let file: &File = region.file().0;
         file.set_len(BLOCK).unwrap();
-        let error = without_holes([Ok(extent)].into_iter(), &[region.clone()]).next().unwrap().unwrap_err();
+        let error = without_holes([Ok(extent)].into_iter(), std::slice::from_ref(&region)).next().unwrap().unwrap_err();
         assert_eq!((error.reason, error.offset), (Reason::Truncated, Some(BLOCK)));
     }
 }

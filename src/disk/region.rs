@@ -18,10 +18,17 @@ pub struct Region {
     name: Arc<str>,
     start: u64,
     len: u64,
+    /// The same file, open for direct I/O.
+    direct: Option<Arc<File>>,
     cancellation: Cancellation,
     #[cfg(test)]
     before_read: Option<BeforeRead>,
 }
+
+/// Places, lengths and memory of direct I/O are multiples of this; where the disk's sectors are larger it is refused.
+pub const SECTOR: usize = 512;
+/// Shorter reads go through the page cache: there the kernel reads ahead.
+const MIN_DIRECT: usize = 64 << 10;
 
 /// Ends the work of whoever holds a clone of it.
 #[derive(Clone, Debug, Default)]
@@ -71,10 +78,17 @@ impl Region {
             name: name.into(),
             start: 0,
             len,
+            direct: None,
             cancellation: Cancellation::default(),
             #[cfg(test)]
             before_read: None,
         }
+    }
+
+    /// The same, whose file is open a second time in `direct`, for direct I/O.
+    #[must_use]
+    pub fn also_direct(self, direct: Option<Arc<File>>) -> Self {
+        Self { direct, ..self }
     }
 
     /// The same until `cancellation`: nothing is read after it, by whatever table check, digest or copy.
@@ -97,6 +111,7 @@ impl Region {
             name: name.into(),
             start: self.start + start,
             len,
+            direct: self.direct.clone(),
             cancellation: self.cancellation.clone(),
             #[cfg(test)]
             before_read: self.before_read.clone(),
@@ -145,16 +160,43 @@ impl Region {
     /// # Errors
     /// `Truncated` where the region ends before, `SourceIO` where the system fails, `Cancelled`.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        let wanted = buffer.len() as u64;
-        if offset.checked_add(wanted).is_none_or(|end| end > self.len) {
+        self.begin(buffer.len(), offset)?;
+        self.read_cached(buffer, offset)
+    }
+
+    /// The same for bytes that nobody needs a second time: a long read that suits direct I/O goes around the page cache.
+    ///
+    /// # Errors
+    /// As [`Region::read_exact_at`].
+    pub fn read_once_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.begin(buffer.len(), offset)?;
+        let at = self.start + offset;
+        let suits = buffer.len() >= MIN_DIRECT
+            && buffer.len().is_multiple_of(SECTOR)
+            && at.is_multiple_of(SECTOR as u64)
+            && buffer.as_ptr().addr().is_multiple_of(SECTOR);
+        match &self.direct {
+            // Where direct I/O fails, the usual way says why, or does not.
+            Some(direct) if suits && direct.read_exact_at(buffer, at).is_ok() => Ok(()),
+            _ => self.read_cached(buffer, offset),
+        }
+    }
+
+    /// Before every read: it is within the region, and nobody cancelled.
+    fn begin(&self, wanted: usize, offset: u64) -> Result<(), Error> {
+        if offset.checked_add(wanted as u64).is_none_or(|end| end > self.len) {
             let message = format!("needs {wanted} bytes, but the file ends at byte {}", self.len);
             return Err(Error::truncated(self.name(), offset, message));
         }
         self.cancellation.check(self.name())?;
         #[cfg(test)]
         if let Some(BeforeRead(hook)) = &self.before_read {
-            hook(buffer.len());
+            hook(wanted);
         }
+        Ok(())
+    }
+
+    fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         match self.file.read_exact_at(buffer, self.start + offset) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
@@ -162,5 +204,61 @@ impl Region {
             }
             Err(e) => Err(Error::reading(self.name(), offset, e)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use rustix::fs::OFlags;
+
+    use super::*;
+    use crate::disk::pipeline::Buffer;
+
+    /// A file of `len` bytes of the number `content`, open with `flags`.
+    fn file(len: usize, content: u8, flags: OFlags) -> Arc<File> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vec![content; len]).unwrap();
+        let flags = flags.bits().cast_signed();
+        Arc::new(File::options().read(true).custom_flags(flags).open(file.path()).unwrap())
+    }
+
+    #[test]
+    fn only_what_suits_direct_io_goes_around_the_page_cache() {
+        const LEN: usize = 1 << 20;
+        // Two files, to see which one was read.
+        let direct = file(LEN, 2, OFlags::DIRECT);
+        let region = Region::whole(file(LEN, 1, OFlags::empty()), "file", LEN as u64).also_direct(Some(direct));
+        let mut buffer = Buffer::new(2 * MIN_DIRECT);
+        let mut read = |region: &Region, start: usize, len: usize, offset: u64| {
+            region.read_once_at(&mut buffer[start..start + len], offset).unwrap();
+            let first = buffer[start];
+            assert!(buffer[start..start + len].iter().all(|byte| *byte == first));
+            first
+        };
+        assert_eq!(read(&region, 0, MIN_DIRECT, 512 << 10), 2);
+        assert_eq!(read(&region, 512, MIN_DIRECT, 512), 2);
+        // Place, memory, length.
+        assert_eq!(read(&region, 0, MIN_DIRECT, 100), 1);
+        assert_eq!(read(&region, 7, MIN_DIRECT, 0), 1);
+        assert_eq!(read(&region, 0, MIN_DIRECT + 1, 512 << 10), 1);
+        assert_eq!(read(&region, 0, MIN_DIRECT - SECTOR, 768 << 10), 1);
+        // A member that does not begin with a sector.
+        let member = region.part("member", 100, 900 << 10).unwrap();
+        assert_eq!(read(&member, 0, MIN_DIRECT, 400 << 10), 1);
+    }
+
+    #[test]
+    fn where_direct_io_fails_the_page_cache_answers() {
+        let short = file(MIN_DIRECT, 2, OFlags::DIRECT);
+        let region = Region::whole(file(4 * MIN_DIRECT, 1, OFlags::empty()), "file", 4 * MIN_DIRECT as u64);
+        let region = region.also_direct(Some(short));
+        let mut buffer = Buffer::new(MIN_DIRECT);
+        region.read_once_at(&mut buffer, 2 * MIN_DIRECT as u64).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 1));
+        let error = region.read_once_at(&mut buffer, 4 * MIN_DIRECT as u64).unwrap_err();
+        assert_eq!(error.reason, Reason::Truncated);
     }
 }

@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::conversion::{Claim, Failure, Phase, Reason};
 use crate::disk::Region;
@@ -26,6 +27,8 @@ pub struct Group {
 struct Opened {
     name: String,
     file: Arc<File>,
+    /// The same file for direct I/O, where its file system takes that and it is not in memory anyway.
+    direct: Option<Arc<File>>,
     stamp: Stamp,
 }
 
@@ -148,7 +151,7 @@ impl Group {
 impl Opened {
     fn region(&self) -> Region {
         let len = u64::try_from(self.stamp.size).unwrap_or(0);
-        Region::whole(Arc::clone(&self.file), self.name.as_str(), len)
+        Region::whole(Arc::clone(&self.file), self.name.as_str(), len).also_direct(self.direct.clone())
     }
 }
 
@@ -164,16 +167,7 @@ fn members_named_by(primary: &Opened) -> Result<References, Failure> {
 /// Opens a regular file that lies directly in `directory`, following nothing and waiting for nobody.
 fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
     let shown = String::from_utf8_lossy(name.as_bytes()).into_owned();
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let opened = match openat2(directory, name, flags, Mode::empty(), resolve) {
-        // A seccomp profile may not know openat2; a base name below a held directory is as safe without it.
-        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) if !name.as_bytes().contains(&b'/') => {
-            openat(directory, name, flags, Mode::empty())
-        }
-        opened => opened,
-    };
-    let fd = opened.map_err(|e| open_failure(&shown, &e.into()))?;
+    let fd = open_beneath(directory, name, OFlags::empty()).map_err(|e| open_failure(&shown, &e.into()))?;
     let stat = fstat(&fd).map_err(|e| open_failure(&shown, &e.into()))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {}
@@ -185,7 +179,33 @@ fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
     if stat.st_size == 0 {
         return Err(Failure::new(Reason::Truncated, format!("{shown}: the file is empty")));
     }
-    Ok(Opened { name: shown, file: Arc::new(File::from(fd)), stamp: Stamp::of(&stat) })
+    let stamp = Stamp::of(&stat);
+    let direct =
+        if is_in_memory(&fd, stat.st_size) { None } else { open_beneath(directory, name, OFlags::DIRECT).ok() };
+    let direct = direct.filter(|direct| fstat(direct).is_ok_and(|stat| Stamp::of(&stat) == stamp));
+    let shared = |fd| Arc::new(File::from(fd));
+    Ok(Opened { name: shown, file: shared(fd), direct: direct.map(shared), stamp })
+}
+
+/// Whether the page cache has most of a file: it was written a moment ago. Looks at a byte here and there, and waits for
+/// nothing.
+fn is_in_memory(file: &OwnedFd, size: i64) -> bool {
+    const PLACES: u64 = 16;
+    let size = u64::try_from(size).unwrap_or(0);
+    let found = |at| preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT) == Ok(1);
+    (0..PLACES).filter(|place| found(size / PLACES * place)).count() > 12
+}
+
+fn open_beneath(directory: &OwnedFd, name: &OsStr, more: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | more;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match openat2(directory, name, flags, Mode::empty(), resolve) {
+        // A seccomp profile may not know openat2; a base name below a held directory is as safe without it.
+        Err(Errno::NOSYS | Errno::PERM) if !name.as_bytes().contains(&b'/') => {
+            openat(directory, name, flags, Mode::empty())
+        }
+        opened => opened,
+    }
 }
 
 const fn describe_kind(kind: FileType) -> &'static str {
@@ -216,5 +236,28 @@ fn open_failure(name: &str, error: &io::Error) -> Failure {
             Failure::new(Reason::UnsupportedFormat, format!("{name}: is a symbolic link, not a regular file"))
         }
         _ => Failure::new(Reason::SourceIO, format!("{name}: cannot open: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use rustix::fs::{Advice, fadvise, fstatfs};
+
+    use super::*;
+
+    const TMPFS: i64 = 0x0102_1994;
+
+    #[test]
+    fn a_file_is_in_memory_until_its_pages_are_dropped() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; 16 << 20]).unwrap();
+        file.sync_all().unwrap();
+        let fd = OwnedFd::from(file);
+        assert!(is_in_memory(&fd, 16 << 20));
+        fadvise(&fd, 0, None, Advice::DontNeed).unwrap();
+        let stays = fstatfs(&fd).unwrap().f_type == TMPFS;
+        assert_eq!(is_in_memory(&fd, 16 << 20), stays);
     }
 }

@@ -24,6 +24,22 @@ impl Buffer {
         let start = if start > ALIGNMENT { 0 } else { start };
         Self { bytes, start, len }
     }
+
+    /// Bytes that it can have without new memory.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.bytes.len().saturating_sub(ALIGNMENT)
+    }
+
+    /// Makes it `len` bytes long. The first of them stay as they are; what is new has any content.
+    pub fn resize(&mut self, len: usize) {
+        if len > self.capacity() {
+            let mut longer = Self::new(len);
+            longer[..self.len].copy_from_slice(self);
+            *self = longer;
+        }
+        self.len = len;
+    }
 }
 
 impl Deref for Buffer {
@@ -55,7 +71,7 @@ impl Pool {
     /// A buffer of `len` bytes with any content.
     pub fn take(&self, len: usize) -> Buffer {
         let mut free = self.free.lock().expect("no holder of the pool panics");
-        let fitting = free.iter().rposition(|buffer| buffer.bytes.len() - ALIGNMENT >= len);
+        let fitting = free.iter().rposition(|buffer| buffer.capacity() >= len);
         let Some(mut buffer) = fitting.map(|at| free.swap_remove(at)) else {
             drop(free);
             return Buffer::new(len);
@@ -67,7 +83,7 @@ impl Pool {
     /// Gives a buffer back.
     pub fn give(&self, buffer: Buffer) {
         let mut free = self.free.lock().expect("no holder of the pool panics");
-        if (ALIGNMENT + 1..=Self::MAX_LEN + ALIGNMENT).contains(&buffer.bytes.len()) && free.len() < Self::MAX_FREE {
+        if (1..=Self::MAX_LEN).contains(&buffer.capacity()) && free.len() < Self::MAX_FREE {
             free.push(buffer);
         }
     }
@@ -78,4 +94,23 @@ impl Pool {
 pub fn is_zero(bytes: &[u8]) -> bool {
     let (chunks, rest) = bytes.as_chunks::<256>();
     chunks.iter().all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|&byte| byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_buffer_keeps_its_bytes_and_is_aligned() {
+        let mut buffer = Buffer::default();
+        buffer.resize(0);
+        for len in [3, 5000, 4000, 9000] {
+            let kept = buffer.len().min(len);
+            buffer.resize(len);
+            assert_eq!(buffer.len(), len);
+            assert!(buffer[..kept].iter().all(|byte| *byte == 7));
+            assert!(buffer.as_ptr().addr().is_multiple_of(ALIGNMENT));
+            buffer.fill(7);
+        }
+    }
 }

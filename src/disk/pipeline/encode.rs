@@ -81,7 +81,7 @@ impl Encode {
     }
 
     /// Decodes and encodes a batch of a disk of `size` bytes. Gives back the input's memory too.
-    pub fn run(&mut self, regions: &[Region], mut loaded: Loaded, size: u64) -> Result<(Coded, Vec<u8>), Error> {
+    pub fn run(&mut self, regions: &[Region], mut loaded: Loaded, size: u64) -> Result<(Coded, Buffer), Error> {
         let content = match self.coding {
             Coding::Runs { unit } => {
                 self.decode.run(regions, &mut loaded, size)?;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::batch::Batch;
 use super::buffer::Buffer;
+use crate::disk::region::SECTOR;
 use crate::disk::vmdk::marker;
 use crate::disk::{Error, Location, Region};
 
@@ -16,7 +17,7 @@ pub struct Loaded {
     /// The guest bytes, so far only those that are stored as they are.
     pub buffer: Buffer,
     /// Compressed bytes.
-    pub input: Vec<u8>,
+    pub input: Buffer,
     /// Where in `input` each piece's bytes are; empty for stored ones.
     pub places: Vec<Range<usize>>,
     /// What was read, in the order of the pieces.
@@ -51,19 +52,22 @@ impl Loaded {
 
 /// Reads what `batch` needs into `buffer`, which is as long as the batch or longer, and `input`. Grains behind markers
 /// become zlib streams.
-pub fn load(regions: &[Region], mut batch: Batch, mut buffer: Buffer, mut input: Vec<u8>) -> Result<Loaded, Error> {
-    let (mut runs, mut places) = plan(regions, &batch)?;
-    let compressed = runs.iter().filter(|run| matches!(run.place, Place::Input(_)));
-    let len: u64 = compressed.map(|run| run.range.end - run.range.start).sum();
-    // What is there already is overwritten: only what is new needs zeros.
-    input.resize(length(len), 0);
+pub fn load(regions: &[Region], mut batch: Batch, mut buffer: Buffer, mut input: Buffer) -> Result<Loaded, Error> {
+    let Plan { mut runs, mut places, input: len } = plan(regions, &batch)?;
+    input.resize(len);
     for Run { file, range, place } in &runs {
+        let region = &regions[*file];
         let len = length(range.end - range.start);
         let target = match *place {
-            Place::Input(start) => &mut input[start..start + len],
+            Place::Input(start) => {
+                // Whole sectors, for direct I/O, where the region has them.
+                let rest = usize::try_from(region.len().saturating_sub(range.start)).unwrap_or(usize::MAX);
+                let whole = len.next_multiple_of(SECTOR);
+                &mut input[start..start + if whole <= rest { whole } else { len }]
+            }
             Place::Buffer(start) => &mut buffer[start..start + len],
         };
-        regions[*file].read_exact_at(target, range.start)?;
+        region.read_once_at(target, range.start)?;
     }
     for (piece, place) in batch.pieces.iter_mut().zip(&mut places) {
         let Location::Marked { file, offset, most, .. } = piece.at else { continue };
@@ -81,7 +85,7 @@ pub fn load(regions: &[Region], mut batch: Batch, mut buffer: Buffer, mut input:
             *place = start..start + length(len.into());
         } else {
             let start = input.len();
-            input.resize(start + length(len.into()), 0);
+            input.resize(start + length(len.into()));
             region.read_exact_at(&mut input[start..], data)?;
             runs.push(Run { file, range: data..data + u64::from(len), place: Place::Input(start) });
             *place = start..input.len();
@@ -91,11 +95,19 @@ pub fn load(regions: &[Region], mut batch: Batch, mut buffer: Buffer, mut input:
     Ok(Loaded { batch, buffer, input, places, runs })
 }
 
-/// What to read, and where in the input each piece's bytes will be.
-fn plan(regions: &[Region], batch: &Batch) -> Result<(Vec<Run>, Vec<Range<usize>>), Error> {
+/// What to read for a batch.
+struct Plan {
+    runs: Vec<Run>,
+    /// Where in the input each piece's bytes will be.
+    places: Vec<Range<usize>>,
+    /// Length of the input. Each run begins at a multiple of [`SECTOR`] in it.
+    input: usize,
+}
+
+fn plan(regions: &[Region], batch: &Batch) -> Result<Plan, Error> {
     let mut runs: Vec<Run> = Vec::new();
     let mut places = Vec::with_capacity(batch.pieces.len());
-    let mut filled = 0;
+    let mut filled: usize = 0;
     for piece in &batch.pieces {
         let (file, offset, len) = match piece.at {
             Location::Zero => {
@@ -122,14 +134,15 @@ fn plan(regions: &[Region], batch: &Batch) -> Result<(Vec<Run>, Vec<Range<usize>
                 *start + length(offset - range.start)
             }
             _ => {
-                runs.push(Run { file, range: offset..offset + len, place: Place::Input(filled) });
-                filled
+                let start = filled.next_multiple_of(SECTOR);
+                runs.push(Run { file, range: offset..offset + len, place: Place::Input(start) });
+                start
             }
         };
         filled = start + length(len);
         places.push(start..filled);
     }
-    Ok((runs, places))
+    Ok(Plan { runs, places, input: filled.next_multiple_of(SECTOR) })
 }
 
 /// The length to read: exact, or cut at the end of the file where it is an upper bound.

@@ -28,7 +28,7 @@ pub fn replay(
     let size = image.virtual_size();
     let mut batches = Batches::new(image.extents(), size, name.clone());
     let mut decode = Decode::new();
-    let (mut buffer, mut input) = (Buffer::default(), Vec::new());
+    let (mut buffer, mut input) = (Buffer::default(), Buffer::default());
     let mut at = 0;
     while let Some(step) = batches.next()? {
         control.check(&name)?;

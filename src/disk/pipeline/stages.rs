@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::thread::Scope;
 
 use super::batch::{Batch, Batches, CLUSTER_BYTES, Step};
-use super::buffer::Pool;
+use super::buffer::{Buffer, Pool};
 use super::encode::{Coded, Coding, Encode};
 use super::load::{Loaded, load};
 use super::output::Output;
@@ -63,7 +63,7 @@ struct Shared<'a> {
     coding: Coding,
     budget: Budget,
     pool: Pool,
-    inputs: Mutex<Vec<Vec<u8>>>,
+    inputs: Mutex<Vec<Buffer>>,
     to_load: Queue<(u64, Batch, usize)>,
     /// Where digests ride along: batches on their way to be encoded.
     passing: Option<InOrder<Passing>>,
@@ -334,7 +334,7 @@ impl Shared<'_> {
     }
 
     /// Keeps an input's memory for the next batch.
-    fn keep(&self, input: Vec<u8>) {
+    fn keep(&self, input: Buffer) {
         let mut inputs = self.inputs.lock().expect("no holder of the inputs panics");
         if inputs.len() < READERS && input.capacity() <= MAX_KEPT {
             inputs.push(input);

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use rustix::fs::OFlags;
 
 use super::replay::{Stretch, replay};
 use super::*;
@@ -18,10 +20,12 @@ use crate::disk::sample_vmdk::{Sparse, built};
 mod ending;
 mod reading;
 
+/// A file that direct I/O reads where it may.
 fn region(bytes: &[u8]) -> Region {
-    let mut file = tempfile::tempfile().unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
-    Region::whole(Arc::new(file), "source", bytes.len() as u64)
+    let direct = File::options().read(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(file.path());
+    Region::whole(Arc::new(file.into_file()), "source", bytes.len() as u64).also_direct(direct.ok().map(Arc::new))
 }
 
 /// What a cluster of the guest holds, and how the source stores it.
@@ -68,8 +72,13 @@ fn zlib(bytes: &[u8]) -> Vec<u8> {
 
 /// An image of pieces of `unit` bytes, the last cut at `size`, and what the guest sees.
 fn image(pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
+    image_from(100, 1, pieces, unit, size)
+}
+
+/// The same, whose file has them from `start`, each at a multiple of `align`.
+fn image_from(start: usize, align: usize, pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
     let mut guest = Vec::new();
-    let mut file = vec![0xEE; 100];
+    let mut file = vec![0xEE; start];
     let mut extents = Vec::new();
     for (number, piece) in pieces.iter().enumerate() {
         let start = number * unit;
@@ -79,6 +88,7 @@ fn image(pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
         let end = size.min(start + unit);
         let bytes = bytes_of(piece, unit);
         guest.extend_from_slice(&bytes[..end - start]);
+        file.resize(file.len().next_multiple_of(align), 0xEE);
         let offset = file.len() as u64;
         let at = match piece {
             Piece::Absent => Location::Zero,
@@ -178,9 +188,11 @@ proptest! {
         pieces in pieces(),
         unit in prop_oneof![Just(4096usize), Just(65536), Just(262_144)],
         cut in 0usize..8,
+        start in prop_oneof![Just(100usize), Just(512), Just(4096)],
+        align in prop_oneof![Just(1usize), Just(512)],
     ) {
         let size = (pieces.len() * unit - cut * 512).max(512);
-        let (image, guest) = image(&pieces, unit, size);
+        let (image, guest) = image_from(start, align, &pieces, unit, size);
         for options in every_output() {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("out");
