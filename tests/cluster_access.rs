@@ -34,11 +34,13 @@ fn rules(namespace: &str, role: &str, cluster: &Cluster) -> Vec<Value> {
     role["rules"].as_array().unwrap().clone()
 }
 
-/// The chart's roles for these namespaces and its service account in the first, without anything that runs.
-fn grant(cluster: &Cluster, namespaces: &[&str]) {
+/// The chart's roles for these namespaces and its service account in the first, without anything that runs; where
+/// asked for, with those that add to Kubernetes's own.
+fn grant(cluster: &Cluster, namespaces: &[&str], aggregate: bool) {
     let helm = run(Command::new(in_tree("tests/cluster/build.sh")).arg("helm"));
     let text = run(Command::new(Path::new(helm.trim()).join("helm"))
-        .args(["template", "r", "--show-only=templates/rbac.yaml", "--set=rbac.aggregate=false"])
+        .args(["template", "r", "--show-only=templates/rbac.yaml"])
+        .arg(format!("--set=rbac.aggregate={aggregate}"))
         .args(["--namespace", namespaces[0]])
         .arg(format!("--set=watchNamespaces={{{}}}", namespaces.join(",")))
         .arg(in_tree("charts/hyper2kvm-operator")));
@@ -76,7 +78,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
         return;
     };
     let namespaces = [a.namespace.name.as_str(), b.namespace.name.as_str()];
-    grant(cluster, &namespaces);
+    grant(cluster, &namespaces, false);
     let place = tempfile::tempdir().unwrap();
     let account = "r-hyper2kvm-operator";
     let credentials = kubeconfig_of(cluster, namespaces[0], account, &place.path().join("kubeconfig"));
@@ -166,6 +168,40 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
             "update hyperconversions/finalizers.hyper2kvm.io",
         ])
     );
+}
+
+#[test]
+fn whoever_views_or_edits_a_namespace_views_or_edits_its_queues() {
+    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let namespace = cluster.namespace("aggregated");
+    let may = |user: &str, verb: &str| {
+        let user = format!("--as={user}");
+        ["hyperconversions", "conversionjobs"].map(|kind| {
+            let answer = namespace.kubectl().args(["auth", "can-i", verb, kind, &user]).output().unwrap();
+            String::from_utf8_lossy(&answer.stdout).trim() == "yes"
+        })
+    };
+    for (user, role) in [("viewer", "view"), ("editor", "edit")] {
+        let (role, user) = (format!("--clusterrole={role}"), format!("--user={user}"));
+        run(namespace.kubectl().args(["create", "rolebinding", &user[7..], &role, &user]));
+    }
+    assert_eq!((may("viewer", "get"), may("editor", "create")), ([false; 2], [false; 2]));
+    grant(cluster, &[&namespace.name], true);
+    let since = std::time::Instant::now();
+    while may("viewer", "watch") != [true; 2] || may("editor", "delete") != [true; 2] {
+        assert!(since.elapsed().as_secs() < 30, "nothing was added to view and edit");
+    }
+    assert_eq!(
+        (may("viewer", "list"), may("editor", "create"), may("editor", "patch")),
+        ([true; 2], [true; 2], [true; 2])
+    );
+    assert_eq!(
+        (may("viewer", "create"), may("viewer", "patch"), may("viewer", "delete")),
+        ([false; 2], [false; 2], [false; 2])
+    );
+    for role in ["view", "edit"] {
+        run(cluster.kubectl().args(["delete", "clusterrole", &format!("r-hyper2kvm-operator-{role}")]));
+    }
 }
 
 #[tokio::test]
