@@ -333,6 +333,14 @@ fn a_terminal_sees_a_bar_with_bytes_rate_and_time_left() {
         format!("stty cols 100; {program} convert {} -o {} --compress=zstd", source.display(), output.display());
     let seen = Command::new("script").args(["-qec", &command, "/dev/null"]).output().unwrap();
     let seen = String::from_utf8_lossy(&seen.stdout);
-    let drawn = seen.split('\r').filter(|line| line.contains("/ 16.00 MiB")).collect::<Vec<_>>();
-    assert!(drawn.iter().any(|line| line.contains("copy") && line.contains("MiB/s")), "{seen}");
+    let drawn = seen.split(['\r', '\n']).filter(|line| line.contains(" / ")).collect::<Vec<_>>();
+    let steps = ["inspect", "plan", "copy", "verify", "report"];
+    for line in &drawn {
+        let line = line.trim_start_matches("\u{1b}[2K");
+        assert!(
+            line.contains(" / 16.00 MiB ") && steps.iter().any(|step| line.starts_with(step)),
+            "{line:?} in {seen}"
+        );
+    }
+    assert!(drawn.iter().any(|line| line.contains(" MiB/s ")), "{seen}");
 }

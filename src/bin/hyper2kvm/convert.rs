@@ -284,7 +284,7 @@ fn show(arguments: &Arguments, meter: &Arc<Meter>) -> Option<Ticker> {
             let style = ProgressStyle::with_template(
                 "{msg:8} {wide_bar} {bytes:>11} / {total_bytes:11} {bytes_per_sec:>13} {eta:>4}",
             );
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             Some(Ticker::start(Arc::clone(meter), Duration::from_millis(100), move |progress| draw(&bar, &progress)))
         }
@@ -305,6 +305,11 @@ fn draw(bar: &ProgressBar, progress: &Progress) {
     bar.set_message(format!("{:?}", progress.stage).to_lowercase());
     bar.set_length(progress.bytes_total);
     bar.set_position(progress.bytes_done);
+    // Each of them draws: only now is there a whole line to show.
+    if bar.is_hidden() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+        bar.tick();
+    }
 }
 
 fn report(arguments: &Arguments, metadata: &Metadata, placed: &Placed) -> ExitCode {
