@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 /// A call that succeeded. Its number is that of the trace's line in which it began, or ended.
 #[derive(Debug)]
 pub struct Call {
+    /// Number of the thread that made it.
+    pub thread: String,
     pub began: usize,
     pub ended: usize,
     pub name: String,
@@ -20,22 +22,22 @@ pub fn read(trace: &str) -> Vec<Call> {
     let mut unfinished: HashMap<&str, (usize, String)> = HashMap::new();
     let mut calls = Vec::new();
     for (line, text) in trace.lines().enumerate() {
-        let Some((process, text)) = text.split_once(' ') else { continue };
+        let Some((thread, text)) = text.split_once(' ') else { continue };
         let text = text.trim_start();
         if let Some(head) = text.strip_suffix(" <unfinished ...>") {
-            unfinished.insert(process, (line, head.to_owned()));
+            unfinished.insert(thread, (line, head.to_owned()));
         } else if text.starts_with("<... ") {
-            let Some((began, head)) = unfinished.remove(process) else { continue };
+            let Some((began, head)) = unfinished.remove(thread) else { continue };
             let (_, rest) = text.split_once(" resumed>").unwrap();
-            calls.extend(call(&format!("{head}{rest}"), began, line));
+            calls.extend(call(thread, &format!("{head}{rest}"), began, line));
         } else {
-            calls.extend(call(text, line, line));
+            calls.extend(call(thread, text, line, line));
         }
     }
     calls
 }
 
-fn call(text: &str, began: usize, ended: usize) -> Option<Call> {
+fn call(thread: &str, text: &str, began: usize, ended: usize) -> Option<Call> {
     let (name, rest) = text.split_once('(')?;
     let (arguments, result) = rest.rsplit_once(") = ").or_else(|| {
         // strace aligns results.
@@ -47,7 +49,14 @@ fn call(text: &str, began: usize, ended: usize) -> Option<Call> {
         return None;
     }
     let paths = paths(name, arguments, result);
-    Some(Call { began, ended, name: name.to_owned(), paths, arguments: arguments.to_owned() })
+    Some(Call {
+        thread: thread.to_owned(),
+        began,
+        ended,
+        name: name.to_owned(),
+        paths,
+        arguments: arguments.to_owned(),
+    })
 }
 
 /// The paths that a call is about: of its result for what opens, of its names for what moves, else of its descriptor.
