@@ -20,7 +20,7 @@ use stage::{Queue, files, pod_of, reasons, runs};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-/// One part at a time.
+/// One part at a time: taken before anything is set up, for what is set up needs all parts.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// How long the API server is away.
@@ -67,8 +67,8 @@ fn slow() -> Value {
 async fn conversions_go_on_while_the_api_server_is_away_and_all_is_caught_up() {
     const DISKS: u64 = 4;
     let spec = json!({"maxConcurrentJobs": 2, "conversion": slow()});
-    let Some(queue) = Queue::open("outage", spec, json!({})).await else { return };
     let _alone = ALONE.lock().await;
+    let Some(queue) = Queue::open("outage", spec, json!({})).await else { return };
     let name = |n| format!("disk{n}.img");
     let disk = |n| guest(24, 300 + n);
     for n in 0..DISKS {
@@ -101,8 +101,8 @@ async fn conversions_go_on_while_the_api_server_is_away_and_all_is_caught_up() {
 async fn what_ends_while_the_kubelet_is_away_is_told_when_it_is_back() {
     let spec = json!({"retryPolicy": {"maxRetries": 2, "retryDelaySeconds": 1}, "conversion": slow()});
     let hang = json!({"test.hyper2kvm.io/hang": "1"});
-    let Some(queue) = Queue::open("no-kubelet", spec, hang).await else { return };
     let _alone = ALONE.lock().await;
+    let Some(queue) = Queue::open("no-kubelet", spec, hang).await else { return };
     queue.bring("killed.img", &guest(1, 401));
     let running = queue.conversion("killed.img", "running", runs).await;
     let killed = queue.api::<Pod>().get(&pod_of(&running).unwrap()).await.unwrap();
