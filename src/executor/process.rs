@@ -96,9 +96,9 @@ impl ProcessExecutor {
         })
     }
 
-    /// Applies an observation: ledger first, then memory, then the engine. Only the start of an attempt, and an end
-    /// that is counted, must be on the disk before anything follows: a restart stages anew, and runs again what was
-    /// done and not published.
+    /// Applies an observation: ledger first, then memory, then the engine. Only an end that is counted must be on the
+    /// disk before anything follows: a restart stages anew, knows a start by what the child made, and runs again what
+    /// was done and not published.
     async fn observe(
         &mut self,
         doing: &'static str,
@@ -108,7 +108,8 @@ impl ProcessExecutor {
         let Some(known) = self.known.get(id) else {
             return Err(Error::new(doing, id, "it is not known"));
         };
-        let may_wait = matches!(observation, Observation::Staged(_) | Observation::Done { .. });
+        let may_wait =
+            matches!(observation, Observation::Staged(_) | Observation::Starting { .. } | Observation::Done { .. });
         let (status, step) = advance(known.status.clone(), observation, &self.config.policy, Timestamp::now());
         if status != known.status {
             let change = Change { status: Some(status.clone()), ..Change::default() };
@@ -262,8 +263,16 @@ impl Executor for ProcessExecutor {
         let id = submission.claim.id.clone();
         if !self.known.contains_key(&id) {
             self.order.push(id.clone());
+            let step = next_step(&submission.status);
             let known = Known { status: submission.status, progress: None, child: None, cancel: None };
             self.known.insert(id.clone(), known);
+            if let Step::Stage(attempt) | Step::Start(attempt) | Step::Park { next: attempt, .. } = step
+                && self.config.layout.work_dir(&id, attempt).join(FOLDER).exists()
+            {
+                // A child made that, and the daemon died before the ledger had heard of it.
+                self.observe(DOING, &id, Observation::Staged(attempt)).await?;
+                self.observe(DOING, &id, Observation::Starting { attempt, job_name: None }).await?;
+            }
             // No child outlives the daemon, so one that was running ended with it.
             let open = self.known.get(&id).and_then(|known| known.status.open_attempt()).map(|open| open.number);
             if let Some(attempt) = open {

@@ -79,39 +79,43 @@ pub struct Change {
 const COLUMNS: &str = "id, claim, filepath, md5_hash, duplicate_of, uid, state, status, output_path, source_location";
 
 impl Ledger {
-    /// Notes a claim before its members are moved. Safe to repeat.
-    pub fn claim(&mut self, new: &NewConversion) -> Result<()> {
-        let noting = || query("note a claim");
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(noting())?;
-        self.deferred.write(&transaction)?;
-        transaction
-            .execute(
-                "INSERT INTO conversions(id, claim, filepath, md5_hash, duplicate_of, state, status)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT(id) DO NOTHING",
-                params![
-                    new.claim.id.as_str(),
-                    to_json(&new.claim),
-                    new.filepath,
-                    new.md5,
-                    new.duplicate_of,
-                    to_json(&ClaimState::Claimed),
-                    to_json(&ConversionStatus::default()),
-                ],
-            )
-            .map_err(noting())?;
-        transaction.commit().map_err(noting())?;
-        self.deferred.clear();
-        Ok(())
+    /// Notes a claim whose claim.json stands. Where that says all there is to say, a restart comes to the same by
+    /// reading it, and the disk may wait. Safe to repeat.
+    pub fn claim(&mut self, new: NewConversion) -> Result<ConversionRow> {
+        if let Some(known) = self.conversion(&new.claim.id)? {
+            return Ok(known);
+        }
+        let is_told_by_claim = new.md5.is_none() && new.duplicate_of.is_none();
+        let row = ConversionRow {
+            id: new.claim.id.clone(),
+            claim: new.claim,
+            filepath: new.filepath,
+            md5: new.md5,
+            duplicate_of: new.duplicate_of,
+            uid: None,
+            state: ClaimState::Claimed,
+            status: ConversionStatus::default(),
+            output_path: None,
+            source_location: None,
+        };
+        self.deferred.put(row.clone());
+        if !is_told_by_claim && let Err(error) = self.flush() {
+            self.deferred.take_back(&row.id);
+            return Err(error);
+        }
+        Ok(row)
     }
 
     /// Every conversion that is not forgotten, oldest claim first.
     pub fn conversions(&mut self) -> Result<Vec<ConversionRow>> {
         self.flush()?;
         let reading = || query("read the conversions");
-        let sql = format!("SELECT {COLUMNS} FROM conversions ORDER BY number");
+        let sql = format!("SELECT {COLUMNS} FROM conversions");
         let mut statement = self.connection.prepare(&sql).map_err(reading())?;
         let texts: Vec<Texts> = statement.query_map([], Texts::read).and_then(Iterator::collect).map_err(reading())?;
-        texts.into_iter().map(Texts::parse).collect()
+        let mut rows = texts.into_iter().map(Texts::parse).collect::<Result<Vec<_>>>()?;
+        rows.sort_by_key(|row| row.claim.claimed_at);
+        Ok(rows)
     }
 
     /// One conversion.
@@ -191,16 +195,21 @@ impl Ledger {
     }
 }
 
-/// Writes what changes of a row.
+/// Writes a row, a new one as a whole and of an old one what changes.
 pub(super) fn write(connection: &Connection, row: &ConversionRow) -> Result<()> {
+    let sql = format!(
+        "INSERT INTO conversions({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT(id) DO UPDATE SET uid = ?6, state = ?7, status = ?8, output_path = ?9, source_location = ?10"
+    );
     connection
-        .prepare_cached(
-            "UPDATE conversions SET uid = ?2, state = ?3, status = ?4, output_path = ?5, source_location = ?6
-             WHERE id = ?1",
-        )
+        .prepare_cached(&sql)
         .and_then(|mut statement| {
             statement.execute(params![
                 row.id.as_str(),
+                to_json(&row.claim),
+                row.filepath,
+                row.md5,
+                row.duplicate_of,
                 row.uid,
                 to_json(&row.state),
                 to_json(&row.status),

@@ -38,6 +38,11 @@ impl Deferred {
         self.0.insert(id.clone(), Pending::Gone);
     }
 
+    /// As if it had never been put.
+    pub fn take_back(&mut self, id: &ConversionId) {
+        self.0.remove(id);
+    }
+
     /// Writes everything. The caller commits, and then clears.
     pub fn write(&self, connection: &Connection) -> Result<()> {
         for (id, pending) in &self.0 {

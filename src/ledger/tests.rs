@@ -63,7 +63,7 @@ fn a_success_is_counted_once_and_found_as_a_duplicate() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let claim = claim("vm.VMDK", 1);
-    ledger.claim(&new(claim.clone())).unwrap();
+    ledger.claim(new(claim.clone())).unwrap();
     let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
     let change = Change { output_path: Some("/out/1970-01-01/vm".to_owned()), ..with_status(&status) };
     for _ in 0..3 {
@@ -91,7 +91,7 @@ fn retries_are_counted_when_they_are_scheduled_and_a_failure_when_it_is_final() 
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let claim = claim("vm.raw", 1);
-    ledger.claim(&new(claim.clone())).unwrap();
+    ledger.claim(new(claim.clone())).unwrap();
     let mut status = ConversionStatus::default();
     for (now, retried) in [(0, 1), (300, 2), (900, 3), (2100, 3)] {
         status = attempt(status, Err(Reason::SourceIO), now);
@@ -110,7 +110,7 @@ fn interrupted_attempts_count_neither_as_retries_nor_as_failures() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let claim = claim("vm.raw", 1);
-    ledger.claim(&new(claim.clone())).unwrap();
+    ledger.claim(new(claim.clone())).unwrap();
     let status = attempt(ConversionStatus::default(), Err(Reason::Disrupted), 0);
     let status = published(attempt(status, Ok(()), 10), 12);
     ledger.update(&claim.id, &with_status(&status)).unwrap();
@@ -124,7 +124,7 @@ fn what_is_given_back_is_not_counted_and_what_is_cancelled_is() {
     let mut ledger = open(&directory);
     for (n, reason, cancelled) in [(1, Reason::SourceChanged, 0), (2, Reason::Cancelled, 1)] {
         let claim = claim("vm.raw", n);
-        ledger.claim(&new(claim.clone())).unwrap();
+        ledger.claim(new(claim.clone())).unwrap();
         let status = attempt(ConversionStatus::default(), Err(reason), 0);
         assert_eq!(status.end, Some(End::Cancelled));
         ledger.update(&claim.id, &with_status(&status)).unwrap();
@@ -139,8 +139,8 @@ fn rows_come_back_as_they_were_written_in_the_order_of_their_claims() {
     let ids: Vec<_> = [("z.vmdk", 1), ("a.vmdk", 2)]
         .into_iter()
         .map(|(name, random)| {
-            let claim = claim(name, random);
-            ledger.claim(&new(claim.clone())).unwrap();
+            let claim = Claim { claimed_at: at(i64::from(random)), ..claim(name, random) };
+            ledger.claim(new(claim.clone())).unwrap();
             claim.id
         })
         .collect();
@@ -167,7 +167,7 @@ fn a_failure_does_not_hide_an_earlier_success() {
     let failure = attempt(ConversionStatus::default(), Err(Reason::Corrupt), 10);
     for (n, status) in [(1, success), (2, failure)] {
         let claim = claim("vm.raw", n);
-        ledger.claim(&new(claim.clone())).unwrap();
+        ledger.claim(new(claim.clone())).unwrap();
         ledger.update(&claim.id, &with_status(&status)).unwrap();
     }
     assert!(ledger.find_success("vm.raw", 4096, None).unwrap().is_some());
@@ -236,7 +236,7 @@ fn a_pause_and_sources_left_in_place_survive_a_restart() {
     assert!(!ledger.is_paused().unwrap());
     ledger.set_paused(true).unwrap();
     let claim = claim("vm.raw", 1);
-    ledger.claim(&new(claim.clone())).unwrap();
+    ledger.claim(new(claim.clone())).unwrap();
     let left = LeftSource { path: "vm.raw".to_owned(), inode: u64::MAX, size_bytes: 4096, mtime_ns: -5 };
     ledger.update(&claim.id, &Change { left: vec![left.clone()], ..Change::default() }).unwrap();
     drop(ledger);
@@ -252,7 +252,7 @@ fn the_history_keeps_the_last_ten() {
     let status = published(attempt(ConversionStatus::default(), Ok(()), 0), 2);
     for n in 0..13 {
         let claim = claim(&format!("vm{n}.raw"), n);
-        ledger.claim(&new(claim.clone())).unwrap();
+        ledger.claim(new(claim.clone())).unwrap();
         ledger.update(&claim.id, &with_status(&status)).unwrap();
     }
     let names: Vec<_> = ledger.history().unwrap().into_iter().map(|entry| entry.filename).collect();
@@ -273,17 +273,21 @@ fn what_is_deferred_is_seen_here_at_once_and_by_others_with_the_next_transaction
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let (first, second) = (claim("a.raw", 1), claim("b.raw", 2));
-    ledger.claim(&new(first.clone())).unwrap();
     let elsewhere = Connection::open(directory.path().join("deduplication.db")).unwrap();
     let on_disk = |id: &ConversionId| -> Option<String> {
         elsewhere.query_row("SELECT state FROM conversions WHERE id = ?1", [id.as_str()], |row| row.get(0)).ok()
     };
     let submitted = Change { state: Some(ClaimState::Submitted), ..Change::default() };
+    let row = ledger.claim(new(first.clone())).unwrap();
+    assert_eq!((row.state, on_disk(&first.id)), (ClaimState::Claimed, None));
     let row = ledger.defer(&first.id, &submitted).unwrap();
     assert_eq!((row.state.clone(), ledger.conversion(&first.id).unwrap()), (ClaimState::Submitted, Some(row)));
-    assert_eq!(on_disk(&first.id).as_deref(), Some("\"claimed\""));
-    ledger.claim(&new(second.clone())).unwrap();
+    assert_eq!(on_disk(&first.id), None);
+    ledger.claim(new(second.clone())).unwrap();
+    let publishing = Change { state: Some(ClaimState::Publishing { target: "d/b".to_owned() }), ..Change::default() };
+    ledger.update(&second.id, &publishing).unwrap();
     assert_eq!(on_disk(&first.id).as_deref(), Some("\"submitted\""));
+    assert_eq!(on_disk(&second.id).as_deref(), Some(r#"{"publishing":{"target":"d/b"}}"#));
 
     ledger.forget(&first.id);
     assert_eq!(ledger.conversion(&first.id).unwrap(), None);
@@ -297,11 +301,25 @@ fn what_is_deferred_is_seen_here_at_once_and_by_others_with_the_next_transaction
 }
 
 #[test]
+fn a_claim_of_which_the_ledger_knows_more_than_its_file_says_is_on_the_disk_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let (hashed, duplicate) = (claim("a.raw", 1), claim("b.raw", 2));
+    let hashed = NewConversion { md5: Some("aa".to_owned()), ..new(hashed) };
+    let duplicate = NewConversion { duplicate_of: Some("a.raw".to_owned()), ..new(duplicate) };
+    let rows = [hashed, duplicate].map(|new| ledger.claim(new).unwrap());
+    drop(ledger);
+    let mut ledger = open(&directory);
+    assert_eq!(ledger.conversions().unwrap().iter().map(|row| &row.id).collect::<Vec<_>>(), [&rows[0].id, &rows[1].id]);
+    assert_eq!(ledger.claim(NewConversion { duplicate_of: None, ..new(claim("b.raw", 2)) }).unwrap(), rows[1]);
+}
+
+#[test]
 fn what_counts_is_never_deferred() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let claim = claim("a.raw", 1);
-    ledger.claim(&new(claim.clone())).unwrap();
+    ledger.claim(new(claim.clone())).unwrap();
     let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
     ledger.defer(&claim.id, &with_status(&status)).unwrap();
     drop(ledger);
@@ -313,7 +331,7 @@ fn the_writer_brings_deferred_changes_to_the_disk_by_itself() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let claim = claim("a.raw", 1);
-    ledger.claim(&new(claim.clone())).unwrap();
+    ledger.claim(new(claim.clone())).unwrap();
     let writer = Writer::start(ledger);
     let id = claim.id.clone();
     let forget = move |ledger: &mut Ledger| {
@@ -335,7 +353,7 @@ fn a_finished_conversion_is_known_by_its_name_for_a_while() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let claim = claim("disk.vmdk", 1);
-    ledger.claim(&new(claim.clone())).unwrap();
+    ledger.claim(new(claim.clone())).unwrap();
     let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
     let change = Change { output_path: Some("/out/disk".to_owned()), ..with_status(&status) };
     ledger.update(&claim.id, &change).unwrap();

@@ -70,7 +70,7 @@ impl Bench {
         let (key, change) = (id.clone(), Change { status: Some(status.clone()), ..Change::default() });
         self.ledger
             .call(move |ledger| {
-                ledger.claim(&new)?;
+                ledger.claim(new)?;
                 ledger.update(&key, &change).map(|_| ())
             })
             .await
@@ -125,6 +125,28 @@ async fn a_child_that_exits_well_has_converted_and_the_ledger_knows() {
     assert_eq!(next_step(&status), Step::Publish { attempt: Attempt(1), folder: "worker".to_owned() });
     assert_eq!(bench.recorded(&id).await, status);
     assert!(bench.work(&id, Attempt(1)).join("worker").is_dir());
+}
+
+#[tokio::test]
+async fn a_start_that_the_ledger_never_heard_of_is_known_by_what_the_child_made() {
+    let mut bench = bench("exit 0", 1, STALL_AFTER);
+    bench.executor.set_run_state(RunState::Paused).await.unwrap();
+    let policy = RetryPolicy::default();
+    let staged =
+        advance(ConversionStatus::default(), Observation::Staged(Attempt(1)), &policy, Timestamp::UNIX_EPOCH).0;
+    for (n, status, is_started, next) in [
+        (1, ConversionStatus::default(), true, Step::Stage(Attempt(2))),
+        (2, staged.clone(), true, Step::Stage(Attempt(2))),
+        (3, staged, false, Step::Start(Attempt(1))),
+    ] {
+        let work = bench.work(&ConversionId::for_file("vm.raw", n), Attempt(1));
+        std::fs::create_dir_all(if is_started { work.join(FOLDER) } else { work }).unwrap();
+        let id = bench.submit("vm.raw", n, status).await;
+        let status = bench.until(&id, |_| true).await.status.unwrap();
+        assert_eq!(next_step(&status), next);
+        let disruptions = status.attempts.iter().filter(|attempt| attempt.reason == Some(Reason::Disrupted)).count();
+        assert_eq!(disruptions, usize::from(is_started));
+    }
 }
 
 #[tokio::test]

@@ -35,15 +35,9 @@ impl<E: Executor> Engine<E> {
                 let filepath = claim::origin(&self.settings.layout, &claim).join(&claim.primary);
                 let filepath = filepath.to_string_lossy().into_owned();
                 tracing::info!(conversion = %claim.id, "a claim that the ledger does not know is taken up");
-                let id = claim.id.clone();
                 let new = NewConversion { claim, filepath, md5: None, duplicate_of: None };
-                let row = self.ledger.call(move |ledger| {
-                    ledger.claim(&new)?;
-                    ledger.conversion(&id)
-                });
-                if let Some(row) = row.await? {
-                    self.adopt(row, &present).await?;
-                }
+                let row = self.ledger.call(move |ledger| ledger.claim(new)).await?;
+                self.adopt(row, &present).await?;
             }
         }
         self.remove_waste(&known)

@@ -121,7 +121,7 @@ impl<E: Executor> Engine<E> {
         Ok(true)
     }
 
-    /// Writes claim.json and the ledger's row, before any member is moved.
+    /// Writes claim.json and notes the claim, before any member is moved.
     pub(super) async fn record_claim(
         &mut self,
         claim: Claim,
@@ -129,16 +129,12 @@ impl<E: Executor> Engine<E> {
         duplicate_of: Option<String>,
     ) -> Result<ConversionRow> {
         let layout = &self.settings.layout;
-        let (id, key) = (claim.id.clone(), claim.id.clone());
+        let id = claim.id.clone();
         let filepath = claim::origin(layout, &claim).join(&claim.primary).to_string_lossy().into_owned();
         claim::record(layout, &claim)?;
         failpoint::reach(layout, Step::ClaimWritten);
         let new = NewConversion { claim, filepath, md5, duplicate_of };
-        let noted = self.ledger.call(move |ledger| {
-            ledger.claim(&new)?;
-            ledger.conversion(&key)?.ok_or_else(|| crate::ledger::Error::Unknown(key.to_string()))
-        });
-        match noted.await {
+        match self.ledger.call(move |ledger| ledger.claim(new)).await {
             Ok(row) => {
                 failpoint::reach(&self.settings.layout, Step::ClaimNoted);
                 Ok(row)
