@@ -2,7 +2,8 @@
 //!
 //! The database is the one that users of hyper2kvm query (`processed_files`), with further tables of ours beside it.
 //! It lies on the output volume, which may be a network file system: rollback journal, never WAL, and every
-//! transaction is on the disk before it returns. What a restart would find out again anyway ([`Ledger::defer`]) waits
+//! transaction is on the disk before it returns. The journal's file stays where it is, for making and removing it each
+//! time would change a directory that then has to be synced; its first bytes say whether it counts. What a restart would find out again anyway ([`Ledger::defer`]) waits
 //! for the next transaction, because bringing one to the disk takes longer than all the rest of a small conversion.
 //!
 //! ```text
@@ -38,6 +39,9 @@ pub use writer::Writer;
 
 /// How long a statement waits for a reader that holds the database: users run SQL on it.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The journal is cut back to this after a transaction that needed more; usual ones need a tenth.
+const JOURNAL_BYTES: u32 = 1 << 20;
 
 /// Age at which a row of `processed_files` goes.
 pub const PROCESSED_DAYS: i64 = 90;
@@ -104,11 +108,14 @@ impl Ledger {
         let mut connection = Connection::open_with_flags(&resolved, flags).map_err(opening)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(opening)?;
         let mode: String =
-            connection.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0)).map_err(opening)?;
-        if mode != "delete" {
+            connection.query_row("PRAGMA journal_mode = PERSIST", [], |row| row.get(0)).map_err(opening)?;
+        if mode != "persist" {
             return Err(Error::Damaged { path: path.to_owned(), detail: format!("its journal stays in mode {mode}") });
         }
-        connection.pragma_update(None, "synchronous", "EXTRA").map_err(opening)?;
+        // The journal before the database, and its end before a commit returns. NORMAL would sync the journal's pages and
+        // their number at once: a power cut then may leave pages that look whole and aren't.
+        connection.pragma_update(None, "synchronous", "FULL").map_err(opening)?;
+        connection.pragma_update(None, "journal_size_limit", JOURNAL_BYTES).map_err(opening)?;
         let health: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(opening)?;
         if health != "ok" {
             return Err(Error::Damaged { path: path.to_owned(), detail: health });

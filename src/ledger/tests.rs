@@ -315,6 +315,57 @@ fn a_claim_of_which_the_ledger_knows_more_than_its_file_says_is_on_the_disk_at_o
 }
 
 #[test]
+fn the_database_stays_open_to_those_who_query_it_and_who_delete_rows() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let path = directory.path().join("deduplication.db");
+    let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
+    let convert = |ledger: &mut Ledger, n: u32| {
+        let claim = claim(&format!("{n}.raw"), n);
+        ledger.claim(new(claim.clone())).unwrap();
+        ledger.update(&claim.id, &with_status(&status)).unwrap();
+    };
+    convert(&mut ledger, 1);
+    // Their connection keeps no journal, and takes ours away when it has written.
+    let theirs = Connection::open(&path).unwrap();
+    let seen = || theirs.query_row("SELECT count(*) FROM processed_files", [], |row| row.get::<_, u32>(0)).unwrap();
+    assert_eq!(seen(), 1);
+    theirs.execute("DELETE FROM processed_files", []).unwrap();
+    assert!(!path.with_extension("db-journal").exists());
+    assert_eq!(ledger.find_success("1.raw", 4096, None).unwrap(), None);
+    convert(&mut ledger, 2);
+    assert_eq!(seen(), 1);
+    assert!(path.with_extension("db-journal").exists());
+}
+
+#[test]
+fn a_transaction_that_a_crash_cut_short_is_undone_whoever_began_it() {
+    for mode in ["DELETE", "PERSIST"] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deduplication.db");
+        open(&directory).set_paused(true).unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        {
+            let dying = Connection::open(&path).unwrap();
+            // A cache of nothing: changed pages go into the database before the commit.
+            dying
+                .execute_batch(&format!("PRAGMA journal_mode = {mode}; PRAGMA cache_size = 1; BEGIN IMMEDIATE"))
+                .unwrap();
+            dying.execute("UPDATE settings SET value = '0' WHERE key = 'paused'", []).unwrap();
+            for n in 0..200 {
+                dying.execute("INSERT INTO history(entry) VALUES (?1)", [format!("{n:4000}")]).unwrap();
+            }
+            for name in ["deduplication.db", "deduplication.db-journal"] {
+                std::fs::copy(directory.path().join(name), copy.path().join(name)).unwrap();
+            }
+        }
+        let ledger = open(&copy);
+        assert!(ledger.is_paused().unwrap(), "{mode}");
+        assert_eq!(ledger.history().unwrap(), [], "{mode}");
+    }
+}
+
+#[test]
 fn what_counts_is_never_deferred() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);

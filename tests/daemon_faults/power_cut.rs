@@ -21,6 +21,7 @@ fn what_is_reported_is_on_the_disk_before() {
     traced.every_published_disk_is_synced_before_its_directory_is();
     traced.every_move_is_on_the_disk_before_the_ledger_goes_on();
     traced.every_new_directory_is_on_the_disk_before_the_ledger_goes_on();
+    traced.what_undoes_a_transaction_is_on_the_disk_before_it_writes_the_ledger();
     traced.every_commit_is_on_the_disk_before_it_is_told();
 }
 
@@ -62,6 +63,10 @@ impl Traced {
 
     fn database(&self) -> PathBuf {
         self.site.output().join(".daemon/deduplication.db")
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.site.output().join(".daemon/deduplication.db-journal")
     }
 
     /// Snapshots and heartbeats, which are written anew after a power cut.
@@ -175,18 +180,41 @@ impl Traced {
         }
     }
 
+    fn what_undoes_a_transaction_is_on_the_disk_before_it_writes_the_ledger(&self) {
+        let (database, journal) = (self.database(), self.journal());
+        let made = self.calls.iter().find(|call| call.creates() && call.is_of(&journal)).expect("a journal is made");
+        assert!(self.is_synced(journal.parent().unwrap(), made.ended, self.next_commit(made.ended)), "it has no name");
+        for call in self.calls.iter().filter(|call| call.writes() && call.is_of(&database)) {
+            let written = self.last_write(&journal, call.began).expect("the journal is written first");
+            assert!(self.is_synced(&journal, written, call.began), "the journal is not synced before {call:?}");
+        }
+        // Its signature and the number of its pages: with them it counts, so the pages are there before.
+        let makes_it_count = |call: &&Call| call.is_of(&journal) && call.arguments.ends_with(", 12, 0");
+        let heads: Vec<&Call> = self.calls.iter().filter(makes_it_count).collect();
+        assert!(heads.len() > 4, "{} transactions", heads.len());
+        for head in heads {
+            let written = self.last_write(&journal, head.began).expect("its pages are written first");
+            assert!(self.is_synced(&journal, written, head.began), "the pages are not synced before {head:?}");
+        }
+    }
+
     fn every_commit_is_on_the_disk_before_it_is_told(&self) {
-        let database = self.database();
-        let journal = self.site.output().join(".daemon/deduplication.db-journal");
-        // The journal's end is the commit.
-        let commits: Vec<&Call> = self.calls.iter().filter(|call| call.removes() && call.is_of(&journal)).collect();
-        assert!(commits.len() > 6, "{} commits", commits.len());
+        let (database, journal) = (self.database(), self.journal());
+        // The commit is the end of the journal: 28 zeros over its head, and from then on it does not count.
+        let is_commit = |call: &&Call| call.is_of(&journal) && call.blanks(28);
+        let commits: Vec<&Call> = self.calls.iter().filter(is_commit).collect();
+        assert!(commits.len() > 4, "{} commits", commits.len());
+        let written = self.calls.iter().filter(|call| call.writes() && call.is_of(&database)).map(|call| call.ended);
+        let begun = commits.first().map_or(0, |first| first.ended);
+        assert!(
+            written.filter(|at| *at > begun).all(|at| commits.iter().any(|c| c.began > at)),
+            "written after the last"
+        );
         for commit in &commits {
-            if let Some(written) = self.last_write(&database, commit.began) {
-                assert!(self.is_synced(&database, written, commit.began), "not synced before {commit:?}");
-            }
+            let written = self.last_write(&database, commit.began).expect("a transaction writes the database");
+            assert!(self.is_synced(&database, written, commit.began), "not synced before {commit:?}");
             let next = self.next_commit(commit.ended);
-            assert!(self.is_synced(journal.parent().unwrap(), commit.ended, next), "not synced after {commit:?}");
+            assert!(self.is_synced(&journal, commit.ended, next), "not synced after {commit:?}");
         }
         for (told, moved) in [("Completed: vm.raw", "worker"), ("Failed: broken.vhdx", "broken.vhdx")] {
             let line = |call: &&Call| call.name == "write" && call.arguments.contains(told);
@@ -195,10 +223,7 @@ impl Traced {
             let commit = commits.iter().rfind(is_before).expect("a commit before");
             let done = self.calls.iter().find(|call| call.moves() && call.paths[0].ends_with(moved)).unwrap();
             assert!(done.ended < commit.began, "{told} before its commit");
-            assert!(
-                self.is_synced(journal.parent().unwrap(), commit.ended, line.began),
-                "{told} before its commit lasts"
-            );
+            assert!(self.is_synced(&journal, commit.ended, line.began), "{told} before its commit lasts");
         }
         let counted = |call: &&Call| {
             call.name.starts_with("write") && call.arguments.contains("total_processed\\\": 1")
@@ -207,9 +232,6 @@ impl Traced {
         let counted = self.calls.iter().find(counted).expect("stats.json is written");
         let published = self.calls.iter().find(|c| c.moves() && c.paths[0].ends_with("worker")).unwrap();
         let commit = commits.iter().find(|commit| commit.began > published.ended).expect("the count is committed");
-        assert!(
-            self.is_synced(journal.parent().unwrap(), commit.ended, counted.began),
-            "counted before its commit lasts"
-        );
+        assert!(self.is_synced(&journal, commit.ended, counted.began), "counted before its commit lasts");
     }
 }

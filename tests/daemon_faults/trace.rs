@@ -111,6 +111,12 @@ impl Call {
         self.name.starts_with("unlink") || self.name.starts_with("rmdir")
     }
 
+    /// Whether it writes so many zeros over the beginning of a file.
+    pub fn blanks(&self, bytes: usize) -> bool {
+        let zeros = "\\0".repeat(bytes);
+        self.name == "pwrite64" && self.arguments.ends_with(&format!(", \"{zeros}\", {bytes}, 0"))
+    }
+
     pub fn is_of(&self, path: &Path) -> bool {
         self.paths.first().is_some_and(|first| first == path)
     }
