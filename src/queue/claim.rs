@@ -94,9 +94,12 @@ pub fn record(layout: &Layout, claim: &Claim) -> Result<(), ClaimError> {
         Some(_) => return Err(ClaimError::Exists(claim.id.clone())),
         None => {}
     }
-    moves::create_dir(&layout.claim_dir(&claim.id))
-        .map_err(|source| ClaimError::Directory { id: claim.id.clone(), source })?;
-    store::write_json(&layout.claim_file(&claim.id), claim).map_err(recording)
+    let dir = layout.claim_dir(&claim.id);
+    let making = |source| ClaimError::Directory { id: claim.id.clone(), source };
+    fs::create_dir_all(&dir).map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
+    store::write_json(&layout.claim_file(&claim.id), claim).map_err(recording)?;
+    // The directory's own name may reach the disk last: until it has, no member is moved.
+    moves::sync_dir(&layout.processing()).map_err(making)
 }
 
 /// Completes or reverses a claim whose claim.json stands: the second step of [`take`], and what a restart does.

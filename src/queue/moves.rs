@@ -64,11 +64,16 @@ impl MoveError {
 
 /// Moves a file (or a symlink, as itself) to a name that is free, and syncs both parents.
 pub fn move_file(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
-    match without_replacing(from, to, method) {
-        Some(done) => done?,
-        None => link_and_unlink(from, to)?,
-    }
+    rename_file(from, to, method)?;
     sync_parents(from, to)
+}
+
+/// The same without syncing: whoever moves several files syncs each directory once, the target's first.
+pub fn rename_file(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
+    match without_replacing(from, to, method) {
+        Some(done) => done,
+        None => link_and_unlink(from, to),
+    }
 }
 
 /// Moves a directory to a name that is free (or, by the fallback, an empty directory), and syncs both parents.

@@ -3,6 +3,7 @@
 //! A single file takes the first free of `vm.vmdk`, `vm-1.vmdk`, …; a group keeps its members' names, and where one
 //! of them is taken goes whole into the first free of `vm-1/`, `vm-2/`, ….
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -111,9 +112,17 @@ impl Placement {
         choose(&found.collect::<Vec<_>>(), parent, stem)
     }
 
-    /// Moves every member that has not arrived. Repeating it after a crash, or after success, is safe.
+    /// Moves every member that has not arrived, and brings the moves to disk. Repeating it after a crash, or after
+    /// success, is safe.
     pub fn carry_out(&self, method: Method) -> Result<(), PlacementError> {
         create_dir(&self.dir)?;
+        let moved = self.move_members(method);
+        // Even where it went wrong halfway: what is recorded next tells where each member is.
+        self.sync()?;
+        moved
+    }
+
+    fn move_members(&self, method: Method) -> Result<(), PlacementError> {
         let mut gone = Vec::new();
         for planned in &self.moves {
             match planned.carry_out(method) {
@@ -124,6 +133,20 @@ impl Placement {
             }
         }
         if gone.is_empty() { Ok(()) } else { Err(PlacementError::Gone(gone)) }
+    }
+
+    /// Each directory once. The new names first: a crash in between may show two of a member, never none.
+    fn sync(&self) -> Result<(), PlacementError> {
+        moves::sync_dir(&self.dir)?;
+        let left: BTreeSet<&Path> = self.moves.iter().filter_map(|planned| planned.from.parent()).collect();
+        for dir in left.into_iter().filter(|dir| *dir != self.dir) {
+            match moves::sync_dir(dir) {
+                // An earlier run had moved all of them, and tidied up.
+                Err(e) if e.io().is_some_and(|source| source.kind() == io::ErrorKind::NotFound) => {}
+                synced => synced?,
+            }
+        }
+        Ok(())
     }
 
     /// Records the placement, carries it out, and while names are taken chooses again below `parent`. Returns what was
@@ -175,9 +198,9 @@ impl PlannedMove {
         match self.whereabouts() {
             Whereabouts::AtTarget => Ok(()),
             Whereabouts::Nowhere => Err(MoveError::Gone(self.from.clone())),
-            Whereabouts::AtSource => moves::move_file(&self.from, &self.to, method),
+            Whereabouts::AtSource => moves::rename_file(&self.from, &self.to, method),
             // renameat2 would call the target taken; link and unlink finish what they began.
-            Whereabouts::AtBoth => moves::move_file(&self.from, &self.to, Method::Fallback),
+            Whereabouts::AtBoth => moves::rename_file(&self.from, &self.to, Method::Fallback),
         }
     }
 }

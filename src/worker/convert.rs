@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::group::Group;
-use super::output::{output_failure, sync_directory};
+use super::output::output_failure;
 use super::progress::Meter;
 use super::{contain, names};
 use crate::conversion::options::ByteSize;
@@ -86,7 +86,6 @@ pub fn convert<E: From<Failure>>(
     group.check_unchanged()?;
 
     meter.enter(Stage::Report);
-    sync_directory(conversion.directory).map_err(|e| output_failure(conversion.directory, &e))?;
     let end_time = Timestamp::now();
     Ok(Metadata {
         contract_version: CONTRACT_VERSION,
