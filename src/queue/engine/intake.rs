@@ -220,7 +220,7 @@ impl Intake {
 
     fn scan(&mut self, now: Duration) {
         let begun = std::time::Instant::now();
-        let listing = match scan::list(&self.directory) {
+        let mut listing = match scan::list(&self.directory) {
             Ok(listing) => listing,
             Err(error) => {
                 self.report_failed_scan(&error);
@@ -235,6 +235,7 @@ impl Intake {
         if listing.is_partial {
             tracing::warn!(limit = scan::MAX_ENTRIES, "the queue directory holds more files than are looked at");
         }
+        listing.entries.retain(|entry| !self.is_left(entry));
         let events = self.settling.observe_all(&listing.entries, now);
         for entry in listing.entries {
             self.put_entry(entry);
@@ -247,6 +248,7 @@ impl Intake {
 
     fn look_at(&mut self, name: &str, now: Duration) {
         match scan::look(&self.directory, name) {
+            Ok(Some(entry)) if self.is_left(&entry) => self.drop_entry(name),
             Ok(Some(entry)) => match scan::role(&entry) {
                 Role::Candidate | Role::Companion => {
                     let events = self.settling.observe(&entry, now);
@@ -284,14 +286,13 @@ impl Intake {
     fn take_event(&mut self, name: &str, event: Event) {
         let entry = self.entries.get(name).map(|seen| &seen.entry);
         let is_disk = entry.is_some_and(|entry| scan::role(entry) == Role::Candidate);
-        let is_left = entry.is_some_and(|entry| self.is_left(entry));
         match event {
             Event::Growing { size } | Event::Unsettled { size } if is_disk => {
                 tracing::info!("File still growing: {name} ({})", size_text(size));
             }
             Event::Stable { size } => {
                 self.is_dirty = true;
-                if is_disk && !is_left {
+                if is_disk {
                     tracing::info!("File stable: {name} ({})", size_text(size));
                 }
             }
@@ -303,6 +304,7 @@ impl Intake {
         }
     }
 
+    /// Whether it was converted and stays where it is: there is nothing to wait for, after a restart neither.
     fn is_left(&self, entry: &Entry) -> bool {
         self.left.get(entry.name.as_ref()).is_some_and(|left| {
             left.inode == entry.inode && left.size_bytes == entry.size && left.mtime_ns == entry.mtime_ns
@@ -315,9 +317,6 @@ impl Intake {
         let mut empty = Vec::new();
         for (name, Seen { entry, .. }) in &self.entries {
             let is_stable = self.settling.is_stable(name);
-            if self.is_left(entry) {
-                continue;
-            }
             if is_stable && entry.size == 0 {
                 if scan::role(entry) == Role::Candidate {
                     empty.push(Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal: Refusal::Empty });
@@ -390,5 +389,36 @@ pub(super) fn size_text(bytes: u64) -> String {
             format!("{value:.1}{name}")
         }
         None => format!("{bytes}B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_left_in_place_does_not_settle_again_unless_it_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.raw");
+        std::fs::write(&path, "converted").unwrap();
+        let member = scan::look(directory.path(), "vm.raw").unwrap().unwrap().member();
+        let left = LeftSource {
+            path: "vm.raw".to_owned(),
+            inode: member.inode,
+            size_bytes: member.size_bytes,
+            mtime_ns: member.mtime_ns,
+        };
+        let second = Duration::from_secs(1);
+        let mut intake = Intake::new(directory.path().to_owned(), 30 * second, 3600 * second, vec![left]);
+        intake.look(Duration::ZERO);
+        intake.hint("vm.raw", Duration::ZERO);
+        assert_eq!(intake.unsettled(), 0);
+        std::fs::write(&path, "another one").unwrap();
+        for n in 1..6 {
+            assert_eq!(intake.ready().len(), 0);
+            intake.look(n * second);
+            intake.group(|_| None, n * second);
+        }
+        assert_eq!(intake.ready().map(AsRef::as_ref).collect::<Vec<&str>>(), ["vm.raw"]);
     }
 }
