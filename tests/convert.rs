@@ -200,6 +200,7 @@ fn the_report_tells_disks_sizes_and_digest() {
         hyper2kvm(&["convert", text(&source), "-o", text(&output), "--format", "raw", "--checksum", "--json"]);
     assert!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
     let report: serde_json::Value = serde_json::from_slice(&converted.stdout).unwrap();
+    assert_eq!(report.get("id"), None, "a conversion by hand has no id");
     let disk = &report["disks"][0];
     assert_eq!(disk["virtualSizeBytes"], 4096);
     // sha256 of 4096 times 'x'.
@@ -243,6 +244,24 @@ fn what_is_no_file_is_refused_without_waiting() {
         let said = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(10), "{name}: {said}");
         assert!(said.contains(words), "{name}: {said}");
+    }
+}
+
+#[test]
+fn the_help_shows_the_default_limit_as_it_is_typed() {
+    use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE};
+    let limit = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE).to_string();
+    let (place, source) = small();
+    for command in ["convert", "inspect"] {
+        let help = String::from_utf8(hyper2kvm(&[command, "--help"]).stdout).unwrap();
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(&format!("larger than this [default: {limit}]")), "{help}");
+        let target = place.path().join(command);
+        let mut typed = vec![command, text(&source), "--max-virtual-size", &limit];
+        if command == "convert" {
+            typed.extend(["-o", text(&target)]);
+        }
+        assert!(hyper2kvm(&typed).status.success());
     }
 }
 

@@ -12,7 +12,8 @@ use super::options::OutputFormat;
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
     pub contract_version: u32,
-    /// The conversion's id; empty for a conversion by hand.
+    /// The conversion's id; empty, and left out, for a conversion by hand.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub id: String,
     pub tool_version: String,
     pub start_time: Timestamp,

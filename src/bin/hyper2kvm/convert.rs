@@ -51,8 +51,8 @@ pub(crate) struct Arguments {
     /// Decode and encode on this many threads [default: the processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
-    /// Refuse disks larger than this
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
+    /// Refuse disks larger than this [default: 64 TiB]
+    #[arg(long, value_name = "SIZE", hide_default_value = true, default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
     max_virtual_size: ByteSize,
     /// Write a libvirt domain, {stem}.xml, beside the disks
     #[arg(long)]

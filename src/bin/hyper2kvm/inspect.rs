@@ -25,8 +25,8 @@ Exit codes: 0 it would be accepted, else the code of its reason (10 to 13).";
 pub(crate) struct Arguments {
     /// A disk image, an OVA, an OVF with its disks beside it, or a VMDK descriptor
     source: PathBuf,
-    /// Refuse disks larger than this
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
+    /// Refuse disks larger than this [default: 64 TiB]
+    #[arg(long, value_name = "SIZE", hide_default_value = true, default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
     max_virtual_size: ByteSize,
     /// Print everything as JSON
     #[arg(long)]
