@@ -235,6 +235,13 @@ fn wait(what: &str, mut condition: impl FnMut() -> bool, log: impl Fn() -> Strin
     }
 }
 
+/// For what takes a fixed time on a machine that does nothing else: it must be so once in three times, for others keep
+/// this one busy now and then, and a program that is too slow always is.
+pub fn at_best(mut attempt: impl FnMut() -> Result<(), String>) {
+    let missed: Vec<String> = (0..3).map_while(|_| attempt().err()).collect();
+    assert!(missed.len() < 3, "each time: {missed:?}");
+}
+
 /// Time of a log line, in seconds.
 pub fn second(line: &str) -> f64 {
     let stamp = line.split_whitespace().next().unwrap();
