@@ -96,7 +96,9 @@ pub fn inspect(layout: &Layout, claim: &Claim, attempt: Attempt, folder: &str) -
     let parent = match store::open_dir(&work) {
         Ok(parent) => parent,
         Err(StoreError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return refuse(format!("attempt {attempt} left no work directory"));
+            // Nobody brings the directory to disk before there is something to publish in it.
+            let why = format!("the work directory of attempt {attempt} did not outlast the machine");
+            return Ok(Inspection::Unpublishable(Failure::new(Reason::Disrupted, why)));
         }
         Err(e) => return refuse(chain(&e)),
     };
@@ -120,13 +122,19 @@ pub fn read_published(target: &Path, id: &ConversionId) -> Option<Metadata> {
     read(&dir, target, id).ok().map(|(metadata, _)| metadata)
 }
 
-/// Whether the attempt's folder has left its place: with `publishing` recorded, it is published then.
-pub fn has_left(layout: &Layout, id: &ConversionId, attempt: Attempt, folder: &str) -> Result<bool, PublishError> {
-    let path = layout.work_dir(id, attempt).join(folder);
-    match moves::is_taken(&path) {
-        Ok(there) => Ok(!there),
-        Err(source) => Err(PublishError::Look { path, source }),
-    }
+/// Whether the attempt's folder has left its place: with `publishing` this target recorded, it is published then,
+/// and whoever waited for it may have taken it already. A folder that is gone with the directory around it went in a
+/// power cut, unless it is found at the target.
+pub fn has_left(
+    layout: &Layout,
+    id: &ConversionId,
+    attempt: Attempt,
+    folder: &str,
+    target: &Path,
+) -> Result<bool, PublishError> {
+    let work = layout.work_dir(id, attempt);
+    let is_there = |path: PathBuf| moves::is_taken(&path).map_err(|source| PublishError::Look { path, source });
+    Ok(!is_there(work.join(folder))? && (is_there(work)? || read_published(target, id).is_some()))
 }
 
 impl Finished {
@@ -147,7 +155,9 @@ impl Finished {
             let path = path.to_owned();
             move |source| PublishError::Move { path, source }
         };
-        self.strip()?;
+        if self.strip()? {
+            moves::sync_dir(&self.inside()).map_err(cannot(&self.folder))?;
+        }
         moves::create_dir(&dir).map_err(cannot(&dir))?;
         for k in 0..MAX_SUFFIX {
             let target = dir.join(names::suffixed_dir(stem, k));
@@ -157,7 +167,6 @@ impl Finished {
             if let Some(text) = domain(&target, &self.metadata) {
                 store::write(&self.inside().join(DOMAIN_FILE), text.as_bytes()).map_err(PublishError::Domain)?;
             }
-            moves::sync_dir(&self.inside()).map_err(cannot(&self.folder))?;
             record(&target)?;
             match moves::move_dir(&self.folder, &target, method) {
                 Ok(()) => {}
@@ -173,8 +182,9 @@ impl Finished {
         Err(PublishError::NoName { dir, stem: stem.to_owned() }.into())
     }
 
-    /// Removes everything that metadata.json doesn't name.
-    fn strip(&self) -> Result<(), PublishError> {
+    /// Removes everything that metadata.json doesn't name. Whether there was any: the worker has synced its folder.
+    fn strip(&self) -> Result<bool, PublishError> {
+        let mut was_changed = false;
         let look = |source| PublishError::Look { path: self.folder.clone(), source };
         for entry in fs::read_dir(self.inside()).map_err(look)? {
             let entry = entry.map_err(look)?;
@@ -184,8 +194,9 @@ impl Finished {
             }
             let path = entry.path();
             waste::remove(&path).map_err(|source| PublishError::Strip { path, source })?;
+            was_changed = true;
         }
-        Ok(())
+        Ok(was_changed)
     }
 
     /// A path to the inspected directory itself, wherever it is and whatever has its name now.

@@ -167,11 +167,13 @@ impl Traced {
     }
 
     fn every_new_directory_is_on_the_disk_before_the_ledger_goes_on(&self) {
+        let work = self.site.output().join(".work");
         for call in self.calls.iter().filter(|call| call.name.starts_with("mkdir") && self.is_promised(&call.paths[0]))
         {
             let path = &call.paths[0];
-            // The worker's own is looked at with the publication; a failed one's is waste.
-            if path.ends_with("worker") {
+            // Without an attempt's nothing was published and it is made again; with it, its folder is looked at with the
+            // publication.
+            if path.starts_with(&work) && *path != work {
                 continue;
             }
             let parent = path.parent().unwrap();

@@ -10,7 +10,7 @@ use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason};
 use crate::executor::{Executor, Update, chain};
 use crate::ledger::{Change, ClaimState, ConversionRow, retries};
-use crate::queue::{dispose, failpoint, moves};
+use crate::queue::{dispose, failpoint};
 
 use super::decide::{Action, Circumstances, decide};
 use super::{Engine, Error, PAUSE, Result};
@@ -178,13 +178,12 @@ impl<E: Executor> Engine<E> {
         // What earlier attempts left is waste, and nobody is at it any more.
         dispose::remove_work(layout, id)?;
         let work = layout.work_dir(id, attempt);
+        // Not synced: without it after a power cut, nothing was published and the attempt is made again.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(&work)
             .map_err(|source| Error::Look { path: work.clone(), source })?;
-        moves::sync_dir(&layout.work_of(id))?;
-        moves::sync_dir(&layout.work())?;
         failpoint::reach(layout, failpoint::Step::WorkMade);
         self.executor.staged(id, attempt).await?;
         failpoint::reach(&self.settings.layout, failpoint::Step::Staged);

@@ -25,10 +25,13 @@ impl<E: Executor> Engine<E> {
         let row = conversion.row.clone();
         let Step::Publish { attempt, folder } = next_step(&row.status) else { return Ok(false) };
         let layout = self.settings.layout.clone();
-        if let ClaimState::Publishing { target } = &row.state
-            && publish::has_left(&layout, id, attempt, &folder)?
+        let recorded = match &row.state {
+            ClaimState::Publishing { target } => Some(layout.output().join(target)),
+            _ => None,
+        };
+        if let Some(target) = recorded
+            && publish::has_left(&layout, id, attempt, &folder, &target)?
         {
-            let target = layout.output().join(target);
             let metadata = publish::read_published(&target, id);
             self.conclude(id, &target, metadata).await?;
             return Ok(true);

@@ -110,7 +110,7 @@ fn a_finished_folder_appears_whole_and_with_what_it_names_only(#[case] method: M
     assert_eq!(domain, format!("<domain>{}/vm-disk0.qcow2</domain>", target.display()));
     assert!(canary.join("kept").exists());
     let id = &attempted.claim.id;
-    assert!(has_left(&attempted.layout, id, Attempt::FIRST, "worker").unwrap());
+    assert!(has_left(&attempted.layout, id, Attempt::FIRST, "worker", &target).unwrap());
     assert_eq!(read_published(&target, id).unwrap().disks.len(), 2);
     assert!(read_published(&target, &"other-1".parse().unwrap()).is_none());
 }
@@ -158,10 +158,27 @@ fn a_crash_before_the_rename_is_published_by_doing_it_again() {
     let crash = |_: &Path| Err(PublishError::NoName { dir: PathBuf::new(), stem: "crash".to_owned() });
     let domain = |_: &Path, _: &Metadata| Some("half".to_owned());
     attempted.finished().publish(&attempted.layout, DATE, "vm", Method::NoReplace, domain, crash).unwrap_err();
-    assert!(!has_left(&attempted.layout, &attempted.claim.id, Attempt::FIRST, "worker").unwrap());
+    let target = attempted.layout.published(DATE).join("vm");
+    assert!(!has_left(&attempted.layout, &attempted.claim.id, Attempt::FIRST, "worker", &target).unwrap());
     let (target, _) = attempted.publish(Method::NoReplace).unwrap();
     assert_eq!(target, attempted.layout.published(DATE).join("vm"));
     assert!(fs::read_to_string(target.join(DOMAIN_FILE)).unwrap().starts_with("<domain>"));
+}
+
+#[test]
+fn a_work_directory_that_a_power_cut_took_was_published_only_where_its_folder_stands_at_the_target() {
+    let attempted = attempted();
+    let id = &attempted.claim.id;
+    let (target, _) = attempted.publish(Method::NoReplace).unwrap();
+    let has_left = || has_left(&attempted.layout, id, Attempt::FIRST, "worker", &target).unwrap();
+    fs::remove_dir_all(attempted.layout.work_of(id)).unwrap();
+    assert!(has_left(), "published, and not yet said to be");
+    fs::remove_dir_all(&target).unwrap();
+    assert!(!has_left(), "recorded, and nothing of it on the disk");
+    let Inspection::Unpublishable(failure) = attempted.inspect() else { panic!("nothing is there") };
+    assert_eq!(failure.reason, Reason::Disrupted, "{failure}");
+    fs::create_dir_all(attempted.layout.work_dir(id, Attempt::FIRST)).unwrap();
+    assert!(has_left(), "published, and taken away by whoever waited for it");
 }
 
 #[rstest]
