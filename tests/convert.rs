@@ -290,9 +290,11 @@ fn what_must_not_be_replaced_is_refused_before_any_work_even_by_force() {
     let (place, source) = small();
     let before = fs::read(&source).unwrap();
     fs::create_dir(place.path().join("directory")).unwrap();
-    for (output, words) in
-        [(source.clone(), "is the source itself"), (place.path().join("directory"), "is a directory")]
-    {
+    for (output, words) in [
+        (source.clone(), "is the source itself"),
+        (place.path().join("directory"), "is a directory"),
+        (place.path().join(".."), "is a directory"),
+    ] {
         let refused = hyper2kvm(&["convert", text(&source), "-o", text(&output), "--format", "raw", "--force"]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(2), "{said}");

@@ -1,5 +1,6 @@
 //! `hyper2kvm convert`: one conversion by hand.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -255,7 +256,7 @@ fn options(arguments: &Arguments) -> ConversionOptions {
 }
 
 /// The directory the output goes to, and the stem of its files.
-fn destination(arguments: &Arguments) -> Result<(PathBuf, String), Failure> {
+fn destination(arguments: &Arguments) -> Result<(PathBuf, String), PlaceError> {
     let here = |path: &Path| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
@@ -266,11 +267,15 @@ fn destination(arguments: &Arguments) -> Result<(PathBuf, String), Failure> {
         (None, Some(directory)) => directory.clone(),
         (None, None) => here(&arguments.source),
     };
-    let Some(stem) = named.file_stem().and_then(|s| s.to_str()) else {
-        let message = format!("{}: names no file, or its name is not UTF-8", named.display());
-        return Err(Failure::new(Reason::UnsupportedFormat, message));
-    };
-    Ok((directory, stem.to_owned()))
+    match (named.file_stem().map(OsStr::to_str), &arguments.output) {
+        (Some(Some(stem)), _) => Ok((directory, stem.to_owned())),
+        // `.` or `..`
+        (None, Some(file)) => Err(PlaceError::Directory(file.clone())),
+        (None | Some(None), _) => {
+            let message = format!("{}: names no file, or its name is not UTF-8", named.display());
+            Err(Failure::new(Reason::UnsupportedFormat, message).into())
+        }
+    }
 }
 
 fn show(arguments: &Arguments, meter: &Arc<Meter>) -> Option<Ticker> {
