@@ -328,6 +328,12 @@ pub struct Failure {
     pub needed_bytes: Option<u64>,
 }
 
+/// Most messages begin with the file they are about; without it they go into a sentence that has named it already.
+#[must_use]
+pub fn without_name<'a>(message: &'a str, filename: &str) -> &'a str {
+    message.strip_prefix(filename).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(message)
+}
+
 impl Failure {
     /// A failure with the table's class, phase and suggestion for its reason.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {

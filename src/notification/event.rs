@@ -5,6 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::conversion::failure::without_name;
+
 use super::NotificationConfig;
 
 /// Something that people want to know.
@@ -123,11 +125,6 @@ impl Event {
             },
         }
     }
-}
-
-/// Most messages begin with the file they are about; the sentence around them has named it already.
-fn without_name<'a>(error: &'a str, filename: &str) -> &'a str {
-    error.strip_prefix(filename).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(error)
 }
 
 fn rfc3339(time: Timestamp) -> Value {

@@ -181,6 +181,7 @@ fn a_broken_image_fails_once_with_a_reason() {
         })
     );
     assert_eq!(daemon.lines("attempt started").len(), 1);
+    assert_eq!(daemon.lines("❌ Failed: bad.vmdk: has no signature of a .vmdk file at byte 0 ").len(), 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use crate::conversion::failure::without_name;
 use crate::conversion::status::End;
 use crate::conversion::{ConversionId, Failure, FailureReport, Reason};
 use crate::executor::Executor;
@@ -136,9 +137,10 @@ impl<E: Executor> Engine<E> {
     fn announce_end(&self, row: &ConversionRow, end: End) {
         let name = &row.claim.primary;
         let failure = row.status.failure.as_ref();
+        let why = failure.map_or("", |failure| without_name(&failure.message, name));
         match (end, failure) {
             (End::Failed, Some(failure)) => {
-                tracing::error!(conversion = %row.id, reason = %failure.reason, "❌ Failed: {name}: {}", failure.message);
+                tracing::error!(conversion = %row.id, reason = %failure.reason, "❌ Failed: {name}: {why}");
                 self.notify(&Event::Failure {
                     filename: name.clone(),
                     error: failure.message.clone(),
@@ -147,7 +149,7 @@ impl<E: Executor> Engine<E> {
                 });
             }
             (End::Cancelled, Some(failure)) => {
-                tracing::warn!(conversion = %row.id, reason = %failure.reason, "Cancelled: {name}: {}", failure.message);
+                tracing::warn!(conversion = %row.id, reason = %failure.reason, "Cancelled: {name}: {why}");
             }
             _ => tracing::debug!(conversion = %row.id, ?end, "ended"),
         }
