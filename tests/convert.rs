@@ -256,6 +256,7 @@ fn the_help_shows_the_default_limit_as_it_is_typed() {
         let help = String::from_utf8(hyper2kvm(&[command, "--help"]).stdout).unwrap();
         let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(words.contains(&format!("larger than this [default: {limit}]")), "{help}");
+        assert!(!words.contains(&format!("\"{limit}\"")), "{help}");
         let target = place.path().join(command);
         let mut typed = vec![command, text(&source), "--max-virtual-size", &limit];
         if command == "convert" {
