@@ -195,11 +195,12 @@ impl Ledger {
     }
 }
 
-/// Writes a row, a new one as a whole and of an old one what changes.
+/// Writes a row as a whole: one of its name may be another's, who asked for it and was forgotten a moment ago.
 pub(super) fn write(connection: &Connection, row: &ConversionRow) -> Result<()> {
     let sql = format!(
         "INSERT INTO conversions({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-         ON CONFLICT(id) DO UPDATE SET uid = ?6, state = ?7, status = ?8, output_path = ?9, source_location = ?10"
+         ON CONFLICT(id) DO UPDATE SET claim = ?2, filepath = ?3, md5_hash = ?4, duplicate_of = ?5,
+             uid = ?6, state = ?7, status = ?8, output_path = ?9, source_location = ?10"
     );
     connection
         .prepare_cached(&sql)

@@ -301,6 +301,20 @@ fn what_is_deferred_is_seen_here_at_once_and_by_others_with_the_next_transaction
 }
 
 #[test]
+fn a_name_that_is_used_again_at_once_is_the_new_claims() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let first = claim("a.raw", 1);
+    ledger.claim(new(first.clone())).unwrap();
+    ledger.flush().unwrap();
+    ledger.forget(&first.id);
+    let second = Claim { origin: ".errors".to_owned(), claimed_at: at(2_000), ..first };
+    let row = ledger.claim(new(second)).unwrap();
+    ledger.flush().unwrap();
+    assert_eq!(ledger.conversions().unwrap(), [row]);
+}
+
+#[test]
 fn a_claim_of_which_the_ledger_knows_more_than_its_file_says_is_on_the_disk_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);

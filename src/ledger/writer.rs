@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::executor::chain;
+
 use super::{Error, Ledger, Result};
 
 type Work = Box<dyn FnOnce(&mut Ledger) + Send>;
@@ -73,7 +75,7 @@ fn work_through(ledger: &mut Ledger, receiver: &Receiver<Work>) {
             Ok(()) => is_told = false,
             // A full volume, say: the next transaction or the next look takes along what is deferred.
             Err(error) if !std::mem::replace(&mut is_told, true) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the ledger can't be written; trying again");
+                tracing::warn!(error = %chain(&error), "the ledger can't be written; trying again");
             }
             Err(_) => {}
         }
