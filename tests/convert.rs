@@ -1,10 +1,12 @@
 //! `hyper2kvm convert` against qemu-img, which makes the sources and judges the outputs.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rustix::fs::OFlags;
 use tempfile::TempDir;
 
 /// Virtual size: two grain tables of a VMDK, no multiple of any cluster but 64 KiB.
@@ -31,18 +33,24 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a temporary path is UTF-8")
 }
 
+/// Bytes that nothing compresses, the same each time.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // The lower bits of such a generator repeat after a short while.
+        u32::try_from(state >> 32).unwrap().to_be_bytes()
+    };
+    std::iter::repeat_with(&mut next).take(len.div_ceil(4)).flatten().collect()
+}
+
 /// A guest's disk: text that compresses, noise that doesn't, zeros that are written, and holes; data in the first and
 /// the last sector.
 fn truth(place: &TempDir) -> PathBuf {
     let path = place.path().join("truth.img");
     let file = File::create_new(&path).unwrap();
     file.set_len(SIZE).unwrap();
-    let mut noise = vec![0u8; 3 << 20];
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for byte in &mut noise {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *byte = u8::try_from(state >> 56).unwrap();
-    }
+    let noise = noise(3 << 20);
     let words: Vec<u8> = (0..200_000u32).flat_map(|n| format!("line {n} of a log\n").into_bytes()).collect();
     file.write_all_at(&words, 512).unwrap();
     file.write_all_at(&noise, 20 << 20).unwrap();
@@ -83,7 +91,10 @@ const OUTPUTS: [(&[&str], &str); 6] = [
 ];
 
 fn converts_to_every_output(source: &Path, truth: &Path) {
-    let place = tempfile::tempdir().unwrap();
+    converts_to_every_output_in(&tempfile::tempdir().unwrap(), source, truth);
+}
+
+fn converts_to_every_output_in(place: &TempDir, source: &Path, truth: &Path) {
     for (flags, format) in OUTPUTS {
         let output = place.path().join(format!("out.{format}"));
         let mut arguments = vec!["convert", text(source), "-o", text(&output), "--force"];
@@ -118,6 +129,100 @@ fn every_source_of_qemu_img_becomes_every_output_byte_for_byte() {
     let raw = place.path().join("plain.raw");
     fs::copy(&truth, &raw).unwrap();
     converts_to_every_output(&raw, &truth);
+}
+
+/// A file system that refuses direct I/O, while this value lives.
+struct Ramfs(TempDir);
+
+impl Ramfs {
+    /// `None`, loudly, where it can't be had.
+    fn mount() -> Option<Self> {
+        let place = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount").args(["-t", "ramfs", "hyper2kvm-test"]).arg(place.path()).output();
+        if mounted.is_ok_and(|done| done.status.success()) {
+            return Some(Self(place));
+        }
+        eprintln!("left out: a file system without direct I/O: only root mounts one");
+        None
+    }
+}
+
+impl Drop for Ramfs {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(self.0.path()).status());
+    }
+}
+
+#[test]
+fn a_file_system_that_refuses_direct_io_gets_the_same_outputs() {
+    let Some(ramfs) = Ramfs::mount().filter(|_| have_qemu_img()) else { return };
+    let direct = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(OFlags::DIRECT.bits().cast_signed())
+        .open(ramfs.0.path().join("probe"));
+    assert_eq!(direct.unwrap_err().kind(), ErrorKind::InvalidInput, "this file system takes direct I/O");
+    let truth = truth(&ramfs.0);
+    for (name, format, options) in SOURCES.into_iter().filter(|(name, ..)| DIRECT.contains(name)) {
+        let source = ramfs.0.path().join(name);
+        qemu_img(&[&["convert", "-f", "raw", "-O", format], options, &[text(&truth), text(&source)]].concat());
+        converts_to_every_output_in(&tempfile::tempdir_in(ramfs.0.path()).unwrap(), &source, &truth);
+        fs::remove_file(source).unwrap();
+    }
+}
+
+/// Sources that are inflated, sparse, and copied as they are.
+const DIRECT: [&str; 3] = ["stream.vmdk", "sparse.vmdk", "fixed.vhd"];
+
+/// Processes that may take 64 MiB together, page cache included.
+struct SmallMemory(PathBuf);
+
+impl SmallMemory {
+    /// `None`, loudly, where it can't be had.
+    fn group() -> Option<Self> {
+        let first = Path::new("/sys/fs/cgroup/memory");
+        let (parent, key) =
+            if first.exists() { (first, "memory.limit_in_bytes") } else { (Path::new("/sys/fs/cgroup"), "memory.max") };
+        let path = parent.join(format!("hyper2kvm-test-{}", std::process::id()));
+        let group = fs::create_dir(&path).is_ok().then_some(Self(path));
+        let limited = group.filter(|group| fs::write(group.0.join(key), (64 << 20).to_string()).is_ok());
+        if limited.is_none() {
+            eprintln!("left out: no cgroup with a memory limit can be made");
+        }
+        limited
+    }
+}
+
+impl Drop for SmallMemory {
+    fn drop(&mut self) {
+        drop(fs::remove_dir(&self.0));
+    }
+}
+
+#[test]
+fn a_memory_limit_of_64_mib_is_enough_for_every_output_of_a_larger_disk() {
+    let Some(group) = SmallMemory::group().filter(|_| have_qemu_img()) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("disk.img");
+    fs::write(&source, noise(80 << 20)).unwrap();
+    for (flags, format) in OUTPUTS {
+        let output = place.path().join(format!("out.{format}"));
+        let limited = Command::new("sh")
+            .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
+            .arg(&group.0)
+            .args([env!("CARGO_BIN_EXE_hyper2kvm"), "convert", text(&source), "-o", text(&output), "--force"])
+            .args(flags)
+            .output()
+            .unwrap();
+        assert!(
+            limited.status.success(),
+            "{flags:?}: {:?} {}",
+            limited.status,
+            String::from_utf8_lossy(&limited.stderr)
+        );
+        qemu_img(&["compare", "-f", format, "-F", "raw", text(&output), text(&source)]);
+    }
 }
 
 #[test]
@@ -341,15 +446,7 @@ fn a_terminal_sees_a_bar_with_bytes_rate_and_time_left() {
     let place = tempfile::tempdir().unwrap();
     let source = place.path().join("disk.img");
     // Nothing compresses it quickly: the bar has something to count.
-    let mut state = 1_u64;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        state.to_be_bytes()
-    })
-    .take(2 << 20)
-    .flatten()
-    .collect();
-    fs::write(&source, noise).unwrap();
+    fs::write(&source, noise(16 << 20)).unwrap();
     let (program, output) = (env!("CARGO_BIN_EXE_hyper2kvm"), place.path().join("out.qcow2"));
     let command =
         format!("stty cols 100; {program} convert {} -o {} --compress=zstd", source.display(), output.display());

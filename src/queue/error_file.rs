@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use rustix::fs::StatVfs;
 use serde::{Deserialize, Serialize};
 
 use super::names;
@@ -70,16 +71,20 @@ impl SystemInfo {
         Self {
             python_version: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            disk_space_free_gb: free_bytes(output).ok().map(gibibytes),
+            disk_space_free_gb: free_bytes(output).ok().flatten().map(gibibytes),
             memory_available_gb: fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available).map(gibibytes),
         }
     }
 }
 
-/// Bytes that we may still write to the file system of `path`.
-pub fn free_bytes(path: &Path) -> io::Result<u64> {
-    let free = rustix::fs::statvfs(path)?;
-    Ok(free.f_bavail.saturating_mul(free.f_frsize))
+/// Bytes that we may still write to the file system of `path`; `None` where it does not tell.
+pub fn free_bytes(path: &Path) -> io::Result<Option<u64>> {
+    Ok(told_free(&rustix::fs::statvfs(path)?))
+}
+
+/// The same of what was asked already. Some file systems (ramfs, buckets behind FUSE) tell of no blocks at all.
+pub fn told_free(told: &StatVfs) -> Option<u64> {
+    (told.f_blocks > 0).then(|| told.f_bavail.saturating_mul(told.f_frsize))
 }
 
 /// Puts together what error.json says. `report` is the worker's own, where it left one.

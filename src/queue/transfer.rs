@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::error_file::told_free;
 use super::layout::is_plain_name;
 use super::moves::{self, Method, MoveError};
 use super::names::NAME_MAX;
@@ -205,13 +206,11 @@ impl<'a> Part<'a> {
         if have != length {
             self.file.set_len(0).map_err(|source| TransferError::Write { path: self.path(), source })?;
         }
-        if let Ok(room) = fstatvfs(&self.folder) {
-            let (needed, free) = (size - have, room.f_bavail.saturating_mul(room.f_frsize));
-            if needed > free {
-                return Err(TransferError::Space { needed, free });
-            }
+        let needed = size - have;
+        match fstatvfs(&self.folder).ok().and_then(|told| told_free(&told)) {
+            Some(free) if needed > free => Err(TransferError::Space { needed, free }),
+            _ => Ok(have),
         }
-        Ok(have)
     }
 
     /// Reads what is there, takes what is missing, and returns the digest of the whole.

@@ -133,7 +133,8 @@ impl Space {
     fn of(directory: &Path) -> Result<Self, Failure> {
         let stat = rustix::fs::statvfs(directory).map_err(|e| output_failure(directory, &e.into()))?;
         Ok(Self {
-            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            // Some file systems (ramfs, buckets behind FUSE) tell of no blocks at all: the copy finds out.
+            free: if stat.f_blocks == 0 { u64::MAX } else { stat.f_bavail.saturating_mul(stat.f_frsize) },
             reserve: (stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_SHARE).min(MAX_RESERVE),
         })
     }

@@ -117,6 +117,7 @@ impl<E: Executor> Engine<E> {
         free_bytes(self.settings.layout.output())
             .inspect_err(|error| tracing::warn!(%error, "cannot learn how much of the output volume is free"))
             .ok()
+            .flatten()
     }
 
     /// Once an episode.
