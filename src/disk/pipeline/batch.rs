@@ -6,7 +6,7 @@ use crate::conversion::Reason;
 use crate::disk::{Error, Extent, Location};
 
 /// Guest bytes of a batch, unless a compressed extent reaches further. A multiple of every cluster written here.
-pub const BATCH: u64 = 512 << 10;
+pub const BATCH: u64 = 1 << 20;
 /// Batches begin and end at multiples of this, but for the disk's end: the output's cluster.
 pub const CLUSTER: u64 = CLUSTER_BYTES as u64;
 /// The same, as a length in memory.

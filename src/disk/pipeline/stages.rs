@@ -22,7 +22,7 @@ pub(super) const READERS: usize = 4;
 pub(super) const WRITERS: usize = 3;
 /// Memory of all batches in flight, in bytes. The whole process stays below 64 MiB, and buffers are used again while they
 /// are in the CPU's cache.
-const IN_FLIGHT: usize = 12 << 20;
+const IN_FLIGHT: usize = 16 << 20;
 /// Memory of writes that wait, in bytes.
 const UNWRITTEN: usize = 8 << 20;
 
