@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod cache;
+pub mod client;
 pub mod controller;
 pub mod executor;
 pub mod names;

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use clap::Args;
+use hyper2kvm::cluster::client::client;
 use hyper2kvm::cluster::names;
 use hyper2kvm::cluster::sidecar;
 use hyper2kvm::cluster::watcher::{self, Identity};
@@ -53,7 +54,7 @@ impl From<Arguments> for Identity {
 /// Moves a queue's files until SIGTERM or SIGINT.
 pub fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime()?.block_on(async {
-        let client = kube::Client::try_default().await?;
+        let client = client(kube::Config::infer().await?)?;
         let ended = stop_signal()?;
         tokio::select! {
             done = watcher::run(client, arguments.into()) => Ok(done?),
@@ -66,7 +67,7 @@ pub fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 /// Answers for a queue until SIGTERM or SIGINT.
 pub fn answer(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime()?.block_on(async {
-        let client = kube::Client::try_default().await?;
+        let client = client(kube::Config::infer().await?)?;
         let shutdown = CancellationToken::new();
         let ended = stop_signal()?;
         let token = shutdown.clone();

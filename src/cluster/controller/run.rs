@@ -30,6 +30,7 @@ use super::objects::Image;
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Listed};
+use crate::cluster::client::client;
 use crate::cluster::names;
 use crate::telemetry::endpoint::{self, Probes};
 
@@ -88,7 +89,7 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
         .await
         .map_err(|source| RunError::Listen { address: options.listen, source })?;
     tokio::spawn(endpoint::serve(listener, probes(readiness, Arc::clone(&metrics)), CancellationToken::new()));
-    let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
+    let client = client(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let mut shutdown = std::pin::pin!(shutdown);
     let leadership = tokio::select! {
         () = &mut shutdown => return Ok(()),

@@ -1,0 +1,59 @@
+//! The client by which every process here speaks to the API server: none of its calls waits for ever.
+
+use std::time::Duration;
+
+use kube::client::ClientBuilder;
+use kube::{Client, Config};
+use tokio::time::timeout;
+use tower::BoxError;
+use tower::util::MapFutureLayer;
+
+/// How long the API server may take to begin its answer: whoever called waits, and often everything behind it.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// How long an answer may be silent once it has begun. A watch is, as long as nothing happens, and ends after a minute.
+const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the API server did not answer within {} s", CALL_LIMIT.as_secs())]
+struct Late;
+
+/// A client of the API server that `config` names.
+///
+/// # Errors
+/// When the configuration is none that a client can be made of.
+pub fn client(mut config: Config) -> Result<Client, kube::Error> {
+    config.read_timeout = Some(SILENCE_LIMIT);
+    let limit = MapFutureLayer::new(|answer| async {
+        timeout(CALL_LIMIT, answer).await.unwrap_or_else(|_| Err(BoxError::from(Late)))
+    });
+    Ok(ClientBuilder::try_from(config)?.with_layer(&limit).build())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::Api;
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_to_a_server_that_takes_it_and_never_answers_ends_after_ten_seconds() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut taken = Vec::new();
+            while let Ok(connection) = server.accept().await {
+                taken.push(connection);
+            }
+        });
+        let client = client(Config::new(format!("http://{address}").parse().unwrap())).unwrap();
+        let begun = Instant::now();
+        let error = Api::<Pod>::default_namespaced(client).get("pod").await.unwrap_err();
+        assert_eq!(begun.elapsed().as_secs(), CALL_LIMIT.as_secs());
+        let said = crate::executor::chain(&error);
+        assert!(said.contains("the API server did not answer within 10 s"), "{said}");
+    }
+}
