@@ -122,6 +122,9 @@ pub trait Executor {
 
     /// The next thing that became known. Dropping the future loses nothing.
     async fn next(&mut self) -> Update;
+
+    /// The same where it is known already, without waiting.
+    fn take_next(&mut self) -> Option<Update>;
 }
 
 /// An error with its causes, on one line.

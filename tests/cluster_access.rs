@@ -13,6 +13,7 @@ mod stage;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -204,6 +205,19 @@ fn whoever_views_or_edits_a_namespace_views_or_edits_its_queues() {
     }
 }
 
+/// A claim of a queue that is gone, with its file.
+fn left_claim(directory: &Path, file: &str) {
+    fs::create_dir_all(directory).unwrap();
+    fs::write(directory.join(file), [7; 4096]).unwrap();
+    let found = fs::metadata(directory.join(file)).unwrap();
+    let claim = json!({
+        "contractVersion": 1, "id": directory.file_name().unwrap().to_str(), "queueUid": "gone", "primary": file,
+        "members": [{"name": file, "sizeBytes": 4096, "mtimeNs": found.mtime() * 1_000_000_000 + found.mtime_nsec(), "inode": found.ino()}],
+        "claimedAt": "2026-01-17T09:00:00Z", "date": "2026-01-17",
+    });
+    fs::write(directory.join("claim.json"), claim.to_string()).unwrap();
+}
+
 #[tokio::test]
 async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_them() {
     let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
@@ -216,6 +230,8 @@ async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_t
     for directory in [&queue, &output, &run_dir] {
         fs::create_dir(directory).unwrap();
     }
+    // It asks for the object of what an earlier queue had claimed, and gives the file back.
+    left_claim(&queue.join(".processing/web01-00000001"), "web01.img");
     let namespace = stage.namespace.name.as_str();
     let credentials = kubeconfig_of(cluster, namespace, "q-watcher", &place.path().join("kubeconfig"));
     let uid = stage.get::<HyperConversion>("q").await.uid().unwrap();
@@ -250,7 +266,6 @@ async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_t
     ctl("pause");
     ctl("resume");
 
-    fs::write(queue.join("web01.img"), [7; 4096]).unwrap();
     let name = stage.first_conversion().await;
     stage.until::<ConversionJob>(&name, |c| job_uid(c).is_some()).await;
     let job = format!("{name}-1");

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,7 +12,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change, version};
@@ -78,23 +77,6 @@ enum Heard {
     Changed(String),
     /// The object of this UID is gone.
     Gone(String, Option<String>),
-}
-
-/// How long the API server may take for one call: everything else of the queue waits for it.
-const CALL_LIMIT: Duration = Duration::from_secs(10);
-
-/// Why a call to the API server brought nothing. It is made again.
-#[derive(Debug, thiserror::Error)]
-enum CallError {
-    #[error(transparent)]
-    Refused(#[from] kube::Error),
-    #[error("the API server did not answer within {} s", CALL_LIMIT.as_secs())]
-    Late,
-}
-
-/// A call that the engine waits for: a connection may be dead without a word.
-async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, CallError> {
-    Ok(timeout(CALL_LIMIT, call).await.map_err(|_| CallError::Late)??)
 }
 
 /// A watch ended before its first list.
@@ -236,18 +218,32 @@ impl ClusterExecutor {
         })
     }
 
+    async fn find(&self, id: &ConversionId) -> Result<Option<ConversionJob>, kube::Error> {
+        self.api().get_opt(id.as_str()).await
+    }
+
+    /// Makes a conversion's object, or finds the one that is there: made by hand, or by us, who heard no answer.
+    async fn create(&self, submission: &Submission) -> Result<Option<ConversionJob>, kube::Error> {
+        let object = object(&self.queue, submission);
+        let params = PostParams { field_manager: Some(names::MANAGER_WATCHER.to_owned()), ..PostParams::default() };
+        match self.api().create(&params, &object).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => self.find(&submission.claim.id).await,
+            created => created.map(Some),
+        }
+    }
+
     /// Applies all that the watcher has to say of a conversion, on the version that it is said of.
     async fn say(&mut self, doing: &'static str, id: &ConversionId, said: Said<'_>) -> Result<(), Error> {
         let Some(object) = self.refresh(id) else { return Ok(()) };
         let patch = said.patch(&object);
         let params = PatchParams::apply(names::MANAGER_WATCHER).force();
-        match in_time(self.api().patch_status(id.as_str(), &params, &Patch::Apply(patch))).await {
+        match self.api().patch_status(id.as_str(), &params, &Patch::Apply(patch)).await {
             Ok(written) => {
                 self.keep(id, written);
                 Ok(())
             }
             // Deleted: its end is told by the cache.
-            Err(CallError::Refused(kube::Error::Api(status))) if status.code == 404 => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(error) => Err(Error::new(doing, id, error)),
         }
     }
@@ -260,20 +256,10 @@ impl Executor for ClusterExecutor {
         self.asked.remove(&id);
         self.known.entry(id.clone()).or_insert(Known { uid: submission.uid.clone(), newest: None, is_gone: false });
         if self.refresh(&id).is_none() {
-            let found =
-                in_time(self.api().get_opt(id.as_str())).await.map_err(|error| Error::new(DOING, &id, error))?;
-            let object = match found {
-                Some(object) => Some(object),
-                // It was there before: somebody deleted it, or the queue that it was of.
-                None if submission.uid.is_some() || submission.claim.queue_uid != self.queue_uid() => None,
-                None => {
-                    let object = object(&self.queue, &submission);
-                    let params =
-                        PostParams { field_manager: Some(names::MANAGER_WATCHER.to_owned()), ..PostParams::default() };
-                    let created = in_time(self.api().create(&params, &object)).await;
-                    Some(created.map_err(|error| Error::new(DOING, &id, error))?)
-                }
-            };
+            // It was there before: if it is no more, somebody deleted it, or the queue that it was of.
+            let was_there = submission.uid.is_some() || submission.claim.queue_uid != self.queue_uid();
+            let found = if was_there { self.find(&id).await } else { self.create(&submission).await };
+            let object = found.map_err(|error| Error::new(DOING, &id, error))?;
             if let Some(object) = object {
                 self.keep(&id, object);
             } else if let Some(known) = self.known.get_mut(&id) {
@@ -395,10 +381,8 @@ impl Executor for ClusterExecutor {
 
     async fn next(&mut self) -> Update {
         loop {
-            while let Some(id) = self.outbox.pop_front() {
-                if let Some(update) = self.update(&id).or_else(|| self.told_of_request(&id)) {
-                    return update;
-                }
+            if let Some(update) = self.take_next() {
+                return update;
             }
             match self.wake().await {
                 Wake::Heard(Some(heard)) => self.hear(&heard),
@@ -416,6 +400,19 @@ impl Executor for ClusterExecutor {
             }
             self.say_stalled().await;
         }
+    }
+
+    fn take_next(&mut self) -> Option<Update> {
+        // All that was heard first: of several changes of one conversion, the newest is shown.
+        while let Ok(heard) = self.changes.try_recv() {
+            self.hear(&heard);
+        }
+        while let Some(id) = self.outbox.pop_front() {
+            if let Some(update) = self.update(&id).or_else(|| self.told_of_request(&id)) {
+                return Some(update);
+            }
+        }
+        None
     }
 }
 

@@ -130,22 +130,6 @@ impl ProcessExecutor {
         }
     }
 
-    fn take_shown(&mut self) -> Option<Update> {
-        while let Some(id) = self.outbox.pop_front() {
-            if let Some(known) = self.known.get(&id) {
-                return Some(Update {
-                    id,
-                    status: Some(known.status.clone()),
-                    is_recorded: true,
-                    uid: None,
-                    progress: known.progress.clone(),
-                    may_run: known.child.is_some(),
-                });
-            }
-        }
-        None
-    }
-
     /// Starts what may start. Safe to drop and repeat: an attempt is recorded before it is started, and an attempt
     /// recorded without a child is started too.
     async fn fill(&mut self) -> Result<(), Error> {
@@ -335,7 +319,7 @@ impl Executor for ProcessExecutor {
 
     async fn next(&mut self) -> Update {
         loop {
-            if let Some(update) = self.take_shown() {
+            if let Some(update) = self.take_next() {
                 return update;
             }
             let worked = self.work().await;
@@ -345,6 +329,22 @@ impl Executor for ProcessExecutor {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
+    }
+
+    fn take_next(&mut self) -> Option<Update> {
+        while let Some(id) = self.outbox.pop_front() {
+            if let Some(known) = self.known.get(&id) {
+                return Some(Update {
+                    id,
+                    status: Some(known.status.clone()),
+                    is_recorded: true,
+                    uid: None,
+                    progress: known.progress.clone(),
+                    may_run: known.child.is_some(),
+                });
+            }
+        }
+        None
     }
 }
 

@@ -172,11 +172,17 @@ struct Conversion {
 }
 
 impl Conversion {
+    /// One that an earlier run left: whether a worker is at it, the executor has yet to say.
+    fn left(row: ConversionRow) -> Self {
+        Self { may_run: true, ..Self::new(row) }
+    }
+
+    /// One that nobody was told of so far: no worker can be at it.
     fn new(row: ConversionRow) -> Self {
         Self {
             row,
             is_submitted: false,
-            may_run: true,
+            may_run: false,
             progress: None,
             is_in_place: false,
             has_room: true,
@@ -256,7 +262,7 @@ impl<E: Executor> Engine<E> {
                     Some(order) => self.obey(order).await,
                     None => orders_open = false,
                 },
-                update = self.executor.next() => self.take_update(update).await,
+                update = self.executor.next() => self.take_updates(update).await,
                 hint = self.hints.recv(), if hints_open => match hint {
                     Some(name) => self.take_hints(&name),
                     None => hints_open = false,

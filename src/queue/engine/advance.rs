@@ -32,8 +32,18 @@ fn deleted(row: &ConversionRow, queue_uid: &str) -> Failure {
 }
 
 impl<E: Executor> Engine<E> {
-    /// Takes note of what the executor says.
-    pub(super) async fn take_update(&mut self, update: Update) {
+    /// Takes note of what the executor says, and of all that it has to say besides: with a round over everything for
+    /// each, the engine would fall behind while a hundred conversions run.
+    pub(super) async fn take_updates(&mut self, first: Update) {
+        self.take_update(first).await;
+        // Bounded: what is said again and again does not keep the rounds from being made.
+        for _ in 0..self.conversions.len() {
+            let Some(update) = self.executor.take_next() else { return };
+            self.take_update(update).await;
+        }
+    }
+
+    async fn take_update(&mut self, update: Update) {
         let id = update.id.clone();
         if !self.conversions.contains_key(&id) {
             tracing::debug!(conversion = %id, "an update of a conversion that is not known");
@@ -78,8 +88,14 @@ impl<E: Executor> Engine<E> {
         if update.is_recorded {
             conversion.row.status = status.clone();
         } else {
+            // The executor shows it again after a restart; but by the UID a restart knows that an object was there.
+            let is_known = update.uid.is_none() || update.uid == conversion.row.uid;
             let change = Change { status: Some(status.clone()), uid: update.uid, ..Change::default() };
-            self.change(&update.id, change).await?;
+            if is_known {
+                self.defer(&update.id, change).await?;
+            } else {
+                self.change(&update.id, change).await?;
+            }
         }
         if status.end != before.end || retries(&status) != retries(&before) {
             self.refresh_totals().await?;
@@ -123,7 +139,8 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    async fn advance_one(&mut self, id: &ConversionId) -> Result<()> {
+    /// Takes one conversion as far as it can go.
+    pub(super) async fn advance_one(&mut self, id: &ConversionId) -> Result<()> {
         for _ in 0..MAX_STEPS {
             let now = self.now();
             let Some(conversion) = self.conversions.get(id) else { return Ok(()) };

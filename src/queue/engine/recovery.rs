@@ -57,7 +57,7 @@ impl<E: Executor> Engine<E> {
                 .await?;
             return Ok(());
         }
-        let mut conversion = Conversion::new(row);
+        let mut conversion = Conversion::left(row);
         if waits_for_room(&conversion.row) {
             conversion.has_room = false;
             self.space.look_now();

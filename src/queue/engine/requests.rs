@@ -131,7 +131,7 @@ impl<E: Executor> Engine<E> {
         if origin.is_empty() {
             self.intake.claimed(&Artifact { primary: primary.into(), members, failure: None });
         }
-        if let Err(error) = self.complete_claim(&request.id).await {
+        if let Err(error) = self.advance_one(&request.id).await {
             self.note_error(&request.id, &error);
         } else if self.conversions.contains_key(&request.id) && origin.split('/').next() == Some(".errors") {
             // What an earlier conversion said of it.

@@ -111,8 +111,8 @@ impl<E: Executor> Engine<E> {
         let conversion = Conversion { rejected: artifact.failure.clone(), ..Conversion::new(row) };
         self.conversions.insert(id.clone(), conversion);
         self.intake.claimed(artifact);
-        let completed = self.complete_claim(&id).await;
-        if let Err(error) = completed {
+        // As far as its first work directory: a free slot is not to wait for the claims that follow.
+        if let Err(error) = self.advance_one(&id).await {
             self.note_error(&id, &error);
         } else if !self.conversions.contains_key(&id) {
             let now = self.now();
