@@ -18,5 +18,6 @@ pub mod outcome;
 pub mod queues;
 mod run;
 pub mod status;
+mod writes;
 
 pub use run::{Options, RunError, run};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -18,6 +19,7 @@ use super::admission::{Admission, Key};
 use super::backoff::Backoff;
 use super::metrics::Metrics;
 use super::objects::Image;
+use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
 use crate::cluster::names;
 
@@ -36,6 +38,7 @@ pub struct Context {
     pub admission: Admission,
     pub recorder: Recorder,
     pub backoff: Backoff,
+    pub writes: Writes,
     pub metrics: std::sync::Arc<Metrics>,
 }
 
@@ -173,12 +176,9 @@ impl Context {
         let api = self.api::<PersistentVolumeClaim>(&queue.namespace().unwrap_or_default());
         let mut claims = vec![&queue.spec.queue.claim_name, &queue.spec.output.claim_name];
         claims.dedup();
-        let mut modes = Vec::new();
-        for claim in claims {
-            let found = api.get_opt(claim).await.map_err(Error::api("read a PersistentVolumeClaim"))?;
-            modes.extend(found.and_then(|claim| claim.spec).and_then(|spec| spec.access_modes));
-        }
-        Ok(modes)
+        let found = try_join_all(claims.into_iter().map(|claim| api.get_opt(claim))).await;
+        let found = found.map_err(Error::api("read a PersistentVolumeClaim"))?;
+        Ok(found.into_iter().flatten().filter_map(|claim| claim.spec?.access_modes).collect())
     }
 }
 

@@ -26,11 +26,13 @@ use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason
 const PENDING: Duration = Duration::from_secs(5);
 /// How soon a decision on old knowledge is made again; the newer object arrives by itself, mostly sooner.
 const CONFLICT: Duration = Duration::from_secs(1);
-/// How long a conversion may go without a word of ours: a watcher stages what it makes at once, and what is said then
-/// says more.
+/// How long a conversion may go without a word of ours: a watcher stages what it makes at once, a slot is mostly free,
+/// and what is said then says more.
 const YOUNG: Duration = Duration::from_secs(2);
-/// How long a pod may take before its events are asked why.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
+/// How long a pod may take before it is asked why, and its events: on a busy node many wait a moment for others to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker runs before that is written down: what is over sooner is written down as a whole.
+const BRIEF: SignedDuration = SignedDuration::from_secs(2);
 
 /// One conversion with what was read and validated for it.
 struct Reconcile<'a> {
@@ -43,6 +45,9 @@ struct Reconcile<'a> {
 
 /// Brings one conversion a step further.
 pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) -> Result<Action, Error> {
+    if context.writes.is_older(conversion.as_ref()) {
+        return Ok(Action::requeue(CONFLICT));
+    }
     let done = match validate(&conversion, &context) {
         Ok((id, queue, policy)) => {
             let conversion = ConversionJob::clone(&conversion);
@@ -116,7 +121,7 @@ impl Reconcile<'_> {
             pods: &pods,
         });
         let action = match decision {
-            Decision::Wait if self.is_young(now) => Action::requeue(YOUNG),
+            Decision::Wait if self.conversion.status.is_none() && self.is_young(now) => Action::requeue(YOUNG),
             Decision::Wait => {
                 self.say(state, None, None).await?;
                 Action::requeue(NET)
@@ -124,6 +129,9 @@ impl Reconcile<'_> {
             Decision::Start(attempt) => self.start(state, attempt).await?,
             Decision::Create(attempt) => self.recreate(attempt).await?,
             Decision::Search(attempt) => self.search(state, attempt).await?,
+            Decision::Note(Observation::Running { pod_name: Some(_), .. }) if runs_briefly(&pods, now) => {
+                Action::requeue(YOUNG)
+            }
             Decision::Note(observation) => {
                 self.note(decision::witnessed(state, &pods), observation).await?;
                 Action::requeue(NET)
@@ -136,7 +144,7 @@ impl Reconcile<'_> {
 
     fn is_young(&self, now: Timestamp) -> bool {
         let made = self.conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-        self.conversion.status.is_none() && Duration::try_from(now.duration_since(made)).is_ok_and(|age| age < YOUNG)
+        Duration::try_from(now.duration_since(made)).is_ok_and(|age| age < YOUNG)
     }
 
     /// Digest of the template of the open attempt, as the specification builds it now.
@@ -186,6 +194,9 @@ impl Reconcile<'_> {
     async fn start(&mut self, state: ConversionStatus, attempt: Attempt) -> Result<Action, Error> {
         let queue = Key { namespace: key(&self.conversion).namespace, name: self.queue.name_any() };
         if !self.context.admission.may_start(queue, self.id.clone(), attempt).await {
+            if self.is_young(Timestamp::now()) {
+                return Ok(Action::requeue(YOUNG));
+            }
             let limit = self.queue.spec.max_concurrent_jobs;
             let saying =
                 Saying::new("False", "WaitingForSlot", format!("maxConcurrentJobs is {limit}, older ones first"));
@@ -287,11 +298,14 @@ impl Reconcile<'_> {
         pods: &[&Pod],
     ) -> Result<Action, Error> {
         let suspended = job.and_then(|job| job.spec.as_ref()).and_then(|spec| spec.suspend) == Some(true);
-        let since = job.and_then(|job| job.metadata.creation_timestamp.as_ref()).map(|time| time.0);
-        let late = since.is_some_and(|since| Timestamp::now().duration_since(since) >= PATIENCE);
+        let since = job.and_then(|job| job.metadata.creation_timestamp.as_ref()).map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+        let age = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
+        if let Some(early) = PATIENCE.checked_sub(age).filter(|early| !early.is_zero()) {
+            return Ok(Action::requeue(early));
+        }
         let why = match why {
             None if suspended => Some(Failure::new(Reason::Suspended, "the Job waits, suspended, for who admits it")),
-            None if late => self.told_by_events(job, pods).await?,
+            None => self.told_by_events(job, pods).await?,
             other => other,
         };
         self.say(state, None, why.as_ref()).await?;
@@ -348,6 +362,11 @@ impl Reconcile<'_> {
     }
 }
 
+/// Whether the worker has just begun.
+fn runs_briefly(pods: &[&Pod], now: Timestamp) -> bool {
+    outcome::started(pods).is_some_and(|started| now.duration_since(started) < BRIEF)
+}
+
 /// Sends what is new of a status; `None` if nothing is.
 async fn write(
     conversion: &ConversionJob,
@@ -358,5 +377,7 @@ async fn write(
     let api = context.api::<ConversionJob>(&conversion.namespace().unwrap_or_default());
     let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
     let written = api.patch_status(&conversion.name_any(), &params, &Patch::Apply(patch)).await;
-    written.map(Some).map_err(Error::api("write a ConversionJob's status"))
+    let written = written.map_err(Error::api("write a ConversionJob's status"))?;
+    context.writes.wrote(&written);
+    Ok(Some(written))
 }

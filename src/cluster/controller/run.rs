@@ -27,6 +27,7 @@ use super::context::{Caches, Context, Error, TIME_LIMIT};
 use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
 use super::objects::Image;
+use super::writes::Writes;
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Listed};
@@ -214,6 +215,7 @@ async fn work(
         admission,
         recorder: Recorder::new(client, reporter),
         backoff: Backoff::default(),
+        writes: Writes::default(),
         metrics,
     });
     let queues = reconciling(queue_wakes, caches.queues, Arc::clone(&context), queues::reconcile);
