@@ -6,6 +6,7 @@ pub mod client;
 pub mod controller;
 pub mod executor;
 pub mod names;
+pub mod seen;
 pub mod sidecar;
 pub mod snapshot;
 pub mod watcher;

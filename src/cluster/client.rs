@@ -31,12 +31,12 @@ pub fn client(mut config: Config) -> Result<Client, kube::Error> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
     use kube::Api;
     use tokio::net::TcpListener;
     use tokio::time::Instant;
 
     use super::*;
+    use crate::cluster::seen::Pod;
 
     #[tokio::test(start_paused = true)]
     async fn a_call_to_a_server_that_takes_it_and_never_answers_ends_after_ten_seconds() {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
@@ -17,6 +16,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change, version};
 use crate::cluster::names;
+use crate::cluster::seen::Pod;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
@@ -512,7 +512,6 @@ fn slim_pod(pod: &mut Pod) {
     pod.spec = None;
     if let Some(status) = &mut pod.status {
         status.container_statuses = None;
-        status.init_container_statuses = None;
         status.conditions = None;
     }
 }

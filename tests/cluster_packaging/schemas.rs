@@ -28,14 +28,20 @@ pub fn write(swagger: &Path, directory: &Path) {
         }
     }
     for crd in api::crds() {
-        let version = &crd.spec.versions[0];
-        let schema = version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref());
-        let mut schema = serde_json::to_value(schema).expect("a definition is plain JSON");
+        let version = &crd["spec"]["versions"][0];
+        let mut schema = version["schema"]["openAPIV3Schema"].clone();
         refuse_unknown(&mut schema);
         for (field, kind) in [("apiVersion", "string"), ("kind", "string"), ("metadata", "object")] {
             schema["properties"][field] = json!({"type": kind});
         }
-        store(directory, &crd.spec.group, &version.name, &crd.spec.names.kind, &schema);
+        let text = |value: &Value| value.as_str().expect("a group, a version and a kind").to_owned();
+        store(
+            directory,
+            &text(&crd["spec"]["group"]),
+            &text(&version["name"]),
+            &text(&crd["spec"]["names"]["kind"]),
+            &schema,
+        );
     }
 }
 

@@ -1,6 +1,5 @@
 //! The CustomResourceDefinitions as the API server takes them, and as `crds/` holds them.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
@@ -17,16 +16,15 @@ const STATUS_LIST: u64 = 2000;
 
 /// Both definitions.
 #[must_use]
-pub fn crds() -> [CustomResourceDefinition; 2] {
-    [finished(&HyperConversion::crd()), finished(&ConversionJob::crd())]
+pub fn crds() -> [Value; 2] {
+    [HyperConversion::crd(), ConversionJob::crd()]
+        .map(|crd| finished(serde_json::to_value(crd).expect("a definition is plain JSON")))
 }
 
 /// The definition as a YAML document, newline at its end.
 #[must_use]
-pub fn to_yaml(crd: &CustomResourceDefinition) -> String {
-    let mut value = serde_json::to_value(crd).expect("a definition is plain JSON");
-    write_whole_numbers(&mut value);
-    let mut text = yaml::write(&value).expect("a definition is maps, lists and plain values");
+pub fn to_yaml(crd: &Value) -> String {
+    let mut text = yaml::write(crd).expect("a definition is maps, lists and plain values");
     if !text.ends_with('\n') {
         text.push('\n');
     }
@@ -50,14 +48,14 @@ fn write_whole_numbers(value: &mut Value) {
 }
 
 /// What the derived schema can't say, or says in words that the API server doesn't know.
-fn finished(crd: &CustomResourceDefinition) -> CustomResourceDefinition {
-    let mut value = serde_json::to_value(crd).expect("a definition is plain JSON");
-    let schema = &mut value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+fn finished(mut crd: Value) -> Value {
+    let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     say_it_as_kubernetes_does(schema);
     bound_status(&mut schema["properties"]["status"]);
     schema["properties"]["spec"]["description"] = json!("What is wanted.");
     schema["properties"]["status"]["description"] = json!("What is so; written by the operator alone.");
-    serde_json::from_value(value).expect("nothing was removed that a definition needs")
+    write_whole_numbers(&mut crd);
+    crd
 }
 
 /// Mends, at every depth:

@@ -17,7 +17,6 @@ pub fn reference() -> String {
         "# API reference\n\nWritten from the CustomResourceDefinitions by `make generate`; `kubectl explain` tells the same.\n",
     );
     for crd in crds() {
-        let crd = serde_json::to_value(&crd).expect("a definition is plain JSON");
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         let names = &crd["spec"]["names"];
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
@@ -18,6 +16,7 @@ use crate::cluster::api::{ConversionJob, HyperConversion, condition};
 use crate::cluster::cache::Change;
 use crate::cluster::controller::queues::STORAGE_READY;
 use crate::cluster::names;
+use crate::cluster::seen::{Job, Pod};
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId};
@@ -31,20 +30,6 @@ pub fn slim_conversion(conversion: &mut ConversionJob) {
         status.outputs.clear();
         status.progress = None;
     }
-}
-
-/// Leaves of a Job what its outcome is judged by.
-pub fn slim_job(job: &mut Job) {
-    if let Some(spec) = &mut job.spec {
-        spec.template = PodTemplateSpec::default();
-        spec.pod_failure_policy = None;
-    }
-}
-
-/// Leaves of a pod what its outcome is judged by.
-pub fn slim_pod(pod: &mut Pod) {
-    let node_name = pod.spec.take().and_then(|spec| spec.node_name);
-    pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
 }
 
 /// Tells admission and reconciler of a conversion.

@@ -1,13 +1,11 @@
 //! What both reconcilers work with.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use kube::api::{Api, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::core::{NamespaceResourceScope, Request};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource, ResourceExt};
@@ -22,6 +20,7 @@ use super::objects::Image;
 use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
 use crate::cluster::names;
+use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod, StatefulSet};
 
 /// After this long without any event an object is looked at again: a net below the watches.
 pub const NET: Duration = Duration::from_secs(300);
@@ -139,18 +138,29 @@ impl Context {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Applies an object that the controller owns whole.
-    pub async fn apply<K>(&self, object: &K) -> Result<K, Error>
+    /// Applies an object that the controller owns whole; what is seen of it afterwards.
+    pub async fn apply<K, S>(&self, object: &K) -> Result<S, Error>
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Serialize
-            + DeserializeOwned
-            + std::fmt::Debug,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize + Debug,
+        S: DeserializeOwned,
     {
-        let api = self.api::<K>(&object.namespace().unwrap_or_default());
         let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
-        api.patch(&object.name_any(), &params, &Patch::Apply(object)).await.map_err(Error::api("apply an object"))
+        let request = requests(object).patch(&object.name_any(), &params, &Patch::Apply(object));
+        let request = request.map_err(kube::Error::BuildRequest).map_err(Error::api("apply an object"))?;
+        self.client.request(request).await.map_err(Error::api("apply an object"))
+    }
+
+    /// Makes an object; what is seen of it.
+    pub async fn create<K, S>(&self, object: &K) -> Result<S, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
+        S: DeserializeOwned,
+    {
+        let params = PostParams { field_manager: Some(names::MANAGER_CONTROLLER.to_owned()), ..PostParams::default() };
+        let body = serde_json::to_vec(object).expect("an object for the API server serialises");
+        let request = requests(object).create(&params, body);
+        let request = request.map_err(kube::Error::BuildRequest).map_err(Error::api("create an object"))?;
+        self.client.request(request).await.map_err(Error::api("create an object"))
     }
 
     /// Tells whoever looks at `object` what is wrong, once for each time it became so.
@@ -180,6 +190,14 @@ impl Context {
         let found = found.map_err(Error::api("read a PersistentVolumeClaim"))?;
         Ok(found.into_iter().flatten().filter_map(|claim| claim.spec?.access_modes).collect())
     }
+}
+
+/// Requests about objects of a kind, where this one lies.
+fn requests<K>(object: &K) -> Request
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    Request::new(K::url_path(&(), object.namespace().as_deref()))
 }
 
 /// Where an object lies.

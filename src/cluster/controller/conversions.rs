@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::batch::v1 as batch;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 
@@ -19,6 +18,7 @@ use super::outcome;
 use super::status::{self, Saying};
 use crate::cluster::api::{ConversionJob, ConversionJobStatus, HyperConversion, condition};
 use crate::cluster::names;
+use crate::cluster::seen::{Event, Job, Pod};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
 
@@ -222,7 +222,7 @@ impl Reconcile<'_> {
         self.create(attempt, &job).await
     }
 
-    async fn job(&self, attempt: Attempt) -> Result<Job, Error> {
+    async fn job(&self, attempt: Attempt) -> Result<batch::Job, Error> {
         let modes = self.context.access_modes(&self.queue).await?;
         let surroundings = Surroundings {
             image: self.context.image.clone(),
@@ -232,14 +232,13 @@ impl Reconcile<'_> {
         Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, &surroundings)?)
     }
 
-    async fn create(&mut self, attempt: Attempt, job: &Job) -> Result<Action, Error> {
-        let api = self.context.api::<Job>(&self.conversion.namespace().unwrap_or_default());
-        let params = PostParams { field_manager: Some(names::MANAGER_CONTROLLER.to_owned()), ..PostParams::default() };
-        let created = match api.create(&params, job).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => {
+    async fn create(&mut self, attempt: Attempt, job: &batch::Job) -> Result<Action, Error> {
+        let created: Job = match self.context.create(job).await {
+            Err(error) if error.is_conflict() => {
+                let api = self.context.api::<Job>(&self.conversion.namespace().unwrap_or_default());
                 api.get(&job.name_any()).await.map_err(Error::api("read a Job"))?
             }
-            other => other.map_err(Error::api("create a Job"))?,
+            other => other?,
         };
         let uid = self.conversion.uid().unwrap_or_default();
         if !created.owner_references().iter().any(|owner| owner.uid == uid) {

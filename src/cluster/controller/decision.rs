@@ -1,14 +1,13 @@
 //! What a conversion needs next: one pure decision over what the caches show.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::outcome::{self, Outcome};
 use super::status::PUBLISHED;
 use crate::cluster::api::{ConversionJob, STALLED, condition};
 use crate::cluster::names;
+use crate::cluster::seen::{Job, Pod};
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, Step, next_step};
 use crate::conversion::{Attempt, AttemptRecord, ConversionStatus, Failure, Reason};

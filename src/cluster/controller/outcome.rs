@@ -1,9 +1,9 @@
 //! What became of an attempt: one decision over its Job, its pods and the worker's own message.
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
+use k8s_openapi::api::batch::v1::JobCondition;
 
+use crate::cluster::seen::{ContainerStateTerminated, ContainerStatus, Job, Pod, PodCondition};
 use crate::conversion::lifecycle::Observation;
 use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
 
@@ -149,7 +149,7 @@ pub fn is_finished(job: &Job) -> bool {
     job_condition(job, &["Complete", "Failed"]).is_some()
 }
 
-fn job_condition<'a>(job: &'a Job, kinds: &[&str]) -> Option<&'a k8s_openapi::api::batch::v1::JobCondition> {
+fn job_condition<'a>(job: &'a Job, kinds: &[&str]) -> Option<&'a JobCondition> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|c| kinds.contains(&c.type_.as_str()) && c.status == "True")
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
+use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::context::{Context, Error, NET, key};
@@ -18,6 +17,7 @@ use super::outcome;
 use super::status::Saying;
 use crate::cluster::api::{HyperConversion, VolumePath, condition, set_condition};
 use crate::cluster::names;
+use crate::cluster::seen::{Pod, StatefulSet};
 
 pub const READY: &str = "Ready";
 pub const WATCHER_AVAILABLE: &str = "WatcherAvailable";
@@ -44,12 +44,14 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<(), Error> {
     let modes = context.access_modes(queue).await?;
     let others = context.caches.queues.state();
     validate(queue, &modes, others.iter().map(AsRef::as_ref))?;
-    context.apply(&access::service_account(queue)).await?;
-    context.apply(&access::role(queue)).await?;
-    context.apply(&access::role_binding(queue)).await?;
-    context.apply(&network::worker_policy(queue)).await?;
-    context.apply(&network::watcher_policy(queue)).await?;
-    let set = context.apply(&watcher::stateful_set(queue, &context.image)).await?;
+    let _: [IgnoredAny; 5] = [
+        context.apply(&access::service_account(queue)).await?,
+        context.apply(&access::role(queue)).await?,
+        context.apply(&access::role_binding(queue)).await?,
+        context.apply(&network::worker_policy(queue)).await?,
+        context.apply(&network::watcher_policy(queue)).await?,
+    ];
+    let set: StatefulSet = context.apply(&watcher::stateful_set(queue, &context.image)).await?;
     let name = queue.name_any();
     let pod =
         context.caches.pods.get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&key(queue).namespace));

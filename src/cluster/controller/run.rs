@@ -33,6 +33,7 @@ use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Listed};
 use crate::cluster::client::client;
 use crate::cluster::names;
+use crate::cluster::seen::StatefulSet;
 use crate::telemetry::endpoint::{self, Probes};
 
 /// How soon an API that isn't served is asked for again.
@@ -257,13 +258,25 @@ fn watch_all(
         },
     );
     let (tell, wake) = (admission.clone(), wake_conversions.clone());
-    let (jobs, jobs_listed) = cache::watch(client, namespaces, &ours, caches::slim_job, move |change| {
-        caches::job_changed(&change, &tell, &wake);
-    });
+    let (jobs, jobs_listed) = cache::watch(
+        client,
+        namespaces,
+        &ours,
+        |_| {},
+        move |change| {
+            caches::job_changed(&change, &tell, &wake);
+        },
+    );
     let (conversion, queue) = (wake_conversions.clone(), wake_queues.clone());
-    let (pods, pods_listed) = cache::watch(client, namespaces, &ours, caches::slim_pod, move |change| {
-        caches::pod_changed(&change, &conversion, &queue);
-    });
+    let (pods, pods_listed) = cache::watch(
+        client,
+        namespaces,
+        &ours,
+        |_| {},
+        move |change| {
+            caches::pod_changed(&change, &conversion, &queue);
+        },
+    );
     let wake = wake_queues.clone();
     let (stateful_sets, sets_listed) = cache::watch(
         client,
@@ -272,7 +285,7 @@ fn watch_all(
         |_| {},
         move |change| {
             let (cache::Change::Seen(set) | cache::Change::Gone(set)) = change;
-            let set: &k8s_openapi::api::apps::v1::StatefulSet = set;
+            let set: &StatefulSet = set;
             if let Some(queue) = set.labels().get(names::LABEL_QUEUE) {
                 let _ = wake.send(ObjectRef::new(queue).within(&set.namespace().unwrap_or_default()));
             }

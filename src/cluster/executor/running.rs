@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 use crate::cluster::api::{ConversionJob, ProgressReport, STALLED, condition};
 use crate::cluster::cache::version;
 use crate::cluster::names;
+use crate::cluster::seen::Pod;
 use crate::conversion::ConversionId;
 use crate::executor::chain;
 use crate::executor::progress::STALL_AFTER;

@@ -1,0 +1,125 @@
+//! What is looked at of Kubernetes' own objects: the rest of them is neither kept nor, by far the larger part of their
+//! types, compiled in. What the operator makes is built of the whole types.
+
+use std::borrow::Cow;
+
+use k8s_openapi::api::{apps, batch, core};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::Resource;
+use kube::core::NamespaceResourceScope;
+use serde::Deserialize;
+
+pub use core::v1::{ContainerStateTerminated, PodCondition};
+
+/// An object of this name has these parts, and is asked for as the whole type is.
+macro_rules! seen {
+    ($(#[$about:meta])* $name:ident of $whole:ty { $($field:ident: $part:ty),* $(,)? }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+        #[serde(default, rename_all = "camelCase")]
+        pub struct $name {
+            pub metadata: ObjectMeta,
+            $(pub $field: Option<$part>,)*
+        }
+
+        impl Resource for $name {
+            type DynamicType = ();
+            type Scope = NamespaceResourceScope;
+
+            fn kind((): &()) -> Cow<'_, str> {
+                <$whole as Resource>::kind(&())
+            }
+
+            fn group((): &()) -> Cow<'_, str> {
+                <$whole as Resource>::group(&())
+            }
+
+            fn version((): &()) -> Cow<'_, str> {
+                <$whole as Resource>::version(&())
+            }
+
+            fn plural((): &()) -> Cow<'_, str> {
+                <$whole as Resource>::plural(&())
+            }
+
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+/// A part of an object, with what is looked at of it.
+macro_rules! part {
+    ($(#[$about:meta])* $name:ident { $($field:ident: $part:ty),* $(,)? }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+        #[serde(default, rename_all = "camelCase")]
+        pub struct $name {
+            $(pub $field: Option<$part>,)*
+        }
+    };
+}
+
+seen!(
+    /// A pod: a worker's or a watcher's.
+    Pod of core::v1::Pod { spec: PodSpec, status: PodStatus }
+);
+part!(
+    /// Where a pod runs.
+    PodSpec { node_name: String }
+);
+part!(
+    /// How far a pod is.
+    PodStatus {
+        phase: String,
+        reason: String,
+        message: String,
+        conditions: Vec<PodCondition>,
+        container_statuses: Vec<ContainerStatus>,
+    }
+);
+part!(
+    /// How far a container is.
+    ContainerStatus { state: core::v1::ContainerState }
+);
+
+seen!(
+    /// The batch Job of an attempt.
+    Job of batch::v1::Job { spec: JobSpec, status: JobStatus }
+);
+part!(
+    /// Whether a Job waits for somebody who admits it.
+    JobSpec { suspend: bool }
+);
+part!(
+    /// What became of a Job.
+    JobStatus { conditions: Vec<batch::v1::JobCondition> }
+);
+
+seen!(
+    /// The `StatefulSet` of a watcher.
+    StatefulSet of apps::v1::StatefulSet { status: StatefulSetStatus }
+);
+part!(
+    /// Whether its pod is ready.
+    StatefulSetStatus { observed_generation: i64, ready_replicas: i32 }
+);
+
+seen!(
+    /// A claim of a queue.
+    PersistentVolumeClaim of core::v1::PersistentVolumeClaim { spec: PersistentVolumeClaimSpec }
+);
+part!(
+    /// How a claim may be mounted.
+    PersistentVolumeClaimSpec { access_modes: Vec<String> }
+);
+
+seen!(
+    /// What is said of a pod or a Job that doesn't start.
+    Event of core::v1::Event { reason: String, message: String, last_timestamp: Time }
+);
