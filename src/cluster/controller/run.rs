@@ -391,3 +391,6 @@ async fn watch_kueue(client: Client) -> watch::Receiver<bool> {
     receiver.changed().await.expect("whoever looks goes on as long as somebody listens");
     receiver
 }
+
+#[cfg(test)]
+mod tests;
