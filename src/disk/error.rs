@@ -77,7 +77,7 @@ impl Error {
 
     fn describe(&self) -> String {
         match self.offset {
-            Some(offset) => format!("{}: {} at byte {offset}", self.file, self.message),
+            Some(offset) => format!("{}: {} (at byte {offset})", self.file, self.message),
             None => format!("{}: {}", self.file, self.message),
         }
     }

@@ -145,7 +145,7 @@ fn a_broken_image_fails_once_with_a_reason() {
             "filepath": site.queue().join("bad.vmdk"),
             "file_size_mb": 1.5,
             "timestamp": null,
-            "error": "bad.vmdk: has no signature of a .vmdk file at byte 0",
+            "error": "bad.vmdk: has no signature of a .vmdk file (at byte 0)",
             "phase": "conversion",
             "exception_traceback": null,
             "suggestion": "Re-export the VM from source, the disk image may be corrupted",
@@ -176,12 +176,12 @@ fn a_broken_image_fails_once_with_a_reason() {
             "end_time": null,
             "duration_seconds": null,
             "status": "failed",
-            "error": "bad.vmdk: has no signature of a .vmdk file at byte 0",
+            "error": "bad.vmdk: has no signature of a .vmdk file (at byte 0)",
             "retry_count": 0,
         })
     );
     assert_eq!(daemon.lines("attempt started").len(), 1);
-    assert_eq!(daemon.lines("❌ Failed: bad.vmdk: has no signature of a .vmdk file at byte 0 ").len(), 1);
+    assert_eq!(daemon.lines("❌ Failed: bad.vmdk: has no signature of a .vmdk file (at byte 0) ").len(), 1);
 }
 
 #[test]
