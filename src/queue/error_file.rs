@@ -83,6 +83,7 @@ pub fn free_bytes(path: &Path) -> io::Result<Option<u64>> {
 }
 
 /// The same of what was asked already. Some file systems (ramfs, buckets behind FUSE) tell of no blocks at all.
+#[must_use]
 pub fn told_free(told: &StatVfs) -> Option<u64> {
     (told.f_blocks > 0).then(|| told.f_bavail.saturating_mul(told.f_frsize))
 }
