@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1 as batch;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
@@ -31,8 +31,6 @@ const CONFLICT: Duration = Duration::from_secs(1);
 const YOUNG: Duration = Duration::from_secs(2);
 /// How long a pod may take before it is asked why, and its events: on a busy node many wait a moment for others to end.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a worker runs before that is written down: what is over sooner is written down as a whole.
-const BRIEF: SignedDuration = SignedDuration::from_secs(2);
 
 /// One conversion with what was read and validated for it.
 struct Reconcile<'a> {
@@ -129,9 +127,6 @@ impl Reconcile<'_> {
             Decision::Start(attempt) => self.start(state, attempt).await?,
             Decision::Create(attempt) => self.recreate(attempt).await?,
             Decision::Search(attempt) => self.search(state, attempt).await?,
-            Decision::Note(Observation::Running { pod_name: Some(_), .. }) if runs_briefly(&pods, now) => {
-                Action::requeue(YOUNG)
-            }
             Decision::Note(observation) => {
                 self.note(decision::witnessed(state, &pods), observation).await?;
                 Action::requeue(NET)
@@ -359,11 +354,6 @@ impl Reconcile<'_> {
         }
         Ok(again)
     }
-}
-
-/// Whether the worker has just begun.
-fn runs_briefly(pods: &[&Pod], now: Timestamp) -> bool {
-    outcome::started(pods).is_some_and(|started| now.duration_since(started) < BRIEF)
 }
 
 /// Sends what is new of a status; `None` if nothing is.

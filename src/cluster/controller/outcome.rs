@@ -1,6 +1,5 @@
 //! What became of an attempt: one decision over its Job, its pods and the worker's own message.
 
-use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::JobCondition;
 
 use crate::cluster::seen::{ContainerStateTerminated, ContainerStatus, Job, Pod, PodCondition};
@@ -64,14 +63,6 @@ pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outco
 #[must_use]
 pub fn any_started(pods: &[&Pod]) -> bool {
     pods.iter().any(|pod| has_started(pod))
-}
-
-/// When the container of the newest pod began to run.
-#[must_use]
-pub fn started(pods: &[&Pod]) -> Option<Timestamp> {
-    let state = worker(newest(pods)?)?.state.as_ref()?;
-    let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
-    running.or(state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref())).map(|time| time.0)
 }
 
 /// Name and node of the pod whose container runs or ran, if any did.
