@@ -12,7 +12,7 @@ pub mod status;
 
 pub use claim::{Claim, Member};
 pub use domain::domain_xml;
-pub use failure::{Class, Failure, Phase, Reason, Stage};
+pub use failure::{Class, Failure, Phase, Reason, Stage, chain};
 pub use id::{Attempt, ConversionId};
 pub use options::{Compression, ConversionOptions, OutputFormat};
 pub use report::{FailureReport, Metadata, Progress, TerminationMessage};

@@ -126,16 +126,3 @@ pub trait Executor {
     /// The same where it is known already, without waiting.
     fn take_next(&mut self) -> Option<Update>;
 }
-
-/// An error with its causes, on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

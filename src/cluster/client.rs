@@ -53,7 +53,7 @@ mod tests {
         let begun = Instant::now();
         let error = Api::<Pod>::default_namespaced(client).get("pod").await.unwrap_err();
         assert_eq!(begun.elapsed().as_secs(), CALL_LIMIT.as_secs());
-        let said = crate::executor::chain(&error);
+        let said = crate::conversion::chain(&error);
         assert!(said.contains("the API server did not answer within 10 s"), "{said}");
     }
 }

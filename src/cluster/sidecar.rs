@@ -22,7 +22,7 @@ use super::snapshot::{SocketReport, WatcherSnapshot};
 use super::watcher::Identity;
 use crate::control::{BindError, FALLBACK_SOCKET_NAME, Listener, SOCKET};
 use crate::conversion::admission::RunState;
-use crate::executor::chain;
+use crate::conversion::chain;
 use crate::stats::{self, Snapshot, Totals};
 
 use handler::Control;

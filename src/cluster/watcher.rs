@@ -16,7 +16,7 @@ use crate::cluster::api::{HyperConversion, HyperConversionSpec, InvalidSetting};
 use crate::cluster::cache::{self, Change};
 use crate::cluster::executor::{ClusterExecutor, WatchEnded};
 use crate::conversion::admission::RunState;
-use crate::executor::chain;
+use crate::conversion::chain;
 use crate::ledger::{self, Ledger, Writer};
 use crate::notification::Notifier;
 use crate::queue::engine::{Engine, Remote, Settings, events};

@@ -324,7 +324,7 @@ impl Executor for ProcessExecutor {
             }
             let worked = self.work().await;
             if let Err(error) = worked {
-                tracing::error!(error = %crate::executor::chain(&error), "cannot note what became of an attempt");
+                tracing::error!(error = %crate::conversion::chain(&error), "cannot note what became of an attempt");
                 // The ledger does not answer: trying again at once would only fill the log.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::executor::chain;
-
 use super::{Error, Ledger, Result};
+use crate::conversion::chain;
 
 type Work = Box<dyn FnOnce(&mut Ledger) + Send>;
 

@@ -20,8 +20,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
-use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress};
-use crate::executor::{self, Executor, chain};
+use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress, chain};
+use crate::executor::{self, Executor};
 use crate::ledger::{self, ConversionRow};
 use crate::notification::{Event, Notifier, StallWatch};
 use crate::stats::Snapshot;

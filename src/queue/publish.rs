@@ -23,7 +23,7 @@ use super::moves::{self, Method, MoveError};
 use super::names;
 use super::store::{self, StoreError};
 use super::waste;
-use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason};
+use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
 
 /// Longest metadata.json that is read.
 pub const MAX_METADATA_BYTES: usize = 64 << 10;
@@ -271,17 +271,6 @@ fn clamp(metadata: &mut Metadata) {
     for warning in &mut metadata.warnings {
         warning.truncate(warning.floor_char_boundary(MAX_WARNING));
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

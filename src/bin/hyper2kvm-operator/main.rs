@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use hyper2kvm::cluster::api;
-use hyper2kvm::executor::chain;
+use hyper2kvm::conversion::chain;
 use hyper2kvm::telemetry;
 use hyper2kvm::telemetry::logging::{self, LogError, LogFormat, LogOptions};
 

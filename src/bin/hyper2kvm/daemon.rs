@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use hyper2kvm::config::{self, Config, Deduplication, Overrides};
 use hyper2kvm::control::{Listener, SOCKET};
 use hyper2kvm::conversion::admission::RunState;
-use hyper2kvm::executor::chain;
+use hyper2kvm::conversion::chain;
 use hyper2kvm::executor::process::{ProcessConfig, ProcessExecutor};
 use hyper2kvm::executor::progress::STALL_AFTER;
 use hyper2kvm::ledger::{Ledger, Writer};

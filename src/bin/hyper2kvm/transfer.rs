@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use hyper2kvm::executor::chain;
+use hyper2kvm::conversion::chain;
 use hyper2kvm::queue::transfer::{self, Line, TransferError};
 
 #[derive(Debug, Args)]

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use hyper2kvm::conversion::admission::RunState;
-use hyper2kvm::executor::chain;
+use hyper2kvm::conversion::chain;
 use serde::Serialize;
 
 use access::Access;

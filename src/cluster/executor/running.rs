@@ -14,8 +14,7 @@ use crate::cluster::api::{ConversionJob, ProgressReport, STALLED, condition};
 use crate::cluster::cache::version;
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
-use crate::conversion::ConversionId;
-use crate::executor::chain;
+use crate::conversion::{ConversionId, chain};
 use crate::executor::progress::STALL_AFTER;
 
 use super::objects::Said;

@@ -15,7 +15,7 @@ use crate::cluster::snapshot::WatcherSnapshot;
 use crate::cluster::watcher::Identity;
 use crate::control::{Command, Handler, Reply};
 use crate::conversion::admission::RunState;
-use crate::executor::chain;
+use crate::conversion::chain;
 
 /// How long the API server may take; stock clients give up after 5 s.
 const PATCH_TIMEOUT: Duration = Duration::from_secs(3);

@@ -17,7 +17,7 @@ use crate::cluster::snapshot::WatcherSnapshot;
 use crate::cluster::{cache, names, sidecar};
 use crate::control::FALLBACK_SOCKET_NAME;
 use crate::conversion::admission::RunState;
-use crate::executor::chain;
+use crate::conversion::chain;
 use crate::stats::{Shortage, Snapshot};
 
 /// Shortest time between two writes of the status.

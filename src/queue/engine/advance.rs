@@ -7,8 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
-use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason};
-use crate::executor::{Executor, Update, chain};
+use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason, chain};
+use crate::executor::{Executor, Update};
 use crate::ledger::{Change, ClaimState, ConversionRow, retries};
 use crate::queue::{dispose, failpoint};
 

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::conversion::admission::RunState;
-use crate::executor::{Executor, chain};
+use crate::conversion::chain;
+use crate::executor::Executor;
 use crate::stats::Snapshot;
 
 use super::{Engine, Order};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::conversion::{Claim, ConversionId};
-use crate::executor::{Executor, chain};
+use crate::conversion::{Claim, ConversionId, chain};
+use crate::executor::Executor;
 use crate::ledger::{ClaimState, ConversionRow, Ledger, NewConversion};
 use crate::queue::claim;
 use crate::queue::dispose;

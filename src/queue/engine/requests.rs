@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::conversion::admission::RunState;
-use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Reason};
-use crate::executor::{Executor, Request, chain};
+use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Reason, chain};
+use crate::executor::{Executor, Request};
 use crate::queue::companions;
 use crate::queue::error_file;
 use crate::queue::layout::{CLAIM_FILE, is_plain_name};

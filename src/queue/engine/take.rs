@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, advance};
-use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Reason};
-use crate::executor::{Executor, Submission, chain};
+use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Reason, chain};
+use crate::executor::{Executor, Submission};
 use crate::ledger::{Change, ClaimState, ConversionRow, NewConversion};
 use crate::queue::claim::{self, Taken};
 use crate::queue::companions::Elsewhere;

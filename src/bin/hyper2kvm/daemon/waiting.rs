@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper2kvm::control::{Command, Handler, Listener, Reply, SOCKET};
 use hyper2kvm::conversion::admission::RunState;
-use hyper2kvm::executor::chain;
+use hyper2kvm::conversion::chain;
 use hyper2kvm::queue::{Layout, Method, probe};
 use hyper2kvm::stats::Snapshot;
 use jiff::Timestamp;
