@@ -3,8 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-cargo build --quiet --no-default-features --bins --examples
-bin=$PWD/target/debug
+cargo build --quiet --locked --profile demo --no-default-features --bins --examples
+bin=$PWD/target/demo
 
 place=$(mktemp -d "${TMPDIR:-/tmp}/hyper2kvm-demo.XXXXXX")
 mkdir "$place/queue" "$place/output"
