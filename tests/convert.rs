@@ -185,7 +185,7 @@ impl SmallMemory {
         let (parent, key) =
             if first.exists() { (first, "memory.limit_in_bytes") } else { (Path::new("/sys/fs/cgroup"), "memory.max") };
         let path = parent.join(format!("hyper2kvm-test-{}", std::process::id()));
-        let group = fs::create_dir(&path).is_ok().then_some(Self(path));
+        let group = fs::create_dir(&path).is_ok().then(|| Self(path));
         let limited = group.filter(|group| fs::write(group.0.join(key), (64 << 20).to_string()).is_ok());
         if limited.is_none() {
             eprintln!("left out: no cgroup with a memory limit can be made");
