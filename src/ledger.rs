@@ -3,8 +3,9 @@
 //! The database is the one that users of hyper2kvm query (`processed_files`), with further tables of ours beside it.
 //! It lies on the output volume, which may be a network file system: rollback journal, never WAL, and every
 //! transaction is on the disk before it returns. The journal's file stays where it is, for making and removing it each
-//! time would change a directory that then has to be synced; its first bytes say whether it counts. What a restart would find out again anyway ([`Ledger::defer`]) waits
-//! for the next transaction, because bringing one to the disk takes longer than all the rest of a small conversion.
+//! time would change a directory that then has to be synced; its first bytes say whether it counts. What a restart
+//! would find out again anyway ([`Ledger::defer`]) waits for the next transaction, because bringing one to the disk
+//! takes longer than all the rest of a small conversion.
 //!
 //! ```text
 //!                         ┌──────────────── due ───────────────┐
