@@ -21,6 +21,7 @@ use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod, StatefulSet};
+use crate::conversion::chain;
 
 /// After this long without any event an object is looked at again: a net below the watches.
 pub const NET: Duration = Duration::from_secs(300);
@@ -112,13 +113,7 @@ impl Error {
     /// The error and its causes on one line.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
+        chain(self)
     }
 }
 
