@@ -12,7 +12,7 @@ mod stage;
 use std::time::Duration;
 
 use disks::{guest, holds};
-use hyper2kvm::cluster::api::JobPhase;
+use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
 use hyper2kvm::conversion::Reason;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -56,6 +56,12 @@ async fn restarts(queue: &Queue) -> i32 {
     let status = queue.api::<Pod>().get(&queue.pod()).await.unwrap().status.unwrap();
     let all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
     all.map(|status| status.restart_count).sum()
+}
+
+/// The pod of a conversion that runs, as kubectl shows it.
+async fn pod(queue: &Queue, running: &ConversionJob) -> Value {
+    let pod = queue.api::<Pod>().get(&pod_of(running).unwrap()).await.unwrap();
+    serde_json::to_value(pod).unwrap()
 }
 
 /// Conversions that take some seconds.
@@ -105,20 +111,24 @@ async fn what_ends_while_the_kubelet_is_away_is_told_when_it_is_back() {
     let Some(queue) = Queue::open("no-kubelet", spec, hang).await else { return };
     queue.bring("killed.img", &guest(1, 401));
     let running = queue.conversion("killed.img", "running", runs).await;
-    let killed = queue.api::<Pod>().get(&pod_of(&running).unwrap()).await.unwrap();
+    let killed = pod(&queue, &running).await;
     queue.patch(&json!({"metadata": {"annotations": {"test.hyper2kvm.io/hang": null}}}));
-    queue.bring("disk.img", &guest(32, 402));
-    queue.conversion("disk.img", "running", runs).await;
+    queue.bring("disk.img", &guest(96, 402));
+    let running = queue.conversion("disk.img", "running", runs).await;
+    let held = pod(&queue, &running).await;
+    // However long the kubelet takes to stop, the conversion ends after it.
+    assert!(queue.operator.namespace.signal_container(&held, "worker", "SIGSTOP"));
     let away = Away::now(&queue, "kubelet");
     assert!(!is_done(&queue, "disk"), "it was through already");
-    assert!(queue.operator.namespace.try_kill_container(&serde_json::to_value(&killed).unwrap(), "worker"));
+    assert!(queue.operator.namespace.signal_container(&held, "worker", "SIGCONT"));
+    assert!(queue.operator.namespace.try_kill_container(&killed, "worker"));
     queue.eventually("converted meanwhile", || is_done(&queue, "disk")).await;
     queue.bring("late.img", &guest(1, 403));
     queue.conversion("late.img", "staged", |c| c.status.as_ref().is_some_and(|s| s.state.staged == 1)).await;
     drop(away);
 
     for (name, size, seed, ends) in [
-        ("disk.img", 32, 402, &[None][..]),
+        ("disk.img", 96, 402, &[None][..]),
         ("killed.img", 1, 401, &[Some(Reason::Killed), None]),
         ("late.img", 1, 403, &[None]),
     ] {

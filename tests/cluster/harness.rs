@@ -238,6 +238,11 @@ impl Namespace {
 
     /// The same for a pod as kubectl shows it; `false` where the container doesn't run.
     pub fn try_kill_container(&self, pod: &serde_json::Value, container: &str) -> bool {
+        self.signal_container(pod, container, "SIGKILL")
+    }
+
+    /// Sends a signal to all processes of a container, with or without a kubelet; `false` where it doesn't run.
+    pub fn signal_container(&self, pod: &serde_json::Value, container: &str, signal: &str) -> bool {
         let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| pod["status"][list].as_array());
         let running = statuses
             .into_iter()
@@ -249,7 +254,7 @@ impl Namespace {
         let state = self.cluster.state.as_ref().expect("a node of our own");
         let mut kill = Command::new("ctr");
         kill.arg("--address").arg(state.join("run/containerd.sock"));
-        kill.args(["--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", "--all", id]);
+        kill.args(["--namespace", "k8s.io", "tasks", "kill", "--signal", signal, "--all", id]);
         kill.output().expect("ctr runs").status.success()
     }
 
