@@ -45,9 +45,10 @@ pub fn make(directory: &Path, name: &str, gib: u64) -> Result<()> {
         "ends-2048.raw" => sparse(&unfinished, 2048 * GIB - 65536, 2, 65536)?,
         "ends.vmdk" => convert("ends-2048.raw", &["-O", "vmdk", "-o", "subformat=monolithicSparse"])?,
         "dense.vmdk" => make_dense(&unfinished, 512 * GIB)?,
-        "stream.ova" | "digest.ova" => {
-            make(directory, "stream.vmdk", gib)?;
-            make_ova(directory, &unfinished, gib * GIB, name == "digest.ova")?;
+        "stream.ova" | "digest.ova" | "digest-sparse.ova" => {
+            let disk = if name == "digest-sparse.ova" { "sparse" } else { "stream" };
+            make(directory, &format!("{disk}.vmdk"), gib)?;
+            make_ova(directory, &unfinished, disk, gib * GIB, name != "stream.ova")?;
         }
         other => anyhow::bail!("no rule makes {other}"),
     }
@@ -129,25 +130,26 @@ fn copy_tree(from: &Path, to: &Path, budget: u64) -> Result<u64> {
 }
 
 /// An OVA around the disk, with or without a manifest, in a ustar archive.
-fn make_ova(directory: &Path, path: &Path, capacity: u64, digest: bool) -> Result<()> {
-    let ovf = format!(
+fn make_ova(directory: &Path, path: &Path, disk: &str, capacity: u64, digest: bool) -> Result<()> {
+    let [vmdk, ovf, mf] = ["vmdk", "ovf", "mf"].map(|extension| format!("{disk}.{extension}"));
+    let envelope = format!(
         r#"<?xml version="1.0"?>
 <Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
-  <References><File ovf:id="file1" ovf:href="stream.vmdk"/></References>
+  <References><File ovf:id="file1" ovf:href="{disk}.vmdk"/></References>
   <DiskSection><Info>Disks</Info><Disk ovf:diskId="d1" ovf:fileRef="file1" ovf:capacity="{capacity}" ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection>
   <VirtualSystem ovf:id="vm"><Info>A machine</Info></VirtualSystem>
 </Envelope>
 "#
     );
-    fs::write(directory.join("stream.ovf"), ovf)?;
+    fs::write(directory.join(&ovf), envelope)?;
     let (at, path) = (directory.display().to_string(), path.display().to_string());
-    let mut words = vec!["--format=ustar", "-C", &at, "-cf", &path, "stream.ovf"];
+    let mut words = vec!["--format=ustar", "-C", &at, "-cf", &path, &ovf];
     if digest {
-        let sum = text_of("sha256sum", &[&directory.join("stream.vmdk").display().to_string()])?;
+        let sum = text_of("sha256sum", &[&directory.join(&vmdk).display().to_string()])?;
         let sum = sum.split(' ').next().context("sha256sum says nothing")?;
-        fs::write(directory.join("stream.mf"), format!("SHA256(stream.vmdk)= {sum}\n"))?;
-        words.push("stream.mf");
+        fs::write(directory.join(&mf), format!("SHA256({vmdk})= {sum}\n"))?;
+        words.push(&mf);
     }
-    words.push("stream.vmdk");
+    words.push(&vmdk);
     text_of("tar", &words).map(drop)
 }
