@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
@@ -20,7 +20,7 @@ use crate::cluster::seen::Pod;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, Class, ConversionId, Failure, Metadata};
+use crate::conversion::{Attempt, ConversionId, Failure, Metadata};
 use crate::executor::progress::LOOK;
 use crate::executor::{Error, Executor, Request, Submission, Update};
 use crate::ledger::ConversionRow;
@@ -29,6 +29,7 @@ use crate::queue::Layout;
 mod history;
 mod objects;
 mod progress;
+mod requests;
 mod running;
 
 use objects::{Said, completed, duration, object, outputs, published};
@@ -349,34 +350,11 @@ impl Executor for ClusterExecutor {
     }
 
     fn requests(&self) -> Vec<Request> {
-        let request = |(id, object): (&ConversionId, &Arc<ConversionJob>)| Request {
-            id: id.clone(),
-            path: object.spec.source.path.clone(),
-            companions: object.spec.source.companions.clone(),
-            emit_domain_xml: object.spec.conversion.emit_domain_xml,
-        };
-        self.asked.iter().map(request).collect()
+        self.all_requests()
     }
 
     async fn decline(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
-        let Some(object) = self.asked.get(id).cloned() else { return Ok(()) };
-        let state = object.status.clone().unwrap_or_default().state;
-        let (reason, message) = (failure.reason.to_string(), failure.message.clone());
-        let observation = match failure.class {
-            Class::Cancelled => Observation::Cancelled(failure),
-            _ => Observation::Rejected(failure),
-        };
-        let (state, _) = advance(state, observation, &RetryPolicy::default(), Timestamp::now());
-        let conditions = vec![("Succeeded", "False", reason, message)];
-        let said = Said { staged: state.staged, conditions, end: Some(&state), ..Said::default() };
-        self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false });
-        match self.say("decline", id, said).await {
-            Ok(()) => self.forget(id).await,
-            Err(error) => {
-                self.known.remove(id);
-                Err(error)
-            }
-        }
+        self.decline_request(id, failure).await
     }
 
     async fn next(&mut self) -> Update {
@@ -427,43 +405,6 @@ impl ClusterExecutor {
         }
     }
 
-    /// Removes finished conversions beyond the queue's limits, those alone of which the ledger knows nothing any more.
-    fn prune(&mut self) {
-        let now = Instant::now();
-        if now < self.next_prune {
-            return;
-        }
-        self.next_prune = now + history::INTERVAL;
-        let is_forgotten = |object: &Arc<ConversionJob>| {
-            object.name_any().parse::<ConversionId>().is_ok_and(|id| !self.known.contains_key(&id))
-        };
-        let all = self.conversions.state();
-        let all = all.iter().filter(|object| is_forgotten(object)).filter_map(|object| history::finished(object));
-        let old = history::beyond(all.collect(), &self.queue.spec);
-        if old.is_empty() {
-            return;
-        }
-        tracing::info!(conversions = old.len(), "removing finished conversions beyond the history limits");
-        let api = self.api();
-        tokio::spawn(async move {
-            for finished in old {
-                let preconditions = Preconditions { uid: Some(finished.uid), resource_version: None };
-                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-                match api.delete(&finished.name, &params).await {
-                    Ok(_) => {}
-                    // Gone, or another object under the same name.
-                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-                    Err(error) => {
-                        tracing::warn!(conversion = finished.name, %error, "cannot remove a finished conversion");
-                        return;
-                    }
-                }
-            }
-        });
-    }
-}
-
-impl ClusterExecutor {
     fn hear(&mut self, heard: &Heard) {
         let (Heard::Changed(name) | Heard::Gone(name, _)) = heard;
         let Ok(id) = name.parse::<ConversionId>() else { return };
@@ -478,34 +419,6 @@ impl ClusterExecutor {
         }
         self.show(&id);
     }
-
-    /// Something about an object that no claim stands for changed.
-    fn hear_of_request(&mut self, id: &ConversionId) {
-        let reference = ObjectRef::new(id.as_str()).within(&self.queue.namespace().unwrap_or_default());
-        let is_done = |object: &ConversionJob| object.uid().is_some_and(|uid| self.done.contains(&uid));
-        match self.conversions.get(&reference).filter(|object| is_request(object) && !is_done(object)) {
-            Some(object) => {
-                self.asked.insert(id.clone(), object);
-                self.show(id);
-            }
-            None => drop(self.asked.remove(id)),
-        }
-    }
-
-    /// An update that only wakes whoever asks for requests.
-    fn told_of_request(&self, id: &ConversionId) -> Option<Update> {
-        let object = self.asked.get(id)?;
-        let status = object.status.clone().unwrap_or_default().state;
-        let uid = object.uid();
-        Some(Update { id: id.clone(), status: Some(status), is_recorded: false, uid, progress: None, may_run: false })
-    }
-}
-
-/// Whether somebody made this object by hand, and it waits for its claim: ours are owned by their queue.
-fn is_request(object: &ConversionJob) -> bool {
-    let is_ours = object.owner_references().iter().any(|owner| owner.controller == Some(true));
-    let has_ended = object.status.as_ref().is_some_and(|status| status.state.is_terminal());
-    !is_ours && !has_ended && object.metadata.deletion_timestamp.is_none() && object.spec.duplicate_of.is_empty()
 }
 
 fn slim_pod(pod: &mut Pod) {

@@ -1,12 +1,18 @@
-//! Which finished conversions are kept: the newest of each outcome, up to the queue's limits.
+//! Which finished conversions are kept: the newest of each outcome, up to the queue's limits. The others go.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
+use kube::api::{DeleteParams, Preconditions};
+use tokio::time::Instant;
 
 use crate::cluster::api::{ConversionJob, HyperConversionSpec, condition};
+use crate::conversion::ConversionId;
 use crate::conversion::status::End;
+
+use super::ClusterExecutor;
 
 /// How often finished conversions are counted.
 pub const INTERVAL: Duration = Duration::from_secs(60);
@@ -16,16 +22,16 @@ const AT_ONCE: usize = 100;
 
 /// A conversion of which everything is said.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Finished {
+struct Finished {
     completed: Timestamp,
-    pub name: String,
+    name: String,
     /// Of this very object: one made anew under the name is another.
-    pub uid: String,
+    uid: String,
     has_succeeded: bool,
 }
 
 /// What is to be known of a finished conversion; `None` where its end is not reported yet.
-pub fn finished(object: &ConversionJob) -> Option<Finished> {
+fn finished(object: &ConversionJob) -> Option<Finished> {
     let status = object.status.as_ref()?;
     let end = status.state.end?;
     let reported = condition(&status.conditions, "Succeeded").is_some_and(|c| c.status != "Unknown");
@@ -41,7 +47,7 @@ pub fn finished(object: &ConversionJob) -> Option<Finished> {
 }
 
 /// Those beyond the limits, the oldest first.
-pub fn beyond(mut all: Vec<Finished>, spec: &HyperConversionSpec) -> Vec<Finished> {
+fn beyond(mut all: Vec<Finished>, spec: &HyperConversionSpec) -> Vec<Finished> {
     all.sort();
     let count = |wanted: bool| all.iter().filter(|finished| finished.has_succeeded == wanted).count();
     let limit = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
@@ -54,6 +60,43 @@ pub fn beyond(mut all: Vec<Finished>, spec: &HyperConversionSpec) -> Vec<Finishe
         goes
     };
     all.into_iter().filter(is_beyond).take(AT_ONCE).collect()
+}
+
+impl ClusterExecutor {
+    /// Removes finished conversions beyond the queue's limits, those alone of which the ledger knows nothing any more.
+    pub(super) fn prune(&mut self) {
+        let now = Instant::now();
+        if now < self.next_prune {
+            return;
+        }
+        self.next_prune = now + INTERVAL;
+        let is_forgotten = |object: &Arc<ConversionJob>| {
+            object.name_any().parse::<ConversionId>().is_ok_and(|id| !self.known.contains_key(&id))
+        };
+        let all = self.conversions.state();
+        let all = all.iter().filter(|object| is_forgotten(object)).filter_map(|object| finished(object));
+        let old = beyond(all.collect(), &self.queue.spec);
+        if old.is_empty() {
+            return;
+        }
+        tracing::info!(conversions = old.len(), "removing finished conversions beyond the history limits");
+        let api = self.api();
+        tokio::spawn(async move {
+            for finished in old {
+                let preconditions = Preconditions { uid: Some(finished.uid), resource_version: None };
+                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+                match api.delete(&finished.name, &params).await {
+                    Ok(_) => {}
+                    // Gone, or another object under the same name.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(error) => {
+                        tracing::warn!(conversion = finished.name, %error, "cannot remove a finished conversion");
+                        return;
+                    }
+                }
+            }
+        });
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,78 @@
+//! Objects that somebody else made: each asks for the conversion of a file that lies in the queue.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
+
+use crate::cluster::api::ConversionJob;
+use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
+use crate::conversion::{Class, ConversionId, Failure};
+use crate::executor::{Error, Executor, Request, Update};
+
+use super::objects::Said;
+use super::{ClusterExecutor, Known};
+
+impl ClusterExecutor {
+    /// Something about an object that no claim stands for changed.
+    pub(super) fn hear_of_request(&mut self, id: &ConversionId) {
+        let reference = ObjectRef::new(id.as_str()).within(&self.queue.namespace().unwrap_or_default());
+        let is_done = |object: &ConversionJob| object.uid().is_some_and(|uid| self.done.contains(&uid));
+        match self.conversions.get(&reference).filter(|object| is_request(object) && !is_done(object)) {
+            Some(object) => {
+                self.asked.insert(id.clone(), object);
+                self.show(id);
+            }
+            None => drop(self.asked.remove(id)),
+        }
+    }
+
+    /// An update that only wakes whoever asks for requests.
+    pub(super) fn told_of_request(&self, id: &ConversionId) -> Option<Update> {
+        let object = self.asked.get(id)?;
+        let status = object.status.clone().unwrap_or_default().state;
+        let uid = object.uid();
+        Some(Update { id: id.clone(), status: Some(status), is_recorded: false, uid, progress: None, may_run: false })
+    }
+
+    /// The objects that wait for their claim.
+    pub(super) fn all_requests(&self) -> Vec<Request> {
+        let request = |(id, object): (&ConversionId, &Arc<ConversionJob>)| Request {
+            id: id.clone(),
+            path: object.spec.source.path.clone(),
+            companions: object.spec.source.companions.clone(),
+            emit_domain_xml: object.spec.conversion.emit_domain_xml,
+        };
+        self.asked.iter().map(request).collect()
+    }
+
+    /// Ends a request without a claim.
+    pub(super) async fn decline_request(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        let Some(object) = self.asked.get(id).cloned() else { return Ok(()) };
+        let state = object.status.clone().unwrap_or_default().state;
+        let (reason, message) = (failure.reason.to_string(), failure.message.clone());
+        let observation = match failure.class {
+            Class::Cancelled => Observation::Cancelled(failure),
+            _ => Observation::Rejected(failure),
+        };
+        let (state, _) = advance(state, observation, &RetryPolicy::default(), Timestamp::now());
+        let conditions = vec![("Succeeded", "False", reason, message)];
+        let said = Said { staged: state.staged, conditions, end: Some(&state), ..Said::default() };
+        self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false });
+        match self.say("decline", id, said).await {
+            Ok(()) => self.forget(id).await,
+            Err(error) => {
+                self.known.remove(id);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether somebody made this object by hand, and it waits for its claim: ours are owned by their queue.
+fn is_request(object: &ConversionJob) -> bool {
+    let is_ours = object.owner_references().iter().any(|owner| owner.controller == Some(true));
+    let has_ended = object.status.as_ref().is_some_and(|status| status.state.is_terminal());
+    !is_ours && !has_ended && object.metadata.deletion_timestamp.is_none() && object.spec.duplicate_of.is_empty()
+}
