@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod objects;
 pub mod outcome;
 pub mod queues;
+pub mod recent;
 mod run;
 pub mod status;
 mod writes;

@@ -5,6 +5,7 @@
 //! the caches show what was made of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::{self, Display, Formatter};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +18,12 @@ use crate::conversion::{Attempt, ConversionId};
 pub struct Key {
     pub namespace: String,
     pub name: String,
+}
+
+impl Display for Key {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// Where a conversion stands, as far as slots go.

@@ -17,6 +17,7 @@ use super::admission::{Admission, Key};
 use super::backoff::Backoff;
 use super::metrics::Metrics;
 use super::objects::Image;
+use super::recent::Recent;
 use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
 use crate::cluster::names;
@@ -39,6 +40,9 @@ pub struct Context {
     pub recorder: Recorder,
     pub backoff: Backoff,
     pub writes: Writes,
+    /// Access modes of the claims of each queue. A claim outlives the pods that use it, the watcher's among them: until
+    /// another one has taken its place and something has settled on it, these are forgotten.
+    pub modes: Recent<Vec<Vec<String>>>,
     pub metrics: std::sync::Arc<Metrics>,
 }
 
@@ -176,14 +180,27 @@ impl Context {
         }
     }
 
-    /// Access modes of the claims of a queue; claims that don't exist yet have none.
+    /// Access modes of the claims of a queue, as they are now; claims that don't exist yet have none.
     pub async fn access_modes(&self, queue: &HyperConversion) -> Result<Vec<Vec<String>>, Error> {
         let api = self.api::<PersistentVolumeClaim>(&queue.namespace().unwrap_or_default());
         let mut claims = vec![&queue.spec.queue.claim_name, &queue.spec.output.claim_name];
         claims.dedup();
+        let wanted = claims.len();
         let found = try_join_all(claims.into_iter().map(|claim| api.get_opt(claim))).await;
         let found = found.map_err(Error::api("read a PersistentVolumeClaim"))?;
-        Ok(found.into_iter().flatten().filter_map(|claim| claim.spec?.access_modes).collect())
+        let modes: Vec<_> = found.into_iter().flatten().filter_map(|claim| claim.spec?.access_modes).collect();
+        if modes.len() == wanted {
+            self.modes.note(key(queue).to_string(), modes.clone());
+        }
+        Ok(modes)
+    }
+
+    /// The same as they were up to a minute ago: for each of many conversions.
+    pub async fn recent_access_modes(&self, queue: &HyperConversion) -> Result<Vec<Vec<String>>, Error> {
+        match self.modes.get(&key(queue).to_string()) {
+            Some(modes) => Ok(modes),
+            None => self.access_modes(queue).await,
+        }
     }
 }
 

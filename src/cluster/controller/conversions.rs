@@ -218,7 +218,7 @@ impl Reconcile<'_> {
     }
 
     async fn job(&self, attempt: Attempt) -> Result<batch::Job, Error> {
-        let modes = self.context.access_modes(&self.queue).await?;
+        let modes = self.context.recent_access_modes(&self.queue).await?;
         let surroundings = Surroundings {
             image: self.context.image.clone(),
             one_node: modes.iter().any(|modes| !modes.iter().any(|mode| mode == "ReadWriteMany")),
@@ -334,7 +334,7 @@ impl Reconcile<'_> {
         let mut again: Option<Duration> = None;
         for record in &state.attempts {
             let Some(job) = self.cached_job(record.number) else { continue };
-            if job.metadata.deletion_timestamp.is_some() {
+            if job.metadata.deletion_timestamp.is_some() || self.context.writes.is_removed(job.as_ref()) {
                 continue;
             }
             let Some(due) = decision::removal(&state, &job) else { continue };
@@ -351,6 +351,7 @@ impl Reconcile<'_> {
                 Err(error) if error.is_not_found() || error.is_conflict() => {}
                 other => drop(other?),
             }
+            self.context.writes.removed(job.as_ref());
         }
         Ok(again)
     }

@@ -27,6 +27,7 @@ use super::context::{Caches, Context, Error, TIME_LIMIT};
 use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
 use super::objects::Image;
+use super::recent::Recent;
 use super::writes::Writes;
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
@@ -217,6 +218,7 @@ async fn work(
         recorder: Recorder::new(client, reporter),
         backoff: Backoff::default(),
         writes: Writes::default(),
+        modes: Recent::default(),
         metrics,
     });
     let queues = reconciling(queue_wakes, caches.queues, Arc::clone(&context), queues::reconcile);

@@ -1,40 +1,45 @@
 //! What the controller wrote itself: its caches show that a moment later, and a decision on what they show until then
 //! would only be refused.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-
 use kube::ResourceExt;
 
+use super::context::key;
+use super::recent::Recent;
 use crate::cluster::cache::version;
 
-/// The newest version that was written of each object, until a cache shows it.
+/// What was written of each object, until a cache shows it.
 #[derive(Debug, Default)]
 pub struct Writes {
-    versions: Mutex<HashMap<String, u64>>,
+    versions: Recent<u64>,
+    /// UIDs of objects that were removed.
+    removed: Recent<()>,
 }
 
 impl Writes {
     /// Takes note of an object as a write left it.
     pub fn wrote(&self, object: &impl ResourceExt) {
-        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        versions.insert(name(object), version(object));
+        self.versions.note(key(object).to_string(), version(object));
     }
 
     /// Whether this is an object as it was before the last write. The newer one arrives by itself.
     pub fn is_older(&self, object: &impl ResourceExt) -> bool {
-        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = name(object);
-        let is_older = versions.get(&name).is_some_and(|written| version(object) < *written);
+        let name = key(object).to_string();
+        let is_older = self.versions.get(&name).is_some_and(|written| version(object) < written);
         if !is_older {
-            versions.remove(&name);
+            self.versions.forget(&name);
         }
         is_older
     }
-}
 
-fn name(object: &impl ResourceExt) -> String {
-    format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+    /// Takes note of an object that was removed.
+    pub fn removed(&self, object: &impl ResourceExt) {
+        self.removed.note(object.uid().unwrap_or_default(), ());
+    }
+
+    /// Whether this object was removed a moment ago.
+    pub fn is_removed(&self, object: &impl ResourceExt) -> bool {
+        self.removed.get(&object.uid().unwrap_or_default()).is_some()
+    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,7 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
         recorder: Recorder::new(client, reporter),
         backoff: Backoff::default(),
         writes: Writes::default(),
+        modes: Recent::default(),
         metrics,
     })
 }
