@@ -19,8 +19,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hyper2kvm::worker::progress::{Meter, Ticker};
+use nix::sys::resource::UsageWho;
 
 use crate::measure::{Figures, Place, allocated, measure, text_of};
 use crate::rows::{Demand, Peer, Row, rows};
@@ -90,7 +95,27 @@ fn bench(arguments: &[String]) -> Result<()> {
     println!("source: {} GiB virtual; {} rounds", choice.size, choice.rounds);
     println!("| row | s | peer s | wall | CPU | MiB | size | demand | met |");
     println!("|---|--:|--:|--:|--:|--:|--:|---|---|");
-    chosen.iter().try_for_each(|row| run_row(row, &choice))
+    chosen.iter().try_for_each(|row| run_row(row, &choice))?;
+    if choice.rows.is_empty() || choice.rows.iter().any(|part| "progress".contains(part.as_str())) {
+        tell_progress(&choice.directory.join("progress.json"))?;
+    }
+    Ok(())
+}
+
+/// What it costs that a worker tells how far it is: processor time of its progress file alone, which changes all along.
+fn tell_progress(path: &Path) -> Result<()> {
+    const SECONDS: u64 = 10;
+    let meter = Arc::new(Meter::default());
+    let before = measure::processor_time(UsageWho::RUSAGE_SELF)?;
+    let ticker = Ticker::write_file(Arc::clone(&meter), path.to_owned());
+    for second in 0..SECONDS {
+        meter.set_total(second + 1);
+        thread::sleep(Duration::from_secs(1));
+    }
+    drop(ticker);
+    let share = (measure::processor_time(UsageWho::RUSAGE_SELF)? - before) / Duration::from_secs(SECONDS).as_secs_f64();
+    println!("progress.json while {SECONDS} s pass: {:.3} % of a CPU (demand 0.5 %)", share * 100.0);
+    Ok(fs::remove_file(path)?)
 }
 
 /// The command line of this program, and those of the peer: the slowest of them counts.

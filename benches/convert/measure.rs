@@ -47,15 +47,21 @@ pub fn child(words: &[String]) -> Result<()> {
     let status = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
     let wall = start.elapsed().as_secs_f64();
     ensure!(status.success(), "{program} ended with {status}");
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let cpu = processor_time(UsageWho::RUSAGE_CHILDREN)?;
+    let peak = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss();
+    println!("{}", serde_json::to_string(&Figures { wall, cpu, peak })?);
+    Ok(())
+}
+
+/// Processor time so far, in seconds, of this process or of its children that ended.
+pub fn processor_time(who: UsageWho) -> Result<f64> {
+    let usage = getrusage(who)?;
     let seconds = |t: nix::sys::time::TimeVal| {
         #[expect(clippy::cast_precision_loss, reason = "seconds of a benchmark")]
         let seconds = t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
         seconds
     };
-    let cpu = seconds(usage.user_time()) + seconds(usage.system_time());
-    println!("{}", serde_json::to_string(&Figures { wall, cpu, peak: usage.max_rss() })?);
-    Ok(())
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// Measures `command`, whose `source` is on the disk and not in memory when it starts.
