@@ -36,6 +36,7 @@ impl Stage {
         let cluster = Cluster::shared(Need::ControlPlane).context("no API server on this machine")?;
         let namespace = cluster.namespace(name);
         let place = tempfile::tempdir()?;
+        namespace.claim("images", "ReadWriteMany", place.path());
         for directory in ["queue", "output", "run"] {
             fs::create_dir(place.path().join(directory))?;
         }
@@ -96,7 +97,8 @@ impl Stage {
                 return Ok(());
             }
             ensure!(since.elapsed() < PATIENCE, "not {what}: {:#?}", queue.status);
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Seldom, since each look is work for the API server that is measured.
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 
