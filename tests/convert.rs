@@ -235,10 +235,11 @@ fn an_ova_is_read_in_place_and_its_digests_are_checked() {
     let disk = place.path().join("web-disk1.vmdk");
     qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", text(&truth), text(&disk)]);
     fs::write(place.path().join("web.ovf"), ovf("web-disk1.vmdk")).unwrap();
-    let digest = |name: &str| {
-        let output = Command::new("sha256sum").current_dir(place.path()).arg(name).output().unwrap();
-        String::from_utf8_lossy(&output.stdout)[..64].to_owned()
+    let sum = |program: &str, name: &str| {
+        let output = Command::new(program).current_dir(place.path()).arg(name).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap().to_owned()
     };
+    let digest = |name: &str| sum("sha256sum", name);
     let manifest =
         |disk_digest: &str| format!("SHA256(web.ovf)= {}\nSHA256(web-disk1.vmdk)= {disk_digest}\n", digest("web.ovf"));
     let pack = |name: &str| {
@@ -253,14 +254,18 @@ fn an_ova_is_read_in_place_and_its_digests_are_checked() {
     fs::write(place.path().join("web.mf"), manifest(&digest("web-disk1.vmdk"))).unwrap();
     converts_to_every_output(&pack("good.ova"), &truth);
 
-    fs::write(place.path().join("web.mf"), manifest(&"0".repeat(64))).unwrap();
-    let bad = pack("bad.ova");
-    let output = tempfile::tempdir().unwrap();
-    let refused = hyper2kvm(&["convert", text(&bad), "--output-dir", text(output.path())]);
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(10), "{said}");
-    assert!(said.contains("ManifestMismatch") && said.contains("web-disk1.vmdk"), "{said}");
-    assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0, "the output directory is as it was");
+    let sha1 = format!("SHA1(web-disk1.vmdk)= {}\n", sum("sha1sum", "web-disk1.vmdk"));
+    let wrong = manifest(&"0".repeat(64));
+    for (name, manifest) in [("bad.ova", wrong.clone()), ("half.ova", sha1 + &wrong)] {
+        fs::write(place.path().join("web.mf"), manifest).unwrap();
+        let bad = pack(name);
+        let output = tempfile::tempdir().unwrap();
+        let refused = hyper2kvm(&["convert", text(&bad), "--output-dir", text(output.path())]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(10), "{said}");
+        assert!(said.contains("ManifestMismatch") && said.contains("web-disk1.vmdk"), "{said}");
+        assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0, "the output directory is as it was");
+    }
 }
 
 fn ovf(disk: &str) -> String {

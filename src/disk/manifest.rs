@@ -63,10 +63,11 @@ pub struct Line {
     pub digest: Vec<u8>,
 }
 
-/// Parses a manifest.
+/// Parses a manifest: a line for each algorithm that it has of a file.
 ///
 /// # Errors
-/// `ManifestMismatch` for a line that can't be understood: what can't be checked has not been checked.
+/// `ManifestMismatch` for a line that can't be understood, since what can't be checked has not been checked, and for two
+/// of which only one can be right.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Line>, Error> {
     let refuse = |message: String| Error::refuse(Reason::ManifestMismatch, file, message);
     if bytes.len() > MAX_BYTES {
@@ -74,12 +75,21 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Line>, Error> {
     }
     let text = std::str::from_utf8(bytes).map_err(|_| refuse("is no UTF-8 text".to_owned()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(index, line)| {
-            parse_line(line.trim()).ok_or_else(|| refuse(format!("has a line {} that is no digest", index + 1)))
-        })
-        .collect()
+    let mut lines: Vec<Line> = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let line =
+            parse_line(line.trim()).ok_or_else(|| refuse(format!("has a line {} that is no digest", index + 1)))?;
+        match lines.iter().find(|known| (&known.name, known.algorithm) == (&line.name, line.algorithm)) {
+            None => lines.push(line),
+            // A thousand lines of one disk shall not make it be read a thousand times.
+            Some(known) if known.digest == line.digest => {}
+            Some(_) => {
+                let (algorithm, name) = (line.algorithm.as_str(), shown(&line.name));
+                return Err(refuse(format!("has in line {} another {algorithm} of {name} than before", index + 1)));
+            }
+        }
+    }
+    Ok(lines)
 }
 
 /// `ALGORITHM(name)= hex`, with or without spaces before the name and around the equals sign. The name may hold

@@ -64,6 +64,17 @@ fn what_can_not_be_checked_is_a_mismatch() {
 }
 
 #[test]
+fn a_file_has_one_digest_of_each_algorithm() {
+    let both = format!("SHA1(d.vmdk)= {SHA1}\nSHA256(d.vmdk)= {SHA256}\n");
+    assert_eq!(parse("vm.mf", both.as_bytes()).unwrap().len(), 2);
+    assert_eq!(parse("vm.mf", both.repeat(100).as_bytes()).unwrap().len(), 2);
+    let torn = format!("{both}\nSHA1(d.vmdk)= {}\n", "0".repeat(40));
+    let error = parse("vm.mf", torn.as_bytes()).unwrap_err();
+    assert_eq!(error.reason, Reason::ManifestMismatch);
+    assert!(error.message.contains("line 4 another SHA1 of \"d.vmdk\""), "{error}");
+}
+
+#[test]
 fn a_cancelled_verification_says_nothing() {
     let abc = region(b"abc");
     let lines = parse("vm.mf", format!("SHA1(d.vmdk)= {}\n", "0".repeat(40)).as_bytes()).unwrap();

@@ -19,26 +19,26 @@ const CHUNK: u64 = 1 << 20;
 /// The digests of the regions of one image.
 pub struct Rides<'a> {
     control: &'a CopyControl,
-    /// One for each region; `None` where none is demanded, or it left for a reader of its own.
+    /// One for each region; `None` where no digest is demanded, or it left for a reader of its own.
     rides: Vec<Option<Ride<'a>>>,
 }
 
-/// A digest on its way through a file.
+/// The digests of one file on their way through it.
 pub struct Ride<'a> {
-    expected: &'a Expected,
-    hasher: Hasher,
-    /// All bytes before this one are in the hasher.
+    region: &'a Region,
+    /// A manifest may have a line of each algorithm; never empty.
+    digests: Vec<(&'a Expected, Hasher)>,
+    /// All bytes before this one are in the hashers.
     at: u64,
 }
 
 impl<'a> Rides<'a> {
     /// The digests among `expected` that are of `regions`.
     pub fn new(regions: &[Region], expected: &'a [Expected], control: &'a CopyControl) -> Self {
-        let mut left: Vec<_> = expected.iter().collect();
         let ride = |region: &Region| {
-            let found = left.iter().position(|expected| expected.region.is_same(region))?;
-            let expected = left.swap_remove(found);
-            Some(Ride { expected, hasher: expected.hasher(), at: 0 })
+            let digests: Vec<_> =
+                expected.iter().filter(|e| e.region.is_same(region)).map(|e| (e, e.hasher())).collect();
+            Some(Ride { region: &digests.first()?.0.region, digests, at: 0 })
         };
         Self { control, rides: regions.iter().map(ride).collect() }
     }
@@ -62,7 +62,7 @@ impl<'a> Rides<'a> {
             ride.read(ride.at..run.range.start, self.control)?;
             // What was read twice, a marker's uncertain reach, is taken once.
             let known = usize::try_from(ride.at - run.range.start).expect("within a run");
-            ride.hasher.update(&loaded.bytes(run)[known..]);
+            ride.update(&loaded.bytes(run)[known..]);
             ride.at = run.range.end;
         }
         Ok(())
@@ -80,19 +80,23 @@ impl<'a> Rides<'a> {
 impl Ride<'_> {
     /// Reads the rest of the file, and compares.
     pub fn finish(mut self, control: &CopyControl) -> Result<(), Error> {
-        self.read(self.at..self.expected.region.len(), control)?;
-        self.expected.compare(self.hasher)
+        self.read(self.at..self.region.len(), control)?;
+        self.digests.into_iter().try_for_each(|(expected, hasher)| expected.compare(hasher))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.digests.iter_mut().for_each(|(_, hasher)| hasher.update(bytes));
     }
 
     /// Reads what lies in `range`, which starts where the ride is; nothing where it is empty or reversed.
     fn read(&mut self, range: Range<u64>, control: &CopyControl) -> Result<(), Error> {
         let mut chunk = Vec::new();
         while self.at < range.end {
-            control.check(self.expected.region.name())?;
+            control.check(self.region.name())?;
             let len = usize::try_from(CHUNK.min(range.end - self.at)).expect("at most a chunk");
             chunk.resize(len, 0);
-            self.expected.region.read_exact_at(&mut chunk[..len], self.at)?;
-            self.hasher.update(&chunk[..len]);
+            self.region.read_exact_at(&mut chunk[..len], self.at)?;
+            self.update(&chunk[..len]);
             self.at += len as u64;
         }
         Ok(())

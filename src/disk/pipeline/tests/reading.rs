@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 use super::*;
 use crate::disk::manifest::Algorithm;
@@ -48,6 +48,25 @@ fn a_digest_rides_along_whatever_the_order_of_the_file() {
         let error = copied(&image, &path, &expected(&region, wrong)).unwrap_err();
         assert_eq!(error.reason, Reason::ManifestMismatch, "{name}");
         assert!(!std::fs::read(&path).unwrap().starts_with(b"QFI\xfb"), "{name}: it is no image");
+    }
+}
+
+#[test]
+fn a_file_may_have_a_digest_of_each_algorithm_and_each_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in disks(20) {
+        let region = region(&bytes);
+        let image = Image::vmdk(&region).unwrap();
+        let right = expected(&region, Sha256::digest(&bytes).to_vec());
+        let sha512 = |digest| Expected { region: region.clone(), algorithm: Algorithm::Sha512, digest };
+        for (number, (digest, agrees)) in
+            [(Sha512::digest(&bytes).to_vec(), true), (vec![0; 64], false)].into_iter().enumerate()
+        {
+            let digests = vec![right.digests[0].clone(), sha512(digest)];
+            let both = CopyOptions { digests, ..right.clone() };
+            let copied = copied(&image, &folder.path().join(format!("{number} {name}")), &both);
+            assert_eq!(copied.map_err(|e| e.reason).err(), (!agrees).then_some(Reason::ManifestMismatch), "{name}");
+        }
     }
 }
 
