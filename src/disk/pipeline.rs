@@ -62,7 +62,7 @@ pub struct CopyControl {
 }
 
 impl CopyControl {
-    /// Ends the copy: no input or output begins later than the batches at hand, and it fails with `Cancelled`.
+    /// Ends the copy: no read or write begins after those at hand, and it fails with `Cancelled`.
     pub fn cancel(&self) {
         self.cancellation.cancel();
     }
@@ -131,14 +131,14 @@ pub fn copy(
 ) -> Result<Copied, Error> {
     let size = image.virtual_size();
     control.expect(size * (1 + u64::from(options.verify_full)));
-    let output = Output::new(file, name, !options.buffered);
+    let output = Output::new(file, name, control, !options.buffered);
     let threads = options.threads.unwrap_or_else(available_threads).clamp(1, MAX_THREADS);
     stages::run(image, &output, name, threads, options, control)?;
     output.buffered()?;
 
     match options.format {
         OutputFormat::Qcow2 => verify::qcow2(file, name, control)?,
-        OutputFormat::Vdi => verify::vdi(file, name)?,
+        OutputFormat::Vdi => verify::vdi(file, name, control)?,
         OutputFormat::Raw => {}
     }
     if options.verify_full {

@@ -55,7 +55,7 @@ pub fn same_guest(
     format: OutputFormat,
     control: &CopyControl,
 ) -> Result<(), Error> {
-    let copy = open_output(file, name, format)?;
+    let copy = open_output(file, name, format, control)?;
     let differ = |at: u64| Error::refuse(Reason::Internal, name, "differs from its source").at(at);
     if copy.virtual_size() != image.virtual_size() {
         return Err(differ(image.virtual_size()));
@@ -89,10 +89,10 @@ pub fn same_guest(
 }
 
 /// The output as an image, by our own reader.
-fn open_output(file: &File, name: &str, format: OutputFormat) -> Result<Image, Error> {
+fn open_output(file: &File, name: &str, format: OutputFormat, control: &CopyControl) -> Result<Image, Error> {
     let file = file.try_clone().map_err(|e| Error::writing(name, 0, e))?;
     let len = file.metadata().map_err(|e| Error::writing(name, 0, e))?.len();
-    let region = Region::whole(Arc::new(file), name, len);
+    let region = Region::whole(Arc::new(file), name, len).until(control.cancellation());
     match format {
         OutputFormat::Raw => Image::raw(&region),
         OutputFormat::Qcow2 => Image::qcow2(&region, u64::MAX),

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
+use super::CopyControl;
 use crate::disk::Error;
 
 /// Buffered output is handed to the disk and dropped from memory in pieces of this many bytes: dirty pages are charged
@@ -19,26 +21,31 @@ const FLUSH: u64 = 32 << 20;
 pub struct Output<'a> {
     file: &'a File,
     name: &'a str,
-    direct: AtomicBool,
+    control: &'a CopyControl,
+    /// Held while the flag is turned off: whoever finds it off may write what is not aligned.
+    direct: Mutex<bool>,
     written: AtomicU64,
     /// Bytes written through the page cache since the last flush.
     unflushed: AtomicU64,
 }
 
 impl<'a> Output<'a> {
-    /// Takes an empty file open for reading and writing, and turns direct I/O on if it can.
+    /// Takes an empty file open for reading and writing, and turns direct I/O on if it can. Nothing is written once
+    /// `control` is cancelled.
     #[must_use]
-    pub fn new(file: &'a File, name: &'a str, direct: bool) -> Self {
-        let direct = direct && set_direct(file, true).is_ok();
-        Self { file, name, direct: AtomicBool::new(direct), written: AtomicU64::new(0), unflushed: AtomicU64::new(0) }
+    pub fn new(file: &'a File, name: &'a str, control: &'a CopyControl, direct: bool) -> Self {
+        let direct = Mutex::new(direct && set_direct(file, true).is_ok());
+        Self { file, name, control, direct, written: AtomicU64::new(0), unflushed: AtomicU64::new(0) }
     }
 
     /// Writes `bytes` at `at`. With direct I/O on, both must be multiples of [`super::ALIGNMENT`].
     pub fn write(&self, bytes: &[u8], at: u64) -> Result<(), Error> {
+        self.control.check(self.name)?;
+        let was_direct = self.is_direct();
         if let Err(first) = self.file.write_all_at(bytes, at) {
-            // A file system may take the flag and refuse the write.
+            // A file system may take the flag and refuse the write. Another thread may have turned it off since.
             let refused = first.raw_os_error() == Some(Errno::INVAL.raw_os_error());
-            if !(refused && self.direct.load(Ordering::Relaxed)) {
+            if !(refused && was_direct) {
                 return Err(self.failed(at, first));
             }
             self.buffered()?;
@@ -46,7 +53,7 @@ impl<'a> Output<'a> {
         }
         let len = bytes.len() as u64;
         self.written.fetch_add(len, Ordering::Relaxed);
-        if !self.direct.load(Ordering::Relaxed) && self.unflushed.fetch_add(len, Ordering::Relaxed) + len >= FLUSH {
+        if !self.is_direct() && self.unflushed.fetch_add(len, Ordering::Relaxed) + len >= FLUSH {
             self.unflushed.store(0, Ordering::Relaxed);
             // Starts writing back what is dirty and drops what is clean; a hint, so a refusal changes nothing.
             let _ = fadvise(self.file, 0, None, Advice::DontNeed);
@@ -56,10 +63,16 @@ impl<'a> Output<'a> {
 
     /// Turns direct I/O off, for a write that is not aligned or a second pass.
     pub fn buffered(&self) -> Result<(), Error> {
-        if self.direct.swap(false, Ordering::Relaxed) {
+        let mut direct = self.direct.lock().expect("no holder of the flag panics");
+        if *direct {
             set_direct(self.file, false).map_err(|e| self.failed(0, e.into()))?;
+            *direct = false;
         }
         Ok(())
+    }
+
+    fn is_direct(&self) -> bool {
+        *self.direct.lock().expect("no holder of the flag panics")
     }
 
     /// Sets the file's length.
@@ -69,6 +82,7 @@ impl<'a> Output<'a> {
 
     /// Makes everything durable.
     pub fn sync(&self) -> Result<(), Error> {
+        self.control.check(self.name)?;
         self.file.sync_all().map_err(|e| self.failed(0, e))
     }
 
@@ -91,13 +105,15 @@ fn set_direct(file: &File, on: bool) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::sync::Barrier;
 
     use super::*;
 
     #[test]
     fn a_write_that_direct_io_refuses_goes_through_the_page_cache() {
         let mut file = tempfile::tempfile().unwrap();
-        let output = Output::new(&file, "out", true);
+        let control = CopyControl::default();
+        let output = Output::new(&file, "out", &control, true);
         output.write(b"no alignment suits this", 77).unwrap();
         output.write(b"nor this", 100).unwrap();
         output.sync().unwrap();
@@ -105,5 +121,38 @@ mod tests {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes[77..], *b"no alignment suits thisnor this");
+    }
+
+    #[test]
+    fn several_threads_may_be_refused_at_once() {
+        const THREADS: u64 = 4;
+        for _ in 0..200 {
+            let file = tempfile::tempfile().unwrap();
+            let control = CopyControl::default();
+            let output = Output::new(&file, "out", &control, true);
+            let start = Barrier::new(THREADS as usize);
+            std::thread::scope(|scope| {
+                for number in 0..THREADS {
+                    let (output, start) = (&output, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        output.write(b"odd", 1 + number * 3).unwrap();
+                    });
+                }
+            });
+            assert_eq!(file.metadata().unwrap().len(), 1 + THREADS * 3);
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_after_a_cancellation() {
+        let file = tempfile::tempfile().unwrap();
+        let control = CopyControl::default();
+        let output = Output::new(&file, "out", &control, false);
+        output.write(b"before", 0).unwrap();
+        control.cancel();
+        assert_eq!(output.write(b"after", 6).unwrap_err().reason, crate::conversion::Reason::Cancelled);
+        assert_eq!(output.sync().unwrap_err().reason, crate::conversion::Reason::Cancelled);
+        assert_eq!((output.written(), file.metadata().unwrap().len()), (6, 6));
     }
 }

@@ -133,7 +133,6 @@ pub(super) fn run(
         return Err(error);
     }
     allocated?;
-    control.check(name)?;
     writer.finish(output)
 }
 
@@ -304,10 +303,8 @@ impl Shared<'_> {
     fn write(&self) {
         let _guard = AbandonOnPanic(self);
         while let Some(Write { job, held }) = self.to_write.pop() {
-            let done = self.control.check(self.name).and_then(|()| {
-                job.parts.iter().try_for_each(|(at, range)| self.output.write(&job.buffer[range.clone()], *at))
-            });
-            if let Err(e) = done {
+            let mut parts = job.parts.iter();
+            if let Err(e) = parts.try_for_each(|(at, range)| self.output.write(&job.buffer[range.clone()], *at)) {
                 return self.fail(e);
             }
             self.pool.give(job.buffer);

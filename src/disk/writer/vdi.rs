@@ -266,9 +266,9 @@ mod tests {
         let path = folder.path().join("x.vdi");
         vdi_of(&Image::raw(&region_over(&sample_disk(2 << 20))).unwrap(), &path);
         let file = File::options().read(true).write(true).open(&path).unwrap();
-        verify::vdi(&file, "x.vdi").unwrap();
+        verify::vdi(&file, "x.vdi", &CopyControl::default()).unwrap();
         file.write_all_at(&[9, 0, 0, 0], MAP + 4).unwrap();
-        let error = verify::vdi(&file, "x.vdi").unwrap_err();
+        let error = verify::vdi(&file, "x.vdi", &CopyControl::default()).unwrap_err();
         assert_eq!((error.reason, error.offset), (Reason::Internal, Some(MAP + 4)));
     }
 
@@ -283,7 +283,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.vdi");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        let output = Output::new(&file, "x", false);
+        let control = CopyControl::default();
+        let output = Output::new(&file, "x", &control, false);
         let mut vdi = Vdi::new(1 << 20, "x").unwrap();
         let mut buffer = Buffer::new(64 << 10);
         buffer[0] = 1;
