@@ -31,7 +31,7 @@ use super::{Cancellation, Error, Image, verify};
 use crate::conversion::{Compression, OutputFormat};
 
 /// Threads at most: each has its codecs' memory, 2 MiB or so, and the whole process stays below 64 MiB.
-const MAX_THREADS: usize = 8;
+pub const MAX_THREADS: usize = 8;
 
 /// What to make of an image.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,7 @@ pub struct CopyOptions {
     pub compress: Compression,
     /// The compression's own level; `None` is its usual one.
     pub level: Option<u32>,
-    /// Threads that decode and encode; `None` is one for each CPU that the process may use.
+    /// Threads that decode and encode, [`MAX_THREADS`] at most; `None` is one for each CPU that the process may use.
     pub threads: Option<usize>,
     /// Whether to compute the output's SHA-256, in a second pass.
     pub checksum: bool,

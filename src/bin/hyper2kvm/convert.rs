@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
 use hyper2kvm::conversion::{Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason};
+use hyper2kvm::disk::pipeline::MAX_THREADS;
 use hyper2kvm::worker::convert::{Conversion, convert};
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
@@ -49,9 +50,9 @@ pub(crate) struct Arguments {
     /// Level of that compression (zlib 1-9, zstd 1-22)
     #[arg(long, value_name = "N", requires = "compress", value_parser = clap::value_parser!(u32).range(1..=22))]
     compress_level: Option<u32>,
-    /// Decode and encode on this many threads [default: the processors this process may use]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    threads: Option<u16>,
+    /// Decode and encode on this many threads, 1 to 8 [default: one for each processor this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_THREADS as i64))]
+    threads: Option<u8>,
     /// Refuse disks larger than this [default: 64 TiB]
     #[arg(long, value_name = "SIZE", hide_default_value = true, default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
     max_virtual_size: ByteSize,
