@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use libdeflater::{DecompressionError, Decompressor, adler32};
+use memchr::memmem;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::load::Loaded;
@@ -123,19 +124,15 @@ impl Decode {
     /// Inflates a zlib stream into `target` and returns its deflate part where it may be passed on as it is: it fills
     /// `target` exactly, and its adler32 is the last thing in `input`. `None` tells nothing: decode it the usual way.
     ///
-    /// Bytes between the stream's end and a second copy of its right adler32 can't be told from a longer stream; they
-    /// change nothing of what a reader of the cluster sees, since a compressed length is an upper bound there.
+    /// The decoder does not tell where the stream ended, but that the right adler32 was there. It ended at the end of
+    /// `input` if the right adler32 is nowhere else; a stream that has these four bytes inside by chance is not passed.
     pub fn pass_through<'a>(&mut self, input: &'a [u8], target: &mut [u8]) -> Option<&'a [u8]> {
         let body_end = input.len().checked_sub(ZLIB_TRAILER).filter(|&end| end > ZLIB_HEADER)?;
-        let header = u16::from_be_bytes([input[0], input[1]]);
-        // Method 8, a window of at most 32 KiB, no preset dictionary, header checksum (RFC 1950, section 2.2).
-        let is_plain =
-            header.is_multiple_of(31) && header & 0x0F00 == 0x0800 && header >> 12 <= 7 && header & 0x20 == 0;
-        let body = &input[ZLIB_HEADER..body_end];
-        let trailer = u32::from_be_bytes(input[body_end..].try_into().expect("four bytes"));
-        let fits =
-            is_plain && self.inflate.deflate_decompress(body, target) == Ok(target.len()) && adler32(target) == trailer;
-        fits.then_some(body)
+        let trailer = &input[body_end..];
+        let is_whole = self.inflate.zlib_decompress(input, target) == Ok(target.len())
+            && adler32(target).to_be_bytes() == *trailer
+            && memmem::find(input, trailer) == Some(body_end);
+        is_whole.then(|| &input[ZLIB_HEADER..body_end])
     }
 }
 

@@ -265,7 +265,22 @@ fn a_stream_is_passed_through_only_where_it_ends_with_its_checksum() {
     let mut wrong_header = stream.clone();
     wrong_header[0] = 0x79;
     let short = zlib(&bytes[..65535]);
-    let cases = [junk.as_slice(), &wrong_sum, &wrong_header, &short, &stream[..stream.len() - 1], &stream[..5], &[]];
+    let sum = &stream[stream.len() - 4..];
+    let junk_and_sum = [stream.as_slice(), b"junk", sum].concat();
+    let twice = [stream.as_slice(), sum].concat();
+    let late_sum = [&stream[..stream.len() - 4], b"junk", sum].concat();
+    let cases = [
+        junk.as_slice(),
+        &junk_and_sum,
+        &twice,
+        &late_sum,
+        &wrong_sum,
+        &wrong_header,
+        &short,
+        &stream[..stream.len() - 1],
+        &stream[..5],
+        &[],
+    ];
     for (number, case) in cases.iter().enumerate() {
         assert_eq!(decode.pass_through(case, &mut target), None, "case {number}");
     }
