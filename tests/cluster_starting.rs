@@ -5,6 +5,8 @@
 mod harness;
 #[path = "cluster_controller/stage.rs"]
 mod stage;
+#[path = "cluster_starting/watchers.rs"]
+mod watchers;
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use harness::{Cluster, Need, run};
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase, condition};
 use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::conversion::Reason;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -143,6 +146,14 @@ async fn told(stage: &Stage, conversion: &str, reason: &str, cause: impl Fn(&Pod
     converted(&said).unwrap().1
 }
 
+/// Whether a container of the pod waits for an image that is not to be had.
+fn pulls(pod: &Pod) -> bool {
+    let status = pod.status.clone().unwrap_or_default();
+    let mut all = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+    let why = all.find_map(|container| container.state?.waiting?.reason);
+    why.is_some_and(|why| matches!(why.as_str(), "ErrImagePull" | "ImagePullBackOff"))
+}
+
 fn image(name: &str) -> Image {
     Image { name: name.to_owned(), pull_policy: "IfNotPresent".into() }
 }
@@ -156,11 +167,6 @@ async fn a_worker_whose_image_is_not_to_be_had_says_so_and_a_corrected_image_rea
     stage.queue("q", &json!({"worker": {}})).await;
     stage.conversion("web01-00000001", "q").await;
     stage.staged("web01-00000001", 1).await;
-    let pulls = |pod: &Pod| {
-        let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-        let waiting = containers.and_then(|all| all.first()?.state.as_ref()?.waiting.clone());
-        waiting.is_some_and(|waiting| matches!(waiting.reason.as_deref(), Some("ErrImagePull" | "ImagePullBackOff")))
-    };
     let said = told(&stage, "web01-00000001", "WorkerImage", pulls).await;
     assert!(said.contains("ImagePull") && said.contains("127.0.0.1:9/hyper2kvm:1"), "{said}");
     assert!(said.contains("Check the image name and pull secrets"), "{said}");
@@ -209,13 +215,17 @@ async fn a_worker_whose_volume_can_not_be_mounted_says_so_in_the_kubelet_s_words
         ]})
         .to_string(),
     );
-    stage.queue("q", &json!({"worker": {}})).await;
+    stage.queue("q", &json!({"worker": {}, "watcher": {}})).await;
     stage.conversion("web01-00000001", "q").await;
     stage.staged("web01-00000001", 1).await;
-    let scheduled = |pod: &Pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-    told(&stage, "web01-00000001", "Unschedulable", scheduled).await;
     // The kubelet's first words may be that it can't read the claim: the API server learns late that it may.
     let words = "hostPath type check failed: /nowhere/images is not a directory";
-    let says = |c: &ConversionJob| converted(c).is_some_and(|(_, said)| said.contains(words));
+    let worker = stage.pod_of("web01-00000001-1").await;
+    let since = stage.first_event(&worker, "FailedMount", words).await;
+    let says =
+        |c: &ConversionJob| converted(c).is_some_and(|(why, said)| why == "Unschedulable" && said.contains(words));
     stage.until::<ConversionJob>("web01-00000001", says).await;
+    let took = Timestamp::now().duration_since(since);
+    assert!(took < SignedDuration::from_secs(10), "{took:?}");
+    watchers::unavailable(&stage, "q", "Unschedulable", words).await;
 }

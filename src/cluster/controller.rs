@@ -18,6 +18,7 @@ pub mod outcome;
 pub mod queues;
 pub mod recent;
 mod run;
+mod starting;
 pub mod status;
 mod writes;
 

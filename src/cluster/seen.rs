@@ -9,7 +9,7 @@ use kube::Resource;
 use kube::core::NamespaceResourceScope;
 use serde::Deserialize;
 
-pub use core::v1::{ContainerStateTerminated, PodCondition};
+pub use core::v1::{ContainerState, ContainerStateTerminated, PodCondition};
 
 /// An object of this name has these parts, and is asked for as the whole type is.
 macro_rules! seen {
@@ -80,12 +80,13 @@ part!(
         reason: String,
         message: String,
         conditions: Vec<PodCondition>,
+        init_container_statuses: Vec<ContainerStatus>,
         container_statuses: Vec<ContainerStatus>,
     }
 );
 part!(
-    /// How far a container is.
-    ContainerStatus { state: core::v1::ContainerState }
+    /// How far a container is, and how it ended before it was started again.
+    ContainerStatus { name: String, state: ContainerState, last_state: ContainerState }
 );
 
 seen!(

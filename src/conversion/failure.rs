@@ -260,12 +260,17 @@ impl Reason {
             Self::SourceIO | Self::OutputIO => "Check network connectivity to source system",
             Self::OutOfMemory => "Reduce max_concurrent_jobs or increase system memory",
             Self::SourceChanged | Self::Recalled => "Wait until the upload is finished",
-            Self::WorkerImage | Self::WorkerConfig => "Check the image name and pull secrets",
+            Self::WorkerImage => "Check the image name and pull secrets",
+            Self::WorkerConfig => {
+                "Check the queue's securityContext, and the namespace's quotas, limits and pod security level"
+            }
+            Self::Unschedulable => {
+                "Check that the queue's claims exist and can be mounted, and that a node has what the pod asks for"
+            }
             Self::Stalled | Self::DeadlineExceeded | Self::Internal => {
                 return format!("Review logs for {phase} phase errors and retry if transient");
             }
             Self::SourceMissing
-            | Self::Unschedulable
             | Self::Disrupted
             | Self::Suspended
             | Self::Superseded
@@ -350,6 +355,15 @@ impl Failure {
             message: message.into(),
             suggestion: reason.suggestion(phase),
             needed_bytes: None,
+        }
+    }
+
+    /// What happened and what a person can do about it, as one text.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        match self.suggestion.as_str() {
+            "" => self.message.clone(),
+            suggestion => format!("{}. {suggestion}", self.message.trim_end_matches('.')),
         }
     }
 

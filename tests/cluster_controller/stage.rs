@@ -9,7 +9,8 @@ use hyper2kvm::cluster::api::{ConversionJob, HyperConversion};
 use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::cluster::controller::{Options, run};
 use hyper2kvm::cluster::watcher::{self, Identity};
-use k8s_openapi::api::core::v1::Pod;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::wait::{await_condition, conditions};
@@ -214,6 +215,23 @@ impl Stage {
         })
         .await
         .expect("the Job controller makes a pod")
+    }
+
+    /// When an event of this reason, with these words in it, was first told of an object, once it is; in whole seconds.
+    pub async fn first_event(&self, object: &str, reason: &str, words: &str) -> Timestamp {
+        let params = ListParams::default().fields(&format!("involvedObject.name={object},reason={reason}"));
+        timeout(PATIENCE, async {
+            loop {
+                let events = self.api::<Event>().list(&params).await.unwrap().items;
+                let told = events.into_iter().find(|event| event.message.as_ref().is_some_and(|m| m.contains(words)));
+                if let Some(first) = told.and_then(|event| event.first_timestamp) {
+                    return first.0;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+        .expect("it is told")
     }
 
     /// The kubelet's part: the container of this Job's pod runs. Returns the pod's name.

@@ -15,22 +15,19 @@ use super::context::{Context, Error, NET, key};
 use super::decision::{self, Decision, View};
 use super::objects::worker::{self, Surroundings};
 use super::outcome;
+use super::starting::{self, PENDING};
 use super::status::{self, Saying};
 use crate::cluster::api::{ConversionJob, ConversionJobStatus, HyperConversion, condition};
 use crate::cluster::names;
-use crate::cluster::seen::{Event, Job, Pod};
+use crate::cluster::seen::{Job, Pod};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
 
-/// How soon a pod that doesn't start is looked at again.
-const PENDING: Duration = Duration::from_secs(5);
 /// How soon a decision on old knowledge is made again; the newer object arrives by itself, mostly sooner.
 const CONFLICT: Duration = Duration::from_secs(1);
 /// How long a conversion may go without a word of ours: a watcher stages what it makes at once, a slot is mostly free,
 /// and what is said then says more.
 const YOUNG: Duration = Duration::from_secs(2);
-/// How long a pod may take before it is asked why, and its events: on a busy node many wait a moment for others to end.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One conversion with what was read and validated for it.
 struct Reconcile<'a> {
@@ -277,8 +274,7 @@ impl Reconcile<'_> {
         let took = Timestamp::now().duration_since(started);
         self.context.metrics.attempt_ended(outcome, Duration::try_from(took).unwrap_or_default());
         if let Observation::Failed { failure, .. } = told {
-            let note = format!("{} {}", failure.message, failure.suggestion);
-            self.context.warn(&self.conversion, "Convert", &failure.reason.to_string(), note.trim()).await;
+            self.context.warn(&self.conversion, "Convert", &failure.reason.to_string(), &failure.advice()).await;
         }
         Ok(())
     }
@@ -292,37 +288,21 @@ impl Reconcile<'_> {
         pods: &[&Pod],
     ) -> Result<Action, Error> {
         let suspended = job.and_then(|job| job.spec.as_ref()).and_then(|spec| spec.suspend) == Some(true);
-        let since = job.and_then(|job| job.metadata.creation_timestamp.as_ref()).map_or(Timestamp::UNIX_EPOCH, |t| t.0);
-        let age = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
-        if let Some(early) = PATIENCE.checked_sub(age).filter(|early| !early.is_zero()) {
+        if let Some(early) = job.and_then(|job| starting::early(&job.metadata, Timestamp::now())) {
             return Ok(Action::requeue(early));
         }
         let why = match why {
             None if suspended => Some(Failure::new(Reason::Suspended, "the Job waits, suspended, for who admits it")),
-            None => self.told_by_events(job, pods).await?,
+            None => {
+                // What kept its pod from being made is over once there is one.
+                let job = job.filter(|_| pods.is_empty()).map(|job| &job.metadata);
+                let about: Vec<_> = pods.iter().map(|pod| &pod.metadata).chain(job).collect();
+                starting::told_by_events(self.context, &about).await?
+            }
             other => other,
         };
         self.say(state, None, why.as_ref()).await?;
         Ok(Action::requeue(if suspended { NET } else { PENDING }))
-    }
-
-    async fn told_by_events(&self, job: Option<&Job>, pods: &[&Pod]) -> Result<Option<Failure>, Error> {
-        let uids = pods.iter().filter_map(|pod| pod.uid()).chain(job.and_then(ResourceExt::uid));
-        let api = self.context.api::<Event>(&self.conversion.namespace().unwrap_or_default());
-        for uid in uids {
-            let params = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
-            let events = api.list(&params).await.map_err(Error::api("list events"))?;
-            let time = |event: &Event| event.last_timestamp.clone().or(event.metadata.creation_timestamp.clone());
-            let mut events = events.items;
-            events.sort_by_key(time);
-            let told = events.iter().rev().find_map(|event| {
-                outcome::from_event(event.reason.as_deref()?, event.message.as_deref().unwrap_or_default())
-            });
-            if told.is_some() {
-                return Ok(told);
-            }
-        }
-        Ok(None)
     }
 
     /// Removes Jobs of attempts whose end is recorded; says when the next one is due.

@@ -2,12 +2,10 @@
 
 use k8s_openapi::api::batch::v1::JobCondition;
 
+use super::starting::{clean, condition, waiting, words};
 use crate::cluster::seen::{ContainerStateTerminated, ContainerStatus, Job, Pod, PodCondition};
 use crate::conversion::lifecycle::Observation;
 use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
-
-/// Longest text taken over from a worker or a pod, in bytes: a condition's message holds 32 KiB, people read less.
-const MAX_TEXT: usize = 1024;
 
 /// How far an attempt is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,17 +78,6 @@ pub fn is_untold(job: &Job, pods: &[&Pod]) -> bool {
     is_finished(job) && !pods.iter().any(|pod| matches!(phase(pod), "Succeeded" | "Failed"))
 }
 
-/// What an event about a pod or Job that doesn't start means, in its own words; `None` for those that tell nothing.
-#[must_use]
-pub fn from_event(reason: &str, note: &str) -> Option<Failure> {
-    let reason = match reason {
-        "FailedMount" | "FailedAttachVolume" | "FailedScheduling" | "FailedMapVolume" => Reason::Unschedulable,
-        "FailedCreate" | "FailedCreatePodSandBox" => Reason::WorkerConfig,
-        _ => return None,
-    };
-    Some(Failure::new(reason, clean(note)))
-}
-
 fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
 }
@@ -98,11 +85,6 @@ fn phase(pod: &Pod) -> &str {
 fn newest<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
     let key = |pod: &&&Pod| (pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone());
     pods.iter().max_by_key(key).copied()
-}
-
-fn condition<'a>(pod: &'a Pod, kind: &str, status: &str) -> Option<&'a PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().find(|c| c.type_ == kind && c.status == status)
 }
 
 fn disruption(pod: &Pod) -> Option<&PodCondition> {
@@ -218,41 +200,6 @@ fn job_failure(job: &Job) -> Option<Failure> {
     let why = condition.reason.as_deref().unwrap_or("Failed");
     let reason = if why == "DeadlineExceeded" { Reason::DeadlineExceeded } else { Reason::Killed };
     Some(Failure::new(reason, format!("{why}: {text}")))
-}
-
-/// Why a pod's container doesn't start, in the pod's own words.
-#[must_use]
-pub fn waiting(pod: &Pod) -> Option<Failure> {
-    if let Some(condition) = condition(pod, "PodScheduled", "False") {
-        return Some(Failure::new(Reason::Unschedulable, words(condition)));
-    }
-    let state = worker(pod)?.state.as_ref()?.waiting.as_ref()?;
-    let why = state.reason.as_deref()?;
-    let reason = match why {
-        "ErrImagePull"
-        | "ImagePullBackOff"
-        | "InvalidImageName"
-        | "ErrImageNeverPull"
-        | "ImageInspectError"
-        | "RegistryUnavailable"
-        | "SignatureValidationFailed" => Reason::WorkerImage,
-        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Reason::WorkerConfig,
-        _ => return None,
-    };
-    Some(Failure::new(reason, clean(&format!("{why}: {}", state.message.as_deref().unwrap_or_default()))))
-}
-
-fn words(condition: &PodCondition) -> String {
-    let reason = condition.reason.as_deref().unwrap_or(&condition.type_);
-    clean(&format!("{reason}: {}", condition.message.as_deref().unwrap_or_default()))
-}
-
-/// Text from outside, fit for a condition: no control characters, bounded.
-fn clean(text: &str) -> String {
-    let mut text: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.truncate(text.floor_char_boundary(MAX_TEXT));
-    text.truncate(text.trim_end_matches([' ', ':']).len());
-    text
 }
 
 #[cfg(test)]

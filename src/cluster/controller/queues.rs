@@ -1,6 +1,7 @@
 //! The reconciler of `HyperConversion`: its watcher, what that may do, and whether it does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -13,11 +14,12 @@ use serde_json::json;
 
 use super::context::{Context, Error, NET, key};
 use super::objects::{access, network, watcher};
-use super::outcome;
+use super::starting::{self, PENDING};
 use super::status::Saying;
 use crate::cluster::api::{HyperConversion, VolumePath, condition, set_condition};
 use crate::cluster::names;
 use crate::cluster::seen::{Pod, StatefulSet};
+use crate::conversion::{Failure, Reason};
 
 pub const READY: &str = "Ready";
 pub const WATCHER_AVAILABLE: &str = "WatcherAvailable";
@@ -36,11 +38,12 @@ pub async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>) -> Re
             refuse(&queue, &context, &error).await;
             Err(error)
         }
-        Ok(()) => Ok(Action::requeue(NET)),
+        Ok(again) => Ok(Action::requeue(again)),
     }
 }
 
-async fn step(queue: &HyperConversion, context: &Context) -> Result<(), Error> {
+/// Says when to look again.
+async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Error> {
     let modes = context.access_modes(queue).await?;
     let others = context.caches.queues.state();
     validate(queue, &modes, others.iter().map(AsRef::as_ref))?;
@@ -55,10 +58,14 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<(), Error> {
     let name = queue.name_any();
     let pod =
         context.caches.pods.get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&key(queue).namespace));
-    let available = available(&set, pod.as_deref());
+    let (available, again) = match available(&set, pod.as_deref()) {
+        Some(available) => (available, NET),
+        None => untold(&set, pod.as_deref(), context).await?,
+    };
     let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, STORAGE_READY));
     let ready = ready(&available, storage);
-    say(queue, context, &[(WATCHER_AVAILABLE, available), (READY, ready)]).await
+    say(queue, context, &[(WATCHER_AVAILABLE, available), (READY, ready)]).await?;
+    Ok(again)
 }
 
 /// What no schema can say.
@@ -107,16 +114,45 @@ fn contains(a: &VolumePath, b: &VolumePath) -> bool {
     a.claim_name == b.claim_name && (within(&a.sub_path, &b.sub_path) || within(&b.sub_path, &a.sub_path))
 }
 
-fn available(set: &StatefulSet, pod: Option<&Pod>) -> Saying {
+/// Whether the watcher runs and why not, as far as its pod tells.
+fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<Saying> {
     let status = set.status.as_ref();
     let current = status.is_some_and(|status| status.observed_generation >= set.metadata.generation);
     if current && status.and_then(|status| status.ready_replicas).unwrap_or_default() > 0 {
-        return Saying::new("True", "Running", "the watcher runs");
+        return Some(Saying::new("True", "Running", "the watcher runs"));
     }
-    match pod.and_then(outcome::waiting) {
-        Some(failure) => Saying::new("False", failure.reason.to_string(), failure.message),
-        None => Saying::new("False", "Starting", "the watcher's pod is not ready yet"),
+    if let Some(failure) = pod.and_then(starting::waiting) {
+        return Some(unavailable(&failure));
     }
+    if let Some(crash) = pod.and_then(starting::crashing) {
+        return Some(Saying::new("False", "Crashing", crash));
+    }
+    pod.is_some_and(starting::has_begun).then(not_ready_yet)
+}
+
+/// The same where the pod tells nothing, or there is none: after a while its events do. And when to ask again.
+async fn untold(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Result<(Saying, Duration), Error> {
+    // What kept the pod from being made is over once there is one.
+    let about = pod.map_or(&set.metadata, |pod| &pod.metadata);
+    if let Some(early) = starting::early(about, Timestamp::now()) {
+        return Ok((not_ready_yet(), early));
+    }
+    let told = starting::told_by_events(context, &[about]).await?;
+    Ok((told.as_ref().map_or_else(not_ready_yet, unavailable), PENDING))
+}
+
+fn not_ready_yet() -> Saying {
+    Saying::new("False", "Starting", "the watcher's pod is not ready yet")
+}
+
+/// The words for a worker's pod, as they are said of a watcher's.
+fn unavailable(failure: &Failure) -> Saying {
+    let reason = match failure.reason {
+        Reason::WorkerImage => "WatcherImage".to_owned(),
+        Reason::WorkerConfig => "WatcherConfig".to_owned(),
+        other => other.to_string(),
+    };
+    Saying::new("False", reason, failure.advice())
 }
 
 fn ready(available: &Saying, storage: Option<&Condition>) -> Saying {

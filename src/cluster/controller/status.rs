@@ -72,13 +72,7 @@ pub fn revised(
 
 /// Where the work itself stands.
 fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> Saying {
-    let because = |status, failure: &Failure| {
-        let message = match failure.suggestion.as_str() {
-            "" => failure.message.clone(),
-            suggestion => format!("{}. {suggestion}", failure.message),
-        };
-        Saying::new(status, failure.reason.to_string(), message)
-    };
+    let because = |status, failure: &Failure| Saying::new(status, failure.reason.to_string(), failure.advice());
     match (next_step(state), &state.failure) {
         (Step::Publish { folder, .. }, _) => Saying::new("True", "Converted", format!("pod {folder} converted it")),
         (Step::Finish(End::Succeeded), _) => Saying::new("True", "Converted", "converted and published"),

@@ -231,21 +231,6 @@ fn a_job_that_is_complete_while_its_pod_is_gone_is_lost() {
 }
 
 #[test]
-fn text_from_outside_is_bounded_and_harmless() {
-    let text = format!("{}\u{1b}[31m", "é".repeat(MAX_TEXT));
-    let outcome = judge_one(&running_job(), &pod(waiting_for("ErrImagePull", &text)));
-    let Outcome::Waiting(Some(failure)) = outcome else { panic!("{outcome:?}") };
-    assert!(failure.message.len() <= MAX_TEXT && !failure.message.contains('\u{1b}'));
-}
-
-#[test]
-fn only_events_that_explain_a_wait_are_taken_over() {
-    let mount = from_event("FailedMount", "MountVolume.SetUp failed: no such claim");
-    assert_eq!(mount, Some(Failure::new(Reason::Unschedulable, "MountVolume.SetUp failed: no such claim")));
-    assert_eq!(from_event("Pulled", "done"), None);
-}
-
-#[test]
 fn a_job_that_is_over_is_not_judged_by_pods_that_seem_to_run_or_to_be_missing() {
     let over =
         job(json!([{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": ""}]), false);

@@ -70,3 +70,43 @@ fn a_queue_is_ready_when_its_watcher_runs_and_its_volumes_are_in_order() {
         assert_eq!((said.status, said.reason.as_str()), expected);
     }
 }
+
+#[test]
+fn a_watcher_that_does_not_run_is_told_of_in_its_pod_s_words_with_the_remedy() {
+    let set = |ready: i32| -> StatefulSet {
+        let metadata = json!({"name": "q-watcher", "generation": 1});
+        let status = json!({"observedGeneration": 1, "readyReplicas": ready});
+        serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap()
+    };
+    let pod = |state: Value| -> Pod {
+        let statuses = json!([{"name": "sidecar", "state": state, "lastState": {"terminated": {"exitCode": 1}}}]);
+        let status = json!({"initContainerStatuses": statuses});
+        serde_json::from_value(json!({"metadata": {"name": "q-watcher-0"}, "status": status})).unwrap()
+    };
+    let waiting = |reason: &str| pod(json!({"waiting": {"reason": reason, "message": "m"}}));
+    for (set, pod, told) in [
+        (set(1), None, Some(("True", "Running", "the watcher runs"))),
+        (
+            set(0),
+            Some(waiting("ImagePullBackOff")),
+            Some(("False", "WatcherImage", "ImagePullBackOff: m. Check the image name and pull secrets")),
+        ),
+        (
+            set(0),
+            Some(waiting("CrashLoopBackOff")),
+            Some((
+                "False",
+                "Crashing",
+                "container sidecar ended with exit code 1 (Error). Read its log: kubectl logs q-watcher-0 -c sidecar",
+            )),
+        ),
+        (set(0), Some(pod(json!({"running": {}}))), Some(("False", "Starting", "the watcher's pod is not ready yet"))),
+        // Its events are asked.
+        (set(0), Some(serde_json::from_value(json!({"metadata": {"name": "q-watcher-0"}})).unwrap()), None),
+        (set(0), None, None),
+    ] {
+        let said = available(&set, pod.as_ref());
+        let said = said.as_ref().map(|said| (said.status, said.reason.as_str(), said.message.as_str()));
+        assert_eq!(said, told, "{pod:?}");
+    }
+}
