@@ -38,7 +38,16 @@ impl Buffer {
             longer[..self.len].copy_from_slice(self);
             *self = longer;
         }
+        let kept = self.len.min(len);
         self.len = len;
+        self.poison(kept);
+    }
+
+    /// Under test, what may have any content from `start` on is not zero.
+    fn poison(&mut self, start: usize) {
+        if cfg!(test) {
+            self[start..].fill(0xA5);
+        }
     }
 }
 
@@ -74,9 +83,12 @@ impl Pool {
         let fitting = free.iter().rposition(|buffer| buffer.capacity() >= len);
         let Some(mut buffer) = fitting.map(|at| free.swap_remove(at)) else {
             drop(free);
-            return Buffer::new(len);
+            let mut buffer = Buffer::new(len);
+            buffer.poison(0);
+            return buffer;
         };
-        buffer.len = len;
+        buffer.len = 0;
+        buffer.resize(len);
         buffer
     }
 

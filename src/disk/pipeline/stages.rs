@@ -331,7 +331,8 @@ impl Shared<'_> {
     }
 
     /// Keeps an input's memory for the next batch.
-    fn keep(&self, input: Buffer) {
+    fn keep(&self, mut input: Buffer) {
+        input.resize(0);
         let mut inputs = self.inputs.lock().expect("no holder of the inputs panics");
         if inputs.len() < READERS && input.capacity() <= MAX_KEPT {
             inputs.push(input);

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustix::fs::OFlags;
 
+use sha2::{Digest, Sha256};
+
 use super::replay::{Stretch, replay};
 use super::*;
 use crate::conversion::Reason;
+use crate::disk::manifest::Algorithm;
 use crate::disk::{Extent, Layout, Location, Region};
 
 use crate::disk::sample_vmdk::{Sparse, built};
@@ -40,6 +43,10 @@ enum Piece {
     ZlibAndJunk(u8),
     Deflate(u8),
     Zstd(u8),
+    /// Zeros but for one byte.
+    OneByte(u16),
+    /// A zlib stream that is longer than what it holds.
+    ZlibNoise(u32),
     /// A zlib stream behind a marker; the guess of its length is right, or too short, or too long.
     Marked(u8),
 }
@@ -53,7 +60,12 @@ fn bytes_of(piece: &Piece, len: usize) -> Vec<u8> {
         | Piece::Deflate(seed)
         | Piece::Zstd(seed)
         | Piece::Marked(seed) => (0..len).map(|at| (at / 7).to_le_bytes()[0].wrapping_mul(*seed)).collect(),
-        Piece::Random(seed) => {
+        Piece::OneByte(place) => {
+            let mut bytes = vec![0; len];
+            bytes[usize::from(*place) % len] = 1;
+            bytes
+        }
+        Piece::Random(seed) | Piece::ZlibNoise(seed) => {
             let mut state = *seed;
             let mut next = || {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -70,64 +82,78 @@ fn zlib(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// An image of pieces of `unit` bytes, the last cut at `size`, and what the guest sees.
-fn image(pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
-    image_from(100, 1, pieces, unit, size)
+/// How a piece lies in the file: its bytes, and the location it has once it is known where.
+fn stored(piece: &Piece, start: usize, bytes: &[u8]) -> (Vec<u8>, Box<dyn Fn(u64) -> Location>) {
+    let short = |len: usize| u32::try_from(len).unwrap();
+    match piece {
+        Piece::Absent => (Vec::new(), Box::new(|_| Location::Zero)),
+        Piece::StoredZeros | Piece::Stored(_) | Piece::Random(_) | Piece::OneByte(_) => {
+            (bytes.to_vec(), Box::new(|offset| Location::Stored { file: 0, offset }))
+        }
+        Piece::Zlib(_) | Piece::ZlibAndJunk(_) | Piece::ZlibNoise(_) => {
+            let mut stream = zlib(bytes);
+            if matches!(piece, Piece::ZlibAndJunk(_)) {
+                stream.extend_from_slice(b"junk behind the stream");
+            }
+            let len = short(stream.len());
+            (stream, Box::new(move |offset| Location::Deflate { file: 0, offset, len, zlib: true }))
+        }
+        Piece::Deflate(_) => {
+            let stream = zlib(bytes);
+            let len = short(stream.len()) + 700;
+            let body = stream[2..stream.len() - 4].to_vec();
+            (body, Box::new(move |offset| Location::Deflate { file: 0, offset, len, zlib: false }))
+        }
+        Piece::Zstd(_) => {
+            let stream = zstd::bulk::compress(bytes, 1).unwrap();
+            let len = short(stream.len()) + 900;
+            (stream, Box::new(move |offset| Location::Zstd { file: 0, offset, len }))
+        }
+        Piece::Marked(seed) => {
+            let stream = zlib(bytes);
+            let whole = short(stream.len()) + 12;
+            let reach = [12, whole - 1, whole, whole + 300][usize::from(*seed) % 4];
+            let marker = [&(start as u64 / 512).to_le_bytes()[..], &short(stream.len()).to_le_bytes()].concat();
+            let padding = [0xEE; 300];
+            let grain = [&marker[..], &stream, &padding].concat();
+            (grain, Box::new(move |offset| Location::Marked { file: 0, offset, reach, most: whole }))
+        }
+    }
 }
 
-/// The same, whose file has them from `start`, each at a multiple of `align`.
-fn image_from(start: usize, align: usize, pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
-    let mut guest = Vec::new();
-    let mut file = vec![0xEE; start];
+/// An image of pieces of `unit` bytes, the last cut at `size`, and what the guest sees.
+fn image(pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u8>) {
+    let (file, image, guest) = image_in_order(100, 1, &(0..pieces.len()).collect::<Vec<_>>(), pieces, unit, size);
+    (image(region(&file)), guest)
+}
+
+/// The same as a file, which has the pieces from `start` in `order`, each at a multiple of `align`, and the image that a
+/// region over it is.
+fn image_in_order(
+    start: usize,
+    align: usize,
+    order: &[usize],
+    pieces: &[Piece],
+    unit: usize,
+    size: usize,
+) -> (Vec<u8>, impl Fn(Region) -> Image + use<>, Vec<u8>) {
+    let (mut file, mut guest) = (vec![0xEE; start], vec![0; size]);
     let mut extents = Vec::new();
-    for (number, piece) in pieces.iter().enumerate() {
-        let start = number * unit;
-        if start >= size {
-            break;
-        }
-        let end = size.min(start + unit);
-        let bytes = bytes_of(piece, unit);
-        guest.extend_from_slice(&bytes[..end - start]);
+    for &number in order.iter().filter(|&&number| number * unit < size) {
+        let (start, end) = (number * unit, size.min((number + 1) * unit));
+        let bytes = bytes_of(&pieces[number], unit);
+        guest[start..end].copy_from_slice(&bytes[..end - start]);
+        let (stored, location) = stored(&pieces[number], start, &bytes);
         file.resize(file.len().next_multiple_of(align), 0xEE);
-        let offset = file.len() as u64;
-        let at = match piece {
-            Piece::Absent => Location::Zero,
-            Piece::StoredZeros | Piece::Stored(_) | Piece::Random(_) => {
-                file.extend_from_slice(&bytes);
-                Location::Stored { file: 0, offset }
-            }
-            Piece::Zlib(_) | Piece::ZlibAndJunk(_) => {
-                file.extend_from_slice(&zlib(&bytes));
-                if matches!(piece, Piece::ZlibAndJunk(_)) {
-                    file.extend_from_slice(b"junk behind the stream");
-                }
-                let len = u32::try_from(file.len() as u64 - offset).unwrap();
-                Location::Deflate { file: 0, offset, len, zlib: true }
-            }
-            Piece::Deflate(_) => {
-                let stream = zlib(&bytes);
-                file.extend_from_slice(&stream[2..stream.len() - 4]);
-                Location::Deflate { file: 0, offset, len: u32::try_from(stream.len()).unwrap() + 700, zlib: false }
-            }
-            Piece::Zstd(_) => {
-                let stream = zstd::bulk::compress(&bytes, 1).unwrap();
-                file.extend_from_slice(&stream);
-                Location::Zstd { file: 0, offset, len: u32::try_from(stream.len()).unwrap() + 900 }
-            }
-            Piece::Marked(seed) => {
-                let stream = zlib(&bytes);
-                file.extend_from_slice(&(start as u64 / 512).to_le_bytes());
-                file.extend_from_slice(&u32::try_from(stream.len()).unwrap().to_le_bytes());
-                file.extend_from_slice(&stream);
-                file.extend_from_slice(&[0xEE; 300]);
-                let whole = u32::try_from(stream.len()).unwrap() + 12;
-                let reach = [12, whole - 1, whole, whole + 300][usize::from(*seed) % 4];
-                Location::Marked { file: 0, offset, reach, most: whole }
-            }
-        };
-        extents.push(Extent { guest: start as u64..end as u64, at });
+        extents.push(Extent { guest: start as u64..end as u64, at: location(file.len() as u64) });
+        file.extend_from_slice(&stored);
     }
-    (Image { regions: vec![region(&file)], layout: Layout::Listed { kind: "listed", extents } }, guest)
+    extents.sort_by_key(|extent| extent.guest.start);
+    let image = move |region| Image {
+        regions: vec![region],
+        layout: Layout::Listed { kind: "listed", extents: extents.clone() },
+    };
+    (file, image, guest)
 }
 
 fn pieces() -> impl Strategy<Value = Vec<Piece>> {
@@ -141,6 +167,8 @@ fn pieces() -> impl Strategy<Value = Vec<Piece>> {
         1 => any::<u8>().prop_map(Piece::Deflate),
         1 => any::<u8>().prop_map(Piece::Zstd),
         2 => any::<u8>().prop_map(Piece::Marked),
+        1 => any::<u16>().prop_map(Piece::OneByte),
+        1 => any::<u32>().prop_map(Piece::ZlibNoise),
     ];
     proptest::collection::vec(piece, 1..40)
 }
@@ -192,7 +220,9 @@ proptest! {
         align in prop_oneof![Just(1usize), Just(512)],
     ) {
         let size = (pieces.len() * unit - cut * 512).max(512);
-        let (image, guest) = image_from(start, align, &pieces, unit, size);
+        let order: Vec<_> = (0..pieces.len()).collect();
+        let (file, image, guest) = image_in_order(start, align, &order, &pieces, unit, size);
+        let image = image(region(&file));
         for options in every_output() {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("out");
@@ -209,7 +239,36 @@ proptest! {
     }
 
     #[test]
-    fn damaged_sources_give_an_error_or_their_guest_but_never_a_panic(
+    fn a_digest_finds_each_flipped_bit_whatever_the_order_of_the_file(
+        (pieces, order) in pieces().prop_flat_map(|pieces| {
+            let order: Vec<_> = (0..pieces.len()).collect();
+            (Just(pieces), Just(order).prop_shuffle())
+        }),
+        align in prop_oneof![Just(1usize), Just(512)],
+        flip in any::<u64>(),
+        compress in prop_oneof![Just(Compression::None), Just(Compression::Zlib)],
+    ) {
+        let unit = 65536;
+        let (mut file, image, guest) = image_in_order(100, align, &order, &pieces, unit, pieces.len() * unit);
+        let digest = Sha256::digest(&file).to_vec();
+        let folder = tempfile::tempdir().unwrap();
+        let attempt = |name: &str, file: &[u8]| {
+            let region = region(file);
+            let expected = Expected { region: region.clone(), algorithm: Algorithm::Sha256, digest: digest.clone() };
+            let options = CopyOptions { compress, digests: vec![expected], ..CopyOptions::default() };
+            copied(&image(region), &folder.path().join(name), &options)
+        };
+        attempt("good", &file).unwrap();
+        prop_assert!(read_by_qemu(&folder.path().join("good"), OutputFormat::Qcow2) == guest);
+
+        let at = usize::try_from(flip / 8 % file.len() as u64).unwrap();
+        file[at] ^= 1 << (flip % 8);
+        let error = attempt("bad", &file).unwrap_err();
+        prop_assert!(matches!(error.reason, Reason::ManifestMismatch | Reason::Corrupt), "{}", error);
+    }
+
+    #[test]
+    fn damaged_sources_give_the_same_error_or_the_same_guest_on_every_path(
         flips in proptest::collection::vec((0usize..200_000, 0u8..8), 1..6),
         compressed in any::<bool>(),
         footer in any::<bool>(),
@@ -224,9 +283,19 @@ proptest! {
         }
         if let Ok(image) = Image::vmdk(&region(&bytes)) && image.virtual_size() <= 1 << 30 {
             let folder = tempfile::tempdir().unwrap();
-            match copied(&image, &folder.path().join("out"), &CopyOptions::default()) {
-                Ok(_) => {}
-                Err(e) => prop_assert!(e.offset.is_some(), "{}", e),
+            let plain = CopyOptions { format: OutputFormat::Raw, threads: Some(1), ..CopyOptions::default() };
+            let passed = CopyOptions { compress: Compression::Zlib, threads: Some(3), ..CopyOptions::default() };
+            let plain = copied(&image, &folder.path().join("plain"), &plain);
+            match (plain, copied(&image, &folder.path().join("passed"), &passed)) {
+                (Ok(_), Ok(_)) => {
+                    let guest = std::fs::read(folder.path().join("plain")).unwrap();
+                    prop_assert!(read_by_qemu(&folder.path().join("passed"), OutputFormat::Qcow2) == guest);
+                }
+                (Err(plain), Err(passed)) => {
+                    prop_assert!(plain.offset.is_some(), "{}", plain);
+                    prop_assert_eq!((plain.reason, plain.offset), (passed.reason, passed.offset));
+                }
+                (plain, passed) => prop_assert!(false, "{:?} but {:?}", plain, passed),
             }
         }
     }

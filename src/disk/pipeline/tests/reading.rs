@@ -4,10 +4,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256, Sha512};
+use sha2::Sha512;
 
 use super::*;
-use crate::disk::manifest::Algorithm;
 
 /// Noise of so many MiB as VMDKs that differ in where their grains lie.
 fn disks(mib: usize) -> Vec<(&'static str, Vec<u8>)> {
