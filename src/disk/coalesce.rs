@@ -61,3 +61,66 @@ fn continues(held: &Extent, next: &Extent) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Where each unit of an extent lies: the map without its borders.
+    fn units(extents: impl Iterator<Item = Result<Extent, Error>>, unit: u64) -> Vec<(u64, Location)> {
+        let of = |extent: Extent| {
+            (extent.guest.start..extent.guest.end).step_by(unit as usize).map(move |guest| {
+                let at = match extent.at {
+                    Location::Stored { file, offset } => {
+                        Location::Stored { file, offset: offset + (guest - extent.guest.start) }
+                    }
+                    at => at,
+                };
+                (guest, at)
+            })
+        };
+        extents.map(Result::unwrap).flat_map(of).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_joined_map_says_the_same_and_has_no_two_extents_that_go_on(
+            kinds in proptest::collection::vec((0usize..5, 0u64..3, 1u64..4), 1..60),
+            unit in prop_oneof![Just(512u64), Just(LONGEST / 4)],
+        ) {
+            let mut guest = 0;
+            let mut extents = Vec::new();
+            let mut offset = 0;
+            for (kind, gap, len) in kinds {
+                offset += gap * unit;
+                let len = len * unit;
+                let at = match kind {
+                    0 => Location::Zero,
+                    1 => Location::Zstd { file: 0, offset, len: 7 },
+                    2 => Location::Stored { file: 1, offset },
+                    _ => Location::Stored { file: 0, offset },
+                };
+                extents.push(Extent { guest: guest..guest + len, at });
+                guest += len;
+                offset += if at == Location::Zero { 0 } else { len };
+            }
+            let joined: Vec<_> = coalesce(extents.iter().cloned().map(Ok)).map(Result::unwrap).collect();
+            prop_assert_eq!(units(joined.iter().cloned().map(Ok), unit), units(extents.iter().cloned().map(Ok), unit));
+            prop_assert!(joined.windows(2).all(|two| !continues(&two[0], &two[1])));
+            let longest = extents.iter().map(Extent::len).max().unwrap();
+            prop_assert!(joined.iter().all(|extent| extent.len() <= LONGEST.max(longest)));
+        }
+    }
+
+    #[test]
+    fn what_came_before_an_error_comes_before_it() {
+        let zero = |guest| Ok(Extent { guest, at: Location::Zero });
+        let damage = Error::corrupt("x", 7, "damaged");
+        let mut joined = coalesce(vec![zero(0..512), zero(512..1024), Err(damage), zero(1024..2048)].into_iter());
+        assert_eq!(joined.next().unwrap().unwrap().guest, 0..1024);
+        assert_eq!(joined.next().unwrap().unwrap_err().offset, Some(7));
+        assert!(joined.next().is_none());
+    }
+}

@@ -43,8 +43,6 @@ pub(crate) fn survey<T>(
     for _ in 1..PASSES {
         let Some(start) = occupancy.next_window() else { return Ok(answer) };
         occupancy = Occupancy::new(unit, start);
-        // A later window sees an incomplete order: only its bits are a proof.
-        occupancy.ascending = false;
         walk(&mut occupancy)?;
     }
     match occupancy.next_window() {
@@ -143,6 +141,8 @@ fn set(bits: &mut Vec<u64>, word: usize, mask: u64) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn claims(unit: u64, all: &[(u64, u64)]) -> Result<u32, Error> {
@@ -191,6 +191,35 @@ mod tests {
         let all: Vec<_> = (0..200).rev().map(|i| (i * far, 512)).collect();
         let error = claims(512, &all).unwrap_err();
         assert_eq!(error.reason, Reason::Corrupt);
+    }
+
+    proptest! {
+        #[test]
+        fn an_overlap_is_found_where_a_list_of_all_claims_has_one(
+            claims in proptest::collection::vec(
+                (prop_oneof![Just(0u64), Just(WINDOW - 4), Just(3 * WINDOW)], 0u64..24, 1u64..8, any::<bool>()),
+                1..8,
+            ),
+            sorted in any::<bool>(),
+        ) {
+            const UNIT: u64 = 512;
+            let mut claims: Vec<_> = claims.into_iter().map(|(base, at, len, alone)| (base + at, len, alone)).collect();
+            if sorted {
+                claims.sort_unstable();
+            }
+            let overlap = |(a, a_len, a_alone): (u64, u64, bool), (b, b_len, b_alone): (u64, u64, bool)| {
+                a < b + b_len && b < a + a_len && (a_alone || b_alone)
+            };
+            let naive = (0..claims.len()).any(|one| (0..one).any(|other| overlap(claims[one], claims[other])));
+            let found = survey("x", UNIT, |occupancy| {
+                claims.iter().try_for_each(|&(at, len, alone)| {
+                    let (at, len) = (at * UNIT, len * UNIT);
+                    let claimed = if alone { occupancy.claim(at, len) } else { occupancy.share(at, len) };
+                    claimed.map_err(|Taken| Error::corrupt("x", at, "taken"))
+                })
+            });
+            prop_assert_eq!(found.is_err(), naive, "{:?}", claims);
+        }
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! What a cancellation ends, and what progress says until then.
 
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
 use super::*;
 use crate::disk::pipeline::stages::{READERS, WRITERS};
 
@@ -56,6 +60,37 @@ fn a_cancelled_copy_begins_no_read_and_no_write() {
     assert!(reads.load(Ordering::Relaxed) < LAST + READERS as u64);
     let since = file.metadata().unwrap().blocks() * 512 - written.load(Ordering::Relaxed);
     assert!(since <= WRITERS as u64 * super::super::batch::BATCH, "{since} bytes were written since");
+}
+
+#[test]
+fn nothing_is_read_or_written_a_tenth_of_a_second_after_a_cancellation() {
+    const SIZE: usize = 12 << 20;
+    const TENTH: Duration = Duration::from_millis(100);
+    let bytes = bytes_of(&Piece::Random(7), SIZE);
+    // In the first pass, and in the one that compares.
+    for (options, last) in every_output().into_iter().flat_map(|options| [(options.clone(), 6), (options, 18)]) {
+        let options = CopyOptions { verify_full: true, ..options };
+        let times = Arc::new(Mutex::new((None, SystemTime::UNIX_EPOCH)));
+        let noted = Arc::clone(&times);
+        let (control, _, region) = controlled(&bytes, move |control, number, _| {
+            thread::sleep(Duration::from_millis(3));
+            let mut times = noted.lock().unwrap();
+            times.1 = SystemTime::now();
+            if number >= last {
+                control.cancel();
+                times.0.get_or_insert_with(SystemTime::now);
+            }
+        });
+        let file = tempfile::tempfile().unwrap();
+        let image = Image::raw(&region).unwrap();
+        let error = copy(&image, &file, "out", &options, &control).unwrap_err();
+        assert_eq!(error.reason, Reason::Cancelled, "{options:?}");
+        let (cancelled, last_read) = *times.lock().unwrap();
+        let end = cancelled.unwrap() + TENTH;
+        assert!(last_read < end, "{options:?}: read at {last_read:?}, {end:?} is the end");
+        let last_write = file.metadata().unwrap().modified().unwrap();
+        assert!(last_write < end, "{options:?}: written at {last_write:?}, {end:?} is the end");
+    }
 }
 
 #[test]
