@@ -3,6 +3,8 @@
 
 #[path = "cluster/harness.rs"]
 mod harness;
+#[path = "cluster_controller/remedies.rs"]
+mod remedies;
 #[path = "cluster_controller/stage.rs"]
 mod stage;
 

@@ -40,12 +40,14 @@ pub const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
 /// In-memory volume that the watcher and its sidecar share: the snapshot, and the socket where the output's volume
 /// refuses one.
 pub const RUN_DIR: &str = crate::control::FALLBACK_DIR;
-/// File with the webhook's URL.
-pub const WEBHOOK_URL_FILE: &str = "/etc/hyper2kvm/webhook/url";
-/// Directory with one file per webhook header.
-pub const WEBHOOK_HEADERS_DIR: &str = "/etc/hyper2kvm/webhook-headers";
-/// Directory with the files `username` and `password`.
-pub const EMAIL_CREDENTIALS_DIR: &str = "/etc/hyper2kvm/email";
+/// Directory below which the watcher finds the Secrets of its notifications.
+pub const SECRETS_DIR: &str = "/etc/hyper2kvm";
+/// Directory below [`SECRETS_DIR`] with the webhook's URL in the file `url`.
+pub const WEBHOOK_DIR: &str = "webhook";
+/// The same with one file per webhook header.
+pub const WEBHOOK_HEADERS_DIR: &str = "webhook-headers";
+/// The same with the files `username` and `password`.
+pub const EMAIL_CREDENTIALS_DIR: &str = "email";
 /// Directory with further certificates to trust.
 pub const TRUSTED_CA_DIR: &str = "/etc/hyper2kvm/trusted-ca";
 

@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio::time::sleep;
 
 use crate::cluster::api::{HyperConversion, HyperConversionSpec, InvalidSetting};
@@ -17,7 +18,7 @@ use crate::cluster::cache::{self, Change};
 use crate::cluster::executor::{ClusterExecutor, WatchEnded};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
-use crate::ledger::{self, Ledger, Writer};
+use crate::ledger::{Ledger, Writer};
 use crate::notification::Notifier;
 use crate::queue::engine::{Engine, Remote, Settings, events};
 use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
@@ -26,10 +27,19 @@ use crate::queue::{Layout, Method, engine, probe};
 mod notifications;
 mod report;
 
+use notifications::Secrets;
 use report::Reporter;
 
 /// How soon volumes that can't be used are tried again.
 const AGAIN: Duration = Duration::from_secs(10);
+
+/// How soon a ledger that can't be used is tried again: at first, for a person may be at it, and at last, for each try
+/// reads all of it.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Why the volumes aren't ready while it can't.
+const LEDGER_UNUSABLE: &str = "LedgerUnusable";
 
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
@@ -46,6 +56,8 @@ pub struct Identity {
     pub output_dir: PathBuf,
     /// Volume that is shared with the sidecar.
     pub run_dir: PathBuf,
+    /// Where the Secrets of its notifications are mounted.
+    pub secrets_dir: PathBuf,
 }
 
 /// Why the watcher can't go on; its pod's kubelet starts it again.
@@ -55,8 +67,6 @@ pub enum WatcherError {
     Lock(#[from] LockError),
     #[error("cannot tell this machine from others")]
     Machine(#[source] std::io::Error),
-    #[error(transparent)]
-    Ledger(#[from] ledger::Error),
     #[error(transparent)]
     Engine(#[from] engine::Error),
     #[error(transparent)]
@@ -78,13 +88,16 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
     let layout = volumes(&identity, &reporter).await;
     let locks = lock(&layout, &identity, &reporter).await?;
     let mut lost = tokio::spawn(beat(locks));
+    let ledger = tokio::select! {
+        ledger = ledger(&layout, &reporter) => Writer::start(ledger),
+        end = &mut lost => return unlocked(end, &reporter),
+    };
     reporter.tell(report::Report::storage_ready);
-    let ledger = Writer::start(Ledger::open(&layout.daemon().join(LEDGER_FILE))?);
     loop {
         let Some(queue) = known(&mut wanted).await else { return Ok(()) };
-        let (notifications, missing) = notifications::config(&queue.spec.notifications);
-        let notifier = Notifier::start(notifications);
-        reporter.tell(|report| report.notifications(&missing, notifier.unusable()));
+        let secrets = Secrets::read(&queue.spec.notifications, &identity.secrets_dir);
+        let notifier = Notifier::start(secrets.config.clone());
+        reporter.tell(|report| report.notifications(&secrets.wrong, notifier.unusable()));
         let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.clone()).await?;
         let (_events, hints) = events::watch(layout.queue());
         let settings = settings(&queue, layout.clone())?;
@@ -95,18 +108,22 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
             () = engine.run() => Ok(()),
             // Dropped where it stands: every step of the engine is safe to repeat.
             () = respecified(&mut wanted, &queue, &remote, &reporter) => Ok(()),
+            () = secrets.changed(&queue.spec.notifications, &identity.secrets_dir) => Ok(()),
             end = &mut lost => Err(end),
         };
         following.abort();
-        match ended {
-            Ok(()) => tracing::info!(queue = identity.queue, "the specification changed; starting anew"),
-            Err(Ok(error)) => {
-                reporter.unlocked();
-                return Err(error.into());
-            }
-            Err(Err(_)) => return Ok(()),
+        if let Err(end) = ended {
+            return unlocked(end, &reporter);
         }
+        tracing::info!(queue = identity.queue, "the specification or a Secret changed; starting anew");
     }
+}
+
+/// The end for want of the locks.
+fn unlocked(end: Result<LockError, JoinError>, reporter: &Reporter) -> Result<(), WatcherError> {
+    let Ok(error) = end else { return Ok(()) };
+    reporter.unlocked();
+    Err(error.into())
 }
 
 fn watch_queue(client: &Client, identity: &Identity) -> Wanted {
@@ -250,6 +267,26 @@ async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Resu
         tracing::warn!("{message}");
         reporter.tell(|report| report.storage_unready("Locked", message));
         sleep(AGAIN).await;
+    }
+}
+
+/// Opens the ledger, trying again until it can be used, and saying why it can't.
+async fn ledger(layout: &Layout, reporter: &Reporter) -> Ledger {
+    let path = layout.daemon().join(LEDGER_FILE);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let path = path.clone();
+        match tokio::task::spawn_blocking(move || Ledger::open(&path)).await {
+            Ok(Ok(ledger)) => return ledger,
+            Ok(Err(error)) => {
+                let message = format!("{}; it is tried again by itself", chain(&error));
+                tracing::error!(reason = LEDGER_UNUSABLE, "{message}");
+                reporter.tell(|report| report.storage_unready(LEDGER_UNUSABLE, message));
+            }
+            Err(error) => tracing::error!(%error, "the ledger could not be tried"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -261,8 +261,8 @@ impl Stage {
     /// Runs the queue's watcher on directories below `root`, on a thread of its own, until the test ends.
     pub async fn watch(&self, queue: &str, root: &Path) {
         let object = self.get::<HyperConversion>(queue).await;
-        for directory in ["queue", "output", "run"] {
-            std::fs::create_dir(root.join(directory)).unwrap();
+        for directory in ["queue", "output", "run", "secrets"] {
+            std::fs::create_dir_all(root.join(directory)).unwrap();
         }
         let identity = Identity {
             namespace: self.namespace.name.clone(),
@@ -272,6 +272,7 @@ impl Stage {
             queue_dir: root.join("queue"),
             output_dir: root.join("output"),
             run_dir: root.join("run"),
+            secrets_dir: root.join("secrets"),
         };
         // A client belongs to the runtime that it was made on.
         let config = self.config.clone();

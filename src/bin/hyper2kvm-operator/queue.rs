@@ -47,6 +47,7 @@ impl From<Arguments> for Identity {
             queue_dir: arguments.queue_dir,
             output_dir: arguments.output_dir,
             run_dir: arguments.run_dir,
+            secrets_dir: names::SECRETS_DIR.into(),
         }
     }
 }

@@ -39,6 +39,7 @@ impl Stage {
             pod: "vmware-exit-watcher-0".to_owned(),
             queue_dir: PathBuf::new(),
             run_dir: run.path().to_owned(),
+            secrets_dir: PathBuf::new(),
             output_dir: output.path().to_owned(),
         };
         let shutdown = CancellationToken::new();

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::notifications::Wrong;
 use super::{Identity, Wanted};
 use crate::cluster::api::{HyperConversion, condition, set_condition};
 use crate::cluster::snapshot::WatcherSnapshot;
@@ -87,14 +88,16 @@ impl Report {
         self.conditions != before
     }
 
-    /// `missing` are files of Secrets that are not there or can't be used, `unusable` what else is wrong.
-    pub fn notifications(&mut self, missing: &[String], unusable: &[String]) {
-        if !missing.is_empty() {
-            self.say("NotificationsReady", "False", "SecretMissing", missing.join("; "));
-        } else if !unusable.is_empty() {
-            self.say("NotificationsReady", "False", "Unusable", unusable.join("; "));
-        } else {
+    /// `wrong` is what is asked for and can't be had, `unusable` what is wrong with channels that could.
+    pub fn notifications(&mut self, wrong: &[Wrong], unusable: &[String]) {
+        let (reason, messages) = match wrong.first() {
+            Some(first) => (first.reason(), wrong.iter().map(ToString::to_string).collect()),
+            None => ("Unusable", unusable.to_vec()),
+        };
+        if messages.is_empty() {
             self.say("NotificationsReady", "True", "Configured", "every Secret is there");
+        } else {
+            self.say("NotificationsReady", "False", reason, messages.join("; "));
         }
     }
 

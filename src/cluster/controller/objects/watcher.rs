@@ -139,7 +139,7 @@ fn files(queue: &HyperConversion) -> Vec<Files> {
     if let Some(webhook) = &notifications.webhook {
         let url = &webhook.url_secret_ref;
         let items = vec![KeyToPath { key: url.key.clone(), path: "url".to_owned(), mode: None }];
-        files.push(secret("webhook", &url.name, Some(items), parent(names::WEBHOOK_URL_FILE)));
+        files.push(secret("webhook", &url.name, Some(items), names::WEBHOOK_DIR));
         if let Some(headers) = &webhook.headers_secret_ref {
             files.push(secret("webhook-headers", &headers.name, None, names::WEBHOOK_HEADERS_DIR));
         }
@@ -158,16 +158,12 @@ fn files(queue: &HyperConversion) -> Vec<Files> {
     files
 }
 
-fn parent(path: &str) -> &str {
-    path.rsplit_once('/').map_or(path, |(directory, _)| directory)
-}
-
 fn secret(volume: &str, name: &str, items: Option<Vec<KeyToPath>>, directory: &str) -> Files {
     let source =
         SecretVolumeSource { secret_name: Some(name.to_owned()), items, optional: Some(true), default_mode: None };
     Files {
         volume: Volume { name: volume.to_owned(), secret: Some(source), ..Volume::default() },
-        directory: directory.to_owned(),
+        directory: format!("{}/{directory}", names::SECRETS_DIR),
     }
 }
 

@@ -1,0 +1,67 @@
+//! A watcher to which something is wrong from the start: it says so, stays, and goes on once that is set right.
+
+use std::fs;
+
+use hyper2kvm::cluster::api::{HyperConversion, condition};
+use rusqlite::Connection;
+use serde_json::json;
+
+use super::saying;
+use crate::stage::Stage;
+
+/// What a condition says, once it has this status and reason.
+async fn says(stage: &Stage, kind: &str, status: &str, reason: &str) -> String {
+    let wanted = (status.to_owned(), reason.to_owned());
+    let queue = stage.until::<HyperConversion>("q", |queue| saying(queue, kind).as_ref() == Some(&wanted)).await;
+    condition(&queue.status.unwrap().conditions, kind).unwrap().message.clone()
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_damaged_or_newer_is_a_condition_until_it_is_moved_aside() {
+    let Some(stage) = Stage::open("ledger").await else { return };
+    let root = tempfile::tempdir().unwrap();
+    let daemon = root.path().join("output/.daemon");
+    let ledger = daemon.join("deduplication.db");
+    fs::create_dir_all(&daemon).unwrap();
+    fs::write(&ledger, [0x5a; 8192]).unwrap();
+    stage.queue("q", &json!({"fileStableTimeoutSeconds": 1})).await;
+    stage.watch("q", root.path()).await;
+    let said = says(&stage, "StorageReady", "False", "LedgerUnusable").await;
+    assert!(said.contains("output/.daemon/deduplication.db is damaged") && said.contains("move it aside"), "{said}");
+    assert_eq!(fs::read(&ledger).unwrap(), [0x5a; 8192], "it is left as it is");
+
+    fs::rename(&ledger, daemon.join("damaged.db")).unwrap();
+    Connection::open(daemon.join("newer.db")).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    fs::rename(daemon.join("newer.db"), &ledger).unwrap();
+    let newer = |queue: &HyperConversion| {
+        let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, "StorageReady"));
+        storage.is_some_and(|said| said.message.contains("schema version 99, this program knows 1"))
+    };
+    stage.until::<HyperConversion>("q", newer).await;
+
+    fs::remove_file(&ledger).unwrap();
+    says(&stage, "StorageReady", "True", "Probed").await;
+    fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
+    assert!(stage.first_conversion().await.starts_with("web01-"));
+}
+
+#[tokio::test]
+async fn a_secret_that_is_missing_is_a_condition_until_it_is_there() {
+    let Some(stage) = Stage::open("secret").await else { return };
+    let root = tempfile::tempdir().unwrap();
+    // As the kubelet mounts an optional Secret that does not exist.
+    let mounted = root.path().join("secrets/webhook");
+    fs::create_dir_all(&mounted).unwrap();
+    let webhook = json!({"type": "generic", "urlSecretRef": {"name": "hooks", "key": "address"}});
+    stage.queue("q", &json!({"notifications": {"webhook": webhook}})).await;
+    stage.watch("q", root.path()).await;
+    let said = says(&stage, "NotificationsReady", "False", "SecretMissing").await;
+    assert_eq!(
+        said,
+        "spec.notifications.webhook.urlSecretRef: Secret hooks is not there, or has no key address: create it, and it is \
+         used within two minutes"
+    );
+    says(&stage, "StorageReady", "True", "Probed").await;
+    fs::write(mounted.join("url"), "http://127.0.0.1:9/hook\n").unwrap();
+    says(&stage, "NotificationsReady", "True", "Configured").await;
+}
