@@ -32,7 +32,7 @@ mod progress;
 mod requests;
 mod running;
 
-use objects::{Said, completed, duration, object, outputs, published};
+use objects::{Said, completed, duration, object, original, outputs, published};
 use progress::Look;
 use running::made;
 
@@ -331,7 +331,7 @@ impl Executor for ClusterExecutor {
             ("outputs", outputs(published(row, self.layout.output()), metadata)),
             ("progress", completed(metadata)),
             ("sourceLocation", json!(row.source_location)),
-            ("duplicateOf", json!(row.duplicate_of)),
+            ("duplicateOf", json!(row.duplicate_of.as_deref().map(original))),
             ("duration", json!(duration(state))),
         ]);
         let said = Said { staged: state.staged, conditions, end: Some(state), fields };

@@ -2,11 +2,12 @@
 
 use std::fs;
 
-use hyper2kvm::cluster::api::{HyperConversion, condition};
+use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, condition};
+use jiff::Timestamp;
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::saying;
+use super::{phase, saying};
 use crate::stage::Stage;
 
 /// What a condition says, once it has this status and reason.
@@ -64,4 +65,35 @@ async fn a_secret_that_is_missing_is_a_condition_until_it_is_there() {
     says(&stage, "StorageReady", "True", "Probed").await;
     fs::write(mounted.join("url"), "http://127.0.0.1:9/hook\n").unwrap();
     says(&stage, "NotificationsReady", "True", "Configured").await;
+}
+
+#[tokio::test]
+async fn a_duplicate_whose_names_are_longer_than_its_object_holds_is_reported_all_the_same() {
+    let Some(stage) = Stage::open("long-name").await else { return };
+    let root = tempfile::tempdir().unwrap();
+    let daemon = root.path().join("output/.daemon");
+    fs::create_dir_all(&daemon).unwrap();
+    let (name, now) = (format!("{}.img", "n".repeat(200)), Timestamp::now());
+    // As the original program made it.
+    let before = Connection::open(daemon.join("deduplication.db")).unwrap();
+    before
+        .execute_batch(&format!(
+            "CREATE TABLE processed_files (id INTEGER PRIMARY KEY AUTOINCREMENT, filename TEXT NOT NULL,
+                 filepath TEXT NOT NULL, file_size INTEGER NOT NULL, md5_hash TEXT, processed_at TEXT NOT NULL,
+                 output_path TEXT, status TEXT NOT NULL, UNIQUE(filename, file_size));
+             INSERT INTO processed_files(filename, filepath, file_size, processed_at, output_path, status)
+             VALUES ('{name}', '/queue/{name}', 4096, '{now:.6}', '/output/2026-01-17/{name}', 'success');"
+        ))
+        .unwrap();
+    drop(before);
+    stage.queue("q", &json!({"fileStableTimeoutSeconds": 1})).await;
+    stage.watch("q", root.path()).await;
+    says(&stage, "StorageReady", "True", "Probed").await;
+    fs::write(root.path().join("queue").join(&name), [7; 4096]).unwrap();
+    let conversion = stage.first_conversion().await;
+    let is_reported = |c: &ConversionJob| c.status.as_ref().is_some_and(|status| status.duplicate_of.is_some());
+    let over = stage.until::<ConversionJob>(&conversion, is_reported).await;
+    assert_eq!(phase(&over), Some(JobPhase::Duplicate));
+    let told = over.status.unwrap().duplicate_of.unwrap();
+    assert!(told.len() == 253 && told.starts_with(&format!("{name} of {now:.6}")), "{told}");
 }

@@ -96,7 +96,8 @@ pub struct ConversionJobSpec {
     /// What this conversion does otherwise than its queue.
     #[serde(default)]
     pub conversion: ConversionOverrides,
-    /// Name of the conversion that this one repeats: it ends at once, without a Job.
+    /// What this conversion repeats, such as `web01.ova of 2026-01-17T09:45:00Z in /var/lib/hyper2kvm/output/2026-01-17/web01`.
+    /// Not empty: it ends at once, without a Job.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 253))]
     pub duplicate_of: String,
@@ -178,7 +179,7 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub outputs: Vec<Output>,
-    /// Name of the conversion that this one repeats.
+    /// What this conversion repeated: the file, when it was converted, and the directory of its disks.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub duplicate_of: Option<String>,

@@ -17,7 +17,7 @@ use crate::conversion::{ConversionStatus, Metadata, Stage};
 use crate::executor::Submission;
 use crate::ledger::ConversionRow;
 
-/// Longest text of `spec.duplicateOf`.
+/// Longest text of `spec.duplicateOf` and `status.duplicateOf`.
 const MAX_DUPLICATE_OF: usize = 253;
 
 /// Conditions that the watcher owns.
@@ -77,13 +77,11 @@ pub fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob
         origin => format!("{origin}/{}", claim.primary),
     };
     let companions = claim.members.iter().map(|member| member.name.clone()).filter(|name| *name != claim.primary);
-    let mut duplicate_of = submission.duplicate_of.clone().unwrap_or_default();
-    duplicate_of.truncate(duplicate_of.floor_char_boundary(MAX_DUPLICATE_OF));
     let spec = ConversionJobSpec {
         queue_ref: QueueRef { name: queue.name_any() },
         source: Source { path, companions: companions.collect(), size_bytes: Some(claim.size_bytes()) },
         conversion: ConversionOverrides::default(),
-        duplicate_of,
+        duplicate_of: submission.duplicate_of.as_deref().map(original).unwrap_or_default(),
     };
     let mut object = ConversionJob::new(claim.id.as_str(), spec);
     object.metadata = ObjectMeta {
@@ -93,6 +91,11 @@ pub fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob
         ..object.metadata
     };
     object
+}
+
+/// What a conversion repeats, cut to what its object holds: names and paths may be longer.
+pub fn original(duplicate_of: &str) -> String {
+    duplicate_of[..duplicate_of.floor_char_boundary(MAX_DUPLICATE_OF)].to_owned()
 }
 
 /// The published directory, below the output's.
