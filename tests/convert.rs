@@ -5,7 +5,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use hyper2kvm::conversion::OutputFormat;
+use hyper2kvm::disk::pipeline::{self, CopyControl, CopyOptions};
+use hyper2kvm::disk::{Image, Region};
 use rustix::fs::OFlags;
 use tempfile::TempDir;
 
@@ -83,11 +87,11 @@ const SOURCES: [(&str, &str, &[&str]); 16] = [
 /// Flags of ours and the format they make.
 const OUTPUTS: [(&[&str], &str); 6] = [
     (&["--format", "qcow2"], "qcow2"),
-    (&["--compress"], "qcow2"),
-    (&["--compress=zstd"], "qcow2"),
+    (&["--compress", "--verify=full"], "qcow2"),
+    (&["--compress=zstd", "--verify=full"], "qcow2"),
     (&["--compress=zlib-strict"], "qcow2"),
     (&["--format", "raw"], "raw"),
-    (&["--format", "vdi"], "vdi"),
+    (&["--format", "vdi", "--verify=full"], "vdi"),
 ];
 
 fn converts_to_every_output(source: &Path, truth: &Path) {
@@ -175,22 +179,29 @@ fn a_file_system_that_refuses_direct_io_gets_the_same_outputs() {
 /// Sources that are inflated, sparse, and copied as they are.
 const DIRECT: [&str; 3] = ["stream.vmdk", "sparse.vmdk", "fixed.vhd"];
 
-/// Processes that may take 64 MiB together, page cache included.
+/// Processes that may take so many bytes together, page cache included.
 struct SmallMemory(PathBuf);
 
 impl SmallMemory {
     /// `None`, loudly, where it can't be had.
-    fn group() -> Option<Self> {
+    fn group(bytes: u64) -> Option<Self> {
         let first = Path::new("/sys/fs/cgroup/memory");
         let (parent, key) =
             if first.exists() { (first, "memory.limit_in_bytes") } else { (Path::new("/sys/fs/cgroup"), "memory.max") };
-        let path = parent.join(format!("hyper2kvm-test-{}", std::process::id()));
+        let path = parent.join(format!("hyper2kvm-test-{}-{bytes}", std::process::id()));
         let group = fs::create_dir(&path).is_ok().then(|| Self(path));
-        let limited = group.filter(|group| fs::write(group.0.join(key), (64 << 20).to_string()).is_ok());
+        let limited = group.filter(|group| fs::write(group.0.join(key), bytes.to_string()).is_ok());
         if limited.is_none() {
             eprintln!("left out: no cgroup with a memory limit can be made");
         }
         limited
+    }
+
+    /// `program` as a member of it.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.0).arg(program);
+        command
     }
 }
 
@@ -202,16 +213,15 @@ impl Drop for SmallMemory {
 
 #[test]
 fn a_memory_limit_of_64_mib_is_enough_for_every_output_of_a_larger_disk() {
-    let Some(group) = SmallMemory::group().filter(|_| have_qemu_img()) else { return };
+    let Some(group) = SmallMemory::group(64 << 20).filter(|_| have_qemu_img()) else { return };
     let place = tempfile::tempdir().unwrap();
     let source = place.path().join("disk.img");
     fs::write(&source, noise(80 << 20)).unwrap();
     for (flags, format) in OUTPUTS {
         let output = place.path().join(format!("out.{format}"));
-        let limited = Command::new("sh")
-            .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
-            .arg(&group.0)
-            .args([env!("CARGO_BIN_EXE_hyper2kvm"), "convert", text(&source), "-o", text(&output), "--force"])
+        let limited = group
+            .command(Path::new(env!("CARGO_BIN_EXE_hyper2kvm")))
+            .args(["convert", text(&source), "-o", text(&output), "--force"])
             .args(flags)
             .output()
             .unwrap();
@@ -222,6 +232,45 @@ fn a_memory_limit_of_64_mib_is_enough_for_every_output_of_a_larger_disk() {
             String::from_utf8_lossy(&limited.stderr)
         );
         qemu_img(&["compare", "-f", format, "-F", "raw", text(&output), text(&source)]);
+    }
+}
+
+/// Where [`copies_through_the_page_cache`] finds its source and puts its output.
+const PLACE: &str = "HYPER2KVM_TEST_PLACE";
+
+#[test]
+fn a_memory_limit_of_256_mib_is_enough_where_direct_io_is_refused() {
+    let Some(group) = SmallMemory::group(256 << 20).filter(|_| have_qemu_img()) else { return };
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("disk.img"), noise(8 << 20).repeat(50)).unwrap();
+    let limited = group
+        .command(&std::env::current_exe().unwrap())
+        .args(["copies_through_the_page_cache", "--exact", "--ignored", "--nocapture"])
+        .env(PLACE, place.path())
+        .output()
+        .unwrap();
+    let said = [limited.stdout, limited.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(limited.status.success() && said.contains("1 passed"), "{:?} {said}", limited.status);
+    for format in ["raw", "qcow2"] {
+        let output = place.path().join(format!("out.{format}"));
+        qemu_img(&["compare", "-f", format, "-F", "raw", text(&output), text(&place.path().join("disk.img"))]);
+    }
+}
+
+/// The program's own copy on a file system that takes direct I/O, without it: those that refuse it keep all of a file in
+/// memory here.
+#[test]
+#[ignore = "a_memory_limit_of_256_mib_is_enough_where_direct_io_is_refused runs it within that limit"]
+fn copies_through_the_page_cache() {
+    let place = PathBuf::from(std::env::var_os(PLACE).expect("the place of source and outputs"));
+    let source = Arc::new(File::open(place.join("disk.img")).unwrap());
+    let len = source.metadata().unwrap().len();
+    let image = Image::raw(&Region::whole(source, "disk.img", len)).unwrap();
+    for format in [OutputFormat::Raw, OutputFormat::Qcow2] {
+        let path = place.join(format!("out.{format}"));
+        let output = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        let options = CopyOptions { format, buffered: true, ..CopyOptions::default() };
+        pipeline::copy(&image, &output, "output", &options, &CopyControl::default()).unwrap();
     }
 }
 
