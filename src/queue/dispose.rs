@@ -56,6 +56,13 @@ pub fn remove_work(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError>
     waste::remove(&work).map_err(|source| ClaimError::Look { path: work, source })
 }
 
+/// The same between two attempts. What they lie in stays: a pod that is starting while its attempt ends has the kubelet
+/// make whatever directory is missing, as root's.
+pub fn clear_work(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
+    let work = layout.work_of(id);
+    waste::empty(&work).map_err(|source| ClaimError::Look { path: work, source })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -121,6 +128,18 @@ mod tests {
         plan(&layout, &claim, Disposal::InPlace).unwrap().carry_out(Method::NoReplace).unwrap();
         assert_eq!(visible(&layout.processed("2026-01-17")), ["vm.vmdk"]);
         assert_eq!(fs::read_to_string(layout.queue().join("vm.vmdk")).unwrap(), "the next one");
+    }
+
+    #[test]
+    fn between_attempts_the_directory_of_all_of_them_stays_whose_it_is() {
+        let dir = tempdir().unwrap();
+        let layout = layout(&dir);
+        let claim = dropped(&layout, &["vm.vmdk"]);
+        clear_work(&layout, &claim.id).unwrap();
+        let work = layout.work_dir(&claim.id, Attempt::FIRST);
+        fs::create_dir_all(work.join("worker")).unwrap();
+        clear_work(&layout, &claim.id).unwrap();
+        assert_eq!(fs::read_dir(layout.work_of(&claim.id)).unwrap().count(), 0);
     }
 
     #[test]

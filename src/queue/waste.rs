@@ -15,14 +15,22 @@ pub fn remove(path: &Path) -> io::Result<()> {
     match remove_entry(CWD, path) {
         Ok(Removed::Gone) => Ok(()),
         Ok(Removed::IsDirectory) => {
-            let top = open(CWD, path)?;
-            flatten(top.as_fd())?;
+            empty(path)?;
             match unlinkat(CWD, path, AtFlags::REMOVEDIR) {
                 Err(Errno::NOENT) | Ok(()) => Ok(()),
                 Err(e) => Err(e.into()),
             }
         }
         Err(e) => Err(e.into()),
+    }
+}
+
+/// The same for all that is in a directory, which itself stays; gone already is fine.
+pub fn empty(path: &Path) -> io::Result<()> {
+    match open(CWD, path) {
+        Ok(top) => flatten(top.as_fd()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
     }
 }
 
@@ -71,11 +79,14 @@ fn pull_up(from: BorrowedFd<'_>, name: &std::ffi::CStr, top: BorrowedFd<'_>, cou
     }
 }
 
-fn remove_entry(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<Removed, Errno> {
-    match unlinkat(dir, name, AtFlags::empty()) {
+fn remove_entry(dir: impl AsFd, name: impl rustix::path::Arg + Copy) -> Result<Removed, Errno> {
+    match unlinkat(dir.as_fd(), name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(Removed::Gone),
-        // POSIX says EPERM for directories, Linux EISDIR.
-        Err(Errno::ISDIR | Errno::PERM) => Ok(Removed::IsDirectory),
+        // POSIX says EPERM for directories, Linux EISDIR. An empty one goes even where we may not look into it.
+        Err(Errno::ISDIR | Errno::PERM) => match unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(Removed::Gone),
+            Err(_) => Ok(Removed::IsDirectory),
+        },
         Err(e) => Err(e),
     }
 }

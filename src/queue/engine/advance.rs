@@ -124,7 +124,7 @@ impl<E: Executor> Engine<E> {
                 self.space.hold();
             }
             // Not counted and never looked at: nothing of it is to be reported.
-            dispose::remove_work(&self.settings.layout, id)?;
+            dispose::clear_work(&self.settings.layout, id)?;
         }
         Ok(())
     }
@@ -193,7 +193,7 @@ impl<E: Executor> Engine<E> {
         }
         let layout = &self.settings.layout;
         // What earlier attempts left is waste, and nobody is at it any more.
-        dispose::remove_work(layout, id)?;
+        dispose::clear_work(layout, id)?;
         let work = layout.work_dir(id, attempt);
         // Not synced: without it after a power cut, nothing was published and the attempt is made again.
         fs::DirBuilder::new()
