@@ -184,7 +184,8 @@ pub struct Snapshot {
     #[serde(default)]
     pub last_activity: Option<Timestamp>,
     pub run_state: RunState,
-    /// Stable files that wait for a slot, claimed or not; those that wait for a retry excepted.
+    /// Stable files that wait for a slot, claimed or not; those that wait for a retry excepted, and while draining
+    /// those that came since.
     pub queue_depth: u64,
     /// Files seen that are not stable yet.
     pub settling: u64,

@@ -79,6 +79,15 @@ impl<E: Executor> Engine<E> {
 
     /// Whether files that were queued when draining began are still to be claimed.
     pub(super) fn has_to_drain(&self) -> bool {
-        self.drain.as_ref().is_some_and(|drain| self.intake.ready().any(|primary| drain.contains(primary)))
+        self.drain.is_some() && self.waiting_files() > 0
+    }
+
+    /// How many stable files wait to be claimed: while draining, those alone that were queued when it began.
+    pub(super) fn waiting_files(&self) -> usize {
+        let ready = self.intake.ready();
+        match &self.drain {
+            Some(drain) => ready.filter(|primary| drain.contains(*primary)).count(),
+            None => ready.len(),
+        }
     }
 }

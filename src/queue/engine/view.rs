@@ -19,7 +19,7 @@ impl<E: Executor> Engine<E> {
         let retrying = count(|c| matches!(c.row.state, ClaimState::Parked { .. }));
         let current_jobs = self.conversions.values().filter_map(running).collect();
         self.view.run_state = self.run_state;
-        self.view.queue_depth = waiting + self.intake.ready().len() as u64;
+        self.view.queue_depth = waiting + self.waiting_files() as u64;
         self.view.settling = self.intake.unsettled() as u64;
         self.view.retrying = retrying;
         self.view.current_jobs = current_jobs;
