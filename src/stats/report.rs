@@ -37,6 +37,7 @@ pub struct StatsReport {
     pub last_activity: Option<Timestamp>,
     pub paused: bool,
     pub draining: bool,
+    pub stopping: bool,
     pub version: String,
     /// In the file only: when it was written.
     #[serde(with = "whole_seconds::option", skip_serializing_if = "Option::is_none")]
@@ -89,6 +90,7 @@ impl Snapshot {
             last_activity: self.last_activity,
             paused: self.run_state == RunState::Paused,
             draining: self.run_state == RunState::Draining,
+            stopping: self.run_state == RunState::Stopped,
             version: self.version.clone(),
             last_updated: None,
         }

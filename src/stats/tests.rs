@@ -65,6 +65,7 @@ fn stats_json_has_the_keys_its_readers_know() {
             "last_activity": "2026-01-17T22:10:00Z",
             "paused": true,
             "draining": false,
+            "stopping": false,
             "version": "1.2.3",
             "last_updated": "2026-01-17T22:10:00Z",
         })
