@@ -1,10 +1,12 @@
 //! What is asked of a queue, by whichever way, and how everybody shows it.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
 use hyper2kvm::conversion::Reason;
 use hyper2kvm::conversion::admission::RunState;
+use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::disks::{guest, holds};
@@ -19,8 +21,8 @@ async fn shown(queue: &Queue, run_state: RunState) {
     queue.asked(run_state).await;
     let columns = run(queue.kubectl().args(["get", "hconv", &queue.name, "--no-headers"]));
     assert_eq!(columns.split_whitespace().nth(2), Some(format!("{run_state:?}").as_str()), "{columns}");
-    let (paused, draining) = (run_state == RunState::Paused, run_state == RunState::Draining);
-    let is_so = |said: &Value| said["paused"] == paused && said["draining"] == draining;
+    let words = [("paused", RunState::Paused), ("draining", RunState::Draining), ("stopping", RunState::Stopped)];
+    let is_so = |said: &Value| words.iter().all(|(word, state)| said[word] == json!(run_state == *state));
     queue
         .eventually(&format!("{run_state:?} by its socket and in stats.json"), || {
             let stats = fs::read(queue.output(".daemon/stats.json")).unwrap_or_default();
@@ -41,7 +43,9 @@ fn is_staged(conversion: &ConversionJob) -> bool {
 
 #[tokio::test]
 async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watcher() {
-    let Some(queue) = Queue::open("asked", json!({}), json!({})).await else { return };
+    let Some(queue) = Queue::open("asked", json!({"retryPolicy": {"retryDelaySeconds": 1}}), json!({})).await else {
+        return;
+    };
     assert!(queue.ctl("pause").starts_with('✅'));
     shown(&queue, RunState::Paused).await;
     queue.bring("first.img", &guest(1, 5));
@@ -61,6 +65,10 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     shown(&queue, RunState::Stopped).await;
     let pod = format!("pod/{}", pod_of(&running).unwrap());
     run(queue.kubectl().args(["wait", "--for=delete", "--timeout=60s", &pod]));
+    // As the kubelet does where the pod was only starting: it makes what it is to mount, for nobody else to look into.
+    let work = queue.output(&format!(".work/{}/1", running.name_any()));
+    queue.eventually("cleared", || !work.exists()).await;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).unwrap();
     queue.patch(&json!({"metadata": {"annotations": {HANG: null}}}));
     queue.bring("third.img", &guest(1, 7));
     queue.kill("watcher").await;
@@ -68,24 +76,35 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     assert_eq!(queue.conversions().await.len(), 2);
     assert!(queue.queue("third.img").exists());
 
-    // Drained, what is queued is finished.
     plugin(&queue, &["resume", "asked"]);
     let over = queue.ended("second.img", JobPhase::Succeeded).await;
     assert_eq!(reasons(&over), [Some(Reason::Disrupted), None]);
     assert_eq!(over.status.as_ref().unwrap().attempt_count, Some(1));
     holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(1, 6));
-    queue.conversion("third.img", "made", |_| true).await;
+    queue.ended("third.img", JobPhase::Succeeded).await;
+
+    // Drained, what was queued is finished, its retries too, and nothing more is taken.
+    queue.patch(&json!({"metadata": {"annotations": {HANG: "1"}}}));
+    queue.bring("fourth.img", &guest(1, 8));
+    let running = queue.conversion("fourth.img", "running", runs).await;
     assert!(queue.ctl("drain").starts_with('✅'));
     shown(&queue, RunState::Draining).await;
-    queue.bring("fourth.img", &guest(1, 8));
+    queue.bring("fifth.img", &guest(1, 9));
+    queue.kill("watcher").await;
+    shown(&queue, RunState::Draining).await;
+    queue.says("Drained", "False", "Draining").await;
+    queue.patch(&json!({"metadata": {"annotations": {HANG: null}}}));
+    run(queue.kubectl().args(["delete", "pod", &pod_of(&running).unwrap()]));
     run(queue.kubectl().args(["wait", "--for=condition=Drained", "--timeout=60s", "hconv/asked"]));
-    queue.ended("third.img", JobPhase::Succeeded).await;
-    queue.counted([3, 0, 0, 0, 0]).await;
-    assert!(queue.queue("fourth.img").exists());
-    assert_eq!(queue.conversions().await.len(), 3);
+    let over = queue.ended("fourth.img", JobPhase::Succeeded).await;
+    assert_eq!(reasons(&over), [Some(Reason::Killed), None]);
+    queue.counted([4, 0, 0, 1, 0]).await;
+    shown(&queue, RunState::Draining).await;
+    assert!(queue.queue("fifth.img").exists());
+    assert_eq!(queue.conversions().await.len(), 4);
     kubectl(&queue, "Running");
-    queue.ended("fourth.img", JobPhase::Succeeded).await;
-    assert_eq!(files(&queue.queue(".processed")).len(), 4);
+    queue.ended("fifth.img", JobPhase::Succeeded).await;
+    assert_eq!(files(&queue.queue(".processed")).len(), 5);
 }
 
 #[tokio::test]
