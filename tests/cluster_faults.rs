@@ -6,6 +6,8 @@
 mod compromised;
 #[path = "cluster_conversion/disks.rs"]
 mod disks;
+#[path = "cluster_faults/failpoints.rs"]
+mod failpoints;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "cluster_conversion/stage.rs"]
@@ -21,7 +23,6 @@ use disks::{guest, holds};
 use harness::run;
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
 use hyper2kvm::conversion::{Class, Reason};
-use hyper2kvm::queue::failpoint::{ORDER_FILE, Step};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 use stage::{Queue, files, pod_of, reasons, runs};
@@ -80,34 +81,6 @@ async fn a_worker_that_needs_more_memory_than_it_may_have_is_tried_once_more_and
     assert_eq!(queue.error_file("disk.img")["reason"], json!("OutOfMemory"));
     queue.eventually("tidied up", || files(&queue.output(".work")).is_empty()).await;
     queue.counted([0, 1, 0, 1, 0]).await;
-}
-
-#[tokio::test]
-async fn a_watcher_that_dies_right_after_a_step_is_followed_by_one_that_finishes() {
-    let Some(queue) = Queue::open("failpoints", json!({}), json!({})).await else { return };
-    let order = queue.output(".daemon").join(ORDER_FILE);
-    let steps = [Step::SubmissionNoted, Step::Submitted, Step::Staged, Step::Published, Step::Reported, Step::Returned];
-    for (n, step) in (0..).zip(steps) {
-        let is_returned = step == Step::Returned;
-        if is_returned {
-            annotate(&queue, FAIL, json!("SourceChanged"));
-        }
-        let name = format!("disk{n}.img");
-        fs::write(&order, format!("{step:?}")).unwrap();
-        queue.bring(&name, &guest(1, 40 + n));
-        queue.eventually(&format!("dead after {step:?}"), || !order.exists()).await;
-        if is_returned {
-            annotate(&queue, FAIL, Value::Null);
-        }
-        let over = queue.ended(&name, JobPhase::Succeeded).await;
-        assert_eq!(reasons(&over), [None], "{step:?}");
-        holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(1, 40 + n));
-        // The one that was given back is another conversion than the one that succeeded.
-        let of_source = queue.conversions().await.into_iter().filter(|c| c.spec.source.path == name).count();
-        assert!(of_source == 1 || is_returned, "{step:?}: {of_source} conversions");
-    }
-    queue.counted([6, 0, 0, 0, 0]).await;
-    assert_eq!(files(&queue.queue(".processing")).into_iter().filter(|path| !path.starts_with('.')).count(), 0);
 }
 
 #[tokio::test]

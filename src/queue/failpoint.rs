@@ -1,11 +1,12 @@
 //! Places between two steps at which a test lets this process die. Release builds pass them by.
 
-use std::fs;
+use std::path::Path;
+use std::{fs, io};
 
 use super::layout::Layout;
 
-/// Name of the file, below `{output}/.daemon/`, by which a test says where: the name of a step. It is taken away first,
-/// so that the next process gets past.
+/// Name of the file, below `{output}/.daemon/`, by which a test says where: names of steps, one a line. The first one is
+/// taken away before this process dies there, so that the next one gets past, and dies at the next.
 pub const ORDER_FILE: &str = "die-after";
 
 /// A step that was just done, with what follows from it still to be done.
@@ -76,10 +77,21 @@ impl Step {
 pub fn reach(layout: &Layout, step: Step) {
     if cfg!(debug_assertions) {
         let order = layout.daemon().join(ORDER_FILE);
-        let is_meant = fs::read_to_string(&order).is_ok_and(|wanted| wanted.trim() == format!("{step:?}"));
-        if is_meant && fs::remove_file(&order).is_ok() {
+        let steps = fs::read_to_string(&order).unwrap_or_default();
+        let (first, rest) = steps.split_once('\n').unwrap_or((&steps, ""));
+        if first == format!("{step:?}") && leave(&order, rest).is_ok() {
             // A container's first process can't send itself SIGKILL.
             std::process::abort();
         }
     }
+}
+
+/// The file may be another user's: it is replaced, not written to.
+fn leave(order: &Path, steps: &str) -> io::Result<()> {
+    if steps.is_empty() {
+        return fs::remove_file(order);
+    }
+    let next = order.with_extension("next");
+    fs::write(&next, steps)?;
+    fs::rename(next, order)
 }
