@@ -1,6 +1,7 @@
 //! Workers that their images have taken over: whatever one leaves, the watcher neither waits for it nor reads what is
 //! not the worker's nor publishes it, and nothing of what lies elsewhere is told to anybody.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use hyper2kvm::cluster::api::JobPhase;
 use hyper2kvm::conversion::Reason;
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
 use serde_json::json;
 
 use crate::harness::{Cluster, Need, binaries, in_tree, left_out, run};
@@ -18,6 +20,14 @@ const CANARY: &str = "canary-71e0c4";
 
 /// Where the watcher sees it.
 const CANARY_FILE: &str = "/var/lib/hyper2kvm/queue/.canary";
+
+/// What the watcher reads every day, beside a text that nothing else bears. `%` stands for the conversion's name.
+const ITS_OWN: [(&str, &str, &str); 3] = [
+    ("claim", "/var/lib/hyper2kvm/queue/.processing/%/claim.json", "claimedAt"),
+    ("ledger", "/var/lib/hyper2kvm/output/.daemon/deduplication.db", "SQLite format 3"),
+    ("environment", "/proc/self/environ", "KUBERNETES_SERVICE_PORT="),
+];
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// An image of the real operator, whose worker obeys its images.
 fn image(cluster: &Cluster) -> Option<String> {
@@ -41,6 +51,14 @@ fn metadata(file: &str) -> String {
     format!("write @/metadata.json {metadata}")
 }
 
+/// The token that a pod on our node has, as the kubelet keeps it.
+fn token(cluster: &Cluster, pod: &Pod) -> String {
+    let pods = cluster.state.as_ref().unwrap().join("kubelet/pods");
+    let volumes = pods.join(pod.uid().unwrap()).join("volumes/kubernetes.io~projected");
+    let volume = fs::read_dir(&volumes).unwrap().next().unwrap().unwrap();
+    fs::read_to_string(volume.path().join("token")).unwrap()
+}
+
 /// Whether anything below a directory bears this text; links are not followed, and nothing is waited for.
 fn tells(directory: &Path, text: &str) -> bool {
     fs::read_dir(directory).unwrap().map(Result::unwrap).any(|entry| match entry.file_type().unwrap() {
@@ -60,7 +78,7 @@ async fn what_a_compromised_worker_leaves_is_neither_waited_for_nor_read_nor_pub
     let operator = Arc::new(Operator::install(cluster, &image, cluster.namespace("compromised"), None));
     let queue = Queue::prepare(&operator, "compromised", (65532, 0)).await;
     fs::write(queue.queue(".canary"), CANARY.repeat(64)).unwrap();
-    queue.declare(&json!({"maxConcurrentJobs": 4, "retryPolicy": {"enabled": false}}), &json!({}));
+    queue.declare(&json!({"maxConcurrentJobs": 8, "retryPolicy": {"enabled": false}}), &json!({}));
     queue.ready();
     let honest = metadata("x.qcow2");
     let refused: [(&str, &[&str]); 7] = [
@@ -78,6 +96,17 @@ async fn what_a_compromised_worker_leaves_is_neither_waited_for_nor_read_nor_pub
     for (name, orders) in &refused {
         queue.bring(&format!("{name}.img"), (orders.join("\n") + "\n").as_bytes());
     }
+    let mut refused: Vec<String> = refused.iter().map(|(name, _)| format!("{name}.img")).collect();
+    // Instead of what the watcher reads of an attempt, and instead of its disk.
+    for (name, target) in ITS_OWN.map(|(name, target, _)| (name, target)).into_iter().chain([("token", TOKEN)]) {
+        let files = ["progress.json", "failure.json", "@/metadata.json"].map(|file| format!("link {file} {target}"));
+        let disk = format!("{honest}\nlink @/x.qcow2 {target}");
+        for (kind, orders) in [("read", format!("{}\nwait 2", files.join("\n"))), ("disk", disk)] {
+            let name = format!("{name}-{kind}.img");
+            queue.bring(&name, orders.as_bytes());
+            refused.push(name);
+        }
+    }
     let planted =
         [&honest, "write @/x.qcow2 mine", "fifo @/fifo", "mkdir @/more", &format!("link @/more/link {CANARY_FILE}")];
     queue.bring("surrounded.img", planted.map(str::to_owned).join("\n").as_bytes());
@@ -89,24 +118,28 @@ async fn what_a_compromised_worker_leaves_is_neither_waited_for_nor_read_nor_pub
     let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
     names.sort();
     assert_eq!(names, ["metadata.json", "x.qcow2"]);
-    for (name, _) in &refused {
-        let name = format!("{name}.img");
-        let over = queue.ended(&name, JobPhase::Failed).await;
+    for name in &refused {
+        let over = queue.ended(name, JobPhase::Failed).await;
         assert_eq!(reasons(&over).len(), 1, "{name}");
         assert_eq!(over.status.unwrap().state.failure.unwrap().reason, Reason::Internal, "{name}");
-        assert_eq!(queue.error_file(&name)["reason"], json!(Reason::Internal));
+        assert_eq!(queue.error_file(name)["reason"], json!(Reason::Internal));
     }
-    queue.counted([1, 7, 0, 0, 0]).await;
+    queue.counted([1, 15, 0, 0, 0]).await;
     assert_eq!(files(&queue.output("")).iter().filter(|path| !path.starts_with('.')).count(), 2);
     queue.eventually("tidied up", || fs::read_dir(queue.output(".work")).unwrap().next().is_none()).await;
 
     // The watcher lived through it, and told nobody.
     let pod = queue.api::<Pod>().get(&queue.pod()).await.unwrap();
-    let restarts = pod.status.unwrap().container_statuses.unwrap()[0].restart_count;
-    assert_eq!(restarts, 0);
-    for words in [&["get", "events,hcj,hconv,jobs,pods", "-o", "yaml"][..], &["logs", &queue.pod(), "--all-containers"]]
-    {
-        assert!(!run(queue.kubectl().args(words)).contains(CANARY));
+    assert_eq!(pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0].restart_count, 0);
+    let token = token(cluster, &pod);
+    let said = [&["get", "events,hcj,hconv,jobs,pods", "-o", "yaml"][..], &["logs", &queue.pod(), "--all-containers"]]
+        .map(|words| run(queue.kubectl().args(words)));
+    let days = files(&queue.output("")).into_iter().filter(|path| !path.starts_with('.'));
+    let days: BTreeSet<_> = days.map(|path| queue.output(path.split('/').next().unwrap())).collect();
+    for secret in ITS_OWN.map(|(.., text)| text).into_iter().chain([CANARY, &token]) {
+        assert!(!said.iter().any(|said| said.contains(secret)), "{secret} is told");
+        assert!(!days.iter().any(|day| tells(day, secret)) && !tells(&queue.queue(".errors"), secret), "{secret}");
     }
-    assert!(!tells(&queue.output(""), CANARY) && !tells(&queue.queue(".errors"), CANARY));
+    // Each is where the links say, and such as it would be found.
+    assert!(tells(&queue.output(".daemon"), ITS_OWN[1].2) && token.split('.').count() == 3);
 }
