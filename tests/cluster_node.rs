@@ -56,10 +56,17 @@ fn pods_run_the_image_on_claims_and_survive_what_is_done_to_the_node() {
     assert_eq!(fs::read_dir(volume.join("in")).expect("the volume is ours").count(), 0);
     run(namespace.kubectl().args(["delete", "pod", "refused", "--grace-period=0", "--force"]));
 
+    // Nothing that asks for more than the restricted profile gets in.
+    let greedy = volume.join("greedy.json");
+    fs::write(&greedy, pod("greedy", &image, &json!([])).replace("\"drop\"", "\"add\"")).expect("the volume is ours");
+    let output = namespace.kubectl().args(["apply", "-f"]).arg(&greedy).output().expect("kubectl runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("violates PodSecurity \"restricted:latest\""), "{said}");
+
     // A container that is killed comes back; so does what was stopped.
     namespace.apply(
         &pod("waits", "localhost/pause:1", &json!(["/program"]))
-            .replace("\"runAsNonRoot\":true", "\"runAsUser\":65532"),
+            .replace("\"runAsNonRoot\":true", "\"runAsNonRoot\":true,\"runAsUser\":65532"),
     );
     wait(&namespace, "waits", "condition=Ready");
     namespace.kill_container("waits", "main");

@@ -180,12 +180,17 @@ impl Cluster {
         run(Command::new(in_tree("tests/cluster/part.sh")).args([what, part]).stdin(Stdio::null()));
     }
 
-    /// A namespace for one test, named after it.
+    /// A namespace for one test, named after it, which lets in no pod that is not of the restricted profile.
     pub fn namespace(&'static self, test: &str) -> Namespace {
         let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
         let name = format!("{test}-{:x}", unique & 0xffff_ffff);
-        run(self.kubectl().args(["create", "namespace", &name]));
-        Namespace { cluster: self, name }
+        let labels = serde_json::json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        let namespace = Namespace { cluster: self, name: name.clone() };
+        namespace.apply(
+            &serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+                .to_string(),
+        );
+        namespace
     }
 }
 
