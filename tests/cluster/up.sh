@@ -145,11 +145,12 @@ exec "$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:$etcd_client \\
 K
 start apiserver bash "$S/apiserver.sh"
 until_ok 180 ready || die "the API server does not get ready: see $S/logs/apiserver.log"
+# A claim that was seen before its volume waits for the next look at all of them.
 start manager "$bin/kube-controller-manager" --kubeconfig="$S/manager.kubeconfig" \
   --authentication-kubeconfig="$S/manager.kubeconfig" --authorization-kubeconfig="$S/manager.kubeconfig" \
   --service-account-private-key-file="$S/pki/accounts.key" --root-ca-file="$S/pki/ca.crt" \
   --use-service-account-credentials=true --leader-elect=false --secure-port="$manager_port" \
-  --cert-dir="$S/pki/manager" --kube-api-qps=500 --kube-api-burst=1000
+  --cert-dir="$S/pki/manager" --kube-api-qps=500 --kube-api-burst=1000 --pvclaimbinder-sync-period=1s
 start scheduler "$bin/kube-scheduler" --kubeconfig="$S/scheduler.kubeconfig" \
   --authentication-kubeconfig="$S/scheduler.kubeconfig" --authorization-kubeconfig="$S/scheduler.kubeconfig" \
   --leader-elect=false --secure-port="$scheduler_port" --cert-dir="$S/pki/scheduler"
