@@ -6,15 +6,21 @@
 mod audit;
 #[path = "cluster/harness.rs"]
 mod harness;
+#[path = "daemon/protocol.rs"]
+mod protocol;
 #[path = "cluster/replica.rs"]
 mod replica;
+#[path = "cluster_access/socket.rs"]
+mod socket;
 #[path = "cluster_controller/stage.rs"]
 mod stage;
+#[path = "cluster_access/wide.rs"]
+mod wide;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::{Cluster, Need, in_tree, run};
@@ -30,7 +36,11 @@ use stage::Stage;
 
 /// The rules of a role, as the server has them.
 fn rules(namespace: &str, role: &str, cluster: &Cluster) -> Vec<Value> {
-    let text = run(cluster.kubectl().args(["-n", namespace, "get", "role", role, "-o", "json"]));
+    rules_of(cluster, &["-n", namespace, "role", role])
+}
+
+fn rules_of(cluster: &Cluster, role: &[&str]) -> Vec<Value> {
+    let text = run(cluster.kubectl().args(["get", "-o", "json"]).args(role));
     let role: Value = serde_json::from_str(&text).unwrap();
     role["rules"].as_array().unwrap().clone()
 }
@@ -145,6 +155,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     let asked = audit::requests(files, |name| name == user);
     let denied: Vec<_> = asked.iter().filter(|request| !request.allowed || request.code == 403).collect();
     assert!(denied.is_empty(), "{denied:#?}");
+    // Those of a whole cluster are the same: `wide`.
     let mut granted = audit::granted(&rules(namespaces[0], account, cluster));
     assert_eq!(granted, audit::granted(&rules(namespaces[1], account, cluster)));
     granted.append(&mut audit::granted(&rules(namespaces[0], &format!("{account}-lease"), cluster)));
@@ -205,6 +216,37 @@ fn whoever_views_or_edits_a_namespace_views_or_edits_its_queues() {
     }
 }
 
+/// The directories of a queue `q`, whose watcher and sidecar run beside the cluster.
+struct Site(tempfile::TempDir);
+
+impl Site {
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        for directory in ["queue", "output", "run"] {
+            fs::create_dir(place.path().join(directory)).unwrap();
+        }
+        Self(place)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.path().join("output/.daemon/control.sock")
+    }
+
+    /// Both processes, as soon as the socket is there.
+    fn start(&self, credentials: &Path, namespace: &str, uid: &str) -> [Process; 2] {
+        let place = self.0.path();
+        let processes = ["watcher", "sidecar"].map(|word| {
+            let mut words = vec![word.to_owned(), "--queue=q".to_owned(), "--pod=q-watcher-0".to_owned()];
+            words.extend([format!("--namespace={namespace}"), format!("--queue-uid={uid}")]);
+            words.extend(["queue", "output", "run"].map(|dir| format!("--{dir}-dir={}", place.join(dir).display())));
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            Process::start(credentials, &words, &place.join(format!("{word}.log")))
+        });
+        processes[1].until("listening", || self.socket().exists());
+        processes
+    }
+}
+
 /// A claim of a queue that is gone, with its file.
 fn left_claim(directory: &Path, file: &str) {
     fs::create_dir_all(directory).unwrap();
@@ -225,39 +267,15 @@ async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_t
     let Some(stage) = Stage::open("watcher").await else { return };
     stage.queue("q", &json!({"successfulHistoryLimit": 0})).await;
     stage.until::<StatefulSet>("q-watcher", |_| true).await;
-    let place = tempfile::tempdir().unwrap();
-    let [queue, output, run_dir] = ["queue", "output", "run"].map(|name| place.path().join(name));
-    for directory in [&queue, &output, &run_dir] {
-        fs::create_dir(directory).unwrap();
-    }
+    let site = Site::new();
+    let [queue, output] = ["queue", "output"].map(|name| site.0.path().join(name));
     // It asks for the object of what an earlier queue had claimed, and gives the file back.
     left_claim(&queue.join(".processing/web01-00000001"), "web01.img");
     let namespace = stage.namespace.name.as_str();
-    let credentials = kubeconfig_of(cluster, namespace, "q-watcher", &place.path().join("kubeconfig"));
+    let credentials = kubeconfig_of(cluster, namespace, "q-watcher", &site.0.path().join("kubeconfig"));
     let uid = stage.get::<HyperConversion>("q").await.uid().unwrap();
-    let [queue_dir, output_dir, run_dir] = [&queue, &output, &run_dir].map(|path| path.to_str().unwrap());
-    let process = |word: &str| {
-        let words = [
-            word,
-            "--namespace",
-            namespace,
-            "--queue=q",
-            "--pod=q-watcher-0",
-            "--queue-uid",
-            &uid,
-            "--queue-dir",
-            queue_dir,
-            "--output-dir",
-            output_dir,
-            "--run-dir",
-            run_dir,
-        ];
-        Process::start(&credentials, &words, &place.path().join(format!("{word}.log")))
-    };
-    let watcher = process("watcher");
-    let sidecar = process("sidecar");
-    let socket = output.join(".daemon/control.sock");
-    sidecar.until("listening", || socket.exists());
+    let [watcher, sidecar] = site.start(&credentials, namespace, &uid);
+    let socket = site.socket();
     let ctl = |word: &str| {
         let ctl =
             Command::new(env!("CARGO_BIN_EXE_hyper2kvmctl")).arg("--socket").arg(&socket).arg(word).output().unwrap();

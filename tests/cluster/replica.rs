@@ -87,13 +87,21 @@ pub struct Replica {
 impl Replica {
     /// Starts one under this name, for these namespaces; its lease lies in the first.
     pub fn start(kubeconfig: &Path, namespaces: &[&str], name: &str, place: &Path) -> Self {
+        Self::watching(kubeconfig, &["--watch-namespaces", &namespaces.join(",")], namespaces[0], name, place)
+    }
+
+    /// Starts one for every namespace there is.
+    pub fn everywhere(kubeconfig: &Path, lease_namespace: &str, name: &str, place: &Path) -> Self {
+        Self::watching(kubeconfig, &[], lease_namespace, name, place)
+    }
+
+    fn watching(kubeconfig: &Path, watched: &[&str], lease_namespace: &str, name: &str, place: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let address = listener.local_addr().expect("it is bound");
         drop(listener);
-        let (listen, watched) = (address.to_string(), namespaces.join(","));
+        let listen = address.to_string();
         let words = ["controller", "--image=127.0.0.1:9/hyper2kvm:1", "--listen", &listen, "--identity", name];
-        let of_namespaces = ["--watch-namespaces", &watched, "--namespace", namespaces[0]];
-        let words = [&words[..], &of_namespaces].concat();
+        let words = [&words[..], &["--namespace", lease_namespace], watched].concat();
         Self { process: Process::start(kubeconfig, &words, &place.join(format!("{name}.log"))), address }
     }
 

@@ -6,6 +6,7 @@ mod groups;
 mod harness;
 #[path = "../images/ova.rs"]
 mod ova;
+mod protocol;
 mod retrying;
 #[path = "../daemon_faults/server.rs"]
 #[allow(dead_code, reason = "shared with the tests of faults, which use the rest")]

@@ -1,39 +1,32 @@
 //! The control socket against clients that mean harm or know no better.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::harness::{Site, exchange};
+use crate::harness::{SOON, Site};
+use crate::protocol;
 
 #[test]
 fn whatever_is_asked_is_answered_and_an_idle_client_blocks_nobody() {
     let site = Site::new("");
-    let daemon = site.start();
+    let _daemon = site.start();
     let socket = site.output().join(".daemon/control.sock");
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    let idle: Vec<_> = (0..8).map(|_| UnixStream::connect(&socket).unwrap()).collect();
-    let long = format!("{{\"command\":\"status\",\"extra\":\"{}\"}}", "x".repeat(6 << 10));
-    for (request, status) in [
-        (&b"\"status\""[..], "error"),
-        (b"\"stop\"", "error"),
-        (b"[\"status\"]", "error"),
-        (b"5", "error"),
-        (b"null", "error"),
-        (b"\xff\xfe\n", "error"),
-        (long.as_bytes(), "ok"),
-        (b"status\n", "ok"),
-        (b"{\"command\":\"frobnicate\"}", "error"),
-    ] {
-        let answer: Value = serde_json::from_slice(&exchange(&site.output(), request).unwrap()).unwrap();
-        assert_eq!(answer["status"], status, "{}", String::from_utf8_lossy(request));
-        let lists = answer["available_commands"] == json!(["status", "stats", "pause", "resume", "drain", "stop"]);
-        assert_eq!(lists, status == "error", "{answer}");
+    protocol::answers(&socket);
+}
+
+#[test]
+fn the_last_words_are_answered_before_the_end_and_written_down() {
+    for (word, answer, state) in protocol::LAST_WORDS {
+        let site = Site::new("");
+        let mut daemon = site.start();
+        let [socket, file] = ["control.sock", "stats.json"].map(|name| site.output().join(".daemon").join(name));
+        assert_eq!(protocol::ask(&socket, word.as_bytes()), protocol::done(answer));
+        assert!(daemon.end_within(SOON).success(), "{word}");
+        assert!(protocol::is_written(&file, state), "{}", std::fs::read_to_string(file).unwrap());
     }
-    assert_eq!(daemon.ask("status")["paused"], false);
-    drop(idle);
 }
 
 #[test]
