@@ -158,6 +158,24 @@ fn an_overlay_s_image_is_that_of_watchers_and_workers_too() {
 }
 
 #[test]
+fn what_the_flags_add_is_taken_but_for_the_kinds_that_prometheus_brings() {
+    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let Some(helm) = helm() else { return };
+    let namespace = cluster.namespace("flags");
+    let flags = EVERY_FLAG.iter().filter(|flag| !flag.contains("serviceMonitor") && !flag.contains("prometheusRule"));
+    let text = run(Command::new(helm)
+        .args(["template", "r", "--set=crds.install=false", "--namespace", &namespace.name])
+        .args(flags)
+        .arg(in_tree(CHART)));
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    fs::write(file.path(), text).expect("ours to write");
+    let taken = run(cluster.kubectl().args(["apply", "--dry-run=server", "-o", "name", "-f"]).arg(file.path()));
+    for kind in ["poddisruptionbudget.policy", "networkpolicy.networking.k8s.io", "configmap", "deployment.apps"] {
+        assert_eq!(taken.lines().filter(|line| line.starts_with(&format!("{kind}/"))).count(), 1, "{kind}: {taken}");
+    }
+}
+
+#[test]
 fn every_sample_is_taken() {
     let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
     let namespace = cluster.namespace("samples");
