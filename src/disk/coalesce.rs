@@ -71,7 +71,7 @@ mod tests {
     /// Where each unit of an extent lies: the map without its borders.
     fn units(extents: impl Iterator<Item = Result<Extent, Error>>, unit: u64) -> Vec<(u64, Location)> {
         let of = |extent: Extent| {
-            (extent.guest.start..extent.guest.end).step_by(unit as usize).map(move |guest| {
+            (extent.guest.start..extent.guest.end).step_by(usize::try_from(unit).unwrap()).map(move |guest| {
                 let at = match extent.at {
                     Location::Stored { file, offset } => {
                         Location::Stored { file, offset: offset + (guest - extent.guest.start) }

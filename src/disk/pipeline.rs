@@ -21,7 +21,7 @@ mod trail;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use self::buffer::{ALIGNMENT, Buffer};
 pub use self::encode::{Cluster, Coded, Coding, Content};
@@ -53,12 +53,21 @@ pub struct CopyOptions {
     pub digests: Vec<Expected>,
 }
 
+impl CopyOptions {
+    /// How often progress goes through the guest's disk.
+    #[must_use]
+    pub fn passes(&self) -> u64 {
+        1 + u64::from(self.verify_full) + u64::from(self.checksum)
+    }
+}
+
 /// What the outside sees of a copy and tells it.
 #[derive(Debug, Default)]
 pub struct CopyControl {
     cancellation: Cancellation,
     done: AtomicU64,
     total: AtomicU64,
+    verifying: AtomicBool,
 }
 
 impl CopyControl {
@@ -83,6 +92,12 @@ impl CopyControl {
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    /// Whether an output is written and is being looked at once more.
+    #[must_use]
+    pub fn is_verifying(&self) -> bool {
+        self.verifying.load(Ordering::Relaxed)
     }
 
     /// More bytes to do.
@@ -130,12 +145,14 @@ pub fn copy(
     control: &CopyControl,
 ) -> Result<Copied, Error> {
     let size = image.virtual_size();
-    control.expect(size * (1 + u64::from(options.verify_full)));
+    control.verifying.store(false, Ordering::Relaxed);
+    control.expect(size * options.passes());
     let output = Output::new(file, name, control, !options.buffered);
     let threads = options.threads.unwrap_or_else(available_threads).clamp(1, MAX_THREADS);
     stages::run(image, &output, name, threads, options, control)?;
     output.buffered()?;
 
+    control.verifying.store(true, Ordering::Relaxed);
     match options.format {
         OutputFormat::Qcow2 => verify::qcow2(file, name, control)?,
         OutputFormat::Vdi => verify::vdi(file, name, control)?,
@@ -145,7 +162,7 @@ pub fn copy(
         verify::same_guest(image, file, name, options.format, control)?;
     }
     let metadata = file.metadata().map_err(|e| Error::writing(name, 0, e))?;
-    let sha256 = if options.checksum { Some(verify::sha256(file, metadata.len(), name, control)?) } else { None };
+    let sha256 = if options.checksum { Some(verify::sha256(file, metadata.len(), name, size, control)?) } else { None };
     Ok(Copied {
         virtual_size: size,
         file_size: metadata.len(),

@@ -21,8 +21,11 @@ use crate::conversion::{OutputFormat, Reason};
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// SHA-256 of the file's `len` bytes, in hexadecimal.
-pub fn sha256(file: &File, len: u64, name: &str, control: &CopyControl) -> Result<String, Error> {
+/// SHA-256 of the file's `len` bytes, in hexadecimal. Progress goes through the `size` bytes of its guest's disk.
+pub fn sha256(file: &File, len: u64, name: &str, size: u64, control: &CopyControl) -> Result<String, Error> {
+    let guest = |at: u64| {
+        u64::try_from(u128::from(size) * u128::from(at) / u128::from(len)).expect("no more than the disk's size")
+    };
     // A hint, so a refusal changes nothing.
     let _ = fadvise(file, 0, None, Advice::Sequential);
     let mut digest = Sha256::new();
@@ -34,6 +37,7 @@ pub fn sha256(file: &File, len: u64, name: &str, control: &CopyControl) -> Resul
         let chunk = &mut chunk[..usize::try_from(wanted).expect("at most a chunk")];
         file.read_exact_at(chunk, at).map_err(|e| Error::writing(name, at, e))?;
         digest.update(&*chunk);
+        control.advance(guest(at + wanted) - guest(at));
         at += wanted;
     }
     let _ = fadvise(file, 0, None, Advice::DontNeed);

@@ -17,7 +17,7 @@ use super::{contain, names};
 use crate::conversion::options::ByteSize;
 use crate::conversion::report::{DiskReport, Hardware, SourceReport};
 use crate::conversion::{
-    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Progress, Reason, Stage,
+    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Stage,
 };
 use crate::disk::Error;
 use crate::disk::manifest::{self, Expected, Outcome};
@@ -71,18 +71,23 @@ pub fn convert<E: From<Failure>>(
     let names = names::disk_names(conversion.stem, source.disks.len(), conversion.options.out_format);
     accept(&names)?;
     plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
-    let passes = 1 + u64::from(conversion.verify_full);
-    meter.set_total(source.disks.iter().map(|d| d.image.virtual_size() * passes).sum());
+    let sizes: Vec<u64> = source.disks.iter().map(|d| d.image.virtual_size()).collect();
+    let options = copy_options(conversion);
+    meter.set_total(sizes.iter().sum::<u64>() * options.passes());
 
     meter.enter(Stage::Copy);
-    let disks = copy_and_verify(conversion, &source, names, meter).map_err(|failure| match failure.reason {
-        Reason::OutputFull => {
-            let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
-            let needed = needed_after_all(allocated_bytes(conversion.directory), &meter.read(Timestamp::now()), bound);
-            Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure }
-        }
-        _ => failure,
-    })?;
+    let passes = options.passes();
+    let disks =
+        copy_and_verify(conversion, &source, names, &options, meter).map_err(|failure| match failure.reason {
+            Reason::OutputFull => {
+                let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
+                let copied = copied_bytes(meter.copy.progress().0, passes, &sizes);
+                let written = allocated_bytes(conversion.directory);
+                let needed = needed_after_all(written, copied, sizes.iter().sum(), bound);
+                Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure }
+            }
+            _ => failure,
+        })?;
     group.check_unchanged()?;
 
     meter.enter(Stage::Report);
@@ -159,10 +164,21 @@ fn needed_bytes(options: &ConversionOptions, source: &Source) -> u64 {
     source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(0)).sum()
 }
 
-/// What a copy that filled the volume would have needed: as much as it wrote for what it had done, for all of it; but no
-/// more than `bound`, the source's data as it is, and never less than it wrote.
-fn needed_after_all(written: u64, progress: &Progress, bound: u64) -> u64 {
-    let in_all = u128::from(written) * u128::from(progress.bytes_total) / u128::from(progress.bytes_done.max(1));
+/// Guest bytes that were copied, of `done` in all passes over disks of these sizes, one disk after the other.
+fn copied_bytes(done: u64, passes: u64, sizes: &[u64]) -> u64 {
+    let mut left = done;
+    let mut copied = 0;
+    for size in sizes {
+        copied += left.min(*size);
+        left = left.saturating_sub(size * passes);
+    }
+    copied
+}
+
+/// What a copy that filled the volume would have needed: as much as it wrote for the guest bytes it had copied, for all
+/// of them; but no more than `bound`, the source's data as it is, and never less than it wrote.
+fn needed_after_all(written: u64, copied: u64, all: u64, bound: u64) -> u64 {
+    let in_all = u128::from(written) * u128::from(all) / u128::from(copied.max(1));
     u64::try_from(in_all).unwrap_or(u64::MAX).min(bound).max(written)
 }
 
@@ -173,12 +189,27 @@ fn allocated_bytes(directory: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
 }
 
+fn copy_options(conversion: &Conversion<'_>) -> CopyOptions {
+    let options = conversion.options;
+    CopyOptions {
+        format: options.out_format,
+        compress: options.compress,
+        level: options.compress_level,
+        threads: conversion.threads,
+        checksum: options.checksum,
+        verify_full: conversion.verify_full,
+        buffered: false,
+        digests: Vec::new(),
+    }
+}
+
 /// Copies every disk. The digests of what is copied ride along; those of other members are computed beside it, and
 /// whichever fails first ends the other.
 fn copy_and_verify(
     conversion: &Conversion<'_>,
     source: &Source,
     names: Vec<String>,
+    options: &CopyOptions,
     meter: &Meter,
 ) -> Result<Vec<DiskReport>, Failure> {
     let digests = manifest::Control::default();
@@ -193,7 +224,7 @@ fn copy_and_verify(
             }
             verified
         });
-        let copied = copy(conversion, source, names, riding, meter);
+        let copied = copy(conversion, source, names, &CopyOptions { digests: riding, ..options.clone() }, meter);
         if copied.is_err() {
             digests.cancel.store(true, Ordering::Relaxed);
         }
@@ -218,20 +249,9 @@ fn copy(
     conversion: &Conversion<'_>,
     source: &Source,
     names: Vec<String>,
-    digests: Vec<Expected>,
+    options: &CopyOptions,
     meter: &Meter,
 ) -> Result<Vec<DiskReport>, Failure> {
-    let options = conversion.options;
-    let copy_options = CopyOptions {
-        format: options.out_format,
-        compress: options.compress,
-        level: options.compress_level,
-        threads: conversion.threads,
-        checksum: options.checksum,
-        verify_full: conversion.verify_full,
-        buffered: false,
-        digests,
-    };
     let mut reports = Vec::with_capacity(names.len());
     for (disk, name) in source.disks.iter().zip(names) {
         let path = conversion.directory.join(&name);
@@ -241,13 +261,14 @@ fn copy(
             .create_new(true)
             .open(&path)
             .map_err(|e| output_failure(&path, &e))?;
-        let copied = pipeline::copy(&disk.image, &output, &name, &copy_options, &meter.copy).map_err(|e| {
-            let stage = if e.reason == Reason::ManifestMismatch { Stage::Verify } else { Stage::Copy };
+        let copied = pipeline::copy(&disk.image, &output, &name, options, &meter.copy).map_err(|e| {
+            let verifying = e.reason == Reason::ManifestMismatch || meter.copy.is_verifying();
+            let stage = if verifying { Stage::Verify } else { Stage::Copy };
             Failure::from(&e).at_stage(stage)
         })?;
         reports.push(DiskReport {
             file: name,
-            format: options.out_format,
+            format: options.format,
             virtual_size_bytes: disk.image.virtual_size(),
             allocated_bytes: copied.allocated,
             sha256: copied.sha256,
@@ -275,17 +296,19 @@ mod tests {
 
     #[test]
     fn a_copy_that_filled_the_volume_tells_what_all_of_it_would_have_needed() {
-        let at = |bytes_done| Progress {
-            contract_version: CONTRACT_VERSION,
-            stage: Stage::Copy,
-            bytes_done,
-            bytes_total: 1000,
-            updated_time: Timestamp::UNIX_EPOCH,
-        };
-        for (written, done, bound, needed) in
+        for (written, copied, bound, needed) in
             [(100, 250, 1000, 400), (100, 250, 300, 300), (100, 0, 700, 700), (100, 1000, 60, 100), (0, 0, 0, 0)]
         {
-            assert_eq!(needed_after_all(written, &at(done), bound), needed);
+            assert_eq!(needed_after_all(written, copied, 1000, bound), needed);
+        }
+    }
+
+    #[test]
+    fn of_several_passes_only_the_first_copies() {
+        for (done, passes, copied) in
+            [(0, 1, 0), (250, 1, 250), (700, 1, 700), (250, 3, 250), (900, 3, 300), (950, 3, 350), (600, 3, 300)]
+        {
+            assert_eq!(copied_bytes(done, passes, &[300, 700]), copied, "{done} in {passes} passes");
         }
     }
 }

@@ -125,14 +125,14 @@ mod tests {
 
     #[test]
     fn several_threads_may_be_refused_at_once() {
-        const THREADS: u64 = 4;
+        const THREADS: usize = 4;
         for _ in 0..200 {
             let file = tempfile::tempfile().unwrap();
             let control = CopyControl::default();
             let output = Output::new(&file, "out", &control, true);
-            let start = Barrier::new(THREADS as usize);
+            let start = Barrier::new(THREADS);
             std::thread::scope(|scope| {
-                for number in 0..THREADS {
+                for number in 0..THREADS as u64 {
                     let (output, start) = (&output, &start);
                     scope.spawn(move || {
                         start.wait();
@@ -140,7 +140,7 @@ mod tests {
                     });
                 }
             });
-            assert_eq!(file.metadata().unwrap().len(), 1 + THREADS * 3);
+            assert_eq!(file.metadata().unwrap().len(), 1 + THREADS as u64 * 3);
         }
     }
 

@@ -106,4 +106,10 @@ fn progress_is_never_ahead_of_what_was_read_and_ends_at_the_last_byte() {
     let file = tempfile::tempfile().unwrap();
     copy(&image, &file, "out", &CopyOptions::default(), &control).unwrap();
     assert_eq!(control.progress(), (size as u64, size as u64));
+    // Each further disk and pass adds to both.
+    let options =
+        CopyOptions { checksum: true, verify_full: true, format: OutputFormat::Vdi, ..CopyOptions::default() };
+    let image = Image::raw(&self::region(&bytes_of(&Piece::OneByte(9), size))).unwrap();
+    copy(&image, &tempfile::tempfile().unwrap(), "out", &options, &control).unwrap();
+    assert_eq!(control.progress(), (4 * size as u64, 4 * size as u64));
 }

@@ -149,15 +149,15 @@ fn at_its_best(mut ratio: impl FnMut() -> f64) -> f64 {
 fn a_source_of_limited_rate_is_copied_at_its_rate() {
     for (name, bytes) in disks(24).into_iter().filter(|(name, _)| *name != "descending") {
         let ratio = at_its_best(|| {
-            let (free, waited) = (Mutex::new(()), Arc::new(AtomicU64::new(0)));
+            let (free, waited) = (Mutex::new(()), Arc::new(Mutex::new(Duration::ZERO)));
             let noted = Arc::clone(&waited);
             let taken = seconds(&bytes, move |len| {
                 let _turn = free.lock().unwrap();
                 let started = Instant::now();
                 thread::sleep(Duration::from_nanos(len as u64 * 30));
-                noted.fetch_add(u64::try_from(started.elapsed().as_nanos()).unwrap(), Ordering::Relaxed);
+                *noted.lock().unwrap() += started.elapsed();
             });
-            taken * 1e9 / waited.load(Ordering::Relaxed) as f64
+            taken / waited.lock().unwrap().as_secs_f64()
         });
         assert!(ratio <= 1.1, "{name}: {ratio:.2} of the time that the source takes");
     }
