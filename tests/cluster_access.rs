@@ -156,6 +156,9 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     let denied: Vec<_> = asked.iter().filter(|request| !request.allowed || request.code == 403).collect();
     assert!(denied.is_empty(), "{denied:#?}");
     // Those of a whole cluster are the same: `wide`.
+    // Gone with its first deletion, and known to be.
+    let deletions = asked.iter().filter(|request| request.verb == "delete" && request.name == "done-00000001-1");
+    assert_eq!(deletions.map(|request| request.code).collect::<Vec<_>>(), [200]);
     let mut granted = audit::granted(&rules(namespaces[0], account, cluster));
     assert_eq!(granted, audit::granted(&rules(namespaces[1], account, cluster)));
     granted.append(&mut audit::granted(&rules(namespaces[0], &format!("{account}-lease"), cluster)));
