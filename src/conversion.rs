@@ -13,7 +13,7 @@ pub mod status;
 pub use claim::{Claim, Member};
 pub use domain::domain_xml;
 pub use failure::{Class, Failure, Phase, Reason, Stage, chain};
-pub use id::{Attempt, ConversionId};
+pub use id::{Attempt, ConversionId, InvalidId};
 pub use options::{Compression, ConversionOptions, OutputFormat};
 pub use report::{FailureReport, Metadata, Progress, TerminationMessage};
 pub use status::{AttemptRecord, ConversionStatus};

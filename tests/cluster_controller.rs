@@ -199,15 +199,22 @@ async fn a_corrected_specification_replaces_a_job_that_never_ran() {
 }
 
 #[tokio::test]
-async fn a_conversion_of_no_queue_says_so() {
+async fn a_conversion_of_no_queue_says_so_until_there_is_one() {
     let Some(stage) = Stage::open("orphan").await else { return };
     stage.conversion("a-00000001", "nowhere").await;
-    stage
-        .until::<ConversionJob>("a-00000001", |c| {
-            let admitted = c.status.as_ref().and_then(|status| condition(&status.conditions, "Admitted"));
-            admitted.is_some_and(|admitted| admitted.status == "False" && admitted.reason == "QueueNotFound")
-        })
-        .await;
+    let admitted = |c: &ConversionJob| {
+        let admitted = condition(&c.status.as_ref()?.conditions, "Admitted")?;
+        Some((admitted.status.clone(), admitted.reason.clone(), admitted.message.clone()))
+    };
+    let says = |c: &ConversionJob, wanted: &str| admitted(c).is_some_and(|(_, reason, _)| reason == wanted);
+    let refused = stage.until::<ConversionJob>("a-00000001", |c| says(c, "QueueNotFound")).await;
+    let (status, _, message) = admitted(&refused).unwrap();
+    assert!(
+        status == "False" && message.starts_with("spec.queueRef.name: there is no HyperConversion nowhere"),
+        "{message}"
+    );
+    stage.queue("nowhere", &json!({})).await;
+    stage.until::<ConversionJob>("a-00000001", |c| says(c, "Pending")).await;
 }
 
 #[tokio::test]
@@ -306,7 +313,10 @@ async fn a_conversion_made_by_hand_takes_its_path_before_the_scan_does_and_an_un
         assert!(queue.join(".processing").join(name).join(file).exists(), "{file}");
     }
     let linked = stage.until::<ConversionJob>("linked", |c| phase(c) == Some(JobPhase::Failed)).await;
-    assert_eq!(linked.status.unwrap().state.failure.map(|failure| failure.reason), Some(Reason::UnsafeReference));
+    let status = linked.status.unwrap();
+    assert_eq!(status.state.failure.map(|failure| failure.reason), Some(Reason::UnsafeReference));
+    let told = &condition(&status.conditions, "Succeeded").unwrap().message;
+    assert!(told.ends_with(". Consolidate snapshots and export one self-contained disk"), "{told}");
     let all = stage.api::<ConversionJob>().list(&ListParams::default()).await.unwrap();
     assert_eq!(all.items.len(), 3, "the scan took what was asked for");
     stage.api::<ConversionJob>().delete("again", &DeleteParams::default()).await.unwrap();

@@ -11,6 +11,7 @@ pub mod caches;
 pub mod context;
 pub mod conversions;
 pub mod decision;
+pub mod error;
 pub mod leadership;
 pub mod metrics;
 pub mod objects;

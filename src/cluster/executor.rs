@@ -295,7 +295,7 @@ impl Executor for ClusterExecutor {
             self.show(id);
             return Ok(());
         };
-        let (reason, message) = (failure.reason.to_string(), failure.message.clone());
+        let (reason, message) = (failure.reason.to_string(), failure.advice());
         let (state, _) = advance(state, Observation::Cancelled(failure), &RetryPolicy::default(), Timestamp::now());
         let said = Said {
             staged: state.staged,
@@ -319,7 +319,7 @@ impl Executor for ClusterExecutor {
         let (status, reason, message) = match (state.end, &state.failure) {
             (Some(End::Succeeded), _) => ("True", "Succeeded".to_owned(), "converted and published".to_owned()),
             (Some(End::Duplicate), _) => ("True", "Duplicate".to_owned(), row.duplicate_of.clone().unwrap_or_default()),
-            (_, Some(failure)) => ("False", failure.reason.to_string(), failure.message.clone()),
+            (_, Some(failure)) => ("False", failure.reason.to_string(), failure.advice()),
             (_, None) => ("False", "Cancelled".to_owned(), String::new()),
         };
         if state.end == Some(End::Succeeded) {

@@ -15,14 +15,14 @@ use tokio::sync::watch;
 
 use super::admission::{Admission, Key};
 use super::backoff::Backoff;
+use super::error::Error;
 use super::metrics::Metrics;
 use super::objects::Image;
 use super::recent::Recent;
 use super::writes::Writes;
-use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
+use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod, StatefulSet};
-use crate::conversion::chain;
 
 /// After this long without any event an object is looked at again: a net below the watches.
 pub const NET: Duration = Duration::from_secs(300);
@@ -42,8 +42,15 @@ pub struct Context {
     pub writes: Writes,
     /// Access modes of the claims of each queue. A claim outlives the pods that use it, the watcher's among them: until
     /// another one has taken its place and something has settled on it, these are forgotten.
-    pub modes: Recent<Vec<Vec<String>>>,
+    pub modes: Recent<Vec<ClaimModes>>,
     pub metrics: std::sync::Arc<Metrics>,
+}
+
+/// A claim of a queue, and how it may be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimModes {
+    pub claim: String,
+    pub modes: Vec<String>,
 }
 
 /// Everything that is watched.
@@ -54,77 +61,6 @@ pub struct Caches {
     pub jobs: Store<Job>,
     pub pods: Store<Pod>,
     pub stateful_sets: Store<StatefulSet>,
-}
-
-/// Why a reconcile failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("cannot {action}")]
-    Api {
-        action: &'static str,
-        #[source]
-        source: Box<kube::Error>,
-    },
-    /// What was asked for can't be done until somebody changes it; the message says how.
-    #[error("{message}")]
-    Refused { reason: &'static str, message: String },
-    #[error("the reconcile took longer than {} s", TIME_LIMIT.as_secs())]
-    TimedOut,
-}
-
-impl Error {
-    /// Wraps an API error with what was being done.
-    pub fn api(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
-        move |source| Self::Api { action, source: Box::new(source) }
-    }
-
-    /// The word for conditions and metrics.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) if status.code == 403 => "Forbidden",
-                kube::Error::Api(_) => "ApiRefused",
-                _ => "ApiUnreachable",
-            },
-            Self::Refused { reason, .. } => reason,
-            Self::TimedOut => "TimedOut",
-        }
-    }
-
-    /// Whether somebody else wrote first: no error, but a decision on old knowledge.
-    #[must_use]
-    pub fn is_conflict(&self) -> bool {
-        self.api_code() == Some(409)
-    }
-
-    /// Whether the object is gone.
-    #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        self.api_code() == Some(404)
-    }
-
-    fn api_code(&self) -> Option<u16> {
-        match self {
-            Self::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => Some(status.code),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// The error and its causes on one line.
-    #[must_use]
-    pub fn chain(&self) -> String {
-        chain(self)
-    }
-}
-
-impl From<InvalidSetting> for Error {
-    fn from(invalid: InvalidSetting) -> Self {
-        Self::Refused { reason: "InvalidSpec", message: format!("spec.{invalid}") }
-    }
 }
 
 impl Context {
@@ -181,14 +117,17 @@ impl Context {
     }
 
     /// Access modes of the claims of a queue, as they are now; claims that don't exist yet have none.
-    pub async fn access_modes(&self, queue: &HyperConversion) -> Result<Vec<Vec<String>>, Error> {
+    pub async fn access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
         let api = self.api::<PersistentVolumeClaim>(&queue.namespace().unwrap_or_default());
         let mut claims = vec![&queue.spec.queue.claim_name, &queue.spec.output.claim_name];
         claims.dedup();
         let wanted = claims.len();
         let found = try_join_all(claims.into_iter().map(|claim| api.get_opt(claim))).await;
         let found = found.map_err(Error::api("read a PersistentVolumeClaim"))?;
-        let modes: Vec<_> = found.into_iter().flatten().filter_map(|claim| claim.spec?.access_modes).collect();
+        let modes = |claim: PersistentVolumeClaim| {
+            Some(ClaimModes { claim: claim.name_any(), modes: claim.spec?.access_modes? })
+        };
+        let modes: Vec<_> = found.into_iter().flatten().filter_map(modes).collect();
         if modes.len() == wanted {
             self.modes.note(key(queue).to_string(), modes.clone());
         }
@@ -196,7 +135,7 @@ impl Context {
     }
 
     /// The same as they were up to a minute ago: for each of many conversions.
-    pub async fn recent_access_modes(&self, queue: &HyperConversion) -> Result<Vec<Vec<String>>, Error> {
+    pub async fn recent_access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
         match self.modes.get(&key(queue).to_string()) {
             Some(modes) => Ok(modes),
             None => self.access_modes(queue).await,

@@ -11,8 +11,9 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 
 use super::admission::Key;
-use super::context::{Context, Error, NET, key};
+use super::context::{Context, NET, key};
 use super::decision::{self, Decision, View};
+use super::error::Error;
 use super::objects::worker::{self, Surroundings};
 use super::outcome;
 use super::starting::{self, PENDING};
@@ -43,59 +44,44 @@ pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) ->
     if context.writes.is_older(conversion.as_ref()) {
         return Ok(Action::requeue(CONFLICT));
     }
-    let done = match validate(&conversion, &context) {
-        Ok((id, queue, policy)) => {
-            let conversion = ConversionJob::clone(&conversion);
-            let mut reconcile = Reconcile { context: &context, conversion, id, queue, policy };
-            reconcile.run().await
-        }
-        Err(error) => Err(error),
-    };
-    match done {
+    let (id, queue, policy) = validate(&conversion, &context)?;
+    let conversion = ConversionJob::clone(&conversion);
+    let mut reconcile = Reconcile { context: &context, conversion, id, queue, policy };
+    match reconcile.run().await {
         Err(error) if error.is_conflict() => Ok(Action::requeue(CONFLICT)),
         // Deleted in the meantime: nothing is left to do.
         Err(error) if error.is_not_found() => Ok(Action::await_change()),
-        Err(error) => {
-            refuse(&conversion, &context, &error).await;
-            Err(error)
-        }
-        Ok(action) => Ok(action),
+        done => done,
     }
 }
 
 /// Says on the object what keeps it from going on; an event when that is new.
-async fn refuse(conversion: &ConversionJob, context: &Context, error: &Error) {
+pub async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, saying: Saying) {
     if conversion.metadata.deletion_timestamp.is_some() {
         return;
     }
     let before = conversion.status.as_ref().and_then(|s| condition(&s.conditions, status::ADMITTED));
-    if before.is_some_and(|c| c.reason == error.reason()) {
+    if before.is_some_and(|c| c.reason == saying.reason) {
         return;
     }
-    let saying = Saying::new("False", error.reason(), error.chain());
-    let state = decision::state(conversion);
-    let wanted = status::revised(conversion, state, Some(saying), None, Timestamp::now());
-    if let Err(error) = write(conversion, &wanted, context).await {
+    let Saying { reason, message, .. } = saying.clone();
+    let state = decision::state(&conversion);
+    let wanted = status::revised(&conversion, state, Some(saying), None, Timestamp::now());
+    if let Err(error) = write(&conversion, &wanted, &context).await {
         tracing::debug!(conversion = %conversion.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
-    context.warn(conversion, "Reconcile", error.reason(), &error.chain()).await;
+    context.warn(conversion.as_ref(), "Reconcile", &reason, &message).await;
 }
 
 fn validate(
     conversion: &ConversionJob,
     context: &Context,
 ) -> Result<(ConversionId, Arc<HyperConversion>, RetryPolicy), Error> {
-    let id = conversion
-        .name_any()
-        .parse::<ConversionId>()
-        .map_err(|error| Error::Refused { reason: "InvalidName", message: error.to_string() })?;
+    let id = conversion.name_any().parse::<ConversionId>().map_err(Error::InvalidName)?;
     let namespace = conversion.namespace().unwrap_or_default();
     let name = &conversion.spec.queue_ref.name;
     let queue = context.caches.queues.get(&ObjectRef::new(name).within(&namespace));
-    let queue = queue.ok_or_else(|| Error::Refused {
-        reason: "QueueNotFound",
-        message: format!("there is no HyperConversion {name} in namespace {namespace}"),
-    })?;
+    let queue = queue.ok_or_else(|| Error::QueueNotFound { name: name.clone(), namespace })?;
     let policy = queue.spec.retry_policy.policy()?;
     Ok((id, queue, policy))
 }
@@ -190,8 +176,11 @@ impl Reconcile<'_> {
                 return Ok(Action::requeue(YOUNG));
             }
             let limit = self.queue.spec.max_concurrent_jobs;
-            let saying =
-                Saying::new("False", "WaitingForSlot", format!("maxConcurrentJobs is {limit}, older ones first"));
+            let saying = Saying::new(
+                "False",
+                status::WAITING_FOR_SLOT,
+                format!("maxConcurrentJobs is {limit}, older ones first"),
+            );
             self.say(state, Some(saying), None).await?;
             return Ok(Action::requeue(NET));
         }
@@ -215,10 +204,10 @@ impl Reconcile<'_> {
     }
 
     async fn job(&self, attempt: Attempt) -> Result<batch::Job, Error> {
-        let modes = self.context.recent_access_modes(&self.queue).await?;
+        let claims = self.context.recent_access_modes(&self.queue).await?;
         let surroundings = Surroundings {
             image: self.context.image.clone(),
-            one_node: modes.iter().any(|modes| !modes.iter().any(|mode| mode == "ReadWriteMany")),
+            one_node: claims.iter().any(|claim| !claim.modes.iter().any(|mode| mode == "ReadWriteMany")),
             kueue: *self.context.kueue.borrow(),
         };
         Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, &surroundings)?)
@@ -234,8 +223,7 @@ impl Reconcile<'_> {
         };
         let uid = self.conversion.uid().unwrap_or_default();
         if !created.owner_references().iter().any(|owner| owner.uid == uid) {
-            let message = format!("a Job {} exists that is not this conversion's: remove it", created.name_any());
-            return Err(Error::Refused { reason: "NameTaken", message });
+            return Err(Error::NameTaken(created.name_any()));
         }
         let running = Observation::Running { attempt, job_uid: created.metadata.uid, pod_name: None, node_name: None };
         let (state, _) = advance(decision::state(&self.conversion), running, &self.policy, Timestamp::now());

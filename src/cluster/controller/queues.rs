@@ -12,7 +12,8 @@ use kube::{Resource, ResourceExt};
 use serde::de::IgnoredAny;
 use serde_json::json;
 
-use super::context::{Context, Error, NET, key};
+use super::context::{ClaimModes, Context, NET, key};
+use super::error::Error;
 use super::objects::{access, network, watcher};
 use super::starting::{self, PENDING};
 use super::status::Saying;
@@ -26,19 +27,17 @@ pub const WATCHER_AVAILABLE: &str = "WatcherAvailable";
 /// The watcher's word on its volumes.
 pub const STORAGE_READY: &str = "StorageReady";
 
+/// The field of the specification that names the output's directory.
+const OUTPUT: &str = "output";
+
 /// Brings one queue's objects in step with its specification.
 pub async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>) -> Result<Action, Error> {
     if queue.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let done = step(&queue, &context).await;
-    match done {
+    match step(&queue, &context).await {
         Err(error) if error.is_not_found() => Ok(Action::await_change()),
-        Err(error) => {
-            refuse(&queue, &context, &error).await;
-            Err(error)
-        }
-        Ok(again) => Ok(Action::requeue(again)),
+        done => done.map(Action::requeue),
     }
 }
 
@@ -71,28 +70,22 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
 /// What no schema can say.
 fn validate<'a>(
     queue: &HyperConversion,
-    modes: &[Vec<String>],
+    claims: &[ClaimModes],
     others: impl Iterator<Item = &'a HyperConversion>,
 ) -> Result<(), Error> {
     queue.spec.retry_policy.policy()?;
     queue.spec.conversion.options()?;
-    let refused = |reason, message| Err(Error::Refused { reason, message });
-    if modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod") {
-        let message = "a claim of access mode ReadWriteOncePod can't be shared by watcher and workers: \
-                       use ReadWriteMany, or ReadWriteOnce";
-        return refused("AccessMode", message.to_owned());
+    if let Some(ClaimModes { claim, .. }) =
+        claims.iter().find(|claim| claim.modes.iter().any(|m| m == "ReadWriteOncePod"))
+    {
+        let [field, _] = directories(queue).map(|(field, path)| (path.claim_name == *claim).then_some(field));
+        return Err(Error::AccessMode { field: field.unwrap_or(OUTPUT), claim: claim.clone() });
     }
-    let mut older: Vec<_> = others.filter(|other| is_older(other, queue) && overlaps(other, queue)).collect();
-    older.sort_by_key(|other| other.name_any());
-    match older.first() {
+    let older = others.filter(|other| is_older(other, queue));
+    let taken = older.filter_map(|other| shared(queue, other).map(|fields| (other.name_any(), fields)));
+    match taken.min() {
         None => Ok(()),
-        Some(other) => {
-            let message = format!(
-                "HyperConversion {} uses the same directory: give this one directories of its own",
-                other.name_any()
-            );
-            refused("DirectoryTaken", message)
-        }
+        Some((other, (field, theirs))) => Err(Error::DirectoryTaken { field, other, theirs }),
     }
 }
 
@@ -102,8 +95,17 @@ fn is_older(other: &HyperConversion, queue: &HyperConversion) -> bool {
     other.namespace() == queue.namespace() && other.uid() != queue.uid() && age(other) < age(queue)
 }
 
-fn overlaps(a: &HyperConversion, b: &HyperConversion) -> bool {
-    [&a.spec.queue, &a.spec.output].iter().any(|x| [&b.spec.queue, &b.spec.output].iter().any(|y| contains(x, y)))
+/// The directories of a queue, by the field that names each.
+fn directories(queue: &HyperConversion) -> [(&'static str, &VolumePath); 2] {
+    [("queue", &queue.spec.queue), (OUTPUT, &queue.spec.output)]
+}
+
+/// By which fields two queues claim one directory.
+fn shared(mine: &HyperConversion, other: &HyperConversion) -> Option<(&'static str, &'static str)> {
+    directories(mine).into_iter().find_map(|(field, path)| {
+        let (theirs, _) = directories(other).into_iter().find(|(_, other)| contains(path, other))?;
+        Some((field, theirs))
+    })
 }
 
 /// Whether one directory is the other or lies in it, either way.
@@ -167,15 +169,14 @@ fn ready(available: &Saying, storage: Option<&Condition>) -> Saying {
 }
 
 /// Says on the object what keeps it from being ready; an event when that is new.
-async fn refuse(queue: &HyperConversion, context: &Context, error: &Error) {
+pub async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, saying: Saying) {
     let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, READY));
-    let is_new = before.is_none_or(|before| before.reason != error.reason());
-    let saying = Saying::new("False", error.reason(), error.chain());
-    if let Err(error) = say(queue, context, &[(READY, saying)]).await {
+    let is_new = before.is_none_or(|before| before.reason != saying.reason);
+    if let Err(error) = say(&queue, &context, &[(READY, saying.clone())]).await {
         tracing::debug!(queue = %queue.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
     if is_new {
-        context.warn(queue, "Reconcile", error.reason(), &error.chain()).await;
+        context.warn(queue.as_ref(), "Reconcile", &saying.reason, &saying.message).await;
     }
 }
 

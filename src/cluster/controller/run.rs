@@ -23,11 +23,13 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{Admission, Message};
 use super::backoff::Backoff;
 use super::caches::{self, Census, QueueChanges};
-use super::context::{Caches, Context, Error, TIME_LIMIT};
+use super::context::{Caches, Context, TIME_LIMIT};
+use super::error::Error;
 use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
 use super::objects::Image;
 use super::recent::Recent;
+use super::status::Saying;
 use super::writes::Writes;
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
@@ -41,6 +43,8 @@ use crate::telemetry::endpoint::{self, Probes};
 const AGAIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether Kueue has come or gone.
 const KUEUE_EVERY: Duration = Duration::from_secs(60);
+/// How long it may take to say by which error a reconcile ended: what it ran into may go on.
+const TELL_LIMIT: Duration = Duration::from_secs(10);
 /// Reconciles of one kind at a time: each waits for the API server most of its time.
 const CONCURRENCY: u16 = 16;
 
@@ -221,8 +225,9 @@ async fn work(
         modes: Recent::default(),
         metrics,
     });
-    let queues = reconciling(queue_wakes, caches.queues, Arc::clone(&context), queues::reconcile);
-    let conversions = reconciling(conversion_wakes, caches.conversions, context, conversions::reconcile);
+    let queues = reconciling(queue_wakes, caches.queues, Arc::clone(&context), queues::reconcile, queues::refuse);
+    let conversions =
+        reconciling(conversion_wakes, caches.conversions, context, conversions::reconcile, conversions::refuse);
     tokio::join!(queues, conversions);
     Err(RunError::WatchEnded)
 }
@@ -314,27 +319,36 @@ fn wake_conversions_of(
     }
 }
 
-/// Reconciles what is woken, with a limit of time, a backoff by object and a count of it all.
-async fn reconciling<K, F>(
+/// Reconciles what is woken, with a limit of time, a backoff by object and a count of it all; `refuse` says on the object
+/// by which error a reconcile ended.
+async fn reconciling<K, F, G>(
     wakes: mpsc::UnboundedReceiver<ObjectRef<K>>,
     store: Store<K>,
     context: Arc<Context>,
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
+    refuse: impl Fn(Arc<K>, Arc<Context>, Saying) -> G + Clone + Send + Sync + 'static,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
     F: Future<Output = Result<Action, Error>> + Send + 'static,
+    G: Future<Output = ()> + Send + 'static,
 {
     let wakes = UnboundedReceiverStream::new(wakes).map(|name| Ok::<_, Infallible>(ReconcileRequest::from(name)));
     let timed = move |object: Arc<K>, context: Arc<Context>| {
-        let reconcile = reconcile.clone();
+        let (reconcile, refuse) = (reconcile.clone(), refuse.clone());
         Box::pin(async move {
             let started = Instant::now();
             let result = tokio::time::timeout(TIME_LIMIT, reconcile(Arc::clone(&object), Arc::clone(&context)));
             let result = result.await.unwrap_or(Err(Error::TimedOut));
             let error = result.as_ref().err().map(Error::reason);
             context.metrics.reconciled(kind::<K>(), started.elapsed(), error);
-            if result.is_ok() {
-                context.backoff.succeeded(&name_of(object.as_ref()));
+            match &result {
+                Ok(_) => context.backoff.succeeded(&name_of(object.as_ref())),
+                Err(error) => {
+                    let saying = Saying::new("False", error.reason(), error.chain());
+                    if tokio::time::timeout(TELL_LIMIT, refuse(object, Arc::clone(&context), saying)).await.is_err() {
+                        tracing::debug!("cannot say in time what is wrong");
+                    }
+                }
             }
             result
         })

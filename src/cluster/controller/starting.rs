@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
 
-use super::context::{Context, Error};
+use super::context::Context;
+use super::error::Error;
 use crate::cluster::seen::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition};
 use crate::conversion::{Failure, Reason};
 

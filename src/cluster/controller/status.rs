@@ -1,6 +1,7 @@
 //! What the controller says in a conversion's status, whole each time, and which of it is new.
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
@@ -15,6 +16,9 @@ pub const ADMITTED: &str = "Admitted";
 pub const CONVERTED: &str = "Converted";
 /// Whether the output stands under its final name; the watcher's.
 pub const PUBLISHED: &str = "Published";
+
+/// Its reason while older conversions have all slots.
+pub const WAITING_FOR_SLOT: &str = "WaitingForSlot";
 
 /// One condition's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +64,7 @@ pub fn revised(
     status.observed_generation = generation;
     status.phase = Some(phase(&state));
     status.attempt_count = Some(state.counted_attempts());
+    let admitted = admitted.or_else(|| recovered(condition(&status.conditions, ADMITTED)?, &state));
     let converted = converted(&state, waiting);
     status.state = state;
     for (kind, saying) in [(ADMITTED, admitted), (CONVERTED, Some(converted))] {
@@ -68,6 +73,17 @@ pub fn revised(
         }
     }
     status
+}
+
+/// What takes the place of an error that is over: what waits for a slot says so itself.
+fn recovered(before: &Condition, state: &ConversionStatus) -> Option<Saying> {
+    if before.status != "False" || before.reason == WAITING_FOR_SLOT {
+        return None;
+    }
+    Some(match state.attempts.as_slice() {
+        [] => Saying::new("Unknown", "Pending", "no attempt has asked for a slot"),
+        _ => Saying::new("True", "Admitted", "holds a slot"),
+    })
 }
 
 /// Where the work itself stands.
@@ -129,4 +145,34 @@ pub fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) -> Option
         },
         "status": status,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_is_over_is_said_no_more_and_a_wait_for_a_slot_goes_on() {
+        let at: Timestamp = "2026-01-17T09:00:00Z".parse().expect("a time");
+        let conversion = |state: Value, status: &str, reason: &str| -> ConversionJob {
+            let mut whole = json!({"conditions": [{"type": "Admitted", "status": status, "reason": reason, "message": "m",
+                                                   "lastTransitionTime": "2026-01-17T09:00:00Z"}]});
+            whole.as_object_mut().unwrap().extend(state.as_object().unwrap().clone());
+            let spec = json!({"queueRef": {"name": "q"}, "source": {"path": "a.raw"}});
+            serde_json::from_value(json!({"metadata": {"name": "a-00000001"}, "spec": spec, "status": whole})).unwrap()
+        };
+        let open = json!({"staged": 1, "attempts": [{"number": 1, "jobName": "a-00000001-1", "startTime": "2026-01-17T09:00:00Z"}]});
+        for (state, status, reason, after) in [
+            (&json!({}), "False", "QueueNotFound", ("Unknown", "Pending")),
+            (&open, "False", "TimedOut", ("True", "Admitted")),
+            (&open, "True", "Admitted", ("True", "Admitted")),
+            (&json!({"staged": 1}), "False", "WaitingForSlot", ("False", "WaitingForSlot")),
+        ] {
+            let conversion = conversion(state.clone(), status, reason);
+            let state = conversion.status.clone().unwrap().state;
+            let revised = revised(&conversion, state, None, None, at);
+            let said = condition(&revised.conditions, ADMITTED).unwrap();
+            assert_eq!((said.status.as_str(), said.reason.as_str()), after, "{reason}");
+        }
+    }
 }

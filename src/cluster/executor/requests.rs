@@ -51,7 +51,7 @@ impl ClusterExecutor {
     pub(super) async fn decline_request(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
         let Some(object) = self.asked.get(id).cloned() else { return Ok(()) };
         let state = object.status.clone().unwrap_or_default().state;
-        let (reason, message) = (failure.reason.to_string(), failure.message.clone());
+        let (reason, message) = (failure.reason.to_string(), failure.advice());
         let observation = match failure.class {
             Class::Cancelled => Observation::Cancelled(failure),
             _ => Observation::Rejected(failure),

@@ -17,34 +17,48 @@ fn path(claim: &str, sub_path: &str) -> Value {
     json!({"claimName": claim, "subPath": sub_path})
 }
 
-fn refusal(result: Result<(), Error>) -> Option<&'static str> {
-    result.err().map(|error| error.reason())
+fn refusal(result: Result<(), Error>) -> Option<(&'static str, String)> {
+    result.err().map(|error| (error.reason(), error.chain()))
 }
 
 #[test]
-fn of_two_queues_on_one_directory_the_younger_is_refused() {
+fn of_two_queues_on_one_directory_the_younger_is_refused_by_the_fields_that_name_it() {
     let first = queue("b", 1, &path("c", "in"), &path("c", "out"));
-    for (name, (input, output), refused) in [
-        ("same queue", (path("c", "in"), path("d", "")), true),
-        ("same output", (path("d", ""), path("c", "out")), true),
-        ("queue in its output", (path("c", "out/in"), path("d", "")), true),
-        ("the whole volume", (path("c", ""), path("d", "")), true),
-        ("another claim", (path("d", "in"), path("d", "out")), false),
-        ("a name that only begins alike", (path("c", "input"), path("c", "output")), false),
+    for (name, (input, output), fields) in [
+        ("same queue", (path("c", "in"), path("d", "")), Some(("queue", "queue"))),
+        ("same output", (path("d", ""), path("c", "out")), Some(("output", "output"))),
+        ("queue in its output", (path("c", "out/in"), path("d", "")), Some(("queue", "output"))),
+        ("the whole volume", (path("d", ""), path("c", "")), Some(("output", "queue"))),
+        ("another claim", (path("d", "in"), path("d", "out")), None),
+        ("a name that only begins alike", (path("c", "input"), path("c", "output")), None),
     ] {
         let second = queue("a", 2, &input, &output);
         let both = [first.clone(), second.clone()];
-        assert_eq!(refusal(validate(&second, &[], both.iter())), refused.then_some("DirectoryTaken"), "{name}");
+        let message = fields.map(|(field, theirs)| {
+            format!(
+                "spec.{field} is a directory of HyperConversion b too (its spec.{theirs}), or one of the two lies in the \
+                 other: give it a claimName or subPath of its own, or delete HyperConversion b"
+            )
+        });
+        let refused = message.map(|message| ("DirectoryTaken", message));
+        assert_eq!(refusal(validate(&second, &[], both.iter())), refused, "{name}");
         assert_eq!(refusal(validate(&first, &[], both.iter())), None, "{name}: the older one");
     }
 }
 
 #[test]
-fn a_claim_of_one_pod_is_refused() {
-    let queue = queue("a", 1, &path("c", "in"), &path("c", "out"));
-    let modes = |mode: &str| vec![vec![mode.to_owned()]];
-    assert_eq!(refusal(validate(&queue, &modes("ReadWriteOncePod"), [].iter())), Some("AccessMode"));
-    assert_eq!(refusal(validate(&queue, &modes("ReadWriteOnce"), [].iter())), None);
+fn a_claim_of_one_pod_is_refused_by_the_field_that_names_it() {
+    let queue = queue("a", 1, &path("c", "in"), &path("d", "out"));
+    let claims = |claim: &str, mode: &str| vec![ClaimModes { claim: claim.to_owned(), modes: vec![mode.to_owned()] }];
+    for (claim, field) in [("c", "queue"), ("d", "output")] {
+        let message = format!(
+            "spec.{field}.claimName: claim {claim} has the access mode ReadWriteOncePod, and watcher and workers have to \
+             share it; name a claim of ReadWriteMany, or of ReadWriteOnce"
+        );
+        let refused = refusal(validate(&queue, &claims(claim, "ReadWriteOncePod"), [].iter()));
+        assert_eq!(refused, Some(("AccessMode", message)));
+    }
+    assert_eq!(refusal(validate(&queue, &claims("c", "ReadWriteOnce"), [].iter())), None);
 }
 
 #[test]

@@ -83,8 +83,17 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
     })
 }
 
+/// Answers what is asked next with the same, and returns by which verb of what, and the body.
+async fn echo(api_server: &mut ApiServer) -> (String, Value) {
+    let (request, send) = api_server.next_request().await.unwrap();
+    let asked = format!("{} {}", request.method(), request.uri().path());
+    let body = request.into_body().collect_bytes().await.unwrap();
+    send.send_response(Response::new(Body::from(body.to_vec())));
+    (asked, serde_json::from_slice(&body).unwrap())
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_reconcile_that_hangs_is_ended_and_made_again_and_one_that_succeeds_after_minutes() {
+async fn a_reconcile_that_hangs_is_ended_told_and_made_again_and_one_that_succeeds_after_minutes() {
     let object: ConversionJob = serde_json::from_value(json!({
         "metadata": {"name": "a-00000001", "namespace": "n"},
         "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.raw"}},
@@ -95,7 +104,8 @@ async fn a_reconcile_that_hangs_is_ended_and_made_again_and_one_that_succeeds_af
         writer.apply_watcher_event(&event);
     }
     let metrics = Arc::new(Metrics::default());
-    let context = context(played().0, Arc::clone(&metrics));
+    let (client, mut api_server) = played();
+    let context = context(client, Arc::clone(&metrics));
     let (wake, wakes) = mpsc::unbounded_channel();
     wake.send(ObjectRef::from_obj(&object)).unwrap();
     let (made, mut calls) = mpsc::unbounded_channel();
@@ -106,18 +116,28 @@ async fn a_reconcile_that_hangs_is_ended_and_made_again_and_one_that_succeeds_af
         async move { if is_first { std::future::pending().await } else { Ok(Action::requeue(NET)) } }
     };
     let three = async {
-        let mut times = Vec::new();
+        let mut times = vec![calls.recv().await.unwrap()];
+        let told = [echo(&mut api_server).await, echo(&mut api_server).await];
         while times.len() < 3 {
             times.push(calls.recv().await.unwrap());
         }
-        times
+        (times, told)
     };
-    let times = tokio::select! {
-        () = reconciling(wakes, objects, context, reconcile) => panic!("it ends"),
-        times = three => times,
+    let (times, [status, event]) = tokio::select! {
+        () = reconciling(wakes, objects, context, reconcile, conversions::refuse) => panic!("it ends"),
+        told = tokio::time::timeout(Duration::from_secs(3600), three) => told.expect("it is told and made again"),
     };
     let (ended, net) = (times[1] - times[0], times[2] - times[1]);
     assert!((34..=35).contains(&ended.as_secs()), "{ended:?}");
     assert_eq!(net.as_secs(), NET.as_secs());
     assert!(metrics.text().lines().any(|line| line.contains("TimedOut") && line.ends_with(" 1")), "{}", metrics.text());
+
+    let message = "the reconcile took longer than 30 s and is made again by itself; if it stays so, look at the API \
+                   server's load";
+    assert_eq!(status.0, "PATCH /apis/hyper2kvm.io/v1alpha1/namespaces/n/conversionjobs/a-00000001/status");
+    let admitted = &status.1["status"]["conditions"][0];
+    let said = [&admitted["type"], &admitted["status"], &admitted["reason"], &admitted["message"]];
+    assert_eq!(said, [&json!("Admitted"), &json!("False"), &json!("TimedOut"), &json!(message)]);
+    assert_eq!(event.0, "POST /apis/events.k8s.io/v1/namespaces/n/events");
+    assert_eq!([&event.1["reason"], &event.1["note"]], [&json!("TimedOut"), &json!(message)]);
 }

@@ -1,0 +1,102 @@
+//! Why a reconcile failed: the word and the text of the condition and of the event that tell it.
+
+use super::context::TIME_LIMIT;
+use crate::cluster::api::InvalidSetting;
+use crate::conversion::{InvalidId, chain};
+
+/// Why a reconcile failed. What a person has to set right names the field, the reason and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {action}")]
+    Api {
+        action: &'static str,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("spec.{0}")]
+    InvalidSpec(InvalidSetting),
+    #[error("metadata.name: {0}; delete this ConversionJob and make one of another name")]
+    InvalidName(InvalidId),
+    #[error(
+        "spec.queueRef.name: there is no HyperConversion {name} in namespace {namespace}; make it, or delete this \
+         ConversionJob and make one that names a queue that is there"
+    )]
+    QueueNotFound { name: String, namespace: String },
+    #[error(
+        "spec.{field} is a directory of HyperConversion {other} too (its spec.{theirs}), or one of the two lies in the \
+         other: give it a claimName or subPath of its own, or delete HyperConversion {other}"
+    )]
+    DirectoryTaken { field: &'static str, other: String, theirs: &'static str },
+    #[error(
+        "spec.{field}.claimName: claim {claim} has the access mode ReadWriteOncePod, and watcher and workers have to share \
+         it; name a claim of ReadWriteMany, or of ReadWriteOnce"
+    )]
+    AccessMode { field: &'static str, claim: String },
+    #[error("a Job {0} is there that is not this conversion's: delete it, and the attempt starts by itself")]
+    NameTaken(String),
+    #[error(
+        "the reconcile took longer than {} s and is made again by itself; if it stays so, look at the API server's load",
+        TIME_LIMIT.as_secs()
+    )]
+    TimedOut,
+}
+
+impl Error {
+    /// Wraps an API error with what was being done.
+    pub fn api(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Api { action, source: Box::new(source) }
+    }
+
+    /// The word for conditions and metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) if status.code == 403 => "Forbidden",
+                kube::Error::Api(_) => "ApiRefused",
+                _ => "ApiUnreachable",
+            },
+            Self::InvalidSpec(_) => "InvalidSpec",
+            Self::InvalidName(_) => "InvalidName",
+            Self::QueueNotFound { .. } => "QueueNotFound",
+            Self::DirectoryTaken { .. } => "DirectoryTaken",
+            Self::AccessMode { .. } => "AccessMode",
+            Self::NameTaken(_) => "NameTaken",
+            Self::TimedOut => "TimedOut",
+        }
+    }
+
+    /// Whether somebody else wrote first: no error, but a decision on old knowledge.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.api_code() == Some(409)
+    }
+
+    /// Whether the object is gone.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.api_code() == Some(404)
+    }
+
+    fn api_code(&self) -> Option<u16> {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The error and its causes on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+impl From<InvalidSetting> for Error {
+    fn from(invalid: InvalidSetting) -> Self {
+        Self::InvalidSpec(invalid)
+    }
+}
