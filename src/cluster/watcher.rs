@@ -195,6 +195,7 @@ fn settings(queue: &HyperConversion, layout: Layout) -> Result<Settings, Invalid
         options: spec.conversion.options()?,
         zone: TimeZone::UTC,
         stall_threshold: seconds(spec.notifications.stalled_after_seconds),
+        run_state: spec.run_state,
         ends: false,
     })
 }

@@ -87,6 +87,8 @@ pub struct Settings {
     pub zone: TimeZone,
     /// How long nothing may happen with files waiting before it is said.
     pub stall_threshold: Duration,
+    /// What is asked of it from the start; on one host the ledger may know of a pause besides.
+    pub run_state: RunState,
     /// Whether a drained or stopped engine ends (one host), or waits to be resumed (a pod).
     pub ends: bool,
 }
@@ -208,7 +210,7 @@ impl<E: Executor> Engine<E> {
         let (left, paused, totals, history) = ledger
             .call(|ledger| Ok((ledger.left_in_place()?, ledger.is_paused()?, ledger.totals()?, ledger.history()?)))
             .await?;
-        let run_state = if paused && settings.ends { RunState::Paused } else { RunState::Running };
+        let run_state = if paused && settings.ends { RunState::Paused } else { settings.run_state };
         let view = Snapshot { run_state, totals, recent_completed: history, ..Snapshot::new(started) };
         let (snapshot, receiver) = watch::channel(view.clone());
         let (sender, orders) = mpsc::unbounded_channel();
@@ -229,7 +231,8 @@ impl<E: Executor> Engine<E> {
             digests: Digests::default(),
             space: Space::default(),
             conversions: BTreeMap::new(),
-            drain: None,
+            // What was queued when an earlier run began to drain, nobody knows any more.
+            drain: (run_state == RunState::Draining).then(HashSet::new),
             orders,
             hints,
             snapshot,

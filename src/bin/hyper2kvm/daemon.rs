@@ -276,6 +276,7 @@ fn settings(config: &Config, layout: Layout) -> Settings {
         options: config.conversion.clone(),
         zone: TimeZone::system(),
         stall_threshold: config.notifications.stall_after,
+        run_state: RunState::Running,
         ends: true,
     }
 }

@@ -6,13 +6,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
 use hyper2kvm::conversion::Reason;
 use hyper2kvm::conversion::admission::RunState;
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::disks::{guest, holds};
 use crate::harness::run;
-use crate::plugin;
 use crate::stage::{Operator, Queue, files, own, pod_of, reasons, runs};
+use crate::{is_parked, plugin};
 
 const HANG: &str = "test.hyper2kvm.io/hang";
 
@@ -105,6 +106,30 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     kubectl(&queue, "Running");
     queue.ended("fifth.img", JobPhase::Succeeded).await;
     assert_eq!(files(&queue.queue(".processed")).len(), 5);
+}
+
+#[tokio::test]
+async fn a_retry_that_is_due_while_the_queue_is_paused_waits_whoever_watches() {
+    let fault = json!({"test.hyper2kvm.io/fail": "SourceIO:1"});
+    let Some(queue) = Queue::open("due", json!({"retryPolicy": {"retryDelaySeconds": 5}}), fault).await else { return };
+    queue.bring("disk.img", &guest(1, 11));
+    let parked = queue.queue(".errors/disk.img");
+    let waiting = queue.conversion("disk.img", "parked", |c| is_parked(c, 1, &parked)).await;
+    kubectl(&queue, "Paused");
+    let due = waiting.status.unwrap().state.next_retry_time.unwrap();
+    queue.eventually("due", || Timestamp::now() > due).await;
+    queue.kill("watcher").await;
+    // One that has seen to this one has seen to that one too.
+    queue.bring("other.img", &guest(1, 12));
+    queue.conversion("other.img", "staged", is_staged).await;
+    let still = queue.conversion("disk.img", "there", |_| true).await.status.unwrap().state;
+    assert_eq!((still.staged, parked.exists()), (1, true));
+    queue.patch(
+        &json!({"spec": {"runState": "Running"}, "metadata": {"annotations": {"test.hyper2kvm.io/fail": null}}}),
+    );
+    let over = queue.ended("disk.img", JobPhase::Succeeded).await;
+    assert_eq!(reasons(&over), [Some(Reason::SourceIO), None]);
+    queue.counted([2, 0, 0, 1, 0]).await;
 }
 
 #[tokio::test]
