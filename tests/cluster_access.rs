@@ -36,11 +36,7 @@ use stage::Stage;
 
 /// The rules of a role, as the server has them.
 fn rules(namespace: &str, role: &str, cluster: &Cluster) -> Vec<Value> {
-    rules_of(cluster, &["-n", namespace, "role", role])
-}
-
-fn rules_of(cluster: &Cluster, role: &[&str]) -> Vec<Value> {
-    let text = run(cluster.kubectl().args(["get", "-o", "json"]).args(role));
+    let text = run(cluster.kubectl().args(["-n", namespace, "get", "role", role, "-o", "json"]));
     let role: Value = serde_json::from_str(&text).unwrap();
     role["rules"].as_array().unwrap().clone()
 }

@@ -115,8 +115,11 @@ fn a_retry_is_a_new_conversion_of_the_source_where_it_lies_now() {
     conversion(&namespace, "web01-3fa9c1d2", "q", &json!({"phase": "Failed", "sourceLocation": ".errors/web01.ova"}));
     conversion(&namespace, "web02-3fa9c1d2", "q", &json!({"phase": "Converting"}));
 
+    let old = || harness::run(namespace.kubectl().args(["get", "hcj", "web01-3fa9c1d2", "-o", "json"]));
+    let before = old();
     let made: Value =
         serde_json::from_str(&done(&plugin(cluster, &namespace, &["retry", "web01-3fa9c1d2", "-o", "json"]))).unwrap();
+    assert_eq!(old(), before);
     assert_eq!(
         made["spec"],
         json!({"queueRef": {"name": "q"}, "source": {"path": ".errors/web01.ova"}, "conversion": {"outFormat": "raw"}})

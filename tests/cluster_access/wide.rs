@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{self, Cluster, Need, in_tree, run};
 use crate::replica::{Replica, kubeconfig_of};
-use crate::{audit, list, rules_of};
+use crate::{audit, grant, list, rules};
 
 /// Every verb that Kubernetes knows for objects.
 const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
@@ -80,7 +80,9 @@ async fn a_controller_of_the_whole_cluster_may_in_every_namespace_what_it_uses_a
     let user = format!("system:serviceaccount:{}:{account}", namespace.name);
 
     let client = cluster.client().await;
-    let named = audit::granted(&rules_of(cluster, &["clusterrole", &account]));
+    // What the roles of single namespaces name, and use: `the_controller_s_roles_in_each_of_its_namespaces…`.
+    grant(cluster, &[&namespace.name], false);
+    let named = audit::granted(&rules(&namespace.name, "r-hyper2kvm-operator", cluster));
     let served = run(cluster.kubectl().args(["api-resources", "--no-headers", "-o", "name"]));
     let kinds: BTreeSet<String> = served
         .lines()
