@@ -7,8 +7,11 @@ command -v virt-xml-validate >/dev/null && command -v xmllint >/dev/null || left
 command -v promtool >/dev/null || left_out "check of the metrics (Debian: prometheus)"
 command -v strace >/dev/null || left_out "the traced power cut (Debian: strace)"
 [ "$(id -u)" = 0 ] || left_out "tests that mount a small file system or boot a node (root)"
-for tool in containerd runc buildah; do
-  command -v "$tool" >/dev/null || left_out "pods on a real node (Debian: $tool)"
-done
-command -v go >/dev/null || left_out "the whole cluster suite: its API server is built with Go 1.26 (KUBEBUILDER_ASSETS or KUBECONFIG name one that is there)"
+here=$(dirname "$0")/cluster
+while read -r lack; do
+  [ "$lack" = root ] || left_out "pods on a real node ($lack)"
+done < <(. "$here/environment.sh" && missing_for_a_node)
+command -v buildah >/dev/null || left_out "pods on a real node (Debian: buildah)"
+command -v openssl >/dev/null || left_out "the whole cluster suite (Debian: openssl)"
+"$here/go.sh" >/dev/null 2>&1 || left_out "the whole cluster suite: its API server is built with Go 1.26, or fetched by an older one (Debian: golang-go; KUBEBUILDER_ASSETS or KUBECONFIG name one that is there)"
 exit 0

@@ -36,7 +36,7 @@ for name in "$@"; do
     ln -sf "$KUBEBUILDER_ASSETS/$name" "$bin/$name"
     continue
   fi
-  command -v go >/dev/null || die "$name is built with Go, which is not installed"
+  go=$("$here/go.sh")
   case $name in
     etcd) package=go.etcd.io/etcd/server/v3 flags= ;;
     helm) package=helm.sh/helm/v4/cmd/helm flags= ;;
@@ -46,7 +46,7 @@ for name in "$@"; do
   say "building $name (once; kept in $bin)"
   (
     cd "$here/tools/$module"
-    CGO_ENABLED=0 go build -mod=readonly -buildvcs=false -trimpath -ldflags "-s -w $flags" -o "$bin/.$name" "$package"
+    CGO_ENABLED=0 "$go/go" build -mod=readonly -buildvcs=false -trimpath -ldflags "-s -w $flags" -o "$bin/.$name" "$package"
   ) >&2
   mv "$bin/.$name" "$bin/$name"
 done

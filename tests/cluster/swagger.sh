@@ -10,9 +10,9 @@ case ${1:-} in
   newest) version=v1.37.2 digest=465276aedf437726de5a6ed23a41b86d78bb0d347edf251a755ae26a93cdd8a6 ;;
   *) die "usage: swagger.sh oldest|newest" ;;
 esac
-command -v go >/dev/null || die "left out: the schemas of Kubernetes come as a Go module, and Go is not installed"
+go=$("$here/go.sh") || die "left out: the schemas of Kubernetes, which come as a Go module"
 cd "$here/tools/kubeconform"
-module=$(go mod download -json "k8s.io/kubernetes@$version" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+module=$("$go/go" mod download -json "k8s.io/kubernetes@$version" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
 file=$module/api/openapi-spec/swagger.json
 echo "$digest  $file" | sha256sum --check --quiet - >&2 || die "$file is not what $version holds"
 echo "$file"
