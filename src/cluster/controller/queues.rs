@@ -27,8 +27,8 @@ pub const WATCHER_AVAILABLE: &str = "WatcherAvailable";
 /// The watcher's word on its volumes.
 pub const STORAGE_READY: &str = "StorageReady";
 
-/// The field of the specification that names the output's directory.
-const OUTPUT: &str = "output";
+/// The access mode of a claim that watcher and workers can't share.
+const POD_ONLY: &str = "ReadWriteOncePod";
 
 /// Brings one queue's objects in step with its specification.
 pub async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>) -> Result<Action, Error> {
@@ -75,11 +75,9 @@ fn validate<'a>(
 ) -> Result<(), Error> {
     queue.spec.retry_policy.policy()?;
     queue.spec.conversion.options()?;
-    if let Some(ClaimModes { claim, .. }) =
-        claims.iter().find(|claim| claim.modes.iter().any(|m| m == "ReadWriteOncePod"))
-    {
-        let [field, _] = directories(queue).map(|(field, path)| (path.claim_name == *claim).then_some(field));
-        return Err(Error::AccessMode { field: field.unwrap_or(OUTPUT), claim: claim.clone() });
+    if let Some(ClaimModes { claim, .. }) = claims.iter().find(|claim| claim.modes.iter().any(|m| m == POD_ONLY)) {
+        let field = if queue.spec.queue.claim_name == *claim { "queue" } else { "output" };
+        return Err(Error::AccessMode { field, claim: claim.clone() });
     }
     let older = others.filter(|other| is_older(other, queue));
     let taken = older.filter_map(|other| shared(queue, other).map(|fields| (other.name_any(), fields)));
@@ -97,7 +95,7 @@ fn is_older(other: &HyperConversion, queue: &HyperConversion) -> bool {
 
 /// The directories of a queue, by the field that names each.
 fn directories(queue: &HyperConversion) -> [(&'static str, &VolumePath); 2] {
-    [("queue", &queue.spec.queue), (OUTPUT, &queue.spec.output)]
+    [("queue", &queue.spec.queue), ("output", &queue.spec.output)]
 }
 
 /// By which fields two queues claim one directory.
