@@ -10,6 +10,8 @@ ARG BASE=gcr.io/distroless/cc-debian12:nonroot
 FROM --platform=$BUILDPLATFORM docker.io/library/rust:1.95-bookworm AS build
 ARG BUILDARCH
 ARG TARGETARCH
+# true: faults and failpoints can be asked for, as the cluster suite does.
+ARG CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=false
 WORKDIR /src
 RUN <<SH
     set -eu

@@ -5,9 +5,7 @@
 #   kind/up.sh [IMAGE]           (a disk image of yours instead of an empty one)
 #   kind delete cluster --name hyper2kvm
 #
-# Needs docker, kind, kubectl and helm. The cluster suite runs here too:
-#   kind get kubeconfig --name hyper2kvm > kind.kubeconfig
-#   KUBECONFIG=$PWD/kind.kubeconfig HYPER2KVM_IMAGE=hyper2kvm-operator:kind cargo test --test 'cluster_*'
+# Needs docker, kind, kubectl and helm. How the cluster suite runs here: docs/development.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for tool in docker kind kubectl helm; do

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use disks::{guest, holds};
 use futures::StreamExt as _;
+use harness::{Cluster, Need};
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
 use hyper2kvm::conversion::Reason;
 use k8s_openapi::api::batch::v1::Job;
@@ -92,6 +93,9 @@ impl Victim {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_killed_at_any_moment_nothing_is_lost_and_nothing_is_done_twice() {
+    if Cluster::shared(Need::OwnNode).is_none() {
+        return;
+    }
     let kills = number("HYPER2KVM_CLUSTER_KILLS").unwrap_or(KILLS);
     let spec = json!({"maxConcurrentJobs": 3, "retryPolicy": {"maxRetries": 3, "retryDelaySeconds": 1}});
     let Some(queue) = Queue::open("kills", spec, json!({})).await else { return };

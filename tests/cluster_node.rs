@@ -35,7 +35,7 @@ fn wait(namespace: &Namespace, pod: &str, condition: &str) {
 
 #[test]
 fn pods_run_the_image_on_claims_and_survive_what_is_done_to_the_node() {
-    let Some(cluster) = Cluster::shared(Need::Node) else { return };
+    let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
     let Some(image) = cluster.image() else { return };
     let namespace = cluster.namespace("node");
     let volume = namespace.volume("images", "ReadWriteMany");

@@ -12,6 +12,7 @@ mod stage;
 use std::time::Duration;
 
 use disks::{guest, holds};
+use harness::{Cluster, Need};
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
 use hyper2kvm::conversion::Reason;
 use k8s_openapi::api::core::v1::Pod;
@@ -72,6 +73,9 @@ fn slow() -> Value {
 #[tokio::test]
 async fn conversions_go_on_while_the_api_server_is_away_and_all_is_caught_up() {
     const DISKS: u64 = 4;
+    if Cluster::shared(Need::OwnNode).is_none() {
+        return;
+    }
     let spec = json!({"maxConcurrentJobs": 2, "conversion": slow()});
     let _alone = ALONE.lock().await;
     let Some(queue) = Queue::open("outage", spec, json!({})).await else { return };
@@ -105,6 +109,9 @@ async fn conversions_go_on_while_the_api_server_is_away_and_all_is_caught_up() {
 
 #[tokio::test]
 async fn what_ends_while_the_kubelet_is_away_is_told_when_it_is_back() {
+    if Cluster::shared(Need::OwnNode).is_none() {
+        return;
+    }
     let spec = json!({"retryPolicy": {"maxRetries": 2, "retryDelaySeconds": 1}, "conversion": slow()});
     let hang = json!({"test.hyper2kvm.io/hang": "1"});
     let _alone = ALONE.lock().await;

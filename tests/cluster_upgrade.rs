@@ -33,9 +33,9 @@ fn image_of(set: &StatefulSet) -> Option<String> {
 #[tokio::test]
 async fn an_upgrade_under_way_loses_and_doubles_nothing_and_reaches_the_watcher() {
     let settings = json!({"maxConcurrentJobs": 2, "conversion": {"outFormat": "raw"}});
+    let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
     let Some(queue) = Queue::open("upgraded", settings, json!({})).await else { return };
-    let cluster = Cluster::shared(Need::Node).expect("the queue was opened on it");
-    let Some(state) = &cluster.state else { return harness::left_out("another's node takes no second image") };
+    let state = cluster.state.as_ref().expect("it is ours");
     let image = cluster.image().expect("the queue runs it");
     let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");
     let newer = format!("{tag}-newer");

@@ -1,7 +1,8 @@
 //! A real API server, and where this machine can, a real node: shared by every test of the run, a namespace each.
 //!
-//! `up.sh` beside this file boots it; `KUBECONFIG` given on purpose names another cluster instead. Where something is
-//! missing, the test that needs it says so on standard error and passes without having run.
+//! `up.sh` beside this file boots it; `KUBECONFIG` given on purpose names another cluster instead, such as kind's, with
+//! `HYPER2KVM_IMAGE` and `HYPER2KVM_VOLUMES` for tests with pods. Where something is missing, the test that needs it says
+//! so on standard error and passes without having run.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -24,8 +25,10 @@ pub const TEST_LABEL: &str = "hyper2kvm.io/test";
 pub enum Need {
     /// An API server with its controllers.
     ControlPlane,
-    /// Pods that run.
+    /// Pods that run, on volumes whose files are also this machine's.
     Node,
+    /// The same on a node of our own: its containers are killed, its parts stopped, its images ours.
+    OwnNode,
 }
 
 /// The cluster of this run.
@@ -37,6 +40,8 @@ pub struct Cluster {
     pub state: Option<PathBuf>,
     /// Why no pods run here, if none do.
     without_node: Option<String>,
+    /// Where the volumes of tests lie: here and on every node.
+    volumes: PathBuf,
     /// As long as this is open, the cluster stays.
     _user: Option<File>,
 }
@@ -52,18 +57,17 @@ impl Cluster {
                 return None;
             }
         };
-        match &cluster.without_node {
-            Some(reason) if need == Need::Node => {
-                left_out(reason);
-                None
-            }
-            _ => Some(cluster),
-        }
+        let missing = match need {
+            Need::ControlPlane => None,
+            Need::OwnNode if cluster.state.is_none() => Some("another's node is not ours to disturb"),
+            Need::Node | Need::OwnNode => cluster.without_node.as_deref(),
+        };
+        missing.inspect(|reason| left_out(reason)).is_none().then_some(cluster)
     }
 
     fn find_or_boot() -> Result<Self, String> {
         let cluster = match std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
-            Some(kubeconfig) => Self { kubeconfig: kubeconfig.into(), state: None, without_node: None, _user: None },
+            Some(kubeconfig) => Self::foreign(kubeconfig.into())?,
             None => Self::boot()?,
         };
         // What the checkout says now, whatever an earlier run left.
@@ -76,6 +80,34 @@ impl Cluster {
             }
         }
         Ok(cluster)
+    }
+
+    /// A cluster that somebody else runs.
+    fn foreign(kubeconfig: PathBuf) -> Result<Self, String> {
+        let volumes = std::env::var_os("HYPER2KVM_VOLUMES").map(PathBuf::from);
+        let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+        let without_node = if volumes.is_none() {
+            Some("HYPER2KVM_VOLUMES names no directory that is the same here and on this cluster's nodes".to_owned())
+        } else {
+            (!is_root).then(|| "volumes get their owners, which takes root".to_owned())
+        };
+        let volumes = volumes.unwrap_or_default();
+        let cluster = Self { kubeconfig, state: None, without_node, volumes, _user: None };
+        // Two controllers of one object would each undo what the other writes.
+        let operators = run(cluster
+            .kubectl()
+            .args(["get", "deployments", "--all-namespaces", "-o", "json"])
+            .args(["--selector=app.kubernetes.io/name=hyper2kvm-operator"]));
+        let operators: serde_json::Value = serde_json::from_str(&operators).expect("kubectl prints JSON");
+        let is_wide = |operator: &&serde_json::Value| !operator.to_string().contains("HYPER2KVM_WATCH_NAMESPACES");
+        match operators["items"].as_array().and_then(|all| all.iter().find(is_wide)) {
+            None => Ok(cluster),
+            Some(wide) => Err(format!(
+                "the cluster suite: the operator in namespace {} watches the tests' namespaces too; set its watchNamespaces, \
+                 or uninstall it",
+                wide["metadata"]["namespace"]
+            )),
+        }
     }
 
     fn boot() -> Result<Self, String> {
@@ -99,7 +131,8 @@ impl Cluster {
                 said.lines().find_map(|line| line.split_once("left out: ")).map(|(_, why)| why.to_owned());
             // Somebody may have taken it down between the boot and the lock.
             if let Some(user) = use_of(&state) {
-                return Ok(Self { kubeconfig, state: Some(state), without_node, _user: Some(user) });
+                let volumes = state.join("volumes");
+                return Ok(Self { kubeconfig, state: Some(state), without_node, volumes, _user: Some(user) });
             }
         }
     }
@@ -162,15 +195,14 @@ impl Cluster {
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// This machine's address as pods reach it.
+    /// This machine's address as pods reach it: the one by which it reaches their nodes.
     pub fn host(&self) -> IpAddr {
-        let server =
-            run(self.kubectl().args(["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]));
-        let server = server.trim_start_matches("https://").to_owned();
-        let server = if server.contains(':') { server } else { format!("{server}:443") };
+        let path = "jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}";
+        let node = run(self.kubectl().args(["get", "nodes", "-o", path]));
+        let node: IpAddr = node.parse().expect("a node has one address of its own");
         // Nothing is sent: the kernel says by which address it would be.
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
-        socket.connect(server).expect("the way to the cluster is known");
+        socket.connect((node, 443)).expect("the way to the cluster is known");
         socket.local_addr().expect("it is connected").ip()
     }
 
@@ -211,9 +243,8 @@ impl Namespace {
 
     /// A hostPath directory on the node, and a claim of that name bound to it.
     pub fn volume(&self, claim: &str, mode: &str) -> PathBuf {
-        let state = self.cluster.state.as_ref().expect("a node of our own");
-        let path = state.join("volumes").join(&self.name).join(claim);
-        fs::create_dir_all(&path).expect("the state directory is ours");
+        let path = self.cluster.volumes.join(&self.name).join(claim);
+        fs::create_dir_all(&path).expect("the volumes' directory is ours");
         self.claim(claim, mode, &path);
         path
     }
@@ -318,7 +349,8 @@ pub fn run(command: &mut Command) -> String {
 /// Says what did not run, where the test runner's capture doesn't swallow it.
 pub fn left_out(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
-    drop(writeln!(std::io::stderr(), "LEFT OUT: {test}: {reason}"));
+    // In one piece: others write at the same time.
+    drop(std::io::stderr().write_all(format!("LEFT OUT: {test}: {reason}\n").as_bytes()));
 }
 
 /// The lock that holds the cluster up; `None` if it was taken down before we had it.

@@ -74,7 +74,7 @@ impl Stage {
 
     /// A fresh namespace that no controller looks at yet.
     pub async fn empty(test: &str, need: Need) -> Option<Self> {
-        let cluster = tokio::task::spawn_blocking(move || Cluster::shared(need)).await.unwrap()?;
+        let cluster = Cluster::shared(need)?;
         let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("hyper2kvm=debug").try_init();
         let name = format!("controller-{test}");
         let namespace = tokio::task::spawn_blocking(move || cluster.namespace(&name)).await.unwrap();

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::disks::{guest, holds};
-use crate::harness::run;
+use crate::harness::{Cluster, Need, run};
 use crate::stage::{Operator, Queue, files, own, pod_of, reasons, runs};
 use crate::{is_parked, plugin};
 
@@ -44,6 +44,9 @@ fn is_staged(conversion: &ConversionJob) -> bool {
 
 #[tokio::test]
 async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watcher() {
+    if Cluster::shared(Need::OwnNode).is_none() {
+        return;
+    }
     let Some(queue) = Queue::open("asked", json!({"retryPolicy": {"retryDelaySeconds": 1}}), json!({})).await else {
         return;
     };
@@ -110,6 +113,9 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
 
 #[tokio::test]
 async fn a_retry_that_is_due_while_the_queue_is_paused_waits_whoever_watches() {
+    if Cluster::shared(Need::OwnNode).is_none() {
+        return;
+    }
     let fault = json!({"test.hyper2kvm.io/fail": "SourceIO:1"});
     let Some(queue) = Queue::open("due", json!({"retryPolicy": {"retryDelaySeconds": 5}}), fault).await else { return };
     queue.bring("disk.img", &guest(1, 11));

@@ -56,7 +56,9 @@ async fn a_watcher_whose_image_or_claim_is_not_to_be_had_says_so() {
 #[tokio::test]
 async fn a_watcher_that_may_not_start_or_does_not_stay_says_how_that_ended() {
     // An image that the node has, of another program and without a user.
-    let Some(stage) = Stage::open_where("watcher-crash", Need::Node, image("localhost/pause:1")).await else { return };
+    let Some(stage) = Stage::open_where("watcher-crash", Need::OwnNode, image("localhost/pause:1")).await else {
+        return;
+    };
     stage.namespace.volume("images", "ReadWriteMany");
     queue(&stage, "root", json!({})).await;
     queue(&stage, "crash", json!({"securityContext": {"runAsUser": 1000}})).await;
