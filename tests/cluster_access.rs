@@ -4,6 +4,8 @@
 
 #[path = "cluster/audit.rs"]
 mod audit;
+#[path = "cluster_access/draining.rs"]
+mod draining;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "daemon/protocol.rs"]
@@ -233,16 +235,18 @@ impl Site {
 
     /// Both processes, as soon as the socket is there.
     fn start(&self, credentials: &Path, namespace: &str, uid: &str) -> [Process; 2] {
-        let place = self.0.path();
-        let processes = ["watcher", "sidecar"].map(|word| {
-            let mut words = vec![word.to_owned(), "--queue=q".to_owned(), "--pod=q-watcher-0".to_owned()];
-            words.extend([format!("--namespace={namespace}"), format!("--queue-uid={uid}")]);
-            words.extend(["queue", "output", "run"].map(|dir| format!("--{dir}-dir={}", place.join(dir).display())));
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            Process::start(credentials, &words, &place.join(format!("{word}.log")))
-        });
+        let processes = ["watcher", "sidecar"].map(|word| self.start_one(word, credentials, namespace, uid));
         processes[1].until("listening", || self.socket().exists());
         processes
+    }
+
+    fn start_one(&self, word: &str, credentials: &Path, namespace: &str, uid: &str) -> Process {
+        let place = self.0.path();
+        let mut words = vec![word.to_owned(), "--queue=q".to_owned(), "--pod=q-watcher-0".to_owned()];
+        words.extend([format!("--namespace={namespace}"), format!("--queue-uid={uid}")]);
+        words.extend(["queue", "output", "run"].map(|dir| format!("--{dir}-dir={}", place.join(dir).display())));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Process::start(credentials, &words, &place.join(format!("{word}.log")))
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! The engine blocks on the file system; whoever serves a socket does so on another thread and reads the snapshot.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -31,12 +31,12 @@ use super::layout::Layout;
 use super::moves::Method;
 use super::placement::PlacementError;
 use super::publish::PublishError;
-use super::scan::Name;
 use super::store::StoreError;
 
 mod advance;
 mod control;
 mod decide;
+mod drain;
 mod duplicates;
 mod endings;
 pub mod events;
@@ -50,6 +50,7 @@ mod view;
 
 pub use control::Remote;
 
+use drain::Drain;
 use duplicates::Digests;
 use intake::Intake;
 use requests::Requests;
@@ -136,8 +137,8 @@ pub struct Engine<E> {
     digests: Digests,
     space: Space,
     conversions: BTreeMap<ConversionId, Conversion>,
-    /// What is still to be claimed while draining, by primary; `None` while not draining.
-    drain: Option<HashSet<Name>>,
+    /// What is still to be claimed while draining; `None` while not draining.
+    drain: Option<Drain>,
     orders: mpsc::UnboundedReceiver<Order>,
     hints: mpsc::Receiver<String>,
     snapshot: watch::Sender<Snapshot>,
@@ -220,6 +221,7 @@ impl<E: Executor> Engine<E> {
             settings.companion_timeout,
             left,
         );
+        let drain = (run_state == RunState::Draining).then(|| Drain::resume(&settings.layout));
         let mut engine = Self {
             settings,
             executor,
@@ -231,8 +233,7 @@ impl<E: Executor> Engine<E> {
             digests: Digests::default(),
             space: Space::default(),
             conversions: BTreeMap::new(),
-            // What was queued when an earlier run began to drain, nobody knows any more.
-            drain: (run_state == RunState::Draining).then(HashSet::new),
+            drain,
             orders,
             hints,
             snapshot,
@@ -286,6 +287,9 @@ impl<E: Executor> Engine<E> {
         self.prune(now).await;
         self.intake.look(now);
         self.group(now);
+        if let Some(drain) = &mut self.drain {
+            drain.found(self.intake.ready(), |name| self.intake.may_hold(name));
+        }
         self.recall().await;
         self.space_look(now);
         self.advance_all().await;

@@ -10,6 +10,7 @@ use crate::conversion::chain;
 use crate::executor::Executor;
 use crate::stats::Snapshot;
 
+use super::drain::Drain;
 use super::{Engine, Order};
 
 /// How long a command waits for the engine to take it, before it is answered all the same.
@@ -64,7 +65,13 @@ impl<E: Executor> Engine<E> {
         tracing::info!(from = ?self.run_state, to = ?run_state, "run state changed");
         self.run_state = run_state;
         self.last_activity = Some(Timestamp::now());
-        self.drain = (run_state == RunState::Draining).then(|| self.intake.ready().cloned().collect());
+        self.drain = (run_state == RunState::Draining).then(|| Drain::begin(self.intake.ready()));
+        if !self.settings.ends {
+            match &self.drain {
+                Some(drain) => drain.remember(&self.settings.layout),
+                None => Drain::forget(&self.settings.layout),
+            }
+        }
         self.show();
         if self.settings.ends && matches!(run_state, RunState::Running | RunState::Paused) {
             let paused = run_state == RunState::Paused;
@@ -79,14 +86,14 @@ impl<E: Executor> Engine<E> {
 
     /// Whether files that were queued when draining began are still to be claimed.
     pub(super) fn has_to_drain(&self) -> bool {
-        self.drain.is_some() && self.waiting_files() > 0
+        self.drain.as_ref().is_some_and(|drain| drain.left(self.intake.ready()) > 0)
     }
 
     /// How many stable files wait to be claimed: while draining, those alone that were queued when it began.
     pub(super) fn waiting_files(&self) -> usize {
         let ready = self.intake.ready();
         match &self.drain {
-            Some(drain) => ready.filter(|primary| drain.contains(*primary)).count(),
+            Some(drain) => drain.left(ready),
             None => ready.len(),
         }
     }

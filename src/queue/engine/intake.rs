@@ -167,6 +167,11 @@ impl Intake {
         self.ready.iter().map(|ready| &ready.primary)
     }
 
+    /// Whether the directory may hold this name, stable or not.
+    pub fn may_hold(&self, name: &str) -> bool {
+        self.scan_failed || self.entries.contains_key(name)
+    }
+
     /// One of [`Intake::ready`], by its place there.
     pub fn primary_at(&self, index: usize) -> Option<&Name> {
         self.ready.get(index).map(|ready| &ready.primary)
