@@ -270,14 +270,9 @@ impl Reason {
             Self::Stalled | Self::DeadlineExceeded | Self::Internal => {
                 return format!("Review logs for {phase} phase errors and retry if transient");
             }
-            Self::SourceMissing
-            | Self::Disrupted
-            | Self::Suspended
-            | Self::Superseded
-            | Self::DisruptedTooOften
-            | Self::JobLost
-            | Self::Killed
-            | Self::Cancelled => "",
+            Self::SourceMissing => "Bring the file into the queue, then ask for it again",
+            Self::DisruptedTooOften => "Find out what ends its workers, then retry it",
+            Self::Disrupted | Self::Suspended | Self::Superseded | Self::JobLost | Self::Killed | Self::Cancelled => "",
         };
         fixed.to_owned()
     }
@@ -411,6 +406,20 @@ mod tests {
         for reason in Reason::ALL {
             let retried = matches!(reason.exit_code(), 1 | 12 | 137);
             assert_eq!(reason.class() == Class::Transient, retried, "{reason}");
+        }
+    }
+
+    #[test]
+    fn whatever_a_person_has_to_set_right_names_the_remedy() {
+        for reason in Reason::ALL {
+            let is_theirs = matches!(reason.class(), Class::Permanent | Class::Configuration | Class::GivenBack)
+                || reason == Reason::SourceMissing;
+            let suggestion = reason.suggestion(reason.phase());
+            assert!(!is_theirs || !suggestion.is_empty(), "{reason}");
+            let advice = Failure::new(reason, "it said so.").advice();
+            let expected =
+                if suggestion.is_empty() { "it said so.".to_owned() } else { format!("it said so. {suggestion}") };
+            assert_eq!(advice, expected);
         }
     }
 
