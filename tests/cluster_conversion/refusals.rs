@@ -68,6 +68,8 @@ async fn what_can_not_be_converted_fails_at_once_and_says_what_to_do() {
         let failure = status.state.failure.unwrap();
         assert_eq!((failure.reason, failure.class), (reason, Class::Permanent), "{name}: {}", failure.message);
         assert!(!failure.suggestion.is_empty() && failure.message.contains(name), "{failure:?}");
+        let succeeded = status.conditions.iter().find(|c| c.type_ == "Succeeded").unwrap();
+        assert_eq!(succeeded.message, failure.advice());
         assert_eq!((status.state.attempts.len(), status.state.next_retry_time), (1, None), "{name}");
         assert_eq!(status.source_location.as_deref(), Some(format!(".errors/{name}").as_str()));
         let error = queue.error_file(name);
