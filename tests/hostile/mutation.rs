@@ -5,8 +5,8 @@
 //! through:
 //!
 //! ```text
-//! cargo bolero test --sanitizer NONE --test hostile mutation::stream_vmdk      # until it finds something, or Ctrl-C
-//! BOLERO_RANDOM_ITERATIONS=1000 cargo test --test hostile mutation             # at random, 24 without the variable
+//! cargo +nightly bolero test --no-default-features mutation::stream_vmdk   # until it finds something, or Ctrl-C
+//! BOLERO_RANDOM_ITERATIONS=1000 cargo test --test hostile mutation         # at random, 24 without the variable
 //! ```
 
 use std::fs::{self, File};
