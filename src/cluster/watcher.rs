@@ -170,7 +170,12 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
                 }
                 reporter.tell(|report| report.asked(&queue));
             }
-            _ => return,
+            Some(queue) => {
+                // To the engine that is about to end, too: it knows what is queued when draining begins.
+                remote.set_run_state(queue.spec.run_state).await;
+                return;
+            }
+            None => return,
         }
         if wanted.changed().await.is_err() {
             return;

@@ -35,7 +35,10 @@ async fn what_was_queued_when_draining_began_is_claimed_whoever_watches_and_what
     sidecar.until("queued", || shows(&format!("\"current_queue_depth\":{FILES},")));
     let last = waiting();
     assert_eq!(last.len(), 1, "{last:?}");
-    assert_eq!(protocol::ask(&site.socket(), b"drain"), protocol::done("Draining queue"));
+    // With a change besides, for which the watcher begins anew.
+    let change = json!({"spec": {"runState": "Draining", "companionTimeoutSeconds": 3601}});
+    stage.merge::<HyperConversion>("q", &change).await;
+    sidecar.until("draining", || shows("\"draining\":true,"));
 
     drop(watcher);
     fs::write(queue.join("late.img"), [7; 8192]).unwrap();
