@@ -30,10 +30,13 @@ pub(super) struct Tables<'a> {
 type Table = Option<Box<[u32; TABLE_LEN]>>;
 
 /// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains or for a grain and a
-/// table. Of a compressed grain the place is where it begins: only the copy, which reads its marker, learns its length.
+/// table.
 /// Returns the guest bytes in grains that exist.
 pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
-    let grain = if header.compressed { marker::BYTES } else { header.grain };
+    // The markers prove it of compressed grains: each tells the one place it is for.
+    if header.compressed {
+        return Tables::new(region, header).check(|_| Ok(()));
+    }
     survey(region.name(), SECTOR, |occupancy| {
         let mut claim = |offset, len| {
             let taken = |_| Error::corrupt(region.name(), offset, "two grains or tables share this place");
@@ -41,7 +44,7 @@ pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
         };
         // Before the grains, and the redundant ones first: so they lie in most files, and ascending is the cheap proof.
         Tables::new(region, header).each_table(|offset| claim(offset, TABLE_BYTES as u64))?;
-        Tables::new(region, header).check(|offset| claim(offset, grain))
+        Tables::new(region, header).check(|offset| claim(offset, header.grain))
     })
 }
 

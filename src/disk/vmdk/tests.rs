@@ -175,21 +175,6 @@ fn grains_that_share_a_place_or_lie_in_the_metadata_are_refused() {
 }
 
 #[test]
-fn compressed_grains_that_begin_at_one_place_or_in_a_table_are_refused_before_any_is_read() {
-    let stream = Sparse { footer: false, ..Sparse::stream_optimized(8 * 65536) };
-    let good = built(&stream, &content(8 * 65536));
-    let number = |at: usize| u32::from_le_bytes(good[at..at + 4].try_into().unwrap());
-    let table = number(number(56) as usize * 512);
-    let entry = |index: usize| table as usize * 512 + index * 4;
-    for (name, sector) in [("the first grain", number(entry(0))), ("the table", table + 1)] {
-        let mut bad = good.clone();
-        bad[entry(5)..entry(6)].copy_from_slice(&sector.to_le_bytes());
-        let error = Image::vmdk(&region(&bad)).unwrap_err();
-        assert_eq!((error.reason, error.offset), (Reason::Corrupt, Some(u64::from(sector) * 512)), "{name}");
-    }
-}
-
-#[test]
 fn a_marker_that_tells_another_place_than_its_entry_is_refused() {
     let stream = Sparse::stream_optimized(8 * 65536);
     assert_eq!(reason(&stream, 128 * 512, &[1]), Reason::Corrupt, "sector");
