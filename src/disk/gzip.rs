@@ -35,6 +35,8 @@ pub fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<(Region
     let mut buffer = vec![0; CHUNK];
     let (mut length, mut stored) = (0u64, 0u64);
     loop {
+        // A little of it may inflate to a lot.
+        region.check()?;
         let filled = fill(&mut decoder, &mut buffer).map_err(|e| refuse(region, e))?;
         if filled == 0 {
             break;

@@ -155,6 +155,14 @@ impl Region {
         Arc::ptr_eq(&self.file, &other.file) && (self.start, self.len) == (other.start, other.len)
     }
 
+    /// Fails once its work was ended.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub fn check(&self) -> Result<(), Error> {
+        self.cancellation.check(self.name())
+    }
+
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors
@@ -188,7 +196,7 @@ impl Region {
             let message = format!("needs {wanted} bytes, but the file ends at byte {}", self.len);
             return Err(Error::truncated(self.name(), offset, message));
         }
-        self.cancellation.check(self.name())?;
+        self.check()?;
         #[cfg(test)]
         if let Some(BeforeRead(hook)) = &self.before_read {
             hook(wanted);

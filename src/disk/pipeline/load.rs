@@ -8,7 +8,8 @@ use crate::disk::region::SECTOR;
 use crate::disk::vmdk::marker;
 use crate::disk::{Error, Location, Region};
 
-/// Compressed pieces that lie this close together in the file are read in one go.
+/// Compressed pieces that lie this close together in the file are read in one go, unless what lies between them is more
+/// than they are: it takes memory that no budget knows.
 const MAX_GAP: u64 = 8 << 10;
 
 /// The bytes of a batch as they are in the source.
@@ -128,7 +129,7 @@ fn plan(regions: &[Region], batch: &Batch) -> Result<Plan, Error> {
         };
         let start = match runs.last_mut() {
             Some(Run { file: of, range, place: Place::Input(start) })
-                if *of == file && offset >= range.end && offset - range.end <= MAX_GAP =>
+                if *of == file && offset >= range.end && offset - range.end <= MAX_GAP.min(len) =>
             {
                 range.end = offset + len;
                 *start + length(offset - range.start)

@@ -5,6 +5,7 @@
 //! beside the copy.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CopyControl;
 use super::load::Loaded;
@@ -18,9 +19,17 @@ const CHUNK: u64 = 1 << 20;
 
 /// The digests of the regions of one image.
 pub struct Rides<'a> {
-    control: &'a CopyControl,
+    journey: Journey<'a>,
     /// One for each region; `None` where no digest is demanded, or it left for a reader of its own.
     rides: Vec<Option<Ride<'a>>>,
+}
+
+/// The copy that digests ride along with.
+#[derive(Clone, Copy)]
+pub struct Journey<'a> {
+    pub control: &'a CopyControl,
+    /// Whether it failed: nobody asks for a digest any more.
+    pub failed: &'a AtomicBool,
 }
 
 /// The digests of one file on their way through it.
@@ -34,13 +43,13 @@ pub struct Ride<'a> {
 
 impl<'a> Rides<'a> {
     /// The digests among `expected` that are of `regions`.
-    pub fn new(regions: &[Region], expected: &'a [Expected], control: &'a CopyControl) -> Self {
+    pub fn new(regions: &[Region], expected: &'a [Expected], journey: Journey<'a>) -> Self {
         let ride = |region: &Region| {
             let digests: Vec<_> =
                 expected.iter().filter(|e| e.region.is_same(region)).map(|e| (e, e.hasher())).collect();
             Some(Ride { region: &digests.first()?.0.region, digests, at: 0 })
         };
-        Self { control, rides: regions.iter().map(ride).collect() }
+        Self { journey, rides: regions.iter().map(ride).collect() }
     }
 
     /// Whether there is nothing to do.
@@ -59,7 +68,10 @@ impl<'a> Rides<'a> {
                 leave(self.rides[run.file].take().expect("it was there a line ago"));
                 continue;
             }
-            ride.read(ride.at..run.range.start, self.control)?;
+            ride.read(ride.at..run.range.start, self.journey)?;
+            if ride.at < run.range.start {
+                return Ok(());
+            }
             // What was read twice, a marker's uncertain reach, is taken once.
             let known = usize::try_from(ride.at - run.range.start).expect("within a run");
             ride.update(&loaded.bytes(run)[known..]);
@@ -73,14 +85,17 @@ impl<'a> Rides<'a> {
     /// # Errors
     /// `ManifestMismatch`, `Cancelled`, and as reading does.
     pub fn finish(self) -> Result<(), Error> {
-        self.rides.into_iter().flatten().try_for_each(|ride| ride.finish(self.control))
+        self.rides.into_iter().flatten().try_for_each(|ride| ride.finish(self.journey))
     }
 }
 
 impl Ride<'_> {
-    /// Reads the rest of the file, and compares.
-    pub fn finish(mut self, control: &CopyControl) -> Result<(), Error> {
-        self.read(self.at..self.region.len(), control)?;
+    /// Reads the rest of the file, and compares; not where the copy fails meanwhile, which has an error of its own.
+    pub fn finish(mut self, journey: Journey) -> Result<(), Error> {
+        self.read(self.at..self.region.len(), journey)?;
+        if self.at < self.region.len() {
+            return Ok(());
+        }
         self.digests.into_iter().try_for_each(|(expected, hasher)| expected.compare(hasher))
     }
 
@@ -88,11 +103,12 @@ impl Ride<'_> {
         self.digests.iter_mut().for_each(|(_, hasher)| hasher.update(bytes));
     }
 
-    /// Reads what lies in `range`, which starts where the ride is; nothing where it is empty or reversed.
-    fn read(&mut self, range: Range<u64>, control: &CopyControl) -> Result<(), Error> {
+    /// Reads what lies in `range`, which starts where the ride is; nothing where it is empty or reversed, and no further
+    /// once the copy failed.
+    fn read(&mut self, range: Range<u64>, journey: Journey) -> Result<(), Error> {
         let mut chunk = Vec::new();
-        while self.at < range.end {
-            control.check(self.region.name())?;
+        while self.at < range.end && !journey.failed.load(Ordering::Relaxed) {
+            journey.control.check(self.region.name())?;
             let len = usize::try_from(CHUNK.min(range.end - self.at)).expect("at most a chunk");
             chunk.resize(len, 0);
             self.region.read_exact_at(&mut chunk[..len], self.at)?;

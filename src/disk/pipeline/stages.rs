@@ -1,6 +1,7 @@
 //! The threads of a copy and what they hand on.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 
 use super::batch::{Batch, Batches, CLUSTER_BYTES, Step};
@@ -9,7 +10,7 @@ use super::encode::{Coded, Coding, Encode};
 use super::load::{Loaded, load};
 use super::output::Output;
 use super::queue::{Budget, InOrder, Queue};
-use super::ride::Rides;
+use super::ride::{Journey, Rides};
 use super::trail::Trail;
 use super::{CopyControl, CopyOptions};
 use crate::conversion::Reason;
@@ -72,6 +73,7 @@ struct Shared<'a> {
     turns: InOrder<Turn>,
     to_write: Queue<Write>,
     write_error: Mutex<Option<Error>>,
+    failed: &'a AtomicBool,
 }
 
 /// Copies the guest's bytes and the output's metadata, header last, durable.
@@ -84,7 +86,8 @@ pub(super) fn run(
     control: &CopyControl,
 ) -> Result<(), Error> {
     let mut writer = Writer::new(options, image.virtual_size(), name)?;
-    let rides = Rides::new(&image.regions, &options.digests, control);
+    let failed = AtomicBool::new(false);
+    let rides = Rides::new(&image.regions, &options.digests, Journey { control, failed: &failed });
     let shared = Shared {
         image,
         output,
@@ -101,8 +104,10 @@ pub(super) fn run(
         turns: InOrder::new(),
         to_write: Queue::new(UNWRITTEN),
         write_error: Mutex::new(None),
+        failed: &failed,
     };
     let allocated = std::thread::scope(|scope| {
+        let _guard = AbandonOnPanic(&shared);
         scope.spawn(|| shared.map());
         if let Some(passing) = &shared.passing {
             let shared = &shared;
@@ -157,8 +162,9 @@ impl Shared<'_> {
                 Err(e) => Turn::Failed(e),
             };
             let over = !matches!(turn, Turn::Zero(_));
+            let passing = if matches!(turn, Turn::End) { Passing::End } else { Passing::Nothing };
             self.turns.put(number, turn);
-            self.pass(number, if over { Passing::End } else { Passing::Nothing });
+            self.pass(number, passing);
             if over {
                 break;
             }
@@ -217,7 +223,11 @@ impl Shared<'_> {
                 None => return,
             };
             let passed = rides.pass(&loaded, |ride| {
-                scope.spawn(move || ride.finish(self.control).unwrap_or_else(|e| self.fail(e)));
+                scope.spawn(move || {
+                    let _guard = AbandonOnPanic(self);
+                    ride.finish(Journey { control: self.control, failed: self.failed })
+                        .unwrap_or_else(|e| self.fail(e));
+                });
             });
             if let Err(e) = passed {
                 break Err(e);
@@ -320,6 +330,7 @@ impl Shared<'_> {
 
     /// Lets every thread run out.
     fn abandon(&self) {
+        self.failed.store(true, Ordering::Relaxed);
         self.budget.abandon();
         self.to_load.abandon();
         if let Some(passing) = &self.passing {

@@ -133,6 +133,7 @@ impl<'a> Check<'a> {
             if entry == 0 {
                 continue;
             }
+            self.control.check(self.name)?;
             self.read(&mut block, entry)?;
             for (cluster, bytes) in (number * BLOCK..).zip(block.as_chunks::<2>().0) {
                 let stored = u16::from_be_bytes(*bytes);
