@@ -10,6 +10,10 @@ use super::guid::Guid;
 use super::*;
 use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
 
+mod replaying;
+
+use replaying::{Change, write_entry};
+
 const LIMIT: u64 = 64 << 40;
 const BLOCK: usize = 1 << 20;
 const LOG: usize = BLOCK;
@@ -105,56 +109,6 @@ fn with_log_guid(mut file: Vec<u8>) -> Vec<u8> {
     file
 }
 
-/// What a test's log entry changes.
-#[derive(Clone, Copy)]
-enum Change<'a> {
-    Data(usize, &'a [u8; 4096]),
-    Zero(usize, usize),
-}
-
-/// Writes an entry at `at` bytes of the log, around its end, and answers where the next one goes.
-fn write_entry(file: &mut [u8], at: usize, tail: usize, sequence: u64, changes: &[Change<'_>]) -> usize {
-    let head = (64 + changes.len() * 32).next_multiple_of(4096);
-    let mut entry = vec![0; head];
-    entry[..4].copy_from_slice(b"loge");
-    put32(&mut entry, 12, tail as u32);
-    put64(&mut entry, 16, sequence);
-    put32(&mut entry, 24, changes.len() as u32);
-    entry[32..48].copy_from_slice(&LOG_GUID);
-    put64(&mut entry, 48, file.len() as u64);
-    put64(&mut entry, 56, file.len() as u64);
-    for (index, change) in changes.iter().enumerate() {
-        let mut descriptor = [0; 32];
-        put64(&mut descriptor, 24, sequence);
-        match *change {
-            Change::Zero(offset, len) => {
-                descriptor[..4].copy_from_slice(b"zero");
-                put64(&mut descriptor, 8, len as u64);
-                put64(&mut descriptor, 16, offset as u64);
-            }
-            Change::Data(offset, data) => {
-                descriptor[..4].copy_from_slice(b"desc");
-                descriptor[4..8].copy_from_slice(&data[4092..]);
-                descriptor[8..16].copy_from_slice(&data[..8]);
-                put64(&mut descriptor, 16, offset as u64);
-                let mut sector = *data;
-                sector[..4].copy_from_slice(b"data");
-                put32(&mut sector, 4, (sequence >> 32) as u32);
-                put32(&mut sector, 4092, sequence as u32);
-                entry.extend_from_slice(&sector);
-            }
-        }
-        entry[64 + index * 32..][..32].copy_from_slice(&descriptor);
-    }
-    let len = entry.len() as u32;
-    put32(&mut entry, 8, len);
-    seal(&mut entry);
-    for (index, byte) in entry.iter().enumerate() {
-        file[LOG + (at + index) % BLOCK] = *byte;
-    }
-    (at + entry.len()) % BLOCK
-}
-
 /// A first sector of the block table with these entries, and something in its last bytes.
 fn table(entries: &[u64]) -> [u8; 4096] {
     let mut sector = [0; 4096];
@@ -238,110 +192,6 @@ fn every_state_of_a_block_has_its_meaning() {
         let bad = image(&[stored(0), 5 << 20 | state], 2, 2 << 20);
         assert_eq!(refusal(&bad), (Reason::Corrupt, Some(BAT as u64 + 8)), "state {state}");
     }
-}
-
-#[test]
-fn a_log_is_replayed_into_memory() {
-    let mut file = with_log_guid(image(&[0, 0, 0], 3, 3 << 20));
-    let mut first = table(&[stored(2), stored(0), 0]);
-    first[4088..].copy_from_slice(&[0; 8]);
-    let next = write_entry(&mut file, 0, 0, 41, &[Change::Data(BAT, &first), Change::Zero(BAT + 4096, 8192)]);
-    assert_eq!(blocks(&file), [3, 1, 0]);
-    write_entry(&mut file, next, 0, 42, &[Change::Data(BAT, &table(&[stored(2), stored(0), stored(1)]))]);
-    assert_eq!(blocks(&file), [3, 1, 2]);
-    let vhdx = Vhdx::open(&region_over(&file), LIMIT).unwrap();
-    assert_eq!(vhdx.warnings(), ["image: was not closed; 2 entries of its log were applied"]);
-}
-
-#[test]
-fn a_sector_of_the_log_gets_its_first_and_last_bytes_back() {
-    let mut file = with_log_guid(good());
-    let mut sector: [u8; 4096] = file[METADATA..METADATA + 4096].try_into().unwrap();
-    sector[4092..].copy_from_slice(&[1, 2, 3, 4]);
-    file[METADATA..METADATA + 4096].fill(0xEE);
-    write_entry(&mut file, 0, 0, 1, &[Change::Data(METADATA, &sector)]);
-    assert_eq!(blocks(&file), [2, 0, 1, 0, 0]);
-    let region = region_over(&file);
-    let (patches, _) = log::replay(&region, header::log(&region).unwrap().unwrap()).unwrap();
-    assert_eq!(patches[&(METADATA as u64)].as_deref(), Some(&sector));
-}
-
-#[test]
-fn a_log_may_run_around_its_end_and_hold_older_entries() {
-    let mut file = with_log_guid(image(&[0], 2, 1 << 20));
-    // Entries that were written in place long ago.
-    write_entry(&mut file, 65536, 65536, 3, &[Change::Data(BAT, &table(&[stored(1)]))]);
-    // The active sequence: its head says that only the second entry is left to do, and that one is cut by the end.
-    let second = write_entry(&mut file, BLOCK - 12288, BLOCK - 12288, 90, &[Change::Data(BAT, &table(&[stored(1)]))]);
-    assert_eq!(second, BLOCK - 4096);
-    let third = write_entry(&mut file, second, second, 91, &[Change::Data(BAT, &table(&[stored(0)]))]);
-    assert_eq!(third, 4096);
-    write_entry(&mut file, third, second, 92, &[Change::Zero(BAT + 4096, 4096)]);
-    assert_eq!(blocks(&file), [1]);
-    let vhdx = Vhdx::open(&region_over(&file), LIMIT).unwrap();
-    assert!(vhdx.warnings()[0].contains("2 entries"), "{:?}", vhdx.warnings());
-}
-
-#[test]
-fn a_log_without_a_valid_sequence_is_left_out() {
-    let untouched = [2, 0, 1, 0, 0];
-    let empty = with_log_guid(good());
-    assert_eq!(blocks(&empty), untouched);
-    let vhdx = Vhdx::open(&region_over(&empty), LIMIT).unwrap();
-    assert!(vhdx.warnings()[0].contains("no valid entries"));
-
-    let change = table(&[0; 5]);
-    let mut torn = with_log_guid(good());
-    write_entry(&mut torn, 0, 0, 5, &[Change::Data(BAT, &change)]);
-    for at in [LOG + 8, LOG + 60, LOG + 80, LOG + 4096, LOG + 5000, LOG + 8188] {
-        let mut bad = torn.clone();
-        bad[at] ^= 1;
-        assert_eq!(blocks(&bad), untouched, "byte {at}");
-    }
-    assert_eq!(blocks(&torn), [0; 5], "the whole entry counts");
-
-    let mut tailless = with_log_guid(good());
-    write_entry(&mut tailless, 4096, 0, 5, &[Change::Data(BAT, &change)]);
-    assert_eq!(blocks(&tailless), untouched, "its tail is not there");
-
-    // A newer entry whose tail lies in another sequence does not count; that sequence does, with both its entries.
-    let mut two = with_log_guid(good());
-    let second = write_entry(&mut two, 0, 0, 5, &[Change::Data(BAT, &change)]);
-    write_entry(&mut two, second, 0, 6, &[Change::Zero(BAT + 4096, 4096)]);
-    write_entry(&mut two, 65536, second, 9, &[Change::Zero(BAT + 4096, 4096)]);
-    assert_eq!(blocks(&two), [0; 5]);
-
-    let mut foreign = good();
-    write_entry(&mut foreign, 0, 0, 5, &[Change::Data(BAT, &change)]);
-    assert_eq!(blocks(&foreign), untouched, "no log is named");
-}
-
-#[test]
-fn a_log_that_changes_too_much_or_the_wrong_place_is_refused() {
-    for (name, change, reason) in [
-        ("16 MiB and a sector", Change::Zero(32 << 20, (16 << 20) + 4096), Reason::UnsupportedFormat),
-        ("without end", Change::Zero(32 << 20, 1 << 62), Reason::UnsupportedFormat),
-        ("over the end of all numbers", Change::Zero(1 << 63, 1 << 63), Reason::Corrupt),
-        ("part of a sector", Change::Zero(32 << 20, 100), Reason::Corrupt),
-        ("a header", Change::Zero(64 << 10, 4096), Reason::Corrupt),
-        ("itself", Change::Zero(LOG + 8192, 4096), Reason::Corrupt),
-        ("data", Change::Zero(4 * BLOCK + 8192, 4096), Reason::UnsupportedFormat),
-    ] {
-        let mut bad = with_log_guid(good());
-        write_entry(&mut bad, 0, 0, 5, &[change]);
-        assert_eq!(refusal(&bad).0, reason, "{name}");
-    }
-    let mut again = with_log_guid(good());
-    let changes = vec![Change::Zero(32 << 20, 16 << 20); 65];
-    write_entry(&mut again, 0, 0, 5, &changes);
-    assert_eq!(refusal(&again).0, Reason::UnsupportedFormat, "the same place again and again");
-}
-
-#[test]
-fn a_file_shorter_than_its_log_says_is_truncated() {
-    let mut file = with_log_guid(image(&[0, 0, 0], 3, 3 << 20));
-    write_entry(&mut file, 0, 0, 41, &[Change::Data(BAT, &table(&[stored(0)]))]);
-    assert_eq!(refusal(&file[..6 * BLOCK]), (Reason::Truncated, Some(LOG as u64)));
 }
 
 #[test]
