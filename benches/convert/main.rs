@@ -180,7 +180,7 @@ fn run_row(row: &Row, choice: &Choice) -> Result<()> {
             let ratio = |theirs: u64| -> Result<f64> { Ok(allocated(&ours)? as f64 / theirs as f64) };
             size = if other.is_some() { Some(ratio(allocated(&theirs)?)?) } else { None };
         }
-        // The same source and options make the same bytes, each time and with any number of threads.
+        // The same source and options make the same bytes each time.
         let now = text_of("sha256sum", &[&ours.display().to_string()])?;
         ensure!(*digest.get_or_insert_with(|| now.clone()) == now, "{}: round {round} made another output", row.name);
         pairs.push((one, other));

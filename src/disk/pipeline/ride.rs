@@ -19,21 +19,15 @@ const CHUNK: u64 = 1 << 20;
 
 /// The digests of the regions of one image.
 pub struct Rides<'a> {
-    journey: Journey<'a>,
     /// One for each region; `None` where no digest is demanded, or it left for a reader of its own.
     rides: Vec<Option<Ride<'a>>>,
 }
 
-/// The copy that digests ride along with.
-#[derive(Clone, Copy)]
-pub struct Journey<'a> {
-    pub control: &'a CopyControl,
-    /// Whether it failed: nobody asks for a digest any more.
-    pub failed: &'a AtomicBool,
-}
-
 /// The digests of one file on their way through it.
 pub struct Ride<'a> {
+    control: &'a CopyControl,
+    /// Whether the copy failed: nobody asks for a digest any more.
+    failed: &'a AtomicBool,
     region: &'a Region,
     /// A manifest may have a line of each algorithm; never empty.
     digests: Vec<(&'a Expected, Hasher)>,
@@ -42,14 +36,14 @@ pub struct Ride<'a> {
 }
 
 impl<'a> Rides<'a> {
-    /// The digests among `expected` that are of `regions`.
-    pub fn new(regions: &[Region], expected: &'a [Expected], journey: Journey<'a>) -> Self {
+    /// The digests among `expected` that are of `regions`, for a copy that `control` ends or that says that it `failed`.
+    pub fn new(regions: &[Region], expected: &'a [Expected], control: &'a CopyControl, failed: &'a AtomicBool) -> Self {
         let ride = |region: &Region| {
             let digests: Vec<_> =
                 expected.iter().filter(|e| e.region.is_same(region)).map(|e| (e, e.hasher())).collect();
-            Some(Ride { region: &digests.first()?.0.region, digests, at: 0 })
+            Some(Ride { control, failed, region: &digests.first()?.0.region, digests, at: 0 })
         };
-        Self { journey, rides: regions.iter().map(ride).collect() }
+        Self { rides: regions.iter().map(ride).collect() }
     }
 
     /// Whether there is nothing to do.
@@ -68,7 +62,8 @@ impl<'a> Rides<'a> {
                 leave(self.rides[run.file].take().expect("it was there a line ago"));
                 continue;
             }
-            ride.read(ride.at..run.range.start, self.journey)?;
+            ride.read(ride.at..run.range.start)?;
+            // The copy failed meanwhile.
             if ride.at < run.range.start {
                 return Ok(());
             }
@@ -85,14 +80,14 @@ impl<'a> Rides<'a> {
     /// # Errors
     /// `ManifestMismatch`, `Cancelled`, and as reading does.
     pub fn finish(self) -> Result<(), Error> {
-        self.rides.into_iter().flatten().try_for_each(|ride| ride.finish(self.journey))
+        self.rides.into_iter().flatten().try_for_each(Ride::finish)
     }
 }
 
 impl Ride<'_> {
     /// Reads the rest of the file, and compares; not where the copy fails meanwhile, which has an error of its own.
-    pub fn finish(mut self, journey: Journey) -> Result<(), Error> {
-        self.read(self.at..self.region.len(), journey)?;
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.read(self.at..self.region.len())?;
         if self.at < self.region.len() {
             return Ok(());
         }
@@ -105,10 +100,10 @@ impl Ride<'_> {
 
     /// Reads what lies in `range`, which starts where the ride is; nothing where it is empty or reversed, and no further
     /// once the copy failed.
-    fn read(&mut self, range: Range<u64>, journey: Journey) -> Result<(), Error> {
+    fn read(&mut self, range: Range<u64>) -> Result<(), Error> {
         let mut chunk = Vec::new();
-        while self.at < range.end && !journey.failed.load(Ordering::Relaxed) {
-            journey.control.check(self.region.name())?;
+        while self.at < range.end && !self.failed.load(Ordering::Relaxed) {
+            self.control.check(self.region.name())?;
             let len = usize::try_from(CHUNK.min(range.end - self.at)).expect("at most a chunk");
             chunk.resize(len, 0);
             self.region.read_exact_at(&mut chunk[..len], self.at)?;

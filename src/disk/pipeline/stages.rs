@@ -10,7 +10,7 @@ use super::encode::{Coded, Coding, Encode};
 use super::load::{Loaded, load};
 use super::output::Output;
 use super::queue::{Budget, InOrder, Queue};
-use super::ride::{Journey, Rides};
+use super::ride::Rides;
 use super::trail::Trail;
 use super::{CopyControl, CopyOptions};
 use crate::conversion::Reason;
@@ -87,7 +87,7 @@ pub(super) fn run(
 ) -> Result<(), Error> {
     let mut writer = Writer::new(options, image.virtual_size(), name)?;
     let failed = AtomicBool::new(false);
-    let rides = Rides::new(&image.regions, &options.digests, Journey { control, failed: &failed });
+    let rides = Rides::new(&image.regions, &options.digests, control, &failed);
     let shared = Shared {
         image,
         output,
@@ -225,8 +225,7 @@ impl Shared<'_> {
             let passed = rides.pass(&loaded, |ride| {
                 scope.spawn(move || {
                     let _guard = AbandonOnPanic(self);
-                    ride.finish(Journey { control: self.control, failed: self.failed })
-                        .unwrap_or_else(|e| self.fail(e));
+                    ride.finish().unwrap_or_else(|e| self.fail(e));
                 });
             });
             if let Err(e) = passed {
