@@ -161,3 +161,25 @@ fn bounded(region: &Region, offset: u64, len: u32, exact: bool) -> Result<u64, E
 fn length(bytes: u64) -> usize {
     usize::try_from(bytes).expect("within a batch")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Extent;
+
+    #[test]
+    fn what_lies_between_pieces_takes_no_more_memory_than_they_do() {
+        const APART: u64 = 8000;
+        for len in [12, 600, 9000] {
+            let piece = |n: u64| Extent {
+                guest: n * 512..(n + 1) * 512,
+                at: Location::Zstd { file: 0, offset: n * (APART + len), len: u32::try_from(len).unwrap() },
+            };
+            let batch = Batch { guest: 0..2048 * 512, pieces: (0..2048).map(piece).collect() };
+            let file = std::sync::Arc::new(tempfile::tempfile().unwrap());
+            let plan = plan(&[Region::whole(file, "x", u64::MAX)], &batch).unwrap();
+            let most = 2 * batch.input() + batch.pieces.len() * SECTOR;
+            assert!(plan.input <= most, "{} bytes for {} of input", plan.input, batch.input());
+        }
+    }
+}

@@ -84,6 +84,28 @@ fn what_a_digest_says_of_bytes_that_no_grain_refers_to_counts_too() {
 }
 
 #[test]
+fn a_digest_is_not_read_to_its_end_once_the_copy_has_failed() {
+    const MIB: usize = 32;
+    let (name, mut bytes) = disks(MIB).into_iter().find(|(name, _)| *name == "descending").unwrap();
+    let digest = Sha256::digest(&bytes).to_vec();
+    // The marker of the guest's first grain, which lies behind all others, and a zlib stream behind it.
+    let first = bytes.chunks(512).rposition(|sector| sector[..8] == [0; 8] && sector[12] == 0x78).unwrap();
+    bytes[first * 512 + 1000] ^= 1;
+    let read = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&read);
+    let region = region(&bytes).before_reads(move |len| {
+        counted.fetch_add(len as u64, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(4));
+    });
+    let image = Image::vmdk(&region).unwrap();
+    read.store(0, Ordering::Relaxed);
+    let folder = tempfile::tempdir().unwrap();
+    copied(&image, &folder.path().join(name), &expected(&region, digest)).unwrap_err();
+    let read = read.load(Ordering::Relaxed) >> 20;
+    assert!(read < 24, "{read} of {MIB} MiB were read");
+}
+
+#[test]
 fn markers_cost_no_reads_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in disks(24) {
