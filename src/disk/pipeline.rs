@@ -4,12 +4,13 @@
 //!  map ─▶ read (threads) ─▶ decode, encode (N threads) ─▶ allocate in guest order ─▶ write (threads) ─▶ header ─▶ fsync
 //! ```
 //!
-//! Work goes through in batches of half a MiB. A budget in bytes bounds what is in flight; allocation is one thread's, in
+//! Work goes through in batches of a MiB. A budget in bytes bounds what is in flight; allocation is one thread's, in
 //! guest order, so that the output does not depend on the number of threads.
 
 mod batch;
 mod buffer;
 mod decode;
+mod deflate;
 mod encode;
 mod load;
 mod output;

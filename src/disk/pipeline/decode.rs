@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use libdeflater::{DecompressionError, Decompressor, adler32};
-use memchr::memmem;
+use libdeflater::{DecompressionError, Decompressor};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
+use super::deflate::Walk;
 use super::load::Loaded;
 use crate::disk::{Error, Extent, Location, Region};
 
@@ -20,13 +20,14 @@ const ZLIB_TRAILER: usize = 4;
 /// The decoders of one thread.
 pub struct Decode {
     inflate: Decompressor,
+    walk: Walk,
     zstd: Option<Decoder<'static>>,
     scratch: Vec<u8>,
 }
 
 impl Decode {
     pub fn new() -> Self {
-        Self { inflate: Decompressor::new(), zstd: None, scratch: Vec::new() }
+        Self { inflate: Decompressor::new(), walk: Walk::new(), zstd: None, scratch: Vec::new() }
     }
 
     /// Makes `loaded.buffer` the guest's bytes; behind the batch's end it is filled with zeros.
@@ -122,17 +123,15 @@ impl Decode {
     }
 
     /// Inflates a zlib stream into `target` and returns its deflate part where it may be passed on as it is: it fills
-    /// `target` exactly, and its adler32 is the last thing in `input`. `None` tells nothing: decode it the usual way.
-    ///
-    /// The decoder does not tell where the stream ended, but that the right adler32 was there. It ended at the end of
-    /// `input` if the right adler32 is nowhere else; a stream that has these four bytes inside by chance is not passed.
+    /// `target` exactly, ends with its adler32 at the end of `input`, and every inflater takes it. `None` tells nothing:
+    /// decode it the usual way.
     pub fn pass_through<'a>(&mut self, input: &'a [u8], target: &mut [u8]) -> Option<&'a [u8]> {
         let body_end = input.len().checked_sub(ZLIB_TRAILER).filter(|&end| end > ZLIB_HEADER)?;
-        let trailer = &input[body_end..];
-        let is_whole = self.inflate.zlib_decompress(input, target) == Ok(target.len())
-            && adler32(target).to_be_bytes() == *trailer
-            && memmem::find(input, trailer) == Some(body_end);
-        is_whole.then(|| &input[ZLIB_HEADER..body_end])
+        let body = &input[ZLIB_HEADER..body_end];
+        // The decoder finds the right adler32 behind the stream, but doesn't tell where that is.
+        let is_whole =
+            self.inflate.zlib_decompress(input, target) == Ok(target.len()) && self.walk.len(body) == Some(body.len());
+        is_whole.then_some(body)
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 
 use sha2::{Digest, Sha256};
 
+use super::deflate::tests::{Writer, fixed};
 use super::replay::{Stretch, replay};
 use super::*;
 use crate::conversion::Reason;
@@ -224,6 +225,26 @@ fn passed_through_grains_keep_their_bytes_and_short_ones_are_encoded_again() {
     let output = std::fs::read(&path).unwrap();
     let passed = output.windows(body.len()).filter(|window| *window == body).count();
     assert_eq!(passed, 6);
+}
+
+#[test]
+fn a_stream_that_qemu_can_not_inflate_is_encoded_again() {
+    let length = |writer: Writer, code| writer.code(code, 8).code(0, 5);
+    // `a`, and 258 more of it 254 times, once as length symbol 286, which libdeflate alone takes; then 3 more.
+    let first = length(fixed().code(0x30 + 97, 8), 0b1100_0110);
+    let writer = (1..254).fold(first, |writer, _| length(writer, 0b1100_0101));
+    let writer = writer.code(1, 7).code(0, 5).code(0, 7);
+    let guest = vec![b'a'; 65536];
+    let usual = zlib(&guest);
+    let stream = [&usual[..2], &writer.bytes, &usual[usual.len() - 4..]].concat();
+
+    let at = Location::Deflate { file: 0, offset: 0, len: u32::try_from(stream.len()).unwrap(), zlib: true };
+    let extents = vec![Extent { guest: 0..65536, at }];
+    let image = Image { regions: vec![region(&stream)], layout: Layout::Listed { kind: "listed", extents } };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    copied(&image, &path, &CopyOptions { compress: Compression::Zlib, ..CopyOptions::default() }).unwrap();
+    assert!(read_by_qemu(&path, OutputFormat::Qcow2) == guest);
 }
 
 #[test]
