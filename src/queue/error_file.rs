@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::names;
 use super::store::{self, StoreError};
 use crate::conversion::failure::{Class, Phase, Stage};
-use crate::conversion::{Claim, Failure, FailureReport, Reason};
+use crate::conversion::{Claim, ConversionId, Failure, FailureReport, Reason};
 
 /// Longest text taken over from a worker, in bytes; its report as a whole is bounded when it is read.
 const MAX_MESSAGE: usize = 4 << 10;
+
+/// Longest error.json that is read, in bytes; those that we write are shorter.
+const MAX_LENGTH: usize = 1 << 20;
 
 /// Content of an error.json. The keys of the first block are those that users' scripts read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,6 +132,15 @@ pub fn write(primary: &Path, content: &ErrorFile) -> Result<(), StoreError> {
     store::write_json(&path_for(primary), content)
 }
 
+/// Whether that beside `primary` is this conversion's.
+#[must_use]
+pub fn is_of(primary: &Path, id: &ConversionId) -> bool {
+    let path = path_for(primary);
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    let told = store::read_json::<ErrorFile>(dir, &name.to_string_lossy(), MAX_LENGTH);
+    told.is_ok_and(|told| told.is_some_and(|told| told.id == id.as_str()))
+}
+
 /// Removes the error.json beside where `primary` once lay, and the group's directory where nothing else is left in
 /// it. Gone already is fine. `errors` is the directory that stays.
 pub fn remove(primary: &Path, errors: &Path) -> Result<(), StoreError> {
@@ -187,7 +199,7 @@ mod tests {
     use tempfile::tempdir;
 
     use super::*;
-    use crate::conversion::{ConversionId, Member};
+    use crate::conversion::Member;
 
     fn error_file(report: Option<&FailureReport>) -> ErrorFile {
         let member = Member { name: "vm.vmdk".to_owned(), size_bytes: 3 << 19, mtime_ns: 0, inode: 1 };

@@ -22,14 +22,15 @@ struct Life {
     fault: Option<&'static str>,
     /// Where the watcher dies, in the order in which one that was never killed comes by.
     deaths: &'static [Step],
-    /// How each attempt of the conversion that succeeds ends.
+    /// How each attempt of the conversion ends, and with them the conversion.
     attempts: &'static [Option<Reason>],
+    end: JobPhase,
     seed: u64,
 }
 
 /// Every step is in one of them. Those of one life are far enough apart that a restart comes by the next one, whatever
 /// of the last one had reached the disk.
-const LIVES: [Life; 4] = [
+const LIVES: [Life; 5] = [
     Life {
         name: "dies-claiming",
         fault: None,
@@ -43,6 +44,7 @@ const LIVES: [Life; 4] = [
             Step::Reported,
         ],
         attempts: &[None],
+        end: JobPhase::Succeeded,
         seed: 40,
     },
     Life {
@@ -50,6 +52,7 @@ const LIVES: [Life; 4] = [
         fault: None,
         deaths: &[Step::ClaimNoted, Step::Submitted, Step::Staged, Step::Published, Step::Disposed, Step::Tidied],
         attempts: &[None],
+        end: JobPhase::Succeeded,
         seed: 41,
     },
     Life {
@@ -57,6 +60,7 @@ const LIVES: [Life; 4] = [
         fault: Some("SourceIO:1"),
         deaths: &[Step::ParkNoted, Step::Parked, Step::TakenBack],
         attempts: &[Some(Reason::SourceIO), None],
+        end: JobPhase::Succeeded,
         seed: 42,
     },
     Life {
@@ -64,7 +68,16 @@ const LIVES: [Life; 4] = [
         fault: Some("SourceChanged"),
         deaths: &[Step::ReturnNoted, Step::Returned],
         attempts: &[None],
+        end: JobPhase::Succeeded,
         seed: 43,
+    },
+    Life {
+        name: "dies-failing",
+        fault: Some("Corrupt"),
+        deaths: &[Step::EndNoted, Step::Disposed, Step::Reported, Step::Tidied],
+        attempts: &[Some(Reason::Corrupt)],
+        end: JobPhase::Failed,
+        seed: 44,
     },
 ];
 
@@ -101,28 +114,41 @@ async fn finishes(queue: &Queue, life: &Life) {
         annotate(queue, FAIL, Value::Null);
     }
     queue.eventually(&format!("{}: dead at each step", life.name), || !order.exists()).await;
-    let over = queue.ended("disk.img", JobPhase::Succeeded).await;
+    let over = queue.ended("disk.img", life.end).await;
     assert_eq!(reasons(&over), life.attempts, "{}", life.name);
     let deaths = i32::try_from(life.deaths.len()).unwrap();
     queue.until::<Pod>(&queue.pod(), &format!("dead {deaths} times"), |pod| restarts(pod) == Some(deaths)).await;
 
-    // One object (and that of what was given back), one published directory, the source in one place, nothing else.
+    // One object (and that of what was given back), one published directory or none, the source in one place, nothing else.
     let others: Vec<_> = queue.conversions().await.into_iter().filter(|c| c.uid() != over.uid()).collect();
     assert!(others.iter().all(|c| reasons(c) == [Some(Reason::SourceChanged)]), "{}: {others:#?}", life.name);
     assert_eq!(others.is_empty(), !is_given_back, "{}: {others:#?}", life.name);
-    let retries = u64::try_from(life.attempts.len()).unwrap() - 1;
-    queue.counted([1, 0, 0, retries, 0]).await;
     let status = over.status.unwrap();
-    let disk = queue.output(&status.outputs[0].path);
-    holds(&disk, &guest(1, life.seed));
-    let published = disk.parent().unwrap().strip_prefix(queue.output("")).unwrap().to_owned();
-    let published = ["disk.qcow2", "metadata.json"].map(|name| published.join(name).to_string_lossy().into_owned());
+    let source = status.source_location.unwrap();
+    let (mut published, mut in_queue) = (Vec::new(), vec![source.clone()]);
+    let retries = u64::try_from(life.attempts.len()).unwrap() - 1;
+    if life.end == JobPhase::Failed {
+        queue.counted([0, 1, 0, retries, 0]).await;
+        assert_eq!(source, ".errors/disk.img");
+        in_queue.push(".errors/disk.img.error.json".to_owned());
+    } else {
+        queue.counted([1, 0, 0, retries, 0]).await;
+        let disk = queue.output(&status.outputs[0].path);
+        holds(&disk, &guest(1, life.seed));
+        let directory = disk.parent().unwrap().strip_prefix(queue.output("")).unwrap().to_owned();
+        published.extend(["disk.qcow2", "metadata.json"].map(|name| directory.join(name).display().to_string()));
+    }
     let is_shown = |path: &String| !path.split('/').next_back().unwrap().starts_with('.');
     let kept = |below: &str| files(&queue.volume.join(below)).into_iter().filter(is_shown).collect::<Vec<_>>();
     let outputs = || kept("output").into_iter().filter(|path| !path.starts_with(".daemon")).collect::<Vec<_>>();
     queue.eventually("tidied up", || outputs() == published).await;
-    assert_eq!(kept("queue"), [status.source_location.unwrap()], "{}", life.name);
-    assert!(fs::read(queue.queue(&kept("queue")[0])).unwrap() == guest(1, life.seed), "{}", life.name);
+    assert_eq!(kept("queue"), in_queue, "{}", life.name);
+    assert!(fs::read(queue.queue(&source)).unwrap() == guest(1, life.seed), "{}", life.name);
+    if life.end == JobPhase::Failed {
+        // Whoever wrote it last still knew what the worker had left.
+        let error = queue.error_file("disk.img");
+        assert!(error["reason"] == "Corrupt" && error["exception_traceback"].is_string(), "{error}");
+    }
 }
 
 /// How often the watcher was started again.

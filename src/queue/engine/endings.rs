@@ -228,6 +228,10 @@ impl<E: Executor> Engine<E> {
     fn write_error_file(&self, row: &ConversionRow, placement: &Placement) -> Result<()> {
         let Some(failure) = &row.status.failure else { return Ok(()) };
         let layout = &self.settings.layout;
+        // Who tidied up and then died had written it, and still knew what the worker left.
+        if !layout.work_of(&row.id).exists() && error_file::is_of(placement.primary(), &row.id) {
+            return Ok(());
+        }
         let report: Option<FailureReport> = row.status.attempts.last().and_then(|last| {
             let work = layout.work_dir(&row.id, last.number);
             store::read_json(&work, FAILURE_FILE, FailureReport::MAX_BYTES).unwrap_or_default()
