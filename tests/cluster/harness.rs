@@ -43,7 +43,7 @@ pub struct Cluster {
     /// Where the volumes of tests lie: here and on every node.
     volumes: PathBuf,
     /// As long as this is open, the cluster stays.
-    _user: Option<File>,
+    user: Option<File>,
 }
 
 impl Cluster {
@@ -92,7 +92,7 @@ impl Cluster {
             (!is_root).then(|| "volumes get their owners, which takes root".to_owned())
         };
         let volumes = volumes.unwrap_or_default();
-        let cluster = Self { kubeconfig, state: None, without_node, volumes, _user: None };
+        let cluster = Self { kubeconfig, state: None, without_node, volumes, user: None };
         // Two controllers of one object would each undo what the other writes.
         let operators = run(cluster
             .kubectl()
@@ -132,9 +132,14 @@ impl Cluster {
             // Somebody may have taken it down between the boot and the lock.
             if let Some(user) = use_of(&state) {
                 let volumes = state.join("volumes");
-                return Ok(Self { kubeconfig, state: Some(state), without_node, volumes, _user: Some(user) });
+                return Ok(Self { kubeconfig, state: Some(state), without_node, volumes, user: Some(user) });
             }
         }
+    }
+
+    /// Waits until no other test binary uses this cluster of ours, and lets none in as long as this one runs.
+    pub fn alone(&self) {
+        self.user.as_ref().expect("a cluster of our own").lock().expect("its file can be locked");
     }
 
     /// A client of the API server.

@@ -30,14 +30,51 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The image's user and its group.
 const IMAGE_USER: u32 = 65532;
 
-/// The operator, and the namespace that it watches.
+/// What Helm installed; uninstalled when nobody needs it any more.
+#[derive(Debug)]
+pub struct Release {
+    cluster: &'static Cluster,
+    namespace: Arc<Namespace>,
+}
+
+impl Release {
+    /// Installs the chart in `namespace`; it watches whatever namespace there is, unless `values` name some.
+    pub fn install(cluster: &'static Cluster, image: &str, namespace: Arc<Namespace>, values: &[String]) -> Arc<Self> {
+        let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");
+        let release = Arc::new(Self { cluster, namespace });
+        let name = &release.namespace.name;
+        run(cluster
+            .helm()
+            .args(["install", name, "--namespace", name])
+            .arg(in_tree("charts/hyper2kvm-operator"))
+            .arg(format!("--set=image.repository={repository},image.tag={tag},image.pullPolicy=Never"))
+            .args(values)
+            // The suite's cluster has the definitions already.
+            .args([
+                "--set=crds.install=false,log=debug\\,kube=info\\,hyper=info\\,tower=info\\,rustls=info",
+                "--wait",
+            ]));
+        release
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
+            return;
+        }
+        let name = &self.namespace.name;
+        drop(self.cluster.helm().args(["uninstall", name, "--namespace", name]).output());
+    }
+}
+
+/// The operator, and a namespace that it watches.
 #[derive(Debug)]
 pub struct Operator {
     pub cluster: &'static Cluster,
+    release: Arc<Release>,
     /// Where the queues are.
-    pub namespace: Namespace,
-    /// Where the chart is installed, if elsewhere.
-    release: Option<Namespace>,
+    pub namespace: Arc<Namespace>,
 }
 
 impl Operator {
@@ -58,26 +95,20 @@ impl Operator {
 
     /// Installs the chart in `release` to watch `namespace`, or in that itself.
     pub fn install(cluster: &'static Cluster, image: &str, namespace: Namespace, release: Option<Namespace>) -> Self {
-        let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");
-        let operator = Self { cluster, namespace, release };
-        let name = &operator.release().name;
-        run(cluster
-            .helm()
-            .args(["install", name, "--namespace", name])
-            .arg(in_tree("charts/hyper2kvm-operator"))
-            .arg(format!("--set=image.repository={repository},image.tag={tag},image.pullPolicy=Never"))
-            .arg(format!("--set=watchNamespaces={{{}}}", operator.namespace.name))
-            // The suite's cluster has the definitions already.
-            .args([
-                "--set=crds.install=false,log=debug\\,kube=info\\,hyper=info\\,tower=info\\,rustls=info",
-                "--wait",
-            ]));
-        operator
+        let namespace = Arc::new(namespace);
+        let release = release.map_or_else(|| Arc::clone(&namespace), Arc::new);
+        let watched = format!("--set=watchNamespaces={{{}}}", namespace.name);
+        Self { cluster, release: Release::install(cluster, image, release, &[watched]), namespace }
+    }
+
+    /// What is installed already, in another namespace that it watches.
+    pub fn within(release: &Arc<Release>, namespace: Namespace) -> Self {
+        Self { cluster: release.cluster, release: Arc::clone(release), namespace: Arc::new(namespace) }
     }
 
     /// Where the chart is installed.
     pub fn release(&self) -> &Namespace {
-        self.release.as_ref().unwrap_or(&self.namespace)
+        &self.release.namespace
     }
 
     pub fn kubectl(&self) -> Command {
@@ -90,9 +121,7 @@ impl Drop for Operator {
         if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
             return;
         }
-        let name = &self.release().name;
         drop(self.kubectl().args(["delete", "hconv", "--all", "--wait=false"]).output());
-        drop(self.cluster.helm().args(["uninstall", name, "--namespace", name]).output());
     }
 }
 
