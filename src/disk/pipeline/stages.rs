@@ -27,6 +27,9 @@ const IN_FLIGHT: usize = 16 << 20;
 /// Memory of writes that wait, in bytes.
 const UNWRITTEN: usize = 8 << 20;
 
+/// What a step of zeros takes of the memory in flight: very little, but a map may have a million of them in a row.
+const STEP: usize = 4 << 10;
+
 /// Input memory kept for reuse is no larger than this.
 const MAX_KEPT: usize = 1 << 20;
 
@@ -157,7 +160,12 @@ impl Shared<'_> {
                     self.to_load.push(0, (number, batch, held));
                     continue;
                 }
-                Ok(Some(Step::Zero(end))) => Turn::Zero(end),
+                Ok(Some(Step::Zero(end))) => {
+                    if !self.budget.take(STEP) {
+                        break;
+                    }
+                    Turn::Zero(end)
+                }
                 Ok(None) => Turn::End,
                 Err(e) => Turn::Failed(e),
             };
@@ -273,7 +281,7 @@ impl Shared<'_> {
         let mut jobs = Vec::new();
         loop {
             let (end, held) = match self.turns.next() {
-                Some(Turn::Zero(end)) => (end, 0),
+                Some(Turn::Zero(end)) => (end, STEP),
                 Some(Turn::Data(coded, held)) => {
                     let end = coded.guest.end;
                     writer.place(coded, &mut jobs)?;
