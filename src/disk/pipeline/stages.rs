@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::Scope;
 
 use super::batch::{Batch, Batches, CLUSTER_BYTES, Step};
 use super::buffer::{Buffer, Pool};
@@ -10,7 +9,7 @@ use super::encode::{Coded, Coding, Encode};
 use super::load::{Loaded, load};
 use super::output::Output;
 use super::queue::{Budget, InOrder, Queue};
-use super::ride::Rides;
+use super::ride::{Ride, Rides};
 use super::trail::Trail;
 use super::{CopyControl, CopyOptions};
 use crate::conversion::Reason;
@@ -71,6 +70,10 @@ struct Shared<'a> {
     to_load: Queue<(u64, Batch, usize)>,
     /// Where digests ride along: batches on their way to be encoded.
     passing: Option<InOrder<Passing>>,
+    /// Digests of files whose order is not the guest's.
+    left: Queue<Ride<'a>>,
+    /// Of several, that of the first file's name.
+    digest_error: Mutex<Option<Error>>,
     trail: Trail<'a>,
     to_encode: Queue<(u64, Loaded, usize)>,
     turns: InOrder<Turn>,
@@ -102,6 +105,8 @@ pub(super) fn run(
         inputs: Mutex::default(),
         to_load: Queue::new(usize::MAX),
         passing: (!rides.is_empty()).then(InOrder::new),
+        left: Queue::new(usize::MAX),
+        digest_error: Mutex::new(None),
         trail: Trail::new(&image.regions),
         to_encode: Queue::new(usize::MAX),
         turns: InOrder::new(),
@@ -113,8 +118,8 @@ pub(super) fn run(
         let _guard = AbandonOnPanic(&shared);
         scope.spawn(|| shared.map());
         if let Some(passing) = &shared.passing {
-            let shared = &shared;
-            scope.spawn(move || shared.digest(rides, passing, scope));
+            scope.spawn(|| shared.digest(rides, passing));
+            scope.spawn(|| shared.digest_left());
         }
         for _ in 0..READERS {
             scope.spawn(|| shared.read());
@@ -141,10 +146,14 @@ pub(super) fn run(
         return Err(error);
     }
     allocated?;
+    // What is wrong with the image tells more than that a digest is: by chance it would be the one or the other.
+    if let Some(error) = shared.digest_error.into_inner().expect("no holder of the error panics") {
+        return Err(error);
+    }
     writer.finish(output)
 }
 
-impl Shared<'_> {
+impl<'a> Shared<'a> {
     /// Walks the map and cuts it into batches.
     fn map(&self) {
         let _guard = AbandonOnPanic(self);
@@ -215,33 +224,39 @@ impl Shared<'_> {
     }
 
     /// Digests what passes, and hands it on.
-    fn digest<'scope>(
-        &'scope self,
-        mut rides: Rides<'scope>,
-        passing: &InOrder<Passing>,
-        scope: &'scope Scope<'scope, '_>,
-    ) {
+    fn digest(&self, mut rides: Rides<'a>, passing: &InOrder<Passing>) {
         let _guard = AbandonOnPanic(self);
-        let digested = loop {
+        loop {
             let (loaded, number, held) = match passing.next() {
                 Some(Passing::Data(loaded, number, held)) => (loaded, number, held),
                 Some(Passing::Nothing) => continue,
-                Some(Passing::End) => break rides.finish(),
+                Some(Passing::End) => break,
                 // The copy failed: nobody waits for a digest.
                 None => return,
             };
-            let passed = rides.pass(&loaded, |ride| {
-                scope.spawn(move || {
-                    let _guard = AbandonOnPanic(self);
-                    ride.finish().unwrap_or_else(|e| self.fail(e));
-                });
-            });
-            if let Err(e) = passed {
-                break Err(e);
+            if let Err(e) = rides.pass(&loaded, |ride| self.left.push(0, ride)) {
+                return self.fail(e);
             }
             self.to_encode.push(0, (number, loaded, held));
-        };
-        digested.unwrap_or_else(|e| self.fail(e));
+        }
+        self.left.close();
+        self.digested(rides.finish());
+    }
+
+    /// Digests files beside the copy, one after the other.
+    fn digest_left(&self) {
+        let _guard = AbandonOnPanic(self);
+        while let Some(ride) = self.left.pop() {
+            self.digested(ride.finish());
+        }
+    }
+
+    fn digested(&self, result: Result<(), Error>) {
+        let Err(error) = result else { return };
+        let mut first = self.digest_error.lock().expect("no holder of the error panics");
+        if first.as_ref().is_none_or(|first| error.file < first.file) {
+            *first = Some(error);
+        }
     }
 
     fn encode(&self) {
@@ -343,6 +358,7 @@ impl Shared<'_> {
         if let Some(passing) = &self.passing {
             passing.abandon();
         }
+        self.left.abandon();
         self.to_encode.abandon();
         self.turns.abandon();
         self.to_write.abandon();

@@ -106,19 +106,24 @@ proptest! {
         let (mut file, image, guest) = image_in_order(100, align, &order, &pieces, unit, pieces.len() * unit);
         let digest = Sha256::digest(&file).to_vec();
         let folder = tempfile::tempdir().unwrap();
-        let attempt = |name: &str, file: &[u8]| {
+        let attempt = |name: &str, file: &[u8], is_digested: bool| {
             let region = region(file);
             let expected = Expected { region: region.clone(), algorithm: Algorithm::Sha256, digest: digest.clone() };
-            let options = CopyOptions { compress, digests: vec![expected], ..CopyOptions::default() };
+            let digests = if is_digested { vec![expected] } else { Vec::new() };
+            let options = CopyOptions { compress, digests, ..CopyOptions::default() };
             copied(&image(region), &folder.path().join(name), &options)
         };
-        attempt("good", &file).unwrap();
+        attempt("good", &file, true).unwrap();
         prop_assert!(read_by_qemu(&folder.path().join("good"), OutputFormat::Qcow2) == guest);
 
         let at = usize::try_from(flip / 8 % file.len() as u64).unwrap();
         file[at] ^= 1 << (flip % 8);
-        let error = attempt("bad", &file).unwrap_err();
-        prop_assert!(matches!(error.reason, Reason::ManifestMismatch | Reason::Corrupt), "{}", error);
+        let error = attempt("bad", &file, true).unwrap_err();
+        let (reason, offset) = match attempt("without digest", &file, false) {
+            Ok(_) => (Reason::ManifestMismatch, None),
+            Err(damage) => (damage.reason, damage.offset),
+        };
+        prop_assert_eq!((error.reason, error.offset), (reason, offset), "{}", error);
     }
 
     #[test]
