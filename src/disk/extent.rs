@@ -28,9 +28,7 @@ impl Extent {
                 Location::Deflate { file: of + file, offset, len, zlib }
             }
             Location::Zstd { file: of, offset, len } => Location::Zstd { file: of + file, offset, len },
-            Location::Marked { file: of, offset, reach, most } => {
-                Location::Marked { file: of + file, offset, reach, most }
-            }
+            Location::Marked { file: of, offset, reach } => Location::Marked { file: of + file, offset, reach },
         };
         Self { guest: self.guest.start + guest..self.guest.end + guest, at }
     }
@@ -55,7 +53,7 @@ pub enum Location {
     Deflate { file: usize, offset: u64, len: u32, zlib: bool },
     /// One zstd stream (RFC 8878) that decodes to the extent's length, with the same exception; `len` is an upper bound.
     Zstd { file: usize, offset: u64, len: u32 },
-    /// One zlib stream as in `Deflate` behind a VMDK's marker at `offset`, which tells its length: at most `most` bytes.
-    /// Marker and stream reach over `reach` bytes of the region, or so: a guess of what is worth reading at once.
-    Marked { file: usize, offset: u64, reach: u32, most: u32 },
+    /// One zlib stream as in `Deflate` behind a VMDK's marker at `offset`, which tells its length. Both lie within `reach`
+    /// bytes, which are in the region and at least a marker long: an upper bound.
+    Marked { file: usize, offset: u64, reach: u32 },
 }

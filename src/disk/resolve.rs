@@ -57,10 +57,10 @@ pub(crate) fn guest_bytes(
                 };
                 inflated.map_err(|e| Error::corrupt(region.name(), offset, e.to_string()))?;
             }
-            Location::Marked { file: 0, offset, most, .. } => {
+            Location::Marked { file: 0, offset, .. } => {
                 let mut marker = [0; marker::LEN];
                 region.read_exact_at(&mut marker, offset)?;
-                let len = marker::data_len(marker, extent.guest.start, most);
+                let len = marker::data_len(marker, extent.guest.start);
                 let len = len.map_err(|message| Error::corrupt(region.name(), offset, message))?;
                 let stored = read(region, offset + marker::BYTES, len)?;
                 let inflated = flate2::read::ZlibDecoder::new(&stored[..]).read_exact(buffer);

@@ -54,7 +54,7 @@ impl Loaded {
 /// Reads what `batch` needs into `buffer`, which is as long as the batch or longer, and `input`. Grains behind markers
 /// become zlib streams.
 pub fn load(regions: &[Region], mut batch: Batch, mut buffer: Buffer, mut input: Buffer) -> Result<Loaded, Error> {
-    let Plan { mut runs, mut places, input: len } = plan(regions, &batch)?;
+    let Plan { runs, mut places, input: len } = plan(regions, &batch)?;
     input.resize(len);
     for Run { file, range, place } in &runs {
         let region = &regions[*file];
@@ -71,27 +71,21 @@ pub fn load(regions: &[Region], mut batch: Batch, mut buffer: Buffer, mut input:
         region.read_once_at(target, range.start)?;
     }
     for (piece, place) in batch.pieces.iter_mut().zip(&mut places) {
-        let Location::Marked { file, offset, most, .. } = piece.at else { continue };
-        let region = &regions[file];
+        let Location::Marked { file, offset, reach } = piece.at else { continue };
         let marker = *input[place.clone()].first_chunk().expect("it reaches over its marker at least");
-        let len = marker::data_len(marker, piece.guest.start, most)
-            .map_err(|message| Error::corrupt(region.name(), offset, message))?;
-        let data = offset + marker::BYTES;
-        if data + u64::from(len) > region.len() {
-            let message = format!("the grain for guest byte {} ends past the end of the file", piece.guest.start);
-            return Err(Error::truncated(region.name(), offset, message));
+        let len = marker::data_len(marker, piece.guest.start)
+            .map_err(|message| Error::corrupt(regions[file].name(), offset, message))?;
+        let most = u64::from(reach) - marker::BYTES;
+        if u64::from(len) > most {
+            let (region, guest) = (&regions[file], piece.guest.start);
+            let message = format!("the grain for guest byte {guest} has {len} bytes, where {most} are left for it");
+            let is_cut = offset + u64::from(reach) == region.len();
+            let refuse = if is_cut { Error::truncated } else { Error::corrupt };
+            return Err(refuse(region.name(), offset, message));
         }
         let start = place.start + marker::LEN;
-        if start + length(len.into()) <= place.end {
-            *place = start..start + length(len.into());
-        } else {
-            let start = input.len();
-            input.resize(start + length(len.into()));
-            region.read_exact_at(&mut input[start..], data)?;
-            runs.push(Run { file, range: data..data + u64::from(len), place: Place::Input(start) });
-            *place = start..input.len();
-        }
-        piece.at = Location::Deflate { file, offset: data, len, zlib: true };
+        *place = start..start + length(len.into());
+        piece.at = Location::Deflate { file, offset: offset + marker::BYTES, len, zlib: true };
     }
     Ok(Loaded { batch, buffer, input, places, runs })
 }

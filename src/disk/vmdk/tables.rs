@@ -30,7 +30,7 @@ pub(super) struct Tables<'a> {
 type Table = Option<Box<[u32; TABLE_LEN]>>;
 
 /// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains or for a grain and a
-/// table.
+/// table. Where a compressed grain ends is not known yet: that it does not reach into the next one is for the copy to see.
 /// Returns the guest bytes in grains that exist.
 pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
     // The markers prove it of compressed grains: each tells the one place it is for.
@@ -121,7 +121,7 @@ impl<'a> Tables<'a> {
                             Some(entries) => {
                                 let at = usize::try_from(*index).expect("below 512");
                                 *index += 1;
-                                self.extent(guest, entries[at], entries.get(at + 1).copied())
+                                self.extent(guest, entries[at], &entries[at + 1..])
                             }
                         };
                         failed = next.is_err();
@@ -227,22 +227,20 @@ impl<'a> Tables<'a> {
         Ok(Some(offset))
     }
 
-    /// The extent of a grain; `next` is the entry behind its own.
-    fn extent(&self, guest: Range<u64>, entry: u32, next: Option<u32>) -> Result<Extent, Error> {
+    /// The extent of a grain; `behind` are the entries of its table behind its own.
+    fn extent(&self, guest: Range<u64>, entry: u32, behind: &[u32]) -> Result<Extent, Error> {
         let Some(offset) = self.grain_at(&guest, entry)? else {
             return Ok(Extent { guest, at: Location::Zero });
         };
         if !self.header.compressed {
             return Ok(Extent { guest, at: Location::Stored { file: 0, offset } });
         }
-        let most = marker::MAX_COMPRESSED.min(2 * self.header.grain);
-        // Writers put one grain behind the other, with padding up to a sector. The last of a table has none behind it
-        // that is known here: most grains shrink.
-        let next = next.map(bytes).filter(|&next| next > offset);
-        let reach = next.map_or(marker::BYTES + self.header.grain, |next| next - offset);
-        let reach = reach.min(marker::BYTES + most).min(self.region.len() - offset);
-        let narrow = |bytes| u32::try_from(bytes).expect("a few MiB");
-        Ok(Extent { guest, at: Location::Marked { file: 0, offset, reach: narrow(reach), most: narrow(most) } })
+        // Writers put one grain behind the other, and no grain reaches into the next.
+        let next = behind.iter().find(|&&entry| bytes(entry) > SECTOR).map(|&entry| bytes(entry));
+        let next = next.filter(|&next| next > offset).unwrap_or(self.region.len());
+        let reach = marker::most(self.header.grain).min(next - offset);
+        let reach = u32::try_from(reach).expect("a few MiB");
+        Ok(Extent { guest, at: Location::Marked { file: 0, offset, reach } })
     }
 }
 

@@ -183,6 +183,19 @@ fn a_marker_that_tells_another_place_than_its_entry_is_refused() {
 }
 
 #[test]
+fn a_grain_that_reaches_into_the_next_is_refused() {
+    let stream = Sparse::stream_optimized(8 * 65536);
+    let first = 128 * 512;
+    let error = refusal(&stream, &content(8 * 65536), |bytes| {
+        let len = &mut bytes[first + 8..first + 12];
+        let padded = (u32::from_le_bytes(len.try_into().unwrap()) + 12).next_multiple_of(512) - 12;
+        len.copy_from_slice(&(padded + 1).to_le_bytes());
+    });
+    assert_eq!((error.reason, error.offset), (Reason::Corrupt, Some(first as u64)));
+    assert!(error.message.ends_with("are left for it"), "{error}");
+}
+
+#[test]
 fn a_damaged_stream_is_refused_with_its_place() {
     let stream = Sparse::stream_optimized(8 * 65536);
     let content = content(8 * 65536);
