@@ -38,7 +38,7 @@ bench: ## Measure the daemon: start, memory, settling, throughput
 	cargo bench --locked --bench daemon
 
 .PHONY: bench-convert
-bench-convert: ## Time every conversion against qemu-img (makes about 32 GB of images; ROWS="--rounds 3 stream")
+bench-convert: ## Time every conversion against qemu-img (makes about 36 GB of images; ROWS="--rounds 3 stream")
 	cargo bench --locked --bench convert -- $(ROWS)
 
 .PHONY: bench-cluster

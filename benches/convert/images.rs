@@ -27,6 +27,10 @@ pub fn make(directory: &Path, name: &str, gib: u64) -> Result<()> {
         let words = [&["convert", "-f", "raw"], words, &[from.as_str(), to.as_str()]].concat();
         text_of("qemu-img", &words).map(drop)
     };
+    let ova = |disk: &str, digest: bool| -> Result<()> {
+        make(directory, disk, gib)?;
+        make_ova(directory, &unfinished, disk, gib * GIB, digest)
+    };
     let stream = ["-O", "vmdk", "-o", "subformat=streamOptimized"];
     let vhd = ["-O", "vpc", "-o", "subformat=dynamic,force_size=on"];
     match name {
@@ -48,11 +52,12 @@ pub fn make(directory: &Path, name: &str, gib: u64) -> Result<()> {
         "ends-2048.raw" => sparse(&unfinished, 2048 * GIB - 65536, 2, 65536)?,
         "ends.vmdk" => convert("ends-2048.raw", &["-O", "vmdk", "-o", "subformat=monolithicSparse"])?,
         "dense.vmdk" => make_dense(&unfinished, 512 * GIB)?,
-        "stream.ova" | "digest.ova" | "digest-sparse.ova" => {
-            let disk = if name == "digest-sparse.ova" { "sparse" } else { "stream" };
-            make(directory, &format!("{disk}.vmdk"), gib)?;
-            make_ova(directory, &unfinished, disk, gib * GIB, name != "stream.ova")?;
-        }
+        "stream.ova" => ova("stream.vmdk", false)?,
+        "digest.ova" => ova("stream.vmdk", true)?,
+        "digest-sparse.ova" => ova("sparse.vmdk", true)?,
+        "digest-vhd.ova" => ova("disk.vhd", true)?,
+        "digest-vdi.ova" => ova("disk.vdi", true)?,
+        "digest-qcow2.ova" => ova("disk.qcow2", true)?,
         other => anyhow::bail!("no rule makes {other}"),
     }
     Ok(fs::rename(unfinished, path)?)
@@ -134,11 +139,11 @@ fn copy_tree(from: &Path, to: &Path, budget: u64) -> Result<u64> {
 
 /// An OVA around the disk, with or without a manifest, in a ustar archive.
 fn make_ova(directory: &Path, path: &Path, disk: &str, capacity: u64, digest: bool) -> Result<()> {
-    let [vmdk, ovf, mf] = ["vmdk", "ovf", "mf"].map(|extension| format!("{disk}.{extension}"));
+    let [ovf, mf] = ["ovf", "mf"].map(|extension| format!("{disk}.{extension}"));
     let envelope = format!(
         r#"<?xml version="1.0"?>
 <Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
-  <References><File ovf:id="file1" ovf:href="{disk}.vmdk"/></References>
+  <References><File ovf:id="file1" ovf:href="{disk}"/></References>
   <DiskSection><Info>Disks</Info><Disk ovf:diskId="d1" ovf:fileRef="file1" ovf:capacity="{capacity}" ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection>
   <VirtualSystem ovf:id="vm"><Info>A machine</Info></VirtualSystem>
 </Envelope>
@@ -148,11 +153,11 @@ fn make_ova(directory: &Path, path: &Path, disk: &str, capacity: u64, digest: bo
     let (at, path) = (directory.display().to_string(), path.display().to_string());
     let mut words = vec!["--format=ustar", "-C", &at, "-cf", &path, &ovf];
     if digest {
-        let sum = text_of("sha256sum", &[&directory.join(&vmdk).display().to_string()])?;
+        let sum = text_of("sha256sum", &[&directory.join(disk).display().to_string()])?;
         let sum = sum.split(' ').next().context("sha256sum says nothing")?;
-        fs::write(directory.join(&mf), format!("SHA256({vmdk})= {sum}\n"))?;
+        fs::write(directory.join(&mf), format!("SHA256({disk})= {sum}\n"))?;
         words.push(&mf);
     }
-    words.push(&vmdk);
+    words.push(disk);
     text_of("tar", &words).map(drop)
 }

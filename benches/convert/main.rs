@@ -2,12 +2,14 @@
 //!
 //! The two run in turn, round after round, on the same file system, each with its source out of the page cache; what is
 //! printed are medians and the ratios pair by pair, slow rows too. Every output of the first round is compared with its
-//! source and checked by qemu-img, and those of later rounds with it. Choose rows by any part of their names, and rounds:
+//! source and checked by qemu-img, and those of later rounds with it. Without words those pairs run of which something is
+//! demanded; `--all` adds every other. Choose rows among all by any part of their names, and rounds:
 //!
 //! ```text
 //! cargo bench --bench convert -- --rounds 3 --size 1 stream
 //! ```
 
+mod buffered;
 mod images;
 mod measure;
 mod rows;
@@ -28,7 +30,7 @@ use hyper2kvm::worker::progress::{Meter, Ticker};
 use nix::sys::resource::UsageWho;
 
 use crate::measure::{Figures, Place, allocated, measure, text_of};
-use crate::rows::{Demand, Peer, Row, rows};
+use crate::rows::{BUFFERED, Peer, Row, demanded, further};
 
 /// The peer's best flags: 16 coroutines, writes out of order, no page cache.
 const PEER: [&str; 7] = ["convert", "-q", "-m", "16", "-W", "-t", "none"];
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
     let result = match arguments.first().map(String::as_str) {
         Some("--measure") => measure::child(&arguments[1..]),
+        Some(BUFFERED) => buffered::child(&arguments[1..]),
         _ => bench(&arguments),
     };
     match result {
@@ -56,13 +59,16 @@ struct Choice {
     rounds: usize,
     /// Size of the file-system image in GiB of virtual disk.
     size: u64,
+    /// Rows without a demand too.
+    all: bool,
+    /// Parts of names; empty: not chosen by name.
     rows: Vec<String>,
     directory: PathBuf,
 }
 
 fn choose(arguments: &[String]) -> Result<Choice> {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-convert");
-    let mut choice = Choice { rounds: 5, size: 8, rows: Vec::new(), directory: scratch };
+    let mut choice = Choice { rounds: 5, size: 8, all: false, rows: Vec::new(), directory: scratch };
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
@@ -70,6 +76,7 @@ fn choose(arguments: &[String]) -> Result<Choice> {
             "--rounds" => choice.rounds = value()?.parse()?,
             "--size" => choice.size = value()?.parse()?,
             "--directory" => choice.directory = value()?.into(),
+            "--all" => choice.all = true,
             row => choice.rows.push(row.to_owned()),
         }
     }
@@ -80,8 +87,10 @@ fn choose(arguments: &[String]) -> Result<Choice> {
 fn bench(arguments: &[String]) -> Result<()> {
     let choice = choose(arguments)?;
     fs::create_dir_all(&choice.directory)?;
-    let chosen: Vec<Row> = rows()
+    let others = if choice.all || !choice.rows.is_empty() { further() } else { Vec::new() };
+    let chosen: Vec<Row> = demanded()
         .into_iter()
+        .chain(others)
         .filter(|row| choice.rows.is_empty() || choice.rows.iter().any(|part| row.name.contains(part.as_str())))
         .collect();
     for row in &chosen {
@@ -130,6 +139,10 @@ fn commands(row: &Row, choice: &Choice) -> (Vec<String>, Vec<Vec<String>>) {
     let text = |name: &str| choice.directory.join(name).display().to_string();
     let ourselves = |source: &str, words: &[&str], output: &str| {
         let mut command = vec![env!("CARGO_BIN_EXE_hyper2kvm"), "convert", "--progress=none"];
+        let benchmark = env::current_exe().expect("a running program has a path").display().to_string();
+        if words.contains(&BUFFERED) {
+            command = vec![&benchmark];
+        }
         command.extend(words);
         let mut command: Vec<String> = command.into_iter().map(str::to_owned).collect();
         command.extend([text(source), "-o".into(), text(output)]);
@@ -138,6 +151,10 @@ fn commands(row: &Row, choice: &Choice) -> (Vec<String>, Vec<Vec<String>>) {
     let peer = match &row.peer {
         Peer::Nobody => Vec::new(),
         Peer::Ourselves(source, words) => vec![ourselves(source, words, "theirs.out")],
+        Peer::OneThread => {
+            let words: Vec<_> = row.ours.iter().copied().filter(|word| !word.starts_with("--threads=")).collect();
+            vec![ourselves(row.source, &[&words[..], &["--threads=1"]].concat(), "theirs.out")]
+        }
         Peer::Slower(source) => {
             let digest = ["openssl", "dgst", "-sha256"].map(str::to_owned);
             vec![[&digest[..], &[text(source)]].concat(), ourselves(source, &row.ours, "theirs.out")]
@@ -163,8 +180,9 @@ fn run_row(row: &Row, choice: &Choice) -> Result<()> {
     let (mine, peers) = commands(row, choice);
     let peer_place = if matches!(row.peer, Peer::Qemu(..)) { &row.place } else { &Place::Anywhere };
     let mut pairs: Vec<(Figures, Option<Figures>)> = Vec::new();
-    let (mut size, mut digest) = (None, None);
-    for round in 0..choice.rounds {
+    let (mut size, mut kept, mut digest) = (None, None, None);
+    let rounds = if matches!(row.peer, Peer::OneThread | Peer::Nobody) { 1 } else { choice.rounds };
+    for round in 0..rounds {
         let remove = |path: &Path| if path.exists() { fs::remove_file(path) } else { Ok(()) };
         remove(&ours)?;
         let one = measure(&row.place, &source, &mine)?;
@@ -178,20 +196,27 @@ fn run_row(row: &Row, choice: &Choice) -> Result<()> {
             }
             #[expect(clippy::cast_precision_loss, reason = "a ratio for a table")]
             let ratio = |theirs: u64| -> Result<f64> { Ok(allocated(&ours)? as f64 / theirs as f64) };
+            kept = Some(ratio(allocated(&source)?)?);
             size = if other.is_some() { Some(ratio(allocated(&theirs)?)?) } else { None };
         }
         // The same source and options make the same bytes each time.
-        let now = text_of("sha256sum", &[&ours.display().to_string()])?;
+        let now = digest_of(&ours)?;
+        if matches!(row.peer, Peer::OneThread) {
+            ensure!(now == digest_of(&theirs)?, "{}: one thread makes other bytes", row.name);
+        }
         ensure!(*digest.get_or_insert_with(|| now.clone()) == now, "{}: round {round} made another output", row.name);
         pairs.push((one, other));
-        if peers.is_empty() {
-            break;
-        }
     }
     for path in [&ours, &theirs] {
         let _ = fs::remove_file(path);
     }
-    print_row(row, &pairs, size)
+    print_row(row, &pairs, size, kept)
+}
+
+/// The SHA-256 of a file.
+fn digest_of(path: &Path) -> Result<String> {
+    let line = text_of("sha256sum", &[&path.display().to_string()])?;
+    Ok(line.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// The source in a command line of this program or of the peer: the first word that lies among the sources.
@@ -200,7 +225,7 @@ fn peer_source(command: &[String], choice: &Choice) -> PathBuf {
     source.expect("every command has a source")
 }
 
-fn print_row(row: &Row, pairs: &[(Figures, Option<Figures>)], size: Option<f64>) -> Result<()> {
+fn print_row(row: &Row, pairs: &[(Figures, Option<Figures>)], size: Option<f64>, kept: Option<f64>) -> Result<()> {
     let of = |value: &dyn Fn(&Figures, &Figures) -> f64| {
         median(pairs.iter().filter_map(|(one, other)| Some(value(one, other.as_ref()?))).collect())
     };
@@ -208,9 +233,14 @@ fn print_row(row: &Row, pairs: &[(Figures, Option<Figures>)], size: Option<f64>)
     let theirs = of(&|_, other| other.wall);
     let (wall, cpu) = (of(&|one, other| one.wall / other.wall), of(&|one, other| one.cpu / other.cpu));
     let peak = pairs.iter().map(|(one, _)| one.peak).max().unwrap_or(0);
-    let Demand { wall: most_wall, cpu: most_cpu, size: most_size, seconds: most_seconds } = row.demand;
-    let demands =
-        [("wall", wall, most_wall), ("CPU", cpu, most_cpu), ("size", size, most_size), ("s", seconds, most_seconds)];
+    let most = row.demand;
+    let demands = [
+        ("wall", wall, most.wall),
+        ("CPU", cpu, most.cpu),
+        ("size", size, most.size),
+        ("of the source", kept, most.kept),
+        ("s", seconds, most.seconds),
+    ];
     let missed: Vec<_> = demands
         .iter()
         .filter(|(_, found, most)| matches!((found, most), (Some(found), Some(most)) if found > most))

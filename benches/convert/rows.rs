@@ -8,16 +8,20 @@ pub struct Demand {
     pub wall: Option<f64>,
     pub cpu: Option<f64>,
     pub size: Option<f64>,
+    /// Largest ratio of the output's size to the source's: grains that are passed through get no larger.
+    pub kept: Option<f64>,
     pub seconds: Option<f64>,
 }
 
 /// Whom a row is compared with.
 #[derive(Clone, Debug)]
 pub enum Peer {
-    /// qemu-img with these words, at its best flags.
+    /// qemu-img with this source format and these words, at its best flags.
     Qemu(&'static str, Vec<&'static str>),
     /// This program, with this source and these words, anywhere.
     Ourselves(&'static str, Vec<&'static str>),
+    /// This program with one thread, in one round: it must make the same bytes.
+    OneThread,
     /// The slower of two: this program with this source and no digest, and a SHA-256 of this source by OpenSSL.
     Slower(&'static str),
     Nobody,
@@ -37,115 +41,239 @@ pub struct Row {
     pub demand: Demand,
 }
 
-const ZLIB: [&str; 3] = ["-O", "qcow2", "-c"];
-const ZSTD: [&str; 5] = ["-O", "qcow2", "-c", "-o", "compression_type=zstd"];
-const QCOW2: [&str; 2] = ["-O", "qcow2"];
-const RAW: [&str; 2] = ["-O", "raw"];
-const VDI: [&str; 2] = ["-O", "vdi"];
-
-fn ratios(wall: f64, cpu: f64) -> Demand {
-    Demand { wall: Some(wall), cpu: Some(cpu), ..Demand::default() }
+/// What a source becomes.
+#[derive(Clone, Copy, Debug)]
+enum Output {
+    Qcow2,
+    Raw,
+    Vdi,
+    Zlib,
+    Strict,
+    Zstd,
 }
 
-/// All rows, in the order of docs/performance.md.
-pub fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    let mut add = |what: &str, source, ours: &[&'static str], peer, demand| {
-        rows.push(row(Place::Anywhere, format!("{source} → {what}"), source, ours, peer, demand));
+use Output::{Qcow2, Raw, Strict, Vdi, Zlib, Zstd};
+
+const OUTPUTS: [Output; 6] = [Qcow2, Raw, Vdi, Zlib, Strict, Zstd];
+const SOURCES: [&str; 12] = [
+    "stream.vmdk",
+    "stream.ova",
+    "sparse.vmdk",
+    "disk.raw",
+    "disk.vhd",
+    "disk.vdi",
+    "disk.vhdx",
+    "disk.qcow2",
+    "zlib.qcow2",
+    "zstd.qcow2",
+    "noise.raw",
+    "noise.vmdk",
+];
+/// Disks of data that nobody compressed.
+const DISKS: [&str; 4] = ["disk.raw", "disk.vhd", "disk.vdi", "disk.vhdx"];
+/// A word of the benchmark instead of the program's: see [`crate::buffered`].
+pub const BUFFERED: &str = "--buffered";
+
+impl Output {
+    fn what(self) -> &'static str {
+        match self {
+            Qcow2 => "qcow2",
+            Raw => "raw",
+            Vdi => "vdi",
+            Zlib => "qcow2 zlib",
+            Strict => "qcow2 zlib-strict",
+            Zstd => "qcow2 zstd",
+        }
+    }
+
+    fn ours(self) -> &'static [&'static str] {
+        match self {
+            Qcow2 => &[],
+            Raw => &["--format=raw"],
+            Vdi => &["--format=vdi"],
+            Zlib => &["--compress=zlib"],
+            Strict => &["--compress=zlib-strict"],
+            Zstd => &["--compress=zstd"],
+        }
+    }
+
+    fn theirs(self) -> &'static [&'static str] {
+        match self {
+            Qcow2 => &["-O", "qcow2"],
+            Raw => &["-O", "raw"],
+            Vdi => &["-O", "vdi"],
+            Zlib | Strict => &["-O", "qcow2", "-c"],
+            Zstd => &["-O", "qcow2", "-c", "-o", "compression_type=zstd"],
+        }
+    }
+}
+
+/// What is demanded of a pair.
+fn demand(source: &str, output: Output) -> Demand {
+    let is_stream = matches!(source, "stream.vmdk" | "stream.ova" | "noise.vmdk");
+    let is_plain = source == "noise.raw" || DISKS.contains(&source);
+    let (wall, cpu) = match output {
+        Qcow2 | Raw if is_stream => (Some(0.30), Some(0.30)),
+        Qcow2 | Raw if source == "sparse.vmdk" => (Some(0.40), Some(0.20)),
+        Qcow2 | Raw if is_plain => (Some(1.15), Some(0.85)),
+        Zlib if is_stream => (Some(0.08), Some(0.08)),
+        Zstd if is_stream => (Some(0.40), Some(0.45)),
+        Zstd if is_plain => (Some(0.60), None),
+        _ => (None, None),
     };
-    let qemu = |format, words: &[&'static str]| Peer::Qemu(format, words.to_vec());
-    let slack = |demand, size| Demand { size: Some(size), ..demand };
+    let size = match output {
+        Zlib | Strict => Some(1.03),
+        Zstd => Some(1.02),
+        Qcow2 | Raw | Vdi => None,
+    };
+    let kept = (is_stream && matches!(output, Zlib)).then_some(1.0);
+    Demand { wall, cpu, size, kept, seconds: None }
+}
 
-    for source in ["stream.vmdk", "stream.ova"] {
-        add("qcow2", source, &[], qemu("vmdk", &QCOW2), ratios(0.30, 0.30));
-        add("raw", source, &["--format=raw"], qemu("vmdk", &RAW), ratios(0.30, 0.30));
-    }
-    let passed = slack(ratios(0.08, 0.08), 1.03);
-    add("qcow2 zlib", "stream.vmdk", &["--compress=zlib"], qemu("vmdk", &ZLIB), passed);
-    add("qcow2 zlib, peer zstd", "stream.vmdk", &["--compress=zlib"], qemu("vmdk", &ZSTD), ratios(0.15, 0.25));
-    let zstd = slack(ratios(0.40, 0.45), 1.02);
-    add("qcow2 zstd", "stream.vmdk", &["--compress=zstd"], qemu("vmdk", &ZSTD), zstd);
-    let disks = [("disk.raw", "raw"), ("disk.vhd", "vpc"), ("disk.vdi", "vdi"), ("disk.vhdx", "vhdx")];
-    let zstd = Demand { wall: Some(0.60), size: Some(1.02), ..Demand::default() };
-    for (source, format) in disks {
-        add("qcow2 zstd", source, &["--compress=zstd"], qemu(format, &ZSTD), zstd);
-    }
-    let zlib = Demand { size: Some(1.03), ..Demand::default() };
-    add("qcow2 zlib", "disk.raw", &["--compress=zlib"], qemu("raw", &ZLIB), zlib);
-    add("qcow2 zlib-strict", "stream.vmdk", &["--compress=zlib-strict"], qemu("vmdk", &ZLIB), Demand::default());
-    add("qcow2", "sparse.vmdk", &[], qemu("vmdk", &QCOW2), ratios(0.40, 0.20));
-    add("raw", "sparse.vmdk", &["--format=raw"], qemu("vmdk", &RAW), ratios(0.40, 0.20));
-    for (source, format) in disks {
-        add("qcow2", source, &[], qemu(format, &QCOW2), ratios(1.15, 0.85));
-        add("raw", source, &["--format=raw"], qemu(format, &RAW), ratios(1.15, 0.85));
-    }
-    for source in ["disk.qcow2", "zlib.qcow2", "zstd.qcow2"] {
-        add("qcow2", source, &[], qemu("qcow2", &QCOW2), Demand::default());
-        add("raw", source, &["--format=raw"], qemu("qcow2", &RAW), Demand::default());
-    }
-    add("vdi", "stream.vmdk", &["--format=vdi"], qemu("vmdk", &VDI), Demand::default());
-    add("vdi", "disk.raw", &["--format=vdi"], qemu("raw", &VDI), Demand::default());
-    add("qcow2", "noise.vmdk", &[], qemu("vmdk", &QCOW2), ratios(0.30, 0.30));
-    add("qcow2 zlib", "noise.vmdk", &["--compress=zlib"], qemu("vmdk", &ZLIB), passed);
-    add("qcow2 zstd", "noise.raw", &["--compress=zstd"], qemu("raw", &ZSTD), zstd);
-    add("qcow2", "empty.vmdk", &[], qemu("vmdk", &QCOW2), Demand::default());
-    let second = Demand { seconds: Some(1.0), ..Demand::default() };
-    add("qcow2", "ends.vhd", &[], qemu("vpc", &QCOW2), second);
-    add("qcow2", "ends.vmdk", &[], qemu("vmdk", &QCOW2), second);
+fn wall(most: f64) -> Demand {
+    Demand { wall: Some(most), ..Demand::default() }
+}
 
-    let ourselves = |source, words: &[&'static str]| Peer::Ourselves(source, words.to_vec());
-    let wall = |wall| Demand { wall: Some(wall), ..Demand::default() };
-    // Noise goes through as many bytes as it has, however little is computed: a copy of it tells what the disk allows.
-    let copy = ourselves("noise.raw", &["--format=raw"]);
-    add("qcow2, against a copy of the noise", "noise.vmdk", &[], copy.clone(), wall(1.15));
-    add("qcow2 zlib, against a copy of the noise", "noise.vmdk", &["--compress=zlib"], copy, wall(1.15));
-    add("qcow2, digest against none", "digest.ova", &[], ourselves("stream.ova", &[]), wall(1.05));
-    let zstd = ["--compress=zstd"];
-    for (what, words) in [("raw", &["--format=raw"]), ("qcow2 zstd", &zstd)] {
-        let what = format!("{what}, digest against none");
-        add(&what, "digest.ova", words, ourselves("stream.ova", words), wall(1.05));
-    }
-    add("qcow2, digest, the slower", "digest-sparse.ova", &[], Peer::Slower("sparse.vmdk"), wall(1.15));
-    let zlib = ["--compress=zlib"];
-    add("qcow2 zlib, digest against none", "digest.ova", &zlib, ourselves("stream.ova", &zlib), wall(1.15));
-    add(
-        "qcow2, checksum against none",
-        "stream.vmdk",
-        &["--checksum"],
-        ourselves("stream.vmdk", &[]),
-        Demand::default(),
-    );
-
-    let one = "stream.vmdk → qcow2, one CPU".to_owned();
-    rows.push(row(Place::OneCpu, one, "stream.vmdk", &[], qemu("vmdk", &QCOW2), wall(0.45)));
-    for (what, source, words) in [
-        ("qcow2", "stream.vmdk", &[][..]),
-        ("raw", "stream.vmdk", &["--format=raw"]),
-        ("qcow2 zlib", "stream.vmdk", &["--compress=zlib"]),
-        ("qcow2", "disk.raw", &[]),
-        ("qcow2 zstd", "disk.raw", &["--compress=zstd"]),
-    ] {
-        let name = format!("{source} → {what}, 256 MiB against any");
-        rows.push(row(Place::Small, name, source, words, ourselves(source, words), wall(1.15)));
-    }
-    for (what, source, words) in [
-        ("qcow2 zlib", "stream.vmdk", &zlib),
-        ("qcow2 zlib", "disk.raw", &zlib),
-        ("qcow2 zstd", "stream.vmdk", &zstd),
-        ("qcow2 zstd", "disk.raw", &zstd),
-    ] {
-        let name = format!("{source} → {what}, 8 threads");
-        let words = [&words[..], &["--threads=8"]].concat();
-        rows.push(row(Place::Anywhere, name, source, &words, Peer::Nobody, Demand::default()));
-    }
+/// The rows that have a demand, and cheap ones beside them, in the order of docs/performance.md.
+pub fn demanded() -> Vec<Row> {
+    let mut rows = pairs();
+    rows.extend(against_ourselves());
+    rows.extend(digests());
+    rows.extend(places());
+    rows.extend(threads());
     let dense = "dense.vmdk → qcow2 zlib".to_owned();
-    rows.push(row(Place::Anywhere, dense, "dense.vmdk", &zlib, Peer::Nobody, Demand::default()));
+    rows.push(row(Place::Anywhere, dense, "dense.vmdk", Zlib.ours(), Peer::Nobody, Demand::default()));
     rows
+}
+
+/// Every other pair of source, output and compression, and what else takes long.
+pub fn further() -> Vec<Row> {
+    let known: Vec<String> = demanded().into_iter().map(|row| row.name).collect();
+    let all = SOURCES.into_iter().flat_map(|source| OUTPUTS.map(|output| pair(source, output)));
+    let mut rows: Vec<Row> = all.filter(|row| !known.contains(&row.name)).collect();
+    rows.push(peer_zstd("stream.ova"));
+    for (name, disk) in [("digest-vdi.ova", "disk.vdi"), ("digest-qcow2.ova", "disk.qcow2")] {
+        rows.push(slower(name, disk, Qcow2));
+    }
+    rows.push(slower("digest-vhd.ova", "disk.vhd", Zlib));
+    let checksum = "stream.vmdk → qcow2, checksum against none".to_owned();
+    let none = Peer::Ourselves("stream.vmdk", Vec::new());
+    rows.push(row(Place::Anywhere, checksum, "stream.vmdk", &["--checksum"], none, Demand::default()));
+    rows
+}
+
+/// Against qemu-img.
+fn pairs() -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut add = |source, outputs: &[Output]| rows.extend(outputs.iter().map(|&output| pair(source, output)));
+    for source in ["stream.vmdk", "stream.ova"] {
+        add(source, &[Qcow2, Raw, Zlib, Zstd]);
+    }
+    for source in DISKS {
+        add(source, &[Zstd]);
+    }
+    add("disk.raw", &[Zlib, Vdi]);
+    for source in ["sparse.vmdk"].into_iter().chain(DISKS) {
+        add(source, &[Qcow2, Raw]);
+    }
+    add("disk.qcow2", &[Qcow2, Raw]);
+    add("noise.vmdk", &[Qcow2, Zlib]);
+    add("noise.raw", &[Qcow2, Raw, Zstd]);
+    rows.push(peer_zstd("stream.vmdk"));
+    for (source, seconds) in [("empty.vmdk", None), ("ends.vhd", Some(1.0)), ("ends.vmdk", Some(1.0))] {
+        rows.push(Row { demand: Demand { seconds, ..Demand::default() }, ..pair(source, Qcow2) });
+    }
+    rows
+}
+
+/// Noise goes through as many bytes as it has, however little is computed: a copy of it tells what the disk allows.
+fn against_ourselves() -> Vec<Row> {
+    let against_copy = |output: Output| {
+        let name = format!("noise.vmdk → {}, against a copy of the noise", output.what());
+        let copy = Peer::Ourselves("noise.raw", Raw.ours().to_vec());
+        row(Place::Anywhere, name, "noise.vmdk", output.ours(), copy, wall(1.15))
+    };
+    [Qcow2, Zlib].map(against_copy).to_vec()
+}
+
+fn digests() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (output, most) in [(Qcow2, 1.05), (Raw, 1.05), (Zstd, 1.05), (Zlib, 1.15)] {
+        let name = format!("digest.ova → {}, digest against none", output.what());
+        let none = Peer::Ourselves("stream.ova", output.ours().to_vec());
+        rows.push(row(Place::Anywhere, name, "digest.ova", output.ours(), none, wall(most)));
+    }
+    rows.push(slower("digest-sparse.ova", "sparse.vmdk", Qcow2));
+    rows.push(slower("digest-vhd.ova", "disk.vhd", Qcow2));
+    rows
+}
+
+/// With little of the machine.
+fn places() -> Vec<Row> {
+    let one = pair("stream.vmdk", Qcow2);
+    let name = format!("{}, one CPU", one.name);
+    let mut rows = vec![Row { name, place: Place::OneCpu, demand: wall(0.45), ..one }];
+    let small = |what: &str, source, words: &[&'static str]| {
+        let peer = Peer::Ourselves(source, words.to_vec());
+        row(Place::Small, format!("{source} → {what}, 256 MiB against any"), source, words, peer, wall(1.15))
+    };
+    for (source, output) in
+        [("stream.vmdk", Qcow2), ("stream.vmdk", Raw), ("stream.vmdk", Zlib), ("disk.raw", Qcow2), ("disk.raw", Zstd)]
+    {
+        rows.push(small(output.what(), source, output.ours()));
+        let buffered = [&[BUFFERED], output.ours()].concat();
+        rows.push(small(&format!("{}, no direct I/O", output.what()), source, &buffered));
+    }
+    rows
+}
+
+/// As many threads as there may be: the most memory, and the same bytes.
+fn threads() -> Vec<Row> {
+    let eight = |(source, output): (&'static str, Output)| {
+        let words = [output.ours(), &["--threads=8"]].concat();
+        let name = format!("{source} → {}, 8 threads against one", output.what());
+        row(Place::Anywhere, name, source, &words, Peer::OneThread, Demand::default())
+    };
+    let of_stream = OUTPUTS.map(|output| ("stream.vmdk", output));
+    [&of_stream[..], &[("disk.raw", Zlib), ("disk.raw", Zstd), ("zlib.qcow2", Qcow2)]]
+        .concat()
+        .into_iter()
+        .map(eight)
+        .collect()
+}
+
+fn pair(source: &'static str, output: Output) -> Row {
+    let peer = Peer::Qemu(format_of(source), output.theirs().to_vec());
+    row(Place::Anywhere, format!("{source} → {}", output.what()), source, output.ours(), peer, demand(source, output))
+}
+
+/// Grains passed through, which the peer inflates and compresses with zstd, its quickest way to compressed output.
+fn peer_zstd(source: &'static str) -> Row {
+    let peer = Peer::Qemu(format_of(source), Zstd.theirs().to_vec());
+    let demand = Demand { wall: Some(0.15), cpu: Some(0.25), ..Demand::default() };
+    row(Place::Anywhere, format!("{source} → qcow2 zlib, peer zstd"), source, Zlib.ours(), peer, demand)
+}
+
+fn slower(ova: &'static str, disk: &'static str, output: Output) -> Row {
+    let name = format!("{ova} → {}, digest, the slower", output.what());
+    row(Place::Anywhere, name, ova, output.ours(), Peer::Slower(disk), wall(1.15))
 }
 
 fn row(place: Place, name: String, source: &'static str, ours: &[&'static str], peer: Peer, demand: Demand) -> Row {
     let output = ours.iter().find_map(|word| word.strip_prefix("--format=")).unwrap_or("qcow2");
     Row { name, source, ours: ours.to_vec(), peer, place, output, truth: truth_of(source), demand }
+}
+
+/// What qemu-img calls the source's format.
+fn format_of(source: &str) -> &'static str {
+    match source.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("vmdk" | "ova") => "vmdk",
+        Some("vhd") => "vpc",
+        Some("vhdx") => "vhdx",
+        Some("vdi") => "vdi",
+        Some("qcow2") => "qcow2",
+        _ => "raw",
+    }
 }
 
 fn truth_of(source: &str) -> &'static str {
