@@ -1,11 +1,13 @@
 //! Whole, joined, cut, changed and exploding gzip files.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::*;
+use crate::disk::Cancellation;
 
 fn region(bytes: &[u8]) -> Region {
     let mut file = tempfile::tempfile().unwrap();
@@ -68,4 +70,26 @@ fn cut_and_changed_streams_are_refused() {
     joined[last] ^= 1;
     assert_eq!(run(&joined, WIDE).unwrap_err().reason, Reason::Corrupt);
     assert_eq!(run(&[whole, b"trailing garbage".to_vec()].concat(), WIDE).unwrap_err().reason, Reason::Corrupt);
+}
+
+#[test]
+fn nothing_more_is_inflated_after_a_cancellation_however_little_it_is_read_from() {
+    // One read has most of the noise, a second one all the rest.
+    let noise: Vec<u8> =
+        (0..80_000u32).flat_map(|n| n.wrapping_mul(n).wrapping_mul(0x9E37_79B1).to_be_bytes()).collect();
+    let bytes = [gzip(&noise), gzip(&vec![7; 32 << 20])].concat();
+    assert!(bytes.len() > CHUNK && bytes.len() < 2 * CHUNK);
+    let (cancellation, reads) = (Cancellation::default(), AtomicU64::new(0));
+    let cancel = cancellation.clone();
+    let cancel_at_the_second = move |_| {
+        if reads.fetch_add(1, Ordering::Relaxed) == 1 {
+            cancel.cancel();
+        }
+    };
+    let region = region(&bytes).before_reads(cancel_at_the_second).until(&cancellation);
+    let scratch = tempfile::tempfile().unwrap();
+    let error = inflate(&region, scratch.try_clone().unwrap(), WIDE).unwrap_err();
+    assert_eq!(error.reason, Reason::Cancelled);
+    let inflated = scratch.metadata().unwrap().len();
+    assert!((1..=3 * CHUNK as u64).contains(&inflated), "{inflated} bytes were inflated");
 }

@@ -22,6 +22,7 @@ use crate::disk::{Extent, Layout, Location, Region};
 use crate::disk::sample_vmdk::{Sparse, built};
 
 mod ending;
+mod panicking;
 mod pieces;
 mod reading;
 

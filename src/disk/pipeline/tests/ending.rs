@@ -113,3 +113,18 @@ fn progress_is_never_ahead_of_what_was_read_and_ends_at_the_last_byte() {
     copy(&image, &tempfile::tempfile().unwrap(), "out", &options, &control).unwrap();
     assert_eq!(control.progress(), (4 * size as u64, 4 * size as u64));
 }
+
+#[test]
+fn the_look_at_an_output_ends_with_a_cancellation() {
+    // Without data there are no tables but those that count clusters.
+    for piece in [Piece::Absent, Piece::Random(3)] {
+        let (image, _) = image(&vec![piece; 20], 65536, 20 * 65536);
+        for format in [OutputFormat::Qcow2, OutputFormat::Vdi] {
+            let (file, control) = (tempfile::tempfile().unwrap(), CopyControl::default());
+            copy(&image, &file, "out", &CopyOptions { format, ..CopyOptions::default() }, &control).unwrap();
+            control.cancel();
+            let look = if format == OutputFormat::Vdi { verify::vdi } else { verify::qcow2 };
+            assert_eq!(look(&file, "out", &control).unwrap_err().reason, Reason::Cancelled, "{format}");
+        }
+    }
+}
