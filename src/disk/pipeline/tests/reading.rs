@@ -122,27 +122,47 @@ fn markers_cost_no_reads_of_their_own() {
     }
 }
 
+/// A copy's reads of `bytes`, and those of them behind which nobody stood in line: the source takes one at a time, for 2 ms
+/// and what 32 MiB a second take.
+fn reads_and_idle(bytes: &[u8], image: impl FnOnce(Region) -> Image) -> (u64, u64) {
+    let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+    let (line, waiting, noted) = (Mutex::new(()), AtomicU64::new(0), Arc::clone(&counts));
+    let image = image(region(bytes).before_reads(move |len| {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        let _turn = line.lock().unwrap();
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(2) + Duration::from_nanos(len as u64 * 30));
+        noted.0.fetch_add(1, Ordering::Relaxed);
+        noted.1.fetch_add(u64::from(waiting.load(Ordering::Relaxed) == 0), Ordering::Relaxed);
+    }));
+    let [before, idle_before] = [&counts.0, &counts.1].map(|count| count.load(Ordering::Relaxed));
+    let folder = tempfile::tempdir().unwrap();
+    copied(&image, &folder.path().join("out"), &CopyOptions::default()).unwrap();
+    (counts.0.load(Ordering::Relaxed) - before, counts.1.load(Ordering::Relaxed) - idle_before)
+}
+
 #[test]
 fn a_slow_source_is_kept_busy() {
-    // One read at a time, for 2 ms and what 32 MiB a second take; reads, and those behind which nobody stood in line.
     for (name, bytes) in disks(48).into_iter().filter(|(name, _)| *name != "descending") {
-        let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
-        let (line, waiting, noted) = (Mutex::new(()), AtomicU64::new(0), Arc::clone(&counts));
-        let region = region(&bytes).before_reads(move |len| {
-            waiting.fetch_add(1, Ordering::Relaxed);
-            let _turn = line.lock().unwrap();
-            waiting.fetch_sub(1, Ordering::Relaxed);
-            thread::sleep(Duration::from_millis(2) + Duration::from_nanos(len as u64 * 30));
-            noted.0.fetch_add(1, Ordering::Relaxed);
-            noted.1.fetch_add(u64::from(waiting.load(Ordering::Relaxed) == 0), Ordering::Relaxed);
-        });
-        let image = Image::vmdk(&region).unwrap();
-        let [before, idle_before] = [&counts.0, &counts.1].map(|count| count.load(Ordering::Relaxed));
-        let folder = tempfile::tempdir().unwrap();
-        copied(&image, &folder.path().join("out"), &CopyOptions::default()).unwrap();
-        let reads = counts.0.load(Ordering::Relaxed) - before;
-        let idle = counts.1.load(Ordering::Relaxed) - idle_before;
+        let (reads, idle) = reads_and_idle(&bytes, |region| Image::vmdk(&region).unwrap());
         assert!(reads > 40 && idle * 10 <= reads, "{name}: it had nothing to do behind {idle} of {reads} reads");
+    }
+}
+
+#[test]
+fn a_slow_source_is_kept_busy_by_pieces_that_lie_in_no_order() {
+    let descending = disks(12).into_iter().find(|(name, _)| *name == "descending").unwrap().1;
+    let (reads, idle) = reads_and_idle(&descending, |region| Image::vmdk(&region).unwrap());
+    assert!(reads > 190 && idle * 10 <= reads, "grains: it had nothing to do behind {idle} of {reads} reads");
+    for (unit, count) in [(65536, 200), (4096, 1000)] {
+        let pieces: Vec<_> = (0..count).map(Piece::Random).collect();
+        let order: Vec<_> = (0..pieces.len()).rev().collect();
+        let (file, image, _) = image_in_order(512, 512, &order, &pieces, unit, pieces.len() * unit);
+        let (reads, idle) = reads_and_idle(&file, image);
+        assert!(
+            reads >= count.into() && idle * 10 <= reads,
+            "{unit}: it had nothing to do behind {idle} of {reads} reads"
+        );
     }
 }
 
