@@ -22,6 +22,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 
+use crate::conversion::chain;
+
 use deferred::Deferred;
 
 mod conversions;
@@ -73,7 +75,7 @@ pub enum Error {
         #[source]
         source: rusqlite::Error,
     },
-    #[error("cannot read the ledger's {what} of {id}")]
+    #[error("cannot read the ledger's {what} of {id}: restore the database from a backup, or move it aside")]
     Row {
         what: &'static str,
         id: String,
@@ -84,6 +86,25 @@ pub enum Error {
     Unknown(String),
     #[error("the ledger's thread has ended")]
     Closed,
+}
+
+impl Error {
+    /// Whether it stays until somebody sets something right. A reader that holds the database goes, and what waits for
+    /// room on the volume is told of all over.
+    fn is_lasting(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+        match self {
+            Self::Query { source, .. } => {
+                !matches!(source.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
+            }
+            Self::Unknown(_) | Self::Closed => false,
+            Self::Open { .. }
+            | Self::Damaged { .. }
+            | Self::TooNew { .. }
+            | Self::Foreign { .. }
+            | Self::Row { .. } => true,
+        }
+    }
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -123,6 +144,24 @@ impl Ledger {
         }
         schema::adopt(&mut connection, path)?;
         Ok(Self { connection, deferred: Deferred::default() })
+    }
+
+    /// Writes something, to find out whether that can be done.
+    pub fn try_write(&self) -> Result<()> {
+        self.set_setting("tried", "1")
+    }
+
+    /// The same error; of one that says that the database is damaged, with its path and what to do.
+    fn explained(&self, error: Error) -> Error {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match &error {
+            Error::Query { source, .. }
+                if matches!(source.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)) =>
+            {
+                Error::Damaged { path: self.connection.path().unwrap_or_default().into(), detail: chain(&error) }
+            }
+            _ => error,
+        }
     }
 
     /// Whether the queue was paused when it was last asked (one host).

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
 use crate::cluster::api::{HyperConversion, HyperConversionSpec, InvalidSetting};
@@ -40,6 +40,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why the volumes aren't ready while it can't.
 const LEDGER_UNUSABLE: &str = "LedgerUnusable";
+
+/// Why they aren't while something on them can't be looked at, or written.
+const UNREADABLE: &str = "Unreadable";
 
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
@@ -88,34 +91,95 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
     let layout = volumes(&identity, &reporter).await;
     let locks = lock(&layout, &identity, &reporter).await?;
     let mut lost = tokio::spawn(beat(locks));
-    let ledger = tokio::select! {
-        ledger = ledger(&layout, &reporter) => Writer::start(ledger),
-        end = &mut lost => return unlocked(end, &reporter),
-    };
-    reporter.tell(report::Report::storage_ready);
-    loop {
-        let Some(queue) = known(&mut wanted).await else { return Ok(()) };
-        let secrets = Secrets::read(&queue.spec.notifications, &identity.secrets_dir);
-        let notifier = Notifier::start(secrets.config.clone());
-        reporter.tell(|report| report.notifications(&secrets.wrong, notifier.unusable()));
-        let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.clone()).await?;
-        let (_events, hints) = events::watch(layout.queue());
-        let settings = settings(&queue, layout.clone())?;
-        let (engine, remote) = Engine::start(settings, executor, ledger.clone(), notifier, hints, started).await?;
-        tracing::info!(queue = identity.queue, "watching");
-        let following = tokio::spawn(reporter.clone().follow(remote.watch()));
-        let ended = tokio::select! {
-            () = engine.run() => Ok(()),
-            // Dropped where it stands: every step of the engine is safe to repeat.
-            () = respecified(&mut wanted, &queue, &remote, &reporter) => Ok(()),
-            () = secrets.changed(&queue.spec.notifications, &identity.secrets_dir) => Ok(()),
-            end = &mut lost => Err(end),
-        };
-        following.abort();
-        if let Err(end) = ended {
-            return unlocked(end, &reporter);
+    let watcher = Watcher { client, identity, layout, reporter: reporter.clone(), started };
+    // Dropped where it stands: every step of the engine is safe to repeat.
+    tokio::select! {
+        done = watcher.work(wanted) => done,
+        end = &mut lost => unlocked(end, &reporter),
+    }
+}
+
+/// What a watcher works with while it holds the locks.
+struct Watcher {
+    client: Client,
+    identity: Identity,
+    layout: Layout,
+    reporter: Reporter,
+    started: Timestamp,
+}
+
+impl Watcher {
+    /// Works by the ledger. Whenever that turns out to be of no use, it is said and the ledger opened anew: an engine that
+    /// starts finds out from it, the directories and the objects how far everything is.
+    async fn work(&self, mut wanted: Wanted) -> Result<(), WatcherError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let begun = Instant::now();
+            let (reason, why) = match self.ledger().await {
+                Ok(ledger) => {
+                    let ledger = Writer::start(ledger);
+                    let failed = tokio::select! {
+                        ended = self.engines(&mut wanted, &ledger) => match ended {
+                            Err(WatcherError::Engine(engine::Error::Ledger(error))) => (LEDGER_UNUSABLE, chain(&error)),
+                            Err(WatcherError::Engine(error)) => (UNREADABLE, chain(&error)),
+                            ended => return ended,
+                        },
+                        why = ledger.broken() => (LEDGER_UNUSABLE, why),
+                    };
+                    // There is one writer.
+                    ledger.ended().await;
+                    failed
+                }
+                Err(why) => (LEDGER_UNUSABLE, why),
+            };
+            let message = format!("{why}; it is tried again by itself");
+            tracing::error!(reason, "{message}");
+            self.reporter.tell(|report| report.storage_unready(reason, message));
+            if begun.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        tracing::info!(queue = identity.queue, "the specification or a Secret changed; starting anew");
+    }
+
+    /// Opens the ledger and writes to it, or says why it can't.
+    async fn ledger(&self) -> Result<Ledger, String> {
+        let path = self.layout.daemon().join(LEDGER_FILE);
+        let opened = tokio::task::spawn_blocking(move || {
+            let ledger = Ledger::open(&path)?;
+            ledger.try_write().map(|()| ledger)
+        });
+        match opened.await {
+            Ok(opened) => opened.map_err(|error| chain(&error)),
+            Err(error) => Err(format!("the ledger could not be tried: {error}")),
+        }
+    }
+
+    /// One engine after the other, each for a specification and its Secrets, until the queue is gone.
+    async fn engines(&self, wanted: &mut Wanted, ledger: &Writer) -> Result<(), WatcherError> {
+        let Self { client, identity, layout, reporter, started } = self;
+        loop {
+            let Some(queue) = known(wanted).await else { return Ok(()) };
+            let secrets = Secrets::read(&queue.spec.notifications, &identity.secrets_dir);
+            let notifier = Notifier::start(secrets.config.clone());
+            reporter.tell(|report| report.notifications(&secrets.wrong, notifier.unusable()));
+            let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.clone()).await?;
+            let (_events, hints) = events::watch(layout.queue());
+            let settings = settings(&queue, layout.clone())?;
+            let (engine, remote) = Engine::start(settings, executor, ledger.clone(), notifier, hints, *started).await?;
+            reporter.tell(report::Report::storage_usable);
+            tracing::info!(queue = identity.queue, "watching");
+            // The engine blocks on files: the snapshots are passed on beside it, and no longer than it is there.
+            let mut following = JoinSet::new();
+            following.spawn(reporter.clone().follow(remote.watch()));
+            tokio::select! {
+                () = engine.run() => {}
+                () = respecified(wanted, &queue, &remote, reporter) => {}
+                () = secrets.changed(&queue.spec.notifications, &identity.secrets_dir) => {}
+            }
+            tracing::info!(queue = identity.queue, "the specification or a Secret changed; starting anew");
+        }
     }
 }
 
@@ -227,7 +291,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Layout, (&'static str,
     match probe::check_directories(&layout) {
         Ok(Ok(())) => {}
         Ok(Err(conflict)) => return Err(("PathConflict", conflict.to_string())),
-        Err(error) => return Err(("Unreadable", format!("cannot look at the volumes: {error}"))),
+        Err(error) => return Err((UNREADABLE, format!("cannot look at the volumes: {error}"))),
     }
     probe::probe(&layout, Method::NoReplace).map_err(|error| {
         let reason = if error.is_no_space() {
@@ -248,11 +312,11 @@ async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Resu
     let me = Owner::this(&identity.pod, &identity.queue_uid, token).map_err(WatcherError::Machine)?;
     let begun = Instant::now();
     loop {
-        let held = match Contender::new(layout, me.clone()) {
+        let refused = match Contender::new(layout, me.clone()) {
             Ok(mut contender) => loop {
-                match contender.poll(begun.elapsed())? {
-                    Contest::Won(locks) => return Ok(locks),
-                    Contest::Waiting { contender: again, until, holder } => {
+                match contender.poll(begun.elapsed()) {
+                    Ok(Contest::Won(locks)) => return Ok(locks),
+                    Ok(Contest::Waiting { contender: again, until, holder }) => {
                         contender = again;
                         reporter.unlocked();
                         reporter.tell(|report| {
@@ -263,36 +327,20 @@ async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Resu
                         });
                         sleep(until.saturating_sub(begun.elapsed()).max(Duration::from_millis(100))).await;
                     }
+                    Err(error) => break error,
                 }
             },
             Err(error) => error,
         };
         reporter.unlocked();
-        let LockError::Held { .. } = held else { return Err(held.into()) };
-        let message = format!("{}: give this queue directories of its own, or end the other", chain(&held));
-        tracing::warn!("{message}");
-        reporter.tell(|report| report.storage_unready("Locked", message));
+        let (reason, remedy) = match refused {
+            LockError::Held { .. } => ("Locked", ": give this queue directories of its own, or end the other"),
+            _ => (UNREADABLE, "; it is tried again by itself"),
+        };
+        let message = format!("{}{remedy}", chain(&refused));
+        tracing::warn!(reason, "{message}");
+        reporter.tell(|report| report.storage_unready(reason, message));
         sleep(AGAIN).await;
-    }
-}
-
-/// Opens the ledger, trying again until it can be used, and saying why it can't.
-async fn ledger(layout: &Layout, reporter: &Reporter) -> Ledger {
-    let path = layout.daemon().join(LEDGER_FILE);
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let path = path.clone();
-        match tokio::task::spawn_blocking(move || Ledger::open(&path)).await {
-            Ok(Ok(ledger)) => return ledger,
-            Ok(Err(error)) => {
-                let message = format!("{}; it is tried again by itself", chain(&error));
-                tracing::error!(reason = LEDGER_UNUSABLE, "{message}");
-                reporter.tell(|report| report.storage_unready(LEDGER_UNUSABLE, message));
-            }
-            Err(error) => tracing::error!(%error, "the ledger could not be tried"),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -1,3 +1,4 @@
+use futures::FutureExt as _;
 use jiff::{Timestamp, ToSpan as _};
 use rusqlite::Connection;
 
@@ -217,6 +218,29 @@ fn a_damaged_or_foreign_or_newer_database_is_refused_with_a_remedy() {
     std::fs::remove_file(&path).unwrap();
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     assert!(matches!(Ledger::open(&path).unwrap_err(), Error::TooNew { found: 99, .. }));
+}
+
+#[tokio::test]
+async fn a_database_that_is_damaged_while_it_is_open_is_broken_and_one_that_somebody_reads_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("deduplication.db");
+    let ledger = open(&directory);
+    ledger.connection.busy_timeout(std::time::Duration::ZERO).unwrap();
+    let writer = Writer::start(ledger);
+    let reader = Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN; SELECT * FROM settings").unwrap();
+    let error = writer.call(|ledger| ledger.try_write()).await.unwrap_err();
+    assert!(chain(&error).ends_with("database is locked"), "{}", chain(&error));
+    reader.execute_batch("ROLLBACK").unwrap();
+    writer.call(|ledger| ledger.try_write()).await.unwrap();
+    assert_eq!(writer.broken().now_or_never(), None);
+
+    std::fs::write(&path, vec![0x5a; 8192]).unwrap();
+    let error = writer.call(|ledger| ledger.try_write()).await.unwrap_err();
+    assert!(matches!(&error, Error::Damaged { path: damaged, .. } if *damaged == path), "{error:?}");
+    assert!(error.to_string().contains("move it aside"), "{error}");
+    assert_eq!(writer.broken().await, error.to_string());
+    writer.ended().await;
 }
 
 #[test]

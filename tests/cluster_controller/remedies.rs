@@ -44,6 +44,18 @@ async fn a_ledger_that_is_damaged_or_newer_is_a_condition_until_it_is_moved_asid
     says(&stage, "StorageReady", "True", "Probed").await;
     fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
     assert!(stage.first_conversion().await.starts_with("web01-"));
+
+    // Nor does it lose anything by one that is damaged while it works.
+    fs::write(&ledger, [0x5a; 8192]).unwrap();
+    fs::write(root.path().join("queue/web02.img"), [8; 4096]).unwrap();
+    let said = says(&stage, "StorageReady", "False", "LedgerUnusable").await;
+    assert!(said.contains("is damaged") && said.contains("move it aside"), "{said}");
+    fs::remove_file(&ledger).unwrap();
+    says(&stage, "StorageReady", "True", "Probed").await;
+    let made = |source: &'static str| move |all: &[ConversionJob]| all.iter().any(|c| c.spec.source.path == source);
+    let conversions = stage.conversions_once(made("web02.img")).await;
+    assert!(conversions.len() == 2 && made("web01.img")(&conversions), "{conversions:#?}");
+    assert!(conversions.iter().all(|c| phase(c) != Some(JobPhase::Cancelled)), "{conversions:#?}");
 }
 
 #[tokio::test]

@@ -299,18 +299,23 @@ impl Stage {
         timeout(PATIENCE, there).await.unwrap_or_else(|_| panic!("{} does not come", path.display()))
     }
 
-    /// Where the one conversion of a queue is, once the watcher has made it.
-    pub async fn first_conversion(&self) -> String {
+    /// All conversions, as soon as they are as wanted.
+    pub async fn conversions_once(&self, wanted: impl Fn(&[ConversionJob]) -> bool) -> Vec<ConversionJob> {
         timeout(PATIENCE, async {
             loop {
-                if let Some(made) = self.api::<ConversionJob>().list(&ListParams::default()).await.unwrap().items.pop()
-                {
-                    return made.name_any();
+                let all = self.api::<ConversionJob>().list(&ListParams::default()).await.unwrap().items;
+                if wanted(&all) {
+                    return all;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         })
         .await
-        .expect("the watcher makes a ConversionJob")
+        .expect("the watcher makes them")
+    }
+
+    /// Where the one conversion of a queue is, once the watcher has made it.
+    pub async fn first_conversion(&self) -> String {
+        self.conversions_once(|all| !all.is_empty()).await[0].name_any()
     }
 }

@@ -47,8 +47,15 @@ impl Report {
         set_condition(&mut self.conditions, kind, status, reason, message, self.generation, Timestamp::now());
     }
 
-    pub fn storage_ready(&mut self) {
+    fn storage_ready(&mut self) {
         self.say(STORAGE_READY, "True", "Probed", "both volumes can do what is asked of them");
+    }
+
+    /// Nothing hinders the work any more.
+    pub fn storage_usable(&mut self) {
+        if condition(&self.conditions, STORAGE_READY).is_none_or(|storage| storage.status != "True") {
+            self.storage_ready();
+        }
     }
 
     pub fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
