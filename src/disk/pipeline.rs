@@ -10,7 +10,6 @@
 mod batch;
 mod buffer;
 mod decode;
-mod deflate;
 mod encode;
 mod load;
 mod output;

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use libdeflater::{DecompressionError, Decompressor};
+use flate2::{Decompress, FlushDecompress, Status};
+use libdeflater::{DecompressionError, Decompressor, adler32};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-use super::deflate::Walk;
 use super::load::Loaded;
 use crate::disk::{Error, Extent, Location, Region};
 
@@ -20,14 +20,15 @@ const ZLIB_TRAILER: usize = 4;
 /// The decoders of one thread.
 pub struct Decode {
     inflate: Decompressor,
-    walk: Walk,
+    /// zlib's own ways, which QEMU goes: it refuses symbols that RFC 1951 rules out and libdeflate takes.
+    strict: Decompress,
     zstd: Option<Decoder<'static>>,
     scratch: Vec<u8>,
 }
 
 impl Decode {
     pub fn new() -> Self {
-        Self { inflate: Decompressor::new(), walk: Walk::new(), zstd: None, scratch: Vec::new() }
+        Self { inflate: Decompressor::new(), strict: Decompress::new(false), zstd: None, scratch: Vec::new() }
     }
 
     /// Makes `loaded.buffer` the guest's bytes; behind the batch's end it is filled with zeros.
@@ -122,17 +123,27 @@ impl Decode {
         }
     }
 
-    /// Inflates a zlib stream into `target` and returns its deflate part where it may be passed on as it is: it fills
-    /// `target` exactly, ends with its adler32 at the end of `input`, and every inflater takes it. `None` tells nothing:
-    /// decode it the usual way.
+    /// Inflates a zlib stream into `target` and returns its deflate part where it may be passed on as it is: as QEMU inflates
+    /// it, it fills `target` exactly and ends with its adler32 at the end of `input`. `None` tells nothing: decode it the
+    /// usual way.
     pub fn pass_through<'a>(&mut self, input: &'a [u8], target: &mut [u8]) -> Option<&'a [u8]> {
-        let body_end = input.len().checked_sub(ZLIB_TRAILER).filter(|&end| end > ZLIB_HEADER)?;
-        let body = &input[ZLIB_HEADER..body_end];
-        // The decoder finds the right adler32 behind the stream, but doesn't tell where that is.
-        let is_whole =
-            self.inflate.zlib_decompress(input, target) == Ok(target.len()) && self.walk.len(body) == Some(body.len());
+        let (header, rest) = input.split_first_chunk::<ZLIB_HEADER>()?;
+        let (body, trailer) = rest.split_last_chunk::<ZLIB_TRAILER>()?;
+        if !is_zlib_header(*header) {
+            return None;
+        }
+        self.strict.reset(false);
+        let is_whole = matches!(self.strict.decompress(body, target, FlushDecompress::Finish), Ok(Status::StreamEnd))
+            && self.strict.total_in() == body.len() as u64
+            && self.strict.total_out() == target.len() as u64
+            && adler32(target).to_be_bytes() == *trailer;
         is_whole.then_some(body)
     }
+}
+
+/// Deflate with a window of 32 KiB at most and no dictionary, and the check bits right (RFC 1950, section 2.2).
+fn is_zlib_header([cmf, flg]: [u8; ZLIB_HEADER]) -> bool {
+    cmf & 0x0F == 8 && cmf >> 4 <= 7 && flg & 0x20 == 0 && u16::from_be_bytes([cmf, flg]).is_multiple_of(31)
 }
 
 /// Where in the buffer of a batch from guest byte `start` a piece's bytes belong.

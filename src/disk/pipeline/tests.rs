@@ -12,7 +12,6 @@ use rustix::fs::OFlags;
 
 use sha2::{Digest, Sha256};
 
-use super::deflate::tests::{Writer, fixed};
 use super::replay::{Stretch, replay};
 use super::*;
 use crate::conversion::Reason;
@@ -23,9 +22,11 @@ use crate::disk::sample_vmdk::{Sparse, built};
 
 mod ending;
 mod panicking;
+mod passing;
 mod pieces;
 mod reading;
 
+use passing::{Writer, fixed};
 use pieces::*;
 
 fn every_output() -> Vec<CopyOptions> {
