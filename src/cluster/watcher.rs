@@ -228,15 +228,16 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
         let now = wanted.borrow_and_update().clone();
         match now {
             Some(queue) if without_state(&queue.spec) == held => {
-                if told != Some(queue.spec.run_state) {
-                    remote.set_run_state(queue.spec.run_state).await;
-                    told = Some(queue.spec.run_state);
+                let asked = (queue.spec.run_state, revision(&queue));
+                if told != Some(asked) {
+                    remote.ask(asked.0, asked.1).await;
+                    told = Some(asked);
                 }
                 reporter.tell(|report| report.asked(&queue));
             }
             Some(queue) => {
                 // To the engine that is about to end, too: it knows what is queued when draining begins.
-                remote.set_run_state(queue.spec.run_state).await;
+                remote.ask(queue.spec.run_state, revision(&queue)).await;
                 return;
             }
             None => return,
@@ -265,8 +266,14 @@ fn settings(queue: &HyperConversion, layout: Layout) -> Result<Settings, Invalid
         zone: TimeZone::UTC,
         stall_threshold: seconds(spec.notifications.stalled_after_seconds),
         run_state: spec.run_state,
+        revision: revision(queue),
         ends: false,
     })
+}
+
+/// The API server counts the changes of what is asked.
+fn revision(queue: &HyperConversion) -> i64 {
+    queue.metadata.generation.unwrap_or_default()
 }
 
 /// Tries the volumes until they can do what is asked of them, saying what they can't.

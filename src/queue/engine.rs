@@ -90,6 +90,8 @@ pub struct Settings {
     pub stall_threshold: Duration,
     /// What is asked of it from the start; on one host the ledger may know of a pause besides.
     pub run_state: RunState,
+    /// Of what is asked: rises with each change; always 0 on one host.
+    pub revision: i64,
     /// Whether a drained or stopped engine ends (one host), or waits to be resumed (a pod).
     pub ends: bool,
 }
@@ -121,8 +123,8 @@ pub enum Error {
 
 type Result<T> = std::result::Result<T, Error>;
 
-/// A command, and who waits to hear that it is taken.
-type Order = (RunState, oneshot::Sender<()>);
+/// A command, its revision, and who waits to hear that it is taken.
+type Order = (RunState, i64, oneshot::Sender<()>);
 
 /// One queue's engine.
 #[derive(Debug)]
@@ -137,8 +139,10 @@ pub struct Engine<E> {
     digests: Digests,
     space: Space,
     conversions: BTreeMap<ConversionId, Conversion>,
-    /// What is still to be claimed while draining; `None` while not draining.
+    /// What is still to be claimed while draining; `None` while not draining, or where that is to be found out first.
     drain: Option<Drain>,
+    /// Whether what lay there at the start has settled, as far as it ever does.
+    has_settled: bool,
     orders: mpsc::UnboundedReceiver<Order>,
     hints: mpsc::Receiver<String>,
     snapshot: watch::Sender<Snapshot>,
@@ -221,7 +225,12 @@ impl<E: Executor> Engine<E> {
             settings.companion_timeout,
             left,
         );
-        let drain = (run_state == RunState::Draining).then(|| Drain::resume(&settings.layout));
+        let drain = match run_state {
+            RunState::Draining => Drain::resume(&settings.layout, settings.revision),
+            RunState::Running | RunState::Paused | RunState::Stopped => None,
+        };
+        // A daemon that is to drain ends with what it knows of.
+        let has_settled = settings.ends;
         let mut engine = Self {
             settings,
             executor,
@@ -234,6 +243,7 @@ impl<E: Executor> Engine<E> {
             space: Space::default(),
             conversions: BTreeMap::new(),
             drain,
+            has_settled,
             orders,
             hints,
             snapshot,
@@ -244,6 +254,7 @@ impl<E: Executor> Engine<E> {
             next_prune: Duration::ZERO,
             claim_pause: Duration::ZERO,
         };
+        engine.remember_drain();
         engine.executor.set_run_state(run_state).await?;
         engine.recover().await?;
         engine.show();
@@ -287,9 +298,7 @@ impl<E: Executor> Engine<E> {
         self.prune(now).await;
         self.intake.look(now);
         self.group(now);
-        if let Some(drain) = &mut self.drain {
-            drain.found(self.intake.ready(), |name| self.intake.may_hold(name));
-        }
+        self.look_at_drain(now);
         self.recall().await;
         self.space_look(now);
         self.advance_all().await;

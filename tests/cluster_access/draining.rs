@@ -55,4 +55,20 @@ async fn what_was_queued_when_draining_began_is_claimed_whoever_watches_and_what
     assert_eq!((made.len(), waiting()), (FILES - 2, vec!["late.img".to_owned()]));
     // It does not wait for a slot.
     watcher.until("counted", || shows(&format!("\"current_queue_depth\":{},", FILES - 2)));
+
+    // Asked for anew while nobody watches: what came late is queued when that begins.
+    drop(watcher);
+    for run_state in ["Running", "Draining"] {
+        stage.merge::<HyperConversion>("q", &json!({"spec": {"runState": run_state}})).await;
+    }
+    let watcher = site.start_one("watcher", &cluster.kubeconfig, namespace, &uid);
+    watcher.until("drained of what came late", || waiting().is_empty());
+
+    // As a watcher leaves it that dies before it has noted what is queued.
+    drop(watcher);
+    fs::remove_file(site.0.path().join("output/.daemon/draining.json")).unwrap();
+    fs::write(queue.join("later.img"), [7; 12288]).unwrap();
+    conversions.delete(&made[0].name_any(), &DeleteParams::default()).await.unwrap();
+    let watcher = site.start_one("watcher", &cluster.kubeconfig, namespace, &uid);
+    watcher.until("drained of what was there", || waiting().is_empty());
 }

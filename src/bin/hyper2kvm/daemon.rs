@@ -277,6 +277,7 @@ fn settings(config: &Config, layout: Layout) -> Settings {
         zone: TimeZone::system(),
         stall_threshold: config.notifications.stall_after,
         run_state: RunState::Running,
+        revision: 0,
         ends: true,
     }
 }

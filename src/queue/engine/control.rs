@@ -10,7 +10,6 @@ use crate::conversion::chain;
 use crate::executor::Executor;
 use crate::stats::Snapshot;
 
-use super::drain::Drain;
 use super::{Engine, Order};
 
 /// How long a command waits for the engine to take it, before it is answered all the same.
@@ -42,8 +41,13 @@ impl Remote {
 
     /// Tells the engine, and waits until it has taken the command, or for a while. `false` when it has ended.
     pub async fn set_run_state(&self, run_state: RunState) -> bool {
+        self.ask(run_state, 0).await
+    }
+
+    /// The same of a queue whose wishes have a revision ([`super::Settings::revision`]).
+    pub async fn ask(&self, run_state: RunState, revision: i64) -> bool {
         let (taken, answer) = oneshot::channel();
-        if self.orders.send((run_state, taken)).is_err() {
+        if self.orders.send((run_state, revision, taken)).is_err() {
             return false;
         }
         // An engine that is busy takes it later: the command is not lost.
@@ -53,9 +57,12 @@ impl Remote {
 }
 
 impl<E: Executor> Engine<E> {
-    pub(super) async fn obey(&mut self, (run_state, taken): Order) {
+    pub(super) async fn obey(&mut self, (run_state, revision, taken): Order) {
+        let before = std::mem::replace(&mut self.settings.revision, revision);
         if run_state != self.run_state {
             self.set_run_state(run_state).await;
+        } else if revision != before {
+            self.remember_drain();
         }
         // Whoever asked may have gone.
         let _ = taken.send(());
@@ -65,13 +72,8 @@ impl<E: Executor> Engine<E> {
         tracing::info!(from = ?self.run_state, to = ?run_state, "run state changed");
         self.run_state = run_state;
         self.last_activity = Some(Timestamp::now());
-        self.drain = (run_state == RunState::Draining).then(|| Drain::begin(self.intake.ready()));
-        if !self.settings.ends {
-            match &self.drain {
-                Some(drain) => drain.remember(&self.settings.layout),
-                None => Drain::forget(&self.settings.layout),
-            }
-        }
+        self.drain = if run_state == RunState::Draining { self.begun_drain() } else { None };
+        self.remember_drain();
         self.show();
         if self.settings.ends && matches!(run_state, RunState::Running | RunState::Paused) {
             let paused = run_state == RunState::Paused;
@@ -94,6 +96,8 @@ impl<E: Executor> Engine<E> {
         let ready = self.intake.ready();
         match &self.drain {
             Some(drain) => drain.left(ready),
+            // It is not known yet whether anything is to be drained: nothing is said to be empty.
+            None if self.run_state == RunState::Draining => ready.len().max(1),
             None => ready.len(),
         }
     }

@@ -1,20 +1,45 @@
 //! What is still to be claimed while draining. A watcher that is started again finds it in a file, since it can't tell
-//! what was queued before from what came since; a daemon that drains ends.
+//! what was queued before from what came since; a daemon that drains ends. Where the file says nothing, or is of an
+//! earlier wish to drain, draining begins with what is queued once everything has settled that lies there.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use crate::conversion::admission::RunState;
 use crate::conversion::chain;
+use crate::executor::Executor;
 use crate::queue::layout::Layout;
 use crate::queue::scan::Name;
 use crate::queue::store;
+
+use super::Engine;
 
 /// Name of the file below `{output}/.daemon/`.
 const FILE: &str = "draining.json";
 
 /// Longest file that is read, in bytes: a hundred thousand names of the longest kind.
 const MAX_LENGTH: usize = 32 << 20;
+
+/// How long draining waits for files to settle before it begins: an upload may go on for hours.
+const SETTLED_AT_LAST: Duration = Duration::from_secs(30);
+
+/// What a run leaves to the next one.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    /// Of what was asked of the queue when this was last true.
+    revision: i64,
+    names: Vec<String>,
+}
+
+/// Whether what is asked now asks for the very drain that an earlier run knew of. Any other one takes two changes: one
+/// that ends the former.
+fn is_the_same(remembered: i64, now: i64) -> bool {
+    (0..=1).contains(&(now - remembered))
+}
 
 /// Files that were queued when draining began, by primary.
 #[derive(Debug)]
@@ -30,20 +55,21 @@ impl Drain {
         Self { names: ready.cloned().collect(), unsettled: HashSet::new() }
     }
 
-    /// What an earlier run has remembered.
-    pub fn resume(layout: &Layout) -> Self {
-        let found = store::read_json::<Vec<String>>(&layout.daemon(), FILE, MAX_LENGTH).unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "what was queued when draining began is not known; it stays");
+    /// What an earlier run has remembered of the drain that is asked for.
+    pub fn resume(layout: &Layout, revision: i64) -> Option<Self> {
+        let found = store::read_json::<Remembered>(&layout.daemon(), FILE, MAX_LENGTH).unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "what was queued when draining began is not known; all is drained");
             None
         });
-        let names: HashSet<Name> = found.unwrap_or_default().into_iter().map(Name::from).collect();
-        Self { unsettled: names.clone(), names }
+        let same = found.filter(|found| is_the_same(found.revision, revision))?;
+        let names: HashSet<Name> = same.names.into_iter().map(Name::from).collect();
+        Some(Self { unsettled: names.clone(), names })
     }
 
     /// Lets a later run know.
-    pub fn remember(&self, layout: &Layout) {
-        let names: Vec<&str> = self.names.iter().map(AsRef::as_ref).collect();
-        if let Err(error) = store::write_json(&layout.daemon().join(FILE), &names) {
+    pub fn remember(&self, layout: &Layout, revision: i64) {
+        let names = self.names.iter().map(|name| name.as_ref().to_owned()).collect();
+        if let Err(error) = store::write_json(&layout.daemon().join(FILE), &Remembered { revision, names }) {
             tracing::warn!(error = %chain(&error), "a restart will not know what was queued when draining began");
         }
     }
@@ -76,6 +102,38 @@ impl Drain {
     }
 }
 
+impl<E: Executor> Engine<E> {
+    /// Lets a later run know what is drained, or that nothing is.
+    pub(super) fn remember_drain(&self) {
+        if self.settings.ends {
+            return;
+        }
+        match &self.drain {
+            Some(drain) => drain.remember(&self.settings.layout, self.settings.revision),
+            None => Drain::forget(&self.settings.layout),
+        }
+    }
+
+    /// What is queued now, unless what lies there has yet to settle.
+    pub(super) fn begun_drain(&self) -> Option<Drain> {
+        self.has_settled.then(|| Drain::begin(self.intake.ready()))
+    }
+
+    /// Takes note of what the round found, and begins where that had to wait.
+    pub(super) fn look_at_drain(&mut self, now: Duration) {
+        self.has_settled |= self.intake.is_at_rest() || now >= SETTLED_AT_LAST;
+        if self.run_state == RunState::Draining && self.drain.is_none() {
+            self.drain = self.begun_drain();
+            if self.drain.is_some() {
+                self.remember_drain();
+            }
+        }
+        if let Some(drain) = &mut self.drain {
+            drain.found(self.intake.ready(), |name| self.intake.may_hold(name));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tempfile::tempdir;
@@ -93,10 +151,10 @@ mod tests {
         fs::create_dir_all(layout.daemon()).unwrap();
         let queued = names(&["a.img", "b.img", "gone.img"]);
         let before = Drain::begin(queued.iter());
-        before.remember(&layout);
+        before.remember(&layout, 7);
         assert_eq!(before.left(names(&["a.img", "late.img"]).iter()), 1);
 
-        let mut after = Drain::resume(&layout);
+        let mut after = Drain::resume(&layout, 8).unwrap();
         assert_eq!(after.left([].iter()), 3, "nothing was looked at yet");
         after.found(names(&["a.img"]).iter(), |name| name != "gone.img");
         assert_eq!(after.left(names(&["a.img", "late.img"]).iter()), 2, "a.img, which is stable, and b.img");
@@ -107,6 +165,18 @@ mod tests {
 
         Drain::forget(&layout);
         Drain::forget(&layout);
-        assert_eq!(Drain::resume(&layout).left([].iter()), 0);
+        assert!(Drain::resume(&layout, 7).is_none());
+    }
+
+    #[test]
+    fn what_was_remembered_of_another_drain_is_of_no_use() {
+        let place = tempdir().unwrap();
+        let layout = Layout::new(place.path().join("queue"), place.path().join("output"));
+        fs::create_dir_all(layout.daemon()).unwrap();
+        Drain::begin(names(&["a.img"]).iter()).remember(&layout, 7);
+        let is_resumed = [6, 7, 8, 9].map(|revision| Drain::resume(&layout, revision).is_some());
+        assert_eq!(is_resumed, [false, true, true, false]);
+        fs::write(layout.daemon().join(FILE), r#"["a.img"]"#).unwrap();
+        assert!(Drain::resume(&layout, 7).is_none());
     }
 }

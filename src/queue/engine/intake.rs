@@ -195,6 +195,11 @@ impl Intake {
         self.settling.unsettled()
     }
 
+    /// Whether everything that lies there is stable and grouped.
+    pub fn is_at_rest(&self) -> bool {
+        !self.is_dirty && !self.scan_failed && self.unsettled() == 0
+    }
+
     /// The artifact was taken out of the directory.
     pub fn claimed(&mut self, artifact: &Artifact) {
         for member in &artifact.members {
