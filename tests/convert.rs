@@ -1,5 +1,8 @@
 //! `hyper2kvm convert` against qemu-img, which makes the sources and judges the outputs.
 
+#[path = "convert/threads.rs"]
+mod threads;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -21,6 +21,7 @@ use crate::disk::{Extent, Layout, Location, Region};
 use crate::disk::sample_vmdk::{Sparse, built};
 
 mod ending;
+mod kept;
 mod panicking;
 mod passing;
 mod pieces;
