@@ -1,5 +1,6 @@
 //! Good images with flipped, copied and cut bytes through the whole engine: the same disk or the same error at the same
-//! place by the plainest path and by the fastest; never a panic, never more extents than the disk can have.
+//! place by the plainest path, by the fastest, to other outputs and beside a digest; never a panic, never more extents than
+//! the disk can have.
 //!
 //! Each is a fuzz target too, which cargo-bolero (<https://camshaft.github.io/bolero>) drives by what the engine's code runs
 //! through:
@@ -15,10 +16,12 @@ use std::sync::{Arc, OnceLock};
 
 use bolero::{TypeGenerator, check, produce};
 use hyper2kvm::conversion::{Compression, OutputFormat};
+use hyper2kvm::disk::manifest::{Algorithm, Expected};
 use hyper2kvm::disk::pipeline::{self, CopyControl, CopyOptions};
 use hyper2kvm::disk::source::{self, Limits};
 use hyper2kvm::disk::{Error, Image, Region};
 use rustix::fs::OFlags;
+use sha2::{Digest, Sha256};
 
 use crate::disks::good;
 use crate::trap::content;
@@ -81,8 +84,15 @@ fn fastest() -> CopyOptions {
     CopyOptions { compress: Compression::Zlib, threads: Some(4), ..CopyOptions::default() }
 }
 
+/// Other outputs, and the same beside a digest of each of the image's files.
+fn others() -> [(CopyOptions, bool); 3] {
+    let zstd = CopyOptions { compress: Compression::Zstd, threads: Some(3), ..CopyOptions::default() };
+    let vdi = CopyOptions { format: OutputFormat::Vdi, threads: Some(2), ..CopyOptions::default() };
+    [(zstd, false), (vdi, false), (fastest(), true)]
+}
+
 /// The guest's disks as they are read in their copies; the map is walked beside it.
-fn convert(region: &Region, options: &CopyOptions) -> Result<Vec<Vec<u8>>, Error> {
+fn convert(region: &Region, options: &CopyOptions, digested: bool) -> Result<Vec<Vec<u8>>, Error> {
     let source = source::open(region, &[], &LIMITS, &mut || Ok(tempfile::tempfile().unwrap()))?;
     let mut disks = Vec::new();
     for disk in &source.disks {
@@ -99,23 +109,36 @@ fn convert(region: &Region, options: &CopyOptions) -> Result<Vec<Vec<u8>>, Error
         }
         assert_eq!(at, size, "extents cover the disk");
         let output = tempfile::tempfile().unwrap();
+        let digests = if digested { disk.image.regions.iter().map(digest).collect() } else { Vec::new() };
+        let options = &CopyOptions { digests, ..options.clone() };
         pipeline::copy(&disk.image, &output, "output", options, &CopyControl::default())?;
         disks.push(guest(output, options.format));
     }
     Ok(disks)
 }
 
+/// The digest that the region has.
+fn digest(region: &Region) -> Expected {
+    let mut bytes = vec![0; usize::try_from(region.len()).unwrap()];
+    region.read_exact_at(&mut bytes, 0).unwrap();
+    Expected { region: region.clone(), algorithm: Algorithm::Sha256, digest: Sha256::digest(&bytes).to_vec() }
+}
+
 /// What the guest sees in a copy.
 fn guest(output: File, format: OutputFormat) -> Vec<u8> {
     let len = output.metadata().unwrap().len();
     let region = Region::whole(Arc::new(output), "output", len);
-    let image = if format == OutputFormat::Raw { Image::raw(&region) } else { Image::qcow2(&region, u64::MAX) };
+    let image = match format {
+        OutputFormat::Raw => Image::raw(&region),
+        OutputFormat::Qcow2 => Image::qcow2(&region, u64::MAX),
+        OutputFormat::Vdi => Image::vdi(&region, u64::MAX),
+    };
     let raw = tempfile::NamedTempFile::new().unwrap();
     pipeline::copy(&image.unwrap(), raw.as_file(), "guest", &plainest(), &CopyControl::default()).unwrap();
     fs::read(raw.path()).unwrap()
 }
 
-/// Both paths say the same of a changed image.
+/// The plainest path, the fastest, and one more in turn say the same of a changed image.
 fn agree(name: &'static str, image: &[u8]) {
     let place = tempfile::NamedTempFile::new().unwrap();
     fs::write(place.path(), image).unwrap();
@@ -124,14 +147,19 @@ fn agree(name: &'static str, image: &[u8]) {
     let direct = File::options().read(true).custom_flags(flags).open(place.path()).ok();
     let cached = Region::whole(file, name, image.len() as u64);
     let around = cached.clone().also_direct(direct.map(Arc::new));
-    match (convert(&cached, &plainest()), convert(&around, &fastest())) {
-        (Ok(plain), Ok(fast)) => assert!(plain == fast, "two readings differ"),
-        // Of two faults, the first in the guest's order is told.
-        (Err(plain), Err(fast)) => assert_eq!(
-            (plain.reason, &plain.file, plain.offset, &plain.message),
-            (fast.reason, &fast.file, fast.offset, &fast.message)
-        ),
-        (plain, fast) => panic!("{:?} but {:?}", plain.err(), fast.err()),
+    let turn = image.iter().map(|byte| usize::from(*byte)).sum::<usize>() % others().len();
+    let plain = convert(&cached, &plainest(), false);
+    for (options, digested) in [(fastest(), false), others()[turn].clone()] {
+        match (&plain, convert(&around, &options, digested)) {
+            (Ok(plain), Ok(fast)) => assert!(*plain == fast, "two readings differ: {options:?}"),
+            // Of two faults, the first in the guest's order is told.
+            (Err(plain), Err(fast)) => assert_eq!(
+                (plain.reason, &plain.file, plain.offset, &plain.message),
+                (fast.reason, &fast.file, fast.offset, &fast.message),
+                "{options:?}"
+            ),
+            (plain, fast) => panic!("{:?} but {:?}: {options:?}", plain.as_ref().err(), fast.err()),
+        }
     }
 }
 
