@@ -1,10 +1,13 @@
 //! How a copy reads: once, ahead, not after its end, and what digests make of it.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sha2::Sha512;
+
+use crate::disk::resolve::{qemu_img, region_of};
 
 use super::*;
 
@@ -216,4 +219,37 @@ fn two_milliseconds_a_read_are_hidden() {
         });
         assert!(ratio <= 1.1, "{name}: {ratio:.2} times as long as without");
     }
+}
+
+#[test]
+fn the_map_does_not_run_ahead_over_any_number_of_holes() {
+    // Blocks in no order, so that each is a step of its own; all but the guest's first lie in holes of the file.
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), &["create", "-q", "-f", "vdi", "-o", "static=on", "holes.vdi", "128G"]);
+    let path = folder.path().join("holes.vdi");
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let [mut data, mut count] = [[0; 4]; 2];
+    file.read_exact_at(&mut data, 0x158).unwrap();
+    file.read_exact_at(&mut count, 0x180).unwrap();
+    let count = u32::from_le_bytes(count);
+    let map: Vec<u8> = (0..count).rev().flat_map(u32::to_le_bytes).collect();
+    file.write_all_at(&map, 512).unwrap();
+    file.write_all_at(&[1], u64::from(u32::from_le_bytes(data)) + (u64::from(count - 1) << 20)).unwrap();
+
+    let (pages, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (counted, noted) = (Arc::clone(&pages), Arc::clone(&seen));
+    let region = region_of(&path).before_reads(move |len| {
+        if len == 64 << 10 {
+            counted.fetch_add(1, Ordering::Relaxed);
+        } else {
+            thread::sleep(Duration::from_millis(500));
+            let so_far = counted.load(Ordering::Relaxed);
+            let _ = noted.compare_exchange(0, so_far, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    });
+    let image = Image::vdi(&region, u64::MAX).unwrap();
+    pages.store(0, Ordering::Relaxed);
+    copied(&image, &folder.path().join("out"), &CopyOptions::default()).unwrap();
+    let (seen, all) = (seen.load(Ordering::Relaxed), pages.load(Ordering::Relaxed));
+    assert!(seen == 1 && all == 8, "{seen} of {all} pages of the map were read before the first block");
 }
