@@ -54,11 +54,13 @@ impl Raw {
         &self.warnings
     }
 
-    /// Bytes of data, an upper bound; `None` where the file system does not tell.
+    /// Bytes of data, an upper bound; `None` where the file system does not tell, or once it was cancelled.
     #[must_use]
     pub fn data_bytes(&self) -> Option<u64> {
         let mut data = 0;
         for extent in without_holes(self.extents(), std::slice::from_ref(&self.region)) {
+            // A file may have a million holes.
+            self.region.check().ok()?;
             let extent = extent.ok()?;
             if extent.at != Location::Zero {
                 data += extent.len();
@@ -110,6 +112,15 @@ mod tests {
         let stored = Extent { guest: 1 << 20..(1 << 20) + 65536, at: Location::Stored { file: 0, offset: 1 << 20 } };
         assert_eq!(map(&raw), vec![zero(0..1 << 20), stored, zero((1 << 20) + 65536..3 << 20)]);
         assert_eq!(raw.data_bytes(), Some(65536));
+    }
+
+    #[test]
+    fn holes_are_not_counted_after_a_cancellation() {
+        let cancellation = crate::disk::Cancellation::default();
+        let raw = open(&region(|file| file.set_len(1 << 20).unwrap()).until(&cancellation)).unwrap();
+        assert_eq!(raw.data_bytes(), Some(0));
+        cancellation.cancel();
+        assert_eq!(raw.data_bytes(), None);
     }
 
     #[test]
