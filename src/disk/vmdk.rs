@@ -43,11 +43,16 @@ pub fn open(region: &Region) -> Result<Vmdk, Error> {
 /// checks that the size agrees.
 ///
 /// # Errors
-/// As [`open`]; a part that has a descriptor of its own is `Corrupt`.
+/// As [`open`]; a part that has a descriptor of its own is `Corrupt`, a compressed one `UnsupportedFormat`.
 pub fn open_extent(region: &Region) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
     if let Some((offset, _)) = read_descriptor(region, &header)? {
         return Err(Error::corrupt(region.name(), offset, "a part of a split disk has a descriptor of its own"));
+    }
+    if header.compressed {
+        let message =
+            "is a compressed part of a split disk, which no writer makes: convert it to streamOptimized first";
+        return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message));
     }
     with_header(region, header, false)
 }

@@ -240,6 +240,13 @@ fn a_part_of_a_split_disk_needs_no_descriptor() {
 }
 
 #[test]
+fn a_compressed_part_of_a_split_disk_is_refused() {
+    let kind = Sparse { descriptor: None, footer: false, ..Sparse::stream_optimized(2 * 65536) };
+    let error = open_extent(&region(&built(&kind, &content(2 * 65536)))).unwrap_err();
+    assert_eq!(error.reason, Reason::UnsupportedFormat, "{error}");
+}
+
+#[test]
 fn truncated_files_are_refused_at_every_length() {
     for kind in kinds(8 * 65536) {
         let whole = built(&kind, &content(8 * 65536));
