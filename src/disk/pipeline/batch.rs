@@ -14,8 +14,10 @@ pub const CLUSTER_BYTES: usize = 64 << 10;
 /// A compressed extent is no longer than this, in guest bytes (the largest cluster of qcow2, grain of VMDK).
 const MAX_COMPRESSED: u64 = 2 << 20;
 
-/// Compressed input after which a batch ends at the next boundary, and which none may exceed.
-const INPUT: usize = 1 << 20;
+/// Compressed input after which a batch ends at the next boundary; grains that do not shrink, and of which no more is known
+/// than the most they can be, still make a whole batch.
+pub const INPUT: usize = 5 << 18;
+/// Compressed input that no batch may exceed.
 const MAX_INPUT: usize = 8 << 20;
 
 /// One step of a copy, in guest order.

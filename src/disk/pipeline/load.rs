@@ -21,7 +21,7 @@ pub struct Loaded {
     pub input: Buffer,
     /// Where in `input` each piece's bytes are; empty for stored ones.
     pub places: Vec<Range<usize>>,
-    /// What was read, in the order of the pieces.
+    /// What was read, in the order of the files.
     pub runs: Vec<Run>,
 }
 
@@ -101,31 +101,33 @@ struct Plan {
 
 fn plan(regions: &[Region], batch: &Batch) -> Result<Plan, Error> {
     let mut runs: Vec<Run> = Vec::new();
-    let mut places = Vec::with_capacity(batch.pieces.len());
-    let mut filled: usize = 0;
-    for piece in &batch.pieces {
+    let mut places = vec![0..0; batch.pieces.len()];
+    let mut packed = Vec::new();
+    for (number, piece) in batch.pieces.iter().enumerate() {
         let (file, offset, len) = match piece.at {
-            Location::Zero => {
-                places.push(0..0);
-                continue;
-            }
+            Location::Zero => continue,
             Location::Stored { file, offset } => {
                 let place = Place::Buffer(length(piece.guest.start - batch.guest.start));
                 runs.push(Run { file, range: offset..offset + piece.len(), place });
-                places.push(0..0);
                 continue;
             }
             Location::Deflate { file, offset, len, zlib } => {
                 (file, offset, bounded(&regions[file], offset, len, zlib)?)
             }
             Location::Zstd { file, offset, len } => (file, offset, bounded(&regions[file], offset, len, false)?),
-            Location::Marked { file, offset, reach, .. } => (file, offset, u64::from(reach)),
+            Location::Marked { file, offset, reach } => (file, offset, u64::from(reach)),
         };
+        packed.push((file, offset, len, number));
+    }
+    // In the file's order: some writers go through the guest backwards.
+    packed.sort_unstable();
+    let mut filled: usize = 0;
+    for (file, offset, len, number) in packed {
         let start = match runs.last_mut() {
             Some(Run { file: of, range, place: Place::Input(start) })
-                if *of == file && offset >= range.end && offset - range.end <= MAX_GAP.min(len) =>
+                if *of == file && offset <= range.end + MAX_GAP.min(len) =>
             {
-                range.end = offset + len;
+                range.end = range.end.max(offset + len);
                 *start + length(offset - range.start)
             }
             _ => {
@@ -134,9 +136,10 @@ fn plan(regions: &[Region], batch: &Batch) -> Result<Plan, Error> {
                 start
             }
         };
-        filled = start + length(len);
-        places.push(start..filled);
+        filled = filled.max(start + length(len));
+        places[number] = start..start + length(len);
     }
+    runs.sort_unstable_by_key(|run| (run.file, run.range.start));
     Ok(Plan { runs, places, input: filled.next_multiple_of(SECTOR) })
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::{Batch, Batches, CLUSTER_BYTES, Step};
+use super::batch::{Batch, Batches, CLUSTER_BYTES, INPUT, Step};
 use super::buffer::{Buffer, Pool};
 use super::encode::{Coded, Coding, Encode};
 use super::load::{Loaded, load};
@@ -28,9 +28,6 @@ const UNWRITTEN: usize = 8 << 20;
 
 /// What a step of zeros takes of the memory in flight: very little, but a map may have a million of them in a row.
 const STEP: usize = 4 << 10;
-
-/// Input memory kept for reuse is no larger than this.
-const MAX_KEPT: usize = 1 << 20;
 
 /// What the allocating thread gets for each step, in guest order.
 enum Turn {
@@ -368,7 +365,8 @@ impl<'a> Shared<'a> {
     fn keep(&self, mut input: Buffer) {
         input.resize(0);
         let mut inputs = self.inputs.lock().expect("no holder of the inputs panics");
-        if inputs.len() < READERS && input.capacity() <= MAX_KEPT {
+        // A longer one is rare.
+        if inputs.len() < READERS && input.capacity() <= INPUT {
             inputs.push(input);
         }
     }

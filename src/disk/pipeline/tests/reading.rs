@@ -121,7 +121,7 @@ fn markers_cost_no_reads_of_their_own() {
         reads.store(0, Ordering::Relaxed);
         copied(&image, &folder.path().join(name), &CopyOptions::default()).unwrap();
         let reads = reads.load(Ordering::Relaxed);
-        assert!(name == "descending" || reads < 35, "{name}: {reads} reads of 24 batches");
+        assert!(reads < 35, "{name}: {reads} reads of 24 batches");
     }
 }
 
@@ -146,7 +146,7 @@ fn reads_and_idle(bytes: &[u8], image: impl FnOnce(Region) -> Image) -> (u64, u6
 
 #[test]
 fn a_slow_source_is_kept_busy() {
-    for (name, bytes) in disks(48).into_iter().filter(|(name, _)| *name != "descending") {
+    for (name, bytes) in disks(48) {
         let (reads, idle) = reads_and_idle(&bytes, |region| Image::vmdk(&region).unwrap());
         assert!(reads > 40 && idle * 10 <= reads, "{name}: it had nothing to do behind {idle} of {reads} reads");
     }
@@ -154,9 +154,6 @@ fn a_slow_source_is_kept_busy() {
 
 #[test]
 fn a_slow_source_is_kept_busy_by_pieces_that_lie_in_no_order() {
-    let descending = disks(12).into_iter().find(|(name, _)| *name == "descending").unwrap().1;
-    let (reads, idle) = reads_and_idle(&descending, |region| Image::vmdk(&region).unwrap());
-    assert!(reads > 190 && idle * 10 <= reads, "grains: it had nothing to do behind {idle} of {reads} reads");
     for (unit, count) in [(65536, 200), (4096, 1000)] {
         let pieces: Vec<_> = (0..count).map(Piece::Random).collect();
         let order: Vec<_> = (0..pieces.len()).rev().collect();
@@ -181,7 +178,7 @@ fn seconds(bytes: &[u8], wait: impl Fn(usize) + Send + Sync + 'static) -> f64 {
 /// The least of `ratio`, which other work on this machine only raises; few tries where it is 1.1 or less.
 fn at_its_best(mut ratio: impl FnMut() -> f64) -> f64 {
     let mut best = f64::INFINITY;
-    for _ in 0..20 {
+    for _ in 0..60 {
         best = best.min(ratio());
         if best <= 1.1 {
             break;
@@ -192,7 +189,7 @@ fn at_its_best(mut ratio: impl FnMut() -> f64) -> f64 {
 
 #[test]
 fn a_source_of_limited_rate_is_copied_at_its_rate() {
-    for (name, bytes) in disks(24).into_iter().filter(|(name, _)| *name != "descending") {
+    for (name, bytes) in disks(24) {
         let ratio = at_its_best(|| {
             let (free, waited) = (Mutex::new(()), Arc::new(Mutex::new(Duration::ZERO)));
             let noted = Arc::clone(&waited);
@@ -210,7 +207,7 @@ fn a_source_of_limited_rate_is_copied_at_its_rate() {
 
 #[test]
 fn two_milliseconds_a_read_are_hidden() {
-    for (name, bytes) in disks(24).into_iter().filter(|(name, _)| *name != "descending") {
+    for (name, bytes) in disks(24) {
         let (mut quick, mut slow) = (f64::INFINITY, f64::INFINITY);
         let ratio = at_its_best(|| {
             quick = quick.min(seconds(&bytes, |_| ()));
