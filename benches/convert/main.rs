@@ -2,7 +2,7 @@
 //!
 //! The two run in turn, round after round, on the same file system, each with its source out of the page cache; what is
 //! printed are medians and the ratios pair by pair, slow rows too. Every output of the first round is compared with its
-//! source and checked by qemu-img, and those of later rounds with it. Without words those pairs run of which something is
+//! source and checked by qemu-img, and that of the last round with it. Without words those pairs run of which something is
 //! demanded; `--all` adds every other. Choose rows among all by any part of their names, and rounds:
 //!
 //! ```text
@@ -199,12 +199,13 @@ fn run_row(row: &Row, choice: &Choice) -> Result<()> {
             kept = Some(ratio(allocated(&source)?)?);
             size = if other.is_some() { Some(ratio(allocated(&theirs)?)?) } else { None };
         }
-        // The same source and options make the same bytes each time.
-        let now = digest_of(&ours)?;
         if matches!(row.peer, Peer::OneThread) {
-            ensure!(now == digest_of(&theirs)?, "{}: one thread makes other bytes", row.name);
+            ensure!(digest_of(&ours)? == digest_of(&theirs)?, "{}: one thread makes other bytes", row.name);
+        } else if round == 0 || round + 1 == rounds {
+            // The same source and options make the same bytes each time.
+            let now = digest_of(&ours)?;
+            ensure!(*digest.get_or_insert_with(|| now.clone()) == now, "{}: the last round made other bytes", row.name);
         }
-        ensure!(*digest.get_or_insert_with(|| now.clone()) == now, "{}: round {round} made another output", row.name);
         pairs.push((one, other));
     }
     for path in [&ours, &theirs] {
@@ -215,7 +216,7 @@ fn run_row(row: &Row, choice: &Choice) -> Result<()> {
 
 /// The SHA-256 of a file.
 fn digest_of(path: &Path) -> Result<String> {
-    let line = text_of("sha256sum", &[&path.display().to_string()])?;
+    let line = text_of("openssl", &["dgst", "-sha256", "-r", &path.display().to_string()])?;
     Ok(line.split(' ').next().unwrap_or_default().to_owned())
 }
 
