@@ -22,6 +22,7 @@ mod wide;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -236,7 +237,7 @@ impl Site {
     /// Both processes, as soon as the socket is there.
     fn start(&self, credentials: &Path, namespace: &str, uid: &str) -> [Process; 2] {
         let processes = ["watcher", "sidecar"].map(|word| self.start_one(word, credentials, namespace, uid));
-        processes[1].until("listening", || self.socket().exists());
+        processes[1].until("listening", || UnixStream::connect(self.socket()).is_ok());
         processes
     }
 

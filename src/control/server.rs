@@ -153,8 +153,8 @@ fn listen(path: &Path) -> io::Result<(blocking::UnixListener, (u64, u64))> {
     // this mode): it is never open to others, not even for a moment.
     rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
     rustix::net::bind(&socket, address.as_unix())?;
-    let metadata = std::fs::symlink_metadata(path)?;
     rustix::net::listen(&socket, 128)?;
+    let metadata = std::fs::symlink_metadata(path)?;
     Ok((socket.into(), (metadata.dev(), metadata.ino())))
 }
 
