@@ -103,8 +103,11 @@ async fn a_duplicate_whose_names_are_longer_than_its_object_holds_is_reported_al
     says(&stage, "StorageReady", "True", "Probed").await;
     fs::write(root.path().join("queue").join(&name), [7; 4096]).unwrap();
     let conversion = stage.first_conversion().await;
-    // The watcher reports it, and the controller makes a phase of that.
-    let is_over = |c: &ConversionJob| phase(c) == Some(JobPhase::Duplicate);
+    // Phase and report are two writes, in either order.
+    let is_over = |c: &ConversionJob| {
+        let duplicate_of = c.status.as_ref().and_then(|status| status.duplicate_of.as_ref());
+        phase(c) == Some(JobPhase::Duplicate) && duplicate_of.is_some()
+    };
     let over = stage.until::<ConversionJob>(&conversion, is_over).await;
     let told = over.status.unwrap().duplicate_of.unwrap();
     assert!(told.len() == 253 && told.starts_with(&format!("{name} of {now:.6}")), "{told}");
