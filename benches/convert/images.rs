@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::measure::text_of;
 use crate::vmdk::Sparse;
@@ -153,8 +153,7 @@ fn make_ova(directory: &Path, path: &Path, disk: &str, capacity: u64, digest: bo
     let (at, path) = (directory.display().to_string(), path.display().to_string());
     let mut words = vec!["--format=ustar", "-C", &at, "-cf", &path, &ovf];
     if digest {
-        let sum = text_of("sha256sum", &[&directory.join(disk).display().to_string()])?;
-        let sum = sum.split(' ').next().context("sha256sum says nothing")?;
+        let sum = crate::digest_of(&directory.join(disk))?;
         fs::write(directory.join(&mf), format!("SHA256({disk})= {sum}\n"))?;
         words.push(&mf);
     }

@@ -27,7 +27,7 @@ const IN_FLIGHT: usize = 16 << 20;
 const UNWRITTEN: usize = 8 << 20;
 
 /// What a step of zeros takes of the memory in flight: very little, but a map may have a million of them in a row.
-const STEP: usize = 4 << 10;
+const ZERO_STEP: usize = 4 << 10;
 
 /// What the allocating thread gets for each step, in guest order.
 enum Turn {
@@ -143,7 +143,7 @@ pub(super) fn run(
         return Err(error);
     }
     allocated?;
-    // What is wrong with the image tells more than that a digest is: by chance it would be the one or the other.
+    // The copy's own error, with its place, tells more; whichever came first would be chance.
     if let Some(error) = shared.digest_error.into_inner().expect("no holder of the error panics") {
         return Err(error);
     }
@@ -167,7 +167,7 @@ impl<'a> Shared<'a> {
                     continue;
                 }
                 Ok(Some(Step::Zero(end))) => {
-                    if !self.budget.take(STEP) {
+                    if !self.budget.take(ZERO_STEP) {
                         break;
                     }
                     Turn::Zero(end)
@@ -293,7 +293,7 @@ impl<'a> Shared<'a> {
         let mut jobs = Vec::new();
         loop {
             let (end, held) = match self.turns.next() {
-                Some(Turn::Zero(end)) => (end, STEP),
+                Some(Turn::Zero(end)) => (end, ZERO_STEP),
                 Some(Turn::Data(coded, held)) => {
                     let end = coded.guest.end;
                     writer.place(coded, &mut jobs)?;
