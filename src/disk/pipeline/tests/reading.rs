@@ -187,6 +187,19 @@ fn at_its_best(mut ratio: impl FnMut() -> f64) -> f64 {
     best
 }
 
+/// The median of `ratio`, which other work on this machine moves either way; few tries where it is 1.1 or less.
+fn in_the_middle(mut ratio: impl FnMut() -> f64) -> f64 {
+    let mut ratios = Vec::new();
+    loop {
+        ratios.extend([ratio(), ratio()]);
+        ratios.sort_by(f64::total_cmp);
+        let median = f64::midpoint(ratios[ratios.len() / 2 - 1], ratios[ratios.len() / 2]);
+        if ratios.len() >= 60 || ratios.len() >= 6 && median <= 1.1 {
+            return median;
+        }
+    }
+}
+
 #[test]
 fn a_source_of_limited_rate_is_copied_at_its_rate() {
     for (name, bytes) in disks(24) {
@@ -208,11 +221,9 @@ fn a_source_of_limited_rate_is_copied_at_its_rate() {
 #[test]
 fn two_milliseconds_a_read_are_hidden() {
     for (name, bytes) in disks(24) {
-        let (mut quick, mut slow) = (f64::INFINITY, f64::INFINITY);
-        let ratio = at_its_best(|| {
-            quick = quick.min(seconds(&bytes, |_| ()));
-            slow = slow.min(seconds(&bytes, |_| thread::sleep(Duration::from_millis(2))));
-            slow / quick
+        let ratio = in_the_middle(|| {
+            let quick = seconds(&bytes, |_| ());
+            seconds(&bytes, |_| thread::sleep(Duration::from_millis(2))) / quick
         });
         assert!(ratio <= 1.1, "{name}: {ratio:.2} times as long as without");
     }
