@@ -68,12 +68,8 @@ pub struct Identity {
 pub enum WatcherError {
     #[error(transparent)]
     Lock(#[from] LockError),
-    #[error("cannot tell this machine from others")]
-    Machine(#[source] std::io::Error),
     #[error(transparent)]
     Engine(#[from] engine::Error),
-    #[error(transparent)]
-    Setting(#[from] InvalidSetting),
     #[error(transparent)]
     Watch(#[from] WatchEnded),
 }
@@ -89,7 +85,7 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
     let reporter = Reporter::start(client.clone(), &identity, &queue, wanted.clone());
     let layout = volumes(&identity, &reporter).await;
-    let locks = lock(&layout, &identity, &reporter).await?;
+    let locks = lock(&layout, &identity, &reporter).await;
     let mut lost = tokio::spawn(beat(locks));
     let watcher = Watcher { client, identity, layout, reporter: reporter.clone(), started };
     // Dropped where it stands: every step of the engine is safe to repeat.
@@ -161,12 +157,24 @@ impl Watcher {
         let Self { client, identity, layout, reporter, started } = self;
         loop {
             let Some(queue) = known(wanted).await else { return Ok(()) };
+            let settings = match settings(&queue, layout.clone()) {
+                Ok(settings) => settings,
+                Err(invalid) => {
+                    // The controller says it on the object.
+                    tracing::error!("spec.{invalid}; waiting until that is set right");
+                    let other =
+                        |now: &Option<Arc<HyperConversion>>| now.as_ref().is_none_or(|now| now.spec != queue.spec);
+                    match wanted.wait_for(other).await {
+                        Ok(_) => continue,
+                        Err(_) => return Ok(()),
+                    }
+                }
+            };
             let secrets = Secrets::read(&queue.spec.notifications, &identity.secrets_dir);
             let notifier = Notifier::start(secrets.config.clone());
             reporter.tell(|report| report.notifications(&secrets.wrong, notifier.unusable()));
             let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.clone()).await?;
             let (_events, hints) = events::watch(layout.queue());
-            let settings = settings(&queue, layout.clone())?;
             let (engine, remote) = Engine::start(settings, executor, ledger.clone(), notifier, hints, *started).await?;
             reporter.tell(report::Report::storage_usable);
             tracing::info!(queue = identity.queue, "watching");
@@ -314,15 +322,15 @@ fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Layout, (&'static str,
 }
 
 /// Takes both directories, waiting as long as somebody else has them.
-async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Result<Locks, WatcherError> {
+async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Locks {
     let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
-    let me = Owner::this(&identity.pod, &identity.queue_uid, token).map_err(WatcherError::Machine)?;
     let begun = Instant::now();
     loop {
-        let refused = match Contender::new(layout, me.clone()) {
+        let me = Owner::this(&identity.pod, &identity.queue_uid, token.as_str());
+        let refused = match me.and_then(|me| Contender::new(layout, me)) {
             Ok(mut contender) => loop {
                 match contender.poll(begun.elapsed()) {
-                    Ok(Contest::Won(locks)) => return Ok(locks),
+                    Ok(Contest::Won(locks)) => return locks,
                     Ok(Contest::Waiting { contender: again, until, holder }) => {
                         contender = again;
                         reporter.unlocked();

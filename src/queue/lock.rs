@@ -21,6 +21,7 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long another's heartbeat must have stood still, on our clock, before we take over.
 pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const LOCK_FILE: &str = ".lock";
 const OWNER_FILE: &str = ".owner.json";
 const MAX_OWNER_BYTES: usize = 4 << 10;
@@ -60,6 +61,9 @@ pub enum LockError {
         #[source]
         source: io::Error,
     },
+    /// The kernel doesn't say which boot this is.
+    #[error("cannot tell this machine from others by {BOOT_ID}")]
+    Machine(#[source] io::Error),
     #[error("cannot keep the owner file of {}", .dir.display())]
     Owner {
         dir: PathBuf,
@@ -112,11 +116,12 @@ impl Owner {
         holder: impl Into<String>,
         stateful_set: impl Into<String>,
         token: impl Into<String>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, LockError> {
+        let boot_id = std::fs::read_to_string(BOOT_ID).map_err(LockError::Machine)?;
         Ok(Self {
             holder: holder.into(),
             stateful_set: stateful_set.into(),
-            boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            boot_id: boot_id.trim().to_owned(),
             token: token.into(),
             beat: 0,
             time: Timestamp::now(),

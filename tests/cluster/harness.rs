@@ -246,6 +246,17 @@ impl Namespace {
         command
     }
 
+    /// Changes a `HyperConversion` where it is stored, as if an older schema had let it in: `new` takes the place of `old`.
+    /// False where somebody else's cluster stores it.
+    pub fn store(&self, queue: &str, old: &str, new: &str) -> bool {
+        let is_ours = self.cluster.state.is_some();
+        if is_ours {
+            let key = format!("/registry/hyper2kvm.io/hyperconversions/{}/{queue}", self.name);
+            run(Command::new(in_tree("tests/cluster/store.sh")).args([&key, old, new]).stdin(Stdio::null()));
+        }
+        is_ours
+    }
+
     /// A hostPath directory on the node, and a claim of that name bound to it.
     pub fn volume(&self, claim: &str, mode: &str) -> PathBuf {
         let path = self.cluster.volumes.join(&self.name).join(claim);

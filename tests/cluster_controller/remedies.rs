@@ -3,11 +3,13 @@
 use std::fs;
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, condition};
+use hyper2kvm::cluster::controller::objects::Image;
 use jiff::Timestamp;
 use rusqlite::Connection;
 use serde_json::json;
 
 use super::{phase, saying};
+use crate::harness::{Need, left_out};
 use crate::stage::Stage;
 
 /// What a condition says, once it has this status and reason.
@@ -56,6 +58,38 @@ async fn a_ledger_that_is_damaged_or_newer_is_a_condition_until_it_is_moved_asid
     let conversions = stage.conversions_once(made("web02.img")).await;
     assert!(conversions.len() == 2 && made("web01.img")(&conversions), "{conversions:#?}");
     assert!(conversions.iter().all(|c| phase(c) != Some(JobPhase::Cancelled)), "{conversions:#?}");
+}
+
+#[tokio::test]
+async fn a_specification_that_only_an_older_schema_let_in_is_a_condition_until_it_is_corrected() {
+    let Some(mut stage) = Stage::empty("older-schema", Need::ControlPlane).await else { return };
+    let root = tempfile::tempdir().unwrap();
+    let image = Image { name: "example.com/hyper2kvm:1".into(), pull_policy: "Never".into() };
+    stage.queue("q", &json!({"fileStableTimeoutSeconds": 1})).await;
+    if !stage.namespace.store("q", r#""maxVirtualSize":"64Ti""#, r#""maxVirtualSize":"64 TB""#) {
+        return left_out("what only an older schema lets in: another's cluster stores it");
+    }
+    stage.replace_controller(image.clone()).await;
+    let said = says(&stage, "Ready", "False", "InvalidSpec").await;
+    assert!(said.starts_with("spec.conversion.maxVirtualSize: \"64 TB\" is no size: a whole number"), "{said}");
+    stage.watch("q", root.path()).await;
+    // The volumes are looked at; the queue isn't.
+    stage.file(&root.path().join("output/.daemon/deduplication.db")).await;
+    fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
+    let spec = json!({"spec": {"conversion": {"maxVirtualSize": "64Ti"}}});
+    stage.merge::<HyperConversion>("q", &spec).await;
+    assert!(stage.first_conversion().await.starts_with("web01-"));
+    says(&stage, "Ready", "False", "WatcherUnavailable").await;
+
+    // Nor does it end one that works.
+    stage.namespace.store("q", r#""backoffMultiplier":"2.0""#, r#""backoffMultiplier":"x2""#);
+    stage.replace_controller(image).await;
+    let said = says(&stage, "Ready", "False", "InvalidSpec").await;
+    assert_eq!(said, "spec.retryPolicy.backoffMultiplier: \"x2\" is no number from 1 to 10");
+    fs::write(root.path().join("queue/web02.img"), [8; 4096]).unwrap();
+    let spec = json!({"spec": {"retryPolicy": {"backoffMultiplier": "2.0"}}});
+    stage.merge::<HyperConversion>("q", &spec).await;
+    stage.conversions_once(|all| all.len() == 2).await;
 }
 
 #[tokio::test]

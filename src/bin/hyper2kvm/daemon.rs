@@ -287,9 +287,7 @@ async fn lock(layout: &Layout) -> Result<Locks, Refusal> {
     let refuse = |error| Refusal::setting(chain(&error));
     let holder = format!("process {} on {}", std::process::id(), rustix::system::uname().nodename().to_string_lossy());
     let token = format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
-    let me = Owner::this(holder, "", token)
-        .map_err(|error| Refusal::fault(format!("cannot tell this machine from others: {error}")))?;
-    let mut contender = Contender::new(layout, me).map_err(refuse)?;
+    let mut contender = Owner::this(holder, "", token).and_then(|me| Contender::new(layout, me)).map_err(refuse)?;
     let begun = Instant::now();
     let mut is_told = false;
     loop {
