@@ -21,17 +21,16 @@ use crate::conversion::chain;
 use crate::ledger::{Ledger, Writer};
 use crate::notification::Notifier;
 use crate::queue::engine::{Engine, Remote, Settings, events};
-use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
-use crate::queue::{Layout, Method, engine, probe};
+use crate::queue::lock::LockError;
+use crate::queue::{Layout, Method, engine};
 
 mod notifications;
 mod report;
+mod storage;
 
 use notifications::Secrets;
 use report::Reporter;
-
-/// How soon volumes that can't be used are tried again.
-const AGAIN: Duration = Duration::from_secs(10);
+use storage::UNREADABLE;
 
 /// How soon a ledger that can't be used is tried again: at first, for a person may be at it, and at last, for each try
 /// reads all of it.
@@ -40,9 +39,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why the volumes aren't ready while it can't.
 const LEDGER_UNUSABLE: &str = "LedgerUnusable";
-
-/// Why they aren't while something on them can't be looked at, or written.
-const UNREADABLE: &str = "Unreadable";
 
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
@@ -84,9 +80,9 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
     let mut wanted = watch_queue(&client, &identity);
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
     let reporter = Reporter::start(client.clone(), &identity, &queue, wanted.clone());
-    let layout = volumes(&identity, &reporter).await;
-    let locks = lock(&layout, &identity, &reporter).await;
-    let mut lost = tokio::spawn(beat(locks));
+    let layout = storage::volumes(&identity, &reporter).await;
+    let locks = storage::lock(&layout, &identity, &reporter).await;
+    let mut lost = tokio::spawn(storage::beat(locks));
     let watcher = Watcher { client, identity, layout, reporter: reporter.clone(), started };
     // Dropped where it stands: every step of the engine is safe to repeat.
     tokio::select! {
@@ -282,91 +278,4 @@ fn settings(queue: &HyperConversion, layout: Layout) -> Result<Settings, Invalid
 /// The API server counts the changes of what is asked.
 fn revision(queue: &HyperConversion) -> i64 {
     queue.metadata.generation.unwrap_or_default()
-}
-
-/// Tries the volumes until they can do what is asked of them, saying what they can't.
-async fn volumes(identity: &Identity, reporter: &Reporter) -> Layout {
-    loop {
-        let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
-        let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output)).await;
-        match tried {
-            Ok(Ok(layout)) => return layout,
-            Ok(Err((reason, message))) => {
-                tracing::error!(reason, "{message}");
-                reporter.tell(|report| report.storage_unready(reason, message));
-            }
-            Err(error) => tracing::error!(%error, "the volumes could not be tried"),
-        }
-        sleep(AGAIN).await;
-    }
-}
-
-fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Layout, (&'static str, String)> {
-    let layout = Layout::new(queue, output);
-    match probe::check_directories(&layout) {
-        Ok(Ok(())) => {}
-        Ok(Err(conflict)) => return Err(("PathConflict", conflict.to_string())),
-        Err(error) => return Err((UNREADABLE, format!("cannot look at the volumes: {error}"))),
-    }
-    probe::probe(&layout, Method::NoReplace).map_err(|error| {
-        let reason = if error.is_no_space() {
-            "NoSpace"
-        } else if error.is_denied() {
-            "PermissionDenied"
-        } else {
-            "Unsuitable"
-        };
-        (reason, chain(&error))
-    })?;
-    Ok(layout)
-}
-
-/// Takes both directories, waiting as long as somebody else has them.
-async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Locks {
-    let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
-    let begun = Instant::now();
-    loop {
-        let me = Owner::this(&identity.pod, &identity.queue_uid, token.as_str());
-        let refused = match me.and_then(|me| Contender::new(layout, me)) {
-            Ok(mut contender) => loop {
-                match contender.poll(begun.elapsed()) {
-                    Ok(Contest::Won(locks)) => return locks,
-                    Ok(Contest::Waiting { contender: again, until, holder }) => {
-                        contender = again;
-                        reporter.unlocked();
-                        reporter.tell(|report| {
-                            report.storage_unready(
-                                "Locked",
-                                format!("{holder} had these directories; waiting for its heartbeat to stand still"),
-                            );
-                        });
-                        sleep(until.saturating_sub(begun.elapsed()).max(Duration::from_millis(100))).await;
-                    }
-                    Err(error) => break error,
-                }
-            },
-            Err(error) => error,
-        };
-        reporter.unlocked();
-        let (reason, remedy) = match refused {
-            LockError::Held { .. } => ("Locked", ": give this queue directories of its own, or end the other"),
-            _ => (UNREADABLE, "; it is tried again by itself"),
-        };
-        let message = format!("{}{remedy}", chain(&refused));
-        tracing::warn!(reason, "{message}");
-        reporter.tell(|report| report.storage_unready(reason, message));
-        sleep(AGAIN).await;
-    }
-}
-
-/// Shows that we live; ends with the error by which a lock was lost.
-async fn beat(mut locks: Locks) -> LockError {
-    loop {
-        sleep(HEARTBEAT_INTERVAL).await;
-        match locks.beat(Timestamp::now()) {
-            Ok(()) => {}
-            Err(error @ LockError::Lost { .. }) => return error,
-            Err(error) => tracing::warn!(error = %chain(&error), "cannot show that this watcher lives"),
-        }
-    }
 }

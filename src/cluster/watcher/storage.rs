@@ -1,0 +1,107 @@
+//! What a watcher needs before it may touch anything: volumes that do what is asked of them, and the locks of both
+//! directories.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::time::sleep;
+
+use super::Identity;
+use super::report::Reporter;
+use crate::conversion::chain;
+use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
+use crate::queue::{Layout, Method, probe};
+
+/// How soon what can't be used is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Why the volumes aren't ready while something on them can't be looked at, or written.
+pub const UNREADABLE: &str = "Unreadable";
+
+/// Tries the volumes until they can do what is asked of them, saying what they can't.
+pub async fn volumes(identity: &Identity, reporter: &Reporter) -> Layout {
+    loop {
+        let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
+        let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output)).await;
+        match tried {
+            Ok(Ok(layout)) => return layout,
+            Ok(Err((reason, message))) => {
+                tracing::error!(reason, "{message}");
+                reporter.tell(|report| report.storage_unready(reason, message));
+            }
+            Err(error) => tracing::error!(%error, "the volumes could not be tried"),
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Layout, (&'static str, String)> {
+    let layout = Layout::new(queue, output);
+    match probe::check_directories(&layout) {
+        Ok(Ok(())) => {}
+        Ok(Err(conflict)) => return Err(("PathConflict", conflict.to_string())),
+        Err(error) => return Err((UNREADABLE, format!("cannot look at the volumes: {error}"))),
+    }
+    probe::probe(&layout, Method::NoReplace).map_err(|error| {
+        let reason = if error.is_no_space() {
+            "NoSpace"
+        } else if error.is_denied() {
+            "PermissionDenied"
+        } else {
+            "Unsuitable"
+        };
+        (reason, chain(&error))
+    })?;
+    Ok(layout)
+}
+
+/// Takes both directories, waiting as long as somebody else has them.
+pub async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Locks {
+    let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
+    let begun = Instant::now();
+    loop {
+        let me = Owner::this(&identity.pod, &identity.queue_uid, token.as_str());
+        let refused = match me.and_then(|me| Contender::new(layout, me)) {
+            Ok(mut contender) => loop {
+                match contender.poll(begun.elapsed()) {
+                    Ok(Contest::Won(locks)) => return locks,
+                    Ok(Contest::Waiting { contender: again, until, holder }) => {
+                        contender = again;
+                        reporter.unlocked();
+                        reporter.tell(|report| {
+                            report.storage_unready(
+                                "Locked",
+                                format!("{holder} had these directories; waiting for its heartbeat to stand still"),
+                            );
+                        });
+                        sleep(until.saturating_sub(begun.elapsed()).max(Duration::from_millis(100))).await;
+                    }
+                    Err(error) => break error,
+                }
+            },
+            Err(error) => error,
+        };
+        reporter.unlocked();
+        let (reason, remedy) = match refused {
+            LockError::Held { .. } => ("Locked", ": give this queue directories of its own, or end the other"),
+            _ => (UNREADABLE, "; it is tried again by itself"),
+        };
+        let message = format!("{}{remedy}", chain(&refused));
+        tracing::warn!(reason, "{message}");
+        reporter.tell(|report| report.storage_unready(reason, message));
+        sleep(AGAIN).await;
+    }
+}
+
+/// Shows that we live; ends with the error by which a lock was lost.
+pub async fn beat(mut locks: Locks) -> LockError {
+    loop {
+        sleep(HEARTBEAT_INTERVAL).await;
+        match locks.beat(Timestamp::now()) {
+            Ok(()) => {}
+            Err(error @ LockError::Lost { .. }) => return error,
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot show that this watcher lives"),
+        }
+    }
+}
