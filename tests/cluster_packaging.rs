@@ -143,6 +143,25 @@ fn what_is_generated_is_what_the_generator_writes() {
 }
 
 #[test]
+fn what_the_dockerfile_copies_before_the_source_is_enough_for_cargo() {
+    let there = tempfile::tempdir().unwrap();
+    for name in ["Cargo.toml", "Cargo.lock"] {
+        fs::copy(in_tree(name), there.path().join(name)).unwrap();
+    }
+    for bin in ["hyper2kvm", "hyper2kvmctl", "hyper2kvm-operator"] {
+        let directory = there.path().join("src/bin").join(bin);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("main.rs"), "fn main() {}\n").unwrap();
+    }
+    fs::write(there.path().join("src/lib.rs"), "").unwrap();
+    // It looks at all targets before it finds that there is nothing of this name to build.
+    let asked = ["build", "--locked", "--offline", "--bin", "nothing"];
+    let said = Command::new(env!("CARGO")).args(asked).current_dir(there.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("no bin target named `nothing`"), "{said}");
+}
+
+#[test]
 fn an_overlay_s_image_is_that_of_watchers_and_workers_too() {
     let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
     let overlay = in_tree("deploy/overlay");
