@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+/// A compressed extent is no longer than this, in guest bytes (the largest cluster of qcow2, grain of VMDK).
+pub(crate) const MAX_COMPRESSED: u64 = 2 << 20;
+
 /// A stretch of the guest's disk and where its bytes are. A map yields them in guest order, without gaps or overlaps,
 /// and together they cover the virtual disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +50,8 @@ pub enum Location {
     Zero,
     /// As they are.
     Stored { file: usize, offset: u64 },
-    /// One deflate stream that inflates to the extent's length, or to more where the extent is the disk's last and cut
-    /// by its size. With `zlib`, it has zlib's header and adler32 (RFC 1950) and is `len` bytes long; else it is raw
+    /// One deflate stream that inflates to the extent's length, or to [`Image::unit`](super::Image::unit) at most where the
+    /// extent is the disk's last. With `zlib`, it has zlib's header and adler32 (RFC 1950) and is `len` bytes long; else it is raw
     /// (RFC 1951), and `len` is an upper bound that may pass the end of the file.
     Deflate { file: usize, offset: u64, len: u32, zlib: bool },
     /// One zstd stream (RFC 8878) that decodes to the extent's length, with the same exception; `len` is an upper bound.

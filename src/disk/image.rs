@@ -1,5 +1,6 @@
 //! A disk image of any format: the files it lies in and how they make up the guest's disk.
 
+use super::extent::MAX_COMPRESSED;
 use super::holes::without_holes;
 use super::qcow2::Qcow2;
 use super::raw::Raw;
@@ -111,6 +112,21 @@ impl Image {
             Layout::Vmdk(vmdk) => vmdk.kind(),
             Layout::Listed { kind, .. } | Layout::Joined { kind, .. } => kind,
         }
+    }
+
+    /// Most bytes that the disk's last compressed extent decodes to: a whole grain or cluster, within which the disk may
+    /// end.
+    #[must_use]
+    pub fn unit(&self) -> usize {
+        let unit = match &self.layout {
+            Layout::Qcow2(qcow2) => qcow2.cluster(),
+            Layout::Vmdk(vmdk) => vmdk.grain(),
+            // Compressed extents are listed in tests alone, which know of none that is larger.
+            Layout::Listed { .. } => MAX_COMPRESSED,
+            Layout::Raw(_) | Layout::Vdi(_) | Layout::Vhd(_) | Layout::Vhdx(_) => 0,
+            Layout::Joined { parts, .. } => return parts.last().map_or(0, Self::unit),
+        };
+        usize::try_from(unit).expect("2 MiB at most")
     }
 
     /// Guest bytes that are stored, an upper bound of what an uncompressed copy writes; `None` where only a copy tells.

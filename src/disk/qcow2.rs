@@ -205,7 +205,8 @@ impl Qcow2 {
         Ok(remarks)
     }
 
-    fn cluster(&self) -> u64 {
+    /// Bytes of a cluster.
+    pub(super) fn cluster(&self) -> u64 {
         1 << self.header.cluster_bits
     }
 

@@ -73,6 +73,11 @@ impl Vmdk {
         self.header.capacity
     }
 
+    /// Bytes of a grain.
+    pub(super) fn grain(&self) -> u64 {
+        self.header.grain
+    }
+
     /// What it is.
     #[must_use]
     pub fn kind(&self) -> &'static str {

@@ -183,6 +183,12 @@ fn a_disk_beyond_the_limit_or_a_grain_that_inflates_beyond_its_size_is_refused()
     let mut image = std::io::Cursor::new(Vec::new());
     bomb.write(&mut image, |n| (n == 3).then(|| vec![1; 1 << 22])).unwrap();
     Trap::new("bomb.vmdk", &image.into_inner()).is_refused("Corrupt");
+    // The last grain, whole or cut by the disk's end, is no exception.
+    for (capacity, len) in [(1 << 20, 1 << 21), (1 << 20, (1 << 16) + 1), ((1 << 20) - 512, 1 << 21)] {
+        let mut image = std::io::Cursor::new(Vec::new());
+        Sparse::stream_optimized(capacity).write(&mut image, |n| (n == 15).then(|| vec![1; len])).unwrap();
+        Trap::new("bomb.vmdk", &image.into_inner()).is_refused("Corrupt");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::conversion::Reason;
+use crate::disk::extent::MAX_COMPRESSED;
 use crate::disk::{Error, Extent, Location};
 
 /// Guest bytes of a batch, unless a compressed extent reaches further. A multiple of every cluster written here.
@@ -11,8 +12,6 @@ pub const BATCH: u64 = 1 << 20;
 pub const CLUSTER: u64 = CLUSTER_BYTES as u64;
 /// The same, as a length in memory.
 pub const CLUSTER_BYTES: usize = 64 << 10;
-/// A compressed extent is no longer than this, in guest bytes (the largest cluster of qcow2, grain of VMDK).
-const MAX_COMPRESSED: u64 = 2 << 20;
 
 /// Compressed input after which a batch ends at the next boundary; grains that do not shrink, and of which no more is known
 /// than the most they can be, still make a whole batch.

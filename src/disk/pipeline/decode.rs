@@ -7,10 +7,8 @@ use libdeflater::{DecompressionError, Decompressor, adler32};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::load::Loaded;
-use crate::disk::{Error, Extent, Location, Region};
+use crate::disk::{Error, Extent, Image, Location, Region};
 
-/// A last extent may decode to more than its length, up to the largest cluster.
-const MAX_DECODED: usize = 2 << 20;
 /// Largest window of a zstd stream in a qcow2 cluster: log2 of the largest cluster.
 const ZSTD_WINDOW_LOG: u32 = 21;
 /// zlib's header, and its adler32 at the end (RFC 1950, section 2.2).
@@ -31,29 +29,31 @@ impl Decode {
         Self { inflate: Decompressor::new(), strict: Decompress::new(false), zstd: None, scratch: Vec::new() }
     }
 
-    /// Makes `loaded.buffer` the guest's bytes; behind the batch's end it is filled with zeros.
-    /// `size` is the disk's.
-    pub fn run(&mut self, regions: &[Region], loaded: &mut Loaded, size: u64) -> Result<(), Error> {
+    /// Makes `loaded.buffer` the guest's bytes, a batch of `image`; behind the batch's end it is filled with zeros.
+    pub fn run(&mut self, image: &Image, loaded: &mut Loaded) -> Result<(), Error> {
         let Loaded { batch, buffer, input, places, .. } = loaded;
+        let size = image.virtual_size();
         let mut done = 0;
         for (piece, place) in batch.pieces.iter().zip(places) {
             let target = within(batch.guest.start, piece);
             buffer[done..target.start].fill(0);
             done = target.end;
-            let last = piece.guest.end == size;
-            self.piece(regions, piece, &input[place.clone()], &mut buffer[target], last)?;
+            // The disk may end within its last cluster or grain, which is whole in the file.
+            let most = if piece.guest.end == size { target.len().max(image.unit()) } else { target.len() };
+            self.piece(&image.regions, piece, &input[place.clone()], &mut buffer[target], most)?;
         }
         buffer[done..].fill(0);
         Ok(())
     }
 
+    /// Makes `target` the bytes of `piece`, which may decode to `most` bytes: what is more than `target` is dropped.
     fn piece(
         &mut self,
         regions: &[Region],
         piece: &Extent,
         input: &[u8],
         target: &mut [u8],
-        last: bool,
+        most: usize,
     ) -> Result<(), Error> {
         let (file, offset, decoded) = match piece.at {
             Location::Stored { .. } => return Ok(()),
@@ -64,10 +64,12 @@ impl Decode {
             }
             Location::Deflate { file, offset, zlib, .. } => {
                 let decoded = match self.inflate(input, zlib, target) {
-                    Err(DecompressionError::InsufficientSpace) if last => self.inflate_longer(input, zlib, target),
-                    decoded => decoded,
+                    Err(DecompressionError::InsufficientSpace) if most > target.len() => {
+                        self.longer(target, most, |decode, scratch| decode.inflate(input, zlib, scratch).ok())
+                    }
+                    decoded => decoded.ok(),
                 };
-                (file, offset, decoded.ok())
+                (file, offset, decoded)
             }
             Location::Zstd { file, offset, .. } => (file, offset, self.zstd(input, target)),
         };
@@ -84,12 +86,16 @@ impl Decode {
         if zlib { self.inflate.zlib_decompress(input, target) } else { self.inflate.deflate_decompress(input, target) }
     }
 
-    /// Inflates a stream that yields more than `target` takes: the last one of a disk that ends within its cluster.
-    fn inflate_longer(&mut self, input: &[u8], zlib: bool, target: &mut [u8]) -> Result<usize, DecompressionError> {
+    /// Decodes what yields more than `target` takes, but no more than `most` bytes.
+    fn longer(
+        &mut self,
+        target: &mut [u8],
+        most: usize,
+        decode: impl FnOnce(&mut Self, &mut [u8]) -> Option<usize>,
+    ) -> Option<usize> {
         let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.resize(MAX_DECODED, 0);
-        let decoded = self.inflate(input, zlib, &mut scratch);
-        let decoded = decoded.map(|len| {
+        scratch.resize(most, 0);
+        let decoded = decode(self, &mut scratch).map(|len| {
             let kept = len.min(target.len());
             target[..kept].copy_from_slice(&scratch[..kept]);
             kept

@@ -10,7 +10,7 @@ use super::buffer::{Buffer, is_zero};
 use super::decode::{Decode, within};
 use super::load::Loaded;
 use crate::conversion::Compression;
-use crate::disk::{Error, Extent, Location, Region};
+use crate::disk::{Error, Extent, Image, Location};
 
 /// Window of QEMU's own deflate clusters: log2 of 4 KiB.
 const STRICT_WINDOW_LOG: u8 = 12;
@@ -80,16 +80,16 @@ impl Encode {
         Ok(Self { decode: Decode::new(), codec, coding, scratch: vec![0; CLUSTER_BYTES] })
     }
 
-    /// Decodes and encodes a batch of a disk of `size` bytes. Gives back the input's memory too.
-    pub fn run(&mut self, regions: &[Region], mut loaded: Loaded, size: u64) -> Result<(Coded, Buffer), Error> {
+    /// Decodes and encodes a batch of `image`. Gives back the input's memory too.
+    pub fn run(&mut self, image: &Image, mut loaded: Loaded) -> Result<(Coded, Buffer), Error> {
         let content = match self.coding {
             Coding::Runs { unit } => {
-                self.decode.run(regions, &mut loaded, size)?;
+                self.decode.run(image, &mut loaded)?;
                 Content::Runs(runs(&loaded.buffer, loaded.batch.len(), unit))
             }
             Coding::Packed { compression, .. } => {
                 let passed = if compression == Compression::Zlib { self.pass_through(&mut loaded) } else { Vec::new() };
-                self.decode.run(regions, &mut loaded, size)?;
+                self.decode.run(image, &mut loaded)?;
                 self.pack(&loaded, &passed)
             }
         };

@@ -25,8 +25,7 @@ pub fn replay(
     mut sink: impl FnMut(u64, Stretch) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let name = image.regions.first().map_or("source", |region| region.name()).to_owned();
-    let size = image.virtual_size();
-    let mut batches = Batches::new(image.extents(), size, name.clone());
+    let mut batches = Batches::new(image.extents(), image.virtual_size(), name.clone());
     let mut decode = Decode::new();
     let (mut buffer, mut input) = (Buffer::default(), Buffer::default());
     let mut at = 0;
@@ -44,7 +43,7 @@ pub fn replay(
                     buffer = Buffer::new(needed);
                 }
                 let mut loaded = load(&image.regions, batch, buffer, input)?;
-                decode.run(&image.regions, &mut loaded, size)?;
+                decode.run(image, &mut loaded)?;
                 sink(at, Stretch::Data(&loaded.buffer[..len]))?;
                 at = loaded.batch.guest.end;
                 Loaded { buffer, input, .. } = loaded;

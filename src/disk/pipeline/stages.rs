@@ -275,8 +275,7 @@ impl<'a> Shared<'a> {
 
     /// Decodes and encodes a batch.
     fn code(&self, encode: &mut Encode, number: u64, loaded: Loaded, held: usize) {
-        let size = self.image.virtual_size();
-        let coded = self.control.check(self.name).and_then(|()| encode.run(&self.image.regions, loaded, size));
+        let coded = self.control.check(self.name).and_then(|()| encode.run(self.image, loaded));
         let turn = match coded {
             Ok((coded, input)) => {
                 self.keep(input);

@@ -196,6 +196,22 @@ fn a_grain_that_reaches_into_the_next_is_refused() {
 }
 
 #[test]
+fn a_last_grain_that_inflates_to_more_than_a_grain_is_refused() {
+    let grain = content(65536);
+    for last in [65536, 512] {
+        let kind = Sparse::stream_optimized(65536 + last as u64);
+        for (len, is_good) in [(last, true), (65536, true), (65537, false), (2 << 20, false)] {
+            let mut out = std::io::Cursor::new(Vec::new());
+            let stored = grain.iter().copied().cycle().take(len).collect::<Vec<_>>();
+            kind.write(&mut out, |n| Some(if n == 0 { grain.clone() } else { stored.clone() })).unwrap();
+            let read = guest(&Image::vmdk(&region(out.get_ref())).unwrap());
+            assert_eq!(read.as_ref().err().map(|e| e.reason), (!is_good).then_some(Reason::Corrupt), "{last} {len}");
+            assert!(read.is_err() || read.unwrap() == [&grain[..], &grain[..last]].concat(), "{last} {len}");
+        }
+    }
+}
+
+#[test]
 fn a_damaged_stream_is_refused_with_its_place() {
     let stream = Sparse::stream_optimized(8 * 65536);
     let content = content(8 * 65536);
