@@ -54,7 +54,8 @@ pub enum Location {
     /// extent is the disk's last. With `zlib`, it has zlib's header and adler32 (RFC 1950) and is `len` bytes long; else it is raw
     /// (RFC 1951), and `len` is an upper bound that may pass the end of the file.
     Deflate { file: usize, offset: u64, len: u32, zlib: bool },
-    /// One zstd stream (RFC 8878) that decodes to the extent's length, with the same exception; `len` is an upper bound.
+    /// Zstd frames (RFC 8878), one behind the other, that decode to the extent's length, with the same exception; `len` is
+    /// an upper bound.
     Zstd { file: usize, offset: u64, len: u32 },
     /// One zlib stream as in `Deflate` behind a VMDK's marker at `offset`, which tells its length. Both lie within `reach`
     /// bytes, which are in the region and at least a marker long: an upper bound.

@@ -71,7 +71,16 @@ impl Decode {
                 };
                 (file, offset, decoded)
             }
-            Location::Zstd { file, offset, .. } => (file, offset, self.zstd(input, target)),
+            Location::Zstd { file, offset, .. } => {
+                let needed = target.len();
+                let decoded = match self.zstd(input, target, needed) {
+                    None if most > needed => {
+                        self.longer(target, most, |decode, scratch| decode.zstd(input, scratch, needed))
+                    }
+                    decoded => decoded,
+                };
+                (file, offset, decoded)
+            }
         };
         let what = match decoded {
             Some(len) if len == target.len() => return Ok(()),
@@ -104,8 +113,9 @@ impl Decode {
         decoded
     }
 
-    /// Decodes one zstd stream as far as `target` reaches; what follows it in `input` is not looked at.
-    fn zstd(&mut self, input: &[u8], target: &mut [u8]) -> Option<usize> {
+    /// Decodes zstd frames, one behind the other, until they have yielded `needed` bytes. As QEMU has it, each must be
+    /// whole, with the checksum that it announces, and fit into `target`; what follows them in `input` is not looked at.
+    fn zstd(&mut self, input: &[u8], target: &mut [u8], needed: usize) -> Option<usize> {
         let decoder = match &mut self.zstd {
             Some(decoder) => {
                 decoder.reinit().ok()?;
@@ -123,8 +133,11 @@ impl Decode {
             let (before, filled) = (source.pos(), sink.pos());
             let more = decoder.run(&mut source, &mut sink).ok()?;
             let stuck = source.pos() == before && sink.pos() == filled;
-            if more == 0 || sink.pos() == sink.capacity() || stuck {
+            if more == 0 && sink.pos() >= needed {
                 return Some(sink.pos());
+            }
+            if stuck {
+                return None;
             }
         }
     }

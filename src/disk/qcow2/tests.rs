@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
 
+mod frames;
+
 const LIMIT: u64 = 64 << 40;
 const KIB: u64 = 1024;
 
