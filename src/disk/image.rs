@@ -49,9 +49,9 @@ impl Image {
         Ok(Self::of(region, Layout::Raw(raw::open(region)?)))
     }
 
-    /// A monolithicSparse or streamOptimized VMDK.
-    pub fn vmdk(region: &Region) -> Result<Self, Error> {
-        Ok(Self::of(region, Layout::Vmdk(vmdk::open(region)?)))
+    /// A monolithicSparse or streamOptimized VMDK whose virtual size is at most `limit` bytes.
+    pub fn vmdk(region: &Region, limit: u64) -> Result<Self, Error> {
+        Ok(Self::of(region, Layout::Vmdk(vmdk::open(region, limit)?)))
     }
 
     /// A qcow2 whose virtual size is at most `limit` bytes.

@@ -104,8 +104,8 @@ fn open_disk(
 ) -> Result<Image, Error> {
     let image = match content {
         Content::Raw => Image::raw(region)?,
-        Content::VmdkSparse => Image::vmdk(region)?,
-        Content::VmdkText => split::open(region, name, members)?,
+        Content::VmdkSparse => Image::vmdk(region, limits.max_virtual_size)?,
+        Content::VmdkText => split::open(region, name, members, limits)?,
         Content::Tar | Content::Xml => {
             let message = format!("holds {} where a disk belongs", content.as_str());
             return Err(Error::refuse(Reason::FormatMismatch, region.name(), message));

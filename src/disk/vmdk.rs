@@ -8,10 +8,11 @@ mod header;
 pub(crate) mod marker;
 mod tables;
 
-use self::header::{Header, SECTOR};
+use self::header::{CAPACITY_AT, Header, SECTOR};
 use self::tables::Tables;
 use super::{Error, Extent, Region, descriptor};
 use crate::conversion::Reason;
+use crate::conversion::options::ByteSize;
 
 /// A sparse extent whose tables have been checked.
 #[derive(Clone, Debug)]
@@ -24,13 +25,19 @@ pub struct Vmdk {
     warnings: Vec<String>,
 }
 
-/// Opens a sparse VMDK that is a disk by itself: it has an embedded descriptor and refers to nothing else.
+/// Opens a sparse VMDK that is a disk of `limit` bytes at most by itself: it has an embedded descriptor and refers to
+/// nothing else.
 ///
 /// # Errors
-/// `Corrupt`, `Truncated`, `UnsupportedFormat`, `UnsafeReference` (a parent, another extent) or `MissingMember` (a part
+/// `Corrupt`, `Truncated`, `TooLarge`, `UnsupportedFormat`, `UnsafeReference` (a parent, another extent) or `MissingMember` (a part
 /// of a split disk without its descriptor).
-pub fn open(region: &Region) -> Result<Vmdk, Error> {
+pub fn open(region: &Region, limit: u64) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
+    // Before the tables are walked: that may take as long as the disk is large.
+    if header.capacity > limit {
+        let message = format!("has a virtual size of {}, the limit is {}", ByteSize(header.capacity), ByteSize(limit));
+        return Err(Error::refuse(Reason::TooLarge, region.name(), message).at(CAPACITY_AT));
+    }
     let Some((offset, text)) = read_descriptor(region, &header)? else {
         let message = "is a part of a split disk: the descriptor that names it is missing";
         return Err(Error::refuse(Reason::MissingMember, region.name(), message));
@@ -39,13 +46,18 @@ pub fn open(region: &Region) -> Result<Vmdk, Error> {
     with_header(region, header, true)
 }
 
-/// Opens one part of a split sparse disk (twoGbMaxExtentSparse). The caller has checked the descriptor that names it, and
-/// checks that the size agrees.
+/// Opens one part of a split sparse disk (twoGbMaxExtentSparse). The caller has checked the descriptor that names it and
+/// says that it has `size` bytes.
 ///
 /// # Errors
-/// As [`open`]; a part that has a descriptor of its own is `Corrupt`, a compressed one `UnsupportedFormat`.
-pub fn open_extent(region: &Region) -> Result<Vmdk, Error> {
+/// As [`open`]; a part of another size or that has a descriptor of its own is `Corrupt`, a compressed one
+/// `UnsupportedFormat`.
+pub fn open_extent(region: &Region, size: u64) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
+    if header.capacity != size {
+        let message = format!("has {} bytes of a disk, its descriptor says {size}", header.capacity);
+        return Err(Error::corrupt(region.name(), CAPACITY_AT, message));
+    }
     if let Some((offset, _)) = read_descriptor(region, &header)? {
         return Err(Error::corrupt(region.name(), offset, "a part of a split disk has a descriptor of its own"));
     }

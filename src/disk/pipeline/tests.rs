@@ -143,7 +143,7 @@ proptest! {
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
         }
-        if let Ok(image) = Image::vmdk(&region(&bytes)) && image.virtual_size() <= 1 << 30 {
+        if let Ok(image) = Image::vmdk(&region(&bytes), u64::MAX) && image.virtual_size() <= 1 << 30 {
             let folder = tempfile::tempdir().unwrap();
             let plain = CopyOptions { format: OutputFormat::Raw, threads: Some(1), ..CopyOptions::default() };
             let passed = CopyOptions { compress: Compression::Zlib, threads: Some(3), ..CopyOptions::default() };
@@ -225,7 +225,7 @@ fn passed_through_grains_keep_their_bytes_and_short_ones_are_encoded_again() {
     let path = folder.path().join("out");
     let vmdk = built(&Sparse::stream_optimized(capacity as u64), &content);
     let options = CopyOptions { compress: Compression::Zlib, ..CopyOptions::default() };
-    copied(&Image::vmdk(&region(&vmdk)).unwrap(), &path, &options).unwrap();
+    copied(&Image::vmdk(&region(&vmdk), u64::MAX).unwrap(), &path, &options).unwrap();
     checked_by_qemu(&path, OutputFormat::Qcow2);
     assert!(read_by_qemu(&path, OutputFormat::Qcow2) == content);
     let stream = zlib(&content[..65536]);

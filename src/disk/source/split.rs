@@ -1,5 +1,6 @@
 //! VMDKs whose descriptor is a file of its own: flat and split kinds.
 
+use super::Limits;
 use crate::conversion::Reason;
 use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine, SECTOR};
 use crate::disk::descriptor::{MAX_BYTES, shown};
@@ -8,9 +9,11 @@ use crate::disk::image::{Image, Layout};
 use crate::disk::{Error, Region};
 
 /// Opens the disk that the descriptor in `region` (called `name` within its group) makes of `members`.
-pub(super) fn open(region: &Region, name: &str, members: &[(&str, &Region)]) -> Result<Image, Error> {
+pub(super) fn open(region: &Region, name: &str, members: &[(&str, &Region)], limits: &Limits) -> Result<Image, Error> {
     let descriptor = vmdk::parse(region.name(), &super::read_text(region, MAX_BYTES)?)?;
     descriptor.references(name).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
+    // Before the parts' tables are walked.
+    super::check_size(region.name(), descriptor.virtual_size(), limits)?;
     let parts = descriptor.extents.iter().map(|extent| open_extent(region.name(), extent, members));
     Ok(Image::joined(kind(descriptor.create_type), parts.collect::<Result<_, _>>()?))
 }
@@ -37,13 +40,8 @@ fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> 
         ExtentKind::Zero => unreachable!("it has no name"),
         ExtentKind::Flat => open_flat(region, extent.offset, size),
         ExtentKind::Sparse => {
-            let layout = Layout::Vmdk(crate::disk::vmdk::open_extent(region)?);
-            let image = Image { regions: vec![(*region).clone()], layout };
-            if image.virtual_size() != size {
-                let message = format!("has {} bytes of a disk, its descriptor says {size}", image.virtual_size());
-                return Err(Error::refuse(Reason::Corrupt, region.name(), message));
-            }
-            Ok(image)
+            let layout = Layout::Vmdk(crate::disk::vmdk::open_extent(region, size)?);
+            Ok(Image { regions: vec![(*region).clone()], layout })
         }
     }
 }

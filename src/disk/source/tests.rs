@@ -287,6 +287,14 @@ fn a_disk_above_the_limit_is_too_large() {
 }
 
 #[test]
+fn a_split_disk_above_the_limit_is_too_large_whatever_its_parts_are() {
+    let descriptor = text("twoGbMaxExtentSparse", "RW 256 SPARSE \"a.vmdk\"\nRW 256 SPARSE \"b.vmdk\"");
+    let limits = Limits { max_virtual_size: 131_072, ..LIMITS };
+    let error = open_with(("vm.vmdk", descriptor.as_bytes()), &[("a.vmdk", b"KDMV")], &limits).unwrap_err();
+    assert_eq!((error.reason, error.file.as_str()), (Reason::TooLarge, "vm.vmdk"), "{error}");
+}
+
+#[test]
 fn an_inspection_tells_instead_of_failing() {
     let disk = stream(&content(1, 131_072));
     let ova = sample_ova::ova("vm", &[("d.vmdk", &disk, 131_072)]);

@@ -9,6 +9,8 @@ use crate::disk::{Error, Region};
 pub(super) const SECTOR: u64 = 512;
 /// `KDMV`, as its bytes lie in the file.
 const MAGIC: &[u8; 4] = b"KDMV";
+/// Where in a header the capacity is.
+pub(super) const CAPACITY_AT: u64 = 12;
 /// Entries of a grain table; the format knows no other number.
 pub(super) const TABLE_ENTRIES: u64 = TABLE_LEN as u64;
 /// The same, as a length in memory.
@@ -152,7 +154,7 @@ impl Fields {
             return unsupported(format!("is a VMDK of version {}, known are 1 to 3", self.version));
         }
         if self.capacity == 0 {
-            return corrupt(12, "the capacity is 0");
+            return corrupt(CAPACITY_AT, "the capacity is 0");
         }
         if self.flags & FLAG_NEWLINES != 0 && &self.newlines != b"\n \r\n" {
             return corrupt(73, "line ends were converted: the file was copied as text");
@@ -186,13 +188,15 @@ impl Fields {
     /// Turns sectors into bytes that lie within the file.
     fn resolve(&self, region: &Region, at: u64) -> Result<Header, Error> {
         let corrupt = |offset: u64, message: &str| Error::corrupt(region.name(), at + offset, message);
-        let capacity =
-            self.capacity.checked_mul(SECTOR).ok_or_else(|| corrupt(12, "the capacity is beyond any disk's"))?;
+        let capacity = self
+            .capacity
+            .checked_mul(SECTOR)
+            .ok_or_else(|| corrupt(CAPACITY_AT, "the capacity is beyond any disk's"))?;
         let grain = self.grain * SECTOR;
         let directory_len = capacity
             .div_ceil(grain * TABLE_ENTRIES)
             .checked_mul(4)
-            .ok_or_else(|| corrupt(12, "the capacity is beyond any disk's"))?;
+            .ok_or_else(|| corrupt(CAPACITY_AT, "the capacity is beyond any disk's"))?;
         let directory = |sectors: u64, field: u64, name: &str| {
             let offset = sectors.checked_mul(SECTOR).ok_or_else(|| corrupt(field, "an offset is beyond any file"))?;
             if offset < SECTOR {

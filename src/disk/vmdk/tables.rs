@@ -115,7 +115,8 @@ impl<'a> Tables<'a> {
                         let next = match content {
                             None => {
                                 *index = TABLE_ENTRIES;
-                                let end = (guest.start + self.header.grain * TABLE_ENTRIES).min(self.header.capacity);
+                                let end = guest.start.saturating_add(self.header.grain * TABLE_ENTRIES);
+                                let end = end.min(self.header.capacity);
                                 Ok(Extent { guest: guest.start..end, at: Location::Zero })
                             }
                             Some(entries) => {
@@ -146,10 +147,11 @@ impl<'a> Tables<'a> {
     }
 
     /// Guest bytes of grain `index` of table `number`; `None` behind the table's or the disk's last.
-    fn guest(&self, number: u64, index: u64) -> Option<Range<u64>> {
-        let start = (number * TABLE_ENTRIES + index) * self.header.grain;
+    pub(super) fn guest(&self, number: u64, index: u64) -> Option<Range<u64>> {
+        // Behind the last grain of the largest capacity there is, bytes can't be counted any more.
+        let start = (number * TABLE_ENTRIES + index).saturating_mul(self.header.grain);
         (index < TABLE_ENTRIES && start < self.header.capacity)
-            .then(|| start..(start + self.header.grain).min(self.header.capacity))
+            .then(|| start..start.saturating_add(self.header.grain).min(self.header.capacity))
     }
 
     /// Table `number`; `None` where the directory has none.

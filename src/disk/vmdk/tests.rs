@@ -16,6 +16,8 @@ use crate::disk::resolve::{qemu_img, region_of, sample_disk};
 
 use crate::disk::sample_vmdk::{GRAIN, Sparse, built, descriptor};
 
+mod limits;
+
 fn region(bytes: &[u8]) -> Region {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
@@ -73,7 +75,7 @@ fn every_kind_reads_back_as_it_was_written() {
     for len in [512, 65536, 20 * 65536, 20 * 65536 + 5 * 512] {
         let content = content(len);
         for kind in kinds(len as u64) {
-            let image = Image::vmdk(&region(&built(&kind, &content))).unwrap();
+            let image = Image::vmdk(&region(&built(&kind, &content)), u64::MAX).unwrap();
             assert_eq!(image.virtual_size(), len as u64);
             assert!(guest(&image).unwrap() == content, "{kind:?}");
         }
@@ -86,7 +88,7 @@ fn a_mostly_empty_disk_has_few_extents() {
     let mut out = std::io::Cursor::new(Vec::new());
     let last = capacity / GRAIN - 1;
     Sparse::stream_optimized(capacity).write(&mut out, |n| (n == 0 || n == last).then(|| vec![1; 65536])).unwrap();
-    let image = Image::vmdk(&region(out.get_ref())).unwrap();
+    let image = Image::vmdk(&region(out.get_ref()), u64::MAX).unwrap();
     // Zeros are joined up to 16 GiB.
     assert_eq!(image.extents().map(Result::unwrap).count(), 2 + (8 << 10) / 16);
     assert_eq!(image.data_bytes(), Some(2 * GRAIN));
@@ -96,7 +98,7 @@ fn a_mostly_empty_disk_has_few_extents() {
 fn refusal(kind: &Sparse, content: &[u8], damage: impl FnOnce(&mut Vec<u8>)) -> Error {
     let mut bytes = built(kind, content);
     damage(&mut bytes);
-    match Image::vmdk(&region(&bytes)) {
+    match Image::vmdk(&region(&bytes), u64::MAX) {
         Err(e) => e,
         Ok(image) => guest(&image).map(|_| ()).unwrap_err(),
     }
@@ -112,7 +114,7 @@ fn a_table_entry_of_1_means_zeros_only_where_the_header_says_so() {
     let mut content = content(3 * 65536);
     content[65536..2 * 65536].fill(0);
     let kind = Sparse { zero_grains: true, ..Sparse::monolithic_sparse(content.len() as u64) };
-    assert!(guest(&Image::vmdk(&region(&built(&kind, &content))).unwrap()).unwrap() == content);
+    assert!(guest(&Image::vmdk(&region(&built(&kind, &content)), u64::MAX).unwrap()).unwrap() == content);
     // Else it is a grain at sector 1, which lies in the descriptor here.
     assert_eq!(refusal(&kind, &content, |bytes| bytes[8] &= !4).reason, Reason::Corrupt);
 }
@@ -204,7 +206,7 @@ fn a_last_grain_that_inflates_to_more_than_a_grain_is_refused() {
             let mut out = std::io::Cursor::new(Vec::new());
             let stored = grain.iter().copied().cycle().take(len).collect::<Vec<_>>();
             kind.write(&mut out, |n| Some(if n == 0 { grain.clone() } else { stored.clone() })).unwrap();
-            let read = guest(&Image::vmdk(&region(out.get_ref())).unwrap());
+            let read = guest(&Image::vmdk(&region(out.get_ref()), u64::MAX).unwrap());
             assert_eq!(read.as_ref().err().map(|e| e.reason), (!is_good).then_some(Reason::Corrupt), "{last} {len}");
             assert!(read.is_err() || read.unwrap() == [&grain[..], &grain[..last]].concat(), "{last} {len}");
         }
@@ -239,7 +241,7 @@ fn descriptors_that_refer_to_anything_else_are_refused() {
     ];
     for (descriptor, expected) in cases {
         let kind = Sparse { descriptor: descriptor.clone(), ..Sparse::monolithic_sparse(65536) };
-        let error = Image::vmdk(&region(&built(&kind, &vec![1; 65536]))).unwrap_err();
+        let error = Image::vmdk(&region(&built(&kind, &vec![1; 65536])), u64::MAX).unwrap_err();
         assert_eq!(error.reason, expected, "{descriptor:?}");
     }
 }
@@ -249,7 +251,7 @@ fn a_part_of_a_split_disk_needs_no_descriptor() {
     let kind = Sparse { descriptor: None, ..Sparse::monolithic_sparse(2 * 65536) };
     let content = content(2 * 65536);
     let region = region(&built(&kind, &content));
-    let part = open_extent(&region).unwrap();
+    let part = open_extent(&region, 2 * 65536).unwrap();
     let image = Image { regions: vec![region], layout: crate::disk::Layout::Vmdk(part) };
     let both = Image::joined("vmdk twoGbMaxExtentSparse", vec![image.clone(), image]);
     assert!(guest(&both).unwrap() == [content.clone(), content].concat());
@@ -258,7 +260,7 @@ fn a_part_of_a_split_disk_needs_no_descriptor() {
 #[test]
 fn a_compressed_part_of_a_split_disk_is_refused() {
     let kind = Sparse { descriptor: None, footer: false, ..Sparse::stream_optimized(2 * 65536) };
-    let error = open_extent(&region(&built(&kind, &content(2 * 65536)))).unwrap_err();
+    let error = open_extent(&region(&built(&kind, &content(2 * 65536))), 2 * 65536).unwrap_err();
     assert_eq!(error.reason, Reason::UnsupportedFormat, "{error}");
 }
 
@@ -267,7 +269,7 @@ fn truncated_files_are_refused_at_every_length() {
     for kind in kinds(8 * 65536) {
         let whole = built(&kind, &content(8 * 65536));
         for len in (1..whole.len() - 512).step_by(4099) {
-            let result = Image::vmdk(&region(&whole[..len])).and_then(|image| guest(&image));
+            let result = Image::vmdk(&region(&whole[..len]), u64::MAX).and_then(|image| guest(&image));
             let Err(error) = result else { panic!("{len} of {} bytes are taken: {kind:?}", whole.len()) };
             assert!(error.offset.is_some(), "{error}");
         }
@@ -305,7 +307,7 @@ fn what_qemu_makes_is_read_and_copied_to_every_output() {
     for kind in ["monolithicSparse", "streamOptimized"] {
         let options = format!("subformat={kind}");
         qemu_img(folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", &options, "a.raw", "a.vmdk"]);
-        let image = Image::vmdk(&region_of(&folder.path().join("a.vmdk"))).unwrap();
+        let image = Image::vmdk(&region_of(&folder.path().join("a.vmdk")), u64::MAX).unwrap();
         assert_eq!(image.kind(), format!("vmdk {kind}"));
         assert!(guest(&image).unwrap() == content, "{kind}");
         for (format, compress) in outputs {
@@ -330,8 +332,8 @@ fn the_parts_of_a_split_disk_that_qemu_makes_are_read() {
     let options = "subformat=twoGbMaxExtentSparse";
     qemu_img(folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", options, "a.raw", "a.vmdk"]);
     let region = region_of(&folder.path().join("a-s001.vmdk"));
-    assert_eq!(Image::vmdk(&region).unwrap_err().reason, Reason::MissingMember);
-    let layout = crate::disk::Layout::Vmdk(open_extent(&region).unwrap());
+    assert_eq!(Image::vmdk(&region, u64::MAX).unwrap_err().reason, Reason::MissingMember);
+    let layout = crate::disk::Layout::Vmdk(open_extent(&region, 40 * 65536).unwrap());
     assert!(guest(&Image { regions: vec![region], layout }).unwrap() == content);
 }
 
@@ -346,7 +348,7 @@ fn what_vmdkstream_makes_is_read() {
         .output();
     let made = made.expect("the system's python3 runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let image = Image::vmdk(&region_of(&folder.path().join("a.vmdk"))).unwrap();
+    let image = Image::vmdk(&region_of(&folder.path().join("a.vmdk")), u64::MAX).unwrap();
     assert!(guest(&image).unwrap() == content);
 }
 
@@ -364,7 +366,7 @@ fn tables_that_lie_one_behind_the_other_are_read_together() {
     let region = region_of(&folder.path().join("a.vmdk")).before_reads(move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
     });
-    let image = Image::vmdk(&region).unwrap();
+    let image = Image::vmdk(&region, u64::MAX).unwrap();
     let map: Vec<Extent> = image.extents().map(Result::unwrap).collect();
     assert_eq!(
         map.iter().map(|extent| extent.guest.clone()).collect::<Vec<_>>(),

@@ -26,7 +26,7 @@ fn no_table_is_read_after_a_cancellation() {
     for sparse in [Sparse::monolithic_sparse(capacity), Sparse::stream_optimized(capacity)] {
         let bytes = built(&sparse, &content);
         let (_, reads, region) = controlled(&bytes, |_, _, _| ());
-        Image::vmdk(&region).unwrap();
+        Image::vmdk(&region, u64::MAX).unwrap();
         let all = reads.load(Ordering::Relaxed);
         assert!(all > 3, "header and tables");
         for last in 1..all {
@@ -35,7 +35,7 @@ fn no_table_is_read_after_a_cancellation() {
                     control.cancel();
                 }
             });
-            assert_eq!(Image::vmdk(&region).unwrap_err().reason, Reason::Cancelled);
+            assert_eq!(Image::vmdk(&region, u64::MAX).unwrap_err().reason, Reason::Cancelled);
             assert_eq!(reads.load(Ordering::Relaxed), last);
         }
     }

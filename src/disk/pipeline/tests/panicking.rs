@@ -39,7 +39,8 @@ fn a_thread_that_panics_does_not_leave_the_others_waiting() {
     let opened = Arc::new(AtomicBool::new(false));
     let is_walked = Arc::clone(&opened);
     let sparse = built(&Sparse::monolithic_sparse(4 << 20), &content);
-    let mapper = Image::vmdk(&panicking(&sparse, move |len| is_walked.load(Ordering::Relaxed) && len < 4096)).unwrap();
+    let mapper =
+        Image::vmdk(&panicking(&sparse, move |len| is_walked.load(Ordering::Relaxed) && len < 4096), u64::MAX).unwrap();
     opened.store(true, Ordering::Relaxed);
 
     // Nothing but a digest reads what lies before the first piece.

@@ -38,7 +38,7 @@ fn a_digest_rides_along_whatever_the_order_of_the_file() {
         let region = region(&bytes).before_reads(move |len| {
             counted.fetch_add(len as u64, Ordering::Relaxed);
         });
-        let image = Image::vmdk(&region).unwrap();
+        let image = Image::vmdk(&region, u64::MAX).unwrap();
         let digest = Sha256::digest(&bytes).to_vec();
         copied(&image, &folder.path().join(name), &expected(&region, digest.clone())).unwrap();
         let times = read.load(Ordering::Relaxed) * 100 / bytes.len() as u64;
@@ -58,7 +58,7 @@ fn a_file_may_have_a_digest_of_each_algorithm_and_each_counts() {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in disks(20) {
         let region = region(&bytes);
-        let image = Image::vmdk(&region).unwrap();
+        let image = Image::vmdk(&region, u64::MAX).unwrap();
         let right = expected(&region, Sha256::digest(&bytes).to_vec());
         let sha512 = |digest| Expected { region: region.clone(), algorithm: Algorithm::Sha512, digest };
         for (number, (digest, agrees)) in
@@ -80,7 +80,7 @@ fn what_a_digest_says_of_bytes_that_no_grain_refers_to_counts_too() {
         bytes.extend_from_slice(&[0; 512]);
         let region = region(&bytes);
         // With a footer, bytes behind the end of the stream are no image.
-        let Ok(image) = Image::vmdk(&region) else { continue };
+        let Ok(image) = Image::vmdk(&region, u64::MAX) else { continue };
         let error = copied(&image, &folder.path().join(name), &expected(&region, digest)).unwrap_err();
         assert_eq!(error.reason, Reason::ManifestMismatch, "{name}");
     }
@@ -100,7 +100,7 @@ fn a_digest_is_not_read_to_its_end_once_the_copy_has_failed() {
         counted.fetch_add(len as u64, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(4));
     });
-    let image = Image::vmdk(&region).unwrap();
+    let image = Image::vmdk(&region, u64::MAX).unwrap();
     read.store(0, Ordering::Relaxed);
     let folder = tempfile::tempdir().unwrap();
     copied(&image, &folder.path().join(name), &expected(&region, digest)).unwrap_err();
@@ -117,7 +117,7 @@ fn markers_cost_no_reads_of_their_own() {
         let region = region(&bytes).before_reads(move |_| {
             counted.fetch_add(1, Ordering::Relaxed);
         });
-        let image = Image::vmdk(&region).unwrap();
+        let image = Image::vmdk(&region, u64::MAX).unwrap();
         reads.store(0, Ordering::Relaxed);
         copied(&image, &folder.path().join(name), &CopyOptions::default()).unwrap();
         let reads = reads.load(Ordering::Relaxed);
@@ -147,7 +147,7 @@ fn reads_and_idle(bytes: &[u8], image: impl FnOnce(Region) -> Image) -> (u64, u6
 #[test]
 fn a_slow_source_is_kept_busy() {
     for (name, bytes) in disks(48) {
-        let (reads, idle) = reads_and_idle(&bytes, |region| Image::vmdk(&region).unwrap());
+        let (reads, idle) = reads_and_idle(&bytes, |region| Image::vmdk(&region, u64::MAX).unwrap());
         assert!(reads > 40 && idle * 10 <= reads, "{name}: it had nothing to do behind {idle} of {reads} reads");
     }
 }
@@ -168,7 +168,7 @@ fn a_slow_source_is_kept_busy_by_pieces_that_lie_in_no_order() {
 
 /// Seconds that a copy of `bytes` takes where each read waits for `wait` of its length first.
 fn seconds(bytes: &[u8], wait: impl Fn(usize) + Send + Sync + 'static) -> f64 {
-    let image = Image::vmdk(&region(bytes).before_reads(wait)).unwrap();
+    let image = Image::vmdk(&region(bytes).before_reads(wait), u64::MAX).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let started = Instant::now();
     copied(&image, &folder.path().join("out"), &CopyOptions::default()).unwrap();
