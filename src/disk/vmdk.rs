@@ -6,9 +6,11 @@
 
 mod header;
 pub(crate) mod marker;
+mod reserved;
 mod tables;
 
 use self::header::{CAPACITY_AT, Header, SECTOR};
+use self::reserved::Reserved;
 use self::tables::Tables;
 use super::{Error, Extent, Region, descriptor};
 use crate::conversion::Reason;
@@ -19,6 +21,7 @@ use crate::conversion::options::ByteSize;
 pub struct Vmdk {
     region: Region,
     header: Header,
+    reserved: Reserved,
     /// Whether the region is a disk by itself and not a part of a split one.
     whole: bool,
     data_bytes: u64,
@@ -74,8 +77,8 @@ fn with_header(region: &Region, header: Header, whole: bool) -> Result<Vmdk, Err
     if header.unclean {
         warnings.push(format!("{}: was not closed cleanly by its writer", region.name()));
     }
-    let data_bytes = tables::check(region, &header)?;
-    Ok(Vmdk { region: region.clone(), header, whole, data_bytes, warnings })
+    let (data_bytes, reserved) = tables::check(region, &header)?;
+    Ok(Vmdk { region: region.clone(), header, reserved, whole, data_bytes, warnings })
 }
 
 impl Vmdk {
@@ -114,7 +117,7 @@ impl Vmdk {
 
     /// The map. Grain tables are read and checked while it is walked, markers with the grains behind them.
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
-        Tables::new(&self.region, &self.header).extents()
+        Tables::new(&self.region, &self.header, &self.reserved).extents()
     }
 }
 

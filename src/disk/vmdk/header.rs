@@ -46,6 +46,8 @@ pub(super) struct Header {
     pub redundant: Option<u64>,
     /// Offset and length of the embedded descriptor, where there is one.
     pub descriptor: Option<(u64, u64)>,
+    /// Offset of the footer, where there is one.
+    pub footer: Option<u64>,
     /// Grains are zlib streams behind markers.
     pub compressed: bool,
     /// A table entry of 1 means a grain of zeros.
@@ -94,12 +96,13 @@ impl Header {
         self.capacity.div_ceil(self.grain * TABLE_ENTRIES)
     }
 
-    /// Where no grain may lie: header, descriptor, directories.
+    /// Where no grain and no table may lie: header, descriptor, directories, and the footer between its two markers.
     pub(super) fn reserved(&self) -> Vec<Range<u64>> {
         let directory = self.tables() * 4;
         let mut ranges = vec![0..SECTOR, self.directory..self.directory + directory];
-        ranges.extend(self.redundant.map(|at| at..at + directory));
+        ranges.extend(self.redundant.filter(|at| *at != self.directory).map(|at| at..at + directory));
         ranges.extend(self.descriptor.map(|(at, len)| at..at + len));
+        ranges.extend(self.footer.map(|at| at - SECTOR..at + 2 * SECTOR));
         ranges
     }
 }
@@ -222,6 +225,7 @@ impl Fields {
                 None
             },
             descriptor: self.descriptor(region, at)?,
+            footer: (at > 0).then_some(at),
             compressed: self.flags & FLAG_COMPRESSED != 0,
             zero_grains: self.flags & FLAG_ZERO_GRAINS != 0 && self.version >= 2,
             unclean: self.unclean != 0,

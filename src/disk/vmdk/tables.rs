@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::header::{Header, SECTOR, TABLE_ENTRIES, TABLE_LEN};
+use super::reserved::{self, Reserved};
 use super::{bytes, marker};
 use crate::disk::coalesce::coalesce;
 use crate::disk::occupancy::survey;
@@ -19,7 +20,7 @@ const TABLES_AT_ONCE: u64 = 32;
 pub(super) struct Tables<'a> {
     region: &'a Region,
     header: &'a Header,
-    reserved: Vec<Range<u64>>,
+    reserved: &'a Reserved,
     /// A piece of the directory: the number of its first entry, and the entries.
     directory: (u64, Vec<u32>),
     /// Tables that were read together: where the first lies in the file, and their bytes.
@@ -29,35 +30,52 @@ pub(super) struct Tables<'a> {
 /// One entry of the directory: a table with its grains, or nothing.
 type Table = Option<Box<[u32; TABLE_LEN]>>;
 
-/// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains or for a grain and a
-/// table. Where a compressed grain ends is not known yet: that it does not reach into the next one is for the copy to see.
-/// Returns the guest bytes in grains that exist.
-pub(super) fn check(region: &Region, header: &Header) -> Result<u64, Error> {
-    // The markers prove it of compressed grains: each tells the one place it is for.
+/// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains, for a grain and a
+/// table, or for a table and anything else. Where a compressed grain ends is not known yet: that it does not reach into
+/// what lies behind it is for the copy to see. Returns the guest bytes in grains that exist, and where no grain may lie.
+pub(super) fn check(region: &Region, header: &Header) -> Result<(u64, Reserved), Error> {
+    let (file, mut ranges) = (region.name(), header.reserved());
     if header.compressed {
-        return Tables::new(region, header).check(|_| Ok(()));
+        // Of two grains their markers prove it: each tells the one place it is for.
+        let add = |offset| reserved::add(file, &mut ranges, table_at(offset));
+        Tables::new(region, header, &Reserved::default()).each_table(add)?;
+        let reserved = Reserved::new(file, ranges)?;
+        let data = Tables::new(region, header, &reserved).check(|_| Ok(()))?;
+        return Ok((data, reserved));
     }
-    survey(region.name(), SECTOR, |occupancy| {
+    let reserved = Reserved::new(file, ranges)?;
+    let data = survey(file, SECTOR, |occupancy| {
         let mut claim = |offset, len| {
-            let taken = |_| Error::corrupt(region.name(), offset, "two grains or tables share this place");
+            let taken = |_| Error::corrupt(file, offset, "two grains or tables share this place");
             occupancy.claim(offset, len).map_err(taken)
         };
         // Before the grains, and the redundant ones first: so they lie in most files, and ascending is the cheap proof.
-        Tables::new(region, header).each_table(|offset| claim(offset, TABLE_BYTES as u64))?;
-        Tables::new(region, header).check(|offset| claim(offset, header.grain))
-    })
+        Tables::new(region, header, &reserved).each_table(|offset| {
+            if reserved.meets(&table_at(offset)) {
+                return Err(Error::corrupt(file, offset, "a grain table lies in the image's metadata"));
+            }
+            claim(offset, TABLE_BYTES as u64)
+        })?;
+        Tables::new(region, header, &reserved).check(|offset| claim(offset, header.grain))
+    })?;
+    Ok((data, reserved))
+}
+
+/// The bytes of the table at `offset`.
+fn table_at(offset: u64) -> Range<u64> {
+    offset..offset + TABLE_BYTES as u64
 }
 
 impl<'a> Tables<'a> {
-    pub(super) fn new(region: &'a Region, header: &'a Header) -> Self {
-        Self { region, header, reserved: header.reserved(), directory: (0, Vec::new()), held: (0, Vec::new()) }
+    pub(super) fn new(region: &'a Region, header: &'a Header, reserved: &'a Reserved) -> Self {
+        Self { region, header, reserved, directory: (0, Vec::new()), held: (0, Vec::new()) }
     }
 
     /// Calls `claim` with the place of every table in the file, the redundant ones first.
     fn each_table(mut self, mut claim: impl FnMut(u64) -> Result<(), Error>) -> Result<(), Error> {
         let second = self.header.redundant.map(|directory| Header { directory, ..self.header.clone() });
         if let Some(header) = &second {
-            let mut twin = Tables::new(self.region, header);
+            let mut twin = Tables::new(self.region, header, self.reserved);
             for number in 0..header.tables() {
                 let offset = twin.directory_entry(number)?;
                 if offset != 0 && offset != self.directory_entry(number)? {
@@ -76,7 +94,7 @@ impl<'a> Tables<'a> {
 
     fn check(mut self, mut claim: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
         let second = self.header.redundant.map(|directory| Header { directory, ..self.header.clone() });
-        let mut twin = second.as_ref().map(|header| Tables::new(self.region, header));
+        let mut twin = second.as_ref().map(|header| Tables::new(self.region, header, self.reserved));
         let mut data = 0;
         for number in 0..self.header.tables() {
             let table = self.table(number)?;
@@ -222,7 +240,7 @@ impl<'a> Tables<'a> {
             let message = format!("the grain for guest byte {} lies past the end of the file", guest.start);
             return Err(Error::truncated(self.region.name(), offset, message));
         }
-        if self.reserved.iter().any(|range| offset < range.end && range.start < end) {
+        if self.reserved.meets(&(offset..end)) {
             let message = format!("the grain for guest byte {} lies in the image's metadata", guest.start);
             return Err(Error::corrupt(self.region.name(), offset, message));
         }
@@ -237,10 +255,11 @@ impl<'a> Tables<'a> {
         if !self.header.compressed {
             return Ok(Extent { guest, at: Location::Stored { file: 0, offset } });
         }
-        // Writers put one grain behind the other, and no grain reaches into the next.
+        // Writers put one grain behind the other, and no grain reaches into the next or into metadata.
         let next = behind.iter().find(|&&entry| bytes(entry) > SECTOR).map(|&entry| bytes(entry));
-        let next = next.filter(|&next| next > offset).unwrap_or(self.region.len());
-        let reach = marker::most(self.header.grain).min(next - offset);
+        let next = next.filter(|&next| next > offset).into_iter().chain(self.reserved.next(offset));
+        let end = next.fold(self.region.len(), u64::min);
+        let reach = marker::most(self.header.grain).min(end - offset);
         let reach = u32::try_from(reach).expect("a few MiB");
         Ok(Extent { guest, at: Location::Marked { file: 0, offset, reach } })
     }

@@ -17,6 +17,7 @@ use crate::disk::resolve::{qemu_img, region_of, sample_disk};
 use crate::disk::sample_vmdk::{GRAIN, Sparse, built, descriptor};
 
 mod limits;
+mod metadata;
 
 fn region(bytes: &[u8]) -> Region {
     let mut file = tempfile::tempfile().unwrap();

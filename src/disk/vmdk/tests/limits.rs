@@ -40,7 +40,8 @@ fn the_last_grain_of_the_largest_capacity_ends_with_it() {
     let content = content(65536);
     let region = region(&built(&Sparse::monolithic_sparse(65536), &content));
     let header = Header { capacity: u64::MAX - 511, grain: 2 << 20, ..Header::read(&region).unwrap() };
-    let tables = Tables::new(&region, &header);
+    let reserved = Reserved::default();
+    let tables = Tables::new(&region, &header, &reserved);
     let last = header.tables() - 1;
     assert_eq!(tables.guest(last, 511), Some(u64::MAX - (2 << 20) + 1..u64::MAX - 511));
     assert_eq!(tables.guest(last, 512), None);

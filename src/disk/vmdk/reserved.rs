@@ -1,0 +1,57 @@
+//! Where no grain may lie.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::conversion::Reason;
+use crate::disk::Error;
+
+/// Most ranges that are held, in 32 MiB: a table for each of them is a disk of 64 TiB in grains of 64 KiB.
+const MOST: usize = 2 << 20;
+
+/// Header, footer, descriptor and directories of an extent, and of a compressed one its tables: ascending, and none of
+/// them on another.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reserved(Arc<[Range<u64>]>);
+
+impl Reserved {
+    /// Puts `ranges` of the image `file` in order.
+    ///
+    /// # Errors
+    /// `Corrupt` where two of them share a place.
+    pub(super) fn new(file: &str, mut ranges: Vec<Range<u64>>) -> Result<Self, Error> {
+        ranges.retain(|range| !range.is_empty());
+        ranges.sort_unstable_by_key(|range| range.start);
+        if let Some([_, second]) = ranges.array_windows().find(|[first, second]| second.start < first.end) {
+            let message = "header, descriptor, directories or tables share this place";
+            return Err(Error::corrupt(file, second.start, message));
+        }
+        Ok(Self(ranges.into()))
+    }
+
+    /// Whether something of it lies in `range`.
+    pub(super) fn meets(&self, range: &Range<u64>) -> bool {
+        let behind = self.0.partition_point(|reserved| reserved.end <= range.start);
+        self.0.get(behind).is_some_and(|reserved| reserved.start < range.end)
+    }
+
+    /// Where the first begins that lies behind `offset`.
+    pub(super) fn next(&self, offset: u64) -> Option<u64> {
+        let behind = self.0.partition_point(|reserved| reserved.start <= offset);
+        self.0.get(behind).map(|reserved| reserved.start)
+    }
+}
+
+/// Adds a table of the image `file` to `ranges`; what goes on where the last one ended is one with it.
+pub(super) fn add(file: &str, ranges: &mut Vec<Range<u64>>, table: Range<u64>) -> Result<(), Error> {
+    let is_full = ranges.len() == MOST;
+    match ranges.last_mut() {
+        Some(last) if last.end == table.start => last.end = table.end,
+        _ if is_full => {
+            let message = "its tables are scattered too widely to be checked for overlaps";
+            return Err(Error::refuse(Reason::Corrupt, file, message).at(table.start));
+        }
+        _ => ranges.push(table),
+    }
+    Ok(())
+}
