@@ -46,6 +46,8 @@ pub struct Request {
     pub companions: Vec<String>,
     /// Whether domain.xml is wanted; `None`: as the queue says.
     pub emit_domain_xml: Option<bool>,
+    /// Why it can't be had, where that shows without a look at its files.
+    pub unfit: Option<Failure>,
 }
 
 /// What is known of a conversion now: the newest there is when it is handed out, never older than an earlier one.

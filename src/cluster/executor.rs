@@ -46,7 +46,7 @@ pub struct ClusterExecutor {
     changes: mpsc::UnboundedReceiver<Heard>,
     known: HashMap<ConversionId, Known>,
     outbox: VecDeque<ConversionId>,
-    /// Objects that somebody else made and that nobody has claimed.
+    /// Objects that no claim stands for, and that wait for one.
     asked: BTreeMap<ConversionId, Arc<ConversionJob>>,
     /// UIDs of objects of which nothing is left to do: the cache may show them as they were before.
     done: HashSet<String>,

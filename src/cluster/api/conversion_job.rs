@@ -97,7 +97,7 @@ pub struct ConversionJobSpec {
     #[serde(default)]
     pub conversion: ConversionOverrides,
     /// What this conversion repeats, such as `web01.ova of 2026-01-17T09:45:00Z in /var/lib/hyper2kvm/output/2026-01-17/web01`.
-    /// Not empty: it ends at once, without a Job.
+    /// Not empty: it ends at once, without a Job. For the queue's watcher alone: one made by hand with it is cancelled.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 253))]
     pub duplicate_of: String,

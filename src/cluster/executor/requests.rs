@@ -1,25 +1,34 @@
-//! Objects that somebody else made: each asks for the conversion of a file that lies in the queue.
+//! Objects that no claim stands for: somebody made them by hand, or what was known of their claims is lost. Each asks for
+//! the conversion of a file that lies in the queue.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
 
-use crate::cluster::api::ConversionJob;
+use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
-use crate::conversion::{Class, ConversionId, Failure};
+use crate::conversion::{Class, ConversionId, Failure, Reason};
 use crate::executor::{Error, Executor, Request, Update};
 
 use super::objects::Said;
 use super::{ClusterExecutor, Known};
 
 impl ClusterExecutor {
+    /// Whether this object, which no claim of ours stands for, waits for one. An earlier queue's goes with that queue.
+    fn is_request(&self, object: &ConversionJob) -> bool {
+        let kind = HyperConversion::kind(&());
+        let is_earlier = object.owner_references().iter().any(|o| o.kind == kind && o.uid != self.queue_uid());
+        let has_ended = object.status.as_ref().is_some_and(|status| status.state.is_terminal());
+        !is_earlier && !has_ended && object.metadata.deletion_timestamp.is_none()
+    }
+
     /// Something about an object that no claim stands for changed.
     pub(super) fn hear_of_request(&mut self, id: &ConversionId) {
         let reference = ObjectRef::new(id.as_str()).within(&self.queue.namespace().unwrap_or_default());
         let is_done = |object: &ConversionJob| object.uid().is_some_and(|uid| self.done.contains(&uid));
-        match self.conversions.get(&reference).filter(|object| is_request(object) && !is_done(object)) {
+        match self.conversions.get(&reference).filter(|object| self.is_request(object) && !is_done(object)) {
             Some(object) => {
                 self.asked.insert(id.clone(), object);
                 self.show(id);
@@ -43,6 +52,7 @@ impl ClusterExecutor {
             path: object.spec.source.path.clone(),
             companions: object.spec.source.companions.clone(),
             emit_domain_xml: object.spec.conversion.emit_domain_xml,
+            unfit: unfit(object),
         };
         self.asked.iter().map(request).collect()
     }
@@ -70,9 +80,8 @@ impl ClusterExecutor {
     }
 }
 
-/// Whether somebody made this object by hand, and it waits for its claim: ours are owned by their queue.
-fn is_request(object: &ConversionJob) -> bool {
-    let is_ours = object.owner_references().iter().any(|owner| owner.controller == Some(true));
-    let has_ended = object.status.as_ref().is_some_and(|status| status.state.is_terminal());
-    !is_ours && !has_ended && object.metadata.deletion_timestamp.is_none() && object.spec.duplicate_of.is_empty()
+/// Why an object can't be claimed: what its watcher alone may say of its own is said in it.
+fn unfit(object: &ConversionJob) -> Option<Failure> {
+    let message = "spec.duplicateOf is for conversions that the queue finds to be repeated: make the object without it";
+    (!object.spec.duplicate_of.is_empty()).then(|| Failure::new(Reason::Cancelled, message))
 }

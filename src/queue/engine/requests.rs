@@ -96,19 +96,24 @@ impl<E: Executor> Engine<E> {
     }
 
     async fn take_request(&mut self, request: &Request) -> Result<()> {
+        if let Some(failure) = &request.unfit {
+            return self.decline_request(request, failure.clone()).await;
+        }
         let now = self.now();
         let queue = self.settings.layout.queue();
         let found = find(queue, request).map_err(|source| Error::Look { path: queue.join(&request.path), source })?;
         let fresh = || Sought { since: now, ..Sought::default() };
         let sought = self.requests.sought.entry(request.id.clone()).or_insert_with(fresh);
         match sought.judge(found, request, now, Timestamp::now()) {
-            Verdict::Decline(failure) => {
-                tracing::warn!(conversion = %request.id, reason = %failure.reason, "{}", failure.message);
-                Ok(self.executor.decline(&request.id, failure).await?)
-            }
+            Verdict::Decline(failure) => self.decline_request(request, failure).await,
             Verdict::Take(members) if self.room() > 0 => self.claim_request(request, members).await,
             Verdict::Take(_) | Verdict::Wait => Ok(()),
         }
+    }
+
+    async fn decline_request(&mut self, request: &Request, failure: Failure) -> Result<()> {
+        tracing::warn!(conversion = %request.id, reason = %failure.reason, "{}", failure.message);
+        Ok(self.executor.decline(&request.id, failure).await?)
     }
 
     async fn claim_request(&mut self, request: &Request, members: Vec<Entry>) -> Result<()> {

@@ -13,6 +13,7 @@ fn request(path: &str, companions: &[&str]) -> Request {
         path: path.to_owned(),
         companions: companions.iter().map(|&name| name.to_owned()).collect(),
         emit_domain_xml: None,
+        unfit: None,
     }
 }
 
