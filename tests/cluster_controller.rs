@@ -1,6 +1,8 @@
 //! The controller before a real API server, its Job controller and its scheduler; watcher and kubelet are played.
 #![cfg(feature = "cluster")]
 
+#[path = "cluster_controller/by_hand.rs"]
+mod by_hand;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "cluster_controller/remedies.rs"]
@@ -16,7 +18,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use serde_json::json;
 use stage::Stage;
 
@@ -291,41 +293,4 @@ async fn a_conversion_that_is_deleted_under_way_leaves_its_source_in_errors() {
         })
         .await;
     assert_eq!(stage.file(&root.path().join("queue/.errors/web01.img")).await, [7; 4096]);
-}
-
-#[tokio::test]
-async fn a_conversion_made_by_hand_takes_its_path_before_the_scan_does_and_an_unfit_one_ends() {
-    let Some(stage) = Stage::open("by-hand").await else { return };
-    let root = tempfile::tempdir().unwrap();
-    stage.queue("q", &json!({})).await;
-    stage.watch("q", root.path()).await;
-    stage.until::<HyperConversion>("q", |queue| saying(queue, "StorageReady").is_some()).await;
-    let queue = root.path().join("queue");
-    std::fs::create_dir_all(queue.join(".processed/2026-01-17")).unwrap();
-    std::fs::write(queue.join(".processed/2026-01-17/web01.img"), [7; 4096]).unwrap();
-    stage.request("again", "q", ".processed/2026-01-17/web01.img").await;
-    stage.request("mine", "q", "web02.img").await;
-    stage.request("linked", "q", "link/web01.img").await;
-    std::os::unix::fs::symlink(".processed/2026-01-17", queue.join("link")).unwrap();
-    std::fs::write(queue.join("web02.img"), [8; 4096]).unwrap();
-    for (name, file) in [("again", "web01.img"), ("mine", "web02.img")] {
-        stage.until::<ConversionJob>(name, |c| job_uid(c).is_some()).await;
-        assert!(queue.join(".processing").join(name).join(file).exists(), "{file}");
-    }
-    let linked = stage.until::<ConversionJob>("linked", |c| phase(c) == Some(JobPhase::Failed)).await;
-    let status = linked.status.unwrap();
-    assert_eq!(status.state.failure.map(|failure| failure.reason), Some(Reason::UnsafeReference));
-    let told = &condition(&status.conditions, "Succeeded").unwrap().message;
-    assert!(told.ends_with(". Consolidate snapshots and export one self-contained disk"), "{told}");
-    let all = stage.api::<ConversionJob>().list(&ListParams::default()).await.unwrap();
-    assert_eq!(all.items.len(), 3, "the scan took what was asked for");
-    stage.api::<ConversionJob>().delete("again", &DeleteParams::default()).await.unwrap();
-    stage.gone::<Job>("again-1").await;
-    stage
-        .until::<HyperConversion>("q", |queue| {
-            let totals = queue.status.as_ref().and_then(|status| status.totals);
-            totals.is_some_and(|totals| totals.cancelled == 1)
-        })
-        .await;
-    assert_eq!(stage.file(&queue.join(".errors/web01.img")).await, [7; 4096]);
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1 as batch;
-use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+use serde_json::json;
 
 use super::admission::Key;
 use super::context::{Context, NET, key};
@@ -47,7 +48,11 @@ pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) ->
     let (id, queue, policy) = validate(&conversion, &context)?;
     let conversion = ConversionJob::clone(&conversion);
     let mut reconcile = Reconcile { context: &context, conversion, id, queue, policy };
-    match reconcile.run().await {
+    let done = match reconcile.adopt().await {
+        Ok(()) => reconcile.run().await,
+        Err(error) => Err(error),
+    };
+    match done {
         Err(error) if error.is_conflict() => Ok(Action::requeue(CONFLICT)),
         // Deleted in the meantime: nothing is left to do.
         Err(error) if error.is_not_found() => Ok(Action::await_change()),
@@ -87,6 +92,25 @@ fn validate(
 }
 
 impl Reconcile<'_> {
+    /// Gives the conversion to its queue, with which it goes. A watcher's own are given from the start.
+    async fn adopt(&mut self) -> Result<(), Error> {
+        let owner = self.queue.owner_ref(&()).unwrap_or_default();
+        if self.conversion.owner_references().iter().any(|known| known.uid == owner.uid) {
+            return Ok(());
+        }
+        let patch = json!({
+            "apiVersion": ConversionJob::api_version(&()),
+            "kind": ConversionJob::kind(&()),
+            "metadata": {"name": self.id.as_str(), "uid": self.conversion.uid(), "ownerReferences": [owner]},
+        });
+        let api = self.context.api::<ConversionJob>(&self.conversion.namespace().unwrap_or_default());
+        let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
+        let written = api.patch(self.id.as_str(), &params, &Patch::Apply(patch)).await;
+        self.conversion = written.map_err(Error::api("give a ConversionJob to its queue"))?;
+        self.context.writes.wrote(&self.conversion);
+        Ok(())
+    }
+
     async fn run(&mut self) -> Result<Action, Error> {
         let now = Timestamp::now();
         let state = decision::closed(decision::state(&self.conversion), now);
@@ -104,7 +128,8 @@ impl Reconcile<'_> {
         let action = match decision {
             Decision::Wait if self.conversion.status.is_none() && self.is_young(now) => Action::requeue(YOUNG),
             Decision::Wait => {
-                self.say(state, None, None).await?;
+                let held = status::held(&state, self.queue.spec.run_state);
+                self.say(state, held, None).await?;
                 Action::requeue(NET)
             }
             Decision::Start(attempt) => self.start(state, attempt).await?,

@@ -6,9 +6,10 @@ use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::cluster::api::{ConversionJob, ConversionJobStatus, JobPhase, condition, set_condition};
+use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::conversion::status::End;
-use crate::conversion::{ConversionStatus, Failure};
+use crate::conversion::{Attempt, ConversionStatus, Failure};
 
 /// Whether an attempt may start, and why not.
 pub const ADMITTED: &str = "Admitted";
@@ -73,6 +74,26 @@ pub fn revised(
         }
     }
     status
+}
+
+/// What keeps a conversion that waits for its next attempt, where the queue was told to start none.
+#[must_use]
+pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<Saying> {
+    let step = next_step(state);
+    let (reason, why) = match run_state {
+        _ if !matches!(step, Step::Stage(_) | Step::Start(_)) => return None,
+        RunState::Running => return None,
+        RunState::Paused => ("Paused", "the queue is paused"),
+        RunState::Stopped => ("Stopped", "the queue is stopped"),
+        // What was queued when it began goes on.
+        RunState::Draining if step != Step::Stage(Attempt(1)) => return None,
+        RunState::Draining => ("Draining", "the queue drains what it had when that began"),
+    };
+    Some(Saying::new(
+        "False",
+        reason,
+        format!("{why}; it goes on once spec.runState of its HyperConversion is Running"),
+    ))
 }
 
 /// What takes the place of an error that is over: what waits for a slot says so itself.
