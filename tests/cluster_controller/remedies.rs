@@ -93,6 +93,30 @@ async fn a_specification_that_only_an_older_schema_let_in_is_a_condition_until_i
 }
 
 #[tokio::test]
+async fn a_pod_that_kubernetes_refuses_is_a_condition_that_names_its_part_of_the_specification() {
+    let Some(stage) = Stage::open("pods").await else { return };
+    let too_much = json!({"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}});
+    stage.queue("q", &json!({"worker": {"resources": too_much}})).await;
+    let said = says(&stage, "Ready", "False", "InvalidSpec").await;
+    assert!(said.starts_with("spec.worker: Kubernetes refuses the pod that it asks for: Job"), "{said}");
+    assert!(
+        said.contains("must be less than or equal to memory limit") && said.ends_with("correct it there"),
+        "{said}"
+    );
+
+    let watcher = json!({"tolerations": [{"operator": "Exists", "value": "no"}]});
+    let spec = json!({"spec": {"worker": {"resources": {"requests": null}}, "watcher": watcher}});
+    stage.merge::<HyperConversion>("q", &spec).await;
+    let names_watcher = |queue: &HyperConversion| {
+        let ready = queue.status.as_ref().and_then(|status| condition(&status.conditions, "Ready"));
+        ready.is_some_and(|said| said.message.starts_with("spec.watcher: Kubernetes refuses the pod"))
+    };
+    stage.until::<HyperConversion>("q", names_watcher).await;
+    stage.merge::<HyperConversion>("q", &json!({"spec": {"watcher": {"tolerations": null}}})).await;
+    says(&stage, "Ready", "False", "WatcherUnavailable").await;
+}
+
+#[tokio::test]
 async fn a_secret_that_is_missing_is_a_condition_until_it_is_there() {
     let Some(stage) = Stage::open("secret").await else { return };
     let root = tempfile::tempdir().unwrap();

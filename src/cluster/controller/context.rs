@@ -10,7 +10,7 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::watch;
 
 use super::admission::{Admission, Key};
@@ -91,7 +91,24 @@ impl Context {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
         S: DeserializeOwned,
     {
-        let params = PostParams { field_manager: Some(names::MANAGER_CONTROLLER.to_owned()), ..PostParams::default() };
+        self.post(object, false).await
+    }
+
+    /// Lets the API server look at an object as if it were made.
+    pub async fn try_create<K>(&self, object: &K) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
+    {
+        let _: IgnoredAny = self.post(object, true).await?;
+        Ok(())
+    }
+
+    async fn post<K, S>(&self, object: &K, dry_run: bool) -> Result<S, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
+        S: DeserializeOwned,
+    {
+        let params = PostParams { dry_run, field_manager: Some(names::MANAGER_CONTROLLER.to_owned()) };
         let body = serde_json::to_vec(object).expect("an object for the API server serialises");
         let request = requests(object).create(&params, body);
         let request = request.map_err(kube::Error::BuildRequest).map_err(Error::api("create an object"))?;

@@ -244,7 +244,7 @@ impl Reconcile<'_> {
                 let api = self.context.api::<Job>(&self.conversion.namespace().unwrap_or_default());
                 api.get(&job.name_any()).await.map_err(Error::api("read a Job"))?
             }
-            other => other?,
+            other => other.map_err(Error::of_part("worker"))?,
         };
         let uid = self.conversion.uid().unwrap_or_default();
         if !created.owner_references().iter().any(|owner| owner.uid == uid) {

@@ -15,6 +15,9 @@ pub enum Error {
     },
     #[error("spec.{0}")]
     InvalidSpec(InvalidSetting),
+    /// No schema of ours knows all that Kubernetes asks of a pod.
+    #[error("spec.{part}: Kubernetes refuses the pod that it asks for: {message}; correct it there")]
+    InvalidPod { part: &'static str, message: String },
     #[error("metadata.name: {0}; delete this ConversionJob and make one of another name")]
     InvalidName(InvalidId),
     #[error(
@@ -47,6 +50,19 @@ impl Error {
         move |source| Self::Api { action, source: Box::new(source) }
     }
 
+    /// The same error, or what the API server finds wrong with a pod that this part of the specification shapes.
+    pub fn of_part(part: &'static str) -> impl FnOnce(Self) -> Self {
+        move |error| match &error {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
+                    Self::InvalidPod { part, message: status.message.clone() }
+                }
+                _ => error,
+            },
+            _ => error,
+        }
+    }
+
     /// The word for conditions and metrics.
     #[must_use]
     pub fn reason(&self) -> &'static str {
@@ -56,7 +72,7 @@ impl Error {
                 kube::Error::Api(_) => "ApiRefused",
                 _ => "ApiUnreachable",
             },
-            Self::InvalidSpec(_) => "InvalidSpec",
+            Self::InvalidSpec(_) | Self::InvalidPod { .. } => "InvalidSpec",
             Self::InvalidName(_) => "InvalidName",
             Self::QueueNotFound { .. } => "QueueNotFound",
             Self::DirectoryTaken { .. } => "DirectoryTaken",

@@ -14,13 +14,17 @@ use serde_json::json;
 
 use super::context::{ClaimModes, Context, NET, key};
 use super::error::Error;
+use super::objects::worker::{self, Surroundings};
 use super::objects::{access, network, watcher};
 use super::starting::{self, PENDING};
 use super::status::Saying;
-use crate::cluster::api::{HyperConversion, VolumePath, condition, set_condition};
+use crate::cluster::api::{
+    ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, QueueRef, Source, VolumePath, condition,
+    set_condition,
+};
 use crate::cluster::names;
 use crate::cluster::seen::{Pod, StatefulSet};
-use crate::conversion::{Failure, Reason};
+use crate::conversion::{Attempt, ConversionId, Failure, Reason};
 
 pub const READY: &str = "Ready";
 pub const WATCHER_AVAILABLE: &str = "WatcherAvailable";
@@ -46,6 +50,7 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     let modes = context.access_modes(queue).await?;
     let others = context.caches.queues.state();
     validate(queue, &modes, others.iter().map(AsRef::as_ref))?;
+    try_worker(queue, context).await?;
     let _: [IgnoredAny; 5] = [
         context.apply(&access::service_account(queue)).await?,
         context.apply(&access::role(queue)).await?,
@@ -53,7 +58,8 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
         context.apply(&network::worker_policy(queue)).await?,
         context.apply(&network::watcher_policy(queue)).await?,
     ];
-    let set: StatefulSet = context.apply(&watcher::stateful_set(queue, &context.image)).await?;
+    let set = context.apply(&watcher::stateful_set(queue, &context.image)).await;
+    let set: StatefulSet = set.map_err(Error::of_part("watcher"))?;
     let name = queue.name_any();
     let pod =
         context.caches.pods.get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&key(queue).namespace));
@@ -65,6 +71,31 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     let ready = ready(&available, storage);
     say(queue, context, &[(WATCHER_AVAILABLE, available), (READY, ready)]).await?;
     Ok(again)
+}
+
+/// Lets the API server look at a worker's Job that is not made, once for each specification: what it refuses is better
+/// known before a file comes.
+async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Error> {
+    let available = queue.status.as_ref().and_then(|status| condition(&status.conditions, WATCHER_AVAILABLE));
+    if available.is_some_and(|said| said.observed_generation == queue.metadata.generation) {
+        return Ok(());
+    }
+    let id: ConversionId = "trial".parse().map_err(Error::InvalidName)?;
+    let spec = ConversionJobSpec {
+        queue_ref: QueueRef { name: queue.name_any() },
+        source: Source { path: id.to_string(), companions: Vec::new(), size_bytes: None },
+        conversion: ConversionOverrides::default(),
+        duplicate_of: String::new(),
+    };
+    let mut conversion = ConversionJob::new(id.as_str(), spec);
+    (conversion.metadata.namespace, conversion.metadata.uid) = (queue.namespace(), queue.uid());
+    let surroundings = Surroundings { image: context.image.clone(), one_node: false, kueue: false };
+    let job = worker::job(queue, &conversion, &id, Attempt(1), &surroundings)?;
+    match context.try_create(&job).await.map_err(Error::of_part("worker")) {
+        Err(error @ Error::InvalidPod { .. }) => Err(error),
+        // A quota that is used up, say, is not the specification's fault.
+        _ => Ok(()),
+    }
 }
 
 /// What no schema can say.
