@@ -151,3 +151,11 @@ pub(super) fn pieces() -> impl Strategy<Value = Vec<Piece>> {
     ];
     proptest::collection::vec(piece, 1..40)
 }
+
+/// The same, and the order in which they lie in their file: ascending or any other.
+pub(super) fn pieces_in_order() -> impl Strategy<Value = (Vec<Piece>, Vec<usize>)> {
+    pieces().prop_flat_map(|pieces| {
+        let order: Vec<_> = (0..pieces.len()).collect();
+        (Just(pieces), prop_oneof![1 => Just(order.clone()), 3 => Just(order).prop_shuffle()])
+    })
+}
