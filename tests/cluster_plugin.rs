@@ -4,21 +4,52 @@
 #[path = "cluster/harness.rs"]
 mod harness;
 
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
+use std::thread::{self, JoinHandle};
 
 use harness::{Cluster, Namespace, Need};
 use serde_json::{Value, json};
 
 /// The plugin in a namespace, started as kubectl starts it.
 fn plugin(cluster: &Cluster, namespace: &Namespace, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_hyper2kvmctl"))
-        .arg0("/usr/local/bin/kubectl-hyper2kvm")
-        .env("KUBECONFIG", &cluster.kubeconfig)
-        .args(["--namespace", &namespace.name])
-        .args(arguments)
-        .output()
-        .expect("a built binary")
+    command(cluster, namespace, arguments).output().expect("a built binary")
+}
+
+fn command(cluster: &Cluster, namespace: &Namespace, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hyper2kvmctl"));
+    command.arg0("/usr/local/bin/kubectl-hyper2kvm").env("KUBECONFIG", &cluster.kubeconfig);
+    command.args(["--namespace", &namespace.name]).args(arguments);
+    command
+}
+
+/// An HTTP proxy for one connection: its address, and whom it was asked to connect with.
+fn proxy() -> (SocketAddr, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let proxying = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let asked = text(&head).strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap().to_owned();
+        let mut server = TcpStream::connect(&asked).unwrap();
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            to.shutdown(Shutdown::Both)
+        });
+        // Whoever ends it, and how, is theirs.
+        let _ = io::copy(&mut server, &mut client);
+        asked
+    });
+    (address, proxying)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -85,6 +116,19 @@ fn the_four_words_change_what_is_asked_of_a_queue() {
     let figures: Value =
         serde_json::from_str(&done(&plugin(cluster, &namespace, &["stats", "q", "-o", "json"]))).unwrap();
     assert!(figures.is_object());
+}
+
+#[test]
+fn the_way_to_the_api_server_leads_through_the_proxy_that_is_set() {
+    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let namespace = cluster.namespace("plugin-proxy");
+    let (address, asked) = proxy();
+    let mut command = command(cluster, &namespace, &["status"]);
+    let said = done(&command.env("HTTPS_PROXY", format!("http://{address}")).output().unwrap());
+    assert!(said.starts_with("No HyperConversion in namespace "), "{said}");
+    let asked = asked.join().unwrap();
+    let kubeconfig = std::fs::read_to_string(&cluster.kubeconfig).unwrap();
+    assert!(kubeconfig.contains(&format!("https://{asked}")), "{asked}");
 }
 
 #[test]
