@@ -6,7 +6,7 @@ use super::*;
 /// count of its reads.
 fn hollow(capacity: u64, descriptor: Option<String>) -> (Region, Arc<AtomicU64>) {
     let kind = Sparse { redundant: false, descriptor, ..Sparse::monolithic_sparse(65536) };
-    let mut bytes = built(&kind, &[0; 65536]);
+    let mut bytes = built(&kind, &vec![0; 65536]);
     bytes[12..20].copy_from_slice(&(capacity / SECTOR).to_le_bytes());
     bytes[20..28].copy_from_slice(&8u64.to_le_bytes());
     bytes[56..64].copy_from_slice(&100u64.to_le_bytes());
