@@ -17,6 +17,9 @@ use super::ClusterExecutor;
 /// How often finished conversions are counted.
 pub const INTERVAL: Duration = Duration::from_secs(60);
 
+/// How soon they are counted again where there may be more to remove.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// Most that are removed at a time: a limit that was lowered must not keep everything else waiting.
 const AT_ONCE: usize = 100;
 
@@ -78,6 +81,9 @@ impl ClusterExecutor {
         let old = beyond(all.collect(), &self.queue.spec);
         if old.is_empty() {
             return;
+        }
+        if old.len() == AT_ONCE {
+            self.next_prune = now + AGAIN;
         }
         tracing::info!(conversions = old.len(), "removing finished conversions beyond the history limits");
         let api = self.api();
