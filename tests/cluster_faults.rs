@@ -4,6 +4,8 @@
 
 #[path = "cluster_faults/compromised.rs"]
 mod compromised;
+#[path = "cluster_faults/confined.rs"]
+mod confined;
 #[path = "cluster_conversion/disks.rs"]
 mod disks;
 #[path = "cluster_faults/failpoints.rs"]

@@ -295,19 +295,23 @@ impl Namespace {
 
     /// Sends a signal to all processes of a container, with or without a kubelet; `false` where it doesn't run.
     pub fn signal_container(&self, pod: &serde_json::Value, container: &str, signal: &str) -> bool {
-        let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| pod["status"][list].as_array());
-        let running = statuses
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find(|status| status["name"] == container && status["state"]["running"].is_object());
-        let id = running.and_then(|status| status["containerID"].as_str()?.strip_prefix("containerd://"));
-        let Some(id) = id else { return false };
+        let Some(id) = container_id(pod, container) else { return false };
+        self.tasks().args(["kill", "--signal", signal, "--all", id]).output().expect("ctr runs").status.success()
+    }
+
+    /// The first process of a container that runs.
+    pub fn process_of(&self, pod: &serde_json::Value, container: &str) -> u32 {
+        let id = container_id(pod, container).expect("it runs");
+        let tasks = run(self.tasks().arg("list"));
+        let task = tasks.lines().find_map(|line| line.strip_prefix(id)).expect("containerd knows it");
+        task.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("ctr prints its process")
+    }
+
+    fn tasks(&self) -> Command {
         let state = self.cluster.state.as_ref().expect("a node of our own");
-        let mut kill = Command::new("ctr");
-        kill.arg("--address").arg(state.join("run/containerd.sock"));
-        kill.args(["--namespace", "k8s.io", "tasks", "kill", "--signal", signal, "--all", id]);
-        kill.output().expect("ctr runs").status.success()
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(state.join("run/containerd.sock")).args(["--namespace", "k8s.io", "tasks"]);
+        command
     }
 
     /// Applies a manifest in this namespace.
@@ -367,6 +371,17 @@ pub fn left_out(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
     // In one piece: others write at the same time.
     drop(std::io::stderr().write_all(format!("LEFT OUT: {test}: {reason}\n").as_bytes()));
+}
+
+/// What containerd calls a container that runs, of a pod as kubectl shows it.
+fn container_id<'a>(pod: &'a serde_json::Value, container: &str) -> Option<&'a str> {
+    let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| pod["status"][list].as_array());
+    let running = statuses
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|status| status["name"] == container && status["state"]["running"].is_object());
+    running?["containerID"].as_str()?.strip_prefix("containerd://")
 }
 
 /// The lock that holds the cluster up; `None` if it was taken down before we had it.

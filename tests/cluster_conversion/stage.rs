@@ -144,8 +144,13 @@ impl Queue {
     }
 
     /// Volume and claim, with directories of this user and group.
-    pub async fn prepare(operator: &Arc<Operator>, name: &str, (user, group): (u32, u32)) -> Self {
-        let volume = operator.namespace.volume(name, "ReadWriteMany");
+    pub async fn prepare(operator: &Arc<Operator>, name: &str, owner: (u32, u32)) -> Self {
+        Self::prepare_with(operator, name, owner, "ReadWriteMany").await
+    }
+
+    /// The same with a claim of this access mode.
+    pub async fn prepare_with(operator: &Arc<Operator>, name: &str, (user, group): (u32, u32), mode: &str) -> Self {
+        let volume = operator.namespace.volume(name, mode);
         for directory in ["queue", "output"] {
             let directory = volume.join(directory);
             fs::create_dir_all(&directory).unwrap();
