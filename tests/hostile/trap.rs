@@ -13,6 +13,9 @@ pub const CANARY: &str = "CANARY-5f0d-of-another-tenant";
 /// Name of that file.
 pub const BESIDE: &str = "canary.raw";
 
+/// Bytes that the program may write to: what a conversion takes, and the stacks of its threads, 2 MiB each.
+const MEMORY: u64 = 96 << 20;
+
 /// A directory that is a claim at the same time.
 pub struct Trap {
     place: TempDir,
@@ -86,7 +89,7 @@ impl Trap {
     }
 
     fn convert(&self, flags: &[&str]) -> Output {
-        let ran = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+        let ran = bounded()
             .arg("convert")
             .args(flags)
             .arg("--output-dir")
@@ -95,8 +98,7 @@ impl Trap {
             .arg(self.image())
             .output()
             .unwrap();
-        let inspected =
-            Command::new(env!("CARGO_BIN_EXE_hyper2kvm")).arg("inspect").arg("--").arg(self.image()).output();
+        let inspected = bounded().arg("inspect").arg("--").arg(self.image()).output();
         for output in [&ran, &inspected.unwrap()] {
             silent(&self.name, &[output.stdout.as_slice(), &output.stderr].concat());
         }
@@ -114,7 +116,7 @@ impl Trap {
         fs::write(self.directory().join("claim.json"), claim.to_string()).unwrap();
         let work = self.place.path().join("work");
         fs::create_dir(&work).unwrap();
-        let ran = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+        let ran = bounded()
             .arg("worker")
             .env("HYPER2KVM_CLAIM", self.directory())
             .env("HYPER2KVM_WORK", work)
@@ -130,6 +132,14 @@ impl Trap {
     fn canary_sings_nowhere(&self, below: &str) {
         quiet_below(&self.place.path().join(below));
     }
+}
+
+/// The program, which ends where it asks for more memory than a conversion may take. (Not where it prints a backtrace:
+/// Rust's library waits for ever if there is no memory for that.)
+fn bounded() -> Command {
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--data={MEMORY}")).arg(env!("CARGO_BIN_EXE_hyper2kvm")).env("RUST_BACKTRACE", "0");
+    command
 }
 
 /// No file below `directory` has the canary's text.
