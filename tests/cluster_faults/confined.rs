@@ -1,13 +1,19 @@
-//! What a worker's pod sees, and when it is ended: on claims that one node alone may mount.
+//! What a worker's pod sees, and when it is ended, on claims that one node alone may mount; what a watcher's token may do.
 
 use std::fs;
 use std::path::Path;
 
-use hyper2kvm::cluster::api::JobPhase;
+use hyper2kvm::cluster::api::{HyperConversion, JobPhase};
 use hyper2kvm::conversion::Reason;
+use hyper2kvm::conversion::admission::RunState;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use kube::config::AuthInfo;
 use serde_json::{Value, json};
 
 use super::HANG;
+use super::compromised::token;
 use super::disks::guest;
 use super::harness::run;
 use super::stage::{Operator, Queue, pod_of, reasons, runs};
@@ -69,4 +75,33 @@ async fn a_worker_sees_its_files_and_no_others_beside_its_watcher_until_its_dead
     assert_eq!(reasons(&over), [Some(Reason::DeadlineExceeded)]);
     assert_eq!(queue.error_file("disk.img")["reason"], json!("DeadlineExceeded"));
     assert_eq!(fs::read(queue.queue(".errors/disk.img")).unwrap(), guest(1, 91));
+}
+
+#[tokio::test]
+async fn a_watcher_s_own_token_changes_its_queue_s_run_state_and_nothing_else() {
+    let Some(queue) = Queue::open("token", json!({}), json!({})).await else { return };
+    let cluster = queue.operator.cluster;
+    let pod = queue.api::<Pod>().get(&queue.pod()).await.unwrap();
+    let mut config = cluster.config().await;
+    config.auth_info = AuthInfo::default();
+    config.auth_info.token = Some(token(cluster, &pod).into());
+    let client = Client::try_from(config).unwrap();
+    let api: Api<HyperConversion> = Api::namespaced(client, &queue.operator.namespace.name);
+    let change = async |name: &str, change: Value| {
+        let done = api.patch(name, &PatchParams::default(), &Patch::Merge(change)).await;
+        done.map(drop).map_err(|error| error.to_string())
+    };
+    for (wish, what) in [
+        (json!({"spec": {"maxConcurrentJobs": 9}}), "spec but runState"),
+        (json!({"spec": {"conversion": {"checksum": true}}}), "spec but runState"),
+        (json!({"metadata": {"labels": {"a": "b"}}}), "metadata"),
+    ] {
+        let refused = change(&queue.name, wish.clone()).await.unwrap_err();
+        assert!(refused.contains(&format!("a watcher changes nothing of a HyperConversion's {what}")), "{refused}");
+    }
+    let paused = json!({"spec": {"runState": "Paused"}});
+    change(&queue.name, paused.clone()).await.unwrap();
+    queue.until::<HyperConversion>(&queue.name, "paused", |q| q.spec.run_state == RunState::Paused).await;
+    let refused = change("another", paused).await.unwrap_err();
+    assert!(refused.contains("is forbidden"), "{refused}");
 }

@@ -65,6 +65,18 @@ async fn a_claim_that_the_watcher_may_not_write_is_a_condition_until_it_may() {
 }
 
 #[tokio::test]
+async fn a_secret_that_is_not_there_keeps_no_watcher_from_starting() {
+    let webhook = json!({"type": "generic", "urlSecretRef": {"name": "nowhere", "key": "address"}});
+    let Some(queue) = Queue::open("secretless", json!({"notifications": {"webhook": webhook}}), json!({})).await else {
+        return;
+    };
+    let said = queue.says("NotificationsReady", "False", "SecretMissing").await;
+    assert!(said.starts_with("spec.notifications.webhook.urlSecretRef: Secret nowhere is not there"), "{said}");
+    queue.bring("disk.img", &guest(1, 95));
+    queue.ended("disk.img", JobPhase::Succeeded).await;
+}
+
+#[tokio::test]
 async fn of_those_who_want_one_directory_the_first_has_it_and_the_others_wait() {
     let Some(first) = Queue::open("first", json!({}), json!({})).await else { return };
     let said = storage(&first);
