@@ -68,11 +68,15 @@ async fn a_conversion_made_by_hand_goes_with_its_queue() {
     let Some(stage) = Stage::open("owned").await else { return };
     stage.queue("q", &json!({})).await;
     let queue = stage.get::<HyperConversion>("q").await;
+    let mut former = queue.owner_ref(&()).unwrap();
+    former.uid = "earlier".into();
+    make(&stage, json!({"name": "former", "ownerReferences": [former]}), &json!({})).await;
     stage.request("mine", "q", "web01.img").await;
     let is_owned =
         |c: &ConversionJob| c.owner_references().iter().any(|owner| Some(&owner.uid) == queue.uid().as_ref());
     let owned = stage.until::<ConversionJob>("mine", is_owned).await;
     assert_eq!(owned.spec.source.path, "web01.img");
+    stage.gone::<ConversionJob>("former").await;
     stage.api::<HyperConversion>().delete("q", &DeleteParams::default()).await.unwrap();
     stage.gone::<ConversionJob>("mine").await;
 }

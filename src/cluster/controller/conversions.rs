@@ -92,16 +92,18 @@ fn validate(
 }
 
 impl Reconcile<'_> {
-    /// Gives the conversion to its queue, with which it goes. A watcher's own are given from the start.
+    /// Gives the conversion to its queue, with which it goes. A watcher's own are given from the start, and one that an
+    /// earlier queue of this name owned goes with that.
     async fn adopt(&mut self) -> Result<(), Error> {
-        let owner = self.queue.owner_ref(&()).unwrap_or_default();
-        if self.conversion.owner_references().iter().any(|known| known.uid == owner.uid) {
+        let kind = HyperConversion::kind(&());
+        if self.conversion.owner_references().iter().any(|owner| owner.kind == kind) {
             return Ok(());
         }
+        let owner = self.queue.owner_ref(&());
         let patch = json!({
             "apiVersion": ConversionJob::api_version(&()),
             "kind": ConversionJob::kind(&()),
-            "metadata": {"name": self.id.as_str(), "uid": self.conversion.uid(), "ownerReferences": [owner]},
+            "metadata": {"name": self.id.as_str(), "uid": self.conversion.uid(), "ownerReferences": owner.as_slice()},
         });
         let api = self.context.api::<ConversionJob>(&self.conversion.namespace().unwrap_or_default());
         let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
