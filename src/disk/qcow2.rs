@@ -8,7 +8,7 @@ mod entry;
 mod header;
 mod walk;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use self::entry::Entry;
@@ -75,17 +75,15 @@ impl Qcow2 {
                 self.claim(occupancy, offset, len, offset, || format!("its {what} lies on another table"))?;
             }
             let mut stored = 0;
-            let mut streams = HashSet::new();
             for step in Walk::new(self) {
                 match step? {
                     Step::Table { host, place } => {
-                        streams.clear();
                         self.claim(occupancy, host, self.cluster(), place, || {
                             "its L2 table lies on other data".into()
                         })?;
                     }
                     Step::Clusters { guest, entry, place } => {
-                        self.check(occupancy, &mut streams, &guest, entry, place)?;
+                        self.check(occupancy, &guest, entry, place)?;
                         stored += self.stored_of(&guest, entry);
                     }
                 }
@@ -105,26 +103,15 @@ impl Qcow2 {
         occupancy.claim(offset, len).map_err(|Taken| Error::corrupt(self.region.name(), place, message()))
     }
 
-    /// One cluster: its bytes are in the file and nothing else's. Compressed ones may share a cluster of the file, but
-    /// two of an L2 table can't begin at one byte.
-    fn check(
-        &self,
-        occupancy: &mut Occupancy,
-        streams: &mut HashSet<u64>,
-        guest: &Range<u64>,
-        entry: Entry,
-        place: u64,
-    ) -> Result<(), Error> {
+    /// One cluster: its bytes are in the file and nothing else's. Compressed ones may share a cluster of the file, but no
+    /// two begin at one byte.
+    fn check(&self, occupancy: &mut Occupancy, guest: &Range<u64>, entry: Entry, place: u64) -> Result<(), Error> {
         let twice = || format!("the cluster of guest byte {} lies where something else lies", guest.start);
         match entry {
             Entry::Unallocated | Entry::Zero { host: 0 } => Ok(()),
             Entry::Compressed { host, len } => {
                 self.present(host, 1, guest, place)?;
-                let shared = occupancy.share(host, len);
-                if shared == Err(Taken) || !streams.insert(host) {
-                    return Err(Error::corrupt(self.region.name(), place, twice()));
-                }
-                Ok(())
+                occupancy.share(host, len).map_err(|Taken| Error::corrupt(self.region.name(), place, twice()))
             }
             Entry::Zero { host } => self.claim(occupancy, host, self.cluster(), place, twice),
             Entry::Standard { host } => {

@@ -309,6 +309,16 @@ fn two_entries_of_one_compressed_stream_are_corrupt() {
     let entry = 1 << 62 | (4 * 4096 + 100);
     let bad = image(3, &[entry, entry], 1, 8192);
     assert_eq!(refusal(&bad), (Reason::Corrupt, Some(3 * 4096 + 8)));
+
+    // Of two L2 tables, which map 2 MiB each.
+    let mut bad = image(3, &[entry], 2, 4 << 20);
+    put32(&mut bad, 36, 2);
+    put64(&mut bad, 2 * 4096 + 8, 5 * 4096 | 1 << 63);
+    bad[5 * 4096..].fill(0);
+    put64(&mut bad, 5 * 4096, entry + 1);
+    assert!(Qcow2::open(&region_over(&bad), LIMIT).is_ok());
+    put64(&mut bad, 5 * 4096, entry);
+    assert_eq!(refusal(&bad), (Reason::Corrupt, Some(5 * 4096)));
 }
 
 #[test]
