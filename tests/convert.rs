@@ -90,11 +90,11 @@ const SOURCES: [(&str, &str, &[&str]); 16] = [
 /// Flags of ours and the format they make.
 const OUTPUTS: [(&[&str], &str); 6] = [
     (&["--format", "qcow2"], "qcow2"),
-    (&["--compress", "--verify=full"], "qcow2"),
-    (&["--compress=zstd", "--verify=full"], "qcow2"),
+    (&["--compress"], "qcow2"),
+    (&["--compress=zstd"], "qcow2"),
     (&["--compress=zlib-strict"], "qcow2"),
     (&["--format", "raw"], "raw"),
-    (&["--format", "vdi", "--verify=full"], "vdi"),
+    (&["--format", "vdi"], "vdi"),
 ];
 
 fn converts_to_every_output(source: &Path, truth: &Path) {
@@ -104,7 +104,8 @@ fn converts_to_every_output(source: &Path, truth: &Path) {
 fn converts_to_every_output_in(place: &TempDir, source: &Path, truth: &Path) {
     for (flags, format) in OUTPUTS {
         let output = place.path().join(format!("out.{format}"));
-        let mut arguments = vec!["convert", text(source), "-o", text(&output), "--force"];
+        // Our own reader, too, gives back the same guest.
+        let mut arguments = vec!["convert", text(source), "-o", text(&output), "--force", "--verify=full"];
         arguments.extend(flags);
         let converted = hyper2kvm(&arguments);
         let said = String::from_utf8_lossy(&converted.stderr);

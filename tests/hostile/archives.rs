@@ -59,15 +59,24 @@ fn a_missing_disk_a_wrong_digest_and_a_dtd_are_refused() {
     }
 }
 
+/// `bytes` as gzip's.
+pub fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+/// An OVA of a disk of `size` bytes, which is a gzip member.
+pub fn ova_of_gzip(packed: &[u8], size: u64) -> Vec<u8> {
+    let text = ovf(&[("d.vmdk.gz", size)]).replace("ovf:id=\"file0\"", "ovf:id=\"file0\" ovf:compression=\"gzip\"");
+    tar(&[("vm.ovf", text.as_bytes()), ("d.vmdk.gz", packed)])
+}
+
 #[test]
 fn a_compressed_member_is_read_and_a_bomb_is_not() {
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
-    gzip.write_all(&disk()).unwrap();
-    let packed = gzip.finish().unwrap();
-    let text = ovf(&[("d.vmdk.gz", SIZE)]).replace("ovf:id=\"file0\"", "ovf:id=\"file0\" ovf:compression=\"gzip\"");
-    Trap::new("vm.ova", &tar(&[("vm.ovf", text.as_bytes()), ("d.vmdk.gz", &packed)])).is_converted();
-    let short = &packed[..packed.len() / 2];
-    Trap::new("vm.ova", &tar(&[("vm.ovf", text.as_bytes()), ("d.vmdk.gz", short)])).is_refused("Truncated");
+    let packed = gzipped(&disk());
+    Trap::new("vm.ova", &ova_of_gzip(&packed, SIZE)).is_converted();
+    Trap::new("vm.ova", &ova_of_gzip(&packed[..packed.len() / 2], SIZE)).is_refused("Truncated");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 
+use crate::archives::{gzipped, ova_of_gzip};
 use crate::trap::{BESIDE, CANARY, Trap, content, qemu_img, written};
 use crate::vmdk::{Sparse, built, descriptor};
 
@@ -115,19 +116,28 @@ fn a_differencing_vhd_is_refused_and_a_fixed_one_taken() {
 /// Images of `content` in every format that can be made here: name, bytes.
 pub fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let size = content.len() as u64;
+    let stream = Sparse::stream_optimized(size);
+    let packed = gzipped(&built(&stream, content));
     let mut images = vec![
-        ("stream.vmdk", built(&Sparse::stream_optimized(size), content)),
+        ("stream.vmdk", built(&stream, content)),
+        ("no-footer.vmdk", built(&Sparse { footer: false, ..stream.clone() }, content)),
+        ("descending.vmdk", built(&Sparse { descending: true, ..stream.clone() }, content)),
         ("sparse.vmdk", built(&Sparse::monolithic_sparse(size), content)),
         ("fixed.vhd", [content, &vhd_footer(size, 2)].concat()),
         ("disk.vdi", written("vdi", content)),
         ("disk.qcow2", written("qcow2", content)),
-        ("one.ova", crate::ova::ova("one", &[("d.vmdk", &built(&Sparse::stream_optimized(size), content), size)])),
+        ("one.ova", crate::ova::ova("one", &[("d.vmdk", &built(&stream, content), size)])),
+        ("gzip.ova", ova_of_gzip(&packed, size)),
     ];
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("truth"), content).unwrap();
     for (name, format, options) in [
         ("dynamic.vhd", "vpc", "subformat=dynamic,force_size=on"),
         ("dynamic.vhdx", "vhdx", "subformat=dynamic"),
+        ("fixed.vhdx", "vhdx", "subformat=fixed"),
+        ("static.vdi", "vdi", "static=on"),
+        ("version-2.qcow2", "qcow2", "compat=0.10"),
+        ("extended.qcow2", "qcow2", "extended_l2=on,cluster_size=128k"),
         ("zlib.qcow2", "qcow2", "compression_type=zlib"),
         ("zstd.qcow2", "qcow2", "compression_type=zstd"),
     ] {
