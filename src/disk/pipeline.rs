@@ -23,7 +23,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub use self::buffer::{ALIGNMENT, Buffer};
+pub use self::buffer::{ALIGNMENT, Buffer, is_zero};
 pub use self::encode::{Cluster, Coded, Coding, Content};
 pub use self::output::Output;
 use super::manifest::Expected;

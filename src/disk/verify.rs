@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 pub use self::qcow2::qcow2;
 pub use self::vdi::vdi;
-use super::pipeline::CopyControl;
 use super::pipeline::replay::{Stretch, replay};
+use super::pipeline::{CopyControl, is_zero};
 use super::{Error, Image, Region};
 use crate::conversion::{OutputFormat, Reason};
 
@@ -148,15 +148,11 @@ impl Ahead {
                 (self.stretch, self.used) = (next, 0);
             }
             let len = left.min(self.stretch.len() - self.used);
-            let piece = |bytes: &[u8], at: u64| {
-                let at = usize::try_from(at).expect("within a batch");
-                bytes[at..at + usize::try_from(len).expect("within a batch")].to_vec()
-            };
             let same = match (stretch, &self.stretch) {
                 (Stretch::Zero(_), Owned::Zero(_)) => true,
-                (Stretch::Zero(_), Owned::Data(theirs)) => piece(theirs, self.used).iter().all(|&byte| byte == 0),
-                (Stretch::Data(ours), Owned::Zero(_)) => piece(ours, at).iter().all(|&byte| byte == 0),
-                (Stretch::Data(ours), Owned::Data(theirs)) => piece(ours, at) == piece(theirs, self.used),
+                (Stretch::Zero(_), Owned::Data(theirs)) => is_zero(piece(theirs, self.used, len)),
+                (Stretch::Data(ours), Owned::Zero(_)) => is_zero(piece(ours, at, len)),
+                (Stretch::Data(ours), Owned::Data(theirs)) => piece(ours, at, len) == piece(theirs, self.used, len),
             };
             if !same {
                 return false;
@@ -167,4 +163,10 @@ impl Ahead {
         }
         true
     }
+}
+
+/// `len` bytes of a stretch from its byte `at` on.
+fn piece(stretch: &[u8], at: u64, len: u64) -> &[u8] {
+    let index = |at: u64| usize::try_from(at).expect("within a batch");
+    &stretch[index(at)..index(at + len)]
 }
