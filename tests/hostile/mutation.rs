@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use crate::disks::good;
 use crate::trap::content;
+use crate::vmdk::{Sparse, built, descriptor};
 
 const LIMITS: Limits = Limits { max_virtual_size: 64 << 20, max_scratch_bytes: 64 << 20 };
 /// Smallest extent that any format stores, but for a disk's end.
@@ -33,6 +34,13 @@ const SMALLEST: u64 = 512;
 const CASES: usize = 24;
 /// Numbers at the ends of what fields hold, or that many fields hold.
 const EXTREMES: [u64; 8] = [0, 1, 0xFFFF, 0x1_0000, u32::MAX as u64, 1 << 63, u64::MAX - 511, u64::MAX];
+
+/// A file that is dropped, with the files beside it.
+struct Dropped {
+    name: &'static str,
+    image: Vec<u8>,
+    siblings: Vec<(&'static str, Vec<u8>)>,
+}
 
 /// One change of an image, at a place in parts of 65,536 of the head or of the whole.
 #[derive(Clone, Debug, TypeGenerator)]
@@ -74,6 +82,13 @@ fn apply(image: &mut Vec<u8>, change: &Change) {
     }
 }
 
+/// Makes printable what a change of a text left: most others would be refused for one bad byte.
+fn keep_text(text: &mut [u8]) {
+    for byte in text.iter_mut().filter(|byte| !byte.is_ascii_graphic() && !b" \n".contains(byte)) {
+        *byte = b' ' + *byte % 95;
+    }
+}
+
 /// One thread, through the page cache, to raw.
 fn plainest() -> CopyOptions {
     CopyOptions { format: OutputFormat::Raw, threads: Some(1), buffered: true, ..CopyOptions::default() }
@@ -92,8 +107,8 @@ fn others() -> [(CopyOptions, bool); 3] {
 }
 
 /// The guest's disks as they are read in their copies; the map is walked beside it.
-fn convert(region: &Region, options: &CopyOptions, digested: bool) -> Result<Vec<Vec<u8>>, Error> {
-    let source = source::open(region, &[], &LIMITS, &mut || Ok(tempfile::tempfile().unwrap()))?;
+fn convert(files: &[Region], options: &CopyOptions, digested: bool) -> Result<Vec<Vec<u8>>, Error> {
+    let source = source::open(&files[0], &files[1..], &LIMITS, &mut || Ok(tempfile::tempfile().unwrap()))?;
     let mut disks = Vec::new();
     for disk in &source.disks {
         let size = disk.image.virtual_size();
@@ -138,15 +153,21 @@ fn guest(output: File, format: OutputFormat) -> Vec<u8> {
     fs::read(raw.path()).unwrap()
 }
 
-/// The plainest path, the fastest, and one more in turn say the same of a changed image.
-fn agree(name: &'static str, image: &[u8]) {
+/// A file as it is read through the page cache, and around it.
+fn both_ways(name: &str, bytes: &[u8]) -> (Region, Region) {
     let place = tempfile::NamedTempFile::new().unwrap();
-    fs::write(place.path(), image).unwrap();
+    fs::write(place.path(), bytes).unwrap();
     let file = Arc::new(File::open(place.path()).unwrap());
     let flags = OFlags::DIRECT.bits().cast_signed();
     let direct = File::options().read(true).custom_flags(flags).open(place.path()).ok();
-    let cached = Region::whole(file, name, image.len() as u64);
-    let around = cached.clone().also_direct(direct.map(Arc::new));
+    let cached = Region::whole(file, name, bytes.len() as u64);
+    (cached.clone(), cached.also_direct(direct.map(Arc::new)))
+}
+
+/// The plainest path, the fastest, and one more in turn say the same of a changed image with the files beside it.
+fn agree(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)]) {
+    let beside = siblings.iter().map(|(name, bytes)| both_ways(name, bytes));
+    let (cached, around): (Vec<_>, Vec<_>) = std::iter::once(both_ways(name, image)).chain(beside).unzip();
     let turn = image.iter().map(|byte| usize::from(*byte)).sum::<usize>() % others().len();
     let plain = convert(&cached, &plainest(), false);
     for (options, digested) in [(fastest(), false), others()[turn].clone()] {
@@ -164,9 +185,34 @@ fn agree(name: &'static str, image: &[u8]) {
 }
 
 /// What is changed; made once.
-fn images() -> &'static [(&'static str, Vec<u8>)] {
-    static IMAGES: OnceLock<Vec<(&str, Vec<u8>)>> = OnceLock::new();
-    IMAGES.get_or_init(|| good(&content(2 << 20)))
+fn images() -> &'static [Dropped] {
+    static IMAGES: OnceLock<Vec<Dropped>> = OnceLock::new();
+    IMAGES.get_or_init(|| {
+        let content = content(2 << 20);
+        let alone = good(&content).into_iter().map(|(name, image)| Dropped { name, image, siblings: Vec::new() });
+        alone.chain(described(&content)).collect()
+    })
+}
+
+/// Texts that describe the files beside them.
+fn described(content: &[u8]) -> [Dropped; 2] {
+    let size = content.len() as u64;
+    let disk = built(&Sparse::stream_optimized(size), content);
+    let extents = "RW 2048 FLAT \"f1.vmdk\" 0\nRW 1024 ZERO\nRW 1024 FLAT \"f2.vmdk\" 8";
+    let split = descriptor("twoGbMaxExtentFlat", size).replace("RW 4096 SPARSE \"generated-stream.vmdk\"", extents);
+    let (first, second) = content.split_at(1 << 20);
+    [
+        Dropped {
+            name: "one.ovf",
+            image: crate::ova::ovf(&[("d.vmdk", size)]).into_bytes(),
+            siblings: vec![("d.vmdk", disk)],
+        },
+        Dropped {
+            name: "split.vmdk",
+            image: split.into_bytes(),
+            siblings: vec![("f1.vmdk", first.to_vec()), ("f2.vmdk", second.to_vec())],
+        },
+    ]
 }
 
 /// A target for each image.
@@ -174,7 +220,7 @@ macro_rules! targets {
     ($($target:ident $name:literal)*) => {$(
         #[test]
         fn $target() {
-            let Some((_, image)) = images().iter().find(|(name, _)| *name == $name) else {
+            let Some(Dropped { image, siblings, .. }) = images().iter().find(|dropped| dropped.name == $name) else {
                 eprintln!("left out: {} is made by qemu-img, which is not installed (Debian: qemu-utils)", $name);
                 return;
             };
@@ -184,7 +230,10 @@ macro_rules! targets {
                 for change in changes {
                     apply(&mut image, change);
                 }
-                agree($name, &image);
+                if !siblings.is_empty() {
+                    keep_text(&mut image);
+                }
+                agree($name, &image, siblings);
             });
         }
     )*};
@@ -208,12 +257,14 @@ targets! {
     zstd_qcow2 "zstd.qcow2"
     ova "one.ova"
     gzip_ova "gzip.ova"
+    ovf "one.ovf"
+    split_vmdk "split.vmdk"
 }
 
 #[test]
 fn every_good_image_is_a_target() {
     let source = include_str!("mutation.rs");
-    for (name, _) in images() {
+    for Dropped { name, .. } in images() {
         assert!(source.contains(&format!(" \"{name}\"\n")), "{name} is changed by no target");
     }
 }
