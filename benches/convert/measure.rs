@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, fadvise, major, minor};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Where a program runs.
@@ -66,8 +67,7 @@ pub fn processor_time(who: UsageWho) -> Result<f64> {
 
 /// Measures `command`, whose `source` is on the disk and not in memory when it starts.
 pub fn measure(place: &Place, source: &Path, command: &[String]) -> Result<Figures> {
-    // Nothing of what went before, such as the removal of the last output, is left for the disk to do meanwhile.
-    rustix::fs::sync();
+    settle(source)?;
     let file = fs::File::open(source)?;
     fadvise(&file, 0, None, Advice::DontNeed)?;
     let group = matches!(place, Place::Small).then(Cgroup::new).transpose()?;
@@ -83,6 +83,31 @@ pub fn measure(place: &Place, source: &Path, command: &[String]) -> Result<Figur
         .output()?;
     ensure!(output.status.success(), "{} failed", command.join(" "));
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Waits until nothing of what went before is left for the disk under `path` to do. What a removed file took may be given
+/// back to it (`discard`) long after a sync has returned.
+fn settle(path: &Path) -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(100);
+    const QUIET: u32 = 3;
+    const MOST: u32 = 100;
+    rustix::fs::sync();
+    let device = fs::metadata(path)?.dev();
+    let counters = format!("/sys/dev/block/{}:{}/stat", major(device), minor(device));
+    // Not every file system has a block device of its own.
+    let read = || fs::read_to_string(&counters).ok();
+    let (mut last, mut quiet) = (read(), 0);
+    for _ in 0..MOST {
+        if quiet == QUIET || last.is_none() {
+            return Ok(());
+        }
+        thread::sleep(PAUSE);
+        let now = read();
+        quiet = if now == last { quiet + 1 } else { 0 };
+        last = now;
+    }
+    eprintln!("bench: something else uses this disk");
+    Ok(())
 }
 
 /// A memory cgroup of our own, of version 1 or 2.
