@@ -227,6 +227,8 @@ impl Cluster {
             &serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
                 .to_string(),
         );
+        // The controller manager makes it soon after; until then a pod without an account of its own is refused.
+        run(namespace.kubectl().args(["wait", "--for=create", "serviceaccount/default", "--timeout=60s"]));
         namespace
     }
 }
