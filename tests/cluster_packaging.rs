@@ -9,6 +9,7 @@ mod schemas;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use harness::{Cluster, Need, in_tree, left_out, run};
 use serde_json::json;
@@ -262,21 +263,19 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
             .expect("kubectl starts");
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    // The policy takes hold a moment after it was stored.
     let refused = |change: &str, message: &str| {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        loop {
-            let (done, said) = patch(change);
-            if said.contains(message) {
-                return;
-            }
-            assert!(std::time::Instant::now() < deadline, "{change}: {done} {said}");
-        }
+        let (done, said) = patch(change);
+        assert!(said.contains(message), "{change}: {done} {said}");
     };
-    refused(
-        r#"{"spec": {"maxConcurrentJobs": 9}}"#,
-        "a watcher changes nothing of a HyperConversion's spec but runState",
-    );
+    // The policy takes hold a moment after it was stored; what it let through before is no change the next time.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for jobs in [8, 9].into_iter().cycle() {
+        let (done, said) = patch(&format!(r#"{{"spec": {{"maxConcurrentJobs": {jobs}}}}}"#));
+        if said.contains("a watcher changes nothing of a HyperConversion's spec but runState") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{jobs}: {done} {said}");
+    }
     refused(
         r#"{"spec": {"conversion": {"checksum": true}}}"#,
         "a watcher changes nothing of a HyperConversion's spec but runState",
