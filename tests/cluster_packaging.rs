@@ -267,23 +267,18 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
         let (done, said) = patch(change);
         assert!(said.contains(message), "{change}: {done} {said}");
     };
+    let spec = "a watcher changes nothing of a HyperConversion's spec but runState";
     // The policy takes hold a moment after it was stored; what it let through before is no change the next time.
     let deadline = Instant::now() + Duration::from_secs(30);
     for jobs in [8, 9].into_iter().cycle() {
         let (done, said) = patch(&format!(r#"{{"spec": {{"maxConcurrentJobs": {jobs}}}}}"#));
-        if said.contains("a watcher changes nothing of a HyperConversion's spec but runState") {
+        if said.contains(spec) {
             break;
         }
         assert!(Instant::now() < deadline, "{jobs}: {done} {said}");
     }
-    refused(
-        r#"{"spec": {"conversion": {"checksum": true}}}"#,
-        "a watcher changes nothing of a HyperConversion's spec but runState",
-    );
-    refused(
-        r#"{"spec": {"imagePullSecrets": [{"name": "x"}]}}"#,
-        "a watcher changes nothing of a HyperConversion's spec but runState",
-    );
+    refused(r#"{"spec": {"conversion": {"checksum": true}}}"#, spec);
+    refused(r#"{"spec": {"imagePullSecrets": [{"name": "x"}]}}"#, spec);
     refused(r#"{"metadata": {"labels": {"a": "b"}}}"#, "a watcher changes nothing of a HyperConversion's metadata");
     refused(r#"{"metadata": {"finalizers": ["a.b/c"]}}"#, "a watcher changes nothing of a HyperConversion's metadata");
     assert_eq!(patch(r#"{"spec": {"runState": "Paused"}}"#), (true, String::new()));
