@@ -16,6 +16,7 @@ pub mod control;
 pub mod conversion;
 pub mod disk;
 pub mod executor;
+pub mod files;
 pub mod ledger;
 pub mod notification;
 pub mod queue;

@@ -4,18 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every top-level module and those it may name besides itself.
-const MAY_NAME: [(&str, &[&str]); 12] = [
+const MAY_NAME: [(&str, &[&str]); 13] = [
     ("conversion", &[]),
     ("disk", &["conversion"]),
-    ("worker", &["conversion", "disk"]),
+    ("worker", &["conversion", "disk", "files"]),
     ("stats", &["conversion"]),
     ("telemetry", &["conversion", "stats"]),
     ("control", &["conversion", "stats"]),
     ("notification", &["conversion", "stats"]),
     ("config", &["conversion", "notification"]),
-    // The queue's leaves, which name nothing but `conversion` themselves: where files lie, and how they are read.
-    ("ledger", &["conversion", "queue::placement", "stats"]),
-    ("executor", &["conversion", "ledger", "queue::layout", "queue::store", "stats"]),
+    ("files", &["conversion"]),
+    ("ledger", &["conversion", "files", "stats"]),
+    ("executor", &["conversion", "files", "ledger", "stats"]),
     (
         "queue",
         &[
@@ -24,6 +24,7 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
             "conversion",
             "disk::descriptor",
             "executor",
+            "files",
             "ledger",
             "notification",
             "stats",
@@ -32,7 +33,18 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
     ),
     (
         "cluster",
-        &["config", "control", "conversion", "executor", "ledger", "notification", "queue", "stats", "telemetry"],
+        &[
+            "config",
+            "control",
+            "conversion",
+            "executor",
+            "files",
+            "ledger",
+            "notification",
+            "queue",
+            "stats",
+            "telemetry",
+        ],
     ),
 ];
 

@@ -65,7 +65,7 @@ fn content(length: usize) -> Vec<u8> {
 fn digest(bytes: &[u8]) -> String {
     let mut hasher = Sha256::new();
     hasher.update(bytes);
-    hyper2kvm::queue::transfer::hex(hasher)
+    hyper2kvm::files::transfer::hex(hasher)
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -23,8 +23,8 @@ use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId, Failure, Metadata};
 use crate::executor::progress::LOOK;
 use crate::executor::{Error, Executor, Request, Submission, Update};
+use crate::files::Layout;
 use crate::ledger::ConversionRow;
-use crate::queue::Layout;
 
 mod history;
 mod objects;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::queue::store::{self, StoreError};
+use crate::files::store::{self, StoreError};
 use crate::stats::Snapshot;
 
 /// The watcher's file below [`super::names::RUN_DIR`].

@@ -18,11 +18,12 @@ use crate::cluster::cache::{self, Change};
 use crate::cluster::executor::{ClusterExecutor, WatchEnded};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
+use crate::files::{Layout, Method};
 use crate::ledger::{Ledger, Writer};
 use crate::notification::Notifier;
+use crate::queue::engine;
 use crate::queue::engine::{Engine, Remote, Settings, events};
 use crate::queue::lock::LockError;
-use crate::queue::{Layout, Method, engine};
 
 mod notifications;
 mod report;

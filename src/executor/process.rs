@@ -12,8 +12,8 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next
 use crate::conversion::{
     Attempt, ConversionId, ConversionOptions, ConversionStatus, Failure, Metadata, Progress, Reason,
 };
+use crate::files::layout::Layout;
 use crate::ledger::{self, Change, ConversionRow};
-use crate::queue::layout::Layout;
 
 use super::{Error, Executor, Submission, Update};
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::conversion::{Progress, Stage};
-use crate::queue::layout::PROGRESS_FILE;
-use crate::queue::store::{self, StoreError};
+use crate::files::layout::PROGRESS_FILE;
+use crate::files::store::{self, StoreError};
 
 /// Time without progress after which an attempt is ended.
 pub const STALL_AFTER: Duration = Duration::from_secs(600);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{Claim, ConversionId, Reason};
-use crate::queue::placement::Placement;
+use crate::files::placement::Placement;
 
 use super::deferred::Pending;
 use super::left::{self, LeftSource};

@@ -6,7 +6,7 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Member, Reason};
 
-use crate::queue::placement::Placement;
+use crate::files::placement::Placement;
 use crate::stats::{JobStatus, Totals};
 
 use super::*;

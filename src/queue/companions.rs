@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::layout::is_plain_name;
 use super::scan::{self, Entry, Name};
-use super::store::{self, StoreError};
 use crate::conversion::{ConversionId, Failure, Reason};
 use crate::disk::descriptor::{self, References};
+use crate::files::layout::is_plain_name;
+use crate::files::store::{self, StoreError};
 
 /// A file of the queue directory, as far as grouping goes. An empty file that has settled is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -291,7 +291,7 @@ fn is_ovf(name: &str) -> bool {
 }
 
 fn stem_of(name: &str) -> &str {
-    super::names::split(name).0
+    crate::files::names::split(name).0
 }
 
 /// `vm-disk1.vmdk`, `vm_1.vmdk` and `vm.vmdk` are called like `vm.ovf`.

@@ -1,11 +1,11 @@
 //! Where sources end, and what is tidied up behind a conversion.
 
 use super::claim::{self, ClaimError};
-use super::layout::Layout;
-use super::placement::{Placement, PlacementError};
-use super::waste;
 use crate::conversion::ConversionId;
 use crate::conversion::{Claim, status::End};
+use crate::files::layout::Layout;
+use crate::files::placement::{Placement, PlacementError};
+use crate::files::waste;
 
 /// What becomes of the source when a conversion has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ mod tests {
     use super::super::claim::tests::{dropped, layout, visible};
     use super::*;
     use crate::conversion::Attempt;
-    use crate::queue::Method;
+    use crate::files::Method;
 
     #[rstest]
     fn sources_end_where_users_look_for_them(

@@ -27,11 +27,11 @@ use crate::notification::{Event, Notifier, StallWatch};
 use crate::stats::Snapshot;
 
 use super::claim::ClaimError;
-use super::layout::Layout;
-use super::moves::Method;
-use super::placement::PlacementError;
 use super::publish::PublishError;
-use super::store::StoreError;
+use crate::files::layout::Layout;
+use crate::files::moves::Method;
+use crate::files::placement::PlacementError;
+use crate::files::store::StoreError;
 
 mod advance;
 mod control;
@@ -112,7 +112,7 @@ pub enum Error {
     #[error(transparent)]
     Publish(#[from] PublishError),
     #[error(transparent)]
-    Move(#[from] super::moves::MoveError),
+    Move(#[from] crate::files::moves::MoveError),
     #[error("cannot look at {path}")]
     Look {
         path: std::path::PathBuf,

@@ -5,13 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rustix::fs::StatVfs;
 use serde::{Deserialize, Serialize};
 
-use super::names;
-use super::store::{self, StoreError};
 use crate::conversion::failure::{Class, Phase, Stage};
 use crate::conversion::{Claim, ConversionId, Failure, FailureReport, Reason};
+use crate::files::names;
+use crate::files::space::free_bytes;
+use crate::files::store::{self, StoreError};
 
 /// Longest text taken over from a worker, in bytes; its report as a whole is bounded when it is read.
 const MAX_MESSAGE: usize = 4 << 10;
@@ -78,17 +78,6 @@ impl SystemInfo {
             memory_available_gb: fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available).map(gibibytes),
         }
     }
-}
-
-/// Bytes that we may still write to the file system of `path`; `None` where it does not tell.
-pub fn free_bytes(path: &Path) -> io::Result<Option<u64>> {
-    Ok(told_free(&rustix::fs::statvfs(path)?))
-}
-
-/// The same of what was asked already. Some file systems (ramfs, buckets behind FUSE) tell of no blocks at all.
-#[must_use]
-pub fn told_free(told: &StatVfs) -> Option<u64> {
-    (told.f_blocks > 0).then(|| told.f_bavail.saturating_mul(told.f_frsize))
 }
 
 /// Puts together what error.json says. `report` is the worker's own, where it left one.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use super::layout::Layout;
+use crate::files::layout::Layout;
 
 /// Name of the file, below `{output}/.daemon/`, by which a test says where: names of steps, one a line. The first one is
 /// taken away before this process dies there, so that the next one gets past, and dies at the next.

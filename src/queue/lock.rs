@@ -13,8 +13,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::layout::Layout;
-use super::store::{self, StoreError};
+use crate::files::layout::Layout;
+use crate::files::store::{self, StoreError};
 
 /// How often [`Locks::beat`] is to be called.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);

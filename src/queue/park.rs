@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use super::layout::Layout;
-use super::placement::{Placement, PlacementError};
 use super::scan::Entry;
 use crate::conversion::Claim;
+use crate::files::layout::Layout;
+use crate::files::placement::{Placement, PlacementError};
 
 /// Chooses where the members of a claim are parked. Record it, carry it out, then write error.json beside
 /// [`Placement::primary`]. claim.json stays: the claim goes on.
@@ -62,7 +62,7 @@ mod tests {
     use super::super::claim;
     use super::super::claim::tests::{dropped, layout, visible};
     use super::*;
-    use crate::queue::Method;
+    use crate::files::Method;
 
     #[rstest]
     fn an_artifact_is_parked_and_comes_back_wherever_it_was_cut_short(

@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::layout::Layout;
-use super::moves::{self, Method, MoveError};
-use super::waste;
+use crate::files::layout::Layout;
+use crate::files::moves::{self, Method, MoveError};
+use crate::files::waste;
 
 /// How the names of what is tried out begin: hidden, so that no scan takes it up.
 const PREFIX: &str = ".probe-";

@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, fstat};
 use rustix::io::Errno;
 
-use super::layout::{DOMAIN_FILE, Layout, METADATA_FILE, is_plain_name};
-use super::moves::{self, Method, MoveError};
-use super::names;
-use super::store::{self, StoreError};
-use super::waste;
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
+use crate::files::layout::{DOMAIN_FILE, Layout, METADATA_FILE, is_plain_name};
+use crate::files::moves::{self, Method, MoveError};
+use crate::files::names;
+use crate::files::store::{self, StoreError};
+use crate::files::waste;
 
 /// Longest metadata.json that is read.
 pub const MAX_METADATA_BYTES: usize = 64 << 10;

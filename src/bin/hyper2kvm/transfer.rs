@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use hyper2kvm::conversion::chain;
-use hyper2kvm::queue::transfer::{self, Line, TransferError};
+use hyper2kvm::files::transfer::{self, Line, TransferError};
 
 #[derive(Debug, Args)]
 pub(crate) struct Receive {

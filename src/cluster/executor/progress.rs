@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::cluster::api::ProgressReport;
 use crate::conversion::{Attempt, ConversionId, Progress, Stage};
 use crate::executor::progress::{self, STALL_AFTER, Seen};
-use crate::queue::store::StoreError;
+use crate::files::store::StoreError;
 
 /// Shortest time between two writes of one conversion's progress.
 const PACE: Duration = Duration::from_secs(5);

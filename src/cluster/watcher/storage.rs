@@ -10,8 +10,9 @@ use tokio::time::sleep;
 use super::Identity;
 use super::report::Reporter;
 use crate::conversion::chain;
+use crate::files::{Layout, Method};
 use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
-use crate::queue::{Layout, Method, probe};
+use crate::queue::probe;
 
 /// How soon what can't be used is tried again.
 const AGAIN: Duration = Duration::from_secs(10);

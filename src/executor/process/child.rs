@@ -16,8 +16,8 @@ use crate::conversion::{
     Attempt, CONTRACT_VERSION, ConversionId, Failure, FailureReport, Progress, TerminationMessage,
 };
 use crate::executor::progress::{self, LOOK, Seen};
-use crate::queue::layout::FAILURE_FILE;
-use crate::queue::store;
+use crate::files::layout::FAILURE_FILE;
+use crate::files::store;
 
 use super::outcome::{Ending, Exit, Remains, clean, judge};
 

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
     use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure};
-    use crate::queue::placement::Placement;
+    use crate::files::placement::Placement;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::executor::Executor;
-use crate::queue::layout::Layout;
+use crate::files::layout::Layout;
+use crate::files::store;
 use crate::queue::scan::Name;
-use crate::queue::store;
 
 use super::Engine;
 

@@ -10,8 +10,8 @@ use md5::{Digest as _, Md5};
 use tokio::sync::mpsc;
 
 use crate::executor::Executor;
+use crate::files::store;
 use crate::ledger::ProcessedFile;
-use crate::queue::store;
 
 use super::intake::{Artifact, Fingerprint};
 use super::{Engine, Result};

@@ -6,15 +6,16 @@ use crate::conversion::failure::without_name;
 use crate::conversion::status::End;
 use crate::conversion::{ConversionId, Failure, FailureReport, Reason};
 use crate::executor::Executor;
+use crate::files::layout::{FAILURE_FILE, Layout};
+use crate::files::placement::{Placement, PlacementError};
+use crate::files::store;
 use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, retries};
 use crate::notification::Event;
+use crate::queue::claim;
 use crate::queue::dispose::{self, Disposal};
 use crate::queue::error_file::{self, RetryInfo, SystemInfo};
 use crate::queue::failpoint::{self, Step};
-use crate::queue::layout::{FAILURE_FILE, Layout};
 use crate::queue::park::{self, Parked};
-use crate::queue::placement::{Placement, PlacementError};
-use crate::queue::{claim, store};
 
 use super::{Engine, Result};
 
@@ -264,7 +265,7 @@ fn state(state: ClaimState) -> Change {
 
 /// Members that stay in (or return to) the queue directory by this placement.
 pub(super) fn left_sources(layout: &Layout, placement: &Placement) -> Vec<LeftSource> {
-    let left = |planned: &crate::queue::placement::PlannedMove| {
+    let left = |planned: &crate::files::placement::PlannedMove| {
         let path = planned.to.strip_prefix(layout.queue()).ok()?;
         // Below `.processed/` or `.errors/` nothing is watched.
         (path.components().count() == 1).then(|| LeftSource {

@@ -11,9 +11,9 @@ use jiff::{SignedDuration, Timestamp};
 use crate::conversion::admission::RunState;
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Reason, chain};
 use crate::executor::{Executor, Request};
+use crate::files::layout::{CLAIM_FILE, is_plain_name};
 use crate::queue::companions;
 use crate::queue::error_file;
-use crate::queue::layout::{CLAIM_FILE, is_plain_name};
 use crate::queue::scan::{self, Entry, Kind};
 
 use super::intake::Artifact;

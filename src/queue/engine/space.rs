@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::conversion::{ConversionId, ConversionStatus, Reason};
 use crate::executor::Executor;
+use crate::files::space::free_bytes;
 use crate::ledger::{ClaimState, ConversionRow};
 use crate::notification::Event;
-use crate::queue::error_file::free_bytes;
 use crate::stats::Shortage;
 
 use super::{Conversion, Engine};

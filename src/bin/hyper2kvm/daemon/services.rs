@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper2kvm::control::{self, Command, Handler, Reply};
 use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
-use hyper2kvm::queue::Layout;
+use hyper2kvm::files::Layout;
 use hyper2kvm::queue::engine::Remote;
 use hyper2kvm::queue::lock::{HEARTBEAT_INTERVAL, LockError, Locks};
 use hyper2kvm::stats::{self, Snapshot};

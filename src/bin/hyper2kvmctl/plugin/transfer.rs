@@ -1,11 +1,11 @@
-//! The near end of an upload or a download; `hyper2kvm::queue::transfer` tells the exchange and is the far end.
+//! The near end of an upload or a download; `hyper2kvm::files::transfer` tells the exchange and is the far end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
-use hyper2kvm::queue::moves::{self, Method, MoveError};
-use hyper2kvm::queue::transfer::{Line, MAX_LINE, hex};
+use hyper2kvm::files::moves::{self, Method, MoveError};
+use hyper2kvm::files::transfer::{Line, MAX_LINE, hex};
 use indicatif::ProgressBar;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};

@@ -24,10 +24,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::error_file::told_free;
 use super::layout::is_plain_name;
 use super::moves::{self, Method, MoveError};
 use super::names::NAME_MAX;
+use super::space::told_free;
 use super::store::{self, StoreError};
 
 /// What an unfinished file's name ends in.

@@ -125,7 +125,7 @@ pub fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<Fil
 }
 
 /// Opens one plain component beneath `dir` without following anything.
-pub(super) fn open_beneath(dir: impl AsFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_beneath(dir: impl AsFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     open_component(dir.as_fd(), name, flags, Mode::empty())
 }
 

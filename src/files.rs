@@ -1,0 +1,17 @@
+//! The ground floor: where everything lies on the two volumes, and the file operations that a crash cannot leave half done.
+//!
+//! Everything here is synchronous and blocking, and knows of the queue no more than its paths. Each effect is safe to
+//! repeat.
+
+pub mod layout;
+pub mod moves;
+pub mod names;
+pub mod placement;
+pub mod space;
+pub mod store;
+pub mod transfer;
+pub mod waste;
+
+pub use layout::Layout;
+pub use moves::{Method, MoveError};
+pub use placement::Placement;

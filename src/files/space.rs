@@ -1,0 +1,17 @@
+//! How much room a file system has left.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::StatVfs;
+
+/// Bytes that we may still write to the file system of `path`; `None` where it does not tell.
+pub fn free_bytes(path: &Path) -> io::Result<Option<u64>> {
+    Ok(told_free(&rustix::fs::statvfs(path)?))
+}
+
+/// The same of what was asked already. Some file systems (ramfs, buckets behind FUSE) tell of no blocks at all.
+#[must_use]
+pub fn told_free(told: &StatVfs) -> Option<u64> {
+    (told.f_blocks > 0).then(|| told.f_bavail.saturating_mul(told.f_frsize))
+}
