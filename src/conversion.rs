@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod claim;
+pub mod contract;
 pub mod domain;
 pub mod failure;
 pub mod id;
@@ -9,15 +10,13 @@ pub mod lifecycle;
 pub mod options;
 pub mod report;
 pub mod status;
+pub mod verdict;
 
 pub use claim::{Claim, Member};
+pub use contract::CONTRACT_VERSION;
 pub use domain::domain_xml;
 pub use failure::{Class, Failure, Phase, Reason, Stage, chain};
 pub use id::{Attempt, ConversionId, InvalidId};
 pub use options::{Compression, ConversionOptions, OutputFormat};
 pub use report::{FailureReport, Metadata, Progress, TerminationMessage};
 pub use status::{AttemptRecord, ConversionStatus};
-
-/// Version of the files that workers and watchers exchange: claim.json, metadata.json, failure.json,
-/// progress.json and the termination message. Old workers meet new watchers during an upgrade.
-pub const CONTRACT_VERSION: u32 = 1;

@@ -83,18 +83,6 @@ pub fn job(conversion: &ConversionId, attempt: Attempt) -> String {
     format!("{conversion}-{attempt}")
 }
 
-/// Path of a claim below the queue's directory.
-#[must_use]
-pub fn claim_path(conversion: &ConversionId) -> String {
-    format!(".processing/{conversion}")
-}
-
-/// Path of an attempt's work directory below the output directory.
-#[must_use]
-pub fn work_path(conversion: &ConversionId, attempt: Attempt) -> String {
-    format!(".work/{conversion}/{attempt}")
-}
-
 /// Labels of everything that belongs to a queue, by component.
 #[must_use]
 pub fn labels(queue: &str, component: &str) -> BTreeMap<String, String> {

@@ -5,6 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::contract::exit_code;
+
 /// Why an attempt or a conversion ended without success. What a person reads, what decides a retry and what a
 /// metric counts all come from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -195,18 +197,18 @@ impl Reason {
             && matches!(self.class(), Class::Permanent | Class::Configuration | Class::Transient)
     }
 
-    /// The worker's exit code for this reason (architecture: *Worker's exit*).
+    /// The worker's exit code for this reason; `conversion::verdict` reads it back.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::SourceChanged | Self::Recalled => 13,
-            Self::OutOfMemory | Self::Killed => 137,
-            Self::Disrupted | Self::Suspended | Self::Superseded => 143,
-            Self::Internal => 1,
+            Self::SourceChanged | Self::Recalled => exit_code::SOURCE_CHANGED,
+            Self::OutOfMemory | Self::Killed => exit_code::KILLED,
+            Self::Disrupted | Self::Suspended | Self::Superseded => exit_code::ENDED,
+            Self::Internal => exit_code::INTERNAL,
             _ => match self.class() {
-                Class::Permanent | Class::Cancelled => 10,
-                Class::Configuration => 11,
-                _ => 12,
+                Class::Permanent | Class::Cancelled => exit_code::REFUSED,
+                Class::Configuration => exit_code::CONFIGURATION,
+                _ => exit_code::TRANSIENT,
             },
         }
     }

@@ -8,9 +8,12 @@ pub mod vmdk;
 
 use super::Error;
 use crate::conversion::Reason;
+use crate::conversion::contract::{MAX_EXTENTS, NAME_MAX};
 
-/// Longest descriptor that is read, in bytes. An OVF of 100 disks has about 100 KiB.
-pub const MAX_BYTES: usize = 1 << 20;
+/// Longest descriptor that is read, in bytes. An OVF of 100 disks has about 100 KiB, a split disk of 8,192 extents with
+/// the longest names 2.3 MiB.
+pub const MAX_BYTES: usize = 4 << 20;
+const _: () = assert!(MAX_EXTENTS * (NAME_MAX + 64) < MAX_BYTES);
 
 /// Most disks, files or OVA members that one artifact may have (split VMDKs aside).
 pub const MAX_MEMBERS: usize = 128;

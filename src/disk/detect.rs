@@ -7,6 +7,7 @@
 use super::descriptor::vmdk;
 use super::{Error, Region};
 use crate::conversion::Reason;
+use crate::conversion::contract::EXTENSIONS;
 
 /// Bytes looked at from the start of a file.
 pub const HEAD_BYTES: usize = 4096;
@@ -69,9 +70,6 @@ impl Content {
         }
     }
 }
-
-/// The extensions that are taken, in lower case.
-pub const EXTENSIONS: [&str; 10] = ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2"];
 
 /// What a signature stands for: something that is read, or the name of something that is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +173,7 @@ pub fn detect(name: &str, head: &[u8], tail: &[u8]) -> Result<Content, Error> {
     }
 }
 
-/// What the file behind `region` is, and whether `extension` may hold it.
+/// What the file behind `region` is.
 ///
 /// # Errors
 /// As [`detect`], and of [`check_extension`].

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::conversion::contract::PROGRESS_FILE;
 use crate::conversion::{Progress, Stage};
-use crate::files::layout::PROGRESS_FILE;
 use crate::files::store::{self, StoreError};
 
 /// Time without progress after which an attempt is ended.

@@ -2,18 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::conversion::contract::{CLAIM_FILE, NAME_MAX, PROCESSING_DIR, WORK_DIR};
 use crate::conversion::{Attempt, ConversionId};
-
-/// Name of a claim's record in its directory.
-pub const CLAIM_FILE: &str = "claim.json";
-/// Name of the record that completes an attempt's folder.
-pub const METADATA_FILE: &str = "metadata.json";
-/// Name of a failed attempt's report in its work directory.
-pub const FAILURE_FILE: &str = "failure.json";
-/// Name of a running attempt's progress in its work directory.
-pub const PROGRESS_FILE: &str = "progress.json";
-/// Name of the libvirt domain beside published disks.
-pub const DOMAIN_FILE: &str = "domain.xml";
 
 /// The two directories of one queue and the paths below them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +33,7 @@ impl Layout {
     /// `.processing/`: one directory per claim.
     #[must_use]
     pub fn processing(&self) -> PathBuf {
-        self.queue.join(".processing")
+        self.queue.join(PROCESSING_DIR)
     }
 
     /// `.processing/<id>/`.
@@ -73,7 +63,7 @@ impl Layout {
     /// `{output}/.work/`: one directory per conversion.
     #[must_use]
     pub fn work(&self) -> PathBuf {
-        self.output.join(".work")
+        self.output.join(WORK_DIR)
     }
 
     /// `{output}/.work/<id>/`: one directory per attempt.
@@ -119,7 +109,7 @@ impl Layout {
 /// Whether `name` is one plain component: not empty, no `/` or NUL, neither `.` nor `..`, at most 255 bytes.
 #[must_use]
 pub fn is_plain_name(name: &str) -> bool {
-    let is_short = (1..=super::names::NAME_MAX).contains(&name.len());
+    let is_short = (1..=NAME_MAX).contains(&name.len());
     is_short && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 

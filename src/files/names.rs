@@ -2,8 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-/// Longest file name in bytes on every Linux file system that matters (`NAME_MAX` in limits.h).
-pub const NAME_MAX: usize = 255;
+use crate::conversion::contract::NAME_MAX;
 
 const ERROR_SUFFIX: &str = ".error.json";
 

@@ -1,8 +1,10 @@
 //! Small files: written so that they are whole or not there, read so that nobody can hold us up with them.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -113,7 +115,7 @@ pub fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<Fil
     if !is_plain_name(name) {
         return Err(cannot(io::ErrorKind::InvalidInput.into()));
     }
-    let fd = match open_beneath(dir.as_fd(), name, OFlags::RDONLY) {
+    let fd = match open_beneath(dir.as_fd(), OsStr::new(name), OFlags::RDONLY) {
         Ok(fd) => fd,
         // ELOOP: a symlink. ENXIO: a socket.
         Err(Errno::LOOP | Errno::NXIO) => return Err(StoreError::NotRegular(path)),
@@ -124,22 +126,31 @@ pub fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<Fil
     if is_regular { Ok(file) } else { Err(StoreError::NotRegular(path)) }
 }
 
-/// Opens one plain component beneath `dir` without following anything.
-pub(crate) fn open_beneath(dir: impl AsFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+/// Opens one plain component beneath `dir` without following anything or waiting for anybody.
+pub(crate) fn open_beneath(dir: impl AsFd, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     open_component(dir.as_fd(), name, flags, Mode::empty())
 }
 
 /// The same for reading and writing, and makes the file where it is missing: mode 0644 less umask.
 pub(super) fn create_beneath(dir: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
-    open_component(dir.as_fd(), name, OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o644))
+    open_component(dir.as_fd(), OsStr::new(name), OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o644))
 }
 
-fn open_component(dir: BorrowedFd<'_>, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+fn open_component(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    match openat2(dir, name, flags, mode, resolve) {
-        // For one plain component O_NOFOLLOW promises the same, where a sandbox keeps openat2 from us.
-        Err(Errno::NOSYS) => openat(dir, name, flags, mode),
+    or_without_openat2(openat2(dir, name, flags, mode, resolve), name, || openat(dir, name, flags, mode))
+}
+
+/// Older kernels and seccomp profiles (which answer ENOSYS or EPERM) keep openat2 from us; for one plain component
+/// O_NOFOLLOW promises the same.
+fn or_without_openat2(
+    opened: Result<OwnedFd, Errno>,
+    name: &OsStr,
+    open: impl FnOnce() -> Result<OwnedFd, Errno>,
+) -> Result<OwnedFd, Errno> {
+    match opened {
+        Err(Errno::NOSYS | Errno::PERM) if !name.as_bytes().contains(&b'/') => open(),
         opened => opened,
     }
 }
@@ -192,6 +203,21 @@ mod tests {
     use tempfile::tempdir;
 
     use super::*;
+
+    #[test]
+    fn a_sandbox_without_openat2_opens_plain_names_all_the_same() {
+        let dir = tempdir().unwrap();
+        let open = || openat(CWD, dir.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        for (answer, name, opens) in [
+            (Errno::NOSYS, "a", true),
+            (Errno::PERM, "a", true),
+            (Errno::PERM, "a/b", false),
+            (Errno::LOOP, "a", false),
+        ] {
+            let opened = or_without_openat2(Err(answer), OsStr::new(name), open);
+            assert_eq!(opened.is_ok(), opens, "{answer:?} {name}");
+        }
+    }
 
     #[test]
     fn a_file_is_replaced_whole_and_nothing_else_is_left() {

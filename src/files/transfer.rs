@@ -12,6 +12,7 @@
 //! Both digests are the whole file's. What was received before an interruption stays as `{name}.part`, which no
 //! watcher touches, and is not sent again. A line `{"error":…}` may stand in place of any other.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek as _, SeekFrom, Write};
@@ -26,18 +27,16 @@ use sha2::{Digest as _, Sha256};
 
 use super::layout::is_plain_name;
 use super::moves::{self, Method, MoveError};
-use super::names::NAME_MAX;
 use super::space::told_free;
 use super::store::{self, StoreError};
+use crate::conversion::contract::{NAME_MAX, PART, UNFINISHED};
 
 /// What an unfinished file's name ends in.
-pub const PART: &str = ".part";
 
 /// Longest line that either side reads, in bytes.
 pub const MAX_LINE: u64 = 16 << 10;
 
 /// Ends of names that the watcher leaves alone.
-const UNFINISHED: [&str; 4] = [PART, ".tmp", ".filepart", ".crdownload"];
 
 const BUFFER: usize = 256 << 10;
 
@@ -288,7 +287,7 @@ fn open_below(directory: &Path, path: &str) -> Result<File, TransferError> {
     let mut folder = store::open_dir(directory).map_err(|error| opened(directory, error))?;
     let mut rest = path;
     while let Some((component, below)) = rest.split_once('/') {
-        let next = store::open_beneath(&folder, component, OFlags::RDONLY | OFlags::DIRECTORY);
+        let next = store::open_beneath(&folder, OsStr::new(component), OFlags::RDONLY | OFlags::DIRECTORY);
         folder = next.map_err(|errno| TransferError::Open { path: directory.join(path), source: errno.into() })?;
         rest = below;
     }

@@ -13,15 +13,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::conversion::contract::{CLAIM_FILE, MAX_CLAIM_BYTES};
 use crate::conversion::{Claim, ConversionId, Member};
-use crate::files::layout::{CLAIM_FILE, Layout, is_plain_name};
+use crate::files::layout::{Layout, is_plain_name};
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
 use crate::files::placement::{Placement, PlacementError, PlannedMove, Whereabouts};
 use crate::files::store::{self, StoreError};
-
-/// Longest claim.json that is read: about ten thousand members, more than any split disk has extents.
-const MAX_CLAIM_BYTES: usize = 4 << 20;
 
 /// Why a claim could not be made, read, given back or removed.
 #[derive(Debug, thiserror::Error)]

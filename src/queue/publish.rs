@@ -9,6 +9,7 @@
 //! A worker is not trusted: it may have planted symlinks, FIFOs or other people's names.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -18,8 +19,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, fstat};
 use rustix::io::Errno;
 
+use crate::conversion::contract::{DOMAIN_FILE, METADATA_FILE};
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
-use crate::files::layout::{DOMAIN_FILE, Layout, METADATA_FILE, is_plain_name};
+use crate::files::layout::{Layout, is_plain_name};
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
 use crate::files::store::{self, StoreError};
@@ -102,7 +104,7 @@ pub fn inspect(layout: &Layout, claim: &Claim, attempt: Attempt, folder: &str) -
         }
         Err(e) => return refuse(chain(&e)),
     };
-    let dir = match store::open_beneath(&parent, folder, OFlags::RDONLY | OFlags::DIRECTORY) {
+    let dir = match store::open_beneath(&parent, OsStr::new(folder), OFlags::RDONLY | OFlags::DIRECTORY) {
         Ok(dir) => dir,
         Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
             return refuse(format!("attempt {attempt} left no folder {folder}"));

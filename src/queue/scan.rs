@@ -12,12 +12,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
 use crate::conversion::Member;
-
-/// Extensions that are watched, in lower case.
-pub const EXTENSIONS: [&str; 10] = ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2"];
-
-/// Endings of uploads that are under way.
-const UNFINISHED: [&str; 4] = [".part", ".tmp", ".filepart", ".crdownload"];
+use crate::conversion::contract::{EXTENSIONS, UNFINISHED};
 
 /// Entries looked at in one listing: a directory with more is read in part, and said so.
 pub const MAX_ENTRIES: usize = 200_000;

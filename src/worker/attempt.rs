@@ -9,7 +9,7 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -25,40 +25,38 @@ use super::interrupt::Interrupts;
 use super::log::LogTail;
 use super::output::{output_failure, sync_directory, write_synced};
 use super::progress::{Meter, Ticker};
+use crate::conversion::contract::{CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, METADATA_FILE, PROGRESS_FILE, variable};
 use crate::conversion::{
     Attempt, CONTRACT_VERSION, Claim, ConversionOptions, Failure, FailureReport, Metadata, Phase, Reason, Stage,
     TerminationMessage,
 };
 use crate::disk::pipeline::available_threads;
+use crate::files::store::{self, StoreError};
 
-/// A claim of [`crate::disk`]'s largest group, with names of 255 bytes, stays below this.
-const MAX_CLAIM_BYTES: u64 = 1 << 20;
-
-/// What an executor asks of a worker, by environment variables: a command line would show paths to `pgrep -f`.
+/// What an executor asks of a worker, by the variables of [`variable`].
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// `HYPER2KVM_CLAIM`: directory of claim.json and the members.
+    /// Directory of claim.json and the members.
     pub claim: PathBuf,
-    /// `HYPER2KVM_WORK`: the attempt's work directory.
+    /// The attempt's work directory.
     pub work: PathBuf,
-    /// `HYPER2KVM_FOLDER`: name of the folder to make in it.
+    /// Name of the folder to make in it.
     pub folder: String,
-    /// `HYPER2KVM_OPTIONS`: JSON of [`ConversionOptions`].
+    /// JSON of [`ConversionOptions`].
     pub options: ConversionOptions,
-    /// `HYPER2KVM_ATTEMPT`.
     pub attempt: Attempt,
-    /// `HYPER2KVM_TERMINATION_LOG`: where the small message goes, in a pod.
+    /// Where the small message goes, in a pod.
     pub termination_log: Option<PathBuf>,
-    /// `HYPER2KVM_REQUIRE_LANDLOCK`: `1` to refuse a kernel without it.
+    /// Whether a kernel without Landlock is refused.
     pub require_landlock: bool,
-    /// `HYPER2KVM_PARENT`: process id of the daemon, with which this process dies.
+    /// Process id of the daemon, with which this process dies.
     pub parent: Option<i32>,
-    /// Test-only: how this attempt is to fail.
+    /// How this attempt is to fail; tests alone ask for that.
     sabotage: Option<Sabotage>,
 }
 
-/// `HYPER2KVM_TEST_FAIL=<Reason>[:<attempts>]` fails the first attempts (all without a number) in the middle of the
-/// copy; `HYPER2KVM_TEST_HANG=1` makes no progress there.
+/// A fault in the middle of the copy, by [`variable::TEST_FAIL`] or [`variable::TEST_HANG`]; builds without debug
+/// assertions know none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sabotage {
     Fail(Reason),
@@ -73,23 +71,27 @@ impl Order {
     pub fn from_environment() -> Result<Self, String> {
         let text = |name: &str| env::var(name).ok().filter(|v| !v.is_empty());
         let required = |name: &str| text(name).ok_or_else(|| format!("{name} is not set"));
-        let options = required("HYPER2KVM_OPTIONS")?;
-        let attempt = required("HYPER2KVM_ATTEMPT")?;
-        let attempt = attempt.parse().map_err(|_| format!("HYPER2KVM_ATTEMPT={attempt:?} is no number"))?;
-        let folder = required("HYPER2KVM_FOLDER")?;
+        let options = required(variable::OPTIONS)?;
+        let attempt = required(variable::ATTEMPT)?;
+        let attempt = attempt.parse().map_err(|_| format!("{}={attempt:?} is no number", variable::ATTEMPT))?;
+        let folder = required(variable::FOLDER)?;
         if folder.contains('/') || folder.starts_with('.') {
-            return Err(format!("HYPER2KVM_FOLDER={folder:?} is no plain name"));
+            return Err(format!("{}={folder:?} is no plain name", variable::FOLDER));
         }
         Ok(Self {
-            claim: required("HYPER2KVM_CLAIM")?.into(),
-            work: required("HYPER2KVM_WORK")?.into(),
+            claim: required(variable::CLAIM)?.into(),
+            work: required(variable::WORK)?.into(),
             folder,
-            options: serde_json::from_str(&options).map_err(|e| format!("HYPER2KVM_OPTIONS: {e}"))?,
+            options: serde_json::from_str(&options).map_err(|e| format!("{}: {e}", variable::OPTIONS))?,
             attempt: Attempt(attempt),
-            termination_log: text("HYPER2KVM_TERMINATION_LOG").map(PathBuf::from),
-            require_landlock: text("HYPER2KVM_REQUIRE_LANDLOCK").as_deref() == Some("1"),
-            parent: text("HYPER2KVM_PARENT").and_then(|p| p.parse().ok()),
-            sabotage: sabotage(text("HYPER2KVM_TEST_FAIL"), text("HYPER2KVM_TEST_HANG").is_some(), Attempt(attempt)),
+            termination_log: text(variable::TERMINATION_LOG).map(PathBuf::from),
+            require_landlock: text(variable::REQUIRE_LANDLOCK).as_deref() == Some("1"),
+            parent: text(variable::PARENT).and_then(|p| p.parse().ok()),
+            sabotage: if cfg!(debug_assertions) {
+                sabotage(text(variable::TEST_FAIL), text(variable::TEST_HANG).is_some(), Attempt(attempt))
+            } else {
+                None
+            },
         })
     }
 }
@@ -116,7 +118,7 @@ struct Places {
     threads: usize,
 }
 
-/// Does one attempt and returns the process' exit code (architecture: *Worker's exit*).
+/// Does one attempt and returns the process' exit code, which `conversion::verdict` reads.
 #[must_use]
 pub fn run(order: &Order, log: &LogTail) -> u8 {
     let places = match prepare(order) {
@@ -205,14 +207,14 @@ fn attempt(order: &Order, places: &Places, meter: &Arc<Meter>, interrupts: Inter
     // Every file is open: from here on no path can be read at all.
     contain::restrict_to(None, places.work.as_fd(), order.require_landlock)?;
     interrupts.watch(meter);
-    let progress = Ticker::write_file(Arc::clone(meter), order.work.join("progress.json"));
+    let progress = Ticker::write_file(Arc::clone(meter), order.work.join(PROGRESS_FILE));
     let folder = order.work.join(&order.folder);
     fs::create_dir(&folder).map_err(|e| output_failure(&folder, &e))?;
     match order.sabotage {
         Some(Sabotage::Hang) => hang(meter),
         Some(Sabotage::Fail(reason)) => {
             meter.enter(Stage::Copy);
-            return Err(Failure::new(reason, "as HYPER2KVM_TEST_FAIL asks"));
+            return Err(Failure::new(reason, "as the test asks"));
         }
         None => {}
     }
@@ -232,7 +234,7 @@ fn attempt(order: &Order, places: &Places, meter: &Arc<Meter>, interrupts: Inter
     };
     let metadata = convert::<Failure>(&conversion, meter, |_| Ok(()))?;
     drop(progress);
-    write_synced(&folder, "metadata.json", &metadata).map_err(|e| output_failure(&folder, &e))?;
+    write_synced(&folder, METADATA_FILE, &metadata).map_err(|e| output_failure(&folder, &e))?;
     sync_directory(&order.work).map_err(|e| output_failure(&order.work, &e))?;
     Ok(metadata)
 }
@@ -244,13 +246,16 @@ fn hang(meter: &Meter) {
 }
 
 fn read_claim(directory: &Path) -> Result<Claim, Failure> {
-    let path = directory.join("claim.json");
-    let mut text = Vec::new();
-    File::open(&path)
-        .and_then(|file| file.take(MAX_CLAIM_BYTES).read_to_end(&mut text))
-        .map_err(|e| Failure::in_phase(Reason::SourceMissing, Phase::Initialization, format!("claim.json: {e}")))?;
-    let claim: Claim = serde_json::from_slice(&text)
-        .map_err(|e| Failure::in_phase(Reason::Internal, Phase::Initialization, format!("claim.json: {e}")))?;
+    let refuse = |reason, error: &dyn std::fmt::Display| {
+        Failure::in_phase(reason, Phase::Initialization, format!("{CLAIM_FILE}: {error}"))
+    };
+    let claim: Claim = match store::read_json(directory, CLAIM_FILE, MAX_CLAIM_BYTES) {
+        Ok(Some(claim)) => claim,
+        Ok(None) => return Err(refuse(Reason::SourceMissing, &"no such file")),
+        Err(StoreError::Read { source, .. }) => return Err(refuse(Reason::SourceMissing, &source)),
+        Err(StoreError::Malformed { source, .. }) => return Err(refuse(Reason::Internal, &source)),
+        Err(error) => return Err(refuse(Reason::Internal, &error)),
+    };
     if claim.contract_version > CONTRACT_VERSION {
         let message = format!(
             "claim.json has contract version {}, this worker knows {CONTRACT_VERSION}: update the worker's image",
@@ -275,7 +280,7 @@ fn leave_failure(order: &Order, places: &Places, failure: &Failure, log: &LogTai
         failure: failure.clone(),
         log_tail: log.lines(),
     };
-    if let Err(error) = write_synced(&order.work, "failure.json", &report) {
+    if let Err(error) = write_synced(&order.work, FAILURE_FILE, &report) {
         tracing::warn!(%error, "cannot write failure.json");
     }
     let message = TerminationMessage { contract_version: CONTRACT_VERSION, failure: failure.clone() };

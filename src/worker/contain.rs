@@ -91,6 +91,32 @@ fn work_access() -> BitFlags<AccessFs> {
         | AccessFs::RemoveDir
 }
 
+/// Room for files beside an artifact's own: its output, directories, the log.
+const OTHER_FILES: u64 = 64;
+
+/// Lets this process open an artifact of so many files, each twice (direct I/O has a descriptor of its own).
+///
+/// # Errors
+/// The limit as it stays, where it is too low for each file once.
+pub fn raise_open_files(files: usize) -> Result<(), u64> {
+    let now = getrlimit(Resource::Nofile);
+    let files = u64::try_from(files).unwrap_or(u64::MAX);
+    let wanted = files.saturating_mul(2).saturating_add(OTHER_FILES);
+    if now.current.is_none_or(|limit| limit >= wanted) {
+        return Ok(());
+    }
+    let maximum = now.maximum.map(|hard| hard.max(wanted));
+    // A hard limit yields to root alone.
+    let hard = Rlimit { current: Some(wanted), maximum };
+    let soft = Rlimit { current: Some(now.maximum.map_or(wanted, |hard| hard.min(wanted))), maximum: now.maximum };
+    if setrlimit(Resource::Nofile, hard).is_err() {
+        // What stays is looked at below.
+        let _ = setrlimit(Resource::Nofile, soft);
+    }
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if limit >= files.saturating_add(OTHER_FILES) { Ok(()) } else { Err(limit) }
+}
+
 /// Limits that hold for the whole attempt: no core dump, a bounded address space. Signals that would kill in the
 /// middle of a write are turned into errors of that write (SIGXFSZ) or ignored (SIGUSR1, which asks a daemon for its
 /// statistics and may reach its children).

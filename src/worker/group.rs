@@ -8,12 +8,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::{ReadWriteFlags, preadv2};
 
-use crate::conversion::{Claim, Failure, Phase, Reason};
+use super::contain;
+use crate::conversion::{Claim, Class, Failure, Phase, Reason};
 use crate::disk::Region;
 use crate::disk::descriptor::{self, References};
+use crate::files::store::open_beneath;
 
 /// An artifact's files, open for reading, and what they looked like then.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ impl Group {
     /// # Errors
     /// `SourceMissing` or `SourceChanged` where a member is not what was claimed, else what the system says.
     pub fn open_claim(directory: &OwnedFd, claim: &Claim) -> Result<Self, Failure> {
+        make_room(&claim.primary, claim.members.len())?;
         let mut opened = Vec::with_capacity(claim.members.len());
         for member in &claim.members {
             let file = open_regular(directory, OsStr::new(&member.name))?;
@@ -92,6 +95,7 @@ impl Group {
         let first = open_regular(&directory, name)?;
         let mut opened = vec![first];
         let named = members_named_by(&opened[0])?;
+        make_room(&opened[0].name, 1 + named.required.len() + named.optional.len())?;
         for name in &named.required {
             match open_regular(&directory, OsStr::new(name)) {
                 Ok(file) => opened.push(file),
@@ -155,11 +159,22 @@ impl Opened {
     }
 }
 
+/// Raises the limit of open files for an artifact of so many.
+fn make_room(primary: &str, files: usize) -> Result<(), Failure> {
+    contain::raise_open_files(files).map_err(|limit| {
+        let message = format!(
+            "{primary}: has {files} files, and this process may open {limit}: raise the limit of open files \
+             (ulimit -n, LimitNOFILE= of the service)"
+        );
+        Failure { class: Class::Configuration, ..Failure::in_phase(Reason::Internal, Phase::Initialization, message) }
+    })
+}
+
 /// The files that a descriptor names; none for a disk that stands alone.
 fn members_named_by(primary: &Opened) -> Result<References, Failure> {
     let region = primary.region();
     let head = region.len().min(descriptor::MAX_BYTES as u64 + 1);
-    let mut text = vec![0; usize::try_from(head).expect("at most a megabyte")];
+    let mut text = vec![0; usize::try_from(head).expect("a descriptor fits into memory")];
     region.read_exact_at(&mut text, 0).map_err(|e| Failure::from(&e))?;
     descriptor::references(&primary.name, &text).map_err(|e| Failure::from(&e))
 }
@@ -194,18 +209,6 @@ fn is_in_memory(file: &OwnedFd, size: i64) -> bool {
     let size = u64::try_from(size).unwrap_or(0);
     let found = |at| preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT) == Ok(1);
     (0..PLACES).filter(|place| found(size / PLACES * place)).count() > 12
-}
-
-fn open_beneath(directory: &OwnedFd, name: &OsStr, more: OFlags) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | more;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    match openat2(directory, name, flags, Mode::empty(), resolve) {
-        // A seccomp profile may not know openat2; a base name below a held directory is as safe without it.
-        Err(Errno::NOSYS | Errno::PERM) if !name.as_bytes().contains(&b'/') => {
-            openat(directory, name, flags, Mode::empty())
-        }
-        opened => opened,
-    }
 }
 
 const fn describe_kind(kind: FileType) -> &'static str {

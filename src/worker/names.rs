@@ -1,9 +1,7 @@
 //! How output files are called.
 
 use crate::conversion::OutputFormat;
-
-/// Longest file name that Linux file systems take, in bytes.
-const NAME_MAX: usize = 255;
+use crate::conversion::contract::NAME_MAX;
 
 /// Base names for `count` disks of an artifact: `{stem}.qcow2`, or `{stem}-disk0.qcow2` … for several. A stem that
 /// would make a name too long is cut.

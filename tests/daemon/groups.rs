@@ -1,9 +1,10 @@
 //! Descriptors and what they name: one conversion, in whatever order they arrive.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Cursor;
 
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::harness::{SOON, Site, disk};
 use crate::{ova, vmdk};
@@ -138,4 +139,27 @@ fn an_ovf_whose_disk_was_converted_alone_fails_and_says_so_also_after_a_restart(
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// As large as split disks get, with names as long as they get: claim.json has some 3.5 MB.
+#[test]
+fn a_split_disk_of_8192_extents_is_converted_with_256_open_files_at_first() {
+    const EXTENTS: usize = 8192;
+    let site = Site::new("");
+    let names: Vec<String> = (0..EXTENTS).map(|n| format!("{}-f{n:04}.vmdk", "x".repeat(255 - 11))).collect();
+    let mut descriptor = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+                          createType=\"twoGbMaxExtentFlat\"\n"
+        .to_owned();
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(name.len(), 255);
+        writeln!(descriptor, "RW 1 FLAT \"{name}\" 0").unwrap();
+        fs::write(site.queue().join(name), [u8::try_from(n % 251).unwrap() + 1; 512]).unwrap();
+    }
+    site.drop_file("vm.vmdk", descriptor.as_bytes());
+    let daemon = site.start();
+    let limit = Rlimit { current: Some(256), maximum: getrlimit(Resource::Nofile).maximum };
+    prlimit(Some(daemon.pid()), Resource::Nofile, limit).unwrap();
+    daemon.until("it ended", || daemon.stats()["total_processed"] == 1 || daemon.stats()["total_failed"] == 1);
+    assert_eq!(site.disks(), ["vm.qcow2"], "{}", daemon.log());
+    daemon.until("all is archived", || site.archived().len() == EXTENTS + 1);
 }

@@ -5,13 +5,11 @@
 
 use super::{MAX_BYTES, References, plain_name};
 use crate::conversion::Reason;
+use crate::conversion::contract::MAX_EXTENTS;
 use crate::disk::Error;
 
 /// Bytes of a VMDK sector, in which extents are measured.
 pub const SECTOR: u64 = 512;
-
-/// Most extents of a split disk: 2 GiB each, 16 TiB in all.
-const MAX_EXTENTS: usize = 8192;
 
 /// How the descriptor's disk is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::{Limits, Scratch, Source, SourceDisk, blank, check_size, open_disk, read_text};
 use crate::conversion::Reason;
+use crate::conversion::contract;
 use crate::conversion::report::Hardware;
 use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile};
 use crate::disk::descriptor::{MAX_BYTES, shown};
@@ -133,7 +134,7 @@ fn open_file(
     let content = detect::detect_region(region)?;
     // Some exporters give disks names without an extension; there the content alone decides.
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
-    if detect::EXTENSIONS.contains(&extension.as_str()) {
+    if contract::EXTENSIONS.contains(&extension.as_str()) {
         detect::check_extension(name, content).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
     }
     open_disk(region, name, content, members, limits)

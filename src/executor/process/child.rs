@@ -12,14 +12,15 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use crate::conversion::contract::{FAILURE_FILE, variable};
+use crate::conversion::verdict::{Exit, clean};
 use crate::conversion::{
     Attempt, CONTRACT_VERSION, ConversionId, Failure, FailureReport, Progress, TerminationMessage,
 };
 use crate::executor::progress::{self, LOOK, Seen};
-use crate::files::layout::FAILURE_FILE;
 use crate::files::store;
 
-use super::outcome::{Ending, Exit, Remains, clean, judge};
+use super::outcome::{Ending, MAX_TEXT, Remains, judge};
 
 /// How long a child has after SIGTERM before it is killed. A daemon has ten seconds to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -29,9 +30,6 @@ const LOG_TAIL: usize = 16 << 10;
 
 /// Environment that a worker inherits; the daemon's own may hold secrets.
 const INHERITED: [&str; 5] = ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
-
-/// Test-only variables that a worker inherits.
-const INHERITED_PREFIX: &str = "HYPER2KVM_TEST_";
 
 /// What a child is started with.
 #[derive(Clone, Debug)]
@@ -67,16 +65,16 @@ pub(super) fn spawn(order: &Order) -> std::io::Result<Child> {
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| {
             let name = name.to_string_lossy();
-            INHERITED.contains(&name.as_ref()) || name.starts_with(INHERITED_PREFIX)
+            INHERITED.contains(&name.as_ref()) || cfg!(debug_assertions) && name.starts_with(variable::TEST_PREFIX)
         }))
-        .env("HYPER2KVM_CLAIM", &order.claim)
-        .env("HYPER2KVM_WORK", &order.work)
-        .env("HYPER2KVM_FOLDER", order.folder)
-        .env("HYPER2KVM_OPTIONS", &order.options)
-        .env("HYPER2KVM_ATTEMPT", order.attempt.to_string())
-        .env("HYPER2KVM_TERMINATION_LOG", &order.message)
-        .env("HYPER2KVM_REQUIRE_LANDLOCK", if order.require_landlock { "1" } else { "" })
-        .env("HYPER2KVM_PARENT", std::process::id().to_string())
+        .env(variable::CLAIM, &order.claim)
+        .env(variable::WORK, &order.work)
+        .env(variable::FOLDER, order.folder)
+        .env(variable::OPTIONS, &order.options)
+        .env(variable::ATTEMPT, order.attempt.to_string())
+        .env(variable::TERMINATION_LOG, &order.message)
+        .env(variable::REQUIRE_LANDLOCK, if order.require_landlock { "1" } else { "" })
+        .env(variable::PARENT, std::process::id().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -172,7 +170,7 @@ async fn wait(
     }
 }
 
-/// Signals the child's whole group. Its number can't be another's: it is not reaped yet.
+/// Signals the child's whole group. The PID cannot have been reused: the child has not been reaped.
 fn signal(child: &Child, signal: Signal) {
     let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) else { return };
     if let Err(error) = kill_process_group(pid, signal) {
@@ -230,7 +228,7 @@ async fn read_tail(stderr: Option<ChildStderr>) -> Vec<String> {
         tail.drain(..excess);
     }
     let bytes: Vec<u8> = tail.into();
-    String::from_utf8_lossy(&bytes).lines().map(clean).collect()
+    String::from_utf8_lossy(&bytes).lines().map(|line| clean(line, MAX_TEXT)).collect()
 }
 
 /// Processes that the kernel has killed for want of memory since the machine started.

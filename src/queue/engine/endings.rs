@@ -2,11 +2,12 @@
 
 use jiff::Timestamp;
 
+use crate::conversion::contract::FAILURE_FILE;
 use crate::conversion::failure::without_name;
 use crate::conversion::status::End;
 use crate::conversion::{ConversionId, Failure, FailureReport, Reason};
 use crate::executor::Executor;
-use crate::files::layout::{FAILURE_FILE, Layout};
+use crate::files::layout::Layout;
 use crate::files::placement::{Placement, PlacementError};
 use crate::files::store;
 use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, retries};

@@ -9,9 +9,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::conversion::admission::RunState;
+use crate::conversion::contract::CLAIM_FILE;
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Reason, chain};
 use crate::executor::{Executor, Request};
-use crate::files::layout::{CLAIM_FILE, is_plain_name};
+use crate::files::layout::is_plain_name;
 use crate::queue::companions;
 use crate::queue::error_file;
 use crate::queue::scan::{self, Entry, Kind};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hyper2kvm::cluster::names::{self, CONTAINER_WATCHER, OUTPUT_DIR, QUEUE_DIR};
-use hyper2kvm::files::transfer::PART;
+use hyper2kvm::conversion::contract::PART;
 use indicatif::{ProgressBar, ProgressStyle};
 use kube::api::{AttachParams, AttachedProcess};
 use serde_json::json;

@@ -14,6 +14,7 @@ use super::watcher::{non_empty, non_empty_map};
 use super::{Image, pod};
 use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
 use crate::cluster::names;
+use crate::conversion::contract::{self, variable};
 use crate::conversion::{Attempt, ConversionId};
 
 /// Room for what a library may want to write; the disks go to the work directory.
@@ -121,8 +122,8 @@ fn template(
     let worker = &spec.worker;
     let mut volumes = pod::claim_volumes(queue);
     volumes.push(pod::empty_dir("tmp", TMP_SIZE, None));
-    let claim = pod::sub_path(&spec.queue, &names::claim_path(id));
-    let work = pod::sub_path(&spec.output, &names::work_path(id, attempt));
+    let claim = pod::sub_path(&spec.queue, &contract::claim_path(id));
+    let work = pod::sub_path(&spec.output, &contract::work_path(id, attempt));
     let container = Container {
         name: names::CONTAINER_WORKER.to_owned(),
         image: Some(image.name.clone()),
@@ -169,17 +170,17 @@ fn template(
 
 fn environment(queue: &HyperConversion, attempt: Attempt, options: String) -> Vec<EnvVar> {
     let mut variables = vec![
-        pod::env("HYPER2KVM_CLAIM", names::CLAIM_DIR),
-        pod::env("HYPER2KVM_WORK", names::WORK_DIR),
-        pod::env_field("HYPER2KVM_FOLDER", "metadata.name"),
-        pod::env("HYPER2KVM_OPTIONS", options),
-        pod::env("HYPER2KVM_ATTEMPT", attempt.to_string()),
-        pod::env("HYPER2KVM_TERMINATION_LOG", names::TERMINATION_LOG),
+        pod::env(variable::CLAIM, names::CLAIM_DIR),
+        pod::env(variable::WORK, names::WORK_DIR),
+        pod::env_field(variable::FOLDER, "metadata.name"),
+        pod::env(variable::OPTIONS, options),
+        pod::env(variable::ATTEMPT, attempt.to_string()),
+        pod::env(variable::TERMINATION_LOG, names::TERMINATION_LOG),
     ];
     if cfg!(debug_assertions) {
         // Faults that tests ask for, one queue at a time.
         for (annotation, variable) in
-            [("test.hyper2kvm.io/fail", "HYPER2KVM_TEST_FAIL"), ("test.hyper2kvm.io/hang", "HYPER2KVM_TEST_HANG")]
+            [("test.hyper2kvm.io/fail", variable::TEST_FAIL), ("test.hyper2kvm.io/hang", variable::TEST_HANG)]
         {
             if let Some(value) = queue.annotations().get(annotation) {
                 variables.push(pod::env(variable, value));

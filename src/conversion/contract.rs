@@ -1,0 +1,107 @@
+//! What the processes of one conversion agree on: names of files and variables, limits, extensions and exit codes.
+//!
+//! A queue's engine, the executors and the worker are programs of different versions during an upgrade. Whatever one
+//! writes for another to read is named here once.
+
+use super::{Attempt, ConversionId};
+
+/// Version of the files that workers and watchers exchange: claim.json, metadata.json, failure.json,
+/// progress.json and the termination message. Old workers meet new watchers during an upgrade.
+pub const CONTRACT_VERSION: u32 = 1;
+
+/// Name of a claim's record in its directory.
+pub const CLAIM_FILE: &str = "claim.json";
+/// Name of the record that completes an attempt's folder.
+pub const METADATA_FILE: &str = "metadata.json";
+/// Name of a failed attempt's report in its work directory.
+pub const FAILURE_FILE: &str = "failure.json";
+/// Name of a running attempt's progress in its work directory.
+pub const PROGRESS_FILE: &str = "progress.json";
+/// Name of the libvirt domain beside published disks.
+pub const DOMAIN_FILE: &str = "domain.xml";
+
+/// Longest file name that Linux file systems take, in bytes.
+pub const NAME_MAX: usize = 255;
+
+/// Files of one artifact at the most: a split disk's descriptor and the extents that it may name.
+pub const MAX_MEMBERS: usize = 1 + MAX_EXTENTS;
+
+/// Extents that a split disk's descriptor may name: 16 TiB in pieces of 2 GiB.
+pub const MAX_EXTENTS: usize = 8192;
+
+/// Longest claim.json that is read, in bytes: [`MAX_MEMBERS`] with the longest names fit, whatever JSON makes of them.
+pub const MAX_CLAIM_BYTES: usize = 16 << 20;
+
+/// A control character of a name takes six bytes in JSON; the other fields of a member with their indentation take
+/// less than 160, and the claim's own fields less than two members.
+const _: () = assert!((MAX_MEMBERS + 2) * (6 * NAME_MAX + 160) <= MAX_CLAIM_BYTES);
+
+/// Path of a claim below the queue's directory.
+#[must_use]
+pub fn claim_path(conversion: &ConversionId) -> String {
+    format!("{PROCESSING_DIR}/{conversion}")
+}
+
+/// Path of an attempt's work directory below the output directory.
+#[must_use]
+pub fn work_path(conversion: &ConversionId, attempt: Attempt) -> String {
+    format!("{WORK_DIR}/{conversion}/{attempt}")
+}
+
+/// Directory of the claims, below the queue's directory.
+pub const PROCESSING_DIR: &str = ".processing";
+/// Directory of the attempts, below the output directory.
+pub const WORK_DIR: &str = ".work";
+
+/// Extensions that are taken, in lower case.
+pub const EXTENSIONS: [&str; 10] = ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2"];
+
+/// Ending of what is still being received by us.
+pub const PART: &str = ".part";
+/// Endings of uploads that are under way, in lower case.
+pub const UNFINISHED: [&str; 4] = [PART, ".tmp", ".filepart", ".crdownload"];
+
+/// Environment variables that a worker is started with: a command line would show paths to `pgrep -f`.
+pub mod variable {
+    /// Directory of claim.json and the members.
+    pub const CLAIM: &str = "HYPER2KVM_CLAIM";
+    /// The attempt's work directory.
+    pub const WORK: &str = "HYPER2KVM_WORK";
+    /// Name of the folder to make in it.
+    pub const FOLDER: &str = "HYPER2KVM_FOLDER";
+    /// JSON of [`ConversionOptions`](crate::conversion::ConversionOptions).
+    pub const OPTIONS: &str = "HYPER2KVM_OPTIONS";
+    /// Number of the attempt.
+    pub const ATTEMPT: &str = "HYPER2KVM_ATTEMPT";
+    /// Where the small message goes, in a pod.
+    pub const TERMINATION_LOG: &str = "HYPER2KVM_TERMINATION_LOG";
+    /// `1` to refuse a kernel without Landlock.
+    pub const REQUIRE_LANDLOCK: &str = "HYPER2KVM_REQUIRE_LANDLOCK";
+    /// Process id of the daemon, with which the worker dies.
+    pub const PARENT: &str = "HYPER2KVM_PARENT";
+
+    /// What the names of all faults that tests ask for begin with; builds without debug assertions know none.
+    pub const TEST_PREFIX: &str = "HYPER2KVM_TEST_";
+    /// `<Reason>[:<attempts>]`: the first attempts (all without a number) fail in the middle of the copy.
+    pub const TEST_FAIL: &str = "HYPER2KVM_TEST_FAIL";
+    /// Set: no progress is made from the middle of the copy on.
+    pub const TEST_HANG: &str = "HYPER2KVM_TEST_HANG";
+}
+
+/// Exit codes of a worker, and of a conversion by hand.
+pub mod exit_code {
+    /// A fault of the program.
+    pub const INTERNAL: u8 = 1;
+    /// The image is refused: another attempt would end as this one.
+    pub const REFUSED: u8 = 10;
+    /// Something around the conversion must be set right.
+    pub const CONFIGURATION: u8 = 11;
+    /// Another attempt may go well.
+    pub const TRANSIENT: u8 = 12;
+    /// The source changed after it was claimed.
+    pub const SOURCE_CHANGED: u8 = 13;
+    /// As a shell tells of SIGKILL.
+    pub const KILLED: u8 = 137;
+    /// As a shell tells of SIGTERM.
+    pub const ENDED: u8 = 143;
+}

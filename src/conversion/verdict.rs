@@ -1,0 +1,120 @@
+//! What the end of a worker means, on one host and in a pod alike.
+
+use super::contract::exit_code;
+use super::{Class, Failure, Reason};
+
+/// How a worker's process exited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// It could not be waited for.
+    Unknown,
+}
+
+/// A worker's own account, where it may be believed: it can't excuse itself from being counted, nor choose its class.
+/// Its message is cut to `max_bytes`.
+#[must_use]
+pub fn believed(told: &Failure, max_bytes: usize) -> Option<Failure> {
+    if matches!(told.reason.class(), Class::NoAttempt | Class::Cancelled)
+        || matches!(told.reason, Reason::DisruptedTooOften | Reason::JobLost | Reason::Killed | Reason::Recalled)
+    {
+        return None;
+    }
+    let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message, max_bytes));
+    failure.stage = told.stage;
+    failure.needed_bytes = told.needed_bytes;
+    Some(failure)
+}
+
+/// What an exit says by itself. `None` for success, and where it says only that somebody ended the process: the
+/// executor knows more of that. `account` is what of the worker's own could not be read.
+#[must_use]
+pub fn by_exit(exit: Exit, account: &str) -> Option<Failure> {
+    let internal = |class, code: i32| Failure {
+        class,
+        ..Failure::new(Reason::Internal, format!("the worker ended with exit code {code} and no readable {account}"))
+    };
+    let code = match exit {
+        Exit::Code(code) => code,
+        Exit::Signal(9 | 15) => return None,
+        Exit::Signal(signal) => {
+            return Some(Failure::new(Reason::Internal, format!("the worker died of signal {signal}")));
+        }
+        Exit::Unknown => return Some(Failure::new(Reason::Internal, "the worker's end could not be learned")),
+    };
+    match u8::try_from(code) {
+        Ok(0 | exit_code::KILLED | exit_code::ENDED) => None,
+        Ok(exit_code::REFUSED) => Some(internal(Class::Permanent, code)),
+        Ok(exit_code::CONFIGURATION) => Some(internal(Class::Configuration, code)),
+        Ok(exit_code::SOURCE_CHANGED) => {
+            Some(Failure::new(Reason::SourceChanged, "the source changed after it was claimed"))
+        }
+        _ => Some(internal(Class::Transient, code)),
+    }
+}
+
+/// Text of a process that isn't trusted, fit for logs and status: no control characters, and at most `max_bytes`.
+#[must_use]
+pub fn clean(text: &str, max_bytes: usize) -> String {
+    let end = text.floor_char_boundary(max_bytes);
+    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_code_alone_tells_the_class() {
+        for (exit, expected) in [
+            (Exit::Code(0), None),
+            (Exit::Code(10), Some((Reason::Internal, Class::Permanent))),
+            (Exit::Code(11), Some((Reason::Internal, Class::Configuration))),
+            (Exit::Code(12), Some((Reason::Internal, Class::Transient))),
+            (Exit::Code(13), Some((Reason::SourceChanged, Class::GivenBack))),
+            (Exit::Code(101), Some((Reason::Internal, Class::Transient))),
+            (Exit::Code(137), None),
+            (Exit::Code(143), None),
+            (Exit::Code(-1), Some((Reason::Internal, Class::Transient))),
+            (Exit::Signal(9), None),
+            (Exit::Signal(15), None),
+            (Exit::Signal(11), Some((Reason::Internal, Class::Transient))),
+            (Exit::Unknown, Some((Reason::Internal, Class::Transient))),
+        ] {
+            let told = by_exit(exit, "report").map(|failure| (failure.reason, failure.class));
+            assert_eq!(told, expected, "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn every_reason_comes_back_from_its_exit_code_with_its_class() {
+        for reason in Reason::ALL {
+            let told = by_exit(Exit::Code(reason.exit_code().into()), "report").map(|failure| failure.class);
+            let expected = match reason.class() {
+                // Whoever ended it, or the kernel, says why.
+                _ if matches!(reason.exit_code(), exit_code::KILLED | exit_code::ENDED) => None,
+                // A worker can't say of itself that it was cancelled: what it exits with is a refusal.
+                Class::Cancelled => Some(Class::Permanent),
+                class => Some(class),
+            };
+            assert_eq!(told, expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_worker_can_neither_excuse_itself_nor_choose_its_class() {
+        for reason in [Reason::Disrupted, Reason::Suspended, Reason::Cancelled, Reason::Recalled, Reason::Killed] {
+            assert_eq!(believed(&Failure::new(reason, "not me"), 80), None, "{reason}");
+        }
+        let lie = Failure { class: Class::NoAttempt, ..Failure::new(Reason::Corrupt, "a\u{1b}[31mb\n") };
+        let failure = believed(&lie, 80).unwrap();
+        assert_eq!((failure.class, failure.message.as_str()), (Class::Permanent, "a [31mb "));
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(clean("aü", 2), "a");
+        assert_eq!(clean("a\u{7}ü", 4), "a ü");
+    }
+}
