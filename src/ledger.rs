@@ -30,13 +30,15 @@ mod conversions;
 mod deferred;
 mod left;
 mod processed;
+mod rows;
 mod schema;
 mod totals;
 mod writer;
 
-pub use conversions::{Change, ClaimState, ConversionRow, NewConversion};
+pub use conversions::NewConversion;
 pub use left::LeftSource;
 pub use processed::ProcessedFile;
+pub use rows::{Change, ClaimState, ConversionRow};
 pub use totals::retries;
 pub use writer::Writer;
 

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use crate::conversion::ConversionId;
 
-use super::conversions::{self, ConversionRow};
+use super::rows::{self, ConversionRow};
 use super::{Result, query};
 
 /// What is to become of a row.
@@ -47,7 +47,7 @@ impl Deferred {
     pub fn write(&self, connection: &Connection) -> Result<()> {
         for (id, pending) in &self.0 {
             match pending {
-                Pending::Changed(row) => conversions::write(connection, row)?,
+                Pending::Changed(row) => rows::write(connection, row)?,
                 Pending::Gone => {
                     connection
                         .execute("DELETE FROM conversions WHERE id = ?1", [id.as_str()])

@@ -1,0 +1,170 @@
+//! A row of an unfinished conversion: its claim, how far its files have moved, its status; and what may change of it.
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::conversion::status::ConversionStatus;
+use crate::conversion::{Claim, ConversionId, Reason};
+use crate::files::placement::Placement;
+
+use super::left::LeftSource;
+use super::{Error, Result, query};
+
+/// How far the files of a claim have moved, as drawn in [`crate::ledger`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimState {
+    /// The members are being moved into the claim.
+    Claimed,
+    /// The executor knows the conversion; the members lie in the claim.
+    Submitted,
+    /// The members lie, or are about to lie, in `.errors/` until the next attempt is due.
+    Parked { placement: Placement },
+    /// The work directory is about to become this directory, relative to the output directory.
+    Publishing { target: String },
+    /// The members go back under their names, uncounted.
+    Returning { reason: Reason, placement: Placement },
+    /// It has ended; the members go where ended ones go.
+    Terminal { placement: Placement },
+    /// The members lie where they stay.
+    Disposed,
+    /// Whoever shows the conversion knows its end: nothing is left to do but to forget it.
+    Reported,
+}
+
+/// One unfinished (or unreported) conversion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConversionRow {
+    pub id: ConversionId,
+    pub claim: Claim,
+    /// Where the primary was dropped.
+    pub filepath: String,
+    pub md5: Option<String>,
+    /// What it is a duplicate of, in words for a person; set at the claim.
+    pub duplicate_of: Option<String>,
+    /// UID of its `ConversionJob` (in the cluster).
+    pub uid: Option<String>,
+    pub state: ClaimState,
+    pub status: ConversionStatus,
+    /// Directory of its output, once published.
+    pub output_path: Option<String>,
+    /// Where the primary ended, relative to the queue directory.
+    pub source_location: Option<String>,
+}
+
+/// What changes in a row, in one transaction with everything that follows from it. Absent: stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub state: Option<ClaimState>,
+    pub status: Option<ConversionStatus>,
+    pub uid: Option<String>,
+    pub output_path: Option<String>,
+    pub source_location: Option<String>,
+    /// Sources that stay in the queue directory from now on, converted.
+    pub left: Vec<LeftSource>,
+}
+
+const COLUMNS: &str = "id, claim, filepath, md5_hash, duplicate_of, uid, state, status, output_path, source_location";
+
+/// Every row.
+pub(super) fn all(connection: &Connection) -> Result<Vec<ConversionRow>> {
+    let reading = || query("read the conversions");
+    let sql = format!("SELECT {COLUMNS} FROM conversions");
+    let mut statement = connection.prepare(&sql).map_err(reading())?;
+    let texts: Vec<Texts> = statement.query_map([], Texts::read).and_then(Iterator::collect).map_err(reading())?;
+    texts.into_iter().map(Texts::parse).collect()
+}
+
+/// The row of one conversion.
+pub(super) fn find(connection: &Connection, id: &ConversionId) -> Result<Option<ConversionRow>> {
+    let sql = format!("SELECT {COLUMNS} FROM conversions WHERE id = ?1");
+    connection
+        .query_row(&sql, [id.as_str()], Texts::read)
+        .optional()
+        .map_err(query("read a conversion"))?
+        .map(Texts::parse)
+        .transpose()
+}
+
+/// Writes a row as a whole: a row of this id may still stand there, of a request that was just forgotten.
+pub(super) fn write(connection: &Connection, row: &ConversionRow) -> Result<()> {
+    let sql = format!(
+        "INSERT INTO conversions({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT(id) DO UPDATE SET claim = ?2, filepath = ?3, md5_hash = ?4, duplicate_of = ?5,
+             uid = ?6, state = ?7, status = ?8, output_path = ?9, source_location = ?10"
+    );
+    connection
+        .prepare_cached(&sql)
+        .and_then(|mut statement| {
+            statement.execute(params![
+                row.id.as_str(),
+                to_json(&row.claim),
+                row.filepath,
+                row.md5,
+                row.duplicate_of,
+                row.uid,
+                to_json(&row.state),
+                to_json(&row.status),
+                row.output_path,
+                row.source_location,
+            ])
+        })
+        .map(|_| ())
+        .map_err(query("write a conversion"))
+}
+
+/// A row as the database keeps it.
+struct Texts {
+    id: String,
+    claim: String,
+    filepath: String,
+    md5: Option<String>,
+    duplicate_of: Option<String>,
+    uid: Option<String>,
+    state: String,
+    status: String,
+    output_path: Option<String>,
+    source_location: Option<String>,
+}
+
+impl Texts {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            claim: row.get(1)?,
+            filepath: row.get(2)?,
+            md5: row.get(3)?,
+            duplicate_of: row.get(4)?,
+            uid: row.get(5)?,
+            state: row.get(6)?,
+            status: row.get(7)?,
+            output_path: row.get(8)?,
+            source_location: row.get(9)?,
+        })
+    }
+
+    fn parse(self) -> Result<ConversionRow> {
+        let claim: Claim = from_json(&self.claim, "claim", &self.id)?;
+        Ok(ConversionRow {
+            state: from_json(&self.state, "state", &self.id)?,
+            status: from_json(&self.status, "status", &self.id)?,
+            id: claim.id.clone(),
+            claim,
+            filepath: self.filepath,
+            md5: self.md5,
+            duplicate_of: self.duplicate_of,
+            uid: self.uid,
+            output_path: self.output_path,
+            source_location: self.source_location,
+        })
+    }
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("these structs have no maps with keys that are no texts")
+}
+
+fn from_json<T: DeserializeOwned>(text: &str, what: &'static str, id: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|source| Error::Row { what, id: id.to_owned(), source })
+}
