@@ -236,13 +236,6 @@ impl Snapshot {
         self.current_jobs.len() as u64
     }
 
-    /// Takes note of a conversion that ended; forgets the oldest beyond [`RECENT`].
-    pub fn remember(&mut self, job: JobStats) {
-        self.recent_completed.push(job);
-        let excess = self.recent_completed.len().saturating_sub(RECENT);
-        self.recent_completed.drain(..excess);
-    }
-
     /// Time since the start; zero when the clock was set back beyond it.
     #[must_use]
     pub fn uptime(&self, now: Timestamp) -> Duration {

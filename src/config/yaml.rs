@@ -6,8 +6,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 /// A text that is no YAML, or not the YAML that was expected.
@@ -38,18 +38,6 @@ pub fn read_value(text: &str) -> Result<Value, YamlError> {
 /// Reads one document into a type.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     Ok(serde_json::from_value(read_value(text)?)?)
-}
-
-/// Reads every document of a stream; empty ones are left out.
-pub fn read_all(text: &str) -> Result<Vec<Value>, YamlError> {
-    let mut documents = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(text) {
-        match Value::deserialize(document)? {
-            Value::Null => {}
-            value => documents.push(value),
-        }
-    }
-    Ok(documents)
 }
 
 /// Writes one document, without a `---` before it.
@@ -148,11 +136,6 @@ mod tests {
         for text in ["", "\n\n", "# only a comment\n"] {
             assert_eq!(read_value(text).unwrap(), Value::Null);
         }
-    }
-
-    #[test]
-    fn a_stream_is_read_document_by_document() {
-        assert_eq!(read_all("---\na: 1\n---\n---\nb: 2\n").unwrap(), [json!({"a": 1}), json!({"b": 2})]);
     }
 
     #[test]

@@ -24,12 +24,6 @@ impl RunState {
     pub const fn starts_attempts(self) -> bool {
         matches!(self, Self::Running | Self::Draining)
     }
-
-    /// Whether new files are claimed.
-    #[must_use]
-    pub const fn takes_files(self) -> bool {
-        matches!(self, Self::Running | Self::Paused)
-    }
 }
 
 /// Those of `ready` (oldest first) that may start, given how many attempts are unfinished already.

@@ -25,7 +25,7 @@ fn busy() -> Snapshot {
         Some("grain table beyond the end".to_owned()),
         at(112),
     );
-    snapshot.remember(failed);
+    snapshot.recent_completed.push(failed);
     snapshot
 }
 
@@ -108,16 +108,6 @@ fn a_snapshot_survives_the_way_to_the_sidecar() {
 fn totals_of_an_older_ledger_are_taken_as_they_are() {
     let totals: Totals = serde_json::from_str(r#"{"all":{"succeeded":2},"somethingNew":1}"#).unwrap();
     assert_eq!(totals, Totals { all: TypeTotals { succeeded: 2, ..TypeTotals::default() }, ..Totals::default() });
-}
-
-#[test]
-fn the_last_ten_are_remembered() {
-    let mut snapshot = Snapshot::new(at(0));
-    for n in 0..13 {
-        snapshot.remember(JobStats::started(&format!("{n}.raw"), 0, 0, at(n)));
-    }
-    let names: Vec<_> = snapshot.recent_completed.iter().map(|job| job.filename.as_str()).collect();
-    assert_eq!(names, ["3.raw", "4.raw", "5.raw", "6.raw", "7.raw", "8.raw", "9.raw", "10.raw", "11.raw", "12.raw"]);
 }
 
 #[test]
