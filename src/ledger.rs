@@ -4,7 +4,7 @@
 //! It lies on the output volume, which may be a network file system: rollback journal, never WAL, and every
 //! transaction is on the disk before it returns. The journal's file stays where it is, for making and removing it each
 //! time would change a directory that then has to be synced; its first bytes say whether it counts. What a restart
-//! would find out again anyway ([`Ledger::defer`]) waits for the next transaction, because bringing one to the disk
+//! would find out again anyway ([`Change`]) waits for the next transaction, because bringing one to the disk
 //! takes longer than all the rest of a small conversion.
 //!
 //! ```text

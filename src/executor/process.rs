@@ -96,9 +96,7 @@ impl ProcessExecutor {
         })
     }
 
-    /// Applies an observation: ledger first, then memory, then the engine. Only an end that is counted must be on the
-    /// disk before anything follows: a restart stages anew, knows a start by what the child made, and runs again what
-    /// was done and not published.
+    /// Applies an observation: ledger first, then memory, then the engine.
     async fn observe(
         &mut self,
         doing: &'static str,
@@ -108,14 +106,11 @@ impl ProcessExecutor {
         let Some(known) = self.known.get(id) else {
             return Err(Error::new(doing, id, "it is not known"));
         };
-        let may_wait =
-            matches!(observation, Observation::Staged(_) | Observation::Starting { .. } | Observation::Done { .. });
-        let (status, step) = advance(known.status.clone(), observation, &self.config.policy, Timestamp::now());
+        let (status, step) = advance(known.status.clone(), observation.clone(), &self.config.policy, Timestamp::now());
         if status != known.status {
-            let change = Change { status: Some(status.clone()), ..Change::default() };
+            let change = Change::Observed { observation, status: status.clone() };
             let key = id.clone();
-            let write = if may_wait { ledger::Ledger::defer } else { ledger::Ledger::update };
-            let written = self.ledger.call(move |ledger| write(ledger, &key, &change).map(|_| ())).await;
+            let written = self.ledger.call(move |ledger| ledger.update(&key, &change).map(|_| ())).await;
             written.map_err(|source| Error::new(doing, id, source))?;
         }
         if let Some(known) = self.known.get_mut(id) {

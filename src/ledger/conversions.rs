@@ -6,9 +6,10 @@ use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{Claim, ConversionId};
 
 use super::deferred::Pending;
+use super::left::{self, LeftSource};
 use super::processed::{self, Outcome};
 use super::rows::{self, Change, ClaimState, ConversionRow};
-use super::{Error, Ledger, Result, left, query, totals};
+use super::{Error, Ledger, Result, query, totals};
 
 /// What is known of a conversion at its claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,46 +65,41 @@ impl Ledger {
         }
     }
 
-    /// Changes a row and counts what follows from its new status; it is on the disk when this returns, and everything
-    /// deferred with it. Writes nothing where nothing changes.
+    /// Changes a row and counts what follows from its new status. It is on the disk when this returns, and everything
+    /// deferred with it; a change that a restart would find out again waits for the next transaction or
+    /// [`Ledger::flush`]. Writes nothing where nothing changes.
     pub fn update(&mut self, id: &ConversionId, change: &Change) -> Result<ConversionRow> {
-        let writing = || query("write a conversion");
         let before = self.conversion(id)?.ok_or_else(|| Error::Unknown(id.to_string()))?;
-        let after = applied(&before, change);
-        if after == before && change.left.is_empty() {
-            self.flush()?;
-            return Ok(after);
+        let after = change.apply(&before);
+        let is_counted =
+            before.status.end != after.status.end || totals::retries(&before.status) != totals::retries(&after.status);
+        if is_counted || !change.may_wait(&before) {
+            self.write_now(&before, &after, change.left())?;
+        } else if after != before {
+            self.deferred.put(after.clone());
+        }
+        Ok(after)
+    }
+
+    fn write_now(&mut self, before: &ConversionRow, after: &ConversionRow, left: &[LeftSource]) -> Result<()> {
+        let writing = || query("write a conversion");
+        if after == before && left.is_empty() {
+            return self.flush();
         }
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(writing())?;
         self.deferred.write(&transaction)?;
-        rows::write(&transaction, &after)?;
+        rows::write(&transaction, after)?;
         totals::count(&transaction, &after.claim, &before.status, &after.status)?;
         if before.status.end.is_none() {
-            record_outcome(&transaction, &after)?;
+            record_outcome(&transaction, after)?;
         }
-        for source in &change.left {
+        for source in left {
             left::remember(&transaction, source)?;
         }
         transaction.commit().map_err(writing())?;
         self.deferred.clear();
-        Ok(after)
-    }
-
-    /// Changes a row, and lets the disk wait for the next transaction or [`Ledger::flush`]: for what a restart that
-    /// finds the row as it was before would come to again, doing nothing twice. What is counted is never deferred.
-    pub fn defer(&mut self, id: &ConversionId, change: &Change) -> Result<ConversionRow> {
-        let before = self.conversion(id)?.ok_or_else(|| Error::Unknown(id.to_string()))?;
-        let after = applied(&before, change);
-        let is_counted =
-            before.status.end != after.status.end || totals::retries(&before.status) != totals::retries(&after.status);
-        if is_counted || !change.left.is_empty() {
-            return self.update(id, change);
-        }
-        if after != before {
-            self.deferred.put(after.clone());
-        }
-        Ok(after)
+        Ok(())
     }
 
     /// Removes a conversion of which nothing is left to do; deferred, for a restart that still finds it has nothing to
@@ -129,18 +125,6 @@ impl Ledger {
     /// Whether something waits for [`Ledger::flush`].
     pub(super) fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
-    }
-}
-
-fn applied(before: &ConversionRow, change: &Change) -> ConversionRow {
-    let change = change.clone();
-    ConversionRow {
-        uid: change.uid.or_else(|| before.uid.clone()),
-        state: change.state.unwrap_or_else(|| before.state.clone()),
-        status: change.status.unwrap_or_else(|| before.status.clone()),
-        output_path: change.output_path.or_else(|| before.output_path.clone()),
-        source_location: change.source_location.or_else(|| before.source_location.clone()),
-        ..before.clone()
     }
 }
 

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::conversion::lifecycle::Observation;
 use crate::conversion::status::ConversionStatus;
 use crate::conversion::{Claim, ConversionId, Reason};
 use crate::files::placement::Placement;
@@ -53,16 +54,81 @@ pub struct ConversionRow {
     pub source_location: Option<String>,
 }
 
-/// What changes in a row, in one transaction with everything that follows from it. Absent: stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    pub state: Option<ClaimState>,
-    pub status: Option<ConversionStatus>,
-    pub uid: Option<String>,
-    pub output_path: Option<String>,
-    pub source_location: Option<String>,
-    /// Sources that stay in the queue directory from now on, converted.
-    pub left: Vec<LeftSource>,
+/// What becomes of a row, in one transaction with everything that follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The members lie in the claim for the first time; the executor is about to get this status.
+    Submitted(ConversionStatus),
+    /// The host's executor observed something, which made this status.
+    Observed { observation: Observation, status: ConversionStatus },
+    /// The cluster's executor shows this status, and the UID of the object that has it.
+    Shown { status: ConversionStatus, uid: Option<String> },
+    /// Where the members are, or are about to be.
+    State(ClaimState),
+    /// It has ended, and the members go where ended ones go.
+    Ended {
+        placement: Placement,
+        /// With the status of the end, where the row has another.
+        status: Option<ConversionStatus>,
+        output_path: Option<String>,
+        /// Sources that stay in the queue directory from now on, converted.
+        left: Vec<LeftSource>,
+    },
+}
+
+impl Change {
+    /// Whether the disk may wait for the next transaction (decision 0004): only where a restart that finds the row as
+    /// it was `before` comes to the same again, doing nothing twice. What is counted never waits, whatever this says.
+    pub(super) fn may_wait(&self, before: &ConversionRow) -> bool {
+        match self {
+            // A restart finds the members in the claim.
+            Self::Submitted(_) => true,
+            Self::Observed { observation, .. } => match observation {
+                // A restart stages anew, knows a start by the folder that the child made, and runs again what was done
+                // and not published.
+                Observation::Staged(_) | Observation::Starting { .. } | Observation::Done { .. } => true,
+                Observation::Running { .. }
+                | Observation::Failed { .. }
+                | Observation::Unpublishable { .. }
+                | Observation::Published
+                | Observation::Cancelled(_)
+                | Observation::Duplicate
+                | Observation::Rejected(_) => false,
+            },
+            // The executor shows the status again; but only by its UID does a restart know that there was an object.
+            Self::Shown { uid, .. } => uid.is_none() || *uid == before.uid,
+            // Files move by what is recorded.
+            Self::State(_) | Self::Ended { .. } => false,
+        }
+    }
+
+    /// The row after it.
+    pub(super) fn apply(&self, before: &ConversionRow) -> ConversionRow {
+        let mut row = before.clone();
+        match self.clone() {
+            Self::Submitted(status) => (row.state, row.status) = (ClaimState::Submitted, status),
+            Self::Observed { status, .. } => row.status = status,
+            Self::Shown { status, uid } => {
+                row.status = status;
+                row.uid = uid.or(row.uid);
+            }
+            Self::State(state) => row.state = state,
+            Self::Ended { placement, status, output_path, left: _ } => {
+                row.state = ClaimState::Terminal { placement };
+                row.status = status.unwrap_or(row.status);
+                row.output_path = output_path.or(row.output_path);
+            }
+        }
+        row
+    }
+
+    /// Sources that stay in the queue directory by it.
+    pub(super) fn left(&self) -> &[LeftSource] {
+        match self {
+            Self::Ended { left, .. } => left,
+            Self::Submitted(_) | Self::Observed { .. } | Self::Shown { .. } | Self::State(_) => &[],
+        }
+    }
 }
 
 const COLUMNS: &str = "id, claim, filepath, md5_hash, duplicate_of, uid, state, status, output_path, source_location";

@@ -56,7 +56,21 @@ fn published(status: ConversionStatus, now: i64) -> ConversionStatus {
 }
 
 fn with_status(status: &ConversionStatus) -> Change {
-    Change { status: Some(status.clone()), ..Change::default() }
+    Change::Shown { status: status.clone(), uid: None }
+}
+
+fn placement(claim: &Claim) -> Placement {
+    let nowhere = Path::new("/nowhere");
+    Placement::choose(claim, nowhere, nowhere).expect("names that are free")
+}
+
+fn ended(claim: &Claim, status: &ConversionStatus, output: &str) -> Change {
+    Change::Ended {
+        placement: placement(claim),
+        status: Some(status.clone()),
+        output_path: Some(output.to_owned()),
+        left: Vec::new(),
+    }
 }
 
 #[test]
@@ -66,7 +80,7 @@ fn a_success_is_counted_once_and_found_as_a_duplicate() {
     let claim = claim("vm.VMDK", 1);
     ledger.claim(new(claim.clone())).unwrap();
     let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
-    let change = Change { output_path: Some("/out/1970-01-01/vm".to_owned()), ..with_status(&status) };
+    let change = ended(&claim, &status, "/out/1970-01-01/vm");
     for _ in 0..3 {
         ledger.update(&claim.id, &change).unwrap();
     }
@@ -147,7 +161,7 @@ fn rows_come_back_as_they_were_written_in_the_order_of_their_claims() {
         .collect();
     let placement = Placement::choose(&claim("z.vmdk", 1), directory.path(), directory.path()).unwrap();
     let state = ClaimState::Parked { placement };
-    let row = ledger.update(&ids[0], &Change { state: Some(state.clone()), ..Change::default() }).unwrap();
+    let row = ledger.update(&ids[0], &Change::State(state.clone())).unwrap();
     assert_eq!(row.state, state);
     drop(ledger);
 
@@ -262,7 +276,9 @@ fn a_pause_and_sources_left_in_place_survive_a_restart() {
     let claim = claim("vm.raw", 1);
     ledger.claim(new(claim.clone())).unwrap();
     let left = LeftSource { path: "vm.raw".to_owned(), inode: u64::MAX, size_bytes: 4096, mtime_ns: -5 };
-    ledger.update(&claim.id, &Change { left: vec![left.clone()], ..Change::default() }).unwrap();
+    let change =
+        Change::Ended { placement: placement(&claim), status: None, output_path: None, left: vec![left.clone()] };
+    ledger.update(&claim.id, &change).unwrap();
     drop(ledger);
     let ledger = open(&directory);
     assert!(ledger.is_paused().unwrap());
@@ -301,14 +317,14 @@ fn what_is_deferred_is_seen_here_at_once_and_by_others_with_the_next_transaction
     let on_disk = |id: &ConversionId| -> Option<String> {
         elsewhere.query_row("SELECT state FROM conversions WHERE id = ?1", [id.as_str()], |row| row.get(0)).ok()
     };
-    let submitted = Change { state: Some(ClaimState::Submitted), ..Change::default() };
+    let submitted = Change::Submitted(ConversionStatus::default());
     let row = ledger.claim(new(first.clone())).unwrap();
     assert_eq!((row.state, on_disk(&first.id)), (ClaimState::Claimed, None));
-    let row = ledger.defer(&first.id, &submitted).unwrap();
+    let row = ledger.update(&first.id, &submitted).unwrap();
     assert_eq!((row.state.clone(), ledger.conversion(&first.id).unwrap()), (ClaimState::Submitted, Some(row)));
     assert_eq!(on_disk(&first.id), None);
     ledger.claim(new(second.clone())).unwrap();
-    let publishing = Change { state: Some(ClaimState::Publishing { target: "d/b".to_owned() }), ..Change::default() };
+    let publishing = Change::State(ClaimState::Publishing { target: "d/b".to_owned() });
     ledger.update(&second.id, &publishing).unwrap();
     assert_eq!(on_disk(&first.id).as_deref(), Some("\"submitted\""));
     assert_eq!(on_disk(&second.id).as_deref(), Some(r#"{"publishing":{"target":"d/b"}}"#));
@@ -319,8 +335,8 @@ fn what_is_deferred_is_seen_here_at_once_and_by_others_with_the_next_transaction
     ledger.flush().unwrap();
     assert_eq!(on_disk(&first.id), None);
     // Nothing new, but what was deferred must be on the disk now.
-    ledger.defer(&second.id, &submitted).unwrap();
     ledger.update(&second.id, &submitted).unwrap();
+    ledger.update(&second.id, &Change::State(ClaimState::Submitted)).unwrap();
     assert_eq!(on_disk(&second.id).as_deref(), Some("\"submitted\""));
 }
 
@@ -404,13 +420,41 @@ fn a_transaction_that_a_crash_cut_short_is_undone_whoever_began_it() {
 }
 
 #[test]
+fn what_a_restart_would_not_find_out_again_is_on_the_disk_at_once() {
+    let claim = claim("a.raw", 1);
+    let first = crate::conversion::Attempt::FIRST;
+    let status = ConversionStatus { staged: 1, ..ConversionStatus::default() };
+    let observed = |observation| Change::Observed { observation, status: status.clone() };
+    let shown = |uid: Option<&str>| Change::Shown { status: status.clone(), uid: uid.map(str::to_owned) };
+    let failed = Observation::Failed { attempt: first, failure: Failure::new(Reason::Disrupted, "it was") };
+    for (change, may_wait) in [
+        (Change::Submitted(status.clone()), true),
+        (observed(Observation::Staged(first)), true),
+        (observed(Observation::Starting { attempt: first, job_name: None }), true),
+        (observed(Observation::Done { attempt: first, folder: "worker".to_owned() }), true),
+        (observed(failed), false),
+        (shown(None), true),
+        (shown(Some("u")), false),
+        (Change::State(ClaimState::Submitted), false),
+        (Change::State(ClaimState::Publishing { target: "d/a".to_owned() }), false),
+        (ended(&claim, &status, "/out/a"), false),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = open(&directory);
+        ledger.claim(new(claim.clone())).unwrap();
+        ledger.update(&claim.id, &change).unwrap();
+        assert_eq!(ledger.has_deferred(), may_wait, "{change:?}");
+    }
+}
+
+#[test]
 fn what_counts_is_never_deferred() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
     let claim = claim("a.raw", 1);
     ledger.claim(new(claim.clone())).unwrap();
     let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
-    ledger.defer(&claim.id, &with_status(&status)).unwrap();
+    ledger.update(&claim.id, &with_status(&status)).unwrap();
     drop(ledger);
     assert_eq!(open(&directory).totals().unwrap().all.succeeded, 1);
 }
@@ -444,7 +488,7 @@ fn a_finished_conversion_is_known_by_its_name_for_a_while() {
     let claim = claim("disk.vmdk", 1);
     ledger.claim(new(claim.clone())).unwrap();
     let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
-    let change = Change { output_path: Some("/out/disk".to_owned()), ..with_status(&status) };
+    let change = ended(&claim, &status, "/out/disk");
     ledger.update(&claim.id, &change).unwrap();
     drop(ledger);
     let ledger = open(&directory);

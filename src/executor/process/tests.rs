@@ -67,7 +67,7 @@ impl Bench {
         };
         let id = claim.id.clone();
         let new = NewConversion { claim: claim.clone(), filepath: format!("/q/{name}"), md5: None, duplicate_of: None };
-        let (key, change) = (id.clone(), Change { status: Some(status.clone()), ..Change::default() });
+        let (key, change) = (id.clone(), Change::Shown { status: status.clone(), uid: None });
         self.ledger
             .call(move |ledger| {
                 ledger.claim(new)?;

@@ -88,14 +88,7 @@ impl<E: Executor> Engine<E> {
         if update.is_recorded {
             conversion.row.status = status.clone();
         } else {
-            // The executor shows it again after a restart; but by the UID a restart knows that an object was there.
-            let is_known = update.uid.is_none() || update.uid == conversion.row.uid;
-            let change = Change { status: Some(status.clone()), uid: update.uid, ..Change::default() };
-            if is_known {
-                self.defer(&update.id, change).await?;
-            } else {
-                self.change(&update.id, change).await?;
-            }
+            self.change(&update.id, Change::Shown { status: status.clone(), uid: update.uid }).await?;
         }
         if status.end != before.end || retries(&status) != retries(&before) {
             self.refresh_totals().await?;
@@ -225,14 +218,6 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn change(&mut self, id: &ConversionId, change: Change) -> Result<()> {
         let key = id.clone();
         let row = self.ledger.call(move |ledger| ledger.update(&key, &change)).await?;
-        self.take_row(id, row);
-        Ok(())
-    }
-
-    /// The same for what a restart would find out again.
-    pub(super) async fn defer(&mut self, id: &ConversionId, change: Change) -> Result<()> {
-        let key = id.clone();
-        let row = self.ledger.call(move |ledger| ledger.defer(&key, &change)).await?;
         self.take_row(id, row);
         Ok(())
     }

@@ -31,7 +31,7 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn plan_park(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let placement = park::plan(&self.settings.layout, &row.claim)?;
-        self.change(id, state(ClaimState::Parked { placement })).await?;
+        self.change(id, Change::State(ClaimState::Parked { placement })).await?;
         failpoint::reach(&self.settings.layout, Step::ParkNoted);
         Ok(())
     }
@@ -61,7 +61,7 @@ impl<E: Executor> Engine<E> {
                 back.carry_out(self.settings.method)?;
                 failpoint::reach(&self.settings.layout, Step::TakenBack);
                 error_file::remove(placement.primary(), &self.settings.layout.errors())?;
-                self.change(id, state(ClaimState::Submitted)).await
+                self.change(id, Change::State(ClaimState::Submitted)).await
             }
             Parked::Changed(names) => {
                 let message = format!("{} changed while it waited for its retry", names.join(", "));
@@ -96,7 +96,7 @@ impl<E: Executor> Engine<E> {
         }
         let (placement, _) = claim::plan_return(&layout, &row.claim)?;
         tracing::info!(conversion = %id, %reason, "{} goes back to settling", row.claim.primary);
-        self.change(id, state(ClaimState::Returning { reason, placement })).await?;
+        self.change(id, Change::State(ClaimState::Returning { reason, placement })).await?;
         failpoint::reach(&self.settings.layout, Step::ReturnNoted);
         Ok(())
     }
@@ -126,7 +126,7 @@ impl<E: Executor> Engine<E> {
         };
         let left = if disposal == Disposal::InPlace { left_sources(&layout, &placement) } else { Vec::new() };
         self.intake.leave(&left);
-        let change = Change { left, ..state(ClaimState::Terminal { placement }) };
+        let change = Change::Ended { placement, status: None, output_path: None, left };
         self.change(id, change).await?;
         failpoint::reach(&self.settings.layout, Step::EndNoted);
         self.refresh_totals().await?;
@@ -208,7 +208,7 @@ impl<E: Executor> Engine<E> {
                 Err(PlacementError::Taken(_)) => {
                     let parent = self.parent_of(row, &placement);
                     placement = placement.again(&parent, row.claim.stem())?;
-                    self.change(&row.id, state(rename(placement.clone()))).await?;
+                    self.change(&row.id, Change::State(rename(placement.clone()))).await?;
                 }
                 Err(PlacementError::Gone(names)) => {
                     tracing::warn!(conversion = %row.id, ?names, "somebody took members away");
@@ -258,10 +258,6 @@ impl<E: Executor> Engine<E> {
     fn row(&self, id: &ConversionId) -> Option<ConversionRow> {
         self.conversions.get(id).map(|conversion| conversion.row.clone())
     }
-}
-
-fn state(state: ClaimState) -> Change {
-    Change { state: Some(state), ..Change::default() }
 }
 
 /// Members that stay in (or return to) the queue directory by this placement.

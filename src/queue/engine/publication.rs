@@ -59,7 +59,7 @@ impl<E: Executor> Engine<E> {
         let ledger = self.ledger.clone();
         let record = |target: &Path| -> Result<()> {
             let target = target.strip_prefix(layout.output()).unwrap_or(target).to_string_lossy().into_owned();
-            let change = Change { state: Some(ClaimState::Publishing { target }), ..Change::default() };
+            let change = Change::State(ClaimState::Publishing { target });
             let key = id.clone();
             ledger.wait(move |ledger| ledger.update(&key, &change).map(|_| ()))?;
             failpoint::reach(&layout, failpoint::Step::PublicationNoted);
@@ -75,7 +75,7 @@ impl<E: Executor> Engine<E> {
     async fn refuse(&mut self, id: &ConversionId, attempt: Attempt, failure: Failure) -> Result<()> {
         tracing::warn!(conversion = %id, attempt = attempt.0, error = %failure.message, "nothing to publish");
         // A target may have been recorded for it.
-        self.change(id, Change { state: Some(ClaimState::Submitted), ..Change::default() }).await?;
+        self.change(id, Change::State(ClaimState::Submitted)).await?;
         Ok(self.executor.refuse(id, failure).await?)
     }
 
@@ -93,13 +93,7 @@ impl<E: Executor> Engine<E> {
         let start = status.attempts.last().and_then(|last| last.start_time).unwrap_or(now);
         let output_path = target.to_string_lossy().into_owned();
         self.intake.leave(&left);
-        let change = Change {
-            state: Some(ClaimState::Terminal { placement }),
-            status: Some(status),
-            output_path: Some(output_path.clone()),
-            left,
-            ..Change::default()
-        };
+        let change = Change::Ended { placement, status: Some(status), output_path: Some(output_path.clone()), left };
         self.change(id, change).await?;
         failpoint::reach(&self.settings.layout, failpoint::Step::EndNoted);
         self.last_activity = Some(now);

@@ -197,9 +197,7 @@ impl<E: Executor> Engine<E> {
                 return Ok(());
             }
         }
-        let change = Change { state: Some(ClaimState::Submitted), status: Some(status), ..Change::default() };
-        // A restart finds the members in the claim and comes to the same.
-        self.defer(id, change).await?;
+        self.change(id, Change::Submitted(status)).await?;
         failpoint::reach(&self.settings.layout, Step::SubmissionNoted);
         self.submit(id).await?;
         failpoint::reach(&self.settings.layout, Step::Submitted);
