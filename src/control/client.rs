@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 
-use super::Command;
+use super::command::Command;
 
 /// How long a client waits for its answer.
 pub const TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Command;
+use super::command::Command;
 use crate::conversion::admission::RunState;
 use crate::stats::{Snapshot, StatsReport};
 

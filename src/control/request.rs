@@ -2,7 +2,11 @@
 
 use serde_json::Value;
 
-use super::{Command, MAX_REQUEST, Reply};
+use super::command::Command;
+use super::reply::Reply;
+
+/// Longest request that is read, in bytes.
+pub(super) const MAX_REQUEST: usize = 64 << 10;
 
 const USAGE: &str = r#"Invalid request: send {"command": "status"} or the bare word status"#;
 

@@ -1,5 +1,6 @@
 //! The listening side of the control socket.
 
+use std::future::Future;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net as blocking;
@@ -16,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client::{self, SocketAddress};
+use super::command::Command;
+use super::reply::Reply;
 use super::request::{Completeness, Request};
-use super::{Handler, Reply};
 
 /// Connections served side by side; whoever comes beyond is told so at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -51,6 +53,13 @@ pub enum BindError {
     InUse { path: PathBuf },
     #[error("{path} is in the way of the control socket and is no socket")]
     InTheWay { path: PathBuf },
+}
+
+/// Who carries commands out: the engine on one host, a patch of the queue's object in the cluster.
+pub trait Handler: Send + Sync + 'static {
+    /// Carries out `command` and says what is answered. Repeating a command changes nothing more. A `stop` returns
+    /// its reply before anything is stopped; the listener sends it even when it is told to shut down meanwhile.
+    fn handle(&self, command: Command) -> impl Future<Output = Reply> + Send;
 }
 
 /// A bound control socket of mode 0600; its file goes when this is dropped.

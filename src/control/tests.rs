@@ -108,7 +108,7 @@ async fn commands_are_answered_with_the_texts_people_know() {
 async fn whatever_is_no_request_is_answered_with_an_error() {
     let served = serve();
     let usage = r#"Invalid request: send {"command": "status"} or the bare word status"#;
-    let too_long = [b"{".as_slice(), &vec![b' '; 12 * MAX_REQUEST], b"}"].concat();
+    let too_long = [b"{".as_slice(), &vec![b' '; 12 * request::MAX_REQUEST], b"}"].concat();
     let unknown = format!("Unknown command: {}…", "x".repeat(64));
     let long_word = "x".repeat(6 << 10);
     let deep = "[".repeat(300) + &"]".repeat(300);

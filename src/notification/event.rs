@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::conversion::failure::without_name;
 
-use super::NotificationConfig;
+use super::config::NotificationConfig;
 
 /// Something that people want to know.
 #[derive(Clone, Debug, PartialEq)]

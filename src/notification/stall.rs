@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::Event;
+use super::event::Event;
 use crate::stats::Snapshot;
 
 /// Watches snapshots for a queue in which nothing happens; tells of each such episode once.

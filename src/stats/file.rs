@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::StatsReport;
+use super::report::StatsReport;
 
 /// stats.json could not be written. Nothing depends on it: the caller warns and goes on.
 #[derive(Debug, thiserror::Error)]
