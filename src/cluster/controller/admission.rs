@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Display, Formatter};
 
 use jiff::Timestamp;
+use kube::ResourceExt;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::conversion::admission::{RunState, admit};
@@ -18,6 +19,13 @@ use crate::conversion::{Attempt, ConversionId};
 pub struct Key {
     pub namespace: String,
     pub name: String,
+}
+
+impl Key {
+    /// Where an object lies.
+    pub fn of(object: &impl ResourceExt) -> Self {
+        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+    }
 }
 
 impl Display for Key {

@@ -8,7 +8,6 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 
 use super::admission::{Admission, Key, Message, Standing};
-use super::context::key;
 use super::decision;
 use super::metrics::Metrics;
 use super::outcome;
@@ -149,7 +148,7 @@ impl QueueChanges {
         let name = ObjectRef::from_obj(*queue);
         if matches!(change, Change::Gone(_)) {
             self.seen.remove(&name);
-            admission.tell(Message::QueueGone { queue: key(*queue) });
+            admission.tell(Message::QueueGone { queue: Key::of(*queue) });
             return true;
         }
         let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, STORAGE_READY));
@@ -171,7 +170,7 @@ impl QueueChanges {
         });
         self.seen.insert(name.clone(), concern);
         let limit = usize::try_from(queue.spec.max_concurrent_jobs).unwrap_or(usize::MAX);
-        admission.tell(Message::Queue { queue: key(*queue), limit, run_state: queue.spec.run_state });
+        admission.tell(Message::Queue { queue: Key::of(*queue), limit, run_state: queue.spec.run_state });
         let _ = wake.send(name);
         specification
     }

@@ -26,8 +26,6 @@ use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod, StatefulSet};
 
 /// After this long without any event an object is looked at again: a net below the watches.
 pub const NET: Duration = Duration::from_secs(300);
-/// Longest time that a reconcile may take.
-pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// Clients, caches and tasks of a controller that leads.
 pub struct Context {
@@ -146,14 +144,14 @@ impl Context {
         };
         let modes: Vec<_> = found.into_iter().flatten().filter_map(modes).collect();
         if modes.len() == wanted {
-            self.modes.note(key(queue).to_string(), modes.clone());
+            self.modes.note(Key::of(queue).to_string(), modes.clone());
         }
         Ok(modes)
     }
 
     /// The same as they were up to a minute ago: for each of many conversions.
     pub async fn recent_access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
-        match self.modes.get(&key(queue).to_string()) {
+        match self.modes.get(&Key::of(queue).to_string()) {
             Some(modes) => Ok(modes),
             None => self.access_modes(queue).await,
         }
@@ -166,9 +164,4 @@ where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
 {
     Request::new(K::url_path(&(), object.namespace().as_deref()))
-}
-
-/// Where an object lies.
-pub fn key<K: ResourceExt>(object: &K) -> Key {
-    Key { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
 }

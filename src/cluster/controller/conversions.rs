@@ -12,7 +12,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use super::admission::Key;
-use super::context::{Context, NET, key};
+use super::context::{Context, NET};
 use super::decision::{self, Decision, View};
 use super::error::Error;
 use super::objects::worker::{self, Surroundings};
@@ -197,7 +197,7 @@ impl Reconcile<'_> {
 
     /// Records the attempt, creates its Job, records the Job's UID: in this order, each before the next.
     async fn start(&mut self, state: ConversionStatus, attempt: Attempt) -> Result<Action, Error> {
-        let queue = Key { namespace: key(&self.conversion).namespace, name: self.queue.name_any() };
+        let queue = Key { namespace: Key::of(&self.conversion).namespace, name: self.queue.name_any() };
         if !self.context.admission.may_start(queue, self.id.clone(), attempt).await {
             if self.is_young(Timestamp::now()) {
                 return Ok(Action::requeue(YOUNG));

@@ -1,8 +1,12 @@
 //! Why a reconcile failed: the word and the text of the condition and of the event that tell it.
 
-use super::context::TIME_LIMIT;
+use std::time::Duration;
+
 use crate::cluster::api::InvalidSetting;
 use crate::conversion::{InvalidId, chain};
+
+/// Longest time that a reconcile may take.
+pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a reconcile failed. What a person has to set right names the field, the reason and the remedy.
 #[derive(Debug, thiserror::Error)]

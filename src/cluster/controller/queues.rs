@@ -12,7 +12,8 @@ use kube::{Resource, ResourceExt};
 use serde::de::IgnoredAny;
 use serde_json::json;
 
-use super::context::{ClaimModes, Context, NET, key};
+use super::admission::Key;
+use super::context::{ClaimModes, Context, NET};
 use super::error::Error;
 use super::objects::worker::{self, Surroundings};
 use super::objects::{access, network, watcher};
@@ -62,7 +63,7 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     let set: StatefulSet = set.map_err(Error::of_part("watcher"))?;
     let name = queue.name_any();
     let pod =
-        context.caches.pods.get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&key(queue).namespace));
+        context.caches.pods.get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&Key::of(queue).namespace));
     let (available, again) = match available(&set, pod.as_deref()) {
         Some(available) => (available, NET),
         None => untold(&set, pod.as_deref(), context).await?,
@@ -230,7 +231,7 @@ async fn say(queue: &HyperConversion, context: &Context, sayings: &[(&str, Sayin
         "metadata": {"name": queue.name_any(), "namespace": queue.namespace(), "uid": queue.uid()},
         "status": {"observedGeneration": generation, "conditions": ours},
     });
-    let api = context.api::<HyperConversion>(&key(queue).namespace);
+    let api = context.api::<HyperConversion>(&Key::of(queue).namespace);
     let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
     let written = api.patch_status(&queue.name_any(), &params, &Patch::Apply(patch)).await;
     written.map(drop).map_err(Error::api("write a HyperConversion's status"))

@@ -3,7 +3,7 @@
 
 use kube::ResourceExt;
 
-use super::context::key;
+use super::admission::Key;
 use super::recent::Recent;
 use crate::cluster::cache::version;
 
@@ -18,12 +18,12 @@ pub struct Writes {
 impl Writes {
     /// Takes note of an object as a write left it.
     pub fn wrote(&self, object: &impl ResourceExt) {
-        self.versions.note(key(object).to_string(), version(object));
+        self.versions.note(Key::of(object).to_string(), version(object));
     }
 
     /// Whether this is an object as it was before the last write. The newer one arrives by itself.
     pub fn is_older(&self, object: &impl ResourceExt) -> bool {
-        let name = key(object).to_string();
+        let name = Key::of(object).to_string();
         let is_older = self.versions.get(&name).is_some_and(|written| version(object) < written);
         if !is_older {
             self.versions.forget(&name);
