@@ -5,6 +5,7 @@ pub mod cache;
 pub mod client;
 pub mod controller;
 pub mod executor;
+pub mod identity;
 pub mod names;
 pub mod seen;
 pub mod sidecar;

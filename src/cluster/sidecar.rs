@@ -8,7 +8,6 @@ mod handler;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,8 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::identity::Identity;
 use super::snapshot::{SocketReport, WatcherSnapshot};
-use super::watcher::Identity;
 use crate::control::{BindError, FALLBACK_SOCKET_NAME, Listener, SOCKET};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
@@ -173,10 +172,4 @@ impl Sidecar {
 /// What stats.json tells at once: each completion, and what is asked of the queue.
 fn urgent(stats: &Snapshot) -> (Totals, RunState) {
     (stats.totals.clone(), stats.run_state)
-}
-
-/// Where the volume of an output refuses sockets, if the sidecar said so.
-#[must_use]
-pub fn refused_socket(run_dir: &Path) -> Option<String> {
-    SocketReport::read(run_dir).ok().flatten()?.refused
 }

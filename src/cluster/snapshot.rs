@@ -70,6 +70,12 @@ impl SocketReport {
     }
 }
 
+/// Why the volume of an output refuses sockets, if the sidecar reported that it does.
+#[must_use]
+pub fn refused_socket(run_dir: &Path) -> Option<String> {
+    SocketReport::read(run_dir).ok().flatten()?.refused
+}
+
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;

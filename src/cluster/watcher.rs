@@ -1,21 +1,18 @@
 //! The watcher: the one process that moves a queue's files. It waits for its specification, its volumes and its locks,
 //! then lets the queue's engine work, with `ConversionJob`s for attempts.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
 use crate::cluster::api::{HyperConversion, HyperConversionSpec, InvalidSetting};
-use crate::cluster::cache::{self, Change};
 use crate::cluster::executor::{ClusterExecutor, WatchEnded};
+use crate::cluster::identity::Identity;
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::files::{Layout, Method};
@@ -27,10 +24,12 @@ use crate::queue::lock::LockError;
 
 mod notifications;
 mod report;
+mod specification;
 mod storage;
 
 use notifications::Secrets;
 use report::Reporter;
+use specification::{Wanted, known, watch_queue};
 use storage::UNREADABLE;
 
 /// How soon a ledger that can't be used is tried again: at first, for a person may be at it, and at last, for each try
@@ -44,22 +43,6 @@ const LEDGER_UNUSABLE: &str = "LedgerUnusable";
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
 
-/// Which queue this is the watcher of, and where its directories are.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    pub namespace: String,
-    pub queue: String,
-    /// UID of the `HyperConversion`: one made anew under the same name is another queue.
-    pub queue_uid: String,
-    pub pod: String,
-    pub queue_dir: PathBuf,
-    pub output_dir: PathBuf,
-    /// Volume that is shared with the sidecar.
-    pub run_dir: PathBuf,
-    /// Where the Secrets of its notifications are mounted.
-    pub secrets_dir: PathBuf,
-}
-
 /// Why the watcher can't go on; its pod's kubelet starts it again.
 #[derive(Debug, thiserror::Error)]
 pub enum WatcherError {
@@ -70,9 +53,6 @@ pub enum WatcherError {
     #[error(transparent)]
     Watch(#[from] WatchEnded),
 }
-
-/// The specification as it now is; `None` while it is unknown, gone, terminating or another queue's.
-type Wanted = watch::Receiver<Option<Arc<HyperConversion>>>;
 
 /// Works until the queue is gone or a lock is lost. The engine runs in the calling task and blocks on files: run this
 /// on a runtime with other threads.
@@ -193,34 +173,6 @@ fn unlocked(end: Result<LockError, JoinError>, reporter: &Reporter) -> Result<()
     let Ok(error) = end else { return Ok(()) };
     reporter.unlocked();
     Err(error.into())
-}
-
-fn watch_queue(client: &Client, identity: &Identity) -> Wanted {
-    let (sender, wanted) = watch::channel(None);
-    let own = watcher::Config::default().fields(&format!("metadata.name={}", identity.queue));
-    let uid = identity.queue_uid.clone();
-    let namespaces = std::slice::from_ref(&identity.namespace);
-    cache::watch(
-        client,
-        namespaces,
-        &own,
-        |_| {},
-        move |change: Change<HyperConversion>| {
-            let queue = match change {
-                Change::Seen(queue) => Some(queue),
-                Change::Gone(_) => None,
-            };
-            let queue = queue.filter(|queue| queue.metadata.deletion_timestamp.is_none());
-            let queue = queue.filter(|queue| queue.metadata.uid.as_deref() == Some(uid.as_str()));
-            sender.send_replace(queue.cloned().map(Arc::new));
-        },
-    );
-    wanted
-}
-
-/// The specification, as soon as there is one. A watcher whose queue is gone waits here for its end.
-async fn known(wanted: &mut Wanted) -> Option<Arc<HyperConversion>> {
-    wanted.wait_for(Option::is_some).await.ok().and_then(|queue| queue.clone())
 }
 
 /// Passes the run state on; returns when anything else of the specification changed, or the queue is gone.

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use hyper2kvm::cluster::client::client;
+use hyper2kvm::cluster::identity::Identity;
 use hyper2kvm::cluster::names;
 use hyper2kvm::cluster::sidecar;
-use hyper2kvm::cluster::watcher::{self, Identity};
+use hyper2kvm::cluster::watcher;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,8 @@
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
-use super::{ConversionJob, HyperConversion};
+use super::conversion_job::ConversionJob;
+use super::hyper_conversion::HyperConversion;
 use crate::config::yaml;
 
 /// File names below `crds/`, in the order of [`crds`].

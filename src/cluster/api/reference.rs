@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::crds;
+use super::crd::crds;
 
 /// Fields whose parts Kubernetes documents itself.
 const KUBERNETES_OWN: [&str; 6] =

@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::cluster::api::HyperConversion;
+use crate::cluster::identity::Identity;
 use crate::cluster::names::MANAGER_SIDECAR;
 use crate::cluster::snapshot::WatcherSnapshot;
-use crate::cluster::watcher::Identity;
 use crate::control::{Command, Handler, Reply};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use tower_test::mock;
 
 use super::*;
+use crate::cluster::snapshot::refused_socket;
 
 type ApiServer = mock::Handle<Request<Body>, Response<Body>>;
 

@@ -12,10 +12,11 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::notifications::Wrong;
-use super::{Identity, Wanted};
+use super::specification::Wanted;
 use crate::cluster::api::{HyperConversion, condition, set_condition};
-use crate::cluster::snapshot::WatcherSnapshot;
-use crate::cluster::{cache, names, sidecar};
+use crate::cluster::identity::Identity;
+use crate::cluster::snapshot::{self, WatcherSnapshot};
+use crate::cluster::{cache, names};
 use crate::control::FALLBACK_SOCKET_NAME;
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
@@ -190,7 +191,7 @@ impl Reporter {
     }
 
     fn tell_of_socket(&self) {
-        if let Some(refused) = sidecar::refused_socket(&self.run_dir) {
+        if let Some(refused) = snapshot::refused_socket(&self.run_dir) {
             self.report.send_if_modified(|report| report.socket_elsewhere(&refused));
         }
     }

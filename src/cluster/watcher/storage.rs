@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::time::sleep;
 
-use super::Identity;
 use super::report::Reporter;
+use crate::cluster::identity::Identity;
 use crate::conversion::chain;
 use crate::files::{Layout, Method};
 use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};

@@ -1,0 +1,19 @@
+//! Which queue a process of a queue's pod works for, and where that queue's directories are.
+
+use std::path::PathBuf;
+
+/// What the watcher and its sidecar are told at their start.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub namespace: String,
+    pub queue: String,
+    /// UID of the `HyperConversion`: one made anew under the same name is another queue.
+    pub queue_uid: String,
+    pub pod: String,
+    pub queue_dir: PathBuf,
+    pub output_dir: PathBuf,
+    /// Volume that is shared with the sidecar.
+    pub run_dir: PathBuf,
+    /// Where the Secrets of its notifications are mounted.
+    pub secrets_dir: PathBuf,
+}
