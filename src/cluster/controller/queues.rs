@@ -62,8 +62,10 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     let set = context.apply(&watcher::stateful_set(queue, &context.image)).await;
     let set: StatefulSet = set.map_err(Error::of_part("watcher"))?;
     let name = queue.name_any();
-    let pod =
-        context.caches.pods.get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&Key::of(queue).namespace));
+    let pod = context
+        .caches
+        .pods
+        .get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&Key::of(queue).namespace));
     let (available, again) = match available(&set, pod.as_deref()) {
         Some(available) => (available, NET),
         None => untold(&set, pod.as_deref(), context).await?,

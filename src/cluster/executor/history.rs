@@ -12,7 +12,7 @@ use crate::cluster::api::{ConversionJob, HyperConversionSpec, condition};
 use crate::conversion::ConversionId;
 use crate::conversion::status::End;
 
-use super::ClusterExecutor;
+use super::state::ClusterExecutor;
 
 /// How often finished conversions are counted.
 pub const INTERVAL: Duration = Duration::from_secs(60);

@@ -10,10 +10,10 @@ use kube::{Resource, ResourceExt};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::{Class, ConversionId, Failure, Reason};
-use crate::executor::{Error, Executor, Request, Update};
+use crate::executor::{Error, Request, Update};
 
 use super::objects::Said;
-use super::{ClusterExecutor, Known};
+use super::state::{ClusterExecutor, Known};
 
 impl ClusterExecutor {
     /// Whether this object, which no claim of ours stands for, waits for one. An earlier queue's goes with that queue.
@@ -71,7 +71,10 @@ impl ClusterExecutor {
         let said = Said { staged: state.staged, conditions, end: Some(&state), ..Said::default() };
         self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false });
         match self.say("decline", id, said).await {
-            Ok(()) => self.forget(id).await,
+            Ok(()) => {
+                self.drop_known(id);
+                Ok(())
+            }
             Err(error) => {
                 self.known.remove(id);
                 Err(error)

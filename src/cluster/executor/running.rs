@@ -19,7 +19,7 @@ use crate::executor::progress::STALL_AFTER;
 
 use super::objects::Said;
 use super::progress::{self, Look, Running};
-use super::{ClusterExecutor, Known, Written};
+use super::state::{ClusterExecutor, Known, Written};
 
 /// The looks that are under way, once they are made.
 pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> {
