@@ -1,5 +1,6 @@
 //! The cluster: custom resources, the controller's reconcilers, the watcher and its sidecar.
 
+pub mod agent;
 pub mod api;
 pub mod cache;
 pub mod client;
@@ -10,4 +11,3 @@ pub mod names;
 pub mod seen;
 pub mod sidecar;
 pub mod snapshot;
-pub mod watcher;

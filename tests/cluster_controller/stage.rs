@@ -5,11 +5,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use hyper2kvm::cluster::agent;
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion};
 use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::cluster::controller::{Options, run};
 use hyper2kvm::cluster::identity::Identity;
-use hyper2kvm::cluster::watcher;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
@@ -281,7 +281,7 @@ impl Stage {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let done = runtime.block_on(async {
                 let client = Client::try_from(config).unwrap();
-                Box::pin(watcher::run(client, identity)).await
+                Box::pin(agent::run(client, identity)).await
             });
             drop(done);
         });

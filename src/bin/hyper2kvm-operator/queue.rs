@@ -4,11 +4,11 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use clap::Args;
+use hyper2kvm::cluster::agent;
 use hyper2kvm::cluster::client::client;
 use hyper2kvm::cluster::identity::Identity;
 use hyper2kvm::cluster::names;
 use hyper2kvm::cluster::sidecar;
-use hyper2kvm::cluster::watcher;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -59,7 +59,7 @@ pub fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let client = client(kube::Config::infer().await?)?;
         let ended = stop_signal()?;
         tokio::select! {
-            done = watcher::run(client, arguments.into()) => Ok(done?),
+            done = agent::run(client, arguments.into()) => Ok(done?),
             // Dropped where it stands: every step is safe to repeat, and the locks end with the process.
             () = ended => Ok(()),
         }
