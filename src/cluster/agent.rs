@@ -1,5 +1,8 @@
 //! The watcher: the one process that moves a queue's files. It waits for its specification, its volumes and its locks,
 //! then lets the queue's engine work, with `ConversionJob`s for attempts.
+//!
+//! Users know the process as the watcher: the API, the subcommand and the pod's name say so. The module is called
+//! `agent` because in this code a watcher is a watch of Kubernetes' objects (`kube::runtime::watcher`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +48,7 @@ const LEDGER_FILE: &str = "deduplication.db";
 
 /// Why the watcher can't go on; its pod's kubelet starts it again.
 #[derive(Debug, thiserror::Error)]
-pub enum WatcherError {
+pub enum AgentError {
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]
@@ -56,7 +59,7 @@ pub enum WatcherError {
 
 /// Works until the queue is gone or a lock is lost. The engine runs in the calling task and blocks on files: run this
 /// on a runtime with other threads.
-pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError> {
+pub async fn run(client: Client, identity: Identity) -> Result<(), AgentError> {
     let started = Timestamp::now();
     let mut wanted = watch_queue(&client, &identity);
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
@@ -64,16 +67,16 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), WatcherError>
     let layout = storage::volumes(&identity, &reporter).await;
     let locks = storage::lock(&layout, &identity, &reporter).await;
     let mut lost = tokio::spawn(storage::beat(locks));
-    let watcher = Watcher { client, identity, layout, reporter: reporter.clone(), started };
+    let agent = Agent { client, identity, layout, reporter: reporter.clone(), started };
     // Dropped where it stands: every step of the engine is safe to repeat.
     tokio::select! {
-        done = watcher.work(wanted) => done,
+        done = agent.work(wanted) => done,
         end = &mut lost => unlocked(end, &reporter),
     }
 }
 
 /// What a watcher works with while it holds the locks.
-struct Watcher {
+struct Agent {
     client: Client,
     identity: Identity,
     layout: Layout,
@@ -81,10 +84,10 @@ struct Watcher {
     started: Timestamp,
 }
 
-impl Watcher {
+impl Agent {
     /// Works by the ledger. Whenever that turns out to be of no use, it is said and the ledger opened anew: an engine that
     /// starts finds out from it, the directories and the objects how far everything is.
-    async fn work(&self, mut wanted: Wanted) -> Result<(), WatcherError> {
+    async fn work(&self, mut wanted: Wanted) -> Result<(), AgentError> {
         let mut pause = FIRST_PAUSE;
         loop {
             let begun = Instant::now();
@@ -93,8 +96,8 @@ impl Watcher {
                     let ledger = Writer::start(ledger);
                     let failed = tokio::select! {
                         ended = self.engines(&mut wanted, &ledger) => match ended {
-                            Err(WatcherError::Engine(engine::Error::Ledger(error))) => (LEDGER_UNUSABLE, chain(&error)),
-                            Err(WatcherError::Engine(error)) => (UNREADABLE, chain(&error)),
+                            Err(AgentError::Engine(engine::Error::Ledger(error))) => (LEDGER_UNUSABLE, chain(&error)),
+                            Err(AgentError::Engine(error)) => (UNREADABLE, chain(&error)),
                             ended => return ended,
                         },
                         why = ledger.broken() => (LEDGER_UNUSABLE, why),
@@ -130,7 +133,7 @@ impl Watcher {
     }
 
     /// One engine after the other, each for a specification and its Secrets, until the queue is gone.
-    async fn engines(&self, wanted: &mut Wanted, ledger: &Writer) -> Result<(), WatcherError> {
+    async fn engines(&self, wanted: &mut Wanted, ledger: &Writer) -> Result<(), AgentError> {
         let Self { client, identity, layout, reporter, started } = self;
         loop {
             let Some(queue) = known(wanted).await else { return Ok(()) };
@@ -169,7 +172,7 @@ impl Watcher {
 }
 
 /// The end for want of the locks.
-fn unlocked(end: Result<LockError, JoinError>, reporter: &Reporter) -> Result<(), WatcherError> {
+fn unlocked(end: Result<LockError, JoinError>, reporter: &Reporter) -> Result<(), AgentError> {
     let Ok(error) = end else { return Ok(()) };
     reporter.unlocked();
     Err(error.into())
