@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod cache;
 pub mod client;
+mod containers;
 pub mod controller;
 pub mod executor;
 pub mod identity;

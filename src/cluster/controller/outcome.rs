@@ -3,7 +3,8 @@
 use k8s_openapi::api::batch::v1::JobCondition;
 
 use super::starting::{clean, condition, waiting, words};
-use crate::cluster::seen::{ContainerStateTerminated, ContainerStatus, Job, Pod, PodCondition};
+use crate::cluster::containers::{phase, worker_end, worker_has_started, worker_is_over, worker_succeeded};
+use crate::cluster::seen::{ContainerStateTerminated, Job, Pod, PodCondition};
 use crate::conversion::lifecycle::Observation;
 use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
 
@@ -25,12 +26,12 @@ pub enum Outcome {
 #[must_use]
 pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outcome {
     let failed = |failure| Outcome::Ended(Observation::Failed { attempt, failure });
-    let winner = pods.iter().find(|pod| phase(pod) == "Succeeded" && disruption(pod).is_none());
+    let winner = pods.iter().find(|pod| worker_succeeded(pod) && disruption(pod).is_none());
     if winner.is_none() {
         if let Some(condition) = pods.iter().find_map(|pod| disruption(pod).filter(|_| is_ending(pod))) {
             return failed(Failure::new(Reason::Disrupted, words(condition)));
         }
-        if is_suspended(job) && (has_run || pods.iter().any(|pod| has_started(pod))) {
+        if is_suspended(job) && (has_run || pods.iter().any(|pod| worker_has_started(pod))) {
             return failed(Failure::new(Reason::Suspended, "the Job was suspended while it ran"));
         }
     }
@@ -48,7 +49,7 @@ pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outco
         return failed(Failure::new(Reason::JobLost, "the Job is complete, but its pod is gone"));
     }
     match newest(pods) {
-        Some(pod) if has_started(pod) => Outcome::Running {
+        Some(pod) if worker_has_started(pod) => Outcome::Running {
             pod_name: pod.metadata.name.clone().unwrap_or_default(),
             node_name: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         },
@@ -60,13 +61,13 @@ pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outco
 /// Whether any container of these pods ever ran.
 #[must_use]
 pub fn any_started(pods: &[&Pod]) -> bool {
-    pods.iter().any(|pod| has_started(pod))
+    pods.iter().any(|pod| worker_has_started(pod))
 }
 
 /// Name and node of the pod whose container runs or ran, if any did.
 #[must_use]
 pub fn whereabouts(pods: &[&Pod]) -> Option<(String, Option<String>)> {
-    let started: Vec<&Pod> = pods.iter().copied().filter(|pod| has_started(pod)).collect();
+    let started: Vec<&Pod> = pods.iter().copied().filter(|pod| worker_has_started(pod)).collect();
     let pod = newest(&started)?;
     Some((pod.metadata.name.clone()?, pod.spec.as_ref().and_then(|spec| spec.node_name.clone())))
 }
@@ -75,11 +76,7 @@ pub fn whereabouts(pods: &[&Pod]) -> Option<(String, Option<String>)> {
 /// Job's own word says nothing of what its worker said.
 #[must_use]
 pub fn is_untold(job: &Job, pods: &[&Pod]) -> bool {
-    is_finished(job) && !pods.iter().any(|pod| matches!(phase(pod), "Succeeded" | "Failed"))
-}
-
-fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+    is_finished(job) && !pods.iter().any(|pod| worker_is_over(pod))
 }
 
 fn newest<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
@@ -93,23 +90,7 @@ fn disruption(pod: &Pod) -> Option<&PodCondition> {
 
 /// Whether the pod is on its way out or gone: an announced disruption may still be called off.
 fn is_ending(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_some() || phase(pod) == "Failed" || terminated(pod).is_some()
-}
-
-fn worker(pod: &Pod) -> Option<&ContainerStatus> {
-    pod.status.as_ref()?.container_statuses.as_ref()?.first()
-}
-
-fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
-    worker(pod)?.state.as_ref()?.terminated.as_ref()
-}
-
-fn has_started(pod: &Pod) -> bool {
-    let state = worker(pod).and_then(|status| status.state.as_ref());
-    state.is_some_and(|state| {
-        // A container that never ran is reported as terminated too when its pod fails before; without a start.
-        state.running.is_some() || state.terminated.as_ref().is_some_and(|t| t.started_at.is_some())
-    })
+    pod.metadata.deletion_timestamp.is_some() || phase(pod) == "Failed" || worker_end(pod).is_some()
 }
 
 fn is_suspended(job: &Job) -> bool {
@@ -129,7 +110,7 @@ fn job_condition<'a>(job: &'a Job, kinds: &[&str]) -> Option<&'a JobCondition> {
 
 /// Why a pod that has ended ended without success; `None` while it hasn't.
 fn pod_failure(pod: &Pod) -> Option<Failure> {
-    let ended = terminated(pod);
+    let ended = worker_end(pod);
     if phase(pod) != "Failed" && ended.is_none() {
         return None;
     }

@@ -8,6 +8,7 @@ use kube::api::ListParams;
 
 use super::context::Context;
 use super::error::Error;
+use crate::cluster::containers;
 use crate::cluster::seen::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition};
 use crate::conversion::{Failure, Reason};
 
@@ -31,7 +32,7 @@ pub fn waiting(pod: &Pod) -> Option<Failure> {
     if let Some(condition) = condition(pod, "PodScheduled", "False") {
         return Some(Failure::new(Reason::Unschedulable, words(condition)));
     }
-    containers(pod).find_map(|container| {
+    ours_first(pod).find_map(|container| {
         let state = container.state.as_ref()?.waiting.as_ref()?;
         let why = state.reason.as_deref()?;
         let reason = match why {
@@ -55,10 +56,14 @@ pub fn crashing(pod: &Pod) -> Option<String> {
     if pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    containers(pod).find_map(|container| {
+    ours_first(pod).find_map(|container| {
         let state = container.state.as_ref()?;
         let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
         let ended = state.terminated.as_ref().or(last.filter(|_| state.waiting.is_some()))?;
+        // Others may well have done what they were injected for; ours go on as long as the pod does.
+        if ended.exit_code == 0 && !containers::is_ours(container) {
+            return None;
+        }
         let (pod, name) = (pod.metadata.name.as_deref()?, container.name.as_deref()?);
         Some(format!("container {name} ended with {}. Read its log: kubectl logs {pod} -c {name}", ending(ended)))
     })
@@ -75,20 +80,19 @@ fn ending(ended: &ContainerStateTerminated) -> String {
     }
 }
 
-/// Whether any container of a pod runs or ran.
+/// Whether a container of ours runs or ran.
 #[must_use]
 pub fn has_begun(pod: &Pod) -> bool {
-    containers(pod).any(|container| {
+    containers::all(pod).filter(|container| containers::is_ours(container)).any(|container| {
         let began = |state: &ContainerState| state.running.is_some() || state.terminated.is_some();
         [&container.state, &container.last_state].into_iter().flatten().any(began)
     })
 }
 
-/// A native sidecar is an init container that goes on.
-fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    let status = pod.status.as_ref();
-    let init = status.and_then(|status| status.init_container_statuses.as_ref());
-    init.into_iter().chain(status.and_then(|status| status.container_statuses.as_ref())).flatten()
+/// The containers of a pod, those of others last: they may keep ours from starting too.
+fn ours_first(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let (ours, others): (Vec<_>, Vec<_>) = containers::all(pod).partition(|container| containers::is_ours(container));
+    ours.into_iter().chain(others)
 }
 
 /// The newest event that says why one of these objects has no pod that runs.

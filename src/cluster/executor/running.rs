@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::cluster::api::{ConversionJob, ProgressReport, STALLED, condition};
 use crate::cluster::cache::version;
+use crate::cluster::containers::worker_runs;
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
 use crate::conversion::{ConversionId, chain};
@@ -39,12 +40,10 @@ pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> 
 impl ClusterExecutor {
     /// Begins a look at every attempt whose container runs.
     pub(super) fn look(&mut self) {
-        let is_running =
-            |pod: &&Arc<Pod>| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
         let pods = self.pods.state();
         let running: HashSet<(&str, &str)> = pods
             .iter()
-            .filter(is_running)
+            .filter(|pod| worker_runs(pod))
             .filter_map(|pod| Some((label(pod, names::LABEL_CONVERSION)?, label(pod, names::LABEL_ATTEMPT)?)))
             .collect();
         let of_attempt = |(id, known): (&ConversionId, &Known)| {

@@ -16,6 +16,7 @@ use super::objects::{Said, object};
 use super::progress::{self, Look};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change, version};
+use crate::cluster::containers::{is_worker, worker_is_over};
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
 use crate::conversion::ConversionId;
@@ -186,7 +187,7 @@ impl ClusterExecutor {
             is_recorded: false,
             uid: known.uid.clone(),
             progress: self.progress.of(id).cloned().filter(|_| is_open),
-            may_run: is_open || self.has_pods(id),
+            may_run: is_open || self.has_workers(id),
         })
     }
 
@@ -201,11 +202,10 @@ impl ClusterExecutor {
         self.outbox.retain(|other| other != id);
     }
 
-    fn has_pods(&self, id: &ConversionId) -> bool {
+    /// Whether a worker may still be at the files.
+    fn has_workers(&self, id: &ConversionId) -> bool {
         self.pods.state().iter().any(|pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            pod.labels().get(names::LABEL_CONVERSION).is_some_and(|name| name == id.as_str())
-                && !matches!(phase, Some("Succeeded" | "Failed"))
+            pod.labels().get(names::LABEL_CONVERSION).is_some_and(|name| name == id.as_str()) && !worker_is_over(pod)
         })
     }
 
@@ -240,10 +240,14 @@ impl ClusterExecutor {
     }
 }
 
+/// Leaves of a pod what tells whether its worker runs.
 fn slim_pod(pod: &mut Pod) {
     pod.spec = None;
     if let Some(status) = &mut pod.status {
-        status.container_statuses = None;
+        status.init_container_statuses = None;
         status.conditions = None;
+        if let Some(containers) = &mut status.container_statuses {
+            containers.retain(is_worker);
+        }
     }
 }

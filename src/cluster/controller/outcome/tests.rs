@@ -239,5 +239,50 @@ fn a_job_that_is_over_is_not_judged_by_pods_that_seem_to_run_or_to_be_missing() 
     assert!(is_untold(&over, &[]));
     assert!(is_untold(&over, &[&running]));
     assert!(!is_untold(&over, &[&running, &ended]));
+    let proxied = pod(beside(with(self::ended(0, "Completed", ""), "phase", json!("Running")), json!({"running": {}})));
+    assert!(!is_untold(&over, &[&proxied]), "the worker's end is known");
     assert!(!is_untold(&running_job(), &[]));
+}
+
+/// The same status with a container of somebody else, injected and listed before the worker's.
+fn beside(mut status: Value, state: Value) -> Value {
+    let other =
+        json!({"name": "a-proxy", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+    status["initContainerStatuses"] = json!([{
+        "name": "a-setup", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+        "state": {"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:00Z"}},
+    }]);
+    status["containerStatuses"].as_array_mut().unwrap().insert(0, other);
+    status
+}
+
+#[test]
+fn an_attempt_is_judged_by_our_container_and_not_by_one_that_was_injected_before_it() {
+    let runs = || json!({"running": {"startedAt": "2026-01-17T09:00:00Z"}});
+    let ends = |code| json!({"terminated": {"exitCode": code, "reason": "Error", "startedAt": "2026-01-17T09:00:00Z"}});
+    let done = || Outcome::Ended(Observation::Done { attempt: N, folder: "a-2-x".into() });
+    let goes_on = || Outcome::Running { pod_name: "a-2-x".into(), node_name: Some("node1".into()) };
+    let corrupt = || {
+        let failure = Failure::in_phase(Reason::Corrupt, Phase::Conversion, "grain 7 is short").at_stage(Stage::Copy);
+        Outcome::Ended(Observation::Failed { attempt: N, failure })
+    };
+    let failed = || ended(10, "Error", &message(Reason::Corrupt));
+    let image = Failure::new(Reason::WorkerImage, "ImagePullBackOff: no such image");
+    for (name, status, other, outcome) in [
+        ("ours runs, it ended well", running(), ends(0), goes_on()),
+        ("ours runs, it failed", running(), ends(1), goes_on()),
+        ("ours is done, it goes on", with(ended(0, "Completed", ""), "phase", json!("Running")), runs(), done()),
+        ("ours is done, it failed", with(ended(0, "Completed", ""), "phase", json!("Failed")), ends(1), done()),
+        ("ours failed, it goes on", with(failed(), "phase", json!("Running")), runs(), corrupt()),
+        ("ours failed, it ended well", failed(), ends(0), corrupt()),
+        (
+            "ours has no image, it runs",
+            waiting_for("ImagePullBackOff", "no such image"),
+            runs(),
+            Outcome::Waiting(Some(image)),
+        ),
+        ("ours is being made, it runs", waiting_for("ContainerCreating", ""), runs(), Outcome::Waiting(None)),
+    ] {
+        assert_eq!(judge_one(&running_job(), &pod(beside(status, other))), outcome, "{name}");
+    }
 }

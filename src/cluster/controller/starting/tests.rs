@@ -110,3 +110,34 @@ fn only_events_that_explain_a_wait_are_taken_over() {
     assert_eq!(quota, Some(Failure::new(Reason::WorkerConfig, "create Pod q-watcher-0 failed: exceeded quota: none")));
     assert_eq!(from_event("Pulled", "done"), None);
 }
+
+#[test]
+fn containers_of_others_in_the_pod_neither_hide_ours_nor_stand_for_them() {
+    let injected = |mut pod: Pod, setup: Value, proxy: Value| {
+        let status = pod.status.as_mut().unwrap();
+        let container = |name: &str, at: &Value| {
+            serde_json::from_value(json!({"name": name, "state": at["state"], "lastState": at["lastState"]})).unwrap()
+        };
+        status.init_container_statuses.as_mut().unwrap().insert(0, container("a-setup", &setup));
+        status.container_statuses.as_mut().unwrap().insert(0, container("a-proxy", &proxy));
+        pod
+    };
+    let done = || json!({"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}});
+    let initializing = || watcher(waiting_for("PodInitializing", ""), waiting_for("PodInitializing", ""));
+    let begins = injected(initializing(), done(), waiting_for("PodInitializing", ""));
+    assert_eq!((crashing(&begins), has_begun(&begins)), (None, false), "an end that was to come is no crash");
+
+    let no_image = || waiting_for("ImagePullBackOff", "no such image");
+    let theirs = injected(initializing(), done(), no_image());
+    assert_eq!(waiting(&theirs), Some(Failure::new(Reason::WorkerImage, "ImagePullBackOff: no such image")));
+    let config = waiting_for("CreateContainerConfigError", "image will run as root");
+    let both = injected(watcher(running(), config), done(), no_image());
+    let ours = Failure::new(Reason::WorkerConfig, "CreateContainerConfigError: image will run as root");
+    assert_eq!(waiting(&both), Some(ours), "ours first");
+
+    let both =
+        injected(watcher(running(), ended_before(1, "Error", "locked")), done(), ended_before(7, "Error", "off"));
+    assert!(crashing(&both).unwrap().starts_with("container watcher ended with exit code 1"), "ours first");
+    let theirs = injected(watcher(running(), running()), done(), ended_before(7, "Error", "off"));
+    assert!(crashing(&theirs).unwrap().starts_with("container a-proxy ended with exit code 7"));
+}
