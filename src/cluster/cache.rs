@@ -17,19 +17,19 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-/// Longest pause before a watch that failed is tried again: after an outage of the API server, so long at most nobody
-/// sees what happens.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause before a watch that failed is tried again: so long at most, once the API server is back, changes go
+/// unseen.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-fn patience() -> ExponentialBackoff {
+fn backoff() -> ExponentialBackoff {
     let pauses = ExponentialBuilder::default().with_min_delay(Duration::from_millis(800));
-    pauses.with_max_delay(LONGEST_PAUSE).with_factor(2.0).with_jitter().without_max_times().into()
+    pauses.with_max_delay(LONGEST_BACKOFF).with_factor(2.0).with_jitter().without_max_times().into()
 }
 
 /// Objects in one page of a list: what a list holds in memory at a time.
 const PAGE: u32 = 200;
-/// How long one watch call stands, in seconds. A connection that died without a word is noticed half a minute after
-/// that; with the usual five minutes, nobody would hear of anything for as long.
+/// How long one watch call lasts, in seconds. A connection that died silently is noticed half a minute after that; with
+/// the usual five minutes, changes would go unseen for as long.
 const WATCH_SECONDS: u32 = 60;
 
 /// A change of a watched object.
@@ -74,7 +74,7 @@ where
                 object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
                 slim(object);
             });
-        events.backoff(patience()).map(move |event| (scope.clone(), event)).boxed()
+        events.backoff(backoff()).map(move |event| (scope.clone(), event)).boxed()
     }));
     let (reader, mut writer) = store();
     // Ready at once, for those who ask the store itself: what is to be waited for are the lists of all scopes.

@@ -13,8 +13,8 @@ use crate::cluster::api::{Email, NotificationSettings, Webhook, WebhookType};
 use crate::cluster::names;
 use crate::notification::{EmailConfig, Encryption, NotificationConfig, Secret, WebhookConfig, WebhookKind};
 
-/// How often it is looked whether a Secret came or changed: the kubelet itself takes about a minute.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the mounted Secrets are read for changes: the kubelet itself takes about a minute.
+const SECRETS_POLL: Duration = Duration::from_secs(5);
 
 /// Why a channel can't be used as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,7 +73,7 @@ impl Secrets {
     /// Returns when a Secret came, went or changed.
     pub async fn changed(&self, settings: &NotificationSettings, directory: &Path) {
         while *self == Self::read(settings, directory) {
-            sleep(LOOK).await;
+            sleep(SECRETS_POLL).await;
         }
     }
 }

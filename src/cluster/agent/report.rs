@@ -23,9 +23,9 @@ use crate::conversion::chain;
 use crate::stats::{Shortage, Snapshot};
 
 /// Shortest time between two writes of the status.
-const PACE: Duration = Duration::from_secs(2);
-/// How soon a socket that the sidecar had to put elsewhere is told.
-const LOOK: Duration = Duration::from_secs(5);
+const STATUS_WRITE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the sidecar's report of its socket is read.
+const SOCKET_POLL: Duration = Duration::from_secs(5);
 
 const STORAGE_READY: &str = "StorageReady";
 /// Its reason while conversions wait for room.
@@ -208,7 +208,7 @@ impl Reporter {
             self.tell(|report| report.progress(stats));
             loop {
                 self.tell_of_socket();
-                match timeout(LOOK, snapshots.changed()).await {
+                match timeout(SOCKET_POLL, snapshots.changed()).await {
                     Ok(Ok(())) => break,
                     Ok(Err(_)) => return,
                     Err(_) => {}
@@ -257,7 +257,7 @@ async fn write(
                 reports.mark_changed();
             }
         }
-        sleep(PACE).await;
+        sleep(STATUS_WRITE_INTERVAL).await;
     }
 }
 

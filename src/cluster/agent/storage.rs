@@ -14,8 +14,8 @@ use crate::files::{Layout, Method};
 use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
 use crate::queue::probe;
 
-/// How soon what can't be used is tried again.
-const AGAIN: Duration = Duration::from_secs(10);
+/// How soon volumes or locks that can't be used are tried again.
+const STORAGE_RETRY: Duration = Duration::from_secs(10);
 
 /// Why the volumes aren't ready while something on them can't be looked at, or written.
 pub const UNREADABLE: &str = "Unreadable";
@@ -33,7 +33,7 @@ pub async fn volumes(identity: &Identity, reporter: &Reporter) -> Layout {
             }
             Err(error) => tracing::error!(%error, "the volumes could not be tried"),
         }
-        sleep(AGAIN).await;
+        sleep(STORAGE_RETRY).await;
     }
 }
 
@@ -91,7 +91,7 @@ pub async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> 
         let message = format!("{}{remedy}", chain(&refused));
         tracing::warn!(reason, "{message}");
         reporter.tell(|report| report.storage_unready(reason, message));
-        sleep(AGAIN).await;
+        sleep(STORAGE_RETRY).await;
     }
 }
 

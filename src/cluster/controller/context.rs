@@ -24,8 +24,8 @@ use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod, StatefulSet};
 
-/// After this long without any event an object is looked at again: a net below the watches.
-pub const NET: Duration = Duration::from_secs(300);
+/// How often an object is reconciled without any event, in case a watch missed one.
+pub const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Clients, caches and tasks of a controller that leads.
 pub struct Context {

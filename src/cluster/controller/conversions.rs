@@ -12,12 +12,12 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use super::admission::Key;
-use super::context::{Context, NET};
+use super::context::{Context, RESYNC_INTERVAL};
 use super::decision::{self, Decision, View};
 use super::error::Error;
 use super::objects::worker::{self, Surroundings};
 use super::outcome;
-use super::starting::{self, PENDING};
+use super::starting::{self, PENDING_POLL};
 use super::status::{self, Saying};
 use crate::cluster::api::{ConversionJob, ConversionJobStatus, HyperConversion, condition};
 use crate::cluster::names;
@@ -26,7 +26,7 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
 
 /// How soon a decision on old knowledge is made again; the newer object arrives by itself, mostly sooner.
-const CONFLICT: Duration = Duration::from_secs(1);
+const CONFLICT_RETRY: Duration = Duration::from_secs(1);
 /// How long a conversion may go without a word of ours: a watcher stages what it makes at once, a slot is mostly free,
 /// and what is said then says more.
 const YOUNG: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ struct Reconcile<'a> {
 /// Brings one conversion a step further.
 pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) -> Result<Action, Error> {
     if context.writes.is_older(conversion.as_ref()) {
-        return Ok(Action::requeue(CONFLICT));
+        return Ok(Action::requeue(CONFLICT_RETRY));
     }
     let (id, queue, policy) = validate(&conversion, &context)?;
     let conversion = ConversionJob::clone(&conversion);
@@ -53,7 +53,7 @@ pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) ->
         Err(error) => Err(error),
     };
     match done {
-        Err(error) if error.is_conflict() => Ok(Action::requeue(CONFLICT)),
+        Err(error) if error.is_conflict() => Ok(Action::requeue(CONFLICT_RETRY)),
         // Deleted in the meantime: nothing is left to do.
         Err(error) if error.is_not_found() => Ok(Action::await_change()),
         done => done,
@@ -132,14 +132,14 @@ impl Reconcile<'_> {
             Decision::Wait => {
                 let held = status::held(&state, self.queue.spec.run_state);
                 self.say(state, held, None).await?;
-                Action::requeue(NET)
+                Action::requeue(RESYNC_INTERVAL)
             }
             Decision::Start(attempt) => self.start(state, attempt).await?,
             Decision::Create(attempt) => self.recreate(attempt).await?,
             Decision::Search(attempt) => self.search(state, attempt).await?,
             Decision::Note(observation) => {
                 self.note(decision::witnessed(state, &pods), observation).await?;
-                Action::requeue(NET)
+                Action::requeue(RESYNC_INTERVAL)
             }
             Decision::Pending(why) => self.pending(state, why, job.as_deref(), &pods).await?,
         };
@@ -209,7 +209,7 @@ impl Reconcile<'_> {
                 format!("maxConcurrentJobs is {limit}, older ones first"),
             );
             self.say(state, Some(saying), None).await?;
-            return Ok(Action::requeue(NET));
+            return Ok(Action::requeue(RESYNC_INTERVAL));
         }
         let job = self.job(attempt).await?;
         let starting = Observation::Starting { attempt, job_name: Some(names::job(&self.id, attempt)) };
@@ -224,7 +224,7 @@ impl Reconcile<'_> {
         let api = self.context.api::<ConversionJob>(&self.conversion.namespace().unwrap_or_default());
         let live = api.get(&self.id.to_string()).await.map_err(Error::api("read a ConversionJob"))?;
         if live.resource_version() != self.conversion.resource_version() {
-            return Ok(Action::requeue(CONFLICT));
+            return Ok(Action::requeue(CONFLICT_RETRY));
         }
         let job = self.job(attempt).await?;
         self.create(attempt, &job).await
@@ -256,7 +256,7 @@ impl Reconcile<'_> {
         let (state, _) = advance(decision::state(&self.conversion), running, &self.policy, Timestamp::now());
         self.say(state, None, None).await?;
         tracing::info!(conversion = %self.id, attempt = attempt.0, "attempt started");
-        Ok(Action::requeue(PENDING))
+        Ok(Action::requeue(PENDING_POLL))
     }
 
     /// Looks for the Job of a known UID past the cache; gone, it never comes back.
@@ -266,11 +266,11 @@ impl Reconcile<'_> {
         let found = api.get_opt(&name).await.map_err(Error::api("read a Job"))?;
         let known = state.open_attempt().and_then(|open| open.job_uid.clone());
         if found.is_some_and(|job| job.metadata.uid == known) {
-            return Ok(Action::requeue(PENDING));
+            return Ok(Action::requeue(PENDING_POLL));
         }
         let failure = Failure::new(Reason::JobLost, format!("Job {name} is gone"));
         self.note(state, Observation::Failed { attempt, failure }).await?;
-        Ok(Action::requeue(NET))
+        Ok(Action::requeue(RESYNC_INTERVAL))
     }
 
     /// Advances by what was observed, writes it down, then counts and tells it.
@@ -317,7 +317,7 @@ impl Reconcile<'_> {
             other => other,
         };
         self.say(state, None, why.as_ref()).await?;
-        Ok(Action::requeue(if suspended { NET } else { PENDING }))
+        Ok(Action::requeue(if suspended { RESYNC_INTERVAL } else { PENDING_POLL }))
     }
 
     /// Removes Jobs of attempts whose end is recorded; says when the next one is due.

@@ -11,7 +11,7 @@ const DURATION: u64 = 30;
 /// How long before its end a lease is renewed, in seconds.
 const GRACE: u64 = 10;
 /// How soon a failed call is made again.
-const AGAIN: Duration = Duration::from_secs(2);
+const LEASE_RETRY: Duration = Duration::from_secs(2);
 
 /// Name of the Lease.
 pub const LEASE: &str = "hyper2kvm-operator";
@@ -46,7 +46,7 @@ pub async fn acquire(config: &Config, namespace: &str, identity: &str) -> Result
             }
             Err(error) => tracing::warn!(%error, "cannot take part in the election; trying again"),
         }
-        sleep(AGAIN).await;
+        sleep(LEASE_RETRY).await;
     }
 }
 
@@ -79,7 +79,7 @@ impl Leadership {
                     if since.elapsed() >= Duration::from_secs(GRACE - GRACE / 3) {
                         return;
                     }
-                    sleep(AGAIN.min(Duration::from_secs(GRACE) / 5)).await;
+                    sleep(LEASE_RETRY.min(Duration::from_secs(GRACE) / 5)).await;
                 }
             }
         }
@@ -87,7 +87,7 @@ impl Leadership {
 
     /// Gives the lease up, so that another replica need not wait for its end.
     pub async fn release(self) {
-        if let Ok(Err(error)) = timeout(AGAIN, self.lease.release()).await {
+        if let Ok(Err(error)) = timeout(LEASE_RETRY, self.lease.release()).await {
             tracing::debug!(%error, "cannot release the lease");
         }
     }

@@ -13,11 +13,11 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::admission::Key;
-use super::context::{ClaimModes, Context, NET};
+use super::context::{ClaimModes, Context, RESYNC_INTERVAL};
 use super::error::Error;
 use super::objects::worker::{self, Surroundings};
 use super::objects::{access, network, watcher};
-use super::starting::{self, PENDING};
+use super::starting::{self, PENDING_POLL};
 use super::status::Saying;
 use crate::cluster::api::{
     ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, QueueRef, Source, VolumePath, condition,
@@ -67,7 +67,7 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
         .pods
         .get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&Key::of(queue).namespace));
     let (available, again) = match available(&set, pod.as_deref()) {
-        Some(available) => (available, NET),
+        Some(available) => (available, RESYNC_INTERVAL),
         None => untold(&set, pod.as_deref(), context).await?,
     };
     let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, STORAGE_READY));
@@ -172,7 +172,7 @@ async fn untold(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Resu
         return Ok((not_ready_yet(), early));
     }
     let told = starting::told_by_events(context, &[about]).await?;
-    Ok((told.as_ref().map_or_else(not_ready_yet, unavailable), PENDING))
+    Ok((told.as_ref().map_or_else(not_ready_yet, unavailable), PENDING_POLL))
 }
 
 fn not_ready_yet() -> Saying {

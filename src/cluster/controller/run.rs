@@ -40,11 +40,11 @@ use crate::cluster::seen::StatefulSet;
 use crate::telemetry::endpoint::{self, Probes};
 
 /// How soon an API that isn't served is asked for again.
-const AGAIN: Duration = Duration::from_secs(5);
-/// How often it is looked whether Kueue has come or gone.
-const KUEUE_EVERY: Duration = Duration::from_secs(60);
-/// How long it may take to say by which error a reconcile ended: what it ran into may go on.
-const TELL_LIMIT: Duration = Duration::from_secs(10);
+const API_RETRY: Duration = Duration::from_secs(5);
+/// How often the API server is asked whether Kueue is installed.
+const KUEUE_POLL: Duration = Duration::from_secs(60);
+/// Longest time to write down the error of a reconcile: its cause, a slow API server say, may go on.
+const REFUSE_LIMIT: Duration = Duration::from_secs(10);
 /// Reconciles of one kind at a time: each waits for the API server most of its time.
 const CONCURRENCY: u16 = 16;
 
@@ -172,7 +172,7 @@ where
             ready.send_replace(Readiness::Waiting(why.clone()));
             said = why;
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(API_RETRY).await;
     }
 }
 
@@ -345,7 +345,7 @@ async fn reconciling<K, F, G>(
                 Ok(_) => context.backoff.succeeded(&name_of(object.as_ref())),
                 Err(error) => {
                     let saying = Saying::new("False", error.reason(), error.chain());
-                    if tokio::time::timeout(TELL_LIMIT, refuse(object, Arc::clone(&context), saying)).await.is_err() {
+                    if tokio::time::timeout(REFUSE_LIMIT, refuse(object, Arc::clone(&context), saying)).await.is_err() {
                         tracing::debug!("cannot say in time what is wrong");
                     }
                 }
@@ -394,11 +394,11 @@ async fn watch_kueue(client: Client) -> watch::Receiver<bool> {
                 Ok(groups) => {
                     let served = groups.groups.iter().any(|group| group.name == "kueue.x-k8s.io");
                     sender.send_replace(served);
-                    KUEUE_EVERY
+                    KUEUE_POLL
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot look whether Kueue is served");
-                    AGAIN
+                    API_RETRY
                 }
             };
             tokio::time::sleep(pause).await;

@@ -13,9 +13,9 @@ use crate::cluster::seen::{ContainerState, ContainerStateTerminated, ContainerSt
 use crate::conversion::{Failure, Reason};
 
 /// How soon a pod that doesn't start is looked at again.
-pub const PENDING: Duration = Duration::from_secs(5);
+pub const PENDING_POLL: Duration = Duration::from_secs(5);
 /// How long a pod may take before it is asked why, and its events: on a busy node many wait a moment for others to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+const START_GRACE: Duration = Duration::from_secs(5);
 /// Longest text taken over from a worker or a pod, in bytes: a condition's message holds 32 KiB, people read less.
 const MAX_TEXT: usize = 1024;
 
@@ -23,7 +23,7 @@ const MAX_TEXT: usize = 1024;
 pub fn early(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
     let made = object.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let age = Duration::try_from(now.duration_since(made)).unwrap_or_default();
-    PATIENCE.checked_sub(age).filter(|early| !early.is_zero())
+    START_GRACE.checked_sub(age).filter(|early| !early.is_zero())
 }
 
 /// Why a container of a pod doesn't start, in the pod's own words.

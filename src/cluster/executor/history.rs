@@ -15,13 +15,13 @@ use crate::conversion::status::End;
 use super::state::ClusterExecutor;
 
 /// How often finished conversions are counted.
-pub const INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How soon they are counted again where there may be more to remove.
-const AGAIN: Duration = Duration::from_secs(10);
+/// How soon the next round follows where there may be more to remove.
+const NEXT_BATCH: Duration = Duration::from_secs(10);
 
-/// Most that are removed at a time: a limit that was lowered must not keep everything else waiting.
-const AT_ONCE: usize = 100;
+/// Most that are removed in one round: a limit that was lowered must not keep everything else waiting.
+const BATCH: usize = 100;
 
 /// A conversion of which everything is said.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +62,7 @@ fn beyond(mut all: Vec<Finished>, spec: &HyperConversionSpec) -> Vec<Finished> {
         *excess = excess.saturating_sub(1);
         goes
     };
-    all.into_iter().filter(is_beyond).take(AT_ONCE).collect()
+    all.into_iter().filter(is_beyond).take(BATCH).collect()
 }
 
 impl ClusterExecutor {
@@ -72,7 +72,7 @@ impl ClusterExecutor {
         if now < self.next_prune {
             return;
         }
-        self.next_prune = now + INTERVAL;
+        self.next_prune = now + PRUNE_INTERVAL;
         let is_forgotten = |object: &Arc<ConversionJob>| {
             object.name_any().parse::<ConversionId>().is_ok_and(|id| !self.known.contains_key(&id))
         };
@@ -82,8 +82,8 @@ impl ClusterExecutor {
         if old.is_empty() {
             return;
         }
-        if old.len() == AT_ONCE {
-            self.next_prune = now + AGAIN;
+        if old.len() == BATCH {
+            self.next_prune = now + NEXT_BATCH;
         }
         tracing::info!(conversions = old.len(), "removing finished conversions beyond the history limits");
         let api = self.api();

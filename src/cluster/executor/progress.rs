@@ -14,7 +14,7 @@ use crate::executor::progress::{self, STALL_AFTER, Seen};
 use crate::files::store::StoreError;
 
 /// Shortest time between two writes of one conversion's progress.
-const PACE: Duration = Duration::from_secs(5);
+const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// An attempt whose container runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +116,8 @@ impl Watch {
             let Some(progress) = &watched.progress else { continue };
             let (stage, percent) = (progress.stage, progress.percent());
             let is_new = watched.said.is_none_or(|(said_stage, said_percent, at)| {
-                (said_stage, said_percent) != (stage, percent) && now.saturating_duration_since(at) >= PACE
+                (said_stage, said_percent) != (stage, percent)
+                    && now.saturating_duration_since(at) >= PROGRESS_WRITE_INTERVAL
             });
             if is_new {
                 watched.said = Some((stage, percent, now));

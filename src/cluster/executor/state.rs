@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::history;
+use super::history::PRUNE_INTERVAL;
 use super::objects::{Said, object};
 use super::progress::{self, Look};
 use crate::cluster::api::{ConversionJob, HyperConversion};
@@ -133,7 +133,7 @@ impl ClusterExecutor {
             layout,
             progress: progress::Watch::default(),
             tick,
-            next_prune: Instant::now() + history::INTERVAL,
+            next_prune: Instant::now() + PRUNE_INTERVAL,
             look: None,
             writes: JoinSet::new(),
         })

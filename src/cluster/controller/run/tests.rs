@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
-use crate::cluster::controller::context::NET;
+use crate::cluster::controller::context::RESYNC_INTERVAL;
 
 type ApiServer = mock::Handle<Request<Body>, Response<Body>>;
 
@@ -113,7 +113,7 @@ async fn a_reconcile_that_hangs_is_ended_told_and_made_again_and_one_that_succee
     let reconcile = move |_: Arc<ConversionJob>, _: Arc<Context>| {
         made.send(tokio::time::Instant::now()).unwrap();
         let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
-        async move { if is_first { std::future::pending().await } else { Ok(Action::requeue(NET)) } }
+        async move { if is_first { std::future::pending().await } else { Ok(Action::requeue(RESYNC_INTERVAL)) } }
     };
     let three = async {
         let mut times = vec![calls.recv().await.unwrap()];
@@ -129,7 +129,7 @@ async fn a_reconcile_that_hangs_is_ended_told_and_made_again_and_one_that_succee
     };
     let (ended, net) = (times[1] - times[0], times[2] - times[1]);
     assert!((34..=35).contains(&ended.as_secs()), "{ended:?}");
-    assert_eq!(net.as_secs(), NET.as_secs());
+    assert_eq!(net.as_secs(), RESYNC_INTERVAL.as_secs());
     assert!(metrics.text().lines().any(|line| line.contains("TimedOut") && line.ends_with(" 1")), "{}", metrics.text());
 
     let message = "the reconcile took longer than 30 s and is made again by itself; if it stays so, look at the API \
