@@ -8,13 +8,15 @@ mod conversion_job;
 mod crd;
 mod hyper_conversion;
 mod notifications;
+pub(crate) mod owners;
 mod placement;
 mod reference;
 mod settings;
 
-pub use conditions::{condition, set_condition};
+pub use conditions::{ConditionState, ConditionType, condition};
+pub(crate) use conditions::{set_by, set_condition};
 pub use conversion_job::{
-    ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Output, ProgressReport, QueueRef, STALLED, Source,
+    ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Output, ProgressReport, QueueRef, Source,
 };
 pub use crd::{MANIFESTS, crds, to_yaml};
 pub use hyper_conversion::{

@@ -1,10 +1,8 @@
 //! Attempts as batch Jobs: each conversion is a `ConversionJob`, whose status is the truth that both sides read.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
-use serde_json::json;
 
+use crate::cluster::api::{ConditionState, ConditionType};
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
@@ -22,7 +20,7 @@ mod state;
 
 pub use state::{ClusterExecutor, WatchEnded};
 
-use objects::{Said, completed, duration, original, outputs, published};
+use objects::{EndFields, Said, completed, duration, in_progress, original, outputs, published};
 use progress::Look;
 use running::made;
 use state::{Heard, Known, Written};
@@ -65,8 +63,11 @@ impl Executor for ClusterExecutor {
     }
 
     async fn staged(&mut self, id: &ConversionId, attempt: Attempt) -> Result<(), Error> {
-        let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), format!("attempt {attempt} may start"));
-        let said = Said { staged: attempt.0, conditions: vec![under_way], ..Said::default() };
+        let said = Said {
+            staged: attempt.0,
+            conditions: vec![in_progress(format!("attempt {attempt} may start"))],
+            ..Said::default()
+        };
         self.say("stage", id, said).await
     }
 
@@ -80,11 +81,11 @@ impl Executor for ClusterExecutor {
             self.show(id);
             return Ok(());
         };
-        let (reason, message) = (failure.reason.to_string(), failure.advice());
+        let ended = ConditionState::new("False", failure.reason.to_string(), failure.advice());
         let (state, _) = advance(state, Observation::Cancelled(failure), &RetryPolicy::default(), Timestamp::now());
         let said = Said {
             staged: state.staged,
-            conditions: vec![("Succeeded", "False", reason, message)],
+            conditions: vec![(ConditionType::Succeeded, ended)],
             end: Some(&state),
             ..Said::default()
         };
@@ -93,32 +94,34 @@ impl Executor for ClusterExecutor {
 
     async fn refuse(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
         let staged = self.update(id).and_then(|update| update.status).map_or(0, |state| state.staged);
-        let refused = ("Published", "False", failure.reason.to_string(), failure.message);
-        let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), "nothing could be published".to_owned());
-        self.say("refuse", id, Said { staged, conditions: vec![refused, under_way], ..Said::default() }).await
+        let refused = ConditionState::new("False", failure.reason.to_string(), failure.message);
+        let conditions = vec![(ConditionType::Published, refused), in_progress("nothing could be published")];
+        self.say("refuse", id, Said { staged, conditions, ..Said::default() }).await
     }
 
     async fn report(&mut self, row: &ConversionRow, metadata: Option<&Metadata>) -> Result<(), Error> {
         let state = &row.status;
         let mut conditions = Vec::new();
-        let (status, reason, message) = match (state.end, &state.failure) {
-            (Some(End::Succeeded), _) => ("True", "Succeeded".to_owned(), "converted and published".to_owned()),
-            (Some(End::Duplicate), _) => ("True", "Duplicate".to_owned(), row.duplicate_of.clone().unwrap_or_default()),
-            (_, Some(failure)) => ("False", failure.reason.to_string(), failure.advice()),
-            (_, None) => ("False", "Cancelled".to_owned(), String::new()),
+        let ended = match (state.end, &state.failure) {
+            (Some(End::Succeeded), _) => ConditionState::new("True", "Succeeded", "converted and published"),
+            (Some(End::Duplicate), _) => {
+                ConditionState::new("True", "Duplicate", row.duplicate_of.clone().unwrap_or_default())
+            }
+            (_, Some(failure)) => ConditionState::new("False", failure.reason.to_string(), failure.advice()),
+            (_, None) => ConditionState::new("False", "Cancelled", ""),
         };
         if state.end == Some(End::Succeeded) {
             let directory = published(row, self.layout.output()).unwrap_or_default();
-            conditions.push(("Published", "True", "Published".to_owned(), directory));
+            conditions.push((ConditionType::Published, ConditionState::new("True", "Published", directory)));
         }
-        conditions.push(("Succeeded", status, reason, message));
-        let fields = BTreeMap::from([
-            ("outputs", outputs(published(row, self.layout.output()), metadata)),
-            ("progress", completed(metadata)),
-            ("sourceLocation", json!(row.source_location)),
-            ("duplicateOf", json!(row.duplicate_of.as_deref().map(original))),
-            ("duration", json!(duration(state))),
-        ]);
+        conditions.push((ConditionType::Succeeded, ended));
+        let fields = EndFields {
+            outputs: outputs(published(row, self.layout.output()), metadata),
+            progress: completed(metadata),
+            source_location: row.source_location.clone(),
+            duplicate_of: row.duplicate_of.as_deref().map(original),
+            duration: duration(state),
+        };
         let said = Said { staged: state.staged, conditions, end: Some(state), fields };
         self.say("report", &row.id, said).await
     }

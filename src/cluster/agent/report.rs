@@ -13,7 +13,8 @@ use tokio::time::{sleep, timeout};
 
 use super::notifications::Wrong;
 use super::specification::Wanted;
-use crate::cluster::api::{HyperConversion, condition, set_condition};
+use crate::cluster::api::owners::Writer;
+use crate::cluster::api::{ConditionState, ConditionType, HyperConversion, condition, set_by, set_condition};
 use crate::cluster::identity::Identity;
 use crate::cluster::snapshot::{self, WatcherSnapshot};
 use crate::cluster::{cache, names};
@@ -27,8 +28,7 @@ const STATUS_WRITE_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the sidecar's report of its socket is read.
 const SOCKET_POLL: Duration = Duration::from_secs(5);
 
-const STORAGE_READY: &str = "StorageReady";
-/// Its reason while conversions wait for room.
+/// The reason of `StorageReady` while conversions wait for room.
 const NO_SPACE: &str = "NoSpace";
 
 /// Everything the watcher has to say of its queue.
@@ -44,27 +44,29 @@ pub struct Report {
 }
 
 impl Report {
-    fn say(&mut self, kind: &str, status: &str, reason: &str, message: impl Into<String>) {
-        set_condition(&mut self.conditions, kind, status, reason, message, self.generation, Timestamp::now());
+    fn say(&mut self, kind: ConditionType, status: &'static str, reason: &str, message: impl Into<String>) {
+        let state = ConditionState::new(status, reason, message);
+        set_condition(&mut self.conditions, kind, state, self.generation, Timestamp::now());
     }
 
     fn storage_ready(&mut self) {
-        self.say(STORAGE_READY, "True", "Probed", "both volumes can do what is asked of them");
+        self.say(ConditionType::StorageReady, "True", "Probed", "both volumes can do what is asked of them");
     }
 
     /// Nothing hinders the work any more.
     pub fn storage_usable(&mut self) {
-        if condition(&self.conditions, STORAGE_READY).is_none_or(|storage| storage.status != "True") {
+        if condition(&self.conditions, ConditionType::StorageReady).is_none_or(|storage| storage.status != "True") {
             self.storage_ready();
         }
     }
 
     pub fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
-        self.say(STORAGE_READY, "False", reason, message);
+        self.say(ConditionType::StorageReady, "False", reason, message);
     }
 
     fn lacks_space(&self) -> bool {
-        condition(&self.conditions, STORAGE_READY).is_some_and(|c| c.status == "False" && c.reason == NO_SPACE)
+        condition(&self.conditions, ConditionType::StorageReady)
+            .is_some_and(|c| c.status == "False" && c.reason == NO_SPACE)
     }
 
     fn space(&mut self, shortage: Option<Shortage>) {
@@ -92,7 +94,7 @@ impl Report {
              is {}/{FALLBACK_SOCKET_NAME}, where hyper2kvmctl in the pod finds it",
             names::RUN_DIR
         );
-        self.say(STORAGE_READY, "True", "SocketElsewhere", message);
+        self.say(ConditionType::StorageReady, "True", "SocketElsewhere", message);
         self.conditions != before
     }
 
@@ -103,9 +105,9 @@ impl Report {
             None => ("Unusable", unusable.to_vec()),
         };
         if messages.is_empty() {
-            self.say("NotificationsReady", "True", "Configured", "every Secret is there");
+            self.say(ConditionType::NotificationsReady, "True", "Configured", "every Secret is there");
         } else {
-            self.say("NotificationsReady", "False", reason, messages.join("; "));
+            self.say(ConditionType::NotificationsReady, "False", reason, messages.join("; "));
         }
     }
 
@@ -130,9 +132,9 @@ impl Report {
         if snapshot.run_state == RunState::Draining {
             let is_empty = snapshot.queue_depth == 0 && snapshot.retrying == 0 && snapshot.current_jobs.is_empty();
             let (status, reason) = if is_empty { ("True", "Empty") } else { ("False", "Draining") };
-            self.say("Drained", status, reason, "what was queued when draining began");
+            self.say(ConditionType::Drained, status, reason, "what was queued when draining began");
         } else {
-            self.conditions.retain(|condition| condition.type_ != "Drained");
+            self.conditions.retain(|condition| condition.type_ != ConditionType::Drained.as_str());
         }
         self.space(snapshot.shortage);
         self.snapshot = Some(snapshot);
@@ -268,6 +270,6 @@ fn is_overwritten(there: &HyperConversion, written: &HyperConversion) -> bool {
 
 /// The conditions that are a watcher's.
 fn ours(queue: &HyperConversion) -> Vec<&Condition> {
-    let is_ours = |c: &&Condition| matches!(c.type_.as_str(), STORAGE_READY | "NotificationsReady" | "Drained");
-    queue.status.iter().flat_map(|status| &status.conditions).filter(is_ours).collect()
+    let conditions = queue.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    set_by(conditions, ConditionType::OF_QUEUE, Writer::Watcher)
 }

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::owners::Writer;
+
 /// Schema of a condition list: keyed by type, so that each writer applies its own conditions alone.
 pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -56,32 +58,113 @@ pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+macro_rules! condition_types {
+    ($($list:ident: [$($(#[$about:meta])* $name:ident by $writer:ident),* $(,)?]),* $(,)?) => {
+        /// What a condition is about. The name of the variant is the condition's type in the API.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum ConditionType {
+            $($($(#[$about])* $name,)*)*
+        }
+
+        impl ConditionType {
+            $(pub(crate) const $list: &[Self] = &[$(Self::$name),*];)*
+
+            /// As conditions and their readers spell it.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $($(Self::$name => stringify!($name),)*)*
+                }
+            }
+
+            /// Who sets it.
+            pub(crate) const fn writer(self) -> Writer {
+                match self {
+                    $($(Self::$name => Writer::$writer,)*)*
+                }
+            }
+        }
+    };
+}
+
+condition_types! {
+    OF_QUEUE: [
+        /// Whether the queue is watched.
+        Ready by Controller,
+        /// Whether the watcher's pod runs.
+        WatcherAvailable by Controller,
+        /// Whether both volumes can do what is asked of them.
+        StorageReady by Watcher,
+        /// Whether every channel can be used as it is asked for.
+        NotificationsReady by Watcher,
+        /// Whether a queue that drains is empty.
+        Drained by Watcher,
+    ],
+    OF_CONVERSION: [
+        /// Whether an attempt may start, and why not.
+        Admitted by Controller,
+        /// Whether an attempt succeeded: Unknown while one may.
+        Converted by Controller,
+        /// Whether the output stands under its final name.
+        Published by Watcher,
+        /// Whether the running attempt makes no progress. The watcher decides that, the controller ends the attempt.
+        Stalled by Watcher,
+        /// How the conversion ended: Unknown before.
+        Succeeded by Watcher,
+    ],
+}
+
+impl AsRef<str> for ConditionType {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+/// What a condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConditionState {
+    pub status: &'static str,
+    pub reason: String,
+    pub message: String,
+}
+
+impl ConditionState {
+    pub fn new(status: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { status, reason: reason.into(), message: message.into() }
+    }
+}
+
 /// The condition of this type, if it was ever set.
 #[must_use]
-pub fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
-    conditions.iter().find(|c| c.type_ == kind)
+pub fn condition<'a>(conditions: &'a [Condition], kind: impl AsRef<str>) -> Option<&'a Condition> {
+    conditions.iter().find(|c| c.type_ == kind.as_ref())
+}
+
+/// The conditions of a list that are this writer's.
+pub(crate) fn set_by<'a>(conditions: &'a [Condition], kinds: &[ConditionType], writer: Writer) -> Vec<&'a Condition> {
+    let own = kinds.iter().filter(|kind| kind.writer() == writer);
+    own.filter_map(|kind| condition(conditions, kind)).collect()
 }
 
 /// Sets a condition; its transition time moves only when its status does.
-pub fn set_condition(
+pub(crate) fn set_condition(
     conditions: &mut Vec<Condition>,
-    kind: &str,
-    status: &str,
-    reason: &str,
-    message: impl Into<String>,
+    kind: ConditionType,
+    state: ConditionState,
     generation: Option<i64>,
     now: Timestamp,
 ) {
+    let ConditionState { status, reason, message } = state;
     let since = condition(conditions, kind).filter(|c| c.status == status).map(|c| c.last_transition_time.clone());
     let set = Condition {
-        type_: kind.to_owned(),
+        type_: kind.as_str().to_owned(),
         status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.into(),
+        reason,
+        message,
         observed_generation: generation,
         last_transition_time: since.unwrap_or(Time(now)),
     };
-    match conditions.iter_mut().find(|c| c.type_ == kind) {
+    match conditions.iter_mut().find(|c| c.type_ == kind.as_str()) {
         Some(held) => *held = set,
         None => conditions.push(set),
     }

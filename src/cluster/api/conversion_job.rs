@@ -10,9 +10,6 @@ use super::conditions;
 use super::settings::ConversionOverrides;
 use crate::conversion::{ConversionStatus, OutputFormat, Stage};
 
-/// Condition: the running attempt makes no progress. The watcher judges it, the controller ends the attempt.
-pub const STALLED: &str = "Stalled";
-
 /// The conversion of one artifact, made by the watcher or by hand.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(

@@ -11,9 +11,8 @@ use super::admission::{Admission, Key, Message, Standing};
 use super::decision;
 use super::metrics::Metrics;
 use super::outcome;
-use crate::cluster::api::{ConversionJob, HyperConversion, condition};
+use crate::cluster::api::{ConditionType, ConversionJob, HyperConversion, condition};
 use crate::cluster::cache::Change;
-use crate::cluster::controller::queues::STORAGE_READY;
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod};
 use crate::conversion::lifecycle::{Step, next_step};
@@ -151,7 +150,8 @@ impl QueueChanges {
             admission.tell(Message::QueueGone { queue: Key::of(*queue) });
             return true;
         }
-        let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, STORAGE_READY));
+        let storage =
+            queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
         let concern = Concern {
             uid: queue.uid(),
             generation: queue.metadata.generation,

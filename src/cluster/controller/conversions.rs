@@ -18,8 +18,10 @@ use super::error::Error;
 use super::objects::worker::{self, Surroundings};
 use super::outcome;
 use super::starting::{self, PENDING_POLL};
-use super::status::{self, Saying};
-use crate::cluster::api::{ConversionJob, ConversionJobStatus, HyperConversion, condition};
+use super::status;
+use crate::cluster::api::{
+    ConditionState, ConditionType, ConversionJob, ConversionJobStatus, HyperConversion, condition,
+};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
@@ -40,7 +42,14 @@ struct Reconcile<'a> {
     policy: RetryPolicy,
 }
 
-/// Brings one conversion a step further.
+/// Brings one conversion a step further, in six steps:
+///
+/// 1. *validate* the conversion's name and its queue's policy;
+/// 2. *adopt*: make the queue its owner;
+/// 3. *read* the open attempt's Job and that Job's pods, from the caches where these know enough;
+/// 4. *decide* what comes next, by [`decision::decide`] alone;
+/// 5. *act*: start, create or look for a Job, or record in the status what was observed;
+/// 6. *remove* the Jobs of attempts whose end is recorded.
 pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) -> Result<Action, Error> {
     if context.writes.is_older(conversion.as_ref()) {
         return Ok(Action::requeue(CONFLICT_RETRY));
@@ -61,17 +70,17 @@ pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) ->
 }
 
 /// Says on the object what keeps it from going on; an event when that is new.
-pub async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, saying: Saying) {
+pub async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, refusal: ConditionState) {
     if conversion.metadata.deletion_timestamp.is_some() {
         return;
     }
-    let before = conversion.status.as_ref().and_then(|s| condition(&s.conditions, status::ADMITTED));
-    if before.is_some_and(|c| c.reason == saying.reason) {
+    let before = conversion.status.as_ref().and_then(|s| condition(&s.conditions, ConditionType::Admitted));
+    if before.is_some_and(|c| c.reason == refusal.reason) {
         return;
     }
-    let Saying { reason, message, .. } = saying.clone();
+    let ConditionState { reason, message, .. } = refusal.clone();
     let state = decision::state(&conversion);
-    let wanted = status::revised(&conversion, state, Some(saying), None, Timestamp::now());
+    let wanted = status::revised(&conversion, state, Some(refusal), None, Timestamp::now());
     if let Err(error) = write(&conversion, &wanted, &context).await {
         tracing::debug!(conversion = %conversion.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
@@ -185,7 +194,7 @@ impl Reconcile<'_> {
     async fn say(
         &mut self,
         state: ConversionStatus,
-        admitted: Option<Saying>,
+        admitted: Option<ConditionState>,
         waiting: Option<&Failure>,
     ) -> Result<(), Error> {
         let wanted = status::revised(&self.conversion, state, admitted, waiting, Timestamp::now());
@@ -203,18 +212,18 @@ impl Reconcile<'_> {
                 return Ok(Action::requeue(YOUNG));
             }
             let limit = self.queue.spec.max_concurrent_jobs;
-            let saying = Saying::new(
+            let waits = ConditionState::new(
                 "False",
                 status::WAITING_FOR_SLOT,
                 format!("maxConcurrentJobs is {limit}, older ones first"),
             );
-            self.say(state, Some(saying), None).await?;
+            self.say(state, Some(waits), None).await?;
             return Ok(Action::requeue(RESYNC_INTERVAL));
         }
         let job = self.job(attempt).await?;
         let starting = Observation::Starting { attempt, job_name: Some(names::job(&self.id, attempt)) };
         let (state, _) = advance(state, starting, &self.policy, Timestamp::now());
-        self.say(state, Some(Saying::new("True", "Admitted", "holds a slot")), None).await?;
+        self.say(state, Some(ConditionState::new("True", "Admitted", "holds a slot")), None).await?;
         self.create(attempt, &job).await
     }
 

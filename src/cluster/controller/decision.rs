@@ -4,8 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
 use super::outcome::{self, Outcome};
-use super::status::PUBLISHED;
-use crate::cluster::api::{ConversionJob, STALLED, condition};
+use crate::cluster::api::{ConditionType, ConversionJob, condition};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod};
 use crate::conversion::admission::RunState;
@@ -151,14 +150,14 @@ fn is_superseded(view: &View, job: &Job, open: &AttemptRecord) -> bool {
 /// The watcher's word that the open attempt makes no progress: it takes that back before it stages another.
 fn stall(conversion: &ConversionJob) -> Option<&str> {
     let status = conversion.status.as_ref()?;
-    let stalled = condition(&status.conditions, STALLED).filter(|c| c.status == "True")?;
+    let stalled = condition(&status.conditions, ConditionType::Stalled).filter(|c| c.status == "True")?;
     Some(&stalled.message)
 }
 
 /// The watcher's word that what was converted can't be published.
 fn unpublishable(conversion: &ConversionJob) -> Option<Failure> {
     let status = conversion.status.as_ref()?;
-    let published = condition(&status.conditions, PUBLISHED).filter(|c| c.status == "False")?;
+    let published = condition(&status.conditions, ConditionType::Published).filter(|c| c.status == "False")?;
     Some(Failure::new(Reason::Internal, published.message.clone()))
 }
 

@@ -10,7 +10,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde::de::IgnoredAny;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::admission::Key;
 use super::context::{ClaimModes, Context, RESYNC_INTERVAL};
@@ -18,19 +18,14 @@ use super::error::Error;
 use super::objects::worker::{self, Surroundings};
 use super::objects::{access, network, watcher};
 use super::starting::{self, PENDING_POLL};
-use super::status::Saying;
+use crate::cluster::api::owners::Writer;
 use crate::cluster::api::{
-    ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, QueueRef, Source, VolumePath, condition,
-    set_condition,
+    ConditionState, ConditionType, ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion,
+    HyperConversionStatus, QueueRef, Source, VolumePath, condition, set_by, set_condition,
 };
 use crate::cluster::names;
 use crate::cluster::seen::{Pod, StatefulSet};
 use crate::conversion::{Attempt, ConversionId, Failure, Reason};
-
-pub const READY: &str = "Ready";
-pub const WATCHER_AVAILABLE: &str = "WatcherAvailable";
-/// The watcher's word on its volumes.
-pub const STORAGE_READY: &str = "StorageReady";
 
 /// The access mode of a claim that watcher and workers can't share.
 const POD_ONLY: &str = "ReadWriteOncePod";
@@ -70,16 +65,17 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
         Some(available) => (available, RESYNC_INTERVAL),
         None => untold(&set, pod.as_deref(), context).await?,
     };
-    let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, STORAGE_READY));
+    let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
     let ready = ready(&available, storage);
-    say(queue, context, &[(WATCHER_AVAILABLE, available), (READY, ready)]).await?;
+    say(queue, context, &[(ConditionType::WatcherAvailable, available), (ConditionType::Ready, ready)]).await?;
     Ok(again)
 }
 
 /// Lets the API server look at a worker's Job that is not made, once for each specification: what it refuses is better
 /// known before a file comes.
 async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Error> {
-    let available = queue.status.as_ref().and_then(|status| condition(&status.conditions, WATCHER_AVAILABLE));
+    let available =
+        queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::WatcherAvailable));
     if available.is_some_and(|said| said.observed_generation == queue.metadata.generation) {
         return Ok(());
     }
@@ -149,23 +145,23 @@ fn contains(a: &VolumePath, b: &VolumePath) -> bool {
 }
 
 /// Whether the watcher runs and why not, as far as its pod tells.
-fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<Saying> {
+fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<ConditionState> {
     let status = set.status.as_ref();
     let current = status.is_some_and(|status| status.observed_generation >= set.metadata.generation);
     if current && status.and_then(|status| status.ready_replicas).unwrap_or_default() > 0 {
-        return Some(Saying::new("True", "Running", "the watcher runs"));
+        return Some(ConditionState::new("True", "Running", "the watcher runs"));
     }
     if let Some(failure) = pod.and_then(starting::waiting) {
         return Some(unavailable(&failure));
     }
     if let Some(crash) = pod.and_then(starting::crashing) {
-        return Some(Saying::new("False", "Crashing", crash));
+        return Some(ConditionState::new("False", "Crashing", crash));
     }
     pod.is_some_and(starting::has_begun).then(not_ready_yet)
 }
 
 /// The same where the pod tells nothing, or there is none: after a while its events do. And when to ask again.
-async fn untold(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Result<(Saying, Duration), Error> {
+async fn untold(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Result<(ConditionState, Duration), Error> {
     // What kept the pod from being made is over once there is one.
     let about = pod.map_or(&set.metadata, |pod| &pod.metadata);
     if let Some(early) = starting::early(about, Timestamp::now()) {
@@ -175,68 +171,73 @@ async fn untold(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Resu
     Ok((told.as_ref().map_or_else(not_ready_yet, unavailable), PENDING_POLL))
 }
 
-fn not_ready_yet() -> Saying {
-    Saying::new("False", "Starting", "the watcher's pod is not ready yet")
+fn not_ready_yet() -> ConditionState {
+    ConditionState::new("False", "Starting", "the watcher's pod is not ready yet")
 }
 
 /// The words for a worker's pod, as they are said of a watcher's.
-fn unavailable(failure: &Failure) -> Saying {
+fn unavailable(failure: &Failure) -> ConditionState {
     let reason = match failure.reason {
         Reason::WorkerImage => "WatcherImage".to_owned(),
         Reason::WorkerConfig => "WatcherConfig".to_owned(),
         other => other.to_string(),
     };
-    Saying::new("False", reason, failure.advice())
+    ConditionState::new("False", reason, failure.advice())
 }
 
-fn ready(available: &Saying, storage: Option<&Condition>) -> Saying {
+fn ready(available: &ConditionState, storage: Option<&Condition>) -> ConditionState {
     if available.status != "True" {
-        return Saying::new("False", "WatcherUnavailable", available.message.clone());
+        return ConditionState::new("False", "WatcherUnavailable", available.message.clone());
     }
     match storage {
-        Some(storage) if storage.status == "True" => Saying::new("True", "Watching", "the queue is watched"),
-        Some(storage) => Saying::new("False", storage.reason.clone(), storage.message.clone()),
-        None => Saying::new("Unknown", "StorageUnchecked", "the watcher has not looked at its volumes yet"),
+        Some(storage) if storage.status == "True" => ConditionState::new("True", "Watching", "the queue is watched"),
+        Some(storage) => ConditionState::new("False", storage.reason.clone(), storage.message.clone()),
+        None => ConditionState::new("Unknown", "StorageUnchecked", "the watcher has not looked at its volumes yet"),
     }
 }
 
 /// Says on the object what keeps it from being ready; an event when that is new.
-pub async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, saying: Saying) {
-    let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, READY));
-    let is_new = before.is_none_or(|before| before.reason != saying.reason);
-    if let Err(error) = say(&queue, &context, &[(READY, saying.clone())]).await {
+pub async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, state: ConditionState) {
+    let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::Ready));
+    let is_new = before.is_none_or(|before| before.reason != state.reason);
+    if let Err(error) = say(&queue, &context, &[(ConditionType::Ready, state.clone())]).await {
         tracing::debug!(queue = %queue.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
     if is_new {
-        context.warn(queue.as_ref(), "Reconcile", &saying.reason, &saying.message).await;
+        context.warn(queue.as_ref(), "Reconcile", &state.reason, &state.message).await;
     }
 }
 
 /// Applies the controller's conditions, if any of them changed.
-async fn say(queue: &HyperConversion, context: &Context, sayings: &[(&str, Saying)]) -> Result<(), Error> {
-    let generation = queue.meta().generation;
+async fn say(
+    queue: &HyperConversion,
+    context: &Context,
+    states: &[(ConditionType, ConditionState)],
+) -> Result<(), Error> {
     let before = queue.status.clone().unwrap_or_default();
     let mut after = before.clone();
-    after.observed_generation = generation;
-    let now = Timestamp::now();
-    for (kind, Saying { status, reason, message }) in sayings {
-        set_condition(&mut after.conditions, kind, status, reason, message.clone(), generation, now);
+    after.observed_generation = queue.meta().generation;
+    for (kind, state) in states {
+        set_condition(&mut after.conditions, *kind, state.clone(), after.observed_generation, Timestamp::now());
     }
     if after == before {
         return Ok(());
     }
-    let ours: Vec<_> =
-        [READY, WATCHER_AVAILABLE].iter().filter_map(|kind| condition(&after.conditions, kind)).collect();
-    let patch = json!({
+    let api = context.api::<HyperConversion>(&Key::of(queue).namespace);
+    let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
+    let written = api.patch_status(&queue.name_any(), &params, &Patch::Apply(patch(queue, &after))).await;
+    written.map(drop).map_err(Error::api("write a HyperConversion's status"))
+}
+
+/// The patch that applies all that the controller has to say of a queue.
+fn patch(queue: &HyperConversion, wanted: &HyperConversionStatus) -> Value {
+    let conditions = set_by(&wanted.conditions, ConditionType::OF_QUEUE, Writer::Controller);
+    json!({
         "apiVersion": HyperConversion::api_version(&()),
         "kind": HyperConversion::kind(&()),
         "metadata": {"name": queue.name_any(), "namespace": queue.namespace(), "uid": queue.uid()},
-        "status": {"observedGeneration": generation, "conditions": ours},
-    });
-    let api = context.api::<HyperConversion>(&Key::of(queue).namespace);
-    let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
-    let written = api.patch_status(&queue.name_any(), &params, &Patch::Apply(patch)).await;
-    written.map(drop).map_err(Error::api("write a HyperConversion's status"))
+        "status": {"observedGeneration": wanted.observed_generation, "conditions": conditions},
+    })
 }
 
 #[cfg(test)]

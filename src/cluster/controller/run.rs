@@ -29,10 +29,9 @@ use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
 use super::objects::Image;
 use super::recent::Recent;
-use super::status::Saying;
 use super::writes::Writes;
 use super::{conversions, queues};
-use crate::cluster::api::{ConversionJob, HyperConversion};
+use crate::cluster::api::{ConditionState, ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Listed};
 use crate::cluster::client::client;
 use crate::cluster::names;
@@ -144,7 +143,7 @@ async fn lead(
     Ok(leadership)
 }
 
-/// Waits until a kind of ours is served, saying what is missing.
+/// Waits until a kind of ours is served, state what is missing.
 async fn served<K>(client: &Client, options: &Options, ready: &watch::Sender<Readiness>)
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -326,7 +325,7 @@ async fn reconciling<K, F, G>(
     store: Store<K>,
     context: Arc<Context>,
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
-    refuse: impl Fn(Arc<K>, Arc<Context>, Saying) -> G + Clone + Send + Sync + 'static,
+    refuse: impl Fn(Arc<K>, Arc<Context>, ConditionState) -> G + Clone + Send + Sync + 'static,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
     F: Future<Output = Result<Action, Error>> + Send + 'static,
@@ -344,8 +343,8 @@ async fn reconciling<K, F, G>(
             match &result {
                 Ok(_) => context.backoff.succeeded(&name_of(object.as_ref())),
                 Err(error) => {
-                    let saying = Saying::new("False", error.reason(), error.chain());
-                    if tokio::time::timeout(REFUSE_LIMIT, refuse(object, Arc::clone(&context), saying)).await.is_err() {
+                    let state = ConditionState::new("False", error.reason(), error.chain());
+                    if tokio::time::timeout(REFUSE_LIMIT, refuse(object, Arc::clone(&context), state)).await.is_err() {
                         tracing::debug!("cannot say in time what is wrong");
                     }
                 }

@@ -5,35 +5,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::cluster::api::{ConversionJob, ConversionJobStatus, JobPhase, condition, set_condition};
+use crate::cluster::api::owners::Writer;
+use crate::cluster::api::{
+    ConditionState, ConditionType, ConversionJob, ConversionJobStatus, JobPhase, condition, set_by, set_condition,
+};
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionStatus, Failure};
 
-/// Whether an attempt may start, and why not.
-pub const ADMITTED: &str = "Admitted";
-/// Whether an attempt succeeded: Unknown while one may.
-pub const CONVERTED: &str = "Converted";
-/// Whether the output stands under its final name; the watcher's.
-pub const PUBLISHED: &str = "Published";
-
-/// Its reason while older conversions have all slots.
+/// The reason of `Admitted` while older conversions have all slots.
 pub const WAITING_FOR_SLOT: &str = "WaitingForSlot";
-
-/// One condition's content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Saying {
-    pub status: &'static str,
-    pub reason: String,
-    pub message: String,
-}
-
-impl Saying {
-    pub fn new(status: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { status, reason: reason.into(), message: message.into() }
-    }
-}
 
 /// The phase, for the eye.
 #[must_use]
@@ -56,7 +38,7 @@ pub fn phase(state: &ConversionStatus) -> JobPhase {
 pub fn revised(
     conversion: &ConversionJob,
     state: ConversionStatus,
-    admitted: Option<Saying>,
+    admitted: Option<ConditionState>,
     waiting: Option<&Failure>,
     now: Timestamp,
 ) -> ConversionJobStatus {
@@ -65,12 +47,12 @@ pub fn revised(
     status.observed_generation = generation;
     status.phase = Some(phase(&state));
     status.attempt_count = Some(state.counted_attempts());
-    let admitted = admitted.or_else(|| recovered(condition(&status.conditions, ADMITTED)?, &state));
+    let admitted = admitted.or_else(|| recovered(condition(&status.conditions, ConditionType::Admitted)?, &state));
     let converted = converted(&state, waiting);
     status.state = state;
-    for (kind, saying) in [(ADMITTED, admitted), (CONVERTED, Some(converted))] {
-        if let Some(Saying { status: value, reason, message }) = saying {
-            set_condition(&mut status.conditions, kind, value, &reason, message, generation, now);
+    for (kind, said) in [(ConditionType::Admitted, admitted), (ConditionType::Converted, Some(converted))] {
+        if let Some(said) = said {
+            set_condition(&mut status.conditions, kind, said, generation, now);
         }
     }
     status
@@ -78,7 +60,7 @@ pub fn revised(
 
 /// What keeps a conversion that waits for its next attempt, where the queue was told to start none.
 #[must_use]
-pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<Saying> {
+pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<ConditionState> {
     let step = next_step(state);
     let (reason, why) = match run_state {
         _ if !matches!(step, Step::Stage(_) | Step::Start(_)) => return None,
@@ -89,7 +71,7 @@ pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<Saying> {
         RunState::Draining if step != Step::Stage(Attempt(1)) => return None,
         RunState::Draining => ("Draining", "the queue drains what it had when that began"),
     };
-    Some(Saying::new(
+    Some(ConditionState::new(
         "False",
         reason,
         format!("{why}; it goes on once spec.runState of its HyperConversion is Running"),
@@ -97,35 +79,37 @@ pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<Saying> {
 }
 
 /// What takes the place of an error that is over: what waits for a slot says so itself.
-fn recovered(before: &Condition, state: &ConversionStatus) -> Option<Saying> {
+fn recovered(before: &Condition, state: &ConversionStatus) -> Option<ConditionState> {
     if before.status != "False" || before.reason == WAITING_FOR_SLOT {
         return None;
     }
     Some(match state.attempts.as_slice() {
-        [] => Saying::new("Unknown", "Pending", "no attempt has asked for a slot"),
-        _ => Saying::new("True", "Admitted", "holds a slot"),
+        [] => ConditionState::new("Unknown", "Pending", "no attempt has asked for a slot"),
+        _ => ConditionState::new("True", "Admitted", "holds a slot"),
     })
 }
 
 /// Where the work itself stands.
-fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> Saying {
-    let because = |status, failure: &Failure| Saying::new(status, failure.reason.to_string(), failure.advice());
+fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> ConditionState {
+    let because = |status, failure: &Failure| ConditionState::new(status, failure.reason.to_string(), failure.advice());
     match (next_step(state), &state.failure) {
-        (Step::Publish { folder, .. }, _) => Saying::new("True", "Converted", format!("pod {folder} converted it")),
-        (Step::Finish(End::Succeeded), _) => Saying::new("True", "Converted", "converted and published"),
-        (Step::Finish(End::Duplicate), _) => Saying::new("False", "Duplicate", "converted before"),
+        (Step::Publish { folder, .. }, _) => {
+            ConditionState::new("True", "Converted", format!("pod {folder} converted it"))
+        }
+        (Step::Finish(End::Succeeded), _) => ConditionState::new("True", "Converted", "converted and published"),
+        (Step::Finish(End::Duplicate), _) => ConditionState::new("False", "Duplicate", "converted before"),
         (Step::Finish(_) | Step::GiveBack(_), Some(failure)) => because("False", failure),
-        (Step::Finish(_) | Step::GiveBack(_), None) => Saying::new("False", "Cancelled", "cancelled"),
+        (Step::Finish(_) | Step::GiveBack(_), None) => ConditionState::new("False", "Cancelled", "cancelled"),
         (Step::Watch(n), _) => match waiting {
             Some(failure) => because("Unknown", failure),
-            None => Saying::new("Unknown", "Converting", format!("attempt {n} is under way")),
+            None => ConditionState::new("Unknown", "Converting", format!("attempt {n} is under way")),
         },
         (Step::Park { next, until }, Some(failure)) => {
-            let Saying { status, reason, message } = because("Unknown", failure);
-            Saying { status, reason, message: format!("{message}; attempt {next} follows at {until}") }
+            let ConditionState { status, reason, message } = because("Unknown", failure);
+            ConditionState { status, reason, message: format!("{message}; attempt {next} follows at {until}") }
         }
         (Step::Stage(_) | Step::Start(_), Some(failure)) => because("Unknown", failure),
-        _ => Saying::new("Unknown", "Pending", "no attempt has started"),
+        _ => ConditionState::new("Unknown", "Pending", "no attempt has started"),
     }
 }
 
@@ -138,8 +122,7 @@ pub fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) -> Option
         return None;
     }
     let state = &wanted.state;
-    let conditions: Vec<_> =
-        [ADMITTED, CONVERTED].iter().filter_map(|kind| condition(&wanted.conditions, kind)).collect();
+    let conditions = set_by(&wanted.conditions, ConditionType::OF_CONVERSION, Writer::Controller);
     let mut status = json!({
         "observedGeneration": wanted.observed_generation,
         "phase": wanted.phase,
@@ -171,6 +154,8 @@ pub fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::api::owners::tests::{OF_CONVERSION, assert_whole};
+    use crate::conversion::Reason;
 
     #[test]
     fn an_error_that_is_over_is_said_no_more_and_a_wait_for_a_slot_goes_on() {
@@ -192,8 +177,28 @@ mod tests {
             let conversion = conversion(state.clone(), status, reason);
             let state = conversion.status.clone().unwrap().state;
             let revised = revised(&conversion, state, None, None, at);
-            let said = condition(&revised.conditions, ADMITTED).unwrap();
+            let said = condition(&revised.conditions, ConditionType::Admitted).unwrap();
             assert_eq!((said.status.as_str(), said.reason.as_str()), after, "{reason}");
         }
+    }
+    #[test]
+    fn a_patch_of_the_controller_applies_its_own_fields_and_all_of_them() {
+        let at = "2026-01-17T09:00:00Z";
+        let whole = json!({
+            "staged": 1, "attempts": [{"number": 1, "startTime": at}], "nextRetryTime": at, "converted": "p", "end": "Failed",
+            "startTime": at, "completionTime": at, "failure": Failure::new(Reason::Corrupt, "m"), "sourceLocation": "a.raw",
+            "outputs": [{"path": "a", "format": "raw", "virtualSizeBytes": 1, "allocatedBytes": 1}], "duration": "1s",
+            "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "R", "message": "", "lastTransitionTime": at}],
+        });
+        let conversion: ConversionJob = serde_json::from_value(json!({
+            "metadata": {"name": "a-00000001", "generation": 1}, "status": whole,
+            "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.raw"}},
+        }))
+        .unwrap();
+        let state = conversion.status.clone().unwrap().state;
+        let admitted = ConditionState::new("True", "Admitted", "holds a slot");
+        let revised = revised(&conversion, state, Some(admitted), None, at.parse().unwrap());
+        let status = &patch(&conversion, &revised).unwrap()["status"];
+        assert_whole(status, &OF_CONVERSION, ConditionType::OF_CONVERSION, Writer::Controller);
     }
 }

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Preconditions};
 use tokio::time::Instant;
 
-use crate::cluster::api::{ConversionJob, HyperConversionSpec, condition};
+use crate::cluster::api::{ConditionType, ConversionJob, HyperConversionSpec, condition};
 use crate::conversion::ConversionId;
 use crate::conversion::status::End;
 
@@ -37,7 +37,7 @@ struct Finished {
 fn finished(object: &ConversionJob) -> Option<Finished> {
     let status = object.status.as_ref()?;
     let end = status.state.end?;
-    let reported = condition(&status.conditions, "Succeeded").is_some_and(|c| c.status != "Unknown");
+    let reported = condition(&status.conditions, ConditionType::Succeeded).is_some_and(|c| c.status != "Unknown");
     if !reported || object.metadata.deletion_timestamp.is_some() {
         return None;
     }

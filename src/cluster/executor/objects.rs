@@ -6,11 +6,13 @@ use std::path::Path;
 use jiff::Timestamp;
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::cluster::api::owners::Writer;
 use crate::cluster::api::{
-    ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, ProgressReport, QueueRef, STALLED, Source,
-    condition, set_condition,
+    ConditionState, ConditionType, ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion,
+    ProgressReport, QueueRef, Source, set_by, set_condition,
 };
 use crate::cluster::names;
 use crate::conversion::{ConversionStatus, Metadata, Stage};
@@ -20,19 +22,25 @@ use crate::ledger::ConversionRow;
 /// Longest text of `spec.duplicateOf` and `status.duplicateOf`.
 const MAX_DUPLICATE_OF: usize = 253;
 
-/// Conditions that the watcher owns.
-const OURS: [&str; 3] = ["Published", STALLED, "Succeeded"];
-
 /// What the watcher says in a status.
 #[derive(Debug, Default)]
 pub struct Said<'a> {
     pub staged: u32,
-    /// Condition, status, reason, message.
-    pub conditions: Vec<(&'static str, &'static str, String, String)>,
+    pub conditions: Vec<(ConditionType, ConditionState)>,
     /// How it ended, where the watcher decided that or carried it out.
     pub end: Option<&'a ConversionStatus>,
-    /// Further fields, for the end.
-    pub fields: BTreeMap<&'static str, Value>,
+    pub fields: EndFields,
+}
+
+/// What is known of a conversion once its files lie where they stay; what there is none of is null.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndFields {
+    pub outputs: Value,
+    pub progress: Value,
+    pub source_location: Option<String>,
+    pub duplicate_of: Option<String>,
+    pub duration: Option<String>,
 }
 
 impl Said<'_> {
@@ -40,20 +48,23 @@ impl Said<'_> {
     pub fn patch(self, object: &ConversionJob) -> Value {
         let generation = object.meta().generation;
         let mut conditions = object.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
-        let kinds: Vec<_> = self.conditions.iter().map(|(kind, ..)| *kind).collect();
-        for (kind, status, reason, message) in self.conditions {
-            set_condition(&mut conditions, kind, status, &reason, message, generation, Timestamp::now());
+        let kinds: Vec<_> = self.conditions.iter().map(|(kind, _)| kind.as_str()).collect();
+        for (kind, state) in self.conditions {
+            set_condition(&mut conditions, kind, state, generation, Timestamp::now());
         }
-        let ours: Vec<_> =
-            OURS.iter().filter(|kind| kinds.contains(kind)).filter_map(|kind| condition(&conditions, kind)).collect();
-        let mut status = json!({"staged": self.staged, "conditions": ours});
+        // What is not said now is taken back: a stall, say, when the next attempt is staged.
+        conditions.retain(|condition| kinds.contains(&condition.type_.as_str()));
+        let conditions = set_by(&conditions, ConditionType::OF_CONVERSION, Writer::Watcher);
+        let mut status = json!({"staged": self.staged, "conditions": conditions});
         let fields = status.as_object_mut().expect("written as an object above");
         if let Some(state) = self.end {
             fields.insert("end".into(), json!(state.end));
             fields.insert("failure".into(), json!(state.failure));
             fields.insert("completionTime".into(), json!(state.completion_time));
         }
-        fields.extend(self.fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        if let Value::Object(at_end) = json!(self.fields) {
+            fields.extend(at_end);
+        }
         fields.retain(|_, value| !value.is_null());
         json!({
             "apiVersion": ConversionJob::api_version(&()),
@@ -67,6 +78,11 @@ impl Said<'_> {
             "status": status,
         })
     }
+}
+
+/// What is said of a conversion's end before there is one.
+pub fn in_progress(message: impl Into<String>) -> (ConditionType, ConditionState) {
+    (ConditionType::Succeeded, ConditionState::new("Unknown", "InProgress", message))
 }
 
 /// The object that stands for a claim.
@@ -149,4 +165,48 @@ pub fn duration(state: &ConversionStatus) -> Option<String> {
         (0, _) => format!("{minutes}m{seconds}s"),
         _ => format!("{hours}h{minutes}m{seconds}s"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::api::owners::tests::{OF_CONVERSION, assert_whole};
+    use crate::conversion::status::End;
+    use crate::conversion::{Failure, Reason};
+
+    #[test]
+    fn a_patch_of_the_watcher_applies_its_own_fields_and_all_of_them() {
+        let object: ConversionJob = serde_json::from_value(json!({
+            "metadata": {"name": "a-00000001", "generation": 1},
+            "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.raw"}},
+            "status": {"phase": "Publishing", "attemptCount": 1, "conditions": [{
+                "type": "Admitted", "status": "True", "reason": "R", "message": "",
+                "lastTransitionTime": "2026-01-17T09:00:00Z",
+            }]},
+        }))
+        .unwrap();
+        let ended = ConversionStatus {
+            end: Some(End::Failed),
+            failure: Some(Failure::new(Reason::Corrupt, "m")),
+            completion_time: Some(Timestamp::UNIX_EPOCH),
+            start_time: Some(Timestamp::UNIX_EPOCH),
+            ..ConversionStatus::default()
+        };
+        let state = || ConditionState::new("False", "R", "m");
+        let own = ConditionType::OF_CONVERSION.iter().filter(|kind| kind.writer() == Writer::Watcher);
+        let said = Said {
+            staged: 1,
+            conditions: own.map(|kind| (*kind, state())).collect(),
+            end: Some(&ended),
+            fields: EndFields {
+                outputs: json!([]),
+                progress: json!({}),
+                source_location: Some("a.raw".to_owned()),
+                duplicate_of: Some("b.raw".to_owned()),
+                duration: Some("1s".to_owned()),
+            },
+        };
+        let status = &said.patch(&object)["status"];
+        assert_whole(status, &OF_CONVERSION, ConditionType::OF_CONVERSION, Writer::Watcher);
+    }
 }

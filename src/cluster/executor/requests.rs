@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
-use crate::cluster::api::{ConversionJob, HyperConversion};
+use crate::cluster::api::{ConditionState, ConditionType, ConversionJob, HyperConversion};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::{Class, ConversionId, Failure, Reason};
 use crate::executor::{Error, Request, Update};
@@ -61,13 +61,13 @@ impl ClusterExecutor {
     pub(super) async fn decline_request(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
         let Some(object) = self.asked.get(id).cloned() else { return Ok(()) };
         let state = object.status.clone().unwrap_or_default().state;
-        let (reason, message) = (failure.reason.to_string(), failure.advice());
+        let ended = ConditionState::new("False", failure.reason.to_string(), failure.advice());
         let observation = match failure.class {
             Class::Cancelled => Observation::Cancelled(failure),
             _ => Observation::Rejected(failure),
         };
         let (state, _) = advance(state, observation, &RetryPolicy::default(), Timestamp::now());
-        let conditions = vec![("Succeeded", "False", reason, message)];
+        let conditions = vec![(ConditionType::Succeeded, ended)];
         let said = Said { staged: state.staged, conditions, end: Some(&state), ..Said::default() };
         self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false });
         match self.say("decline", id, said).await {

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::cluster::api::{ConversionJob, ProgressReport, STALLED, condition};
+use crate::cluster::api::{ConditionState, ConditionType, ConversionJob, ProgressReport, condition};
 use crate::cluster::cache::version;
 use crate::cluster::containers::worker_runs;
 use crate::cluster::names;
@@ -18,7 +18,7 @@ use crate::cluster::seen::Pod;
 use crate::conversion::{ConversionId, chain};
 use crate::executor::progress::STALL_AFTER;
 
-use super::objects::Said;
+use super::objects::{Said, in_progress};
 use super::progress::{self, Look, Running};
 use super::state::{ClusterExecutor, Known, Written};
 
@@ -107,14 +107,14 @@ impl ClusterExecutor {
         for (id, attempt) in self.progress.stalled() {
             let Some(status) = self.refresh(&id).and_then(|object| object.status.clone()) else { continue };
             let is_open = status.state.open_attempt().is_some_and(|open| open.number == attempt);
-            if !is_open || condition(&status.conditions, STALLED).is_some_and(|c| c.status == "True") {
+            if !is_open || condition(&status.conditions, ConditionType::Stalled).is_some_and(|c| c.status == "True") {
                 continue;
             }
             let minutes = STALL_AFTER.as_secs() / 60;
             let message = format!("attempt {attempt} made no progress for {minutes} minutes");
-            let under_way = ("Succeeded", "Unknown", "InProgress".to_owned(), message.clone());
-            let stalled = (STALLED, "True", "NoProgress".to_owned(), message);
-            let said = Said { staged: status.state.staged, conditions: vec![under_way, stalled], ..Said::default() };
+            let stalled = ConditionState::new("True", "NoProgress", message.clone());
+            let conditions = vec![in_progress(message), (ConditionType::Stalled, stalled)];
+            let said = Said { staged: status.state.staged, conditions, ..Said::default() };
             match self.say("stall", &id, said).await {
                 Ok(()) => tracing::warn!(conversion = %id, attempt = attempt.0, "no progress; the attempt is to end"),
                 Err(error) => tracing::warn!(conversion = %id, error = %chain(&error), "cannot say that it stalled"),

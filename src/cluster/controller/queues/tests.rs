@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cluster::api::owners::tests::{OF_QUEUE, assert_whole};
 
 fn queue(name: &str, second: u32, queue: &Value, output: &Value) -> HyperConversion {
     serde_json::from_value(json!({
@@ -63,7 +64,7 @@ fn a_claim_of_one_pod_is_refused_by_the_field_that_names_it() {
 
 #[test]
 fn a_queue_is_ready_when_its_watcher_runs_and_its_volumes_are_in_order() {
-    let running = Saying::new("True", "Running", "");
+    let running = ConditionState::new("True", "Running", "");
     let storage = |status: &str, reason: &str| {
         serde_json::from_value::<Condition>(json!({
             "type": "StorageReady", "status": status, "reason": reason, "message": "m", "lastTransitionTime": "2026-01-17T09:00:00Z",
@@ -75,7 +76,7 @@ fn a_queue_is_ready_when_its_watcher_runs_and_its_volumes_are_in_order() {
         (&running, Some(storage("False", "NoSpace")), ("False", "NoSpace")),
         (&running, Some(storage("True", "Probed")), ("True", "Watching")),
         (
-            &Saying::new("False", "WorkerImage", "no such image"),
+            &ConditionState::new("False", "WorkerImage", "no such image"),
             Some(storage("True", "Probed")),
             ("False", "WatcherUnavailable"),
         ),
@@ -123,4 +124,15 @@ fn a_watcher_that_does_not_run_is_told_of_in_its_pod_s_words_with_the_remedy() {
         let said = said.as_ref().map(|said| (said.status, said.reason.as_str(), said.message.as_str()));
         assert_eq!(said, told, "{pod:?}");
     }
+}
+
+#[test]
+fn a_patch_of_the_controller_applies_its_own_fields_of_a_queue_and_all_of_them() {
+    let mut status =
+        HyperConversionStatus { observed_generation: Some(1), queued: Some(3), ..HyperConversionStatus::default() };
+    for kind in ConditionType::OF_QUEUE {
+        set_condition(&mut status.conditions, *kind, not_ready_yet(), None, Timestamp::UNIX_EPOCH);
+    }
+    let patch = patch(&queue("q", 1, &path("c", ""), &path("d", "")), &status);
+    assert_whole(&patch["status"], &OF_QUEUE, ConditionType::OF_QUEUE, Writer::Controller);
 }
