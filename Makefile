@@ -52,3 +52,14 @@ lint: prerequisites ## Format, clippy, docs, dependencies and licences, with and
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	cargo deny --locked check bans licenses sources
+	deploy/release/version.sh >/dev/null
+	deploy/check-links.py
+
+# Apart from lint: the database of advisories is fetched over the network.
+.PHONY: advisories
+advisories: ## Compare the dependencies with the known vulnerabilities (needs a network)
+	cargo deny --locked check advisories
+
+.PHONY: release
+release: ## Make what a release has, into target/release-VERSION (VERSION=X.Y.Z, as Cargo.toml has it)
+	deploy/release/make.sh "$(VERSION)"
