@@ -8,7 +8,6 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId, Failure, Metadata};
 use crate::executor::{Error, Executor, Request, Submission, Update};
-use crate::files::Layout;
 use crate::ledger::ConversionRow;
 
 mod history;

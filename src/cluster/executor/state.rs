@@ -22,7 +22,7 @@ use crate::cluster::seen::Pod;
 use crate::conversion::ConversionId;
 use crate::executor::progress::LOOK;
 use crate::executor::{Error, Submission, Update};
-use crate::queue::Layout;
+use crate::files::Layout;
 
 /// The executor of one queue.
 pub struct ClusterExecutor {
