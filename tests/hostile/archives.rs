@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use crate::ova::{END, entry, header, manifest, member, ova, ovf, pax, tar};
+use crate::support::ova::{END, entry, header, manifest, member, ova, ovf, pax, tar};
+use crate::support::vmdk::{Sparse, built};
 use crate::trap::{BESIDE, Trap, content};
-use crate::vmdk::{Sparse, built};
 
 const SIZE: u64 = 1 << 20;
 
@@ -18,10 +18,10 @@ fn an_archive_with_links_paths_or_doubles_is_refused() {
     let envelope = member("vm.ovf", text.as_bytes());
     let mut symlink = header(b"d.vmdk", 0, b'2');
     symlink[157..157 + BESIDE.len()].copy_from_slice(BESIDE.as_bytes());
-    crate::ova::sum(&mut symlink);
+    crate::support::ova::sum(&mut symlink);
     let mut hard_link = header(b"d.vmdk", 0, b'1');
     hard_link[157..157 + BESIDE.len()].copy_from_slice(BESIDE.as_bytes());
-    crate::ova::sum(&mut hard_link);
+    crate::support::ova::sum(&mut hard_link);
     let good = member("d.vmdk", &disk);
     for (what, reason, rest) in [
         ("a path upwards", "UnsafeReference", member("../d.vmdk", &disk)),

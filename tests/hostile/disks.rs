@@ -8,8 +8,8 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::archives::{gzipped, ova_of_gzip};
+use crate::support::vmdk::{Sparse, built, descriptor};
 use crate::trap::{BESIDE, CANARY, Trap, content, qemu_img, written};
-use crate::vmdk::{Sparse, built, descriptor};
 
 const MIB: usize = 1 << 20;
 
@@ -126,7 +126,7 @@ pub fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("fixed.vhd", [content, &vhd_footer(size, 2)].concat()),
         ("disk.vdi", written("vdi", content)),
         ("disk.qcow2", written("qcow2", content)),
-        ("one.ova", crate::ova::ova("one", &[("d.vmdk", &built(&stream, content), size)])),
+        ("one.ova", crate::support::ova::ova("one", &[("d.vmdk", &built(&stream, content), size)])),
         ("gzip.ova", ova_of_gzip(&packed, size)),
     ];
     let place = tempfile::tempdir().unwrap();

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::harness::Site;
-use crate::ova::{ovf, tar};
+use crate::support::daemon::Site;
+use crate::support::ova::{ovf, tar};
+use crate::support::vmdk::{Sparse, built, descriptor};
 use crate::trap::{BESIDE, CANARY, content, quiet_below, written};
-use crate::vmdk::{Sparse, built, descriptor};
 
 #[test]
 fn hostile_files_end_in_errors_with_their_reasons_and_the_good_one_is_converted() {

@@ -24,8 +24,8 @@ use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use crate::disks::good;
+use crate::support::vmdk::{Sparse, built, descriptor};
 use crate::trap::content;
-use crate::vmdk::{Sparse, built, descriptor};
 
 const LIMITS: Limits = Limits { max_virtual_size: 64 << 20, max_scratch_bytes: 64 << 20 };
 /// Smallest extent that any format stores, but for a disk's end.
@@ -204,7 +204,7 @@ fn described(content: &[u8]) -> [Dropped; 2] {
     [
         Dropped {
             name: "one.ovf",
-            image: crate::ova::ovf(&[("d.vmdk", size)]).into_bytes(),
+            image: crate::support::ova::ovf(&[("d.vmdk", size)]).into_bytes(),
             siblings: vec![("d.vmdk", disk)],
         },
         Dropped {

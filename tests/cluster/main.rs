@@ -1,0 +1,26 @@
+//! The operator on a real cluster: an API server that judges, a node that runs the image of the built binaries.
+//!
+//! Each test runs in a process of its own; all share the cluster that the first of them boots.
+#![cfg(feature = "cluster")]
+
+#[path = "../support/lib.rs"]
+mod support;
+
+mod audit;
+mod harness;
+mod replica;
+
+mod access;
+mod api;
+mod controller;
+mod conversion;
+mod faults;
+mod kills;
+mod node;
+mod outage;
+mod packaging;
+mod plugin;
+mod replicas;
+mod starting;
+mod upgrade;
+mod wide;

@@ -1,0 +1,9 @@
+//! The daemon from outside: the built binaries, files dropped in, and what comes of them.
+
+mod ending;
+mod files;
+mod groups;
+mod retrying;
+mod settings;
+mod socket;
+mod statistics;

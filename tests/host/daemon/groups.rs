@@ -1,0 +1,165 @@
+//! Descriptors and what they name: one conversion, in whatever order they arrive.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Cursor;
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+
+use crate::support::daemon::{SOON, Site, disk};
+use crate::support::{ova, vmdk};
+
+const EXTENT: usize = 64 << 10;
+
+fn vmdk_descriptor(extent: &str) -> String {
+    format!(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\n\
+         # Extent description\nRW {} FLAT \"{extent}\" 0\n\n# The Disk Data Base\n#DDB\n\
+         ddb.adapterType = \"lsilogic\"\nddb.virtualHWVersion = \"7\"\n",
+        EXTENT / 512
+    )
+}
+
+#[test]
+fn an_extent_that_comes_first_waits_for_its_descriptor() {
+    let site = Site::new("");
+    let daemon = site.start();
+    site.drop_file("vm-flat.vmdk", &disk(0)[..EXTENT]);
+    daemon.until("the extent is stable", || daemon.lines("File stable: vm-flat.vmdk").len() == 1);
+    site.drop_file("vm.vmdk", vmdk_descriptor("vm-flat.vmdk").as_bytes());
+    daemon.until("both are archived", || site.archived() == ["vm-flat.vmdk", "vm.vmdk"]);
+    assert_eq!(site.disks(), ["vm.qcow2"]);
+    assert_eq!(daemon.stats()["total_processed"], 1);
+}
+
+#[test]
+fn an_extent_without_a_descriptor_fails_after_its_time() {
+    let site = Site::new("companion_timeout: 5");
+    let daemon = site.start();
+    site.drop_file("vm-flat.vmdk", &disk(0)[..EXTENT]);
+    daemon.until("it is counted", || daemon.stats()["total_failed"] == 1);
+    daemon.until("it lies in .errors", || site.in_errors() == ["vm-flat.vmdk"]);
+    daemon.until("its report is there", || site.queue().join(".errors/vm-flat.vmdk.error.json").exists());
+    assert_eq!(site.error_file("vm-flat.vmdk")["reason"], "MissingMember");
+}
+
+#[test]
+fn members_of_a_claim_are_gone_from_the_queue_while_it_runs() {
+    let site = Site::new("");
+    let daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
+    site.drop_file("vm.vmdk", vmdk_descriptor("vm-flat.vmdk").as_bytes());
+    site.drop_file("vm-flat.vmdk", &disk(0)[..EXTENT]);
+    daemon.until("it runs", || daemon.status("active_jobs") == 1);
+    assert_eq!(site.waiting(), Vec::<String>::new());
+    let claims: Vec<_> = site.names("queue/.processing").into_iter().filter(|name| !name.starts_with('.')).collect();
+    assert_eq!(claims.len(), 1);
+    let inside = site.names(&format!("queue/.processing/{}", claims[0]));
+    assert_eq!(inside, ["claim.json", "vm-flat.vmdk", "vm.vmdk"]);
+    let claim = fs::read(site.queue().join(format!(".processing/{}/claim.json", claims[0]))).unwrap();
+    let claim: serde_json::Value = serde_json::from_slice(&claim).unwrap();
+    assert_eq!(claim["primary"], "vm.vmdk");
+}
+
+/// A streamOptimized disk of one grain, of this byte.
+fn stream_optimized(byte: u8) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    let grain = |number| (number == 0).then(|| vec![byte; usize::try_from(vmdk::GRAIN).unwrap()]);
+    vmdk::Sparse::stream_optimized(vmdk::GRAIN * 2).write(&mut file, grain).unwrap();
+    file.into_inner()
+}
+
+const CAPACITY: u64 = vmdk::GRAIN * 2;
+
+#[test]
+fn an_ova_with_two_disks_is_one_conversion() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let (first, second) = (stream_optimized(1), stream_optimized(2));
+    let appliance = ova::ova("app", &[("app-1.vmdk", &first, CAPACITY), ("app-2.vmdk", &second, CAPACITY)]);
+    site.drop_file("app.ova", &appliance);
+    daemon.until("it is archived", || site.archived() == ["app.ova"]);
+    assert_eq!(
+        (site.published(), site.disks()),
+        (vec!["app".to_owned()], names(&["app-disk0.qcow2", "app-disk1.qcow2"]))
+    );
+    assert_eq!(daemon.stats()["total_processed"], 1);
+}
+
+#[test]
+fn an_ovf_and_its_two_disks_are_one_conversion_in_every_order_of_arrival() {
+    // A disk that comes before its OVF is converted by itself once it is stable, and recalled when the OVF comes: the
+    // test is of files that come within the three seconds, as those of one copy do.
+    let members = ["vm.ovf", "vm-1.vmdk", "vm-2.vmdk"];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let site = Site::new("");
+        let daemon = site.start();
+        let ovf = ova::ovf(&[("vm-1.vmdk", CAPACITY), ("vm-2.vmdk", CAPACITY)]);
+        let content = [ovf.into_bytes(), stream_optimized(1), stream_optimized(2)];
+        for n in order {
+            site.drop_file(members[n], &content[n]);
+            // One after the other for the daemon too.
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        daemon.until("all are archived", || site.archived() == ["vm-1.vmdk", "vm-2.vmdk", "vm.ovf"]);
+        assert_eq!(site.disks(), ["vm-disk0.qcow2", "vm-disk1.qcow2"], "{order:?}");
+        assert_eq!(daemon.stats()["total_processed"], 1, "{order:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_runs_already_is_recalled_when_its_ovf_comes() {
+    let site = Site::new("max_concurrent_jobs: 1");
+    let daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
+    site.drop_file("vm-1.vmdk", &stream_optimized(1));
+    daemon.until("it runs", || daemon.status("active_jobs") == 1);
+    site.drop_file("vm.ovf", ova::ovf(&[("vm-1.vmdk", CAPACITY)]).as_bytes());
+    daemon.until("the disk is given back and claimed with its OVF", || {
+        let claims = site.names("queue/.processing");
+        claims.iter().any(|id| site.names(&format!("queue/.processing/{id}")) == ["claim.json", "vm-1.vmdk", "vm.ovf"])
+    });
+    assert_eq!(daemon.stats()["total_cancelled"], 0);
+}
+
+#[test]
+fn an_ovf_whose_disk_was_converted_alone_fails_and_says_so_also_after_a_restart() {
+    let site = Site::new("");
+    let mut daemon = site.start();
+    site.drop_file("vm-1.vmdk", &stream_optimized(1));
+    daemon.until("the disk is converted", || site.archived() == ["vm-1.vmdk"]);
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end_within(SOON).success());
+    let daemon = site.start();
+    site.drop_file("vm.ovf", ova::ovf(&[("vm-1.vmdk", CAPACITY)]).as_bytes());
+    daemon.until("its report is there", || site.queue().join(".errors/vm.ovf.error.json").exists());
+    let report = site.error_file("vm.ovf");
+    assert_eq!(report["reason"], "MissingMember", "{report}");
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("vm-1.vmdk arrived first and was already converted by itself, into "), "{error}");
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// As large as split disks get, with names as long as they get: claim.json has some 3.5 MB.
+#[test]
+fn a_split_disk_of_8192_extents_is_converted_with_256_open_files_at_first() {
+    const EXTENTS: usize = 8192;
+    let site = Site::new("");
+    let names: Vec<String> = (0..EXTENTS).map(|n| format!("{}-f{n:04}.vmdk", "x".repeat(255 - 11))).collect();
+    let mut descriptor = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+                          createType=\"twoGbMaxExtentFlat\"\n"
+        .to_owned();
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(name.len(), 255);
+        writeln!(descriptor, "RW 1 FLAT \"{name}\" 0").unwrap();
+        fs::write(site.queue().join(name), [u8::try_from(n % 251).unwrap() + 1; 512]).unwrap();
+    }
+    site.drop_file("vm.vmdk", descriptor.as_bytes());
+    let daemon = site.start();
+    let limit = Rlimit { current: Some(256), maximum: getrlimit(Resource::Nofile).maximum };
+    prlimit(Some(daemon.pid()), Resource::Nofile, limit).unwrap();
+    daemon.until("it ended", || daemon.stats()["total_processed"] == 1 || daemon.stats()["total_failed"] == 1);
+    assert_eq!(site.disks(), ["vm.qcow2"], "{}", daemon.log());
+    daemon.until("all is archived", || site.archived().len() == EXTENTS + 1);
+}

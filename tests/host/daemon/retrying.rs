@@ -1,0 +1,112 @@
+//! Retries: their schedule, what lies where in between, and what a restart keeps.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::daemon::{Site, at_best, disk, second};
+use crate::support::server::{Manner, Server};
+
+const POLICY: &str = "retry_policy: {enabled: true, max_retries: 3, retry_delay: 2, backoff_multiplier: 2.0}";
+
+#[test]
+fn a_transient_failure_is_tried_at_0_2_6_and_14_seconds_over_a_restart() {
+    at_best(|| {
+        let starts = starts_of_what_fails_for_good();
+        for (n, due) in [(1, 2.0), (2, 6.0), (3, 14.0)] {
+            let waited = starts[n] - starts[0];
+            // A clock that is behind by a rounding is still on time.
+            assert!(waited >= due - 0.01, "attempt {} after {waited} s, due after {due} s", n + 1);
+            if waited > due + 0.5 {
+                return Err(format!("attempt {} after {waited} s, due after {due} s", n + 1));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// When each attempt of a file started that fails every time, with a restart in between; what is said and left is looked
+/// at on the way.
+fn starts_of_what_fails_for_good() -> Vec<f64> {
+    let server = Server::start(Manner::Answers);
+    let site = Site::new(&format!("{POLICY}\nnotifications: {{enabled: true, webhook_url: \"{}\"}}", server.url()));
+    let fail = [("HYPER2KVM_TEST_FAIL", "SourceIO")];
+    let mut daemon = site.start_with(&fail);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is parked", || site.in_errors() == ["vm.raw"]);
+    daemon.until("its report lies beside it", || site.queue().join(".errors/vm.raw.error.json").exists());
+    let report = site.error_file("vm.raw");
+    assert_eq!((&report["reason"], &report["class"]), (&"SourceIO".into(), &"Transient".into()));
+    assert_eq!(report["retry_info"]["retry_count"], 0);
+    assert!(report["retry_info"]["next_retry_at"].is_string());
+    assert_eq!(daemon.lines("Retry 1/3 for vm.raw in 2s").len(), 1);
+    daemon.until("the third attempt has failed", || daemon.lines("Retry 3/3 for vm.raw in 8s").len() == 1);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end_within(Duration::from_secs(10)).code(), Some(0));
+    let before = daemon.lines("attempt started");
+
+    let daemon = site.start_with(&fail);
+    daemon.until("it has failed for good", || daemon.lines("❌ Failed: vm.raw").len() == 1);
+    let starts: Vec<f64> = before.iter().chain(&daemon.lines("attempt started")).map(|line| second(line)).collect();
+    assert_eq!(starts.len(), 4);
+    let told = server.next();
+    assert_eq!((&told["event"], &told["retry_count"]), (&"conversion_failure".into(), &3.into()));
+    let report = site.queue().join(".errors/vm.raw.error.json");
+    daemon.until("the last report says so", || {
+        report.exists() && site.error_file("vm.raw")["retry_info"]["next_retry_at"].is_null()
+    });
+    assert_eq!(site.error_file("vm.raw")["retry_info"]["retry_count"], 3);
+    daemon.until("it is counted", || daemon.stats()["total_failed"] == 1);
+    assert_eq!(daemon.stats()["total_retried"], 3);
+    assert_eq!(site.in_errors(), ["vm.raw"]);
+    assert_eq!(server.posted.try_iter().collect::<Vec<_>>(), Vec::<serde_json::Value>::new(), "told once");
+    starts
+}
+
+#[test]
+fn a_success_removes_what_was_said_about_earlier_attempts() {
+    let site = Site::new("retry_policy: {retry_delay: 1}");
+    let daemon = site.start_with(&[("HYPER2KVM_TEST_FAIL", "SourceIO:1")]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is converted", || site.archived() == ["vm.raw"]);
+    assert_eq!(site.names("queue/.errors"), Vec::<String>::new());
+    assert_eq!(daemon.lines("🔄 Retrying vm.raw (attempt 2)").len(), 1);
+}
+
+#[test]
+fn without_retries_a_failure_is_final_at_once() {
+    let site = Site::new("retry_policy: {enabled: false}");
+    let daemon = site.start_with(&[("HYPER2KVM_TEST_FAIL", "SourceIO")]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is counted", || daemon.stats()["total_failed"] == 1);
+    daemon.until("its report is there", || site.queue().join(".errors/vm.raw.error.json").exists());
+    assert!(site.error_file("vm.raw")["retry_info"]["next_retry_at"].is_null());
+    assert_eq!(daemon.stats()["total_retried"], 0);
+}
+
+#[test]
+fn a_corrected_file_of_the_same_name_takes_the_place_of_a_retry() {
+    let site = Site::new("retry_policy: {retry_delay: 3600}");
+    let daemon = site.start_with(&[("HYPER2KVM_TEST_FAIL", "SourceIO:1")]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is parked", || site.in_errors() == ["vm.raw"]);
+    site.drop_file("vm.raw", &disk(1)[..8192]);
+    daemon.until("the old one is given up, the new one parked", || site.in_errors() == ["vm-1.raw", "vm.raw"]);
+    daemon.until("that is counted", || daemon.stats()["total_cancelled"] == 1);
+    assert_eq!(fs::read(site.queue().join(".errors/vm.raw")).unwrap(), disk(0));
+}
+
+#[test]
+fn what_is_moved_back_by_hand_is_a_new_conversion() {
+    let site = Site::new("retry_policy: {enabled: false}");
+    let mut daemon = site.start_with(&[("HYPER2KVM_TEST_FAIL", "SourceIO")]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it has failed", || daemon.stats()["total_failed"] == 1 && site.in_errors() == ["vm.raw"]);
+    daemon.signal(Signal::TERM);
+    daemon.end_within(Duration::from_secs(10));
+    fs::rename(site.queue().join(".errors/vm.raw"), site.queue().join("vm.raw")).unwrap();
+    let daemon = site.start();
+    daemon.until("it is converted", || site.archived() == ["vm.raw"]);
+    assert_eq!(daemon.stats()["total_processed"], 1);
+}

@@ -1,0 +1,8 @@
+//! The daemon under faults, from outside: kills, a full volume, servers that don't answer, a power cut.
+
+mod failpoints;
+mod full;
+mod kill;
+mod notify;
+mod power_cut;
+mod trace;

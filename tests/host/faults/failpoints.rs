@@ -1,0 +1,146 @@
+//! A daemon that dies exactly between two steps, at each of them in turn; the next one finishes rightly.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::thread;
+
+use hyper2kvm::queue::failpoint::{ORDER_FILE, Step};
+use rustix::process::Signal;
+
+use crate::support::daemon::{Daemon, SOON, Site, disk};
+
+/// What the conversion that dies is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    /// One file.
+    Alone,
+    /// A descriptor and its extent.
+    Group,
+    /// Nothing that can be converted.
+    Broken,
+    /// Its first attempt fails and is tried again.
+    Retried,
+    /// Its first attempt finds that it changed.
+    Returned,
+}
+
+impl Case {
+    /// The steps that it comes by.
+    fn steps(self) -> Vec<Step> {
+        let claim = [
+            Step::ClaimWritten,
+            Step::ClaimNoted,
+            Step::MembersTaken,
+            Step::SubmissionNoted,
+            Step::Submitted,
+            Step::WorkMade,
+            Step::Staged,
+        ];
+        let publication = [Step::PublicationNoted, Step::Published];
+        let end = [Step::EndNoted, Step::Disposed, Step::Reported, Step::Tidied];
+        match self {
+            Self::Alone | Self::Group => [&claim[..], &publication, &end].concat(),
+            Self::Broken => end.to_vec(),
+            Self::Retried => vec![Step::ParkNoted, Step::Parked, Step::TakenBack],
+            Self::Returned => vec![Step::ReturnNoted, Step::Returned, Step::Reported, Step::Tidied],
+        }
+    }
+
+    fn fault(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Retried => Some(("HYPER2KVM_TEST_FAIL", "SourceIO:1")),
+            Self::Returned => Some(("HYPER2KVM_TEST_FAIL", "SourceChanged")),
+            Self::Alone | Self::Group | Self::Broken => None,
+        }
+    }
+
+    fn drop_into(self, site: &Site) -> Vec<&'static str> {
+        match self {
+            Self::Broken => {
+                site.drop_file("vm.vhdx", &[7; 4096]);
+                vec!["vm.vhdx"]
+            }
+            Self::Group => {
+                site.drop_file("vm-flat.vmdk", &disk(1));
+                site.drop_file("vm.vmdk", super::kill::flat_descriptor("vm-flat.vmdk", 128).as_bytes());
+                vec!["vm-flat.vmdk", "vm.vmdk"]
+            }
+            Self::Alone | Self::Retried | Self::Returned => {
+                site.drop_file("vm.raw", &disk(1));
+                vec!["vm.raw"]
+            }
+        }
+    }
+}
+
+fn has_ended(site: &Site, sources: usize) -> bool {
+    let is_idle = |below: &str| site.names(below).iter().all(|name| name.starts_with('.'));
+    let settled = site.archived().len() + site.in_errors().len() == sources;
+    settled && is_idle("queue/.processing") && is_idle("output/.work") && site.waiting().is_empty()
+}
+
+/// Dies after the step, goes on, and has lost and doubled nothing.
+fn survives(case: Case, step: Step) {
+    let site = Site::new("out_format: raw\nretry_policy: {max_retries: 3, retry_delay: 1, backoff_multiplier: 1}");
+    let order = site.output().join(".daemon").join(ORDER_FILE);
+    fs::create_dir_all(order.parent().unwrap()).unwrap();
+    fs::write(&order, format!("{step:?}")).unwrap();
+    let mut sources = case.drop_into(&site);
+    sources.sort_unstable();
+    let mut daemon = site.spawn(case.fault().as_slice());
+    let ended = daemon.end_within(SOON);
+    assert_eq!(ended.signal(), Some(Signal::ABORT.as_raw()), "{case:?} {step:?}: {ended}\n{}", daemon.log());
+    assert!(!order.exists());
+
+    let mut daemon = site.start();
+    daemon.until(&format!("{case:?} {step:?} ends"), || has_ended(&site, sources.len()));
+    let stats = daemon.stats();
+    let counted = ["total_processed", "total_failed", "total_retried", "current_queue_depth"].map(|key| &stats[key]);
+    end(&mut daemon);
+    let here = format!("{case:?} {step:?}: {stats}\n{}", daemon.log());
+    let is_broken = case == Case::Broken;
+    let retries = u64::from(case == Case::Retried);
+    assert_eq!(
+        counted,
+        [u64::from(!is_broken), u64::from(is_broken), retries, 0].map(serde_json::Value::from).each_ref(),
+        "{here}"
+    );
+    let (archived, in_errors, published) = (site.archived(), site.in_errors(), site.published());
+    if is_broken {
+        assert_eq!((archived, in_errors, published), (vec![], vec!["vm.vhdx".to_owned()], vec![]), "{here}");
+        let error = site.error_file("vm.vhdx");
+        // Whoever wrote it last still knew what the worker had left.
+        assert!(error["reason"] == "Corrupt" && error["exception_traceback"].is_string(), "{error} {here}");
+        return;
+    }
+    assert_eq!(
+        (archived, in_errors, published),
+        (sources.iter().map(|&n| n.to_owned()).collect(), vec![], vec!["vm".to_owned()]),
+        "{here}"
+    );
+    let days = site.names("output");
+    let day = days.iter().find(|name| !name.starts_with('.')).unwrap();
+    assert_eq!(site.names(&format!("output/{day}/vm")), ["metadata.json", "vm.raw"], "{here}");
+    assert!(fs::read(site.output().join(day).join("vm/vm.raw")).unwrap() == disk(1), "{here}");
+}
+
+fn end(daemon: &mut Daemon<'_>) {
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end_within(SOON).success());
+}
+
+#[test]
+fn a_daemon_that_dies_between_any_two_steps_is_followed_by_one_that_finishes() {
+    let cases = [Case::Alone, Case::Group, Case::Broken, Case::Retried, Case::Returned];
+    let all: Vec<(Case, Step)> =
+        cases.into_iter().flat_map(|case| case.steps().into_iter().map(move |step| (case, step))).collect();
+    let tried: BTreeSet<String> = all.iter().map(|(_, step)| format!("{step:?}")).collect();
+    assert_eq!(tried.len(), Step::ALL.len(), "a step is not tried");
+    // Most of each is waiting for files to settle.
+    let failed: Vec<_> = thread::scope(|scope| {
+        let running: Vec<_> = all.iter().map(|&(case, step)| scope.spawn(move || survives(case, step))).collect();
+        running.into_iter().zip(&all).filter_map(|(one, at)| one.join().is_err().then_some(at)).collect()
+    });
+    assert!(failed.is_empty(), "{failed:?}");
+}

@@ -1,0 +1,12 @@
+//! The programs of one host from outside: the built binaries, and what comes of what they are given.
+
+#[path = "../support/lib.rs"]
+mod support;
+
+mod convert;
+mod daemon;
+mod faults;
+mod hyper2kvmctl;
+mod notification;
+mod transfer;
+mod worker;
