@@ -55,6 +55,10 @@ RUN <<SH
     for bin in hyper2kvm hyper2kvmctl hyper2kvm-operator; do
         cp "target/$CARGO_BUILD_TARGET/release/$bin" /image/bin/
     done
+    if [ "$CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS" = false ] && grep --files-with-matches HYPER2KVM_TEST_ /image/bin/*; then
+        echo "a release knows the switches of tests" >&2
+        exit 1
+    fi
     chmod -R u=rwX,go=rX /image/bin
     chmod -R ug=rwX,o=rX /image/state
 SH
