@@ -24,6 +24,7 @@ use crate::notification::Notifier;
 use crate::queue::engine;
 use crate::queue::engine::{Engine, Remote, Settings, events};
 use crate::queue::lock::LockError;
+use crate::queue::settle::look_interval;
 
 mod notifications;
 mod report;
@@ -219,6 +220,7 @@ fn settings(queue: &HyperConversion, layout: Layout) -> Result<Settings, Invalid
         archive_processed: spec.archive_processed,
         deduplicate: spec.deduplication.enabled,
         deduplicate_by_md5: spec.deduplication.enabled && spec.deduplication.use_md5,
+        look_interval: look_interval(),
         file_stable_timeout: seconds(spec.file_stable_timeout_seconds),
         companion_timeout: seconds(spec.companion_timeout_seconds),
         policy: spec.retry_policy.policy()?,

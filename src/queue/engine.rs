@@ -80,6 +80,8 @@ pub struct Settings {
     pub archive_processed: bool,
     pub deduplicate: bool,
     pub deduplicate_by_md5: bool,
+    /// How far apart two looks at a file lie that is to settle.
+    pub look_interval: Duration,
     pub file_stable_timeout: Duration,
     pub companion_timeout: Duration,
     pub policy: RetryPolicy,
@@ -221,6 +223,7 @@ impl<E: Executor> Engine<E> {
         let (sender, orders) = mpsc::unbounded_channel();
         let intake = Intake::new(
             settings.layout.queue().to_owned(),
+            settings.look_interval,
             settings.file_stable_timeout,
             settings.companion_timeout,
             left,

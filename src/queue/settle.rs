@@ -1,10 +1,10 @@
 //! Whether a file has stopped changing: a clock for every file, side by side.
 //!
 //! ```text
-//!            first look                 3 equal looks, 1 s apart
-//!  unknown ────────────▶ settling ─────────────────────────────▶ stable
-//!                         ▲  │ changed: begins anew                │
-//!                         └──┘◀────────────────────────────────────┘ changed
+//!            first look                 3 equal looks, an interval apart
+//!  unknown ────────────▶ settling ────────────────────────────────▶ stable
+//!                         ▲  │ changed: begins anew                   │
+//!                         └──┘◀───────────────────────────────────────┘ changed
 //! ```
 //!
 //! Nothing here reads a clock or a disk: the caller looks at files when [`Settling::take_due`] names them, and now
@@ -16,7 +16,9 @@ use std::time::Duration;
 use super::scan::{Entry, Name};
 
 /// Time between two looks that count.
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Milliseconds that take its place in builds with debug assertions.
+const LOOK_INTERVAL_VARIABLE: &str = "HYPER2KVM_TEST_LOOK_INTERVAL_MS";
 /// Equal looks after the first that make a file stable.
 const EQUAL_LOOKS: u32 = 3;
 /// Shortest time between looks caused by events.
@@ -25,6 +27,16 @@ const HINT_INTERVAL: Duration = Duration::from_millis(100);
 const GROWING_INTERVAL: Duration = Duration::from_secs(10);
 /// Time between two warnings about a file that does not settle.
 const OVERDUE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Time between two looks that count: a second, unless a test wants less.
+#[must_use]
+pub fn look_interval() -> Duration {
+    if cfg!(debug_assertions) {
+        let of_a_test = std::env::var(LOOK_INTERVAL_VARIABLE).ok().and_then(|text| text.parse().ok());
+        return of_a_test.map_or(LOOK_INTERVAL, Duration::from_millis);
+    }
+    LOOK_INTERVAL
+}
 
 /// What a look at a file told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +86,8 @@ struct Watch {
 
 impl Watch {
     /// Begins anew with a look at this moment.
-    fn begun(now: Duration, timeout: Duration) -> Self {
-        Self { last_look: now, counted: now, equal: 0, due: now + LOOK_INTERVAL, overdue_from: now + timeout }
+    fn begun(now: Duration, pace: Pace) -> Self {
+        Self { last_look: now, counted: now, equal: 0, due: now + pace.interval, overdue_from: now + pace.timeout }
     }
 
     fn is_stable(&self) -> bool {
@@ -93,27 +105,37 @@ impl Clock {
     }
 }
 
+/// What all files have in common.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Between two looks that count.
+    interval: Duration,
+    /// After first sight.
+    timeout: Duration,
+}
+
 /// The clocks of all files. Times are durations since any fixed moment of a monotonic clock.
 #[derive(Debug)]
 pub struct Settling {
-    timeout: Duration,
+    pace: Pace,
     clocks: HashMap<Name, Clock>,
     schedule: BTreeSet<(Duration, Name)>,
 }
 
 impl Settling {
-    /// No files yet; one that is not stable `timeout` after first sight is `Overdue`.
+    /// No files yet; equal looks count `interval` apart, and a file that is not stable `timeout` after first sight is
+    /// `Overdue`.
     #[must_use]
-    pub fn new(timeout: Duration) -> Self {
-        Self { timeout, clocks: HashMap::new(), schedule: BTreeSet::new() }
+    pub fn new(interval: Duration, timeout: Duration) -> Self {
+        Self { pace: Pace { interval, timeout }, clocks: HashMap::new(), schedule: BTreeSet::new() }
     }
 
-    /// Takes note of a look at a file. A change counts at once; an equal look counts [`LOOK_INTERVAL`] after the one
+    /// Takes note of a look at a file. A change counts at once; an equal look counts an interval after the one
     /// before.
     pub fn observe(&mut self, entry: &Entry, now: Duration) -> Vec<Event> {
         let seen = Look { size: entry.size, mtime_ns: entry.mtime_ns, ctime_ns: entry.ctime_ns, inode: entry.inode };
         let Some(clock) = self.clocks.get_mut(&entry.name) else {
-            let watch = Watch::begun(now, self.timeout);
+            let watch = Watch::begun(now, self.pace);
             self.schedule.insert((watch.due, entry.name.clone()));
             let clock =
                 Clock { seen, first_sight: now, last_change: now, growing_from: now, watch: Some(Box::new(watch)) };
@@ -121,7 +143,7 @@ impl Settling {
             return Vec::new();
         };
         let was_due = clock.due();
-        let events = look_again(clock, seen, now, self.timeout);
+        let events = look_again(clock, seen, now, self.pace);
         let due = clock.due();
         if was_due != due {
             self.reschedule(&entry.name, was_due, due);
@@ -156,7 +178,7 @@ impl Settling {
         if was_due.is_some_and(|due| due <= soon) {
             return true;
         }
-        let settled = Watch { equal: EQUAL_LOOKS, ..Watch::begun(now, self.timeout) };
+        let settled = Watch { equal: EQUAL_LOOKS, ..Watch::begun(now, self.pace) };
         if let Some(clock) = self.clocks.get_mut(&name) {
             clock.watch.get_or_insert(Box::new(settled)).due = soon;
         }
@@ -171,8 +193,8 @@ impl Settling {
         while self.schedule.first().is_some_and(|(at, _)| *at <= now) {
             let (_, name) = self.schedule.pop_first().expect("a first one was just seen");
             if let Some(watch) = self.clocks.get_mut(&name).and_then(|clock| clock.watch.as_mut()) {
-                // Should the look fail, it is due again a second later.
-                watch.due = now + LOOK_INTERVAL;
+                // Should the look fail, it is due again an interval later.
+                watch.due = now + self.pace.interval;
                 self.schedule.insert((watch.due, name.clone()));
             }
             due.push(name);
@@ -228,12 +250,12 @@ impl Settling {
 }
 
 /// Advances one clock.
-fn look_again(clock: &mut Clock, seen: Look, now: Duration, timeout: Duration) -> Vec<Event> {
+fn look_again(clock: &mut Clock, seen: Look, now: Duration, pace: Pace) -> Vec<Event> {
     let mut events = Vec::new();
     let size = seen.size;
     if seen != clock.seen {
         let was_stable = clock.is_stable();
-        let begun = Watch::begun(now, timeout);
+        let begun = Watch::begun(now, pace);
         let overdue_from = clock.watch.as_ref().filter(|_| !was_stable).map_or(begun.overdue_from, |w| w.overdue_from);
         clock.watch = Some(Box::new(Watch { overdue_from, ..begun }));
         clock.seen = seen;
@@ -249,7 +271,7 @@ fn look_again(clock: &mut Clock, seen: Look, now: Duration, timeout: Duration) -
     let first_sight = clock.first_sight;
     let Some(watch) = clock.watch.as_mut() else { return events };
     watch.last_look = now;
-    if !watch.is_stable() && now.saturating_sub(watch.counted) >= LOOK_INTERVAL {
+    if !watch.is_stable() && now.saturating_sub(watch.counted) >= pace.interval {
         watch.equal += 1;
         watch.counted = now;
         if watch.is_stable() {
@@ -260,7 +282,7 @@ fn look_again(clock: &mut Clock, seen: Look, now: Duration, timeout: Duration) -
         clock.watch = None;
         return events;
     }
-    watch.due = (watch.counted + LOOK_INTERVAL).max(now);
+    watch.due = (watch.counted + pace.interval).max(now);
     if now >= watch.overdue_from {
         watch.overdue_from = now + OVERDUE_INTERVAL;
         events.push(Event::Overdue { size, since: now.saturating_sub(first_sight) });

@@ -10,7 +10,7 @@ binaries=${1:?usage: image.sh DIRECTORY}
 programs=(hyper2kvm hyper2kvmctl hyper2kvm-operator)
 command -v buildah >/dev/null || die "left out: the image; buildah is not installed"
 
-tag=$(cd "$binaries" && cat "${programs[@]}" "$checkout/Dockerfile" | sha256sum | cut -c1-16)
+tag=$(cd "$binaries" && cat "${programs[@]}" "$checkout/Dockerfile" "$here/image.sh" | sha256sum | cut -c1-16)
 name=localhost/hyper2kvm-operator:$tag
 loaded() { ctr -a "$containerd_socket" -n k8s.io images ls -q 2>/dev/null | grep -qx "$name"; }
 alone
@@ -33,6 +33,8 @@ if ! loaded; then
 
   base=$(buildah from scratch)
   buildah copy --quiet "$base" "$work/base" / >/dev/null
+  # Files settle in no time: the tests bring them whole.
+  buildah config --env HYPER2KVM_TEST_LOOK_INTERVAL_MS=50 "$base"
   buildah commit --quiet "$base" localhost/base:1 >/dev/null
   buildah rm "$base" >/dev/null
   buildah build --quiet --isolation chroot --file "$checkout/Dockerfile" --build-arg BASE=localhost/base:1 \

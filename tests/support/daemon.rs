@@ -14,6 +14,12 @@ use tempfile::TempDir;
 /// Deadline for what takes seconds on an idle machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// How often a daemon looks at files that are to settle, in milliseconds.
+pub const LOOK_INTERVAL: &str = "HYPER2KVM_TEST_LOOK_INTERVAL_MS";
+
+/// As often as without tests: for those that are about settling.
+pub const EACH_SECOND: &[(&str, &str)] = &[(LOOK_INTERVAL, "1000")];
+
 /// Queue and output directory, which outlive the daemons that work on them.
 pub struct Site {
     pub dir: TempDir,
@@ -75,6 +81,7 @@ impl Site {
         let child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
             .args(["daemon", "--config"])
             .arg(&config)
+            .env(LOOK_INTERVAL, "50")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -21,6 +21,7 @@ use hyper2kvm::ledger::{Ledger, Writer};
 use hyper2kvm::notification::Notifier;
 use hyper2kvm::queue::engine::{Engine, Settings, events};
 use hyper2kvm::queue::lock::{Contender, Contest, Locks, Owner};
+use hyper2kvm::queue::settle::look_interval;
 use hyper2kvm::queue::{Layout, Method, probe};
 use hyper2kvm::telemetry::logging::{LogFormat, LogOptions};
 use hyper2kvm::telemetry::{install_crypto, logging};
@@ -270,6 +271,7 @@ fn settings(config: &Config, layout: Layout) -> Settings {
         archive_processed: config.archive_processed,
         deduplicate: config.deduplication != Deduplication::Off,
         deduplicate_by_md5: config.deduplication == Deduplication::Md5,
+        look_interval: look_interval(),
         file_stable_timeout: config.file_stable_timeout,
         companion_timeout: config.companion_timeout,
         policy: config.retry_policy,

@@ -98,6 +98,7 @@ pub(super) struct Intake {
 impl Intake {
     pub fn new(
         directory: PathBuf,
+        look_interval: Duration,
         stable_timeout: Duration,
         companion_timeout: Duration,
         left: Vec<LeftSource>,
@@ -105,7 +106,7 @@ impl Intake {
         Self {
             directory,
             companion_timeout,
-            settling: Settling::new(stable_timeout),
+            settling: Settling::new(look_interval, stable_timeout),
             entries: BTreeMap::new(),
             references: HashMap::new(),
             no_references: Arc::default(),
@@ -419,7 +420,7 @@ mod tests {
             mtime_ns: member.mtime_ns,
         };
         let second = Duration::from_secs(1);
-        let mut intake = Intake::new(directory.path().to_owned(), 30 * second, 3600 * second, vec![left]);
+        let mut intake = Intake::new(directory.path().to_owned(), second, 30 * second, 3600 * second, vec![left]);
         intake.look(Duration::ZERO);
         intake.hint("vm.raw", Duration::ZERO);
         assert_eq!(intake.unsettled(), 0);

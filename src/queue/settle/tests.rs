@@ -26,7 +26,7 @@ fn run(settling: &mut Settling, entry: &Entry, from: u64, to: u64) -> Vec<(u64, 
 
 #[test]
 fn a_file_is_stable_after_the_first_look_and_three_equal_ones() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     let vm = file("vm.raw", 5);
     assert_eq!(settling.observe(&vm, ms(400)), []);
     assert_eq!(run(&mut settling, &vm, 400, 10_000), [(3400, Event::Stable { size: 5 })]);
@@ -36,7 +36,7 @@ fn a_file_is_stable_after_the_first_look_and_three_equal_ones() {
 
 #[test]
 fn looks_in_quick_succession_count_once() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     let vm = file("vm.raw", 5);
     for now in (0..3000).step_by(50) {
         assert_eq!(settling.observe(&vm, ms(now)), []);
@@ -53,7 +53,7 @@ fn size_and_both_times_and_the_inode_each_begin_it_anew() {
         Entry { ctime_ns: 2, ..vm.clone() },
         Entry { inode: 8, ..vm.clone() },
     ] {
-        let mut settling = Settling::new(TIMEOUT);
+        let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
         settling.observe(&vm, ms(0));
         run(&mut settling, &vm, 1, 2500);
         assert_eq!(settling.observe(&changed, ms(2500)), [Event::Growing { size: changed.size }]);
@@ -63,7 +63,7 @@ fn size_and_both_times_and_the_inode_each_begin_it_anew() {
 
 #[test]
 fn an_event_after_the_last_write_saves_the_wait_for_the_next_look() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     settling.observe(&file("vm.raw", 1), ms(0));
     assert!(settling.hint("vm.raw", ms(150)));
     assert!(settling.hint("vm.raw", ms(151)));
@@ -77,7 +77,7 @@ fn an_event_after_the_last_write_saves_the_wait_for_the_next_look() {
 
 #[test]
 fn a_storm_of_events_causes_ten_looks_a_second() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     settling.observe(&file("vm.raw", 0), ms(0));
     let mut looks = 0;
     for now in 0..1000 {
@@ -93,7 +93,7 @@ fn a_storm_of_events_causes_ten_looks_a_second() {
 
 #[test]
 fn a_growing_file_is_reported_every_ten_seconds_and_warned_of_once_then_hourly() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     let (mut growing, mut overdue) = (Vec::new(), Vec::new());
     for second in 0..=7300 {
         for event in settling.observe(&file("vm.raw", second), ms(second * 1000)) {
@@ -111,7 +111,7 @@ fn a_growing_file_is_reported_every_ten_seconds_and_warned_of_once_then_hourly()
 
 #[test]
 fn a_stable_file_that_changes_begins_anew() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     let (old, new) = (file("vm.raw", 1), file("vm.raw", 2));
     settling.observe(&old, ms(0));
     run(&mut settling, &old, 1, 4000);
@@ -123,7 +123,7 @@ fn a_stable_file_that_changes_begins_anew() {
 
 #[test]
 fn a_file_that_left_is_forgotten_and_begins_anew_when_it_returns() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     let vm = file("vm.raw", 1);
     settling.observe(&vm, ms(0));
     assert_eq!(settling.observe_all(&[], ms(100)), [(Name::from("vm.raw"), Event::Gone)]);
@@ -134,7 +134,7 @@ fn a_file_that_left_is_forgotten_and_begins_anew_when_it_returns() {
 
 #[test]
 fn ten_thousand_files_settle_side_by_side_and_then_cost_no_look() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     let files: Vec<_> = (10_000..20_000).map(|n| file(&format!("{n}.raw"), n)).collect();
     assert_eq!(settling.observe_all(&files, ms(0)), []);
     let mut looks = 0;
@@ -151,7 +151,7 @@ fn ten_thousand_files_settle_side_by_side_and_then_cost_no_look() {
 
 #[test]
 fn a_file_whose_look_failed_is_due_again() {
-    let mut settling = Settling::new(TIMEOUT);
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
     settling.observe(&file("vm.raw", 1), ms(0));
     assert_eq!(settling.take_due(ms(1000)), [Name::from("vm.raw")]);
     assert_eq!(settling.next_look(), Some(ms(2000)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::daemon::{Site, at_best, disk, second};
+use crate::support::daemon::{EACH_SECOND, Site, at_best, disk, second};
 use crate::support::vmdk::{self, Sparse};
 
 #[test]
@@ -51,7 +51,7 @@ fn what_is_no_disk_image_is_refused_once_and_left_where_it_is() {
 fn twenty_files_at_once_are_all_vetted_within_three_and_a_half_seconds() {
     at_best(|| {
         let site = Site::new("");
-        let daemon = site.start();
+        let daemon = site.start_with(EACH_SECOND);
         daemon.ask("pause");
         let dropped = jiff::Timestamp::now().as_duration().as_secs_f64();
         for n in 0..20 {
@@ -66,7 +66,7 @@ fn twenty_files_at_once_are_all_vetted_within_three_and_a_half_seconds() {
 #[test]
 fn a_growing_file_is_not_converted_and_holds_up_nobody() {
     let site = Site::new("");
-    let daemon = site.start();
+    let daemon = site.start_with(EACH_SECOND);
     let growing = site.queue().join("growing.raw");
     let mut file = OpenOptions::new().create(true).append(true).open(growing).unwrap();
     site.drop_file("still.raw", &disk(0));

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use super::trace::{self, Call};
-use crate::support::daemon::{Site, until};
+use crate::support::daemon::{LOOK_INTERVAL, Site, until};
 use crate::support::random::Random;
 
 const CALLS: &str = "trace=openat,openat2,write,pwrite64,writev,pwritev,pwritev2,ftruncate,fallocate,copy_file_range,\
@@ -43,7 +43,7 @@ impl Traced {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-y", "-qq", "-s", "400", "-e", CALLS, "-e", "signal=none", "-o"]).arg(&trace);
         strace.arg(env!("CARGO_BIN_EXE_hyper2kvm")).arg("daemon");
-        strace.arg("--watch-dir").arg(site.queue()).arg("--output-dir").arg(site.output());
+        strace.env(LOOK_INTERVAL, "50").arg("--watch-dir").arg(site.queue()).arg("--output-dir").arg(site.output());
         strace.stdin(Stdio::null()).stderr(fs::File::create(site.dir.path().join("log")).unwrap());
         let mut strace = strace.spawn().unwrap();
         let is_archived = || site.archived() == ["vm.raw"] && site.names("queue/.errors").len() == 2;
