@@ -18,15 +18,32 @@ demo: ## Convert a sample appliance with the daemon and show the result (no root
 prerequisites:
 	@tests/prerequisites.sh
 
-# Tests on a cluster (cluster_*, and with them whatever begins with c) mostly wait for it: more of them run side by
-# side than there are processors.
+.PHONY: tools
+tools:
+	@tests/prerequisites.sh tools
+
+# Unit tests without the cluster's: what a change is checked with all along.
+.PHONY: check
+check: tools ## Format, clippy and unit tests without the cluster, in about a minute
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@tests/run.sh --no-default-features --lib --bins
+
 .PHONY: test
 test: prerequisites ## Run every test that this machine can run, and list what it could not
-	@trap 'tests/cluster/down.sh --of-tests' EXIT; failed=0; \
-	cargo test --locked --no-fail-fast --lib --bins --test '[!c]*' || failed=1; \
-	cargo test --locked --no-fail-fast --test 'c*' -- --test-threads=6 || failed=1; \
-	exit $$failed
-	@tests/left-out.sh
+	@trap 'tests/cluster/down.sh --of-tests' EXIT; tests/cluster/programs.sh; tests/run.sh
+
+# How many kills, changed images and minutes of simulation.
+KILLS ?= 200
+CLUSTER_KILLS ?= 30
+CHANGES ?= 1000
+MINUTES ?= 60
+.PHONY: test-long
+test-long: prerequisites ## Kill sweeps at full size, more changed images, an hour of simulation
+	@trap 'tests/cluster/down.sh --of-tests' EXIT; tests/cluster/programs.sh; \
+	HYPER2KVM_KILLS=$(KILLS) HYPER2KVM_CLUSTER_KILLS=$(CLUSTER_KILLS) BOLERO_RANDOM_ITERATIONS=$(CHANGES) \
+	tests/run.sh --profile long -E 'test(/kill|mutation::|failpoints::/)'
+	@if $(MAKE) --dry-run sim >/dev/null 2>&1; then $(MAKE) sim MINUTES=$(MINUTES); fi
 
 .PHONY: generate
 generate: ## Write the generated files: crds/, the chart's copy, docs/api.md, deploy/base/operator.yaml

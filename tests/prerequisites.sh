@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests and lints need: on Debian as root everything, elsewhere it says what is missing.
+#
+#   prerequisites.sh [tools]     (tools: only what cargo runs)
 set -euo pipefail
 
 # Debian packages: the oracle for disk images, libvirt's schema (its validator calls xmllint without asking for the
@@ -11,7 +13,7 @@ if [ -z "${KUBECONFIG:-}" ] && ! "$(dirname "$0")/cluster/go.sh" >/dev/null 2>&1
 fi
 
 missing=()
-if command -v dpkg-query >/dev/null; then
+if [ "${1:-}" != tools ] && command -v dpkg-query >/dev/null; then
   for package in "${packages[@]}"; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$status" = installed ] || missing+=("$package")
@@ -28,6 +30,28 @@ if [ "${#missing[@]}" -gt 0 ]; then
   fi
 fi
 
-if ! command -v cargo-deny >/dev/null; then
-  cargo install --quiet --locked cargo-deny --version 0.20.2
-fi
+# tool NAME VERSION SHA256...: a program of cargo's, as a wheel of its built release (one checksum for each platform);
+# from source, which takes minutes, where there is none or no Python that fetches it.
+tool() {
+  local name=$1 version=$2 hash place
+  ! cargo "${name#cargo-}" --version >/dev/null 2>&1 || return 0
+  shift 2
+  place=$(mktemp -d)
+  {
+    printf 'astral-dev-toolchain-%s==%s' "$name" "$version"
+    for hash in "$@"; do printf ' --hash=sha256:%s' "$hash"; done
+  } >"$place/requirements"
+  if python3 -m venv "$place/venv" >/dev/null 2>&1 && "$place/venv/bin/pip" install --quiet --disable-pip-version-check \
+    --only-binary :all: --require-hashes --requirement "$place/requirements"; then
+    install -D -m 0755 "$place/venv/bin/$name" "${CARGO_HOME:-$HOME/.cargo}/bin/$name"
+  else
+    cargo install --quiet --locked "$name" --version "$version"
+  fi
+  rm -rf "$place"
+}
+tool cargo-nextest 0.9.148 \
+  76d7faec7ba7e1f15f888268761bb1449309b1eb801ec5cbe9c04a5685f42968 \
+  ec00da98aa8e0c0e9520219a00f68290e62da70f0574e03110dc94393711df11
+tool cargo-deny 0.20.2 \
+  ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
+  0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141

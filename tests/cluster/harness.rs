@@ -70,7 +70,12 @@ impl Cluster {
             Some(kubeconfig) => Self::foreign(kubeconfig.into())?,
             None => Self::boot()?,
         };
-        // What the checkout says now, whatever an earlier run left.
+        // What the checkout says now, whatever an earlier run left; tests of one run need it once.
+        let defined = cluster.state.as_ref().map(|state| state.join("definitions"));
+        let wanted = definitions();
+        if defined.as_ref().is_some_and(|path| fs::read(path).is_ok_and(|text| text == wanted)) {
+            return Ok(cluster);
+        }
         run(cluster.kubectl().args(["apply", "--server-side", "--force-conflicts", "-k"]).arg(in_tree("crds")));
         for kind in ["hyperconversions.hyper2kvm.io", "conversionjobs.hyper2kvm.io"] {
             // `kubectl wait` fails on a definition so young that it has no condition yet; asking for objects does not.
@@ -78,6 +83,11 @@ impl Cluster {
             while !served().is_ok_and(|output| output.status.success()) {
                 std::thread::yield_now();
             }
+        }
+        if let Some(path) = defined {
+            // In one step: another test may read it.
+            let new = path.with_extension(std::process::id().to_string());
+            fs::write(&new, wanted).and_then(|()| fs::rename(new, path)).map_err(|error| error.to_string())?;
         }
         Ok(cluster)
     }
@@ -137,7 +147,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until no other test binary uses this cluster of ours, and lets none in as long as this one runs.
+    /// Waits until no other test uses this cluster of ours, and lets none in as long as this one runs.
     pub fn alone(&self) {
         self.user.as_ref().expect("a cluster of our own").lock().expect("its file can be locked");
     }
@@ -217,12 +227,17 @@ impl Cluster {
         run(Command::new(in_tree("tests/cluster/part.sh")).args([what, part]).stdin(Stdio::null()));
     }
 
+    /// A namespace that another process of this run made, which stays.
+    pub fn shared_namespace(&'static self, name: &str) -> Namespace {
+        Namespace { cluster: self, name: name.to_owned(), is_shared: true }
+    }
+
     /// A namespace for one test, named after it, which lets in no pod that is not of the restricted profile.
     pub fn namespace(&'static self, test: &str) -> Namespace {
         let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
         let name = format!("{test}-{:x}", unique & 0xffff_ffff);
         let labels = serde_json::json!({"pod-security.kubernetes.io/enforce": "restricted"});
-        let namespace = Namespace { cluster: self, name: name.clone() };
+        let namespace = Namespace { cluster: self, name: name.clone(), is_shared: false };
         namespace.apply(
             &serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
                 .to_string(),
@@ -236,8 +251,10 @@ impl Cluster {
 /// A namespace, deleted when its test is over.
 #[derive(Debug)]
 pub struct Namespace {
-    cluster: &'static Cluster,
+    pub cluster: &'static Cluster,
     pub name: String,
+    /// Whether it stays for other tests of the run.
+    pub is_shared: bool,
 }
 
 impl Namespace {
@@ -335,7 +352,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
+        if self.is_shared || std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
             return;
         }
         drop(self.cluster.kubectl().args(["delete", "namespace", &self.name, "--wait=false"]).output());
@@ -354,6 +371,13 @@ pub fn binaries() -> &'static Path {
 pub fn helm() -> PathBuf {
     let bin = run(Command::new(in_tree("tests/cluster/build.sh")).arg("helm"));
     Path::new(bin.trim()).join("helm")
+}
+
+/// The definitions of our kinds, as `crds/` has them.
+fn definitions() -> Vec<u8> {
+    let mut files: Vec<_> = fs::read_dir(in_tree("crds")).expect("it is there").map(|e| e.unwrap().path()).collect();
+    files.sort();
+    files.iter().flat_map(|file| fs::read(file).expect("a file of ours")).collect()
 }
 
 /// A path below the checkout.

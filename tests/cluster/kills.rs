@@ -18,7 +18,7 @@ use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 
 use crate::conversion::disks::{guest, holds};
-use crate::conversion::stage::{Queue, files};
+use crate::conversion::stage::{Operator, Queue, files};
 use crate::harness::{Cluster, Need};
 use crate::support::random::{Random, number};
 
@@ -88,7 +88,8 @@ async fn whoever_is_killed_at_any_moment_nothing_is_lost_and_nothing_is_done_twi
     }
     let kills = number("HYPER2KVM_CLUSTER_KILLS").unwrap_or(KILLS);
     let spec = json!({"maxConcurrentJobs": 3, "retryPolicy": {"maxRetries": 3, "retryDelaySeconds": 1}});
-    let Some(queue) = Queue::open("kills", spec, json!({})).await else { return };
+    let Some(operator) = Operator::own("kills") else { return };
+    let queue = Queue::open_with(&operator, "kills", &spec, &json!({})).await;
     let mut random = Random::seeded("kills in the cluster");
     let jobs = every_job(queue.api(), &queue.name);
     let mut victims = Victim::all(&queue, kills);

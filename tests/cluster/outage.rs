@@ -1,5 +1,5 @@
 //! Parts of the cluster that go away in the middle of conversions and come back: nothing is lost, nothing done twice, and
-//! all is caught up. A test binary of its own, for everybody else is cut off meanwhile.
+//! all is caught up. Nobody else uses the cluster meanwhile.
 
 use std::time::Duration;
 
@@ -7,15 +7,11 @@ use hyper2kvm::cluster::api::{ConversionJob, JobPhase};
 use hyper2kvm::conversion::Reason;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use crate::conversion::disks::{guest, holds};
-use crate::conversion::stage::{Queue, files, pod_of, reasons, runs};
+use crate::conversion::stage::{Operator, Queue, files, pod_of, reasons, runs};
 use crate::harness::{Cluster, Need};
-
-/// One part at a time: taken before anything is set up, for what is set up needs all parts.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// How long the API server is away.
 const OUTAGE: Duration = Duration::from_secs(20);
@@ -66,12 +62,11 @@ fn slow() -> Value {
 #[tokio::test]
 async fn conversions_go_on_while_the_api_server_is_away_and_all_is_caught_up() {
     const DISKS: u64 = 4;
-    if Cluster::shared(Need::OwnNode).is_none() {
-        return;
-    }
+    let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
+    cluster.alone();
     let spec = json!({"maxConcurrentJobs": 2, "conversion": slow()});
-    let _alone = ALONE.lock().await;
-    let Some(queue) = Queue::open("outage", spec, json!({})).await else { return };
+    let Some(operator) = Operator::own("outage") else { return };
+    let queue = Queue::open_with(&operator, "outage", &spec, &json!({})).await;
     let name = |n| format!("disk{n}.img");
     let disk = |n| guest(24, 300 + n);
     for n in 0..DISKS {
@@ -102,13 +97,12 @@ async fn conversions_go_on_while_the_api_server_is_away_and_all_is_caught_up() {
 
 #[tokio::test]
 async fn what_ends_while_the_kubelet_is_away_is_told_when_it_is_back() {
-    if Cluster::shared(Need::OwnNode).is_none() {
-        return;
-    }
+    let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
+    cluster.alone();
     let spec = json!({"retryPolicy": {"maxRetries": 2, "retryDelaySeconds": 1}, "conversion": slow()});
     let hang = json!({"test.hyper2kvm.io/hang": "1"});
-    let _alone = ALONE.lock().await;
-    let Some(queue) = Queue::open("no-kubelet", spec, hang).await else { return };
+    let Some(operator) = Operator::own("no-kubelet") else { return };
+    let queue = Queue::open_with(&operator, "no-kubelet", &spec, &hang).await;
     queue.bring("killed.img", &guest(1, 401));
     let running = queue.conversion("killed.img", "running", runs).await;
     let killed = pod(&queue, &running).await;

@@ -28,6 +28,19 @@ case $want in
   *) die "usage: up.sh [control-plane|node]" ;;
 esac
 
+# Each test of a run comes by here: where all is up, nothing is looked at again.
+parts="etcd apiserver manager scheduler"
+[ "$node" = no ] || parts="$parts containerd kubelet"
+complete() {
+  [ "$(cat "$S/complete" 2>/dev/null)" = "$parts" ] || return 1
+  local part
+  for part in $parts; do alive "$part" || return 1; done
+}
+if complete; then
+  echo "$S/admin.kubeconfig"
+  exit
+fi
+
 binaries=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl)
 [ "$node" = no ] || binaries+=(kubelet)
 bin=$("$here/build.sh" kubernetes "${binaries[@]}")
@@ -156,5 +169,6 @@ start scheduler "$bin/kube-scheduler" --kubeconfig="$S/scheduler.kubeconfig" \
   --leader-elect=false --secure-port="$scheduler_port" --cert-dir="$S/pki/scheduler"
 
 if [ "$node" = yes ]; then . "$here/node.sh"; fi
+echo "$parts" >"$S/complete"
 if [ "$fresh" = yes ] && [ "${HYPER2KVM_CLUSTER_KEEPER:-}" = 1 ]; then start keeper "$here/keep.sh"; fi
 echo "$S/admin.kubeconfig"

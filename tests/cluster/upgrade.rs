@@ -29,7 +29,8 @@ fn image_of(set: &StatefulSet) -> Option<String> {
 async fn an_upgrade_under_way_loses_and_doubles_nothing_and_reaches_the_watcher() {
     let settings = json!({"maxConcurrentJobs": 2, "conversion": {"outFormat": "raw"}});
     let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
-    let Some(queue) = Queue::open("upgraded", settings, json!({})).await else { return };
+    let Some(operator) = Operator::own("upgraded") else { return };
+    let queue = Queue::open_with(&operator, "upgraded", &settings, &json!({})).await;
     let state = cluster.state.as_ref().expect("it is ours");
     let image = cluster.image().expect("the queue runs it");
     let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");

@@ -1,5 +1,5 @@
-//! The operator of a whole cluster, as the chart installs it without `watchNamespaces`. The only test of its binary: all
-//! others' namespaces have operators of their own, so it waits until none of them is there.
+//! The operator of a whole cluster, as the chart installs it without `watchNamespaces`. All others'
+//! namespaces have operators of their own, so it waits until none of them is there.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::audit;
 use crate::conversion::disks::{guest, holds};
-use crate::conversion::stage::{Operator, Queue, Release};
+use crate::conversion::stage::{Operator, Queue, Record, Release};
 use crate::harness::{Cluster, Need, run};
 
 /// Converts a disk, and asks for what can't be had.
@@ -41,6 +41,7 @@ async fn an_operator_of_the_whole_cluster_converts_in_each_namespace_there_is_an
     let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
     let Some(image) = cluster.image() else { return };
     cluster.alone();
+    Record::open(cluster).expect("it is ours").uninstall();
     let before = cluster.namespace("wide-before");
     let release = Release::install(cluster, &image, Arc::new(cluster.namespace("wide")), &[]);
     let namespaces = [before, cluster.namespace("wide-after")];

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! cargo +nightly bolero test --no-default-features mutation::stream_vmdk   # until it finds something, or Ctrl-C
-//! BOLERO_RANDOM_ITERATIONS=1000 cargo test --test hostile mutation         # at random, 24 without the variable
+//! BOLERO_RANDOM_ITERATIONS=1000 cargo nextest run --test hostile mutation::  # at random, 24 without the variable
 //! ```
 
 use std::fs::{self, File};

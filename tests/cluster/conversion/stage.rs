@@ -3,11 +3,12 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fmt::Debug;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase};
@@ -60,7 +61,7 @@ impl Release {
 
 impl Drop for Release {
     fn drop(&mut self) {
-        if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
+        if self.namespace.is_shared || is_kept() {
             return;
         }
         let name = &self.namespace.name;
@@ -78,19 +79,31 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// In a namespace of its own, shared by tests that run side by side; the last one takes it down. `None` (and a loud
-    /// line) where no pods run.
+    /// The one that the tests of a run share, each a process of its own: the first of them installs it, and it goes with
+    /// the cluster. On a cluster that somebody else runs each test has its own. `None` (and a loud line) where no pods
+    /// run.
     pub fn shared() -> Option<Arc<Self>> {
-        static SHARED: Mutex<Weak<Operator>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(operator) = shared.upgrade() {
-            return Some(operator);
-        }
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
-        let operator = Arc::new(Self::install(cluster, &image, cluster.namespace("conversion"), None));
-        *shared = Arc::downgrade(&operator);
-        Some(operator)
+        let Some(mut record) = Record::open(cluster) else { return Self::own("conversion") };
+        if let Some(name) = record.namespace() {
+            let namespace = Arc::new(cluster.shared_namespace(&name));
+            let release = Arc::new(Release { cluster, namespace: Arc::clone(&namespace) });
+            return Some(Arc::new(Self { cluster, release, namespace }));
+        }
+        record.uninstall();
+        let mut namespace = cluster.namespace("conversion");
+        namespace.is_shared = true;
+        let operator = Self::install(cluster, &image, namespace, None);
+        record.write(&operator.namespace.name);
+        Some(Arc::new(operator))
+    }
+
+    /// One for this test, which does something to it; otherwise like [`Operator::shared`].
+    pub fn own(test: &str) -> Option<Arc<Self>> {
+        let cluster = Cluster::shared(Need::Node)?;
+        let image = cluster.image()?;
+        Some(Arc::new(Self::install(cluster, &image, cluster.namespace(test), None)))
     }
 
     /// Installs the chart in `release` to watch `namespace`, or in that itself.
@@ -118,11 +131,64 @@ impl Operator {
 
 impl Drop for Operator {
     fn drop(&mut self) {
-        if std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some() {
+        if self.namespace.is_shared || is_kept() {
             return;
         }
         drop(self.kubectl().args(["delete", "hconv", "--all", "--wait=false"]).output());
     }
+}
+
+/// What says which namespace the shared operator of a run is in; locked as long as it is open.
+pub struct Record {
+    cluster: &'static Cluster,
+    file: File,
+}
+
+impl Record {
+    /// `None` for a cluster that somebody else runs.
+    pub fn open(cluster: &'static Cluster) -> Option<Self> {
+        let path = cluster.state.as_ref()?.join("operator");
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(path).unwrap();
+        file.lock().unwrap();
+        Some(Self { cluster, file })
+    }
+
+    /// What tells one run of the suite from the next.
+    fn run() -> String {
+        std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| std::process::id().to_string())
+    }
+
+    fn read(&mut self) -> Option<(String, String)> {
+        let mut text = String::new();
+        self.file.rewind().unwrap();
+        self.file.read_to_string(&mut text).unwrap();
+        text.split_once(' ').map(|(run, namespace)| (run.to_owned(), namespace.to_owned()))
+    }
+
+    /// Where this run's operator is, if it is installed.
+    fn namespace(&mut self) -> Option<String> {
+        self.read().filter(|(run, _)| *run == Self::run()).map(|(_, namespace)| namespace)
+    }
+
+    fn write(&mut self, namespace: &str) {
+        self.file.set_len(0).unwrap();
+        self.file.rewind().unwrap();
+        write!(self.file, "{} {namespace}", Self::run()).unwrap();
+    }
+
+    /// Takes down what is installed, by this run or by an earlier one.
+    pub fn uninstall(&mut self) {
+        let Some((_, name)) = self.read() else { return };
+        self.file.set_len(0).unwrap();
+        let namespace = Arc::new(Namespace { cluster: self.cluster, name, is_shared: false });
+        let release = Arc::new(Release { cluster: self.cluster, namespace: Arc::clone(&namespace) });
+        drop(Operator { cluster: self.cluster, release, namespace });
+    }
+}
+
+/// Whether what a test made stays, for a person to look at.
+fn is_kept() -> bool {
+    std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some()
 }
 
 /// A queue on a volume of the node, as its user sees it.
@@ -134,13 +200,27 @@ pub struct Queue {
     client: Client,
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // What is not shared is deleted with its namespace.
+        if self.operator.namespace.is_shared && !is_kept() {
+            drop(self.kubectl().args(["delete", "hconv", &self.name, "--wait=false"]).output());
+        }
+    }
+}
+
 impl Queue {
     /// A queue of the shared operator, watched. `spec` is laid over the smallest one.
     pub async fn open(name: &str, spec: Value, annotations: Value) -> Option<Self> {
-        let queue = Self::prepare(&Operator::shared()?, name, (IMAGE_USER, 0)).await;
-        queue.declare(&spec, &annotations);
+        Some(Self::open_with(&Operator::shared()?, name, &spec, &annotations).await)
+    }
+
+    /// The same of any operator.
+    pub async fn open_with(operator: &Arc<Operator>, name: &str, spec: &Value, annotations: &Value) -> Self {
+        let queue = Self::prepare(operator, name, (IMAGE_USER, 0)).await;
+        queue.declare(spec, annotations);
         queue.ready();
-        Some(queue)
+        queue
     }
 
     /// Volume and claim, with directories of this user and group.
