@@ -3,7 +3,9 @@
 //! A reader turns bounded metadata into a *map*: an iterator of [`extent::Extent`]s in guest order. A writer turns a
 //! stream of extents into a file. The pipeline between them knows neither format.
 
+pub mod buffer;
 mod coalesce;
+pub mod copy;
 pub mod descriptor;
 pub mod detect;
 pub mod error;
@@ -15,10 +17,10 @@ pub mod image;
 pub mod manifest;
 mod occupancy;
 pub mod ova;
-pub mod pipeline;
 pub mod qcow2;
 pub mod raw;
 pub mod region;
+pub mod replay;
 #[cfg(test)]
 mod resolve;
 pub mod source;

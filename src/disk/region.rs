@@ -223,7 +223,7 @@ mod tests {
     use rustix::fs::OFlags;
 
     use super::*;
-    use crate::disk::pipeline::Buffer;
+    use crate::disk::buffer::Buffer;
 
     /// A file of `len` bytes of the number `content`, open with `flags`.
     fn file(len: usize, content: u8, flags: OFlags) -> Arc<File> {

@@ -13,8 +13,9 @@ use sha2::{Digest, Sha256};
 
 pub use self::qcow2::qcow2;
 pub use self::vdi::vdi;
-use super::pipeline::replay::{Stretch, replay};
-use super::pipeline::{CopyControl, is_zero};
+use super::buffer::is_zero;
+use super::copy::CopyControl;
+use super::replay::{Stretch, replay};
 use super::{Error, Image, Region};
 use crate::conversion::{OutputFormat, Reason};
 

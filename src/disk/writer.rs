@@ -1,5 +1,6 @@
 //! Output formats: each takes batches in guest order and says where their bytes go.
 
+pub mod output;
 mod packer;
 mod qcow2;
 mod raw;
@@ -8,11 +9,13 @@ mod vdi;
 
 use std::ops::Range;
 
+use self::output::Output;
 use self::qcow2::Qcow2;
 use self::raw::Raw;
 use self::vdi::Vdi;
 use super::Error;
-use super::pipeline::{Buffer, Coded, Coding, CopyOptions, Output};
+use super::buffer::Buffer;
+use super::copy::{Coded, Coding, CopyOptions};
 use crate::conversion::OutputFormat;
 
 /// A write that may be done at any time before [`Writer::finish`], in any order. Offsets and lengths suit direct I/O.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::conversion::{CONTRACT_VERSION, Progress, Stage};
-use crate::disk::pipeline::CopyControl;
+use crate::disk::copy::CopyControl;
 
 /// Shortest time between two writes of the file.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -134,7 +134,7 @@ impl Drop for Ticker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::pipeline::{CopyOptions, copy};
+    use crate::disk::copy::{CopyOptions, copy};
     use crate::disk::{Image, Region};
 
     #[test]

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use hyper2kvm::conversion::OutputFormat;
-use hyper2kvm::disk::pipeline::{self, CopyControl, CopyOptions};
+use hyper2kvm::disk::copy::{self, CopyControl, CopyOptions};
 use hyper2kvm::disk::{Image, Region};
 use rustix::fs::OFlags;
 use tempfile::TempDir;
@@ -273,7 +273,7 @@ fn copy_through_the_page_cache(place: &Path) {
         let path = place.join(format!("out.{format}"));
         let output = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         let options = CopyOptions { format, buffered: true, ..CopyOptions::default() };
-        pipeline::copy(&image, &output, "output", &options, &CopyControl::default()).unwrap();
+        copy::copy(&image, &output, "output", &options, &CopyControl::default()).unwrap();
     }
 }
 

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::copy::CopyControl;
 use crate::disk::manifest;
-use crate::disk::pipeline::CopyControl;
-use crate::disk::pipeline::replay::{Stretch, replay};
+use crate::disk::replay::{Stretch, replay};
 use crate::disk::sample_ova::{self, END, member, ovf, tar};
 use crate::disk::sample_vmdk::{GRAIN, Sparse};
 

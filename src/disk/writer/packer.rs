@@ -2,7 +2,7 @@
 
 use super::Job;
 use super::qcow2::{CLUSTER, CLUSTER_BYTES};
-use crate::disk::pipeline::Buffer;
+use crate::disk::buffer::Buffer;
 
 /// Bytes gathered before they are written.
 const GATHER: usize = 1 << 20;

@@ -5,11 +5,13 @@
 //! and the header at last. Until then the file has no magic number: an unfinished one is no image.
 
 use super::Job;
+use super::output::Output;
 use super::packer::Packer;
 use super::refcounts::Refcounts;
 use crate::conversion::{Compression, Reason};
 use crate::disk::Error;
-use crate::disk::pipeline::{Buffer, Cluster, Coded, Coding, Content, CopyOptions, Output};
+use crate::disk::buffer::Buffer;
+use crate::disk::copy::{Cluster, Coded, Coding, Content, CopyOptions};
 
 /// Bytes of a cluster, and its logarithm.
 pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;

@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use super::Job;
+use super::output::Output;
 use crate::conversion::Reason;
-use crate::disk::pipeline::{ALIGNMENT, Coded, Coding, Content, Output};
+use crate::disk::buffer::ALIGNMENT;
+use crate::disk::copy::{Coded, Coding, Content};
 use crate::disk::{Error, detect};
 
 /// A raw disk being written.

@@ -9,9 +9,11 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 
 use super::Job;
+use super::output::Output;
 use crate::conversion::Reason;
 use crate::disk::Error;
-use crate::disk::pipeline::{ALIGNMENT, Buffer, Coded, Coding, Content, Output};
+use crate::disk::buffer::{ALIGNMENT, Buffer};
+use crate::disk::copy::{Coded, Coding, Content};
 use crate::disk::vdi::SIGNATURE;
 
 /// Bytes of a block: the only size that QEMU reads.
@@ -189,7 +191,7 @@ mod tests {
 
     use super::*;
     use crate::conversion::OutputFormat;
-    use crate::disk::pipeline::{Copied, CopyControl, CopyOptions, copy};
+    use crate::disk::copy::{Copied, CopyControl, CopyOptions, copy};
     use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
     use crate::disk::{Image, Location, vdi, verify};
 

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use super::*;
 use crate::disk::Image;
-use crate::disk::pipeline::CopyControl;
-use crate::disk::pipeline::replay::{Stretch, replay};
+use crate::disk::copy::CopyControl;
+use crate::disk::replay::{Stretch, replay};
 
 /// Bytes of a cluster of the images here.
 const CLUSTER: usize = 4096;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Advice, fadvise};
 
-use super::load::Run;
 use crate::disk::Region;
+use crate::disk::replay::load::Run;
 
 /// Bytes read that are dropped at once. Small, as the lag is: pages that are used again soon are still in the CPU's cache.
 const STEP: u64 = 2 << 20;

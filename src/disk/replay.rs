@@ -1,11 +1,15 @@
 //! Reads a guest's disk from front to back, for second passes and checks.
 
-use super::CopyControl;
-use super::batch::{Batches, CLUSTER_BYTES, Step};
+pub(crate) mod batch;
+pub(crate) mod decode;
+pub(crate) mod load;
+
+use self::batch::{Batches, CLUSTER_BYTES, Step};
+use self::decode::Decode;
+use self::load::{Loaded, load};
 use super::buffer::Buffer;
-use super::decode::Decode;
-use super::load::{Loaded, load};
-use crate::disk::{Error, Image};
+use super::copy::CopyControl;
+use super::{Error, Image};
 
 /// A stretch of guest bytes.
 #[derive(Debug, PartialEq, Eq)]

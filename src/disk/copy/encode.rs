@@ -5,11 +5,11 @@ use std::ops::Range;
 use flate2::{Compress, FlushCompress, Status};
 use libdeflater::{CompressionLvl, Compressor};
 
-use super::batch::{CLUSTER, CLUSTER_BYTES};
-use super::buffer::{Buffer, is_zero};
-use super::decode::{Decode, within};
-use super::load::Loaded;
 use crate::conversion::Compression;
+use crate::disk::buffer::{Buffer, is_zero};
+use crate::disk::replay::batch::{CLUSTER, CLUSTER_BYTES};
+use crate::disk::replay::decode::{self, Decode, within};
+use crate::disk::replay::load::Loaded;
 use crate::disk::{Error, Extent, Image, Location};
 
 /// Window of QEMU's own deflate clusters: log2 of 4 KiB.
@@ -109,7 +109,7 @@ impl Encode {
             }
             let target = within(batch.guest.start, piece);
             if let Some(body) = self.decode.pass_through(&input[place.clone()], &mut buffer[target.clone()]) {
-                let start = place.start + super::decode::ZLIB_HEADER;
+                let start = place.start + decode::ZLIB_HEADER;
                 passed.push((target.start / CLUSTER_BYTES, start..start + body.len()));
                 // Decoded already: the decoder leaves stored pieces alone.
                 piece.at = Location::Stored { file: 0, offset: 0 };

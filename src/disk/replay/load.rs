@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::batch::Batch;
-use super::buffer::Buffer;
+use crate::disk::buffer::Buffer;
 use crate::disk::region::SECTOR;
 use crate::disk::vmdk::marker;
 use crate::disk::{Error, Location, Region};

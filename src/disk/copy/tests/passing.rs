@@ -4,7 +4,7 @@ use flate2::{Compress, FlushCompress, Status};
 use libdeflater::{CompressionLvl, Compressor, Decompressor, adler32};
 use proptest::prelude::*;
 
-use crate::disk::pipeline::decode::Decode;
+use crate::disk::replay::decode::Decode;
 
 /// The order in which the lengths of a header's own codes come (RFC 1951, section 3.2.7).
 const HEADER_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];

@@ -63,7 +63,7 @@ const ALONE: &str = "HYPER2KVM_TEST_ALONE";
 fn a_copy_that_gets_too_few_threads_does_not_wait_for_the_others() {
     const STACK: u64 = 1 << 30;
     if std::env::var_os(ALONE).is_none() {
-        let name = "disk::pipeline::tests::panicking::a_copy_that_gets_too_few_threads_does_not_wait_for_the_others";
+        let name = "disk::copy::tests::panicking::a_copy_that_gets_too_few_threads_does_not_wait_for_the_others";
         let output = Command::new(std::env::current_exe().unwrap())
             .args([name, "--exact", "--nocapture"])
             .env(ALONE, "1")

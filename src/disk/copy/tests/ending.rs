@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::disk::pipeline::stages::{READERS, WRITERS};
+use crate::disk::copy::stages::{READERS, WRITERS};
 
 /// A control, and `bytes` as a region that it ends; `before_read` hears it and the number of each read that begins.
 fn controlled(
@@ -59,7 +59,7 @@ fn a_cancelled_copy_begins_no_read_and_no_write() {
     // Threads that had looked before go on with what they have in hand.
     assert!(reads.load(Ordering::Relaxed) < LAST + READERS as u64);
     let since = file.metadata().unwrap().blocks() * 512 - written.load(Ordering::Relaxed);
-    assert!(since <= WRITERS as u64 * super::super::batch::BATCH, "{since} bytes were written since");
+    assert!(since <= WRITERS as u64 * crate::disk::replay::batch::BATCH, "{since} bytes were written since");
 }
 
 #[test]

@@ -3,16 +3,16 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::{Batch, Batches, CLUSTER_BYTES, INPUT, Step};
-use super::buffer::{Buffer, Pool};
 use super::encode::{Coded, Coding, Encode};
-use super::load::{Loaded, load};
-use super::output::Output;
+use super::page_cache::Trail;
 use super::queue::{Budget, InOrder, Queue};
-use super::ride::{Ride, Rides};
-use super::trail::Trail;
+use super::source_digests::{Ride, Rides};
 use super::{CopyControl, CopyOptions};
 use crate::conversion::Reason;
+use crate::disk::buffer::{Buffer, Pool};
+use crate::disk::replay::batch::{Batch, Batches, CLUSTER_BYTES, INPUT, Step};
+use crate::disk::replay::load::{Loaded, load};
+use crate::disk::writer::output::Output;
 use crate::disk::writer::{Job, Writer};
 use crate::disk::{Error, Image};
 

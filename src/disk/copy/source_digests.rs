@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CopyControl;
-use super::load::Loaded;
 use crate::disk::manifest::{Expected, Hasher};
+use crate::disk::replay::load::Loaded;
 use crate::disk::{Error, Region};
 
 /// Bytes between two batches that are read in passing: tables, headers, what no grain refers to.

@@ -12,10 +12,11 @@ use rustix::fs::OFlags;
 
 use sha2::{Digest, Sha256};
 
-use super::replay::{Stretch, replay};
 use super::*;
 use crate::conversion::Reason;
 use crate::disk::manifest::Algorithm;
+use crate::disk::replay::decode::Decode;
+use crate::disk::replay::{Stretch, replay};
 use crate::disk::{Extent, Layout, Location, Region};
 
 use crate::disk::sample_vmdk::{Sparse, built};
@@ -182,7 +183,7 @@ fn the_output_is_the_same_for_every_number_of_threads() {
 fn a_stream_is_passed_through_only_where_it_ends_with_its_checksum() {
     let bytes = bytes_of(&Piece::Zlib(5), 65536);
     let stream = zlib(&bytes);
-    let mut decode = super::decode::Decode::new();
+    let mut decode = Decode::new();
     let mut target = vec![0; 65536];
     assert_eq!(decode.pass_through(&stream, &mut target), Some(&stream[2..stream.len() - 4]));
     assert!(target == bytes);

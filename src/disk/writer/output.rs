@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
-use super::CopyControl;
 use crate::disk::Error;
+use crate::disk::copy::CopyControl;
 
 /// Buffered output is handed to the disk and dropped from memory in pieces of this many bytes: dirty pages are charged
 /// to the pod.
@@ -38,7 +38,7 @@ impl<'a> Output<'a> {
         Self { file, name, control, direct, written: AtomicU64::new(0), unflushed: AtomicU64::new(0) }
     }
 
-    /// Writes `bytes` at `at`. With direct I/O on, both must be multiples of [`super::ALIGNMENT`].
+    /// Writes `bytes` at `at`. With direct I/O on, both must be multiples of [`ALIGNMENT`](crate::disk::buffer::ALIGNMENT).
     pub fn write(&self, bytes: &[u8], at: u64) -> Result<(), Error> {
         self.control.check(self.name)?;
         let was_direct = self.is_direct();

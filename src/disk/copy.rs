@@ -7,26 +7,19 @@
 //! Work goes through in batches of a MiB. A budget in bytes bounds what is in flight; allocation is one thread's, in
 //! guest order, so that the output does not depend on the number of threads.
 
-mod batch;
-mod buffer;
-mod decode;
 mod encode;
-mod load;
-mod output;
+mod page_cache;
 mod queue;
-pub mod replay;
-mod ride;
+mod source_digests;
 mod stages;
-mod trail;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub use self::buffer::{ALIGNMENT, Buffer, is_zero};
 pub use self::encode::{Cluster, Coded, Coding, Content};
-pub use self::output::Output;
 use super::manifest::Expected;
+use super::writer::output::Output;
 use super::{Cancellation, Error, Image, verify};
 use crate::conversion::{Compression, OutputFormat};
 

@@ -11,7 +11,7 @@ use sha2::Sha512;
 use crate::disk::resolve::{qemu_img, region_of};
 
 use super::*;
-use crate::disk::pipeline::stages::READERS;
+use crate::disk::copy::stages::READERS;
 
 /// Noise of so many MiB as VMDKs that differ in where their grains lie.
 fn disks(mib: usize) -> Vec<(&'static str, Vec<u8>)> {
