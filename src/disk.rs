@@ -5,6 +5,7 @@
 
 pub mod buffer;
 mod coalesce;
+pub mod control;
 pub mod copy;
 pub mod descriptor;
 pub mod detect;
@@ -32,6 +33,9 @@ pub mod vhdx;
 pub mod vmdk;
 pub mod writer;
 
+pub use control::CopyControl;
+pub use copy::options::{CopyOptions, MAX_THREADS, available_threads};
+pub use copy::{Copied, copy};
 pub use error::Error;
 pub use extent::{Extent, Location};
 pub use image::{Image, Layout};

@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hyper2kvm::conversion::{Compression, OutputFormat};
-use hyper2kvm::disk::copy::{self, CopyControl, CopyOptions};
 use hyper2kvm::disk::source::{self, Limits};
-use hyper2kvm::disk::{Error, Region};
+use hyper2kvm::disk::{self, CopyControl, CopyOptions, Error, Region};
 
 /// Copies the only disk of a source: the program's words for an output, SOURCE, `-o`, OUTPUT.
 pub fn child(words: &[String]) -> Result<()> {
@@ -32,6 +31,6 @@ pub fn child(words: &[String]) -> Result<()> {
     let mut no_scratch = || Err(Error::writing("scratch file", 0, std::io::ErrorKind::Unsupported.into()));
     let source = source::open(&Region::whole(Arc::new(file), name, len), &[], &limits, &mut no_scratch)?;
     let output = File::options().read(true).write(true).create_new(true).open(to)?;
-    copy::copy(&source.disks[0].image, &output, "output", &options, &CopyControl::default())?;
+    disk::copy(&source.disks[0].image, &output, "output", &options, &CopyControl::default())?;
     Ok(())
 }

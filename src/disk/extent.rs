@@ -2,8 +2,13 @@
 
 use std::ops::Range;
 
+use super::Error;
+
 /// A compressed extent is no longer than this, in guest bytes (the largest cluster of qcow2, grain of VMDK).
 pub(crate) const MAX_COMPRESSED: u64 = 2 << 20;
+
+/// The map of an image.
+pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent, Error>> + Send + 'a>;
 
 /// A stretch of the guest's disk and where its bytes are. A map yields them in guest order, without gaps or overlaps,
 /// and together they cover the virtual disk.
@@ -50,7 +55,7 @@ pub enum Location {
     Zero,
     /// As they are.
     Stored { file: usize, offset: u64 },
-    /// One deflate stream that inflates to the extent's length, or to [`Image::unit`](super::Image::unit) at most where the
+    /// One deflate stream that inflates to the extent's length, or to `Image::unit` at most where the
     /// extent is the disk's last. With `zlib`, it has zlib's header and adler32 (RFC 1950) and is `len` bytes long; else it is raw
     /// (RFC 1951), and `len` is an upper bound that may pass the end of the file.
     Deflate { file: usize, offset: u64, len: u32, zlib: bool },

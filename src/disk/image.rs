@@ -1,6 +1,6 @@
 //! A disk image of any format: the files it lies in and how they make up the guest's disk.
 
-use super::extent::MAX_COMPRESSED;
+use super::extent::{Extents, MAX_COMPRESSED};
 use super::holes::without_holes;
 use super::qcow2::Qcow2;
 use super::raw::Raw;
@@ -39,9 +39,6 @@ pub enum Layout {
         parts: Vec<Image>,
     },
 }
-
-/// The map of an image.
-pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent, Error>> + Send + 'a>;
 
 impl Image {
     /// A raw image.

@@ -8,7 +8,7 @@ use self::batch::{Batches, CLUSTER_BYTES, Step};
 use self::decode::Decode;
 use self::load::{Loaded, load};
 use super::buffer::Buffer;
-use super::copy::CopyControl;
+use super::control::CopyControl;
 use super::{Error, Image};
 
 /// A stretch of guest bytes.

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 pub use self::qcow2::qcow2;
 pub use self::vdi::vdi;
 use super::buffer::is_zero;
-use super::copy::CopyControl;
+use super::control::CopyControl;
 use super::replay::{Stretch, replay};
 use super::{Error, Image, Region};
 use crate::conversion::{OutputFormat, Reason};

@@ -8,8 +8,8 @@ mod footer;
 
 use self::footer::{FOOTER, Footer, Kind, checksum_holds};
 use super::coalesce::coalesce;
+use super::extent::Extents;
 use super::fields::{be32, be64};
-use super::image::Extents;
 use super::occupancy::{Occupancy, Taken, survey};
 use super::raw::Raw;
 use super::table::{Block, Table};

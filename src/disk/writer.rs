@@ -1,5 +1,8 @@
 //! Output formats: each takes batches in guest order and says where their bytes go.
 
+mod cluster;
+pub mod coded;
+pub mod job;
 pub mod output;
 mod packer;
 mod qcow2;
@@ -7,38 +10,14 @@ mod raw;
 mod refcounts;
 mod vdi;
 
-use std::ops::Range;
-
+use self::coded::{Coded, Coding};
+use self::job::WriteJob;
 use self::output::Output;
 use self::qcow2::Qcow2;
 use self::raw::Raw;
 use self::vdi::Vdi;
 use super::Error;
-use super::buffer::Buffer;
-use super::copy::{Coded, Coding, CopyOptions};
-use crate::conversion::OutputFormat;
-
-/// A write that may be done at any time before [`Writer::finish`], in any order. Offsets and lengths suit direct I/O.
-#[derive(Debug)]
-pub struct Job {
-    pub buffer: Buffer,
-    /// Parts of the buffer and the file offsets they go to.
-    pub parts: Vec<(u64, Range<usize>)>,
-}
-
-impl Job {
-    /// Bytes of memory it holds.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.buffer.len()
-    }
-
-    /// Whether it writes nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-}
+use crate::conversion::{Compression, OutputFormat};
 
 /// A disk being written. All allocation happens here, in guest order, so that the same source and options make the same
 /// bytes whatever the number of threads.
@@ -50,11 +29,17 @@ pub enum Writer {
 }
 
 impl Writer {
-    /// A writer of a disk of `size` bytes into a file that errors call `name`.
-    pub fn new(options: &CopyOptions, size: u64, name: &str) -> Result<Self, Error> {
-        match options.format {
+    /// A writer of a disk of `size` bytes into a file that errors call `name`. Compression is for qcow2 only.
+    pub fn new(
+        format: OutputFormat,
+        compression: Compression,
+        level: Option<u32>,
+        size: u64,
+        name: &str,
+    ) -> Result<Self, Error> {
+        match format {
             OutputFormat::Raw => Ok(Self::Raw(Raw::new(size, name))),
-            OutputFormat::Qcow2 => Ok(Self::Qcow2(Box::new(Qcow2::new(options, size, name)?))),
+            OutputFormat::Qcow2 => Ok(Self::Qcow2(Box::new(Qcow2::new(compression, level, size, name)?))),
             OutputFormat::Vdi => Ok(Self::Vdi(Box::new(Vdi::new(size, name)?))),
         }
     }
@@ -71,7 +56,7 @@ impl Writer {
 
     /// Allocates room for a batch and adds the writes that store it. Batches come in guest order; what lies between them
     /// is zero.
-    pub fn place(&mut self, coded: Coded, jobs: &mut Vec<Job>) -> Result<(), Error> {
+    pub fn place(&mut self, coded: Coded, jobs: &mut Vec<WriteJob>) -> Result<(), Error> {
         match self {
             Self::Raw(raw) => raw.place(coded, jobs),
             Self::Qcow2(qcow2) => {
@@ -86,7 +71,7 @@ impl Writer {
     }
 
     /// After the last batch: adds the metadata still held.
-    pub fn close(&mut self, jobs: &mut Vec<Job>) {
+    pub fn close(&mut self, jobs: &mut Vec<WriteJob>) {
         match self {
             Self::Raw(_) => {}
             Self::Qcow2(qcow2) => qcow2.close(jobs),

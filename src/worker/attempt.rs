@@ -30,7 +30,7 @@ use crate::conversion::{
     Attempt, CONTRACT_VERSION, Claim, ConversionOptions, Failure, FailureReport, Metadata, Phase, Reason, Stage,
     TerminationMessage,
 };
-use crate::disk::copy::available_threads;
+use crate::disk::available_threads;
 use crate::files::store::{self, StoreError};
 
 /// What an executor asks of a worker, by the variables of [`variable`].

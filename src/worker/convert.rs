@@ -19,10 +19,9 @@ use crate::conversion::report::{DiskReport, Hardware, SourceReport};
 use crate::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Stage,
 };
-use crate::disk::Error;
-use crate::disk::copy::{self, CopyOptions};
 use crate::disk::manifest::{self, Expected, Outcome};
 use crate::disk::source::{self, Limits, Source};
+use crate::disk::{self, CopyOptions, Error};
 
 /// Share of the output's file system that is kept free: its size divided by this, at most [`MAX_RESERVE`].
 const RESERVE_SHARE: u64 = 100;
@@ -261,7 +260,7 @@ fn copy(
             .create_new(true)
             .open(&path)
             .map_err(|e| output_failure(&path, &e))?;
-        let copied = copy::copy(&disk.image, &output, &name, options, &meter.copy).map_err(|e| {
+        let copied = disk::copy(&disk.image, &output, &name, options, &meter.copy).map_err(|e| {
             let verifying = e.reason == Reason::ManifestMismatch || meter.copy.is_verifying();
             let stage = if verifying { Stage::Verify } else { Stage::Copy };
             Failure::from(&e).at_stage(stage)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::conversion::{CONTRACT_VERSION, Progress, Stage};
-use crate::disk::copy::CopyControl;
+use crate::disk::CopyControl;
 
 /// Shortest time between two writes of the file.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -134,8 +134,7 @@ impl Drop for Ticker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::copy::{CopyOptions, copy};
-    use crate::disk::{Image, Region};
+    use crate::disk::{CopyOptions, Image, Region, copy};
 
     #[test]
     fn a_copy_that_is_looked_at_once_more_is_being_verified() {

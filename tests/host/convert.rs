@@ -10,8 +10,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use hyper2kvm::conversion::OutputFormat;
-use hyper2kvm::disk::copy::{self, CopyControl, CopyOptions};
-use hyper2kvm::disk::{Image, Region};
+use hyper2kvm::disk::{self, CopyControl, CopyOptions, Image, Region};
 use rustix::fs::OFlags;
 use tempfile::TempDir;
 
@@ -273,7 +272,7 @@ fn copy_through_the_page_cache(place: &Path) {
         let path = place.join(format!("out.{format}"));
         let output = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         let options = CopyOptions { format, buffered: true, ..CopyOptions::default() };
-        copy::copy(&image, &output, "output", &options, &CopyControl::default()).unwrap();
+        disk::copy(&image, &output, "output", &options, &CopyControl::default()).unwrap();
     }
 }
 

@@ -16,10 +16,9 @@ use std::sync::{Arc, OnceLock};
 
 use bolero::{TypeGenerator, check, produce};
 use hyper2kvm::conversion::{Compression, OutputFormat};
-use hyper2kvm::disk::copy::{self, CopyControl, CopyOptions};
 use hyper2kvm::disk::manifest::{Algorithm, Expected};
 use hyper2kvm::disk::source::{self, Limits};
-use hyper2kvm::disk::{Error, Image, Region};
+use hyper2kvm::disk::{self, CopyControl, CopyOptions, Error, Image, Region};
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
@@ -126,7 +125,7 @@ fn convert(files: &[Region], options: &CopyOptions, digested: bool) -> Result<Ve
         let output = tempfile::tempfile().unwrap();
         let digests = if digested { disk.image.regions.iter().map(digest).collect() } else { Vec::new() };
         let options = &CopyOptions { digests, ..options.clone() };
-        copy::copy(&disk.image, &output, "output", options, &CopyControl::default())?;
+        disk::copy(&disk.image, &output, "output", options, &CopyControl::default())?;
         disks.push(guest(output, options.format));
     }
     Ok(disks)
@@ -149,7 +148,7 @@ fn guest(output: File, format: OutputFormat) -> Vec<u8> {
         OutputFormat::Vdi => Image::vdi(&region, u64::MAX),
     };
     let raw = tempfile::NamedTempFile::new().unwrap();
-    copy::copy(&image.unwrap(), raw.as_file(), "guest", &plainest(), &CopyControl::default()).unwrap();
+    disk::copy(&image.unwrap(), raw.as_file(), "guest", &plainest(), &CopyControl::default()).unwrap();
     fs::read(raw.path()).unwrap()
 }
 

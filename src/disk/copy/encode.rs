@@ -10,49 +10,13 @@ use crate::disk::buffer::{Buffer, is_zero};
 use crate::disk::replay::batch::{CLUSTER, CLUSTER_BYTES};
 use crate::disk::replay::decode::{self, Decode, within};
 use crate::disk::replay::load::Loaded;
+use crate::disk::writer::coded::{Cluster, Coded, Coding, Content};
 use crate::disk::{Error, Extent, Image, Location};
 
 /// Window of QEMU's own deflate clusters: log2 of 4 KiB.
 const STRICT_WINDOW_LOG: u8 = 12;
 const ZLIB_LEVEL: u32 = 6;
 const ZSTD_LEVEL: u32 = 3;
-
-/// How a writer wants its guest bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
-    /// Runs of units (a power of two) that hold something else than zeros.
-    Runs { unit: usize },
-    /// Clusters of 64 KiB, compressed. The level is the compression's own, where given.
-    Packed { compression: Compression, level: Option<u32> },
-}
-
-/// A batch, ready to be stored.
-#[derive(Debug)]
-pub struct Coded {
-    pub guest: Range<u64>,
-    /// The guest bytes, padded with zeros to a whole cluster.
-    pub buffer: Buffer,
-    pub content: Content,
-}
-
-/// What of a batch is to be stored.
-#[derive(Debug)]
-pub enum Content {
-    /// These parts of the buffer.
-    Runs(Vec<Range<usize>>),
-    /// These clusters, one after the other; compressed ones take their bytes from `packed` in turn.
-    Packed { packed: Vec<u8>, clusters: Vec<Cluster> },
-}
-
-/// A cluster of 64 KiB of guest bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cluster {
-    Zero,
-    /// Stored as it is: it did not shrink.
-    Plain,
-    /// So many compressed bytes.
-    Packed(u32),
-}
 
 /// The encoders and decoders of one thread.
 pub struct Encode {

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::CopyControl;
+use crate::disk::control::CopyControl;
 use crate::disk::manifest::{Expected, Hasher};
 use crate::disk::replay::load::Loaded;
 use crate::disk::{Error, Region};

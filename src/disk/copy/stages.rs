@@ -3,17 +3,20 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::encode::{Coded, Coding, Encode};
+use super::encode::Encode;
+use super::options::CopyOptions;
 use super::page_cache::Trail;
 use super::queue::{Budget, InOrder, Queue};
 use super::source_digests::{Ride, Rides};
-use super::{CopyControl, CopyOptions};
 use crate::conversion::Reason;
 use crate::disk::buffer::{Buffer, Pool};
+use crate::disk::control::CopyControl;
 use crate::disk::replay::batch::{Batch, Batches, CLUSTER_BYTES, INPUT, Step};
 use crate::disk::replay::load::{Loaded, load};
+use crate::disk::writer::Writer;
+use crate::disk::writer::coded::{Coded, Coding};
+use crate::disk::writer::job::WriteJob;
 use crate::disk::writer::output::Output;
-use crate::disk::writer::{Job, Writer};
 use crate::disk::{Error, Image};
 
 /// Threads that wait for the source; more than one hides a slow one's latency.
@@ -50,7 +53,7 @@ enum Passing {
 
 /// A write, and the budget to give back when it is done.
 struct Write {
-    job: Job,
+    job: WriteJob,
     held: usize,
 }
 
@@ -88,7 +91,7 @@ pub(super) fn run(
     options: &CopyOptions,
     control: &CopyControl,
 ) -> Result<(), Error> {
-    let mut writer = Writer::new(options, image.virtual_size(), name)?;
+    let mut writer = Writer::new(options.format, options.compress, options.level, image.virtual_size(), name)?;
     let failed = AtomicBool::new(false);
     let rides = Rides::new(&image.regions, &options.digests, control, &failed);
     let shared = Shared {
@@ -312,7 +315,7 @@ impl<'a> Shared<'a> {
     }
 
     /// Hands writes on; the last of them gives the batch's budget back.
-    fn submit(&self, jobs: &mut Vec<Job>, held: usize) {
+    fn submit(&self, jobs: &mut Vec<WriteJob>, held: usize) {
         let mut held = held;
         for job in jobs.drain(..).rev() {
             let held = std::mem::take(&mut held);

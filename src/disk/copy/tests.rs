@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use rustix::fs::OFlags;
@@ -13,8 +14,8 @@ use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::conversion::Reason;
-use crate::disk::manifest::Algorithm;
+use crate::conversion::{Compression, Reason};
+use crate::disk::manifest::{Algorithm, Expected};
 use crate::disk::replay::decode::Decode;
 use crate::disk::replay::{Stretch, replay};
 use crate::disk::{Extent, Layout, Location, Region};

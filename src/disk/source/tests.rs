@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::copy::CopyControl;
+use crate::disk::CopyControl;
 use crate::disk::manifest;
 use crate::disk::replay::{Stretch, replay};
 use crate::disk::sample_ova::{self, END, member, ovf, tar};

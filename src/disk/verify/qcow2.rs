@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::conversion::Reason;
 use crate::disk::Error;
-use crate::disk::copy::CopyControl;
+use crate::disk::control::CopyControl;
 
 /// The only cluster size that our writer makes.
 const CLUSTER: u64 = 65536;

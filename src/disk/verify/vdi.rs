@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::conversion::Reason;
-use crate::disk::copy::CopyControl;
+use crate::disk::control::CopyControl;
 use crate::disk::vdi::Vdi;
 use crate::disk::{Error, Region};
 

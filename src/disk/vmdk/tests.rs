@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::*;
 use crate::conversion::{Compression, OutputFormat};
 use crate::disk::Image;
-use crate::disk::copy::{CopyControl, CopyOptions, copy};
 use crate::disk::replay::{Stretch, replay};
 use crate::disk::resolve::{qemu_img, region_of, sample_disk};
+use crate::disk::{CopyControl, CopyOptions, copy};
 
 use crate::disk::sample_vmdk::{GRAIN, Sparse, built, descriptor};
 

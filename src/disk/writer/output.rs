@@ -10,7 +10,7 @@ use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
 use crate::disk::Error;
-use crate::disk::copy::CopyControl;
+use crate::disk::control::CopyControl;
 
 /// Buffered output is handed to the disk and dropped from memory in pieces of this many bytes: dirty pages are charged
 /// to the pod.

@@ -1,7 +1,7 @@
 //! Packs compressed clusters byte by byte into host clusters.
 
-use super::Job;
-use super::qcow2::{CLUSTER, CLUSTER_BYTES};
+use super::cluster::{CLUSTER, CLUSTER_BYTES};
+use super::job::WriteJob;
 use crate::disk::buffer::Buffer;
 
 /// Bytes gathered before they are written.
@@ -28,7 +28,7 @@ impl Packer {
 
     /// Appends `bytes` and returns their host offset. `frontier` is the first host cluster that is free: it moves where
     /// more clusters are taken. A compressed cluster must lie in one stretch.
-    pub(super) fn add(&mut self, bytes: &[u8], frontier: &mut u64, jobs: &mut Vec<Job>) -> u64 {
+    pub(super) fn add(&mut self, bytes: &[u8], frontier: &mut u64, jobs: &mut Vec<WriteJob>) -> u64 {
         let room = self.allocated - self.filled;
         let is_adjacent = (self.base + self.allocated as u64) == *frontier * CLUSTER;
         if bytes.len() > room && !is_adjacent {
@@ -52,12 +52,12 @@ impl Packer {
     }
 
     /// Writes the clusters that are full and keeps the rest.
-    fn write_whole(&mut self, jobs: &mut Vec<Job>) {
+    fn write_whole(&mut self, jobs: &mut Vec<WriteJob>) {
         let whole = self.filled / CLUSTER_BYTES * CLUSTER_BYTES;
         let Some(buffer) = self.buffer.take() else { return };
         let mut next = Buffer::new(ROOM);
         next[..self.filled - whole].copy_from_slice(&buffer[whole..self.filled]);
-        jobs.push(Job { buffer, parts: vec![(self.base, 0..whole)] });
+        jobs.push(WriteJob { buffer, parts: vec![(self.base, 0..whole)] });
         self.base += whole as u64;
         self.filled -= whole;
         self.allocated -= whole;
@@ -65,11 +65,11 @@ impl Packer {
     }
 
     /// Writes everything; what is left of the last cluster stays unused.
-    pub(super) fn flush(&mut self, jobs: &mut Vec<Job>) {
+    pub(super) fn flush(&mut self, jobs: &mut Vec<WriteJob>) {
         if let Some(buffer) = self.buffer.take()
             && self.allocated > 0
         {
-            jobs.push(Job { buffer, parts: vec![(self.base, 0..self.allocated)] });
+            jobs.push(WriteJob { buffer, parts: vec![(self.base, 0..self.allocated)] });
         }
         self.filled = 0;
         self.allocated = 0;

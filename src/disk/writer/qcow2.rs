@@ -4,20 +4,16 @@
 //! an L2 table goes behind the data it maps, a refcount block behind the clusters it counts, then L1 and refcount table,
 //! and the header at last. Until then the file has no magic number: an unfinished one is no image.
 
-use super::Job;
+use super::cluster::{CLUSTER, CLUSTER_BITS, CLUSTER_BYTES, cluster_job};
+use super::coded::{Cluster, Coded, Coding, Content};
+use super::job::WriteJob;
 use super::output::Output;
 use super::packer::Packer;
 use super::refcounts::Refcounts;
 use crate::conversion::{Compression, Reason};
 use crate::disk::Error;
 use crate::disk::buffer::Buffer;
-use crate::disk::copy::{Cluster, Coded, Coding, Content, CopyOptions};
 
-/// Bytes of a cluster, and its logarithm.
-pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
-const CLUSTER_BITS: u32 = 16;
-/// The same, as a length in memory.
-pub(super) const CLUSTER_BYTES: usize = 1 << CLUSTER_BITS;
 /// Entries of an L2 table, and guest bytes that it maps.
 const L2_ENTRIES: u64 = CLUSTER / 8;
 const L2_BYTES: u64 = L2_ENTRIES * CLUSTER;
@@ -54,13 +50,13 @@ pub struct Qcow2 {
 }
 
 impl Qcow2 {
-    pub(super) fn new(options: &CopyOptions, size: u64, name: &str) -> Result<Self, Error> {
+    pub(super) fn new(compression: Compression, level: Option<u32>, size: u64, name: &str) -> Result<Self, Error> {
         if size > MAX_SIZE {
             return Err(Error::refuse(Reason::TooLarge, name, "a qcow2 disk holds at most 2 PiB"));
         }
-        let coding = match options.compress {
+        let coding = match compression {
             Compression::None => Coding::Runs { unit: CLUSTER_BYTES },
-            compression => Coding::Packed { compression, level: options.level },
+            compression => Coding::Packed { compression, level },
         };
         let l1 = usize::try_from(size.div_ceil(L2_BYTES)).expect("bounded by the largest size");
         let mut refcounts = Refcounts::new();
@@ -68,7 +64,7 @@ impl Qcow2 {
         Ok(Self {
             size,
             coding,
-            zstd: options.compress == Compression::Zstd,
+            zstd: compression == Compression::Zstd,
             frontier: 1,
             packer: Packer::default(),
             refcounts,
@@ -82,7 +78,7 @@ impl Qcow2 {
         self.coding
     }
 
-    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<Job>) {
+    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<WriteJob>) {
         let Coded { guest, buffer, content } = coded;
         let mut parts: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
         match content {
@@ -108,12 +104,18 @@ impl Qcow2 {
                 }
             }
         }
-        jobs.push(Job { buffer, parts });
+        jobs.push(WriteJob { buffer, parts });
         self.flush_refcounts(jobs);
     }
 
     /// Gives the cluster at `at` in the buffer a host cluster of its own.
-    fn plain(&mut self, start: u64, at: usize, parts: &mut Vec<(u64, std::ops::Range<usize>)>, jobs: &mut Vec<Job>) {
+    fn plain(
+        &mut self,
+        start: u64,
+        at: usize,
+        parts: &mut Vec<(u64, std::ops::Range<usize>)>,
+        jobs: &mut Vec<WriteJob>,
+    ) {
         let guest = start + at as u64;
         self.enter(guest, jobs);
         let host = self.allocate() * CLUSTER;
@@ -126,7 +128,7 @@ impl Qcow2 {
         self.map(guest, host | COPIED);
     }
 
-    fn packed(&mut self, guest: u64, bytes: &[u8], jobs: &mut Vec<Job>) {
+    fn packed(&mut self, guest: u64, bytes: &[u8], jobs: &mut Vec<WriteJob>) {
         self.enter(guest, jobs);
         let host = self.packer.add(bytes, &mut self.frontier, jobs);
         let last = host + bytes.len() as u64 - 1;
@@ -138,7 +140,7 @@ impl Qcow2 {
     }
 
     /// Makes the L2 table for `guest` the current one.
-    fn enter(&mut self, guest: u64, jobs: &mut Vec<Job>) {
+    fn enter(&mut self, guest: u64, jobs: &mut Vec<WriteJob>) {
         let number = guest / L2_BYTES;
         if self.l2.as_ref().is_none_or(|(current, _)| *current != number) {
             self.flush_l2(jobs);
@@ -159,7 +161,7 @@ impl Qcow2 {
         number
     }
 
-    fn flush_l2(&mut self, jobs: &mut Vec<Job>) {
+    fn flush_l2(&mut self, jobs: &mut Vec<WriteJob>) {
         let Some((number, entries)) = self.l2.take() else { return };
         let host = self.allocate();
         self.l1[usize::try_from(number).expect("an index of L1")] = (host * CLUSTER) | COPIED;
@@ -167,7 +169,7 @@ impl Qcow2 {
     }
 
     /// Writes the refcount blocks whose clusters get no more references.
-    fn flush_refcounts(&mut self, jobs: &mut Vec<Job>) {
+    fn flush_refcounts(&mut self, jobs: &mut Vec<WriteJob>) {
         if self.packer.floor().is_some_and(|floor| floor + MAX_LAG < self.frontier) {
             self.packer.flush(jobs);
         }
@@ -178,7 +180,7 @@ impl Qcow2 {
         }
     }
 
-    pub(super) fn close(&mut self, jobs: &mut Vec<Job>) {
+    pub(super) fn close(&mut self, jobs: &mut Vec<WriteJob>) {
         self.flush_l2(jobs);
         self.packer.flush(jobs);
         let l1 = self.frontier;
@@ -212,7 +214,7 @@ impl Qcow2 {
     }
 
     /// Writes a table that may take several clusters.
-    fn table(&mut self, entries: &[u64], jobs: &mut Vec<Job>) {
+    fn table(&mut self, entries: &[u64], jobs: &mut Vec<WriteJob>) {
         for entries in entries.chunks(CLUSTER_BYTES / 8) {
             let host = self.allocate();
             jobs.push(cluster_job(host, entries.iter().flat_map(|entry| entry.to_be_bytes())));
@@ -248,13 +250,4 @@ impl Qcow2 {
         output.write(&header, 0)?;
         output.sync()
     }
-}
-
-/// A write of one host cluster of metadata, padded with zeros.
-pub(super) fn cluster_job(number: u64, bytes: impl Iterator<Item = u8>) -> Job {
-    let mut buffer = Buffer::new(CLUSTER_BYTES);
-    for (target, byte) in buffer.iter_mut().zip(bytes) {
-        *target = byte;
-    }
-    Job { buffer, parts: vec![(number * CLUSTER, 0..CLUSTER_BYTES)] }
 }

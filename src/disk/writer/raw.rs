@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::Job;
+use super::coded::{Coded, Coding, Content};
+use super::job::WriteJob;
 use super::output::Output;
 use crate::conversion::Reason;
 use crate::disk::buffer::ALIGNMENT;
-use crate::disk::copy::{Coded, Coding, Content};
 use crate::disk::{Error, detect};
 
 /// A raw disk being written.
@@ -30,7 +30,7 @@ impl Raw {
         Coding::Runs { unit: ALIGNMENT }
     }
 
-    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<Job>) -> Result<(), Error> {
+    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<WriteJob>) -> Result<(), Error> {
         let Coded { guest, buffer, content } = coded;
         let Content::Runs(runs) = content else { unreachable!("this writer asks for runs") };
         let len = usize::try_from(guest.end - guest.start).expect("a batch is a few MiB");
@@ -52,7 +52,7 @@ impl Raw {
                 parts.push((guest.start + run.start as u64, run.start..whole));
             }
         }
-        jobs.push(Job { buffer, parts });
+        jobs.push(WriteJob { buffer, parts });
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::Job;
-use super::qcow2::{CLUSTER, cluster_job};
+use super::cluster::{CLUSTER, cluster_job};
+use super::job::WriteJob;
 
 /// Counts in a block: 16 bits each (refcount order 4).
 const BLOCK: u64 = CLUSTER / 2;
@@ -43,7 +43,7 @@ impl Refcounts {
     }
 
     /// Writes the first block held to host cluster `number`.
-    pub(super) fn write_first(&mut self, number: u64, jobs: &mut Vec<Job>) {
+    pub(super) fn write_first(&mut self, number: u64, jobs: &mut Vec<WriteJob>) {
         let block = self.blocks.pop_front().unwrap_or_default();
         self.first += 1;
         self.table.push(number * CLUSTER);

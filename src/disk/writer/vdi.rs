@@ -8,12 +8,12 @@ use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::Job;
+use super::coded::{Coded, Coding, Content};
+use super::job::WriteJob;
 use super::output::Output;
 use crate::conversion::Reason;
 use crate::disk::Error;
 use crate::disk::buffer::{ALIGNMENT, Buffer};
-use crate::disk::copy::{Coded, Coding, Content};
 use crate::disk::vdi::SIGNATURE;
 
 /// Bytes of a block: the only size that QEMU reads.
@@ -77,7 +77,7 @@ impl Vdi {
         Coding::Runs { unit: ALIGNMENT }
     }
 
-    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<Job>) {
+    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<WriteJob>) {
         let Coded { guest, buffer, content } = coded;
         let Content::Runs(runs) = content else { unreachable!("this writer asks for runs") };
         let mut parts: Vec<(u64, Range<usize>)> = Vec::with_capacity(runs.len());
@@ -96,11 +96,11 @@ impl Vdi {
                 at = end;
             }
         }
-        jobs.push(Job { buffer, parts });
+        jobs.push(WriteJob { buffer, parts });
     }
 
     /// Where `block` of the guest lies in the file; the next free place if it has none yet.
-    fn host(&mut self, block: u64, jobs: &mut Vec<Job>) -> u64 {
+    fn host(&mut self, block: u64, jobs: &mut Vec<WriteJob>) -> u64 {
         if let Some((current, host)) = self.block
             && current == block
         {
@@ -119,7 +119,7 @@ impl Vdi {
         host
     }
 
-    fn flush_page(&mut self, jobs: &mut Vec<Job>) {
+    fn flush_page(&mut self, jobs: &mut Vec<WriteJob>) {
         let Some((number, entries)) = self.page.take() else { return };
         let mut buffer = Buffer::new(PAGE);
         for (target, entry) in buffer.as_chunks_mut().0.iter_mut().zip(entries) {
@@ -128,10 +128,10 @@ impl Vdi {
         self.identity.update(number.to_le_bytes());
         self.identity.update(&*buffer);
         self.written[usize::try_from(number).expect("an index of the pages")] = true;
-        jobs.push(Job { buffer, parts: vec![(MAP + number * PAGE as u64, 0..PAGE)] });
+        jobs.push(WriteJob { buffer, parts: vec![(MAP + number * PAGE as u64, 0..PAGE)] });
     }
 
-    pub(super) fn close(&mut self, jobs: &mut Vec<Job>) {
+    pub(super) fn close(&mut self, jobs: &mut Vec<WriteJob>) {
         self.flush_page(jobs);
     }
 
@@ -191,9 +191,8 @@ mod tests {
 
     use super::*;
     use crate::conversion::OutputFormat;
-    use crate::disk::copy::{Copied, CopyControl, CopyOptions, copy};
     use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
-    use crate::disk::{Image, Location, vdi, verify};
+    use crate::disk::{Copied, CopyControl, CopyOptions, Image, Location, copy, vdi, verify};
 
     fn vdi_of(image: &Image, path: &Path) -> Copied {
         let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();

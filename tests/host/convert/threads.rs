@@ -8,10 +8,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use hyper2kvm::conversion::{Compression, OutputFormat};
-use hyper2kvm::disk::copy::{self, CopyControl, CopyOptions};
 use hyper2kvm::disk::manifest::{Algorithm, Expected};
 use hyper2kvm::disk::source::{self, Limits};
-use hyper2kvm::disk::{Image, Region};
+use hyper2kvm::disk::{self, CopyControl, CopyOptions, Image, Region};
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
@@ -65,7 +64,7 @@ fn outputs() -> Vec<CopyOptions> {
 
 fn copied(image: &Image, options: &CopyOptions) -> Vec<u8> {
     let output = tempfile::NamedTempFile::new().unwrap();
-    copy::copy(image, output.as_file(), "output", options, &CopyControl::default()).unwrap();
+    disk::copy(image, output.as_file(), "output", options, &CopyControl::default()).unwrap();
     fs::read(output.path()).unwrap()
 }
 

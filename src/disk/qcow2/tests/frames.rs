@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use super::*;
+use crate::disk::CopyControl;
 use crate::disk::Image;
-use crate::disk::copy::CopyControl;
 use crate::disk::replay::{Stretch, replay};
 
 /// Bytes of a cluster of the images here.
