@@ -5,10 +5,11 @@
 
 pub mod buffer;
 mod coalesce;
-pub mod control;
-pub mod copy;
+mod control;
+mod copy;
 pub mod descriptor;
 pub mod detect;
+mod digest;
 pub mod error;
 pub mod extent;
 mod fields;
@@ -27,7 +28,7 @@ mod resolve;
 pub mod source;
 mod table;
 pub mod vdi;
-pub mod verify;
+mod verify;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
@@ -36,10 +37,12 @@ pub mod writer;
 pub use control::CopyControl;
 pub use copy::options::{CopyOptions, MAX_THREADS, available_threads};
 pub use copy::{Copied, copy};
+pub use digest::digest;
 pub use error::Error;
 pub use extent::{Extent, Location};
 pub use image::{Image, Layout};
 pub use region::{Cancellation, Region};
+pub use verify::verify;
 
 #[cfg(test)]
 #[path = "../tests/images/ova.rs"]

@@ -1,16 +1,15 @@
-//! What the outside sees of a copy, and how it ends one.
+//! What the outside sees of a copy and of the passes over its output, and how it ends them.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Cancellation, Error};
 
-/// What the outside sees of a copy and tells it.
+/// What the outside sees of a copy, a verification or a digest, and tells it. One control may serve one after the other.
 #[derive(Debug, Default)]
 pub struct CopyControl {
     cancellation: Cancellation,
     done: AtomicU64,
     total: AtomicU64,
-    verifying: AtomicBool,
 }
 
 impl CopyControl {
@@ -31,21 +30,10 @@ impl CopyControl {
         &self.cancellation
     }
 
-    /// Guest bytes done, zeros included, and guest bytes in all passes; 0 of 0 before the start.
+    /// Guest bytes done, zeros included, and guest bytes of all passes that were begun; 0 of 0 before the first.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
-
-    /// Whether an output is written and is being looked at once more.
-    #[must_use]
-    pub fn is_verifying(&self) -> bool {
-        self.verifying.load(Ordering::Relaxed)
-    }
-
-    /// Whether what runs now looks at an output that is written.
-    pub(super) fn set_verifying(&self, verifying: bool) {
-        self.verifying.store(verifying, Ordering::Relaxed);
     }
 
     /// More bytes to do.

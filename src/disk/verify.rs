@@ -1,65 +1,53 @@
-//! Looks at an output once more: its metadata always, its guest bytes and digest on request.
+//! Looks at an output once more: its metadata always, its guest bytes on request.
 
 mod qcow2;
 mod vdi;
 
-use std::fmt::Write;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, fadvise};
-use sha2::{Digest, Sha256};
-
-pub use self::qcow2::qcow2;
-pub use self::vdi::vdi;
+use self::qcow2::qcow2;
+use self::vdi::vdi;
 use super::buffer::is_zero;
 use super::control::CopyControl;
 use super::replay::{Stretch, replay};
 use super::{Error, Image, Region};
 use crate::conversion::{OutputFormat, Reason};
 
-/// Bytes read at a time.
-const CHUNK: usize = 1 << 20;
-
-/// SHA-256 of the file's `len` bytes, in hexadecimal. Progress goes through the `size` bytes of its guest's disk.
-pub fn sha256(file: &File, len: u64, name: &str, size: u64, control: &CopyControl) -> Result<String, Error> {
-    let guest = |at: u64| {
-        u64::try_from(u128::from(size) * u128::from(at) / u128::from(len)).expect("no more than the disk's size")
-    };
-    // A hint, so a refusal changes nothing.
-    let _ = fadvise(file, 0, None, Advice::Sequential);
-    let mut digest = Sha256::new();
-    let mut chunk = vec![0; CHUNK];
-    let mut at = 0;
-    while at < len {
-        control.check(name)?;
-        let wanted = (len - at).min(CHUNK as u64);
-        let chunk = &mut chunk[..usize::try_from(wanted).expect("at most a chunk")];
-        file.read_exact_at(chunk, at).map_err(|e| Error::writing(name, at, e))?;
-        digest.update(&*chunk);
-        control.advance(guest(at + wanted) - guest(at));
-        at += wanted;
+/// Checks the metadata of an output in `file` that errors call `name`: bounds, overlaps, reference counts. With `source`,
+/// also compares the guest's disk in it with the source's, byte by byte: a pass of progress.
+///
+/// # Errors
+/// `Internal` with the place where the metadata is wrong or the disks differ, what the source's reader says of it,
+/// `OutputIO`, `Cancelled`.
+pub fn verify(
+    file: &File,
+    name: &str,
+    format: OutputFormat,
+    source: Option<&Image>,
+    control: &CopyControl,
+) -> Result<(), Error> {
+    match format {
+        OutputFormat::Qcow2 => qcow2(file, name, control)?,
+        OutputFormat::Vdi => vdi(file, name, control)?,
+        // Nothing but the guest's bytes.
+        OutputFormat::Raw => {}
     }
-    let _ = fadvise(file, 0, None, Advice::DontNeed);
-    let mut hex = String::with_capacity(64);
-    for byte in digest.finalize() {
-        write!(hex, "{byte:02x}").expect("a string takes every write");
-    }
-    Ok(hex)
+    source.map_or(Ok(()), |source| same_guest(source, file, name, format, control))
 }
 
 /// Compares the guest's disk in `image` with the one in the output, byte by byte.
 ///
 /// # Errors
 /// `Internal` where they differ.
-pub fn same_guest(
+fn same_guest(
     image: &Image,
     file: &File,
     name: &str,
     format: OutputFormat,
     control: &CopyControl,
 ) -> Result<(), Error> {
+    control.expect(image.virtual_size());
     let copy = open_output(file, name, format, control)?;
     let differ = |at: u64| Error::refuse(Reason::Internal, name, "differs from its source").at(at);
     if copy.virtual_size() != image.virtual_size() {

@@ -20,7 +20,7 @@ use crate::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Stage,
 };
 use crate::disk::manifest::{self, Expected, Outcome};
-use crate::disk::source::{self, Limits, Source};
+use crate::disk::source::{self, Limits, Source, SourceDisk};
 use crate::disk::{self, CopyOptions, Error};
 
 /// Share of the output's file system that is kept free: its size divided by this, at most [`MAX_RESERVE`].
@@ -71,22 +71,20 @@ pub fn convert<E: From<Failure>>(
     accept(&names)?;
     plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
     let sizes: Vec<u64> = source.disks.iter().map(|d| d.image.virtual_size()).collect();
-    let options = copy_options(conversion);
-    meter.set_total(sizes.iter().sum::<u64>() * options.passes());
+    let passes = passes(conversion);
+    meter.set_total(sizes.iter().sum::<u64>() * passes);
 
     meter.enter(Stage::Copy);
-    let passes = options.passes();
-    let disks =
-        copy_and_verify(conversion, &source, names, &options, meter).map_err(|failure| match failure.reason {
-            Reason::OutputFull => {
-                let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
-                let copied = copied_bytes(meter.copy.progress().0, passes, &sizes);
-                let written = allocated_bytes(conversion.directory);
-                let needed = needed_after_all(written, copied, sizes.iter().sum(), bound);
-                Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure }
-            }
-            _ => failure,
-        })?;
+    let disks = copy_and_verify(conversion, &source, names, meter).map_err(|failure| match failure.reason {
+        Reason::OutputFull => {
+            let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
+            let copied = copied_bytes(meter.copy.progress().0, passes, &sizes);
+            let written = allocated_bytes(conversion.directory);
+            let needed = needed_after_all(written, copied, sizes.iter().sum(), bound);
+            Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure }
+        }
+        _ => failure,
+    })?;
     group.check_unchanged()?;
 
     meter.enter(Stage::Report);
@@ -188,33 +186,36 @@ fn allocated_bytes(directory: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
 }
 
-fn copy_options(conversion: &Conversion<'_>) -> CopyOptions {
+/// Options of a copy that computes `digests` of what it reads.
+fn copy_options(conversion: &Conversion<'_>, digests: Vec<Expected>) -> CopyOptions {
     let options = conversion.options;
     CopyOptions {
         format: options.out_format,
         compress: options.compress,
         level: options.compress_level,
         threads: conversion.threads,
-        checksum: options.checksum,
-        verify_full: conversion.verify_full,
         buffered: false,
-        digests: Vec::new(),
+        digests,
     }
 }
 
-/// Copies every disk. The digests of what is copied ride along; those of other members are computed beside it, and
+/// How often progress goes through the guest's disks: copied, and on request compared and digested.
+fn passes(conversion: &Conversion<'_>) -> u64 {
+    1 + u64::from(conversion.verify_full) + u64::from(conversion.options.checksum)
+}
+
+/// Makes every disk. The digests of what is copied are computed on the way; those of other members beside it, and
 /// whichever fails first ends the other.
 fn copy_and_verify(
     conversion: &Conversion<'_>,
     source: &Source,
     names: Vec<String>,
-    options: &CopyOptions,
     meter: &Meter,
 ) -> Result<Vec<DiskReport>, Failure> {
     let digests = manifest::Control::default();
     let is_copied =
         |one: &Expected| source.disks.iter().any(|d| d.image.regions.iter().any(|r| r.is_same(&one.region)));
-    let (riding, others): (Vec<_>, Vec<_>) = source.digests.iter().cloned().partition(is_copied);
+    let (on_the_way, others): (Vec<_>, Vec<_>) = source.digests.iter().cloned().partition(is_copied);
     thread::scope(|scope| {
         let verifying = scope.spawn(|| {
             let verified = manifest::verify(&others, &digests);
@@ -223,7 +224,10 @@ fn copy_and_verify(
             }
             verified
         });
-        let copied = copy(conversion, source, names, &CopyOptions { digests: riding, ..options.clone() }, meter);
+        let options = copy_options(conversion, on_the_way);
+        let made =
+            source.disks.iter().zip(names).map(|(disk, name)| make_disk(conversion, disk, name, &options, meter));
+        let copied = made.collect::<Result<Vec<_>, _>>();
         if copied.is_err() {
             digests.cancel.store(true, Ordering::Relaxed);
         }
@@ -244,37 +248,41 @@ fn copy_and_verify(
     })
 }
 
-fn copy(
+/// Makes one disk: copy → verify → digest.
+fn make_disk(
     conversion: &Conversion<'_>,
-    source: &Source,
-    names: Vec<String>,
+    disk: &SourceDisk,
+    name: String,
     options: &CopyOptions,
     meter: &Meter,
-) -> Result<Vec<DiskReport>, Failure> {
-    let mut reports = Vec::with_capacity(names.len());
-    for (disk, name) in source.disks.iter().zip(names) {
-        let path = conversion.directory.join(&name);
-        let output = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| output_failure(&path, &e))?;
-        let copied = disk::copy(&disk.image, &output, &name, options, &meter.copy).map_err(|e| {
-            let verifying = e.reason == Reason::ManifestMismatch || meter.copy.is_verifying();
-            let stage = if verifying { Stage::Verify } else { Stage::Copy };
-            Failure::from(&e).at_stage(stage)
-        })?;
-        reports.push(DiskReport {
-            file: name,
-            format: options.format,
-            virtual_size_bytes: disk.image.virtual_size(),
-            allocated_bytes: copied.allocated,
-            sha256: copied.sha256,
-            source_member: disk.member.clone(),
-        });
-    }
-    Ok(reports)
+) -> Result<DiskReport, Failure> {
+    let image = &disk.image;
+    let path = conversion.directory.join(&name);
+    let output =
+        File::options().read(true).write(true).create_new(true).open(&path).map_err(|e| output_failure(&path, &e))?;
+    meter.enter(Stage::Copy);
+    let copied = disk::copy(image, &output, &name, options, &meter.copy).map_err(|e| {
+        // The manifest's digests are computed while the source is copied, but they verify it.
+        let stage = if e.reason == Reason::ManifestMismatch { Stage::Verify } else { Stage::Copy };
+        Failure::from(&e).at_stage(stage)
+    })?;
+    meter.enter(Stage::Verify);
+    let failed = |e: Error| Failure::from(&e).at_stage(Stage::Verify);
+    let compared = conversion.verify_full.then_some(image);
+    disk::verify(&output, &name, options.format, compared, &meter.copy).map_err(failed)?;
+    let sha256 = if conversion.options.checksum {
+        Some(disk::digest(&output, &name, image.virtual_size(), &meter.copy).map_err(failed)?)
+    } else {
+        None
+    };
+    Ok(DiskReport {
+        file: name,
+        format: options.format,
+        virtual_size_bytes: image.virtual_size(),
+        allocated_bytes: copied.allocated,
+        sha256,
+        source_member: disk.member.clone(),
+    })
 }
 
 /// The OVF's hardware, its controllers naming the output files instead of the members.

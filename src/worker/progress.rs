@@ -53,10 +53,7 @@ impl Meter {
     #[must_use]
     pub fn stage(&self) -> Stage {
         const STAGES: [Stage; 5] = [Stage::Inspect, Stage::Plan, Stage::Copy, Stage::Verify, Stage::Report];
-        match STAGES[usize::from(self.stage.load(Ordering::Relaxed)).min(STAGES.len() - 1)] {
-            Stage::Copy if self.copy.is_verifying() => Stage::Verify,
-            stage => stage,
-        }
+        STAGES[usize::from(self.stage.load(Ordering::Relaxed)).min(STAGES.len() - 1)]
     }
 
     /// What to tell whoever watches.
@@ -134,21 +131,6 @@ impl Drop for Ticker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{CopyOptions, Image, Region, copy};
-
-    #[test]
-    fn a_copy_that_is_looked_at_once_more_is_being_verified() {
-        let meter = Meter::default();
-        meter.enter(Stage::Copy);
-        assert_eq!(meter.stage(), Stage::Copy);
-        let source = tempfile::tempfile().unwrap();
-        source.set_len(512).unwrap();
-        let image = Image::raw(&Region::whole(Arc::new(source), "source", 512)).unwrap();
-        copy(&image, &tempfile::tempfile().unwrap(), "out", &CopyOptions::default(), &meter.copy).unwrap();
-        assert_eq!(meter.stage(), Stage::Verify);
-        meter.enter(Stage::Report);
-        assert_eq!(meter.stage(), Stage::Report);
-    }
 
     #[test]
     fn the_file_holds_the_last_progress_when_the_ticker_is_gone() {

@@ -125,7 +125,9 @@ fn convert(files: &[Region], options: &CopyOptions, digested: bool) -> Result<Ve
         let output = tempfile::tempfile().unwrap();
         let digests = if digested { disk.image.regions.iter().map(digest).collect() } else { Vec::new() };
         let options = &CopyOptions { digests, ..options.clone() };
-        disk::copy(&disk.image, &output, "output", options, &CopyControl::default())?;
+        let control = CopyControl::default();
+        disk::copy(&disk.image, &output, "output", options, &control)?;
+        disk::verify(&output, "output", options.format, None, &control)?;
         disks.push(guest(output, options.format));
     }
     Ok(disks)

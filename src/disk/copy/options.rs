@@ -16,22 +16,10 @@ pub struct CopyOptions {
     pub level: Option<u32>,
     /// Threads that decode and encode, [`MAX_THREADS`] at most; `None` is one for each CPU that the process may use.
     pub threads: Option<usize>,
-    /// Whether to compute the output's SHA-256, in a second pass.
-    pub checksum: bool,
-    /// Whether to compare source and output byte by byte, in a second pass.
-    pub verify_full: bool,
     /// Whether to write through the page cache even where the file system takes direct I/O.
     pub buffered: bool,
     /// Digests that a manifest demands of the source's regions; others among them are not looked at.
     pub digests: Vec<Expected>,
-}
-
-impl CopyOptions {
-    /// How often progress goes through the guest's disk.
-    #[must_use]
-    pub fn passes(&self) -> u64 {
-        1 + u64::from(self.verify_full) + u64::from(self.checksum)
-    }
 }
 
 /// CPUs that this process may use: affinity and the quota of its cgroup, version 1 or 2. Reads files of /proc and /sys:

@@ -12,7 +12,7 @@ use crate::conversion::{Compression, OutputFormat};
 use crate::disk::Image;
 use crate::disk::replay::{Stretch, replay};
 use crate::disk::resolve::{qemu_img, region_of, sample_disk};
-use crate::disk::{CopyControl, CopyOptions, copy};
+use crate::disk::{CopyControl, CopyOptions, copy, verify};
 
 use crate::disk::sample_vmdk::{GRAIN, Sparse, built, descriptor};
 
@@ -314,8 +314,10 @@ fn what_qemu_makes_is_read_and_copied_to_every_output() {
         for (format, compress) in outputs {
             let path = folder.path().join(format!("{kind}-{compress:?}.{format}"));
             let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-            let options = CopyOptions { format, compress, verify_full: true, ..CopyOptions::default() };
-            copy(&image, &file, "out", &options, &CopyControl::default()).unwrap();
+            let options = CopyOptions { format, compress, ..CopyOptions::default() };
+            let control = CopyControl::default();
+            copy(&image, &file, "out", &options, &control).unwrap();
+            verify(&file, "out", format, Some(&image), &control).unwrap();
             let path = path.to_str().unwrap();
             if format == OutputFormat::Qcow2 {
                 qemu_img(folder.path(), &["check", "-q", "-f", "qcow2", path]);

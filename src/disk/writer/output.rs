@@ -24,7 +24,6 @@ pub struct Output<'a> {
     control: &'a CopyControl,
     /// Held while the flag is turned off: whoever finds it off may write what is not aligned.
     direct: Mutex<bool>,
-    written: AtomicU64,
     /// Bytes written through the page cache since the last flush.
     unflushed: AtomicU64,
 }
@@ -35,7 +34,7 @@ impl<'a> Output<'a> {
     #[must_use]
     pub fn new(file: &'a File, name: &'a str, control: &'a CopyControl, direct: bool) -> Self {
         let direct = Mutex::new(direct && set_direct(file, true).is_ok());
-        Self { file, name, control, direct, written: AtomicU64::new(0), unflushed: AtomicU64::new(0) }
+        Self { file, name, control, direct, unflushed: AtomicU64::new(0) }
     }
 
     /// Writes `bytes` at `at`. With direct I/O on, both must be multiples of [`ALIGNMENT`](crate::disk::buffer::ALIGNMENT).
@@ -52,7 +51,6 @@ impl<'a> Output<'a> {
             self.file.write_all_at(bytes, at).map_err(|e| self.failed(at, e))?;
         }
         let len = bytes.len() as u64;
-        self.written.fetch_add(len, Ordering::Relaxed);
         if !self.is_direct() && self.unflushed.fetch_add(len, Ordering::Relaxed) + len >= FLUSH {
             self.unflushed.store(0, Ordering::Relaxed);
             // Starts writing back what is dirty and drops what is clean; a hint, so a refusal changes nothing.
@@ -86,11 +84,6 @@ impl<'a> Output<'a> {
         self.file.sync_all().map_err(|e| self.failed(0, e))
     }
 
-    /// Bytes written so far.
-    pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
-    }
-
     fn failed(&self, at: u64, source: io::Error) -> Error {
         Error::writing(self.name, at, source)
     }
@@ -117,7 +110,6 @@ mod tests {
         output.write(b"no alignment suits this", 77).unwrap();
         output.write(b"nor this", 100).unwrap();
         output.sync().unwrap();
-        assert_eq!(output.written(), 31);
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes[77..], *b"no alignment suits thisnor this");
@@ -153,6 +145,6 @@ mod tests {
         control.cancel();
         assert_eq!(output.write(b"after", 6).unwrap_err().reason, crate::conversion::Reason::Cancelled);
         assert_eq!(output.sync().unwrap_err().reason, crate::conversion::Reason::Cancelled);
-        assert_eq!((output.written(), file.metadata().unwrap().len()), (6, 6));
+        assert_eq!(file.metadata().unwrap().len(), 6);
     }
 }

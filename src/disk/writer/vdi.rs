@@ -267,9 +267,9 @@ mod tests {
         let path = folder.path().join("x.vdi");
         vdi_of(&Image::raw(&region_over(&sample_disk(2 << 20))).unwrap(), &path);
         let file = File::options().read(true).write(true).open(&path).unwrap();
-        verify::vdi(&file, "x.vdi", &CopyControl::default()).unwrap();
+        verify(&file, "x.vdi", OutputFormat::Vdi, None, &CopyControl::default()).unwrap();
         file.write_all_at(&[9, 0, 0, 0], MAP + 4).unwrap();
-        let error = verify::vdi(&file, "x.vdi", &CopyControl::default()).unwrap_err();
+        let error = verify(&file, "x.vdi", OutputFormat::Vdi, None, &CopyControl::default()).unwrap_err();
         assert_eq!((error.reason, error.offset), (Reason::Internal, Some(MAP + 4)));
     }
 

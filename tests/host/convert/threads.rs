@@ -64,7 +64,9 @@ fn outputs() -> Vec<CopyOptions> {
 
 fn copied(image: &Image, options: &CopyOptions) -> Vec<u8> {
     let output = tempfile::NamedTempFile::new().unwrap();
-    disk::copy(image, output.as_file(), "output", options, &CopyControl::default()).unwrap();
+    let control = CopyControl::default();
+    disk::copy(image, output.as_file(), "output", options, &control).unwrap();
+    disk::verify(output.as_file(), "output", options.format, None, &control).unwrap();
     fs::read(output.path()).unwrap()
 }
 

@@ -69,7 +69,6 @@ fn nothing_is_read_or_written_a_tenth_of_a_second_after_a_cancellation() {
     let bytes = bytes_of(&Piece::Random(7), SIZE);
     // In the first pass, and in the one that compares.
     for (options, last) in every_output().into_iter().flat_map(|options| [(options.clone(), 6), (options, 18)]) {
-        let options = CopyOptions { verify_full: true, ..options };
         let times = Arc::new(Mutex::new((None, SystemTime::UNIX_EPOCH)));
         let noted = Arc::clone(&times);
         let (control, _, region) = controlled(&bytes, move |control, number, _| {
@@ -83,8 +82,9 @@ fn nothing_is_read_or_written_a_tenth_of_a_second_after_a_cancellation() {
         });
         let file = tempfile::tempfile().unwrap();
         let image = Image::raw(&region).unwrap();
-        let error = copy(&image, &file, "out", &options, &control).unwrap_err();
-        assert_eq!(error.reason, Reason::Cancelled, "{options:?}");
+        let ended = copy(&image, &file, "out", &options, &control)
+            .and_then(|_| verify(&file, "out", options.format, Some(&image), &control));
+        assert_eq!(ended.unwrap_err().reason, Reason::Cancelled, "{options:?}");
         let (cancelled, last_read) = *times.lock().unwrap();
         let end = cancelled.unwrap() + TENTH;
         assert!(last_read < end, "{options:?}: read at {last_read:?}, {end:?} is the end");
@@ -107,10 +107,16 @@ fn progress_is_never_ahead_of_what_was_read_and_ends_at_the_last_byte() {
     copy(&image, &file, "out", &CopyOptions::default(), &control).unwrap();
     assert_eq!(control.progress(), (size as u64, size as u64));
     // Each further disk and pass adds to both.
-    let options =
-        CopyOptions { checksum: true, verify_full: true, format: OutputFormat::Vdi, ..CopyOptions::default() };
+    let format = OutputFormat::Vdi;
     let image = Image::raw(&self::region(&bytes_of(&Piece::OneByte(9), size))).unwrap();
-    copy(&image, &tempfile::tempfile().unwrap(), "out", &options, &control).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    copy(&image, &file, "out", &CopyOptions { format, ..CopyOptions::default() }, &control).unwrap();
+    assert_eq!(control.progress(), (2 * size as u64, 2 * size as u64));
+    verify(&file, "out", format, None, &control).unwrap();
+    assert_eq!(control.progress(), (2 * size as u64, 2 * size as u64));
+    verify(&file, "out", format, Some(&image), &control).unwrap();
+    assert_eq!(control.progress(), (3 * size as u64, 3 * size as u64));
+    digest(&file, "out", size as u64, &control).unwrap();
     assert_eq!(control.progress(), (4 * size as u64, 4 * size as u64));
 }
 
@@ -123,8 +129,8 @@ fn the_look_at_an_output_ends_with_a_cancellation() {
             let (file, control) = (tempfile::tempfile().unwrap(), CopyControl::default());
             copy(&image, &file, "out", &CopyOptions { format, ..CopyOptions::default() }, &control).unwrap();
             control.cancel();
-            let look = if format == OutputFormat::Vdi { verify::vdi } else { verify::qcow2 };
-            assert_eq!(look(&file, "out", &control).unwrap_err().reason, Reason::Cancelled, "{format}");
+            let error = verify(&file, "out", format, None, &control).unwrap_err();
+            assert_eq!(error.reason, Reason::Cancelled, "{format}");
         }
     }
 }
