@@ -3,43 +3,13 @@
 //! Nothing here opens a file. A name that comes out of here is a plain base name; whether it is there, and what is in
 //! it, others find out.
 
+mod names;
 pub mod ovf;
 pub mod vmdk;
 
+pub(crate) use self::names::shown;
+pub use self::names::{MAX_BYTES, MAX_MEMBERS, References, plain_name};
 use super::Error;
-use crate::conversion::Reason;
-use crate::conversion::contract::{MAX_EXTENTS, NAME_MAX};
-
-/// Longest descriptor that is read, in bytes. An OVF of 100 disks has about 100 KiB, a split disk of 8,192 extents with
-/// the longest names 2.3 MiB.
-pub const MAX_BYTES: usize = 4 << 20;
-const _: () = assert!(MAX_EXTENTS * (NAME_MAX + 64) < MAX_BYTES);
-
-/// Most disks, files or OVA members that one artifact may have (split VMDKs aside).
-pub const MAX_MEMBERS: usize = 128;
-
-/// What a primary's descriptor says about the files beside it, in the descriptor's order, each name once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct References {
-    /// Without these there is no conversion: disks and extents.
-    pub required: Vec<String>,
-    /// These belong to the artifact where they are there: manifest, certificate, NVRAM, CD images.
-    pub optional: Vec<String>,
-}
-
-impl References {
-    /// Whether the file stands alone.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.required.is_empty() && self.optional.is_empty()
-    }
-
-    /// Whether `name` belongs to the artifact, required or not.
-    #[must_use]
-    pub fn names(&self, name: &str) -> bool {
-        self.required.iter().chain(&self.optional).any(|n| n == name)
-    }
-}
 
 /// Which base names belong to the artifact whose primary is called `name` and begins with `bytes` (the whole file, or
 /// its first [`MAX_BYTES`] + 1).
@@ -72,33 +42,10 @@ pub fn looks_like_extent(name: &str) -> bool {
     suffix == "flat" || suffix.strip_prefix(['s', 'f']).is_some_and(numbered)
 }
 
-/// Takes `name`, which `file` names, for a base name in the same directory.
-///
-/// # Errors
-/// `UnsafeReference` for anything else: a path, a drive, `..`, a URL, control characters, over 255 bytes.
-pub fn plain_name(file: &str, name: &str) -> Result<String, Error> {
-    let plain = !name.is_empty()
-        && name.len() <= 255
-        && name != "."
-        && name != ".."
-        && !name.contains(['/', '\\', ':'])
-        && !name.chars().any(char::is_control);
-    if plain {
-        return Ok(name.to_owned());
-    }
-    Err(Error::refuse(Reason::UnsafeReference, file, format!("names {}, which is no plain file name", shown(name))))
-}
-
-/// A foreign text as a message may show it: escaped, and cut at 80 characters.
-pub(crate) fn shown(text: &str) -> String {
-    let cut: String = text.chars().take(80).collect();
-    let dots = if cut.len() < text.len() { "…" } else { "" };
-    format!("{cut:?}{dots}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conversion::Reason;
 
     #[test]
     fn extents_are_known_by_their_names() {

@@ -50,7 +50,7 @@ impl Qcow2 {
         }
         let size = header.size.div_ceil(512).saturating_mul(512);
         let mut image = Self { region: region.clone(), header, size, stored: 0, warnings: Vec::new() };
-        let needed = size.div_ceil(image.l2_entries() << image.header.cluster_bits);
+        let needed = size.div_ceil(image.header.l2_bytes());
         if image.header.l1_entries < needed {
             let message =
                 format!("has an L1 table of {} entries where its size needs {needed}", image.header.l1_entries);
@@ -75,7 +75,7 @@ impl Qcow2 {
                 self.claim(occupancy, offset, len, offset, || format!("its {what} lies on another table"))?;
             }
             let mut stored = 0;
-            for step in Walk::new(self) {
+            for step in Walk::new(&self.region, &self.header, self.size) {
                 match step? {
                     Step::Table { host, place } => {
                         self.claim(occupancy, host, self.cluster(), place, || {
@@ -194,11 +194,7 @@ impl Qcow2 {
 
     /// Bytes of a cluster.
     pub(super) fn cluster(&self) -> u64 {
-        1 << self.header.cluster_bits
-    }
-
-    fn l2_entries(&self) -> u64 {
-        self.cluster() / if self.header.extended_l2 { 16 } else { 8 }
+        self.header.cluster()
     }
 
     /// Bytes of the guest's disk.
@@ -232,7 +228,7 @@ impl Qcow2 {
     /// The disk in guest order, without gaps. The last compressed cluster decodes to a whole cluster, even where the
     /// disk ends within it.
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
-        coalesce(Pieces { image: self, walk: Walk::new(self), parts: VecDeque::new() })
+        coalesce(Pieces { image: self, walk: Walk::new(&self.region, &self.header, self.size), parts: VecDeque::new() })
     }
 
     fn location(&self, entry: Entry) -> Location {

@@ -9,7 +9,7 @@ pub(crate) mod marker;
 mod reserved;
 mod tables;
 
-use self::header::{CAPACITY_AT, Header, SECTOR};
+use self::header::{CAPACITY_AT, Header};
 use self::reserved::Reserved;
 use self::tables::Tables;
 use super::{Error, Extent, Region, descriptor};
@@ -139,11 +139,6 @@ fn check_descriptor(region: &Region, offset: u64, text: &[u8]) -> Result<(), Err
     let message =
         format!("its descriptor tells createType {}, which has files beside it", descriptor.create_type.as_str());
     Err(Error::refuse(Reason::UnsafeReference, region.name(), message).at(offset))
-}
-
-/// Bytes of `sectors`, as a place in the file.
-fn bytes(sectors: u32) -> u64 {
-    u64::from(sectors) * SECTOR
 }
 
 #[cfg(test)]

@@ -4,12 +4,16 @@
 //! differ in their namespaces only. Neither a DTD nor entities are read.
 
 mod hardware;
+mod parts;
+mod xml;
 
 use std::collections::HashSet;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::{MAX_BYTES, MAX_MEMBERS, References, plain_name, shown};
+pub use self::parts::{OvfDisk, OvfFile};
+use self::xml::{attribute, children, unit_bytes};
+use super::names::{MAX_BYTES, MAX_MEMBERS, References, plain_name, shown};
 use crate::conversion::Reason;
 use crate::conversion::report::Hardware;
 use crate::disk::Error;
@@ -34,28 +38,6 @@ pub struct Ovf {
     pub hardware: Option<Hardware>,
     /// What was odd but handled.
     pub warnings: Vec<String>,
-}
-
-/// A `File` of the references section.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OvfFile {
-    pub id: String,
-    /// A plain base name.
-    pub href: String,
-    /// Bytes, where the envelope says.
-    pub size: Option<u64>,
-    /// Whether the file itself is compressed with gzip.
-    pub gzip: bool,
-}
-
-/// A `Disk` of the disk section.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OvfDisk {
-    pub id: String,
-    /// Index in [`Ovf::files`]; `None` means a blank disk.
-    pub file: Option<usize>,
-    /// Virtual size in bytes, as far as it is written as a number. Some exporters put the file's size here.
-    pub capacity: Option<u64>,
 }
 
 /// Parses an envelope of at most [`MAX_BYTES`].
@@ -228,32 +210,6 @@ fn capacity(disk: Node) -> Option<u64> {
     let number: u64 = attribute(disk, "capacity")?.trim().parse().ok()?;
     let unit = attribute(disk, "capacityAllocationUnits").map_or(Some(1), unit_bytes)?;
     number.checked_mul(unit)
-}
-
-/// Bytes of an allocation unit: `byte * 2^30` (OVF 1.1 and later), or a word (0.9).
-fn unit_bytes(unit: &str) -> Option<u64> {
-    let unit = unit.trim().to_ascii_lowercase();
-    let Some((base, factor)) = unit.split_once('*') else {
-        return Some(match unit.as_str() {
-            "" | "byte" | "bytes" => 1,
-            "kilobytes" | "kb" => 1 << 10,
-            "megabytes" | "mb" => 1 << 20,
-            "gigabytes" | "gb" => 1 << 30,
-            "terabytes" | "tb" => 1 << 40,
-            _ => return None,
-        });
-    };
-    let (radix, exponent) = factor.trim().split_once('^').unwrap_or((factor, "1"));
-    let radix: u64 = radix.trim().parse().ok()?;
-    (base.trim() == "byte").then(|| radix.checked_pow(exponent.trim().parse().ok()?)).flatten()
-}
-
-fn children<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'a str) -> impl Iterator<Item = Node<'a, 'i>> + 'a {
-    node.children().filter(move |n| n.tag_name().name() == name)
-}
-
-fn attribute<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
-    node.attributes().find(|a| a.name() == name).map(|a| a.value())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Format: VMware, *Virtual Disk Format 5.0*, section "The Descriptor File". Lines are `key=value` or
 //! `ACCESS SECTORS KIND "name" [OFFSET]`; case and quotes vary between writers. Bytes need not be ASCII.
 
-use super::{MAX_BYTES, References, plain_name};
+use super::names::{MAX_BYTES, References, plain_name, shown};
 use crate::conversion::Reason;
 use crate::conversion::contract::MAX_EXTENTS;
 use crate::disk::Error;
@@ -65,7 +65,7 @@ impl CreateType {
         }
         let device = DEVICES.iter().any(|d| d.eq_ignore_ascii_case(word));
         let reason = if device { Reason::UnsafeReference } else { Reason::UnsupportedFormat };
-        Err(Error::refuse(reason, file, format!("cannot read a VMDK of createType {}", super::shown(word))))
+        Err(Error::refuse(reason, file, format!("cannot read a VMDK of createType {}", shown(word))))
     }
 }
 
@@ -191,7 +191,7 @@ impl Descriptor {
                 return Err(Error::refuse(Reason::UnsafeReference, file, "names itself as an extent"));
             }
             if !seen.insert(name.clone()) {
-                let message = format!("names the extent {} twice", super::shown(&name));
+                let message = format!("names the extent {} twice", shown(&name));
                 return Err(Error::refuse(Reason::UnsafeReference, file, message));
             }
             required.push(name);
@@ -250,7 +250,7 @@ impl ExtentLine {
         let name = String::from_utf8_lossy(&self.name);
         let plain = plain_name(file, &name)?;
         if std::str::from_utf8(&self.name).is_err() {
-            let message = format!("names the extent {}, which is no UTF-8", super::shown(&plain));
+            let message = format!("names the extent {}, which is no UTF-8", shown(&plain));
             return Err(Error::refuse(Reason::MissingMember, file, message));
         }
         Ok(Some(plain))
@@ -318,7 +318,7 @@ fn check_kind(file: &str, extent: &RawExtent<'_>) -> Result<ExtentLine, Error> {
             return Err(Error::refuse(Reason::UnsafeReference, file, "names a device of the host as an extent"));
         }
         other => {
-            let message = format!("cannot read an extent of kind {}", super::shown(&String::from_utf8_lossy(other)));
+            let message = format!("cannot read an extent of kind {}", shown(&String::from_utf8_lossy(other)));
             return Err(Error::refuse(Reason::UnsupportedFormat, file, message));
         }
     };

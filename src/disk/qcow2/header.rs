@@ -137,6 +137,17 @@ impl Header {
         })
     }
 
+    /// Bytes of a cluster.
+    pub(super) fn cluster(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Guest bytes that an L2 table, which is one cluster long, maps.
+    pub(super) fn l2_bytes(&self) -> u64 {
+        let entry = if self.extended_l2 { 16 } else { 8 };
+        (self.cluster() / entry) << self.cluster_bits
+    }
+
     /// Tables begin on clusters behind the header and end inside the file.
     fn inside(&self, region: &Region) -> Result<(), Error> {
         let name = region.name();

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::Qcow2;
 use super::entry::{self, Entry};
-use crate::disk::Error;
+use super::header::Header;
 use crate::disk::table::Table;
+use crate::disk::{Error, Region};
 
 /// One step of the walk.
 #[derive(Debug)]
@@ -19,7 +19,10 @@ pub(super) enum Step {
 
 /// Yields the clusters in guest order, each L2 table before its clusters.
 pub(super) struct Walk<'a> {
-    image: &'a Qcow2,
+    region: &'a Region,
+    header: &'a Header,
+    /// Bytes of the guest's disk.
+    size: u64,
     l1: Table<8>,
     /// The L2 table held and the index of its L1 entry.
     l2: Option<(u64, Table<8>)>,
@@ -28,39 +31,41 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(image: &'a Qcow2) -> Self {
-        Self { image, l1: Table::new(image.header.l1_offset, image.header.l1_entries), l2: None, guest: 0 }
+    /// The walk over the tables of `header` in `region`, up to the disk's `size` bytes.
+    pub(super) fn new(region: &'a Region, header: &'a Header, size: u64) -> Self {
+        let l1 = Table::new(header.l1_offset, header.l1_entries);
+        Self { region, header, size, l1, l2: None, guest: 0 }
     }
 
-    fn word(image: &Qcow2, table: &mut Table<8>, index: u64) -> Result<u64, Error> {
-        table.entry(index, |buffer, at| image.region.read_exact_at(buffer, at)).map(u64::from_be_bytes)
+    fn word(region: &Region, table: &mut Table<8>, index: u64) -> Result<u64, Error> {
+        table.entry(index, |buffer, at| region.read_exact_at(buffer, at)).map(u64::from_be_bytes)
     }
 
     fn step(&mut self) -> Result<Step, Error> {
-        let image = self.image;
-        let covered = image.l2_entries() << image.header.cluster_bits;
+        let (region, header) = (self.region, self.header);
+        let covered = header.l2_bytes();
         let l1_index = self.guest / covered;
         if let Some((_, table)) = self.l2.as_mut().filter(|(held, _)| *held == l1_index) {
-            let index = (self.guest % covered) >> image.header.cluster_bits;
-            let (first, words) = if image.header.extended_l2 { (index * 2, 2) } else { (index, 1) };
+            let index = (self.guest % covered) >> header.cluster_bits;
+            let (first, words) = if header.extended_l2 { (index * 2, 2) } else { (index, 1) };
             let place = table.place(first);
-            let word = Self::word(image, table, first)?;
-            let bitmap = if words == 2 { Some(Self::word(image, table, first + 1)?) } else { None };
-            let entry = entry::l2(word, bitmap, image.header.cluster_bits, image.header.version)
-                .map_err(|message| Error::corrupt(image.region.name(), place, message))?;
-            return Ok(Step::Clusters { guest: self.advance(image.cluster()), entry, place });
+            let word = Self::word(region, table, first)?;
+            let bitmap = if words == 2 { Some(Self::word(region, table, first + 1)?) } else { None };
+            let entry = entry::l2(word, bitmap, header.cluster_bits, header.version)
+                .map_err(|message| Error::corrupt(region.name(), place, message))?;
+            return Ok(Step::Clusters { guest: self.advance(header.cluster()), entry, place });
         }
         let place = self.l1.place(l1_index);
-        let word = Self::word(image, &mut self.l1, l1_index)?;
-        match entry::l1(word, image.header.cluster_bits) {
-            Err(message) => Err(Error::corrupt(image.region.name(), place, message)),
+        let word = Self::word(region, &mut self.l1, l1_index)?;
+        match entry::l1(word, header.cluster_bits) {
+            Err(message) => Err(Error::corrupt(region.name(), place, message)),
             Ok(None) => Ok(Step::Clusters { guest: self.advance(covered), entry: Entry::Unallocated, place }),
             Ok(Some(host)) => {
-                if host.checked_add(image.cluster()).is_none_or(|end| end > image.region.len()) {
+                if host.checked_add(header.cluster()).is_none_or(|end| end > region.len()) {
                     let message = format!("needs an L2 table at byte {host}, but the file ends before its end");
-                    return Err(Error::truncated(image.region.name(), place, message));
+                    return Err(Error::truncated(region.name(), place, message));
                 }
-                self.l2 = Some((l1_index, Table::new(host, image.cluster() / 8)));
+                self.l2 = Some((l1_index, Table::new(host, header.cluster() / 8)));
                 // The table's first cluster comes with the next step, at the same guest byte.
                 Ok(Step::Table { host, place })
             }
@@ -69,7 +74,7 @@ impl<'a> Walk<'a> {
 
     fn advance(&mut self, by: u64) -> Range<u64> {
         let start = self.guest;
-        self.guest = (start + by).min(self.image.size);
+        self.guest = (start + by).min(self.size);
         start..self.guest
     }
 }
@@ -78,6 +83,6 @@ impl Iterator for Walk<'_> {
     type Item = Result<Step, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        (self.guest < self.image.size).then(|| self.step())
+        (self.guest < self.size).then(|| self.step())
     }
 }

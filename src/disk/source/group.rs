@@ -1,6 +1,8 @@
 //! OVF packages: the envelope with its files, in an OVA or side by side.
 
-use super::{Limits, Scratch, Source, SourceDisk, blank, check_size, open_disk, read_text};
+use super::accepted::{Limits, Scratch, Source, SourceDisk};
+use super::checks::{blank, check_size, read_text};
+use super::disk::open_disk;
 use crate::conversion::Reason;
 use crate::conversion::contract;
 use crate::conversion::report::Hardware;

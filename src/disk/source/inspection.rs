@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::{Limits, Scratch, Source, SourceDisk, open};
+use super::accepted::{Limits, Scratch, Source, SourceDisk};
+use super::open::open;
 use crate::conversion::Failure;
 use crate::conversion::report::Hardware;
 use crate::disk::{Location, Region, detect};

@@ -1,6 +1,7 @@
 //! VMDKs whose descriptor is a file of its own: flat and split kinds.
 
-use super::Limits;
+use super::accepted::Limits;
+use super::checks::{blank, check_size, read_text};
 use crate::conversion::Reason;
 use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine, SECTOR};
 use crate::disk::descriptor::{MAX_BYTES, shown};
@@ -10,10 +11,10 @@ use crate::disk::{Error, Region};
 
 /// Opens the disk that the descriptor in `region` (called `name` within its group) makes of `members`.
 pub(super) fn open(region: &Region, name: &str, members: &[(&str, &Region)], limits: &Limits) -> Result<Image, Error> {
-    let descriptor = vmdk::parse(region.name(), &super::read_text(region, MAX_BYTES)?)?;
+    let descriptor = vmdk::parse(region.name(), &read_text(region, MAX_BYTES)?)?;
     descriptor.references(name).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
     // Before the parts' tables are walked.
-    super::check_size(region.name(), descriptor.virtual_size(), limits)?;
+    check_size(region.name(), descriptor.virtual_size(), limits)?;
     let parts = descriptor.extents.iter().map(|extent| open_extent(region.name(), extent, members));
     Ok(Image::joined(kind(descriptor.create_type), parts.collect::<Result<_, _>>()?))
 }
@@ -31,7 +32,7 @@ const fn kind(create_type: CreateType) -> &'static str {
 
 fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> Result<Image, Error> {
     let size = extent.sectors * SECTOR;
-    let Some(name) = extent.file_name(file)? else { return Ok(super::blank(size, "vmdk zero extent")) };
+    let Some(name) = extent.file_name(file)? else { return Ok(blank(size, "vmdk zero extent")) };
     let Some((_, region)) = members.iter().find(|(member, _)| *member == name) else {
         let message = format!("names the extent {}, which is not beside it", shown(&name));
         return Err(Error::refuse(Reason::MissingMember, file, message));

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::CopyControl;
-use crate::disk::manifest;
+use crate::conversion::Reason;
 use crate::disk::replay::{Stretch, replay};
 use crate::disk::sample_ova::{self, END, member, ovf, tar};
 use crate::disk::sample_vmdk::{GRAIN, Sparse};
+use crate::disk::{CopyControl, Error, Image, Region};
+use crate::disk::{detect, manifest};
 
 const LIMITS: Limits = Limits { max_virtual_size: 1 << 40, max_scratch_bytes: 1 << 26 };
 

@@ -107,6 +107,11 @@ impl Header {
     }
 }
 
+/// Bytes of `sectors`, as a place in the file.
+pub(super) fn bytes(sectors: u32) -> u64 {
+    u64::from(sectors) * SECTOR
+}
+
 fn read_footer(region: &Region) -> Result<(Fields, u64), Error> {
     let missing = || Error::truncated(region.name(), region.len(), "the footer that the header announces is missing");
     let marker_at = region.len().checked_sub(FOOTER_FROM_END).ok_or_else(missing)?;

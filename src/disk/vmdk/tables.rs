@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::header::{Header, SECTOR, TABLE_ENTRIES, TABLE_LEN};
+use super::header::{Header, SECTOR, TABLE_ENTRIES, TABLE_LEN, bytes};
+use super::marker;
 use super::reserved::{self, Reserved};
-use super::{bytes, marker};
 use crate::disk::coalesce::coalesce;
 use crate::disk::occupancy::survey;
 use crate::disk::{Error, Extent, Location, Region};

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use roxmltree::Node;
 
-use super::{OvfDisk, OvfFile, attribute, children, unit_bytes};
+use super::parts::{OvfDisk, OvfFile};
+use super::xml::{attribute, children, unit_bytes};
 use crate::conversion::report::{DiskController, Hardware, Nic};
 
 const PROCESSOR: u32 = 3;

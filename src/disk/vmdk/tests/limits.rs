@@ -1,5 +1,6 @@
 //! Sizes that a header only claims.
 
+use super::header::SECTOR;
 use super::*;
 
 /// A file of nothing but a header, a descriptor and a directory of zeros for so many bytes in grains of 4 KiB, and the

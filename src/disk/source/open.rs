@@ -1,0 +1,36 @@
+//! Opens whatever was dropped, by its content.
+
+use super::accepted::{Limits, Scratch, Source, SourceDisk};
+use super::disk::open_disk;
+use super::group;
+use crate::disk::detect::{self, Content};
+use crate::disk::{Error, Region};
+
+/// Opens `primary`, with `siblings` for what it names: the other members of its claim, none of them read unless named.
+///
+/// # Errors
+/// What the formats' readers refuse, with their reasons; `TooLarge` beyond `limits`.
+pub fn open(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
+    let name = primary.name();
+    let content = detect::detect_region(primary)?;
+    detect::check_extension(name, content)?;
+    match content {
+        Content::Tar => group::open_ova(primary, limits, scratch),
+        Content::Xml => group::open_ovf(primary, siblings, limits, scratch),
+        _ => {
+            let named: Vec<_> = siblings.iter().map(|region| (region.name(), region)).collect();
+            let image = open_disk(primary, name, content, &named, limits)?;
+            let mut members = vec![(name.to_owned(), primary.len())];
+            let extents = image.regions.iter().filter(|region| region.name() != name);
+            members.extend(extents.map(|region| (region.name().to_owned(), region.len())));
+            Ok(Source {
+                format: image.kind().to_owned(),
+                warnings: image.warnings(),
+                disks: vec![SourceDisk { member: name.to_owned(), image }],
+                hardware: None,
+                digests: Vec::new(),
+                members,
+            })
+        }
+    }
+}
