@@ -176,7 +176,7 @@ pub fn detect(name: &str, head: &[u8], tail: &[u8]) -> Result<Content, Error> {
 /// What the file behind `region` is.
 ///
 /// # Errors
-/// As [`detect`], and of [`check_extension`].
+/// As [`detect`], and as reading does.
 pub fn detect_region(region: &Region) -> Result<Content, Error> {
     let (head, tail) = ends(region)?;
     detect(region.name(), &head, &tail)

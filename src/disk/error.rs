@@ -34,7 +34,7 @@ impl Error {
         Self::refuse(Reason::Corrupt, file, message).at(offset)
     }
 
-    /// `file` ends before byte `needed`.
+    /// `file` ends before what is needed at byte `offset`.
     pub fn truncated(file: impl Into<String>, offset: u64, message: impl Into<String>) -> Self {
         Self::refuse(Reason::Truncated, file, message).at(offset)
     }
