@@ -36,7 +36,7 @@ impl Extent {
                 Location::Deflate { file: of + file, offset, len, zlib }
             }
             Location::Zstd { file: of, offset, len } => Location::Zstd { file: of + file, offset, len },
-            Location::Marked { file: of, offset, reach } => Location::Marked { file: of + file, offset, reach },
+            Location::Framed { file: of, offset, reach } => Location::Framed { file: of + file, offset, reach },
         };
         Self { guest: self.guest.start + guest..self.guest.end + guest, at }
     }
@@ -62,7 +62,7 @@ pub enum Location {
     /// Zstd frames (RFC 8878), one behind the other, that decode to the extent's length, with the same exception; `len` is
     /// an upper bound.
     Zstd { file: usize, offset: u64, len: u32 },
-    /// One zlib stream as in `Deflate` behind a VMDK's marker at `offset`, which tells its length. Both lie within `reach`
-    /// bytes, which are in the region and at least a marker long: an upper bound.
-    Marked { file: usize, offset: u64, reach: u32 },
+    /// One zlib stream as in `Deflate` in a frame: behind a marker at `offset`, which tells its length. Both lie within
+    /// `reach` bytes, which are in the region and at least a marker long: an upper bound.
+    Framed { file: usize, offset: u64, reach: u32 },
 }

@@ -6,6 +6,7 @@
 
 mod entry;
 mod header;
+pub(super) mod offsets;
 mod walk;
 
 use std::collections::VecDeque;
@@ -13,6 +14,7 @@ use std::ops::Range;
 
 use self::entry::Entry;
 use self::header::Header;
+use self::offsets::HostOffset;
 use self::walk::{Step, Walk};
 use super::coalesce::coalesce;
 use super::occupancy::{Occupancy, Taken, survey};
@@ -65,14 +67,14 @@ impl Qcow2 {
     fn survey(&self) -> Result<u64, Error> {
         let header = &self.header;
         let mut tables = [
-            (0, self.cluster(), "header"),
-            (header.l1_offset, header.l1_entries * 8, "L1 table"),
-            (header.refcount_offset, header.refcount_clusters << header.cluster_bits, "refcount table"),
+            (HostOffset(0), self.cluster(), "header"),
+            (HostOffset(header.l1_offset), header.l1_entries * 8, "L1 table"),
+            (HostOffset(header.refcount_offset), header.refcount_clusters << header.cluster_bits, "refcount table"),
         ];
         tables.sort_unstable();
         survey(self.region.name(), self.cluster(), |occupancy| {
             for (offset, len, what) in tables {
-                self.claim(occupancy, offset, len, offset, || format!("its {what} lies on another table"))?;
+                self.claim(occupancy, offset, len, offset.0, || format!("its {what} lies on another table"))?;
             }
             let mut stored = 0;
             for step in Walk::new(&self.region, &self.header, self.size) {
@@ -95,12 +97,12 @@ impl Qcow2 {
     fn claim(
         &self,
         occupancy: &mut Occupancy,
-        offset: u64,
+        offset: HostOffset,
         len: u64,
         place: u64,
         message: impl Fn() -> String,
     ) -> Result<(), Error> {
-        occupancy.claim(offset, len).map_err(|Taken| Error::corrupt(self.region.name(), place, message()))
+        occupancy.claim(offset.0, len).map_err(|Taken| Error::corrupt(self.region.name(), place, message()))
     }
 
     /// One cluster: its bytes are in the file and nothing else's. Compressed ones may share a cluster of the file, but no
@@ -108,10 +110,10 @@ impl Qcow2 {
     fn check(&self, occupancy: &mut Occupancy, guest: &Range<u64>, entry: Entry, place: u64) -> Result<(), Error> {
         let twice = || format!("the cluster of guest byte {} lies where something else lies", guest.start);
         match entry {
-            Entry::Unallocated | Entry::Zero { host: 0 } => Ok(()),
+            Entry::Unallocated | Entry::Zero { host: HostOffset(0) } => Ok(()),
             Entry::Compressed { host, len } => {
                 self.present(host, 1, guest, place)?;
-                occupancy.share(host, len).map_err(|Taken| Error::corrupt(self.region.name(), place, twice()))
+                occupancy.share(host.0, len).map_err(|Taken| Error::corrupt(self.region.name(), place, twice()))
             }
             Entry::Zero { host } => self.claim(occupancy, host, self.cluster(), place, twice),
             Entry::Standard { host } => {
@@ -127,11 +129,12 @@ impl Qcow2 {
         }
     }
 
-    fn present(&self, offset: u64, len: u64, guest: &Range<u64>, place: u64) -> Result<(), Error> {
-        if offset.checked_add(len).is_none_or(|end| end > self.region.len()) {
+    fn present(&self, offset: HostOffset, len: u64, guest: &Range<u64>, place: u64) -> Result<(), Error> {
+        if offset.0.checked_add(len).is_none_or(|end| end > self.region.len()) {
             let message = format!(
-                "the cluster of guest byte {} lies at byte {offset}, but the file ends at byte {}",
+                "the cluster of guest byte {} lies at byte {}, but the file ends at byte {}",
                 guest.start,
+                offset.0,
                 self.region.len()
             );
             return Err(Error::truncated(self.region.name(), place, message));
@@ -153,15 +156,15 @@ impl Qcow2 {
     fn stored_parts(
         &self,
         guest: &Range<u64>,
-        host: u64,
+        host: HostOffset,
         stored: u32,
-    ) -> impl Iterator<Item = (Range<u64>, u64)> + use<> {
+    ) -> impl Iterator<Item = (Range<u64>, HostOffset)> + use<> {
         let size = self.cluster() / SUBCLUSTERS;
         let guest = guest.clone();
         (0..SUBCLUSTERS).filter(move |part| stored >> part & 1 == 1).filter_map(move |part| {
             let start = guest.start + part * size;
             let range = start..(start + size).min(guest.end);
-            (!range.is_empty()).then_some((range, host + part * size))
+            (!range.is_empty()).then_some((range, host.plus(part * size)))
         })
     }
 
@@ -234,13 +237,13 @@ impl Qcow2 {
     fn location(&self, entry: Entry) -> Location {
         match entry {
             Entry::Unallocated | Entry::Zero { .. } | Entry::Subclusters { .. } => Location::Zero,
-            Entry::Standard { host } => Location::Stored { file: 0, offset: host },
+            Entry::Standard { host } => Location::Stored { file: 0, offset: host.0 },
             Entry::Compressed { host, len } => {
-                let len = u32::try_from(len.min(self.region.len() - host)).expect("13 bits of sectors fit");
+                let len = u32::try_from(len.min(self.region.len() - host.0)).expect("13 bits of sectors fit");
                 if self.header.zstd {
-                    Location::Zstd { file: 0, offset: host, len }
+                    Location::Zstd { file: 0, offset: host.0, len }
                 } else {
-                    Location::Deflate { file: 0, offset: host, len, zlib: false }
+                    Location::Deflate { file: 0, offset: host.0, len, zlib: false }
                 }
             }
         }
@@ -269,7 +272,7 @@ impl Pieces<'_> {
                         self.parts.push_back(Extent { guest: reached..part.start, at: Location::Zero });
                     }
                     reached = part.end;
-                    self.parts.push_back(Extent { guest: part, at: Location::Stored { file: 0, offset } });
+                    self.parts.push_back(Extent { guest: part, at: Location::Stored { file: 0, offset: offset.0 } });
                 }
                 if reached < guest.end {
                     self.parts.push_back(Extent { guest: reached..guest.end, at: Location::Zero });

@@ -1,11 +1,9 @@
 //! A raw image: the bytes themselves.
 
 use super::holes::without_holes;
+use super::units::SECTOR;
 use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
-
-/// A guest's sector in bytes: what a virtual size is a multiple of.
-const SECTOR: u64 = 512;
 
 /// A raw image.
 #[derive(Clone, Debug)]

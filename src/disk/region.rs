@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Error;
+use super::units::{SECTOR, SECTOR_BYTES};
 use crate::conversion::Reason;
 
 /// `len` bytes of `file` from `start`. Readers get regions, so that an image inside an OVA is read in place and can
@@ -25,8 +26,6 @@ pub struct Region {
     before_read: Option<BeforeRead>,
 }
 
-/// Places, lengths and memory of direct I/O are multiples of this; where the disk's sectors are larger it is refused.
-pub const SECTOR: usize = 512;
 /// Shorter reads go through the page cache: there the kernel reads ahead.
 const MIN_DIRECT: usize = 64 << 10;
 
@@ -179,10 +178,11 @@ impl Region {
     pub fn read_once_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.begin(buffer.len(), offset)?;
         let at = self.start + offset;
+        // Where the disk's sectors are larger, direct I/O is refused.
         let suits = buffer.len() >= MIN_DIRECT
-            && buffer.len().is_multiple_of(SECTOR)
-            && at.is_multiple_of(SECTOR as u64)
-            && buffer.as_ptr().addr().is_multiple_of(SECTOR);
+            && buffer.len().is_multiple_of(SECTOR_BYTES)
+            && at.is_multiple_of(SECTOR)
+            && buffer.as_ptr().addr().is_multiple_of(SECTOR_BYTES);
         match &self.direct {
             // Where direct I/O fails, the usual way says why, or does not.
             Some(direct) if suits && direct.read_exact_at(buffer, at).is_ok() => Ok(()),
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(read(&region, 0, MIN_DIRECT, 100), 1);
         assert_eq!(read(&region, 7, MIN_DIRECT, 0), 1);
         assert_eq!(read(&region, 0, MIN_DIRECT + 1, 512 << 10), 1);
-        assert_eq!(read(&region, 0, MIN_DIRECT - SECTOR, 768 << 10), 1);
+        assert_eq!(read(&region, 0, MIN_DIRECT - SECTOR_BYTES, 768 << 10), 1);
         // A member that does not begin with a sector.
         let member = region.part("member", 100, 900 << 10).unwrap();
         assert_eq!(read(&member, 0, MIN_DIRECT, 400 << 10), 1);

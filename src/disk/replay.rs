@@ -4,11 +4,12 @@ pub(crate) mod batch;
 pub(crate) mod decode;
 pub(crate) mod load;
 
-use self::batch::{Batches, CLUSTER_BYTES, Step};
+use self::batch::{Batches, Step};
 use self::decode::Decode;
 use self::load::{Loaded, load};
 use super::buffer::Buffer;
 use super::control::CopyControl;
+use super::units::CLUSTER_BYTES;
 use super::{Error, Image};
 
 /// A stretch of guest bytes.
@@ -49,7 +50,7 @@ pub fn replay(
                 let mut loaded = load(&image.regions, batch, buffer, input)?;
                 decode.run(image, &mut loaded)?;
                 sink(at, Stretch::Data(&loaded.buffer[..len]))?;
-                at = loaded.batch.guest.end;
+                at = loaded.guest.end;
                 Loaded { buffer, input, .. } = loaded;
             }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use super::vmdk::marker;
+use super::frame;
 use super::{Error, Extent, Location, Region};
 
 /// The image at `path` as a region under its base name.
@@ -57,12 +57,12 @@ pub(crate) fn guest_bytes(
                 };
                 inflated.map_err(|e| Error::corrupt(region.name(), offset, e.to_string()))?;
             }
-            Location::Marked { file: 0, offset, .. } => {
-                let mut marker = [0; marker::LEN];
+            Location::Framed { file: 0, offset, .. } => {
+                let mut marker = [0; frame::LEN];
                 region.read_exact_at(&mut marker, offset)?;
-                let len = marker::data_len(marker, extent.guest.start);
+                let len = frame::data_len(marker, extent.guest.start);
                 let len = len.map_err(|message| Error::corrupt(region.name(), offset, message))?;
-                let stored = read(region, offset + marker::BYTES, len)?;
+                let stored = read(region, offset + frame::BYTES, len)?;
                 let inflated = flate2::read::ZlibDecoder::new(&stored[..]).read_exact(buffer);
                 inflated.map_err(|e| Error::corrupt(region.name(), offset, e.to_string()))?;
             }

@@ -13,12 +13,12 @@ use super::fields::{be32, be64};
 use super::occupancy::{Occupancy, Taken, survey};
 use super::raw::Raw;
 use super::table::{Block, Table};
+use super::units::SECTOR;
 use super::{Error, Extent, Location, Region, raw};
 use crate::conversion::Reason;
 
 pub use self::footer::COOKIE;
 
-const SECTOR: u64 = 512;
 /// Length of the dynamic disk header.
 const HEADER: usize = 1024;
 /// Table entry of a block that was never written.

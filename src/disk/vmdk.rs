@@ -5,7 +5,6 @@
 //! tell another story the image is corrupt, for another reader might believe them.
 
 mod header;
-pub(crate) mod marker;
 mod reserved;
 mod tables;
 

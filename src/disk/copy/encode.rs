@@ -7,11 +7,11 @@ use libdeflater::{CompressionLvl, Compressor};
 
 use crate::conversion::Compression;
 use crate::disk::buffer::{Buffer, is_zero};
-use crate::disk::replay::batch::{CLUSTER, CLUSTER_BYTES};
-use crate::disk::replay::decode::{self, Decode, within};
-use crate::disk::replay::load::Loaded;
+use crate::disk::replay::decode::{self, Decode};
+use crate::disk::replay::load::{Bytes, Codec, Loaded, Piece, Stream};
+use crate::disk::units::CLUSTER_BYTES;
 use crate::disk::writer::coded::{Cluster, Coded, Coding, Content};
-use crate::disk::{Error, Extent, Image, Location};
+use crate::disk::{Error, Image};
 
 /// Window of QEMU's own deflate clusters: log2 of 4 KiB.
 const STRICT_WINDOW_LOG: u8 = 12;
@@ -21,13 +21,13 @@ const ZSTD_LEVEL: u32 = 3;
 /// The encoders and decoders of one thread.
 pub struct Encode {
     decode: Decode,
-    codec: Codec,
+    encoder: Encoder,
     coding: Coding,
     /// Room for one compressed cluster, written over and over.
     scratch: Vec<u8>,
 }
 
-enum Codec {
+enum Encoder {
     None,
     Deflate(Compressor),
     /// Deflate with a 4 KiB window.
@@ -37,11 +37,11 @@ enum Codec {
 
 impl Encode {
     pub fn new(coding: Coding) -> Result<Self, std::io::Error> {
-        let codec = match coding {
-            Coding::Runs { .. } => Codec::None,
-            Coding::Packed { compression, level } => Codec::new(compression, level)?,
+        let encoder = match coding {
+            Coding::Runs { .. } => Encoder::None,
+            Coding::Packed { compression, level } => Encoder::new(compression, level)?,
         };
-        Ok(Self { decode: Decode::new(), codec, coding, scratch: vec![0; CLUSTER_BYTES] })
+        Ok(Self { decode: Decode::new(), encoder, coding, scratch: vec![0; CLUSTER_BYTES] })
     }
 
     /// Decodes and encodes a batch of `image`. Gives back the input's memory too.
@@ -49,7 +49,7 @@ impl Encode {
         let content = match self.coding {
             Coding::Runs { unit } => {
                 self.decode.run(image, &mut loaded)?;
-                Content::Runs(runs(&loaded.buffer, loaded.batch.len(), unit))
+                Content::Runs(runs(&loaded.buffer, loaded.len(), unit))
             }
             Coding::Packed { compression, .. } => {
                 let passed = if compression == Compression::Zlib { self.pass_through(&mut loaded) } else { Vec::new() };
@@ -57,33 +57,32 @@ impl Encode {
                 self.pack(&loaded, &passed)
             }
         };
-        let Loaded { batch, buffer, input, .. } = loaded;
-        Ok((Coded { guest: batch.guest, buffer, content }, input))
+        let Loaded { guest, buffer, input, .. } = loaded;
+        Ok((Coded { guest, buffer, content }, input))
     }
 
-    /// Finds the streams that can be passed on as they are, verifies them (their guest bytes are in the buffer then) and
-    /// takes them from the list of pieces: returns for each its cluster and its bytes in the input.
+    /// Finds the streams that can be passed on as they are, and verifies them: their guest bytes are in the buffer then.
+    /// Returns for each its cluster and its bytes in the input.
     fn pass_through(&mut self, loaded: &mut Loaded) -> Vec<(usize, Range<usize>)> {
-        let Loaded { batch, buffer, input, places, .. } = loaded;
+        let Loaded { pieces, buffer, input, .. } = loaded;
         let mut passed = Vec::new();
-        for (piece, place) in batch.pieces.iter_mut().zip(places) {
-            let Extent { guest, at: Location::Deflate { zlib: true, .. } } = piece else { continue };
-            if !guest.start.is_multiple_of(CLUSTER) || guest.end - guest.start != CLUSTER {
+        for Piece { place, bytes } in pieces {
+            let Bytes::Compressed(Stream { codec: Codec::Zlib, input: stream, .. }) = bytes else { continue };
+            // A batch begins at a cluster.
+            if !place.start.is_multiple_of(CLUSTER_BYTES) || place.len() != CLUSTER_BYTES {
                 continue;
             }
-            let target = within(batch.guest.start, piece);
-            if let Some(body) = self.decode.pass_through(&input[place.clone()], &mut buffer[target.clone()]) {
-                let start = place.start + decode::ZLIB_HEADER;
-                passed.push((target.start / CLUSTER_BYTES, start..start + body.len()));
-                // Decoded already: the decoder leaves stored pieces alone.
-                piece.at = Location::Stored { file: 0, offset: 0 };
+            if let Some(body) = self.decode.pass_through(&input[stream.clone()], &mut buffer[place.clone()]) {
+                let start = stream.start + decode::ZLIB_HEADER;
+                passed.push((place.start / CLUSTER_BYTES, start..start + body.len()));
+                *bytes = Bytes::InBuffer;
             }
         }
         passed
     }
 
     fn pack(&mut self, loaded: &Loaded, passed: &[(usize, Range<usize>)]) -> Content {
-        let len = loaded.batch.len().next_multiple_of(CLUSTER_BYTES);
+        let len = loaded.len().next_multiple_of(CLUSTER_BYTES);
         let mut packed = Vec::with_capacity(len);
         let mut clusters = Vec::with_capacity(len / CLUSTER_BYTES);
         let mut passed = passed.iter().peekable();
@@ -95,7 +94,7 @@ impl Encode {
             }
             let compressed = match body {
                 Some(body) => Some(body),
-                None => self.codec.compress(cluster, &mut self.scratch).map(|len| &self.scratch[..len]),
+                None => self.encoder.compress(cluster, &mut self.scratch).map(|len| &self.scratch[..len]),
             };
             match compressed.filter(|bytes| bytes.len() < CLUSTER_BYTES) {
                 Some(bytes) => {
@@ -109,7 +108,7 @@ impl Encode {
     }
 }
 
-impl Codec {
+impl Encoder {
     fn new(compression: Compression, level: Option<u32>) -> Result<Self, std::io::Error> {
         Ok(match compression {
             Compression::None => Self::None,

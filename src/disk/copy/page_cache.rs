@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{Advice, fadvise};
 
 use crate::disk::Region;
-use crate::disk::replay::load::Run;
+use crate::disk::replay::load::Read;
 
 /// Bytes read that are dropped at once. Small, as the lag is: pages that are used again soon are still in the CPU's cache.
 const STEP: u64 = 2 << 20;
@@ -29,13 +29,13 @@ impl<'a> Trail<'a> {
     }
 
     /// Takes note of what was read, and drops what lies well before it. What is still needed is only read again.
-    pub fn passed(&self, runs: &[Run]) {
-        let Some(run) = runs.last() else { return };
-        let dropped = self.dropped[run.file].load(Ordering::Relaxed);
-        let end = run.range.start.saturating_sub(LAG);
-        let is_first = || self.dropped[run.file].compare_exchange(dropped, end, Ordering::Relaxed, Ordering::Relaxed);
+    pub fn passed(&self, reads: &[Read]) {
+        let Some(read) = reads.last() else { return };
+        let dropped = self.dropped[read.file].load(Ordering::Relaxed);
+        let end = read.range.start.saturating_sub(LAG);
+        let is_first = || self.dropped[read.file].compare_exchange(dropped, end, Ordering::Relaxed, Ordering::Relaxed);
         if end >= dropped + STEP && is_first().is_ok() {
-            advise(&self.regions[run.file], dropped, end - dropped, Advice::DontNeed);
+            advise(&self.regions[read.file], dropped, end - dropped, Advice::DontNeed);
         }
     }
 }

@@ -54,24 +54,24 @@ impl<'a> Rides<'a> {
 
     /// Takes the bytes of the next batch. A ride that can't go on in its file's order is handed to `leave`.
     pub fn pass(&mut self, loaded: &Loaded, mut leave: impl FnMut(Ride<'a>)) -> Result<(), Error> {
-        for run in &loaded.runs {
-            let Some(ride) = &mut self.rides[run.file] else { continue };
-            if run.range.end <= ride.at {
+        for read in &loaded.reads {
+            let Some(ride) = &mut self.rides[read.file] else { continue };
+            if read.range.end <= ride.at {
                 continue;
             }
-            if run.range.start > ride.at + MAX_GAP {
-                leave(self.rides[run.file].take().expect("it was there a line ago"));
+            if read.range.start > ride.at + MAX_GAP {
+                leave(self.rides[read.file].take().expect("it was there a line ago"));
                 continue;
             }
-            ride.read(ride.at..run.range.start)?;
+            ride.read(ride.at..read.range.start)?;
             // The copy failed meanwhile.
-            if ride.at < run.range.start {
+            if ride.at < read.range.start {
                 return Ok(());
             }
             // What was read twice, a marker's uncertain reach, is taken once.
-            let known = usize::try_from(ride.at - run.range.start).expect("within a run");
-            ride.update(&loaded.bytes(run)[known..]);
-            ride.at = run.range.end;
+            let known = usize::try_from(ride.at - read.range.start).expect("within what was read");
+            ride.update(&loaded.bytes(read)[known..]);
+            ride.at = read.range.end;
         }
         Ok(())
     }

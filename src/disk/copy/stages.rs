@@ -11,8 +11,9 @@ use super::source_digests::{Ride, Rides};
 use crate::conversion::Reason;
 use crate::disk::buffer::{Buffer, Pool};
 use crate::disk::control::CopyControl;
-use crate::disk::replay::batch::{Batch, Batches, CLUSTER_BYTES, INPUT, Step};
+use crate::disk::replay::batch::{Batch, Batches, INPUT, Step};
 use crate::disk::replay::load::{Loaded, load};
+use crate::disk::units::CLUSTER_BYTES;
 use crate::disk::writer::Writer;
 use crate::disk::writer::coded::{Coded, Coding};
 use crate::disk::writer::job::WriteJob;
@@ -205,7 +206,7 @@ impl<'a> Shared<'a> {
             let loaded = self.control.check(self.name).and_then(|()| load(&self.image.regions, batch, buffer, input));
             match loaded {
                 Ok(loaded) => {
-                    self.trail.passed(&loaded.runs);
+                    self.trail.passed(&loaded.reads);
                     match &mut scan {
                         _ if self.passing.is_some() => self.pass(number, Passing::Data(loaded, number, held)),
                         Some(scan) if loaded.input.is_empty() => self.code(scan, number, loaded, held),

@@ -7,9 +7,7 @@ use super::names::{MAX_BYTES, References, plain_name, shown};
 use crate::conversion::Reason;
 use crate::conversion::contract::MAX_EXTENTS;
 use crate::disk::Error;
-
-/// Bytes of a VMDK sector, in which extents are measured.
-pub const SECTOR: u64 = 512;
+use crate::disk::units::SECTOR;
 
 /// How the descriptor's disk is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

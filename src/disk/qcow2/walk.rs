@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::entry::{self, Entry};
 use super::header::Header;
+use super::offsets::HostOffset;
 use crate::disk::table::Table;
 use crate::disk::{Error, Region};
 
@@ -11,7 +12,7 @@ use crate::disk::{Error, Region};
 #[derive(Debug)]
 pub(super) enum Step {
     /// An L2 table at this place in the file is entered.
-    Table { host: u64, place: u64 },
+    Table { host: HostOffset, place: u64 },
     /// Guest bytes of one cluster, or of all clusters that a missing L2 table would map. `place` is the entry's, for
     /// errors.
     Clusters { guest: Range<u64>, entry: Entry, place: u64 },
@@ -61,11 +62,11 @@ impl<'a> Walk<'a> {
             Err(message) => Err(Error::corrupt(region.name(), place, message)),
             Ok(None) => Ok(Step::Clusters { guest: self.advance(covered), entry: Entry::Unallocated, place }),
             Ok(Some(host)) => {
-                if host.checked_add(header.cluster()).is_none_or(|end| end > region.len()) {
-                    let message = format!("needs an L2 table at byte {host}, but the file ends before its end");
+                if host.0.checked_add(header.cluster()).is_none_or(|end| end > region.len()) {
+                    let message = format!("needs an L2 table at byte {}, but the file ends before its end", host.0);
                     return Err(Error::truncated(region.name(), place, message));
                 }
-                self.l2 = Some((l1_index, Table::new(host, header.cluster() / 8)));
+                self.l2 = Some((l1_index, Table::new(host.0, header.cluster() / 8)));
                 // The table's first cluster comes with the next step, at the same guest byte.
                 Ok(Step::Table { host, place })
             }

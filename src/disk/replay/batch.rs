@@ -4,14 +4,12 @@ use std::ops::Range;
 
 use crate::conversion::Reason;
 use crate::disk::extent::MAX_COMPRESSED;
+use crate::disk::units::CLUSTER;
 use crate::disk::{Error, Extent, Location};
 
 /// Guest bytes of a batch, unless a compressed extent reaches further. A multiple of every cluster written here.
 pub const BATCH: u64 = 1 << 20;
-/// Batches begin and end at multiples of this, but for the disk's end: the output's cluster.
-pub const CLUSTER: u64 = CLUSTER_BYTES as u64;
-/// The same, as a length in memory.
-pub const CLUSTER_BYTES: usize = 64 << 10;
+const _: () = assert!(BATCH.is_multiple_of(CLUSTER));
 
 /// Compressed input after which a batch ends at the next boundary; grains that do not shrink, and of which no more is known
 /// than the most they can be, still make a whole batch.
@@ -51,7 +49,7 @@ impl Batch {
 pub fn compressed_len(at: &Location) -> u32 {
     match *at {
         Location::Deflate { len, .. } | Location::Zstd { len, .. } => len,
-        Location::Marked { reach, .. } => reach,
+        Location::Framed { reach, .. } => reach,
         Location::Zero | Location::Stored { .. } => 0,
     }
 }
@@ -74,36 +72,33 @@ impl<I: Iterator<Item = Result<Extent, Error>>> Batches<I> {
 
     /// The next step; `None` at the disk's end.
     pub fn next(&mut self) -> Result<Option<Step>, Error> {
-        let start = self.at;
-        if start == self.size {
-            return match self.extents.next() {
-                None => Ok(None),
-                Some(Err(e)) => Err(e),
-                Some(Ok(_)) => Err(self.broken("goes on behind the disk's end")),
-            };
+        if self.at == self.size {
+            return self.check_end().map(|()| None);
         }
+        let start = self.at;
         let full = (start / BATCH + 1) * BATCH;
         let mut pieces = Vec::new();
         let mut input = 0;
         while self.at < self.size {
             let extent = self.take()?;
-            if extent.at == Location::Zero {
-                if pieces.is_empty() && self.is_boundary(extent.guest.end, start) {
-                    let end = if extent.guest.end == self.size { self.size } else { floor(extent.guest.end) };
-                    self.put_back(extent, end);
-                    return Ok(Some(Step::Zero(self.at)));
-                }
-                let end = extent.guest.end.min(full.max(ceil(extent.guest.start)));
-                self.put_back(extent, end);
-            } else if compressed_len(&extent.at) > 0 {
-                self.at = extent.guest.end;
-                input += compressed_len(&extent.at) as usize;
-                pieces.push(extent);
-            } else {
-                let end = extent.guest.end.min(full.max(ceil(extent.guest.start + 1)));
-                pieces.push(self.put_back(extent, end));
+            let is_zero = extent.at == Location::Zero;
+            if is_zero
+                && pieces.is_empty()
+                && let Some(end) = self.boundary(start, extent.guest.end)
+            {
+                self.cut(extent, end);
+                return Ok(Some(Step::Zero(end)));
             }
-            if (self.at >= full || input >= INPUT) && self.at.is_multiple_of(CLUSTER) {
+            let compressed = compressed_len(&extent.at) as usize;
+            // What is compressed is never cut; what is not goes on to where the batch is full, or to the next boundary.
+            let end = if compressed > 0 { extent.guest.end } else { full.max(ceil(extent.guest.start + 1)) };
+            let piece = self.cut(extent, end);
+            if !is_zero {
+                pieces.push(piece);
+            }
+            input += compressed;
+            let is_full = self.at >= full || input >= INPUT;
+            if is_full && self.at.is_multiple_of(CLUSTER) {
                 break;
             }
             if self.at - start > 4 * MAX_COMPRESSED || input > MAX_INPUT {
@@ -116,9 +111,19 @@ impl<I: Iterator<Item = Result<Extent, Error>>> Batches<I> {
         Ok(Some(Step::Data(Batch { guest: start..self.at, pieces })))
     }
 
-    /// Whether zeros up to `end` are a step of their own: at least to the next boundary behind `start`.
-    fn is_boundary(&self, end: u64, start: u64) -> bool {
-        end == self.size || floor(end) > start
+    /// Fails where the map goes on behind the disk's end.
+    fn check_end(&mut self) -> Result<(), Error> {
+        match self.extents.next() {
+            None => Ok(()),
+            Some(Err(e)) => Err(e),
+            Some(Ok(_)) => Err(self.broken("goes on behind the disk's end")),
+        }
+    }
+
+    /// The last place behind `start`, and no further than `end`, where a batch may end; `None` where there is none.
+    fn boundary(&self, start: u64, end: u64) -> Option<u64> {
+        let boundary = if end == self.size { end } else { floor(end) };
+        (boundary > start).then_some(boundary)
     }
 
     /// Takes the extent at hand or the next one, which must begin where the last ended.
@@ -139,8 +144,8 @@ impl<I: Iterator<Item = Result<Extent, Error>>> Batches<I> {
         Ok(extent)
     }
 
-    /// Keeps what lies behind `end` for later and returns what lies before.
-    fn put_back(&mut self, mut extent: Extent, end: u64) -> Extent {
+    /// Takes what lies before `end`, and keeps what lies behind it for later.
+    fn cut(&mut self, mut extent: Extent, end: u64) -> Extent {
         if end < extent.guest.end {
             let at = match extent.at {
                 Location::Stored { file, offset } => {
@@ -151,7 +156,7 @@ impl<I: Iterator<Item = Result<Extent, Error>>> Batches<I> {
             self.rest = Some(Extent { guest: end..extent.guest.end, at });
             extent.guest.end = end;
         }
-        self.at = end;
+        self.at = extent.guest.end;
         extent
     }
 

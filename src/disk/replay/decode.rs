@@ -1,13 +1,11 @@
 //! Turns a batch's bytes into guest bytes.
 
-use std::ops::Range;
-
 use flate2::{Decompress, FlushDecompress, Status};
 use libdeflater::{DecompressionError, Decompressor, adler32};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-use super::load::Loaded;
-use crate::disk::{Error, Extent, Image, Location, Region};
+use super::load::{Bytes, Codec, Loaded, Piece};
+use crate::disk::{Error, Image};
 
 /// Largest window of a zstd stream in a qcow2 cluster: log2 of the largest cluster.
 const ZSTD_WINDOW_LOG: u32 = 21;
@@ -31,64 +29,53 @@ impl Decode {
 
     /// Makes `loaded.buffer` the guest's bytes, a batch of `image`; behind the batch's end it is filled with zeros.
     pub fn run(&mut self, image: &Image, loaded: &mut Loaded) -> Result<(), Error> {
-        let Loaded { batch, buffer, input, places, .. } = loaded;
+        let Loaded { guest, pieces, buffer, input, .. } = loaded;
         let size = image.virtual_size();
         let mut done = 0;
-        for (piece, place) in batch.pieces.iter().zip(places) {
-            let target = within(batch.guest.start, piece);
-            buffer[done..target.start].fill(0);
-            done = target.end;
+        for Piece { place, bytes } in pieces {
+            buffer[done..place.start].fill(0);
+            done = place.end;
+            let Bytes::Compressed(stream) = bytes else { continue };
+            let target = &mut buffer[place.clone()];
             // The disk may end within its last cluster or grain, which is whole in the file.
-            let most = if piece.guest.end == size { target.len().max(image.unit()) } else { target.len() };
-            self.piece(&image.regions, piece, &input[place.clone()], &mut buffer[target], most)?;
+            let ends_disk = guest.start + place.end as u64 == size;
+            let most = if ends_disk { target.len().max(image.unit()) } else { target.len() };
+            let input = &input[stream.input.clone()];
+            self.stream(stream.codec, input, target, most).map_err(|what| {
+                let message = format!("the data for guest byte {} {what}", guest.start + place.start as u64);
+                Error::corrupt(image.regions[stream.file].name(), stream.offset, message)
+            })?;
         }
         buffer[done..].fill(0);
         Ok(())
     }
 
-    /// Makes `target` the bytes of `piece`, which may decode to `most` bytes: what is more than `target` is dropped.
-    fn piece(
-        &mut self,
-        regions: &[Region],
-        piece: &Extent,
-        input: &[u8],
-        target: &mut [u8],
-        most: usize,
-    ) -> Result<(), Error> {
-        let (file, offset, decoded) = match piece.at {
-            Location::Stored { .. } => return Ok(()),
-            Location::Marked { .. } => unreachable!("loading makes it a zlib stream"),
-            Location::Zero => {
-                target.fill(0);
-                return Ok(());
-            }
-            Location::Deflate { file, offset, zlib, .. } => {
-                let decoded = match self.inflate(input, zlib, target) {
-                    Err(DecompressionError::InsufficientSpace) if most > target.len() => {
+    /// Makes `target` what `input` decodes to, which may be `most` bytes: what is more than `target` is dropped. Else says
+    /// what is wrong with it.
+    fn stream(&mut self, codec: Codec, input: &[u8], target: &mut [u8], most: usize) -> Result<(), String> {
+        let needed = target.len();
+        let decoded = match codec {
+            Codec::Deflate | Codec::Zlib => {
+                let zlib = codec == Codec::Zlib;
+                match self.inflate(input, zlib, target) {
+                    Err(DecompressionError::InsufficientSpace) if most > needed => {
                         self.longer(target, most, |decode, scratch| decode.inflate(input, zlib, scratch).ok())
                     }
                     decoded => decoded.ok(),
-                };
-                (file, offset, decoded)
+                }
             }
-            Location::Zstd { file, offset, .. } => {
-                let needed = target.len();
-                let decoded = match self.zstd(input, target, needed) {
-                    None if most > needed => {
-                        self.longer(target, most, |decode, scratch| decode.zstd(input, scratch, needed))
-                    }
-                    decoded => decoded,
-                };
-                (file, offset, decoded)
-            }
+            Codec::Zstd => match self.zstd(input, target, needed) {
+                None if most > needed => {
+                    self.longer(target, most, |decode, scratch| decode.zstd(input, scratch, needed))
+                }
+                decoded => decoded,
+            },
         };
-        let what = match decoded {
-            Some(len) if len == target.len() => return Ok(()),
-            Some(len) => format!("decodes to {len} bytes, expected {}", target.len()),
-            None => "can't be decoded, or its checksum differs".to_owned(),
-        };
-        let message = format!("the data for guest byte {} {what}", piece.guest.start);
-        Err(Error::corrupt(regions[file].name(), offset, message))
+        match decoded {
+            Some(len) if len == needed => Ok(()),
+            Some(len) => Err(format!("decodes to {len} bytes, expected {needed}")),
+            None => Err("can't be decoded, or its checksum differs".to_owned()),
+        }
     }
 
     fn inflate(&mut self, input: &[u8], zlib: bool, target: &mut [u8]) -> Result<usize, DecompressionError> {
@@ -163,13 +150,4 @@ impl Decode {
 /// Deflate with a window of 32 KiB at most and no dictionary, and the check bits right (RFC 1950, section 2.2).
 fn is_zlib_header([cmf, flg]: [u8; ZLIB_HEADER]) -> bool {
     cmf & 0x0F == 8 && cmf >> 4 <= 7 && flg & 0x20 == 0 && u16::from_be_bytes([cmf, flg]).is_multiple_of(31)
-}
-
-/// Where in the buffer of a batch from guest byte `start` a piece's bytes belong.
-pub fn within(start: u64, piece: &Extent) -> Range<usize> {
-    length(piece.guest.start - start)..length(piece.guest.end - start)
-}
-
-fn length(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("within a batch")
 }

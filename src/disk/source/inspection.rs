@@ -103,7 +103,7 @@ pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: 
 
 fn describe(disk: &SourceDisk) -> DiskInspection {
     let compression = disk.image.extents().take(SAMPLE).filter_map(Result::ok).find_map(|extent| match extent.at {
-        Location::Deflate { .. } | Location::Marked { .. } => Some("deflate"),
+        Location::Deflate { .. } | Location::Framed { .. } => Some("deflate"),
         Location::Zstd { .. } => Some("zstd"),
         _ => None,
     });

@@ -3,10 +3,11 @@
 use super::accepted::Limits;
 use super::checks::{blank, check_size, read_text};
 use crate::conversion::Reason;
-use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine, SECTOR};
+use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine};
 use crate::disk::descriptor::{MAX_BYTES, shown};
 use crate::disk::detect::{self, Content};
 use crate::disk::image::{Image, Layout};
+use crate::disk::units::SECTOR;
 use crate::disk::{Error, Region};
 
 /// Opens the disk that the descriptor in `region` (called `name` within its group) makes of `members`.

@@ -6,9 +6,10 @@ use std::os::unix::fs::FileExt;
 use crate::conversion::Reason;
 use crate::disk::Error;
 use crate::disk::control::CopyControl;
+use crate::disk::qcow2::offsets::{GuestOffset, HostCluster, HostOffset};
+use crate::disk::units::{CLUSTER, CLUSTER_BITS, CLUSTER_BYTES, SECTOR};
 
-/// The only cluster size that our writer makes.
-const CLUSTER: u64 = 65536;
+/// Entries of a table's cluster, and counts of a refcount block.
 const ENTRIES: u64 = CLUSTER / 8;
 const BLOCK: u64 = CLUSTER / 2;
 const COPIED: u64 = 1 << 63;
@@ -31,7 +32,7 @@ pub fn qcow2(file: &File, name: &str, control: &CopyControl) -> Result<(), Error
     let clusters = check.len / CLUSTER;
     let mut from = 0;
     while from < clusters {
-        check.window(from, WINDOW.min(clusters - from))?;
+        check.window(HostCluster(from), WINDOW.min(clusters - from))?;
         from += WINDOW;
     }
     Ok(())
@@ -43,13 +44,27 @@ struct Check<'a> {
     control: &'a CopyControl,
     len: u64,
     size: u64,
-    l1: (u64, u64),
-    table: (u64, u64),
+    l1: Table,
+    refcounts: Table,
+}
+
+/// A table of 64-bit entries.
+#[derive(Clone, Copy)]
+struct Table {
+    at: HostOffset,
+    entries: u64,
+}
+
+impl Table {
+    /// Where entry `number` lies.
+    const fn entry(self, number: u64) -> HostOffset {
+        self.at.plus(number * 8)
+    }
 }
 
 /// The counts of a window of host clusters.
 struct Counts {
-    from: u64,
+    from: HostCluster,
     counts: Vec<u16>,
 }
 
@@ -66,157 +81,157 @@ impl<'a> Check<'a> {
             control,
             len,
             size: u64_at(24),
-            l1: (u64_at(40), u32_at(36)),
-            table: (u64_at(48), u32_at(56) * ENTRIES),
+            l1: Table { at: HostOffset(u64_at(40)), entries: u32_at(36) },
+            refcounts: Table { at: HostOffset(u64_at(48)), entries: u32_at(56) * ENTRIES },
         };
-        if &header[..8] != b"QFI\xfb\0\0\0\x03" || u32_at(20) != 16 || u32_at(96) != 4 {
-            return Err(check.wrong(0, "the header is not what was written"));
+        if &header[..8] != b"QFI\xfb\0\0\0\x03" || u32_at(20) != u64::from(CLUSTER_BITS) || u32_at(96) != 4 {
+            return Err(check.wrong(HostOffset(0), "the header is not what was written"));
         }
-        if check.l1.1 != check.size.div_ceil(ENTRIES * CLUSTER) || !len.is_multiple_of(CLUSTER) {
-            return Err(check.wrong(36, "the sizes do not agree"));
+        if check.l1.entries != check.size.div_ceil(ENTRIES * CLUSTER) || !len.is_multiple_of(CLUSTER) {
+            return Err(check.wrong(HostOffset(36), "the sizes do not agree"));
         }
         Ok(check)
     }
 
-    fn wrong(&self, at: u64, what: &str) -> Error {
+    fn wrong(&self, at: HostOffset, what: &str) -> Error {
         let message = format!("the output does not verify: {what}");
-        Error::refuse(Reason::Internal, self.name, message).at(at)
+        Error::refuse(Reason::Internal, self.name, message).at(at.0)
     }
 
     /// Counts the references to `count` host clusters from `from`, and compares them with the stored counts.
-    fn window(&self, from: u64, count: u64) -> Result<(), Error> {
+    fn window(&self, from: HostCluster, count: u64) -> Result<(), Error> {
         let len = usize::try_from(count).expect("a window");
         let mut counts = Counts { from, counts: vec![0; len] };
-        self.alone(&mut counts, 0)?;
+        self.alone(&mut counts, HostOffset(0))?;
         self.tables(&mut counts, self.l1)?;
-        self.tables(&mut counts, self.table)?;
-        let mut l2 = vec![0; usize::try_from(CLUSTER).expect("64 KiB")];
+        self.tables(&mut counts, self.refcounts)?;
+        let mut l2 = vec![0; CLUSTER_BYTES];
         for (number, entry) in (0..).zip(self.entries(self.l1)) {
             let entry = entry?;
             if entry == 0 {
                 continue;
             }
             self.control.check(self.name)?;
-            let offset = self.plain(&mut counts, entry, self.l1.0 + number * 8)?;
+            let offset = self.plain(&mut counts, entry, self.l1.entry(number))?;
             self.read(&mut l2, offset)?;
-            let first = number * ENTRIES * CLUSTER;
+            let first = GuestOffset(number * ENTRIES * CLUSTER);
+            let l2_table = Table { at: offset, entries: ENTRIES };
             for (index, bytes) in (0..).zip(l2.as_chunks::<8>().0) {
                 let entry = u64::from_be_bytes(*bytes);
                 if entry == 0 {
                     continue;
                 }
-                if first + index * CLUSTER >= self.size {
-                    return Err(self.wrong(offset + index * 8, "an entry lies behind the disk's end"));
+                if first.plus(index * CLUSTER) >= GuestOffset(self.size) {
+                    return Err(self.wrong(l2_table.entry(index), "an entry lies behind the disk's end"));
                 }
-                self.data(&mut counts, entry, offset + index * 8)?;
+                self.data(&mut counts, entry, l2_table.entry(index))?;
             }
         }
         let mut blocks = Vec::new();
-        for (number, entry) in (0..).zip(self.entries(self.table)) {
+        for (number, entry) in (0..).zip(self.entries(self.refcounts)) {
             let entry = entry?;
             if entry != 0 {
-                self.plain(&mut counts, entry | COPIED, self.table.0 + number * 8)?;
+                self.plain(&mut counts, entry | COPIED, self.refcounts.entry(number))?;
             }
-            if (from..from + count).contains(&(number * BLOCK))
-                || (number * BLOCK..(number + 1) * BLOCK).contains(&from)
-            {
-                blocks.push((number, entry));
+            let counted = number * BLOCK..(number + 1) * BLOCK;
+            if counted.start < from.0 + count && from.0 < counted.end {
+                blocks.push((number, HostOffset(entry)));
             }
         }
         self.compare(&counts, &blocks)
     }
 
-    fn compare(&self, counts: &Counts, blocks: &[(u64, u64)]) -> Result<(), Error> {
+    fn compare(&self, counts: &Counts, blocks: &[(u64, HostOffset)]) -> Result<(), Error> {
         let mut covered = 0;
-        let mut block = vec![0; usize::try_from(CLUSTER).expect("64 KiB")];
-        for &(number, entry) in blocks {
-            if entry == 0 {
+        let mut block = vec![0; CLUSTER_BYTES];
+        for &(number, at) in blocks {
+            if at == HostOffset(0) {
                 continue;
             }
             self.control.check(self.name)?;
-            self.read(&mut block, entry)?;
+            self.read(&mut block, at)?;
             for (cluster, bytes) in (number * BLOCK..).zip(block.as_chunks::<2>().0) {
                 let stored = u16::from_be_bytes(*bytes);
                 let counted = cluster
-                    .checked_sub(counts.from)
+                    .checked_sub(counts.from.0)
                     .and_then(|at| counts.counts.get(usize::try_from(at).ok()?))
                     .copied();
                 let Some(counted) = counted else {
                     if stored != 0 && cluster >= self.len / CLUSTER {
-                        return Err(self.wrong(cluster * CLUSTER, "a cluster behind the end is counted"));
+                        return Err(self.wrong(HostCluster(cluster).start(), "a cluster behind the end is counted"));
                     }
                     continue;
                 };
                 covered += 1;
                 if counted & !ALONE != stored || (counted & ALONE != 0 && stored != 1) {
-                    return Err(self.wrong(cluster * CLUSTER, "a cluster's references are miscounted"));
+                    return Err(self.wrong(HostCluster(cluster).start(), "a cluster's references are miscounted"));
                 }
             }
         }
         if covered != counts.counts.len() {
-            return Err(self.wrong(self.table.0, "clusters without a count"));
+            return Err(self.wrong(self.refcounts.at, "clusters without a count"));
         }
         Ok(())
     }
 
-    fn data(&self, counts: &mut Counts, entry: u64, at: u64) -> Result<(), Error> {
+    fn data(&self, counts: &mut Counts, entry: u64, at: HostOffset) -> Result<(), Error> {
         if entry & COMPRESSED == 0 {
             return self.plain(counts, entry, at).map(drop);
         }
         if entry & COPIED != 0 {
             return Err(self.wrong(at, "a compressed cluster is marked as copied"));
         }
-        let offset = entry & PACKED_OFFSET;
+        let offset = HostOffset(entry & PACKED_OFFSET);
         let sectors = (entry & !COMPRESSED) >> SECTORS_SHIFT;
-        let last = offset / 512 * 512 + (sectors + 1) * 512 - 1;
-        if offset < CLUSTER || last >= self.len {
+        let last = HostOffset((offset.0 / SECTOR + sectors + 1) * SECTOR - 1);
+        if offset.0 < CLUSTER || last.0 >= self.len {
             return Err(self.wrong(at, "an entry points outside the file"));
         }
-        for cluster in offset / CLUSTER..=last / CLUSTER {
-            counts.add(cluster, 0);
+        for cluster in offset.cluster().0..=last.cluster().0 {
+            counts.add(HostCluster(cluster), 0);
         }
         Ok(())
     }
 
     /// Counts a cluster that belongs to one entry alone, and returns its offset.
-    fn plain(&self, counts: &mut Counts, entry: u64, at: u64) -> Result<u64, Error> {
-        let offset = entry & PLAIN_OFFSET;
-        if entry & COPIED == 0 || entry & !(COPIED | PLAIN_OFFSET) != 0 || !offset.is_multiple_of(CLUSTER) {
+    fn plain(&self, counts: &mut Counts, entry: u64, at: HostOffset) -> Result<HostOffset, Error> {
+        let offset = HostOffset(entry & PLAIN_OFFSET);
+        if entry & COPIED == 0 || entry & !(COPIED | PLAIN_OFFSET) != 0 || !offset.0.is_multiple_of(CLUSTER) {
             return Err(self.wrong(at, "an entry is malformed"));
         }
-        if offset == 0 {
+        if offset == HostOffset(0) {
             return Err(self.wrong(at, "an entry points at the header"));
         }
         self.alone(counts, offset)?;
         Ok(offset)
     }
 
-    fn alone(&self, counts: &mut Counts, offset: u64) -> Result<(), Error> {
-        if offset + CLUSTER > self.len {
+    fn alone(&self, counts: &mut Counts, offset: HostOffset) -> Result<(), Error> {
+        if offset.0 + CLUSTER > self.len {
             return Err(self.wrong(offset, "a cluster lies outside the file"));
         }
-        counts.add(offset / CLUSTER, ALONE);
+        counts.add(offset.cluster(), ALONE);
         Ok(())
     }
 
-    fn tables(&self, counts: &mut Counts, (offset, entries): (u64, u64)) -> Result<(), Error> {
-        if !offset.is_multiple_of(CLUSTER) || offset == 0 {
-            return Err(self.wrong(offset, "a table is not aligned"));
+    fn tables(&self, counts: &mut Counts, table: Table) -> Result<(), Error> {
+        if !table.at.0.is_multiple_of(CLUSTER) || table.at == HostOffset(0) {
+            return Err(self.wrong(table.at, "a table is not aligned"));
         }
-        for cluster in 0..(entries * 8).div_ceil(CLUSTER) {
-            self.alone(counts, offset + cluster * CLUSTER)?;
+        for cluster in 0..table.entries.div_ceil(ENTRIES) {
+            self.alone(counts, table.at.plus(cluster * CLUSTER))?;
         }
         Ok(())
     }
 
     /// The entries of a table, read cluster by cluster.
-    fn entries(&self, (offset, count): (u64, u64)) -> impl Iterator<Item = Result<u64, Error>> + '_ {
-        let mut chunk = vec![0; usize::try_from(CLUSTER).expect("64 KiB")];
+    fn entries(&self, table: Table) -> impl Iterator<Item = Result<u64, Error>> + '_ {
+        let mut chunk = vec![0; CLUSTER_BYTES];
         let mut held = None;
-        (0..count).map(move |number| {
+        (0..table.entries).map(move |number| {
             let cluster = number / ENTRIES;
             if held != Some(cluster) {
-                self.read(&mut chunk, offset + cluster * CLUSTER)?;
+                self.read(&mut chunk, table.at.plus(cluster * CLUSTER))?;
                 held = Some(cluster);
             }
             let at = usize::try_from(number % ENTRIES * 8).expect("within a cluster");
@@ -224,17 +239,17 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn read(&self, buffer: &mut [u8], at: u64) -> Result<(), Error> {
-        if at + buffer.len() as u64 > self.len {
+    fn read(&self, buffer: &mut [u8], at: HostOffset) -> Result<(), Error> {
+        if at.0 + buffer.len() as u64 > self.len {
             return Err(self.wrong(at, "a table lies outside the file"));
         }
-        self.file.read_exact_at(buffer, at).map_err(|e| Error::writing(self.name, at, e))
+        self.file.read_exact_at(buffer, at.0).map_err(|e| Error::writing(self.name, at.0, e))
     }
 }
 
 impl Counts {
-    fn add(&mut self, cluster: u64, flags: u16) {
-        let at = cluster.checked_sub(self.from).and_then(|at| usize::try_from(at).ok());
+    fn add(&mut self, cluster: HostCluster, flags: u16) {
+        let at = cluster.0.checked_sub(self.from.0).and_then(|at| usize::try_from(at).ok());
         if let Some(count) = at.and_then(|at| self.counts.get_mut(at)) {
             *count = ((*count & !ALONE) + 1) | (*count & ALONE) | flags;
         }

@@ -6,7 +6,7 @@
 
 use super::guid::Guid;
 use super::header::LogPlace;
-use super::patched::{Patches, SECTOR};
+use super::patched::{LOG_SECTOR, Patches};
 use crate::conversion::Reason;
 use crate::disk::fields::{array, le32, le64};
 use crate::disk::{Error, Region};
@@ -14,7 +14,7 @@ use crate::disk::{Error, Region};
 /// Every known writer makes a log of 1 MiB. All of it is read once.
 const MAX_LOG: u64 = 64 << 20;
 /// Changes that are held in memory: 16 MiB.
-const MAX_PATCHES: usize = (16 << 20) / SECTOR;
+const MAX_PATCHES: usize = (16 << 20) / LOG_SECTOR;
 /// Changes that are made, the same sector's again and again included: a bound of time, not of memory.
 const MAX_CHANGES: usize = 64 * MAX_PATCHES;
 const ENTRY_HEADER: usize = 64;
@@ -68,21 +68,21 @@ struct Log<'a> {
 
 impl Log<'_> {
     /// Sector at `at` of the ring.
-    fn sector(&self, at: u64) -> Result<[u8; SECTOR], Error> {
-        let mut sector = [0; SECTOR];
+    fn sector(&self, at: u64) -> Result<[u8; LOG_SECTOR], Error> {
+        let mut sector = [0; LOG_SECTOR];
         self.region.read_exact_at(&mut sector, self.place.offset + at % self.place.len)?;
         Ok(sector)
     }
 
     /// The entries to replay, in order.
     fn active_sequence(&self) -> Result<Vec<Entry>, Error> {
-        let sectors = self.place.len / SECTOR as u64;
+        let sectors = self.place.len / LOG_SECTOR as u64;
         let mut entries = Vec::new();
         for index in 0..sectors {
-            entries.push(self.entry(index * SECTOR as u64)?);
+            entries.push(self.entry(index * LOG_SECTOR as u64)?);
         }
         let entry_at = |at: u64| {
-            let index = usize::try_from(at % self.place.len / SECTOR as u64).expect("a log's sectors fit");
+            let index = usize::try_from(at % self.place.len / LOG_SECTOR as u64).expect("a log's sectors fit");
             entries[index]
         };
         let (mut best, mut best_last) = (None, 0);
@@ -135,9 +135,9 @@ impl Log<'_> {
             && guid == self.place.guid
             && entry.sequence > 0
             && entry.sequence < u64::MAX
-            && entry.len.is_multiple_of(SECTOR as u64)
-            && entry.tail.is_multiple_of(SECTOR as u64)
-            && (head * SECTOR as u64..=self.place.len).contains(&entry.len)
+            && entry.len.is_multiple_of(LOG_SECTOR as u64)
+            && entry.tail.is_multiple_of(LOG_SECTOR as u64)
+            && (head * LOG_SECTOR as u64..=self.place.len).contains(&entry.len)
             && entry.tail < self.place.len;
         if !shape {
             return Ok(None);
@@ -150,12 +150,12 @@ impl Log<'_> {
                 None => return Ok(None),
             }
         }
-        if (head + data) * SECTOR as u64 != entry.len {
+        if (head + data) * LOG_SECTOR as u64 != entry.len {
             return Ok(None);
         }
         for index in head..head + data {
-            let sector = self.sector(at + index * SECTOR as u64)?;
-            let sequence = u64::from(le32(&sector, 4)) << 32 | u64::from(le32(&sector, SECTOR - 4));
+            let sector = self.sector(at + index * LOG_SECTOR as u64)?;
+            let sequence = u64::from(le32(&sector, 4)) << 32 | u64::from(le32(&sector, LOG_SECTOR - 4));
             if &sector[..4] != b"data" || sequence != entry.sequence {
                 return Ok(None);
             }
@@ -164,7 +164,7 @@ impl Log<'_> {
         summed[4..8].fill(0);
         let mut sum = crc32c::crc32c(&summed);
         for index in 1..head + data {
-            sum = crc32c::crc32c_append(sum, &self.sector(at + index * SECTOR as u64)?);
+            sum = crc32c::crc32c_append(sum, &self.sector(at + index * LOG_SECTOR as u64)?);
         }
         Ok((sum == le32(&first, 4)).then_some(entry))
     }
@@ -172,11 +172,11 @@ impl Log<'_> {
     /// Descriptor `index` of an entry; `None` where it is none.
     fn descriptor(&self, entry: &Entry, index: u64) -> Result<Option<Descriptor>, Error> {
         let byte = ENTRY_HEADER as u64 + index * DESCRIPTOR as u64;
-        let sector = self.sector(entry.at + byte - byte % SECTOR as u64)?;
-        let start = usize::try_from(byte % SECTOR as u64).expect("within a sector");
+        let sector = self.sector(entry.at + byte - byte % LOG_SECTOR as u64)?;
+        let start = usize::try_from(byte % LOG_SECTOR as u64).expect("within a sector");
         let bytes: [u8; DESCRIPTOR] = array(&sector, start);
         let offset = le64(&bytes, 16);
-        if le64(&bytes, 24) != entry.sequence || !offset.is_multiple_of(SECTOR as u64) {
+        if le64(&bytes, 24) != entry.sequence || !offset.is_multiple_of(LOG_SECTOR as u64) {
             return Ok(None);
         }
         Ok(match &bytes[..4] {
@@ -192,18 +192,18 @@ impl Log<'_> {
             match self.descriptor(entry, index)? {
                 Some(Descriptor::Data { offset, head, tail }) => {
                     // The sector's own first 8 and last 4 bytes gave way to signature and sequence number.
-                    let mut sector = self.sector(entry.at + data * SECTOR as u64)?;
+                    let mut sector = self.sector(entry.at + data * LOG_SECTOR as u64)?;
                     sector[..8].copy_from_slice(&head);
-                    sector[SECTOR - 4..].copy_from_slice(&tail);
+                    sector[LOG_SECTOR - 4..].copy_from_slice(&tail);
                     data += 1;
                     self.patch(entry, changes, offset, Some(Box::new(sector)))?;
                 }
                 Some(Descriptor::Zero { offset, len }) => {
-                    if !len.is_multiple_of(SECTOR as u64) || offset.checked_add(len).is_none() {
+                    if !len.is_multiple_of(LOG_SECTOR as u64) || offset.checked_add(len).is_none() {
                         let message = format!("its log clears {len} bytes at byte {offset}");
                         return Err(Error::corrupt(self.region.name(), self.place.offset + entry.at, message));
                     }
-                    for at in (offset..offset + len).step_by(SECTOR) {
+                    for at in (offset..offset + len).step_by(LOG_SECTOR) {
                         self.patch(entry, changes, at, None)?;
                     }
                 }
@@ -218,7 +218,7 @@ impl Log<'_> {
         entry: &Entry,
         changes: &mut Changes,
         offset: u64,
-        sector: Option<Box<[u8; SECTOR]>>,
+        sector: Option<Box<[u8; LOG_SECTOR]>>,
     ) -> Result<(), Error> {
         let place = self.place.offset + entry.at;
         let own = self.place.offset..self.place.offset + self.place.len;
@@ -249,6 +249,6 @@ enum Descriptor {
 impl Entry {
     /// Sectors of header and descriptors.
     fn head_sectors(&self) -> u64 {
-        (ENTRY_HEADER as u64 + self.descriptors * DESCRIPTOR as u64).div_ceil(SECTOR as u64)
+        (ENTRY_HEADER as u64 + self.descriptors * DESCRIPTOR as u64).div_ceil(LOG_SECTOR as u64)
     }
 }

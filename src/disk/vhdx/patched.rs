@@ -7,10 +7,10 @@ use std::sync::Arc;
 use crate::disk::{Error, Region};
 
 /// What the log changes are counted in, by the specification.
-pub(super) const SECTOR: usize = 4096;
+pub(super) const LOG_SECTOR: usize = 4096;
 
 /// Changed sectors by their offset in the file; `None` is zeros.
-pub(super) type Patches = BTreeMap<u64, Option<Box<[u8; SECTOR]>>>;
+pub(super) type Patches = BTreeMap<u64, Option<Box<[u8; LOG_SECTOR]>>>;
 
 /// A region with changed sectors laid over it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl Patched {
 
     /// The lowest changed sector within `range`.
     pub(super) fn changed(&self, range: Range<u64>) -> Option<u64> {
-        let before = range.start.saturating_sub(SECTOR as u64 - 1);
+        let before = range.start.saturating_sub(LOG_SECTOR as u64 - 1);
         self.patches.range(before..range.end).next().map(|(&at, _)| at)
     }
 
@@ -43,10 +43,10 @@ impl Patched {
     pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.region.read_exact_at(buffer, offset)?;
         let end = offset + buffer.len() as u64;
-        let before = offset.saturating_sub(SECTOR as u64 - 1);
+        let before = offset.saturating_sub(LOG_SECTOR as u64 - 1);
         for (&at, patch) in self.patches.range(before..end) {
             let first = at.max(offset);
-            let last = (at + SECTOR as u64).min(end);
+            let last = (at + LOG_SECTOR as u64).min(end);
             let within = |from: u64| {
                 let place = |position: u64| usize::try_from(position - from).expect("both lie within a buffer");
                 place(first)..place(last)

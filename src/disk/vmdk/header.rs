@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use crate::conversion::Reason;
+use crate::disk::units::SECTOR;
 use crate::disk::{Error, Region};
 
-/// Unit of every offset and size in the header and the tables.
-pub(super) const SECTOR: u64 = 512;
 /// `KDMV`, as its bytes lie in the file.
 const MAGIC: &[u8; 4] = b"KDMV";
 /// Where in a header the capacity is.

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::header::{Header, SECTOR, TABLE_ENTRIES, TABLE_LEN, bytes};
-use super::marker;
+use super::header::{Header, TABLE_ENTRIES, TABLE_LEN, bytes};
 use super::reserved::{self, Reserved};
 use crate::disk::coalesce::coalesce;
+use crate::disk::frame;
 use crate::disk::occupancy::survey;
+use crate::disk::units::SECTOR;
 use crate::disk::{Error, Extent, Location, Region};
 
 /// Bytes of a grain table.
@@ -36,7 +37,7 @@ type Table = Option<Box<[u32; TABLE_LEN]>>;
 pub(super) fn check(region: &Region, header: &Header) -> Result<(u64, Reserved), Error> {
     let (file, mut ranges) = (region.name(), header.reserved());
     if header.compressed {
-        // Of two grains their markers prove it: each tells the one place it is for.
+        // Overlapping grains are caught by their markers: each tells the one place of the guest that it is for.
         let add = |offset| reserved::add(file, &mut ranges, table_at(offset));
         Tables::new(region, header, &Reserved::default()).each_table(add)?;
         let reserved = Reserved::new(file, ranges)?;
@@ -118,50 +119,8 @@ impl<'a> Tables<'a> {
     }
 
     /// The map: adjacent zeros and adjacent stored grains are one extent.
-    pub(super) fn extents(mut self) -> impl Iterator<Item = Result<Extent, Error>> + Send + 'a {
-        let tables = self.header.tables();
-        let mut number = 0;
-        let mut table: Option<(Table, u64)> = None;
-        let mut failed = false;
-        let grains = std::iter::from_fn(move || {
-            if failed {
-                return None;
-            }
-            loop {
-                if let Some((content, index)) = &mut table {
-                    if let Some(guest) = self.guest(number, *index) {
-                        let next = match content {
-                            None => {
-                                *index = TABLE_ENTRIES;
-                                let end = guest.start.saturating_add(self.header.grain * TABLE_ENTRIES);
-                                let end = end.min(self.header.capacity);
-                                Ok(Extent { guest: guest.start..end, at: Location::Zero })
-                            }
-                            Some(entries) => {
-                                let at = usize::try_from(*index).expect("below 512");
-                                *index += 1;
-                                self.extent(guest, entries[at], &entries[at + 1..])
-                            }
-                        };
-                        failed = next.is_err();
-                        return Some(next);
-                    }
-                    table = None;
-                    number += 1;
-                }
-                if number == tables {
-                    return None;
-                }
-                match self.table(number) {
-                    Ok(content) => table = Some((content.filter(|content| !is_empty(content)), 0)),
-                    Err(e) => {
-                        failed = true;
-                        return Some(Err(e));
-                    }
-                }
-            }
-        });
-        coalesce(grains)
+    pub(super) fn extents(self) -> impl Iterator<Item = Result<Extent, Error>> + Send + 'a {
+        coalesce(Grains { tables: self, number: 0, index: 0, entries: None })
     }
 
     /// Guest bytes of grain `index` of table `number`; `None` behind the table's or the disk's last.
@@ -234,7 +193,7 @@ impl<'a> Tables<'a> {
             return Ok(None);
         }
         let offset = bytes(entry);
-        let needed = if self.header.compressed { marker::BYTES } else { guest.end - guest.start };
+        let needed = if self.header.compressed { frame::BYTES } else { guest.end - guest.start };
         let end = offset + needed;
         if end > self.region.len() {
             let message = format!("the grain for guest byte {} lies past the end of the file", guest.start);
@@ -259,9 +218,53 @@ impl<'a> Tables<'a> {
         let next = behind.iter().find(|&&entry| bytes(entry) > SECTOR).map(|&entry| bytes(entry));
         let next = next.filter(|&next| next > offset).into_iter().chain(self.reserved.next(offset));
         let end = next.fold(self.region.len(), u64::min);
-        let reach = marker::most(self.header.grain).min(end - offset);
+        let reach = frame::most(self.header.grain).min(end - offset);
         let reach = u32::try_from(reach).expect("a few MiB");
-        Ok(Extent { guest, at: Location::Marked { file: 0, offset, reach } })
+        Ok(Extent { guest, at: Location::Framed { file: 0, offset, reach } })
+    }
+}
+
+/// The map before neighbours are joined: an extent for each grain, or for a whole table without one. Not walked behind an
+/// error.
+struct Grains<'a> {
+    tables: Tables<'a>,
+    /// The grain at hand: its table's number, and its index there.
+    number: u64,
+    index: u64,
+    /// The table at hand; `None` where it has no grain, or is still to be read.
+    entries: Table,
+}
+
+impl Grains<'_> {
+    fn step(&mut self) -> Result<Option<Extent>, Error> {
+        while self.number < self.tables.header.tables() {
+            if self.index == 0 {
+                self.entries = self.tables.table(self.number)?.filter(|entries| !is_empty(entries));
+            }
+            let Some(guest) = self.tables.guest(self.number, self.index) else {
+                self.number += 1;
+                self.index = 0;
+                continue;
+            };
+            let Some(entries) = &self.entries else {
+                self.number += 1;
+                let end = guest.start.saturating_add(self.tables.header.grain * TABLE_ENTRIES);
+                let end = end.min(self.tables.header.capacity);
+                return Ok(Some(Extent { guest: guest.start..end, at: Location::Zero }));
+            };
+            let at = usize::try_from(self.index).expect("below 512");
+            self.index += 1;
+            return self.tables.extent(guest, entries[at], &entries[at + 1..]).map(Some);
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for Grains<'_> {
+    type Item = Result<Extent, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
     }
 }
 

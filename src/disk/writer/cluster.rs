@@ -2,18 +2,14 @@
 
 use super::job::WriteJob;
 use crate::disk::buffer::Buffer;
-
-/// Bytes of a cluster, and its logarithm.
-pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
-pub(super) const CLUSTER_BITS: u32 = 16;
-/// The same, as a length in memory.
-pub(super) const CLUSTER_BYTES: usize = 1 << CLUSTER_BITS;
+use crate::disk::qcow2::offsets::HostCluster;
+use crate::disk::units::CLUSTER_BYTES;
 
 /// A write of one host cluster of metadata, padded with zeros.
-pub(super) fn cluster_job(number: u64, bytes: impl Iterator<Item = u8>) -> WriteJob {
+pub(super) fn cluster_job(cluster: HostCluster, bytes: impl Iterator<Item = u8>) -> WriteJob {
     let mut buffer = Buffer::new(CLUSTER_BYTES);
     for (target, byte) in buffer.iter_mut().zip(bytes) {
         *target = byte;
     }
-    WriteJob { buffer, parts: vec![(number * CLUSTER, 0..CLUSTER_BYTES)] }
+    WriteJob { buffer, parts: vec![(cluster.start().0, 0..CLUSTER_BYTES)] }
 }

@@ -1,8 +1,9 @@
 //! Packs compressed clusters byte by byte into host clusters.
 
-use super::cluster::{CLUSTER, CLUSTER_BYTES};
 use super::job::WriteJob;
 use crate::disk::buffer::Buffer;
+use crate::disk::qcow2::offsets::{HostCluster, HostOffset};
+use crate::disk::units::CLUSTER_BYTES;
 
 /// Bytes gathered before they are written.
 const GATHER: usize = 1 << 20;
@@ -10,10 +11,10 @@ const GATHER: usize = 1 << 20;
 const ROOM: usize = GATHER + 2 * CLUSTER_BYTES;
 
 /// The host clusters being filled: allocated, contiguous, the last perhaps partly.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Packer {
-    /// Host offset of the buffer's first byte; a multiple of the cluster.
-    base: u64,
+    /// Where the buffer's first byte belongs: the start of a cluster.
+    base: HostOffset,
     buffer: Option<Buffer>,
     filled: usize,
     /// Bytes from `base` that are allocated: whole clusters.
@@ -21,28 +22,32 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    /// First host cluster that may still get another compressed cluster; `None` where none is open.
-    pub(super) fn floor(&self) -> Option<u64> {
-        self.buffer.is_some().then(|| (self.base + self.filled as u64) / CLUSTER)
+    pub(super) fn new() -> Self {
+        Self { base: HostOffset(0), buffer: None, filled: 0, allocated: 0 }
     }
 
-    /// Appends `bytes` and returns their host offset. `frontier` is the first host cluster that is free: it moves where
+    /// First host cluster that may still get another compressed cluster; `None` where none is open.
+    pub(super) fn floor(&self) -> Option<HostCluster> {
+        self.buffer.is_some().then(|| self.base.plus(self.filled as u64).cluster())
+    }
+
+    /// Appends `bytes` and returns where they lie. `frontier` is the first host cluster that is free: it moves where
     /// more clusters are taken. A compressed cluster must lie in one stretch.
-    pub(super) fn add(&mut self, bytes: &[u8], frontier: &mut u64, jobs: &mut Vec<WriteJob>) -> u64 {
+    pub(super) fn add(&mut self, bytes: &[u8], frontier: &mut HostCluster, jobs: &mut Vec<WriteJob>) -> HostOffset {
         let room = self.allocated - self.filled;
-        let is_adjacent = (self.base + self.allocated as u64) == *frontier * CLUSTER;
+        let is_adjacent = self.base.plus(self.allocated as u64) == frontier.start();
         if bytes.len() > room && !is_adjacent {
             self.flush(jobs);
         }
         let buffer = self.buffer.get_or_insert_with(|| {
-            self.base = *frontier * CLUSTER;
+            self.base = frontier.start();
             Buffer::new(ROOM)
         });
         while self.allocated - self.filled < bytes.len() {
             self.allocated += CLUSTER_BYTES;
-            *frontier += 1;
+            *frontier = frontier.plus(1);
         }
-        let offset = self.base + self.filled as u64;
+        let offset = self.base.plus(self.filled as u64);
         buffer[self.filled..self.filled + bytes.len()].copy_from_slice(bytes);
         self.filled += bytes.len();
         if self.filled >= GATHER {
@@ -57,8 +62,8 @@ impl Packer {
         let Some(buffer) = self.buffer.take() else { return };
         let mut next = Buffer::new(ROOM);
         next[..self.filled - whole].copy_from_slice(&buffer[whole..self.filled]);
-        jobs.push(WriteJob { buffer, parts: vec![(self.base, 0..whole)] });
-        self.base += whole as u64;
+        jobs.push(WriteJob { buffer, parts: vec![(self.base.0, 0..whole)] });
+        self.base = self.base.plus(whole as u64);
         self.filled -= whole;
         self.allocated -= whole;
         self.buffer = Some(next);
@@ -69,7 +74,7 @@ impl Packer {
         if let Some(buffer) = self.buffer.take()
             && self.allocated > 0
         {
-            jobs.push(WriteJob { buffer, parts: vec![(self.base, 0..self.allocated)] });
+            jobs.push(WriteJob { buffer, parts: vec![(self.base.0, 0..self.allocated)] });
         }
         self.filled = 0;
         self.allocated = 0;

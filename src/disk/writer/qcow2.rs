@@ -4,7 +4,7 @@
 //! an L2 table goes behind the data it maps, a refcount block behind the clusters it counts, then L1 and refcount table,
 //! and the header at last. Until then the file has no magic number: an unfinished one is no image.
 
-use super::cluster::{CLUSTER, CLUSTER_BITS, CLUSTER_BYTES, cluster_job};
+use super::cluster::cluster_job;
 use super::coded::{Cluster, Coded, Coding, Content};
 use super::job::WriteJob;
 use super::output::Output;
@@ -13,6 +13,8 @@ use super::refcounts::Refcounts;
 use crate::conversion::{Compression, Reason};
 use crate::disk::Error;
 use crate::disk::buffer::Buffer;
+use crate::disk::qcow2::offsets::{GuestOffset, HostCluster, HostOffset};
+use crate::disk::units::{CLUSTER, CLUSTER_BITS, CLUSTER_BYTES, SECTOR};
 
 /// Entries of an L2 table, and guest bytes that it maps.
 const L2_ENTRIES: u64 = CLUSTER / 8;
@@ -24,8 +26,6 @@ const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 /// A compressed entry's offset has `62 - (cluster_bits - 8)` bits; the extra sectors come above it.
 const SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
-/// Unit of the extra sectors.
-const SECTOR: u64 = 512;
 const HEADER_BYTES: u32 = 112;
 /// Incompatible feature bit 3: the compression type is in the header.
 const FEATURE_COMPRESSION_TYPE: u64 = 1 << 3;
@@ -40,7 +40,7 @@ pub struct Qcow2 {
     coding: Coding,
     zstd: bool,
     /// First host cluster that is free.
-    frontier: u64,
+    frontier: HostCluster,
     packer: Packer,
     refcounts: Refcounts,
     /// Number of the L2 table being filled, and its entries, if any is set.
@@ -60,13 +60,13 @@ impl Qcow2 {
         };
         let l1 = usize::try_from(size.div_ceil(L2_BYTES)).expect("bounded by the largest size");
         let mut refcounts = Refcounts::new();
-        refcounts.add(0);
+        refcounts.add(HostCluster(0));
         Ok(Self {
             size,
             coding,
             zstd: compression == Compression::Zstd,
-            frontier: 1,
-            packer: Packer::default(),
+            frontier: HostCluster(1),
+            packer: Packer::new(),
             refcounts,
             l2: None,
             l1: vec![0; l1],
@@ -80,12 +80,13 @@ impl Qcow2 {
 
     pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<WriteJob>) {
         let Coded { guest, buffer, content } = coded;
+        let guest_start = GuestOffset(guest.start);
         let mut parts: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
         match content {
             Content::Runs(runs) => {
                 for run in runs {
                     for at in run.step_by(CLUSTER_BYTES) {
-                        self.plain(guest.start, at, &mut parts, jobs);
+                        self.plain(guest_start, at, &mut parts, jobs);
                     }
                 }
             }
@@ -94,11 +95,11 @@ impl Qcow2 {
                 for (at, cluster) in (0..).step_by(CLUSTER_BYTES).zip(clusters) {
                     match cluster {
                         Cluster::Zero => {}
-                        Cluster::Plain => self.plain(guest.start, at, &mut parts, jobs),
+                        Cluster::Plain => self.plain(guest_start, at, &mut parts, jobs),
                         Cluster::Packed(len) => {
                             let (bytes, behind) = rest.split_at(len as usize);
                             rest = behind;
-                            self.packed(guest.start + at as u64, bytes, jobs);
+                            self.packed(guest_start.plus(at as u64), bytes, jobs);
                         }
                     }
                 }
@@ -111,66 +112,66 @@ impl Qcow2 {
     /// Gives the cluster at `at` in the buffer a host cluster of its own.
     fn plain(
         &mut self,
-        start: u64,
+        start: GuestOffset,
         at: usize,
         parts: &mut Vec<(u64, std::ops::Range<usize>)>,
         jobs: &mut Vec<WriteJob>,
     ) {
-        let guest = start + at as u64;
+        let guest = start.plus(at as u64);
         self.enter(guest, jobs);
-        let host = self.allocate() * CLUSTER;
+        let host = self.allocate().start();
         match parts.last_mut() {
-            Some((offset, range)) if range.end == at && *offset + (range.end - range.start) as u64 == host => {
+            Some((offset, range)) if range.end == at && *offset + range.len() as u64 == host.0 => {
                 range.end += CLUSTER_BYTES;
             }
-            _ => parts.push((host, at..at + CLUSTER_BYTES)),
+            _ => parts.push((host.0, at..at + CLUSTER_BYTES)),
         }
-        self.map(guest, host | COPIED);
+        self.map(guest, alone(host));
     }
 
-    fn packed(&mut self, guest: u64, bytes: &[u8], jobs: &mut Vec<WriteJob>) {
+    fn packed(&mut self, guest: GuestOffset, bytes: &[u8], jobs: &mut Vec<WriteJob>) {
         self.enter(guest, jobs);
         let host = self.packer.add(bytes, &mut self.frontier, jobs);
-        let last = host + bytes.len() as u64 - 1;
-        for number in host / CLUSTER..=last / CLUSTER {
-            self.refcounts.add(number);
+        let last = host.plus(bytes.len() as u64 - 1);
+        for number in host.cluster().0..=last.cluster().0 {
+            self.refcounts.add(HostCluster(number));
         }
-        let sectors = last / SECTOR - host / SECTOR;
-        self.map(guest, COMPRESSED | sectors << SECTORS_SHIFT | host);
+        let sectors = last.0 / SECTOR - host.0 / SECTOR;
+        self.map(guest, COMPRESSED | sectors << SECTORS_SHIFT | host.0);
     }
 
     /// Makes the L2 table for `guest` the current one.
-    fn enter(&mut self, guest: u64, jobs: &mut Vec<WriteJob>) {
-        let number = guest / L2_BYTES;
+    fn enter(&mut self, guest: GuestOffset, jobs: &mut Vec<WriteJob>) {
+        let number = guest.0 / L2_BYTES;
         if self.l2.as_ref().is_none_or(|(current, _)| *current != number) {
             self.flush_l2(jobs);
             self.l2 = Some((number, vec![0; usize::try_from(L2_ENTRIES).expect("8192")]));
         }
     }
 
-    fn map(&mut self, guest: u64, entry: u64) {
+    fn map(&mut self, guest: GuestOffset, entry: u64) {
         let (_, entries) = self.l2.as_mut().expect("entered before it is mapped");
-        entries[usize::try_from(guest % L2_BYTES / CLUSTER).expect("below 8192")] = entry;
+        entries[usize::try_from(guest.0 % L2_BYTES / CLUSTER).expect("below 8192")] = entry;
     }
 
     /// The next host cluster, counted once.
-    fn allocate(&mut self) -> u64 {
-        let number = self.frontier;
-        self.frontier += 1;
-        self.refcounts.add(number);
-        number
+    fn allocate(&mut self) -> HostCluster {
+        let cluster = self.frontier;
+        self.frontier = cluster.plus(1);
+        self.refcounts.add(cluster);
+        cluster
     }
 
     fn flush_l2(&mut self, jobs: &mut Vec<WriteJob>) {
         let Some((number, entries)) = self.l2.take() else { return };
         let host = self.allocate();
-        self.l1[usize::try_from(number).expect("an index of L1")] = (host * CLUSTER) | COPIED;
+        self.l1[usize::try_from(number).expect("an index of L1")] = alone(host.start());
         jobs.push(cluster_job(host, entries.into_iter().flat_map(u64::to_be_bytes)));
     }
 
     /// Writes the refcount blocks whose clusters get no more references.
     fn flush_refcounts(&mut self, jobs: &mut Vec<WriteJob>) {
-        if self.packer.floor().is_some_and(|floor| floor + MAX_LAG < self.frontier) {
+        if self.packer.floor().is_some_and(|floor| floor.plus(MAX_LAG) < self.frontier) {
             self.packer.flush(jobs);
         }
         let floor = self.packer.floor().unwrap_or(self.frontier);
@@ -183,7 +184,7 @@ impl Qcow2 {
     pub(super) fn close(&mut self, jobs: &mut Vec<WriteJob>) {
         self.flush_l2(jobs);
         self.packer.flush(jobs);
-        let l1 = self.frontier;
+        let l1 = self.frontier.start();
         let entries = std::mem::take(&mut self.l1);
         let l1_len = u32::try_from(entries.len()).expect("bounded by the largest size");
         self.table(&entries, jobs);
@@ -192,7 +193,7 @@ impl Qcow2 {
         let mut blocks = 0;
         let table = loop {
             let table = (self.refcounts.table.len() as u64 + blocks).div_ceil(CLUSTER / 8);
-            let needed = self.refcounts.missing(self.frontier + blocks + table);
+            let needed = self.refcounts.missing(self.frontier.0 + blocks + table);
             if needed <= blocks {
                 break table;
             }
@@ -202,15 +203,16 @@ impl Qcow2 {
         for _ in 0..blocks + table {
             self.allocate();
         }
-        for host in first..first + blocks {
-            self.refcounts.write_first(host, jobs);
+        for number in 0..blocks {
+            self.refcounts.write_first(first.plus(number), jobs);
         }
-        let table_at = first + blocks;
-        for (number, entries) in (table_at..).zip(self.refcounts.table.chunks(CLUSTER_BYTES / 8)) {
-            jobs.push(cluster_job(number, entries.iter().flat_map(|entry| entry.to_be_bytes())));
+        let table_at = first.plus(blocks);
+        for (number, entries) in (0..).zip(self.refcounts.table.chunks(CLUSTER_BYTES / 8)) {
+            let entries = entries.iter().flat_map(|block| block.0.to_be_bytes());
+            jobs.push(cluster_job(table_at.plus(number), entries));
         }
         let table_len = u32::try_from(table).expect("a refcount table is small");
-        self.header = Some(self.header(l1 * CLUSTER, l1_len, table_at * CLUSTER, table_len));
+        self.header = Some(self.header(l1, l1_len, table_at.start(), table_len));
     }
 
     /// Writes a table that may take several clusters.
@@ -221,7 +223,7 @@ impl Qcow2 {
         }
     }
 
-    fn header(&self, l1: u64, l1_len: u32, table: u64, table_clusters: u32) -> Buffer {
+    fn header(&self, l1: HostOffset, l1_len: u32, table: HostOffset, table_clusters: u32) -> Buffer {
         let features = if self.zstd { FEATURE_COMPRESSION_TYPE } else { 0 };
         let mut header = Vec::with_capacity(HEADER_BYTES as usize);
         header.extend_from_slice(b"QFI\xfb");
@@ -231,8 +233,8 @@ impl Qcow2 {
         header.extend_from_slice(&self.size.to_be_bytes());
         header.extend_from_slice(&[0; 4]); // no encryption
         header.extend_from_slice(&l1_len.to_be_bytes());
-        header.extend_from_slice(&l1.to_be_bytes());
-        header.extend_from_slice(&table.to_be_bytes());
+        header.extend_from_slice(&l1.0.to_be_bytes());
+        header.extend_from_slice(&table.0.to_be_bytes());
         header.extend_from_slice(&table_clusters.to_be_bytes());
         header.extend_from_slice(&[0; 12]); // no snapshots
         header.extend_from_slice(&features.to_be_bytes());
@@ -250,4 +252,9 @@ impl Qcow2 {
         output.write(&header, 0)?;
         output.sync()
     }
+}
+
+/// The entry for a cluster at `host` that it alone refers to.
+fn alone(host: HostOffset) -> u64 {
+    host.0 | COPIED
 }

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::cluster::{CLUSTER, cluster_job};
+use super::cluster::cluster_job;
 use super::job::WriteJob;
+use crate::disk::qcow2::offsets::{HostCluster, HostOffset};
+use crate::disk::units::CLUSTER;
 
 /// Counts in a block: 16 bits each (refcount order 4).
 const BLOCK: u64 = CLUSTER / 2;
@@ -14,8 +16,8 @@ pub(super) struct Refcounts {
     /// Number of the first block held.
     first: u64,
     blocks: VecDeque<Vec<u16>>,
-    /// File offset of each block written.
-    pub table: Vec<u64>,
+    /// Where each block written lies.
+    pub(super) table: Vec<HostOffset>,
 }
 
 impl Refcounts {
@@ -23,8 +25,8 @@ impl Refcounts {
         Self { first: 0, blocks: VecDeque::new(), table: Vec::new() }
     }
 
-    /// One more reference to host cluster `number`, whose block is not written yet.
-    pub(super) fn add(&mut self, number: u64) {
+    /// One more reference to `cluster`, whose block is not written yet.
+    pub(super) fn add(&mut self, HostCluster(number): HostCluster) {
         let block = usize::try_from(number / BLOCK - self.first).expect("blocks held are few");
         while self.blocks.len() <= block {
             self.blocks.push_back(vec![0; usize::try_from(BLOCK).expect("32768")]);
@@ -32,9 +34,9 @@ impl Refcounts {
         self.blocks[block][usize::try_from(number % BLOCK).expect("below 32768")] += 1;
     }
 
-    /// Whether the first block held lies wholly before cluster `floor`, where counts are final.
-    pub(super) fn is_final(&self, floor: u64) -> bool {
-        !self.blocks.is_empty() && (self.first + 1) * BLOCK <= floor
+    /// Whether the first block held lies wholly before `floor`, where counts are final.
+    pub(super) fn is_final(&self, floor: HostCluster) -> bool {
+        !self.blocks.is_empty() && (self.first + 1) * BLOCK <= floor.0
     }
 
     /// Blocks needed for `clusters` host clusters in all, less those written.
@@ -42,11 +44,11 @@ impl Refcounts {
         clusters.div_ceil(BLOCK) - self.first
     }
 
-    /// Writes the first block held to host cluster `number`.
-    pub(super) fn write_first(&mut self, number: u64, jobs: &mut Vec<WriteJob>) {
+    /// Writes the first block held to `cluster`.
+    pub(super) fn write_first(&mut self, cluster: HostCluster, jobs: &mut Vec<WriteJob>) {
         let block = self.blocks.pop_front().unwrap_or_default();
         self.first += 1;
-        self.table.push(number * CLUSTER);
-        jobs.push(cluster_job(number, block.into_iter().flat_map(u16::to_be_bytes)));
+        self.table.push(cluster.start());
+        jobs.push(cluster_job(cluster, block.into_iter().flat_map(u16::to_be_bytes)));
     }
 }

@@ -14,11 +14,13 @@ use super::output::Output;
 use crate::conversion::Reason;
 use crate::disk::Error;
 use crate::disk::buffer::{ALIGNMENT, Buffer};
+use crate::disk::units::CLUSTER;
 use crate::disk::vdi::SIGNATURE;
 
 /// Bytes of a block: the only size that QEMU reads.
 const BLOCK: u64 = 1 << 20;
 const BLOCK_BYTES: usize = 1 << 20;
+const _: () = assert!(BLOCK_BYTES as u64 == BLOCK && BLOCK.is_multiple_of(CLUSTER));
 /// Where the block map begins.
 const MAP: u64 = 4096;
 /// Bytes of a page of the map, and the blocks that it maps: 16 GiB of guest.

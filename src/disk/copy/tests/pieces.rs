@@ -27,7 +27,7 @@ pub(super) enum Piece {
     /// A zlib stream that is longer than what it holds.
     ZlibNoise(u32),
     /// A zlib stream behind a marker; what is known to be left for it is its length, or more.
-    Marked(u8),
+    Framed(u8),
 }
 
 pub(super) fn bytes_of(piece: &Piece, len: usize) -> Vec<u8> {
@@ -38,7 +38,7 @@ pub(super) fn bytes_of(piece: &Piece, len: usize) -> Vec<u8> {
         | Piece::ZlibAndJunk(seed)
         | Piece::Deflate(seed)
         | Piece::Zstd(seed)
-        | Piece::Marked(seed) => (0..len).map(|at| (at / 7).to_le_bytes()[0].wrapping_mul(*seed)).collect(),
+        | Piece::Framed(seed) => (0..len).map(|at| (at / 7).to_le_bytes()[0].wrapping_mul(*seed)).collect(),
         Piece::OneByte(place) => {
             let mut bytes = vec![0; len];
             bytes[usize::from(*place) % len] = 1;
@@ -88,14 +88,14 @@ pub(super) fn stored(piece: &Piece, start: usize, bytes: &[u8]) -> (Vec<u8>, Box
             let len = short(stream.len()) + 900;
             (stream, Box::new(move |offset| Location::Zstd { file: 0, offset, len }))
         }
-        Piece::Marked(seed) => {
+        Piece::Framed(seed) => {
             let stream = zlib(bytes);
             let whole = short(stream.len()) + 12;
             let reach = [whole, whole + 300][usize::from(*seed) % 2];
             let marker = [&(start as u64 / 512).to_le_bytes()[..], &short(stream.len()).to_le_bytes()].concat();
             let padding = [0xEE; 300];
             let grain = [&marker[..], &stream, &padding].concat();
-            (grain, Box::new(move |offset| Location::Marked { file: 0, offset, reach }))
+            (grain, Box::new(move |offset| Location::Framed { file: 0, offset, reach }))
         }
     }
 }
@@ -145,7 +145,7 @@ pub(super) fn pieces() -> impl Strategy<Value = Vec<Piece>> {
         1 => any::<u8>().prop_map(Piece::ZlibAndJunk),
         1 => any::<u8>().prop_map(Piece::Deflate),
         1 => any::<u8>().prop_map(Piece::Zstd),
-        2 => any::<u8>().prop_map(Piece::Marked),
+        2 => any::<u8>().prop_map(Piece::Framed),
         1 => any::<u16>().prop_map(Piece::OneByte),
         1 => any::<u32>().prop_map(Piece::ZlibNoise),
     ];

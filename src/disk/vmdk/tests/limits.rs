@@ -1,7 +1,7 @@
 //! Sizes that a header only claims.
 
-use super::header::SECTOR;
 use super::*;
+use crate::disk::units::SECTOR;
 
 /// A file of nothing but a header, a descriptor and a directory of zeros for so many bytes in grains of 4 KiB, and the
 /// count of its reads.

@@ -1,6 +1,7 @@
-//! The marker before a compressed grain: the grain's first sector and the length of its data.
+//! The frame of a stream that does not tell its own length: a marker before it, with the guest's first sector and the
+//! length of the stream. Sparse VMDKs have it before each compressed grain.
 
-use super::header::SECTOR;
+use super::units::SECTOR;
 
 /// Bytes of a marker.
 pub(crate) const LEN: usize = 12;
@@ -9,7 +10,7 @@ pub(crate) const BYTES: u64 = LEN as u64;
 
 /// Most bytes of a marker and a compressed grain of `grain` bytes. Fixed codes take 9 bits for a byte at worst (RFC 1951,
 /// section 3.2.6); some more are for headers, and for a length that counts the padding up to a sector.
-pub(super) fn most(grain: u64) -> u64 {
+pub(crate) fn most(grain: u64) -> u64 {
     BYTES + grain + grain / 8 + SECTOR
 }
 
