@@ -13,23 +13,23 @@ const STEP: u64 = 2 << 20;
 /// Reads that were begun before the last one end no further behind it than this, or so: a few batches.
 const LAG: u64 = 4 << 20;
 
-/// How far the pages of each region are dropped.
-pub struct Trail<'a> {
+/// The pages of the source's regions, and how far they are dropped.
+pub(super) struct PageCache<'a> {
     regions: &'a [Region],
     dropped: Vec<AtomicU64>,
 }
 
-impl<'a> Trail<'a> {
+impl<'a> PageCache<'a> {
     /// Tells the kernel that the regions are read from front to back.
-    pub fn new(regions: &'a [Region]) -> Self {
+    pub(super) fn new(regions: &'a [Region]) -> Self {
         for region in regions {
             advise(region, 0, region.len(), Advice::Sequential);
         }
         Self { regions, dropped: regions.iter().map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Takes note of what was read, and drops what lies well before it. What is still needed is only read again.
-    pub fn passed(&self, reads: &[Read]) {
+    /// Drops what lies well before what was read. What is still needed is only read again.
+    pub(super) fn drop_before(&self, reads: &[Read]) {
         let Some(read) = reads.last() else { return };
         let dropped = self.dropped[read.file].load(Ordering::Relaxed);
         let end = read.range.start.saturating_sub(LAG);
@@ -40,7 +40,7 @@ impl<'a> Trail<'a> {
     }
 }
 
-impl Drop for Trail<'_> {
+impl Drop for PageCache<'_> {
     fn drop(&mut self) {
         for region in self.regions {
             advise(region, 0, region.len(), Advice::DontNeed);

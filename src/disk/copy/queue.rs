@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// A condition variable that makes no system call where nobody waits. Ring it after the state was changed under the lock
+/// A condition variable that makes no system call where nobody waits. Wake after the state was changed under the lock
 /// that its waiters hold.
 #[derive(Debug, Default)]
-struct Bell {
+struct Signal {
     condvar: Condvar,
     waiting: AtomicUsize,
 }
 
-impl Bell {
+impl Signal {
     fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         // Under the lock: whoever changes the state later sees it.
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -21,13 +21,13 @@ impl Bell {
         guard
     }
 
-    fn ring_for_one(&self) {
+    fn wake_one(&self) {
         if self.waiting.load(Ordering::Relaxed) > 0 {
             self.condvar.notify_one();
         }
     }
 
-    fn ring_for_all(&self) {
+    fn wake_all(&self) {
         if self.waiting.load(Ordering::Relaxed) > 0 {
             self.condvar.notify_all();
         }
@@ -36,10 +36,10 @@ impl Bell {
 
 /// A queue whose content is bounded in bytes.
 #[derive(Debug)]
-pub struct Queue<T> {
+pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
-    changed: Bell,
-    room: Bell,
+    changed: Signal,
+    room: Signal,
     limit: usize,
 }
 
@@ -52,9 +52,9 @@ struct State<T> {
 
 impl<T> Queue<T> {
     /// A queue that takes items up to `limit` bytes, and always at least one.
-    pub fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         let state = State { items: VecDeque::new(), bytes: 0, closed: false };
-        Self { state: Mutex::new(state), changed: Bell::default(), room: Bell::default(), limit }
+        Self { state: Mutex::new(state), changed: Signal::default(), room: Signal::default(), limit }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -62,7 +62,7 @@ impl<T> Queue<T> {
     }
 
     /// Adds an item of `bytes`, waiting for room; an item for a closed queue is dropped.
-    pub fn push(&self, bytes: usize, item: T) {
+    pub(super) fn push(&self, bytes: usize, item: T) {
         let mut state = self.lock();
         while !state.closed && state.bytes > 0 && state.bytes + bytes > self.limit {
             state = self.room.wait(state);
@@ -71,18 +71,18 @@ impl<T> Queue<T> {
             state.bytes += bytes;
             state.items.push_back((bytes, item));
             drop(state);
-            self.changed.ring_for_one();
+            self.changed.wake_one();
         }
     }
 
     /// The next item, waiting for it; `None` once the queue is closed and empty.
-    pub fn pop(&self) -> Option<T> {
+    pub(super) fn pop(&self) -> Option<T> {
         let mut state = self.lock();
         loop {
             if let Some((bytes, item)) = state.items.pop_front() {
                 state.bytes -= bytes;
                 drop(state);
-                self.room.ring_for_all();
+                self.room.wake_all();
                 return Some(item);
             }
             if state.closed {
@@ -93,103 +93,126 @@ impl<T> Queue<T> {
     }
 
     /// Takes no more items; what is queued is still handed out.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.changed.ring_for_all();
-        self.room.ring_for_all();
+        self.changed.wake_all();
+        self.room.wake_all();
     }
 
     /// Takes no more items and drops those it has.
-    pub fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         let mut state = self.lock();
         state.closed = true;
         state.items.clear();
         state.bytes = 0;
         drop(state);
-        self.changed.ring_for_all();
-        self.room.ring_for_all();
+        self.changed.wake_all();
+        self.room.wake_all();
     }
 }
 
 /// Numbered items that arrive in any order and leave in theirs.
 #[derive(Debug)]
-pub struct InOrder<T> {
-    state: Mutex<(BTreeMap<u64, T>, u64, bool)>,
-    changed: Bell,
+pub(super) struct InOrder<T> {
+    window: Mutex<Window<T>>,
+    arrived: Signal,
+}
+
+#[derive(Debug)]
+struct Window<T> {
+    items: BTreeMap<u64, T>,
+    /// Number of the item that leaves next.
+    next: u64,
+    closed: bool,
 }
 
 impl<T> InOrder<T> {
-    pub fn new() -> Self {
-        Self { state: Mutex::new((BTreeMap::new(), 0, false)), changed: Bell::default() }
+    pub(super) fn new() -> Self {
+        let window = Window { items: BTreeMap::new(), next: 0, closed: false };
+        Self { window: Mutex::new(window), arrived: Signal::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Window<T>> {
+        self.window.lock().expect("no holder of the window panics")
     }
 
     /// Adds item `number`.
-    pub fn put(&self, number: u64, item: T) {
-        let mut state = self.state.lock().expect("no holder of the window panics");
-        state.0.insert(number, item);
-        let is_next = state.1 == number;
-        drop(state);
+    pub(super) fn put(&self, number: u64, item: T) {
+        let mut window = self.lock();
+        window.items.insert(number, item);
+        let is_next = window.next == number;
+        drop(window);
         if is_next {
-            self.changed.ring_for_one();
+            self.arrived.wake_one();
         }
     }
 
     /// The next item in order, waiting for it; `None` once abandoned.
-    pub fn next(&self) -> Option<T> {
-        let mut state = self.state.lock().expect("no holder of the window panics");
+    pub(super) fn next(&self) -> Option<T> {
+        let mut window = self.lock();
         loop {
-            if state.2 {
+            if window.closed {
                 return None;
             }
-            let number = state.1;
-            if let Some(item) = state.0.remove(&number) {
-                state.1 += 1;
+            let number = window.next;
+            if let Some(item) = window.items.remove(&number) {
+                window.next += 1;
                 return Some(item);
             }
-            state = self.changed.wait(state);
+            window = self.arrived.wait(window);
         }
     }
 
     /// Hands out nothing any more.
-    pub fn abandon(&self) {
-        self.state.lock().expect("no holder of the window panics").2 = true;
-        self.changed.ring_for_all();
+    pub(super) fn abandon(&self) {
+        self.lock().closed = true;
+        self.arrived.wake_all();
     }
 }
 
 /// Bytes of memory that the work in flight may take together.
 #[derive(Debug)]
-pub struct Budget {
-    /// Taken bytes, and whether the work is over.
-    state: Mutex<(usize, bool)>,
-    changed: Bell,
+pub(super) struct Budget {
+    spent: Mutex<Spent>,
+    returned: Signal,
     limit: usize,
 }
 
+#[derive(Debug)]
+struct Spent {
+    bytes: usize,
+    /// Whether the work is over.
+    closed: bool,
+}
+
 impl Budget {
-    pub fn new(limit: usize) -> Self {
-        Self { state: Mutex::new((0, false)), changed: Bell::default(), limit }
+    pub(super) fn new(limit: usize) -> Self {
+        Self { spent: Mutex::new(Spent { bytes: 0, closed: false }), returned: Signal::default(), limit }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Spent> {
+        self.spent.lock().expect("no holder of the budget panics")
     }
 
     /// Takes `bytes`, waiting until they fit or nothing else is taken; `false` once abandoned.
-    pub fn take(&self, bytes: usize) -> bool {
-        let mut state = self.state.lock().expect("no holder of the budget panics");
-        while !state.1 && state.0 > 0 && state.0 + bytes > self.limit {
-            state = self.changed.wait(state);
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        let mut spent = self.lock();
+        while !spent.closed && spent.bytes > 0 && spent.bytes + bytes > self.limit {
+            spent = self.returned.wait(spent);
         }
-        state.0 += bytes;
-        !state.1
+        spent.bytes += bytes;
+        !spent.closed
     }
 
     /// Gives `bytes` back.
-    pub fn give(&self, bytes: usize) {
-        self.state.lock().expect("no holder of the budget panics").0 -= bytes;
-        self.changed.ring_for_all();
+    pub(super) fn give(&self, bytes: usize) {
+        self.lock().bytes -= bytes;
+        self.returned.wake_all();
     }
 
     /// Lets nobody wait any more.
-    pub fn abandon(&self) {
-        self.state.lock().expect("no holder of the budget panics").1 = true;
-        self.changed.ring_for_all();
+    pub(super) fn abandon(&self) {
+        self.lock().closed = true;
+        self.returned.wake_all();
     }
 }

@@ -19,13 +19,13 @@ const MAX_GAP: u64 = if cfg!(test) { 128 << 10 } else { 16 << 20 };
 const CHUNK: u64 = 1 << 20;
 
 /// The digests of the regions of one image.
-pub struct Rides<'a> {
-    /// One for each region; `None` where no digest is demanded, or it left for a reader of its own.
-    rides: Vec<Option<Ride<'a>>>,
+pub(super) struct SourceDigests<'a> {
+    /// One for each region; `None` where no digest is demanded, or it was handed on.
+    files: Vec<Option<FileDigest<'a>>>,
 }
 
-/// The digests of one file on their way through it.
-pub struct Ride<'a> {
+/// The digests of one file, on their way through it.
+pub(super) struct FileDigest<'a> {
     control: &'a CopyControl,
     /// Whether the copy failed: nobody asks for a digest any more.
     failed: &'a AtomicBool,
@@ -36,42 +36,47 @@ pub struct Ride<'a> {
     at: u64,
 }
 
-impl<'a> Rides<'a> {
+impl<'a> SourceDigests<'a> {
     /// The digests among `expected` that are of `regions`, for a copy that `control` ends or that says that it `failed`.
-    pub fn new(regions: &[Region], expected: &'a [Expected], control: &'a CopyControl, failed: &'a AtomicBool) -> Self {
-        let ride = |region: &Region| {
+    pub(super) fn new(
+        regions: &[Region],
+        expected: &'a [Expected],
+        control: &'a CopyControl,
+        failed: &'a AtomicBool,
+    ) -> Self {
+        let of_file = |region: &Region| {
             let digests: Vec<_> =
                 expected.iter().filter(|e| e.region.is_same(region)).map(|e| (e, e.hasher())).collect();
-            Some(Ride { control, failed, region: &digests.first()?.0.region, digests, at: 0 })
+            Some(FileDigest { control, failed, region: &digests.first()?.0.region, digests, at: 0 })
         };
-        Self { rides: regions.iter().map(ride).collect() }
+        Self { files: regions.iter().map(of_file).collect() }
     }
 
     /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.rides.iter().all(Option::is_none)
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.iter().all(Option::is_none)
     }
 
-    /// Takes the bytes of the next batch. A ride that can't go on in its file's order is handed to `leave`.
-    pub fn pass(&mut self, loaded: &Loaded, mut leave: impl FnMut(Ride<'a>)) -> Result<(), Error> {
+    /// Takes the bytes of the next batch. A file that is not read in its own order is handed to `hand_on`.
+    pub(super) fn pass(&mut self, loaded: &Loaded, mut hand_on: impl FnMut(FileDigest<'a>)) -> Result<(), Error> {
         for read in &loaded.reads {
-            let Some(ride) = &mut self.rides[read.file] else { continue };
-            if read.range.end <= ride.at {
+            let Some(digest) = &mut self.files[read.file] else { continue };
+            if read.range.end <= digest.at {
                 continue;
             }
-            if read.range.start > ride.at + MAX_GAP {
-                leave(self.rides[read.file].take().expect("it was there a line ago"));
+            if read.range.start > digest.at + MAX_GAP {
+                hand_on(self.files[read.file].take().expect("it was there a line ago"));
                 continue;
             }
-            ride.read(ride.at..read.range.start)?;
+            digest.read(digest.at..read.range.start)?;
             // The copy failed meanwhile.
-            if ride.at < read.range.start {
+            if digest.at < read.range.start {
                 return Ok(());
             }
             // What was read twice, a marker's uncertain reach, is taken once.
-            let known = usize::try_from(ride.at - read.range.start).expect("within what was read");
-            ride.update(&loaded.bytes(read)[known..]);
-            ride.at = read.range.end;
+            let known = usize::try_from(digest.at - read.range.start).expect("within what was read");
+            digest.update(&loaded.bytes(read)[known..]);
+            digest.at = read.range.end;
         }
         Ok(())
     }
@@ -80,14 +85,14 @@ impl<'a> Rides<'a> {
     ///
     /// # Errors
     /// `ManifestMismatch`, `Cancelled`, and as reading does.
-    pub fn finish(self) -> Result<(), Error> {
-        self.rides.into_iter().flatten().try_for_each(Ride::finish)
+    pub(super) fn finish(self) -> Result<(), Error> {
+        self.files.into_iter().flatten().try_for_each(FileDigest::finish)
     }
 }
 
-impl Ride<'_> {
-    /// Reads the rest of the file, and compares; not where the copy fails meanwhile, which has an error of its own.
-    pub fn finish(mut self) -> Result<(), Error> {
+impl FileDigest<'_> {
+    /// Reads the rest of the file, and compares. Skipped when the copy failed: its error is reported instead.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
         self.read(self.at..self.region.len())?;
         if self.at < self.region.len() {
             return Ok(());
@@ -99,7 +104,7 @@ impl Ride<'_> {
         self.digests.iter_mut().for_each(|(_, hasher)| hasher.update(bytes));
     }
 
-    /// Reads what lies in `range`, which starts where the ride is; nothing where it is empty or reversed, and no further
+    /// Reads what lies in `range`, which starts where the digest has come to; nothing where it is empty or reversed, and no further
     /// once the copy failed.
     fn read(&mut self, range: Range<u64>) -> Result<(), Error> {
         let mut chunk = Vec::new();
