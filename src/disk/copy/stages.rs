@@ -58,47 +58,47 @@ struct ToWrite {
     taken: usize,
 }
 
-/// What the threads hand to one another.
+/// What the threads hand to one another, by what is to be done with it.
 struct Queues<'a> {
-    to_load: Queue<(u64, Batch, usize)>,
+    load: Queue<(u64, Batch, usize)>,
     /// Batches on their way to be encoded, where digests of the source are computed.
-    to_digest: Option<InOrder<ToDigest>>,
+    digest: Option<InOrder<ToDigest>>,
     /// Digests of files that are not read in their own order.
-    to_digest_apart: Queue<FileDigest<'a>>,
-    to_encode: Queue<(u64, Loaded, usize)>,
-    to_place: InOrder<ToPlace>,
-    to_write: Queue<ToWrite>,
+    digest_apart: Queue<FileDigest<'a>>,
+    encode: Queue<(u64, Loaded, usize)>,
+    place: InOrder<ToPlace>,
+    write: Queue<ToWrite>,
 }
 
 impl Queues<'_> {
     fn new(digests: bool) -> Self {
         Self {
-            to_load: Queue::new(usize::MAX),
-            to_digest: digests.then(InOrder::new),
-            to_digest_apart: Queue::new(usize::MAX),
-            to_encode: Queue::new(usize::MAX),
-            to_place: InOrder::new(),
-            to_write: Queue::new(UNWRITTEN),
+            load: Queue::new(usize::MAX),
+            digest: digests.then(InOrder::new),
+            digest_apart: Queue::new(usize::MAX),
+            encode: Queue::new(usize::MAX),
+            place: InOrder::new(),
+            write: Queue::new(UNWRITTEN),
         }
     }
 
     /// Everything before the end has gone through: nothing is left to load or to encode.
     fn close(&self) {
-        self.to_load.close();
-        self.to_encode.close();
-        self.to_write.close();
+        self.load.close();
+        self.encode.close();
+        self.write.close();
     }
 
     /// Lets nobody wait any more.
     fn abandon(&self) {
-        self.to_load.abandon();
-        if let Some(to_digest) = &self.to_digest {
-            to_digest.abandon();
+        self.load.abandon();
+        if let Some(digest) = &self.digest {
+            digest.abandon();
         }
-        self.to_digest_apart.abandon();
-        self.to_encode.abandon();
-        self.to_place.abandon();
-        self.to_write.abandon();
+        self.digest_apart.abandon();
+        self.encode.abandon();
+        self.place.abandon();
+        self.write.abandon();
     }
 }
 
@@ -179,7 +179,7 @@ pub(super) fn run(
     let allocated = std::thread::scope(|scope| {
         let _guard = AbandonOnPanic(&shared);
         scope.spawn(|| shared.map());
-        if let Some(to_digest) = &shared.queues.to_digest {
+        if let Some(to_digest) = &shared.queues.digest {
             scope.spawn(|| shared.digest(digests, to_digest));
             scope.spawn(|| shared.digest_apart());
         }
@@ -223,7 +223,7 @@ impl<'a> Shared<'a> {
                     if !self.memory.budget.take(taken) {
                         break;
                     }
-                    self.queues.to_load.push(0, (number, batch, taken));
+                    self.queues.load.push(0, (number, batch, taken));
                     continue;
                 }
                 Ok(Some(Step::Zero(end))) => {
@@ -237,13 +237,13 @@ impl<'a> Shared<'a> {
             };
             let over = !matches!(step, ToPlace::Zero(_));
             let to_digest = if matches!(step, ToPlace::End) { ToDigest::End } else { ToDigest::Nothing };
-            self.queues.to_place.put(number, step);
+            self.queues.place.put(number, step);
             self.put_to_digest(number, to_digest);
             if over {
                 break;
             }
         }
-        self.queues.to_load.close();
+        self.queues.load.close();
     }
 
     /// Memory that a batch takes on its way.
@@ -256,7 +256,7 @@ impl<'a> Shared<'a> {
         let _guard = AbandonOnPanic(self);
         // Of what is stored as it is, nothing but a look for zeros is left to do, while it is in this CPU's cache.
         let mut scan = if matches!(self.coding, Coding::Runs { .. }) { self.encoder() } else { None };
-        while let Some((number, batch, taken)) = self.queues.to_load.pop() {
+        while let Some((number, batch, taken)) = self.queues.load.pop() {
             let buffer = self.memory.pool.take(batch.len().next_multiple_of(CLUSTER_BYTES));
             let input = self.memory.take_input();
             let loaded = self.control.check(self.name).and_then(|()| load(&self.image.regions, batch, buffer, input));
@@ -264,20 +264,20 @@ impl<'a> Shared<'a> {
                 Ok(loaded) => {
                     self.page_cache.drop_before(&loaded.reads);
                     match &mut scan {
-                        _ if self.queues.to_digest.is_some() => {
+                        _ if self.queues.digest.is_some() => {
                             self.put_to_digest(number, ToDigest::Data(loaded, number, taken));
                         }
                         Some(scan) if loaded.input.is_empty() => self.code(scan, number, loaded, taken),
-                        _ => self.queues.to_encode.push(0, (number, loaded, taken)),
+                        _ => self.queues.encode.push(0, (number, loaded, taken)),
                     }
                 }
-                Err(e) => self.queues.to_place.put(number, ToPlace::Failed(e)),
+                Err(e) => self.queues.place.put(number, ToPlace::Failed(e)),
             }
         }
     }
 
     fn put_to_digest(&self, number: u64, step: ToDigest) {
-        if let Some(to_digest) = &self.queues.to_digest {
+        if let Some(to_digest) = &self.queues.digest {
             to_digest.put(number, step);
         }
     }
@@ -293,19 +293,19 @@ impl<'a> Shared<'a> {
                 // The copy failed: nobody waits for a digest.
                 None => return,
             };
-            if let Err(e) = digests.pass(&loaded, |file| self.queues.to_digest_apart.push(0, file)) {
+            if let Err(e) = digests.pass(&loaded, |file| self.queues.digest_apart.push(0, file)) {
                 return self.fail(e);
             }
-            self.queues.to_encode.push(0, (number, loaded, taken));
+            self.queues.encode.push(0, (number, loaded, taken));
         }
-        self.queues.to_digest_apart.close();
+        self.queues.digest_apart.close();
         self.digested(digests.finish());
     }
 
     /// Digests files beside the copy, one after the other.
     fn digest_apart(&self) {
         let _guard = AbandonOnPanic(self);
-        while let Some(file) = self.queues.to_digest_apart.pop() {
+        while let Some(file) = self.queues.digest_apart.pop() {
             self.digested(file.finish());
         }
     }
@@ -321,7 +321,7 @@ impl<'a> Shared<'a> {
     fn encode(&self) {
         let _guard = AbandonOnPanic(self);
         let Some(mut encode) = self.encoder() else { return };
-        while let Some((number, loaded, taken)) = self.queues.to_encode.pop() {
+        while let Some((number, loaded, taken)) = self.queues.encode.pop() {
             self.code(&mut encode, number, loaded, taken);
         }
     }
@@ -345,7 +345,7 @@ impl<'a> Shared<'a> {
             }
             Err(e) => ToPlace::Failed(e),
         };
-        self.queues.to_place.put(number, step);
+        self.queues.place.put(number, step);
     }
 
     /// Places one batch after the other, and at last the metadata.
@@ -353,7 +353,7 @@ impl<'a> Shared<'a> {
         let mut at = 0;
         let mut jobs = Vec::new();
         loop {
-            let (end, taken) = match self.queues.to_place.next() {
+            let (end, taken) = match self.queues.place.next() {
                 Some(ToPlace::Zero(end)) => (end, ZERO_STEP),
                 Some(ToPlace::Data(coded, taken)) => {
                     let end = coded.guest.end;
@@ -382,7 +382,7 @@ impl<'a> Shared<'a> {
                 self.memory.pool.give(job.buffer);
                 self.memory.budget.give(taken);
             } else {
-                self.queues.to_write.push(job.len(), ToWrite { job, taken });
+                self.queues.write.push(job.len(), ToWrite { job, taken });
             }
         }
         if taken > 0 {
@@ -392,7 +392,7 @@ impl<'a> Shared<'a> {
 
     fn write(&self) {
         let _guard = AbandonOnPanic(self);
-        while let Some(ToWrite { job, taken }) = self.queues.to_write.pop() {
+        while let Some(ToWrite { job, taken }) = self.queues.write.pop() {
             let mut parts = job.parts.iter();
             if let Err(e) = parts.try_for_each(|(at, range)| self.output.write(&job.buffer[range.clone()], *at)) {
                 return self.fail(e);
