@@ -3,38 +3,38 @@
 //! A reader turns bounded metadata into a *map*: an iterator of [`extent::Extent`]s in guest order. A writer turns a
 //! stream of extents into a file. The pipeline between them knows neither format.
 
-pub mod buffer;
+mod buffer;
 mod coalesce;
 mod control;
 mod copy;
 pub mod descriptor;
-pub mod detect;
+mod detect;
 mod digest;
-pub mod error;
-pub mod extent;
+mod error;
+mod extent;
 mod fields;
 mod frame;
-pub mod gzip;
+mod gzip;
 mod holes;
-pub mod image;
+mod image;
 pub mod manifest;
 mod occupancy;
-pub mod ova;
-pub mod qcow2;
-pub mod raw;
-pub mod region;
-pub mod replay;
+mod ova;
+mod qcow2;
+mod raw;
+mod region;
+mod replay;
 #[cfg(test)]
 mod resolve;
 pub mod source;
 mod table;
 mod units;
-pub mod vdi;
+mod vdi;
 mod verify;
-pub mod vhd;
-pub mod vhdx;
-pub mod vmdk;
-pub mod writer;
+mod vhd;
+mod vhdx;
+mod vmdk;
+mod writer;
 
 pub use control::CopyControl;
 pub use copy::options::{CopyOptions, MAX_THREADS, available_threads};

@@ -101,7 +101,7 @@ impl Image {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match &self.layout {
-            Layout::Raw(raw) => raw.kind(),
+            Layout::Raw(_) => "raw",
             Layout::Qcow2(qcow2) => qcow2.kind(),
             Layout::Vdi(vdi) => vdi.kind(),
             Layout::Vhd(vhd) => vhd.kind(),

@@ -22,8 +22,6 @@ use super::table::Table;
 use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
 
-pub use self::header::MAGIC;
-
 /// Subclusters of a cluster, by the specification.
 const SUBCLUSTERS: u64 = 32;
 

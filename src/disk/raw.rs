@@ -40,12 +40,6 @@ impl Raw {
         self.virtual_size
     }
 
-    /// What it is.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        "raw"
-    }
-
     /// What a person should know about it.
     #[must_use]
     pub fn warnings(&self) -> &[String] {

@@ -17,8 +17,6 @@ use super::units::SECTOR;
 use super::{Error, Extent, Location, Region, raw};
 use crate::conversion::Reason;
 
-pub use self::footer::COOKIE;
-
 /// Length of the dynamic disk header.
 const HEADER: usize = 1024;
 /// Table entry of a block that was never written.

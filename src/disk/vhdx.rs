@@ -19,8 +19,6 @@ use super::table::{Block, Table};
 use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
 
-pub use self::header::SIGNATURE;
-
 /// Sectors that the bitmap block of one chunk describes, by the specification.
 const CHUNK_SECTORS: u64 = 1 << 23;
 

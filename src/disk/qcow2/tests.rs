@@ -6,6 +6,7 @@ use std::process::Command;
 
 use proptest::prelude::*;
 
+use super::header::MAGIC;
 use super::*;
 use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
 

@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::footer::COOKIE;
 use super::*;
 use crate::disk::Image;
 use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};

@@ -7,6 +7,7 @@ use std::process::Command;
 use proptest::prelude::*;
 
 use super::guid::Guid;
+use super::header::SIGNATURE;
 use super::*;
 use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
 
