@@ -1,11 +1,16 @@
-//! The layers of the library import only downwards.
+//! The layers of the library import only downwards, and no two modules of a folder import each other in a circle.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use syn::visit::{self, Visit};
+use syn::{Attribute, Item, ItemMod, ItemUse, UseTree};
 
 /// Every top-level module and those it may name besides itself.
 const MAY_NAME: [(&str, &[&str]); 13] = [
     ("conversion", &[]),
+    ("files", &["conversion"]),
     ("disk", &["conversion"]),
     ("worker", &["conversion", "disk", "files"]),
     ("stats", &["conversion"]),
@@ -13,7 +18,6 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
     ("control", &["conversion", "stats"]),
     ("notification", &["conversion", "stats"]),
     ("config", &["conversion", "notification"]),
-    ("files", &["conversion"]),
     ("ledger", &["conversion", "files", "stats"]),
     ("executor", &["conversion", "files", "ledger", "stats"]),
     (
@@ -22,7 +26,7 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
             "config",
             "control",
             "conversion",
-            "disk::descriptor",
+            "disk",
             "executor",
             "files",
             "ledger",
@@ -48,6 +52,241 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
     ),
 ];
 
+/// A path from the crate's root, one segment an element.
+type Segments = Vec<String>;
+
+/// What one module's source says of others.
+#[derive(Default)]
+struct Module {
+    /// What a name stands for that a `use` brought in.
+    names: BTreeMap<String, Segments>,
+    /// Modules whose every public name a `use` brought in.
+    globs: Vec<Segments>,
+    /// Every path that is named, in `use` lines and elsewhere.
+    named: BTreeSet<Segments>,
+}
+
+/// All modules of a tree of sources, tests left out.
+struct Tree {
+    modules: BTreeMap<Segments, Module>,
+}
+
+impl Tree {
+    fn read(source: &Path) -> Self {
+        let files: BTreeMap<Segments, String> = rust_files(source)
+            .into_iter()
+            .filter(|file| !file.starts_with(source.join("bin")))
+            .map(|file| {
+                (module_of(file.strip_prefix(source).expect("below")), fs::read_to_string(&file).expect("text"))
+            })
+            .collect();
+        Self::parse(&files)
+    }
+
+    fn parse(files: &BTreeMap<Segments, String>) -> Self {
+        let known: BTreeSet<&Segments> = files.keys().collect();
+        let mut modules = BTreeMap::new();
+        for (path, text) in files {
+            if path.iter().any(|segment| segment == "tests") {
+                continue;
+            }
+            let mut reader = Reader { at: path.clone(), known: &known, module: Module::default() };
+            reader.visit_file(&syn::parse_file(text).unwrap_or_else(|e| panic!("{}: {e}", path.join("::"))));
+            modules.insert(path.clone(), reader.module);
+        }
+        Self { modules }
+    }
+
+    /// The module that defines what `path` leads to; `pub use` is followed.
+    fn definition(&self, path: &Segments, steps: usize) -> Option<Segments> {
+        let depth = (0..=path.len()).rev().find(|n| self.modules.contains_key(&path[..*n]))?;
+        let (found, rest) = path.split_at(depth);
+        let module = &self.modules[found];
+        // Re-exports that lead in a circle are no business of this test.
+        if let Some(name) = rest.first().filter(|_| steps > 0) {
+            if let Some(target) = module.names.get(name) {
+                let further = target.iter().chain(&rest[1..]).cloned().collect();
+                return self.definition(&further, steps - 1);
+            }
+        }
+        Some(found.to_vec())
+    }
+
+    /// Each module with those that it imports from.
+    fn imports(&self) -> BTreeMap<&Segments, BTreeSet<Segments>> {
+        self.modules
+            .iter()
+            .map(|(path, module)| {
+                let globs = module.globs.iter().cloned();
+                let found = module.named.iter().cloned().chain(globs).filter_map(|named| self.definition(&named, 8));
+                (path, found.filter(|found| found != path && !found.is_empty()).collect())
+            })
+            .collect()
+    }
+
+    /// Circles between the modules of one folder, each as a sentence. What lies below a module counts as the module;
+    /// a module and what lies below it may know each other.
+    fn circles(&self) -> Vec<String> {
+        let mut ties: BTreeMap<(Segments, String), BTreeMap<String, String>> = BTreeMap::new();
+        for (from, imports) in self.imports() {
+            for to in imports {
+                let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+                if shared == from.len() || shared == to.len() {
+                    continue;
+                }
+                let why = format!("{} imports {}", from.join("::"), to.join("::"));
+                let folder = from[..shared].to_vec();
+                ties.entry((folder, from[shared].clone())).or_default().insert(to[shared].clone(), why);
+            }
+        }
+        let mut circles = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (folder, start) in ties.keys() {
+            let Some(way) = way_back(&ties, folder, start) else { continue };
+            let members: BTreeSet<_> = way.iter().map(|(from, _)| (folder.clone(), from.clone())).collect();
+            if seen.insert(members) {
+                circles.push(way.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join("; "));
+            }
+        }
+        circles
+    }
+}
+
+/// The shortest way from `start` back to it, as (module, why it leads to the next).
+fn way_back(
+    ties: &BTreeMap<(Segments, String), BTreeMap<String, String>>,
+    folder: &Segments,
+    start: &str,
+) -> Option<Vec<(String, String)>> {
+    let mut ways = std::collections::VecDeque::from([(start.to_owned(), Vec::new())]);
+    let mut reached = BTreeSet::new();
+    while let Some((at, way)) = ways.pop_front() {
+        for (next, why) in ties.get(&(folder.clone(), at.clone())).into_iter().flatten() {
+            let mut further: Vec<(String, String)> = way.clone();
+            further.push((at.clone(), why.clone()));
+            if next == start {
+                return Some(further);
+            }
+            if reached.insert(next.clone()) {
+                ways.push_back((next.clone(), further));
+            }
+        }
+    }
+    None
+}
+
+/// Collects what one file names.
+struct Reader<'a> {
+    at: Segments,
+    known: &'a BTreeSet<&'a Segments>,
+    module: Module,
+}
+
+impl Reader<'_> {
+    /// The path from the root, if `path` leads into this crate.
+    fn absolute(&self, path: &[String]) -> Option<Segments> {
+        let mut base = self.at.clone();
+        let mut rest = path;
+        match path.first()?.as_str() {
+            "crate" => {
+                base.clear();
+                rest = &rest[1..];
+            }
+            "self" => rest = &rest[1..],
+            "super" => {}
+            first => {
+                base.push(first.to_owned());
+                let is_child = self.known.contains(&base);
+                base.pop();
+                if !is_child {
+                    return None;
+                }
+            }
+        }
+        while rest.first().is_some_and(|segment| segment == "super") {
+            base.pop()?;
+            rest = &rest[1..];
+        }
+        base.extend_from_slice(rest);
+        Some(base)
+    }
+
+    fn take_use(&mut self, tree: &UseTree, before: &mut Segments) {
+        match tree {
+            UseTree::Path(path) => {
+                before.push(path.ident.to_string());
+                self.take_use(&path.tree, before);
+                before.pop();
+            }
+            UseTree::Name(name) => self.take_name(&name.ident.to_string(), &name.ident.to_string(), before),
+            UseTree::Rename(name) => self.take_name(&name.ident.to_string(), &name.rename.to_string(), before),
+            UseTree::Glob(_) => self.module.globs.extend(self.absolute(before)),
+            UseTree::Group(group) => group.items.iter().for_each(|item| self.take_use(item, before)),
+        }
+    }
+
+    fn take_name(&mut self, name: &str, here: &str, before: &Segments) {
+        let mut path = before.clone();
+        let mut here = here;
+        if name == "self" {
+            here = before.last().map_or("self", String::as_str);
+        } else {
+            path.push(name.to_owned());
+        }
+        if let Some(absolute) = self.absolute(&path) {
+            self.module.names.insert(here.to_owned(), absolute.clone());
+            self.module.named.insert(absolute);
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Reader<'_> {
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        if is_for_tests(&item.attrs) {
+            return;
+        }
+        // A re-export is no import: whoever takes the name from here imports it.
+        let named = self.module.named.clone();
+        self.take_use(&item.tree, &mut Vec::new());
+        if !matches!(item.vis, syn::Visibility::Inherited) {
+            self.module.named = named;
+        }
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        if !is_for_tests(&item.attrs) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+
+    fn visit_item(&mut self, item: &'ast Item) {
+        let attributes = match item {
+            Item::Fn(item) => &item.attrs,
+            Item::Impl(item) => &item.attrs,
+            Item::Struct(item) => &item.attrs,
+            _ => return visit::visit_item(self, item),
+        };
+        if !is_for_tests(attributes) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let segments: Segments = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        if segments.len() > 1 {
+            self.module.named.extend(self.absolute(&segments));
+        }
+        visit::visit_path(self, path);
+    }
+}
+
+fn is_for_tests(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Path>().is_ok_and(|condition| condition.is_ident("test"))
+    })
+}
+
 fn rust_files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).expect("a folder of the package") {
@@ -61,46 +300,34 @@ fn rust_files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Every `crate::a` and `crate::a::b` that a source names, `crate::{a, b}` included.
-fn named_modules(source: &str) -> Vec<String> {
-    let mut named = Vec::new();
-    for part in source.split("crate::").skip(1) {
-        let path = |text: &str| {
-            let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':')).unwrap_or(text.len());
-            text[..end].trim_end_matches(':').to_owned()
-        };
-        match part.strip_prefix('{') {
-            Some(list) => named.extend(list.split('}').next().unwrap_or("").split(',').map(|m| path(m.trim()))),
-            None => named.push(path(part)),
-        }
-    }
-    named
+/// `queue/engine.rs` is `queue::engine`; `lib.rs` is the root.
+fn module_of(file: &Path) -> Segments {
+    let path = file.with_extension("");
+    let segments: Segments = path.iter().map(|segment| segment.to_string_lossy().into_owned()).collect();
+    if segments == ["lib"] { Vec::new() } else { segments }
+}
+
+fn library() -> Tree {
+    Tree::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
 }
 
 #[test]
 fn a_layer_names_only_those_below_it() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut wrong = Vec::new();
-    for (module, allowed) in MAY_NAME {
-        let mut files = vec![source.join(format!("{module}.rs"))];
-        let folder = source.join(module);
-        if folder.is_dir() {
-            files.extend(rust_files(&folder));
-        }
-        for file in files.iter().filter(|f| f.exists()) {
-            let text = fs::read_to_string(file).expect("a source file");
-            let code: Vec<_> = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
-            for named in named_modules(&code.join("\n")) {
-                let top = named.split("::").next().unwrap_or("");
-                let known = MAY_NAME.iter().any(|(m, _)| *m == top);
-                let fits = top == module || allowed.iter().any(|a| named == *a || named.starts_with(&format!("{a}::")));
-                if known && !fits {
-                    wrong.push(format!("{} names crate::{named}", file.display()));
-                }
-            }
+    for (module, imports) in library().imports() {
+        let Some(layer) = module.first() else { continue };
+        let (_, allowed) = MAY_NAME.iter().find(|(name, _)| name == layer).expect("another test looks for these");
+        for named in imports.iter().filter(|named| named[0] != *layer && !allowed.contains(&named[0].as_str())) {
+            wrong.push(format!("{} imports {}", module.join("::"), named.join("::")));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_modules_of_a_folder_import_each_other_in_a_circle() {
+    let circles = library().circles();
+    assert!(circles.is_empty(), "{}", circles.join("\n"));
 }
 
 #[test]
@@ -115,11 +342,26 @@ fn every_folder_of_the_library_is_a_layer() {
 }
 
 #[test]
-fn the_check_sees_what_it_should() {
-    assert_eq!(
-        named_modules(
-            "use crate::queue::settle::X; crate::{disk, ledger::Row}; use crate::disk::descriptor::references;"
+fn a_circle_is_seen_through_re_exports_and_folders() {
+    let files = |sources: &[(&str, &str)]| {
+        let files =
+            sources.iter().map(|(path, text)| (path.split("::").map(str::to_owned).collect(), (*text).to_owned()));
+        Tree::parse(&files.collect()).circles()
+    };
+    let sibling = ("a::one", "use super::two::Two; pub struct One;");
+    for (sources, expected) in [
+        (vec![sibling, ("a::two", "fn f() { crate::a::one::One; }")], 1),
+        (vec![sibling, ("a::two", "pub struct Two; #[cfg(test)] mod tests { use crate::a::one::One; }")], 0),
+        // By the parent, which re-exports it.
+        (vec![("a", "pub use one::One;"), sibling, ("a::two", "use super::One;")], 1),
+        // Between two folders, by what lies in them.
+        (
+            vec![("a::one::deep", "use crate::a::two::Two;"), ("a::one", ""), ("a::two", "use super::one::{self, X};")],
+            1,
         ),
-        ["queue::settle::X", "disk", "ledger::Row", "disk::descriptor::references"]
-    );
+        // A module and what lies below it are one.
+        (vec![("a", "use one::One; pub struct A;"), ("a::one", "use super::A; pub struct One;")], 0),
+    ] {
+        assert_eq!(files(&sources).len(), expected, "{sources:?}");
+    }
 }

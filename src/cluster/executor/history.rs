@@ -12,10 +12,7 @@ use crate::cluster::api::{ConditionType, ConversionJob, HyperConversionSpec, con
 use crate::conversion::ConversionId;
 use crate::conversion::status::End;
 
-use super::state::ClusterExecutor;
-
-/// How often finished conversions are counted.
-pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+use super::state::{ClusterExecutor, PRUNE_INTERVAL};
 
 /// How soon the next round follows where there may be more to remove.
 const NEXT_BATCH: Duration = Duration::from_secs(10);

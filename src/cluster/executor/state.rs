@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -11,7 +12,6 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::history::PRUNE_INTERVAL;
 use super::objects::{Said, object};
 use super::progress::{self, Look};
 use crate::cluster::api::{ConversionJob, HyperConversion};
@@ -23,6 +23,9 @@ use crate::conversion::ConversionId;
 use crate::executor::progress::LOOK;
 use crate::executor::{Error, Submission, Update};
 use crate::files::Layout;
+
+/// How often finished conversions are counted.
+pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The executor of one queue.
 pub struct ClusterExecutor {
