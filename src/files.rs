@@ -10,6 +10,7 @@ pub mod placement;
 pub mod space;
 pub mod store;
 pub mod transfer;
+pub(crate) mod volume;
 pub mod waste;
 
 pub use layout::Layout;

@@ -22,7 +22,7 @@ use crate::files::{Layout, Method};
 use crate::ledger::{Ledger, Writer};
 use crate::notification::Notifier;
 use crate::queue::engine;
-use crate::queue::engine::{Engine, Remote, Settings, events};
+use crate::queue::engine::{Engine, Remote, Settings, World, events};
 use crate::queue::lock::LockError;
 use crate::queue::settle::look_interval;
 
@@ -230,6 +230,7 @@ fn settings(queue: &HyperConversion, layout: Layout) -> Result<Settings, Invalid
         run_state: spec.run_state,
         revision: revision(queue),
         ends: false,
+        world: World::Machine,
     })
 }
 

@@ -1,12 +1,14 @@
 //! Moves that never replace what is there, and that are on disk when they return.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, RenameFlags, renameat_with, statat};
+use rustix::fs::{AtFlags, CWD, statat};
 use rustix::io::Errno;
+
+use super::volume;
 
 /// How a move is done where the file system knows `RENAME_NOREPLACE`, and where it does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,7 +82,7 @@ pub fn rename_file(from: &Path, to: &Path, method: Method) -> Result<(), MoveErr
 pub fn move_dir(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
     match without_replacing(from, to, method) {
         Some(done) => done?,
-        None => match fs::rename(from, to) {
+        None => match volume::rename(from, to) {
             Ok(()) => {}
             Err(e) => {
                 let taken = matches!(
@@ -97,7 +99,7 @@ pub fn move_dir(from: &Path, to: &Path, method: Method) -> Result<(), MoveError>
 /// Creates a directory and the parents it lacks (mode 0777 less umask) and syncs what was changed.
 pub fn create_dir(path: &Path) -> Result<(), MoveError> {
     let cannot = |source| MoveError::Move { from: path.to_owned(), to: path.to_owned(), source };
-    match fs::create_dir(path) {
+    match volume::create_dir(path, 0o777) {
         Ok(()) => sync_dir(path.parent().unwrap_or(path)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => match path.parent() {
@@ -113,8 +115,7 @@ pub fn create_dir(path: &Path) -> Result<(), MoveError> {
 
 /// Brings a directory's entries to disk.
 pub fn sync_dir(path: &Path) -> Result<(), MoveError> {
-    let synced = File::open(path).and_then(|dir| dir.sync_all());
-    synced.map_err(|source| MoveError::Sync { path: path.to_owned(), source })
+    volume::sync_dir(path).map_err(|source| MoveError::Sync { path: path.to_owned(), source })
 }
 
 /// Whether anything, even a dangling symlink, has this name.
@@ -131,7 +132,7 @@ fn without_replacing(from: &Path, to: &Path, method: Method) -> Option<Result<()
     if method == Method::Fallback {
         return None;
     }
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+    match volume::rename_no_replace(from, to) {
         Ok(()) => Some(Ok(())),
         Err(Errno::EXIST) => Some(Err(MoveError::Taken(to.to_owned()))),
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => None,
@@ -141,7 +142,7 @@ fn without_replacing(from: &Path, to: &Path, method: Method) -> Option<Result<()
 
 fn link_and_unlink(from: &Path, to: &Path) -> Result<(), MoveError> {
     // `fs::hard_link` is linkat without AT_SYMLINK_FOLLOW: a symlink is linked as itself.
-    if let Err(e) = fs::hard_link(from, to) {
+    if let Err(e) = volume::link(from, to) {
         // A server that answered twice says that the name is taken, though by this very file.
         if e.kind() == io::ErrorKind::AlreadyExists && is_same_file(from, to) {
             return unlink(from, to);
@@ -160,7 +161,7 @@ fn link_and_unlink(from: &Path, to: &Path) -> Result<(), MoveError> {
 }
 
 fn unlink(from: &Path, to: &Path) -> Result<(), MoveError> {
-    fs::remove_file(from).map_err(|e| failed(from, to, e))
+    volume::remove_file(from).map_err(|e| failed(from, to, e))
 }
 
 /// Whether both names are one file, symlinks not followed.

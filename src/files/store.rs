@@ -1,18 +1,17 @@
 //! Small files: written so that they are whole or not there, read so that nobody can hold us up with them.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
 use super::layout::is_plain_name;
-use super::names;
+use super::{names, volume};
 
 /// Why a small file could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -81,22 +80,22 @@ fn put(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Resu
     };
     let temporary = dir.join(names::temporary(&name.to_string_lossy()));
     // What a crash (or somebody else) left under the temporary name goes first: it is never written through.
-    match fs::remove_file(&temporary) {
+    match volume::remove_file(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
+    let written = volume::create_file(&temporary, mode).and_then(|file| {
+        volume::write(&file, &temporary, bytes)?;
         if durability == Durability::Unsynced {
-            return fs::rename(&temporary, path);
+            return volume::rename(&temporary, path);
         }
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(dir)?.sync_all()
+        volume::sync_file(&file, &temporary)?;
+        volume::rename(&temporary, path)?;
+        volume::sync_dir(dir)
     });
     if written.is_err() {
         // Best effort: the next write to this name removes it too.
-        fs::remove_file(&temporary).ok();
+        volume::remove_file(&temporary).ok();
     }
     written
 }
@@ -186,8 +185,8 @@ pub fn read_json<T: serde::de::DeserializeOwned>(
 
 /// Removes a file and syncs its directory; gone already is fine.
 pub fn remove(path: &Path) -> Result<(), StoreError> {
-    let removed = match fs::remove_file(path) {
-        Ok(()) => File::open(path.parent().unwrap_or(path)).and_then(|dir| dir.sync_all()),
+    let removed = match volume::remove_file(path) {
+        Ok(()) => volume::sync_dir(path.parent().unwrap_or(path)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     };
@@ -196,6 +195,7 @@ pub fn remove(path: &Path) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 

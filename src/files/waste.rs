@@ -3,11 +3,14 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
+
+use super::volume;
 
 /// Removes a directory and all in it, or a file; gone already is fine. Follows nothing, and needs three open files at
 /// any depth: directories are pulled up to the top before they are emptied.
@@ -16,7 +19,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Ok(Removed::Gone) => Ok(()),
         Ok(Removed::IsDirectory) => {
             empty(path)?;
-            match unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+            match volume::unlink_at(CWD, path, AtFlags::REMOVEDIR) {
                 Err(Errno::NOENT) | Ok(()) => Ok(()),
                 Err(e) => Err(e.into()),
             }
@@ -46,18 +49,18 @@ fn flatten(top: BorrowedFd<'_>) -> io::Result<()> {
         let mut was_empty = true;
         for name in names(top)? {
             was_empty = false;
-            match remove_entry(top, name.as_c_str())? {
+            match remove_entry(top, name_of(name.as_c_str()))? {
                 Removed::Gone => {}
                 Removed::IsDirectory => {
                     let inner = open(top, name.as_c_str())?;
                     for child in names(inner.as_fd())? {
-                        if let Removed::IsDirectory = remove_entry(inner.as_fd(), child.as_c_str())? {
+                        if let Removed::IsDirectory = remove_entry(inner.as_fd(), name_of(child.as_c_str()))? {
                             // A directory that changes its parent must be writable itself.
                             drop(open(inner.as_fd(), child.as_c_str())?);
                             pull_up(inner.as_fd(), child.as_c_str(), top, &mut pulled_up)?;
                         }
                     }
-                    unlinkat(top, name.as_c_str(), AtFlags::REMOVEDIR)?;
+                    volume::unlink_at(top, name_of(name.as_c_str()), AtFlags::REMOVEDIR)?;
                 }
             }
         }
@@ -70,7 +73,7 @@ fn flatten(top: BorrowedFd<'_>) -> io::Result<()> {
 fn pull_up(from: BorrowedFd<'_>, name: &std::ffi::CStr, top: BorrowedFd<'_>, count: &mut u64) -> io::Result<()> {
     loop {
         *count += 1;
-        match renameat(from, name, top, format!(".waste-{count}")) {
+        match volume::rename_at(from, name, top, &format!(".waste-{count}")) {
             Ok(()) => return Ok(()),
             // The worker had the same idea for a name.
             Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
@@ -79,11 +82,11 @@ fn pull_up(from: BorrowedFd<'_>, name: &std::ffi::CStr, top: BorrowedFd<'_>, cou
     }
 }
 
-fn remove_entry(dir: impl AsFd, name: impl rustix::path::Arg + Copy) -> Result<Removed, Errno> {
-    match unlinkat(dir.as_fd(), name, AtFlags::empty()) {
+fn remove_entry(dir: impl AsFd, name: &Path) -> Result<Removed, Errno> {
+    match volume::unlink_at(dir.as_fd(), name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(Removed::Gone),
         // POSIX says EPERM for directories, Linux EISDIR. An empty one goes even where we may not look into it.
-        Err(Errno::ISDIR | Errno::PERM) => match unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Err(Errno::ISDIR | Errno::PERM) => match volume::unlink_at(dir, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(Removed::Gone),
             Err(_) => Ok(Removed::IsDirectory),
         },
@@ -101,6 +104,10 @@ fn open(dir: impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<Owned
         fs::set_permissions(&path, Permissions::from_mode(0o700))?;
     }
     Ok(openat(dir, name, flags | OFlags::RDONLY, Mode::empty())?)
+}
+
+fn name_of(name: &std::ffi::CStr) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()))
 }
 
 fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::CString>> {

@@ -17,9 +17,26 @@ const DEFER_AT_MOST: Duration = Duration::from_millis(200);
 /// Sends work to the thread that owns the ledger. Work is done in the order in which it was sent.
 #[derive(Clone, Debug)]
 pub struct Writer {
-    sender: mpsc::Sender<Work>,
-    /// Closed when the thread has ended.
+    way: Way,
+    /// Closed when the ledger is.
     broken: watch::Receiver<Option<String>>,
+}
+
+/// Who does the work.
+#[derive(Clone, Debug)]
+enum Way {
+    Thread(mpsc::Sender<Work>),
+    /// Whoever calls, at once.
+    #[cfg(test)]
+    Inline(std::sync::Arc<std::sync::Mutex<Inline>>),
+}
+
+/// A ledger without a thread, for tests that decide when anything happens.
+#[cfg(test)]
+#[derive(Debug)]
+struct Inline {
+    ledger: Ledger,
+    breaks: watch::Sender<Option<String>>,
 }
 
 impl Writer {
@@ -32,7 +49,15 @@ impl Writer {
             .name("ledger".to_owned())
             .spawn(move || work_through(&mut ledger, &receiver, &breaks))
             .expect("a process that may not start a single thread can do nothing else either");
-        Self { sender, broken }
+        Self { way: Way::Thread(sender), broken }
+    }
+
+    /// Keeps `ledger` without a thread: work is done where it is asked for, and nothing is flushed but by
+    /// [`Ledger::flush`] and the transactions that follow.
+    #[cfg(test)]
+    pub(crate) fn inline(ledger: Ledger) -> Self {
+        let (breaks, broken) = watch::channel(None);
+        Self { way: Way::Inline(std::sync::Arc::new(std::sync::Mutex::new(Inline { ledger, breaks }))), broken }
     }
 
     /// Waits until an error says that the ledger is of no use before somebody sets it right; why. Errors that pass by
@@ -47,8 +72,8 @@ impl Writer {
 
     /// Waits until the ledger is closed, which it is when all other writers are dropped, too.
     pub async fn ended(self) {
-        let Self { sender, mut broken } = self;
-        drop(sender);
+        let Self { way, mut broken } = self;
+        drop(way);
         while broken.changed().await.is_ok() {}
     }
 
@@ -64,7 +89,7 @@ impl Writer {
             let _ = reply.send(done);
             broken
         });
-        self.sender.send(work).map_err(|_| Error::Closed)?;
+        self.give(work)?;
         answer.await.map_err(|_| Error::Closed)?
     }
 
@@ -77,9 +102,32 @@ impl Writer {
             let _ = reply.send(done);
             broken
         });
-        self.sender.send(work).map_err(|_| Error::Closed)?;
+        self.give(work)?;
         answer.recv().map_err(|_| Error::Closed)?
     }
+
+    fn give(&self, work: Work) -> Result<()> {
+        match &self.way {
+            Way::Thread(sender) => sender.send(work).map_err(|_| Error::Closed),
+            #[cfg(test)]
+            Way::Inline(inline) => {
+                // A disk may be full, or fail, before the work as well as in it.
+                crate::files::volume::simulated::event("ledger").map_err(simulated)?;
+                let mut inline = inline.lock().expect("a simulated crash drops the ledger with everybody who used it");
+                if let Some(why) = work(&mut inline.ledger) {
+                    inline.breaks.send_replace(Some(why));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What SQLite makes of an error of a simulated volume.
+#[cfg(test)]
+fn simulated(_: rustix::io::Errno) -> Error {
+    let full = rusqlite::ffi::Error { code: rusqlite::ErrorCode::DiskFull, extended_code: 13 };
+    Error::Query { doing: "write", source: rusqlite::Error::SqliteFailure(full, None) }
 }
 
 /// Does the work, and says why the ledger is of no more use where that came out.

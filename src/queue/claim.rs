@@ -20,6 +20,7 @@ use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
 use crate::files::placement::{Placement, PlacementError, PlannedMove, Whereabouts};
 use crate::files::store::{self, StoreError};
+use crate::files::volume;
 
 /// Why a claim could not be made, read, given back or removed.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +95,7 @@ pub fn record(layout: &Layout, claim: &Claim) -> Result<(), ClaimError> {
     }
     let dir = layout.claim_dir(&claim.id);
     let making = |source| ClaimError::Directory { id: claim.id.clone(), source };
-    fs::create_dir_all(&dir).map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
+    volume::create_dir_all(&dir, 0o777).map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
     store::write_json(&layout.claim_file(&claim.id), claim).map_err(recording)?;
     // The directory's own name may reach the disk last: until it has, no member is moved.
     moves::sync_dir(&layout.processing()).map_err(making)
@@ -236,12 +237,12 @@ pub fn remove(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
         return Err(ClaimError::NotEmpty { id: id.clone(), names: left });
     }
     for name in [names::temporary(CLAIM_FILE), CLAIM_FILE.to_owned()] {
-        match fs::remove_file(dir.join(name)) {
+        match volume::remove_file(&dir.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(look(e)),
             _ => {}
         }
     }
-    fs::remove_dir(&dir).map_err(look)?;
+    volume::remove_dir(&dir).map_err(look)?;
     moves::sync_dir(&layout.processing()).map_err(|source| ClaimError::Directory { id: id.clone(), source })
 }
 

@@ -47,8 +47,13 @@ mod requests;
 mod space;
 mod take;
 mod view;
+mod world;
+
+#[cfg(test)]
+mod simulation;
 
 pub use control::Remote;
+pub use world::World;
 
 use drain::Drain;
 use duplicates::Digests;
@@ -96,6 +101,8 @@ pub struct Settings {
     pub revision: i64,
     /// Whether a drained or stopped engine ends (one host), or waits to be resumed (a pod).
     pub ends: bool,
+    /// Where time and chance come from.
+    pub world: World,
 }
 
 /// Why an effect was not done. It is tried again.
@@ -315,8 +322,14 @@ impl<E: Executor> Engine<E> {
         self.watch_for_stall();
     }
 
+    /// Moment that the engine's durations tell of.
     fn now(&self) -> Duration {
         self.origin.elapsed()
+    }
+
+    /// Moment that people and records are told.
+    fn wall(&self) -> Timestamp {
+        self.settings.world.now()
     }
 
     fn wake(&self) -> Duration {
@@ -344,7 +357,8 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.next_prune = now + PRUNE_INTERVAL;
-        match self.ledger.call(|ledger| ledger.prune(Timestamp::now())).await {
+        let wall = self.wall();
+        match self.ledger.call(move |ledger| ledger.prune(wall)).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "removed aged rows of processed_files"),
             Err(error) => tracing::warn!(error = %chain(&error), "cannot remove aged rows"),

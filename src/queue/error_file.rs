@@ -12,6 +12,7 @@ use crate::conversion::{Claim, ConversionId, Failure, FailureReport, Reason};
 use crate::files::names;
 use crate::files::space::free_bytes;
 use crate::files::store::{self, StoreError};
+use crate::files::volume;
 
 /// Longest text taken over from a worker, in bytes; its report as a whole is bounded when it is read.
 const MAX_MESSAGE: usize = 4 << 10;
@@ -135,7 +136,7 @@ pub fn is_of(primary: &Path, id: &ConversionId) -> bool {
 pub fn remove(primary: &Path, errors: &Path) -> Result<(), StoreError> {
     store::remove(&path_for(primary))?;
     match primary.parent() {
-        Some(dir) if dir != errors && dir.parent() == Some(errors) => match fs::remove_dir(dir) {
+        Some(dir) if dir != errors && dir.parent() == Some(errors) => match volume::remove_dir(dir) {
             Ok(()) => Ok(()),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
             Err(source) => Err(StoreError::Write { path: dir.to_owned(), source }),

@@ -25,7 +25,7 @@ use crate::files::layout::{Layout, is_plain_name};
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
 use crate::files::store::{self, StoreError};
-use crate::files::waste;
+use crate::files::{volume, waste};
 
 /// Longest metadata.json that is read.
 pub const MAX_METADATA_BYTES: usize = 64 << 10;
@@ -213,7 +213,7 @@ impl Finished {
         if is_dir {
             return moves::move_dir(target, &self.folder, method).map_err(cannot);
         }
-        fs::remove_file(target).map_err(|source| PublishError::Look { path: target.to_owned(), source })
+        volume::remove_file(target).map_err(|source| PublishError::Look { path: target.to_owned(), source })
     }
 
     fn is_at(&self, target: &Path) -> bool {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
+use crate::files::volume;
 use crate::conversion::Member;
 use crate::conversion::contract::{EXTENSIONS, UNFINISHED};
 
@@ -66,7 +67,7 @@ impl Entry {
             kind: kind(found.file_type()),
             size: found.len(),
             mtime_ns: nanoseconds(found.mtime(), found.mtime_nsec()),
-            ctime_ns: nanoseconds(found.ctime(), found.ctime_nsec()),
+            ctime_ns: volume::changed_at(found.ino(), nanoseconds(found.ctime(), found.ctime_nsec())),
             inode: found.ino(),
             device: found.dev(),
         }
@@ -205,7 +206,10 @@ pub fn look(dir: &Path, name: &str) -> io::Result<Option<Entry>> {
         kind,
         size: found.stx_size,
         mtime_ns: nanoseconds(found.stx_mtime.tv_sec, i64::from(found.stx_mtime.tv_nsec)),
-        ctime_ns: nanoseconds(found.stx_ctime.tv_sec, i64::from(found.stx_ctime.tv_nsec)),
+        ctime_ns: volume::changed_at(
+            found.stx_ino,
+            nanoseconds(found.stx_ctime.tv_sec, i64::from(found.stx_ctime.tv_nsec)),
+        ),
         inode: found.stx_ino,
         device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
     }))

@@ -20,7 +20,7 @@ use hyper2kvm::executor::progress::STALL_AFTER;
 use hyper2kvm::files::{Layout, Method};
 use hyper2kvm::ledger::{Ledger, Writer};
 use hyper2kvm::notification::Notifier;
-use hyper2kvm::queue::engine::{Engine, Settings, events};
+use hyper2kvm::queue::engine::{Engine, Settings, World, events};
 use hyper2kvm::queue::lock::{Contender, Contest, Locks, Owner};
 use hyper2kvm::queue::probe;
 use hyper2kvm::queue::settle::look_interval;
@@ -282,6 +282,7 @@ fn settings(config: &Config, layout: Layout) -> Settings {
         run_state: RunState::Running,
         revision: 0,
         ends: true,
+        world: World::Machine,
     }
 }
 

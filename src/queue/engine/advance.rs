@@ -1,15 +1,12 @@
 //! Taking every conversion as far as it can go: decide, do, and again.
 
-use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::time::Duration;
-
-use jiff::Timestamp;
 
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason, chain};
 use crate::executor::{Executor, Update};
 use crate::ledger::{Change, ClaimState, ConversionRow, retries};
+use crate::files::volume;
 use crate::queue::{dispose, failpoint};
 
 use super::decide::{Action, Circumstances, decide};
@@ -59,7 +56,7 @@ impl<E: Executor> Engine<E> {
     }
 
     async fn note_update(&mut self, update: Update) -> Result<()> {
-        let now = Timestamp::now();
+        let now = self.wall();
         let Some(conversion) = self.conversions.get_mut(&update.id) else { return Ok(()) };
         let ended_run = conversion.may_run && !update.may_run;
         if conversion.progress != update.progress || ended_run || update.may_run {
@@ -141,7 +138,7 @@ impl<E: Executor> Engine<E> {
                 return Ok(());
             }
             let circumstances = Circumstances {
-                now: Timestamp::now(),
+                now: self.wall(),
                 run_state: self.run_state,
                 is_submitted: conversion.is_submitted,
                 may_run: conversion.may_run,
@@ -189,11 +186,7 @@ impl<E: Executor> Engine<E> {
         dispose::clear_work(layout, id)?;
         let work = layout.work_dir(id, attempt);
         // Not synced: without it after a power cut, nothing was published and the attempt is made again.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&work)
-            .map_err(|source| Error::Look { path: work.clone(), source })?;
+        volume::create_dir_all(&work, 0o755).map_err(|source| Error::Look { path: work.clone(), source })?;
         failpoint::reach(layout, failpoint::Step::WorkMade);
         self.executor.staged(id, attempt).await?;
         failpoint::reach(&self.settings.layout, failpoint::Step::Staged);
@@ -206,7 +199,7 @@ impl<E: Executor> Engine<E> {
 
     /// When the first parked conversion is due.
     pub(super) fn next_retry(&self) -> Option<Duration> {
-        let now = Timestamp::now();
+        let now = self.wall();
         let parked = self.conversions.values().filter(|c| matches!(c.row.state, ClaimState::Parked { .. }));
         let due = parked.filter_map(|c| c.row.status.next_retry_time).min()?;
         let delay = due.duration_since(now);

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::conversion::admission::RunState;
@@ -71,7 +70,7 @@ impl<E: Executor> Engine<E> {
     async fn set_run_state(&mut self, run_state: RunState) {
         tracing::info!(from = ?self.run_state, to = ?run_state, "run state changed");
         self.run_state = run_state;
-        self.last_activity = Some(Timestamp::now());
+        self.last_activity = Some(self.wall());
         self.drain = if run_state == RunState::Draining { self.begun_drain() } else { None };
         self.remember_drain();
         self.show();

@@ -3,7 +3,6 @@
 //! earlier wish to drain, draining begins with what is queued once everything has settled that lies there.
 
 use std::collections::HashSet;
-use std::fs;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::executor::Executor;
 use crate::files::layout::Layout;
-use crate::files::store;
+use crate::files::{store, volume};
 use crate::queue::scan::Name;
 
 use super::Engine;
@@ -76,7 +75,7 @@ impl Drain {
 
     /// Nothing is drained any more.
     pub fn forget(layout: &Layout) {
-        match fs::remove_file(layout.daemon().join(FILE)) {
+        match volume::remove_file(&layout.daemon().join(FILE)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(%error, "cannot remove what was remembered of draining");
             }
@@ -136,6 +135,8 @@ impl<E: Executor> Engine<E> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tempfile::tempdir;
 
     use super::*;

@@ -14,6 +14,7 @@ use crate::files::store;
 use crate::ledger::ProcessedFile;
 
 use super::intake::{Artifact, Fingerprint};
+use super::world::World;
 use super::{Engine, Result};
 
 /// Read at once when hashing.
@@ -68,7 +69,7 @@ impl Digests {
     }
 
     /// The digest, or `None` while it is being made.
-    fn of(&mut self, directory: &Path, artifact: &Artifact) -> Option<Hashed> {
+    fn of(&mut self, world: &World, directory: &Path, artifact: &Artifact) -> Option<Hashed> {
         let fingerprint = artifact.fingerprint();
         if let Some(digest) = self.known.remove(&fingerprint) {
             // Asked for once more only where the claim fails, and then the files are others.
@@ -79,7 +80,7 @@ impl Digests {
             let mut names: Vec<PathBuf> = artifact.members.iter().map(|m| PathBuf::from(m.name.as_ref())).collect();
             names.sort();
             let (sender, directory) = (self.sender.clone(), directory.to_owned());
-            tokio::task::spawn_blocking(move || {
+            world.beside(move || {
                 let digest = digest(&directory, &names)
                     .inspect_err(|error| tracing::warn!(%error, ?names, "cannot hash for deduplication"))
                     .map_or(Hashed::Unreadable, Hashed::Digest);
@@ -101,7 +102,7 @@ impl<E: Executor> Engine<E> {
             return Ok(Verdict::Later);
         }
         let md5 = if self.settings.deduplicate_by_md5 {
-            match self.digests.of(self.settings.layout.queue(), artifact) {
+            match self.digests.of(&self.settings.world, self.settings.layout.queue(), artifact) {
                 Some(Hashed::Digest(digest)) => Some(digest),
                 Some(Hashed::Unreadable) => None,
                 None => return Ok(Verdict::Later),

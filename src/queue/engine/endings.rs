@@ -1,7 +1,5 @@
 //! Where the members go: parked between attempts, back to the queue, or to where ended ones stay.
 
-use jiff::Timestamp;
-
 use crate::conversion::contract::FAILURE_FILE;
 use crate::conversion::failure::without_name;
 use crate::conversion::status::End;
@@ -131,7 +129,7 @@ impl<E: Executor> Engine<E> {
         failpoint::reach(&self.settings.layout, Step::EndNoted);
         self.refresh_totals().await?;
         self.show();
-        self.last_activity = Some(Timestamp::now());
+        self.last_activity = Some(self.wall());
         self.announce_end(&row, end);
         Ok(())
     }
@@ -147,7 +145,7 @@ impl<E: Executor> Engine<E> {
                     filename: name.clone(),
                     error: failure.message.clone(),
                     retry_count: retries(&row.status),
-                    at: Timestamp::now(),
+                    at: self.wall(),
                 });
             }
             (End::Cancelled, Some(failure)) => {
@@ -250,7 +248,7 @@ impl<E: Executor> Engine<E> {
             report.as_ref(),
             SystemInfo::read(layout.output()),
             retry_info,
-            Timestamp::now(),
+            self.wall(),
         );
         Ok(error_file::write(placement.primary(), &content)?)
     }

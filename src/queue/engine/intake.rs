@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::conversion::{ConversionId, Failure};
+use crate::conversion::{ConversionId, Failure, Member};
 use crate::disk::descriptor::References;
 use crate::ledger::LeftSource;
 use crate::queue::companions::{self, Elsewhere, File, Verdict};
@@ -230,7 +230,7 @@ impl Intake {
     }
 
     fn scan(&mut self, now: Duration) {
-        let begun = std::time::Instant::now();
+        let begun = tokio::time::Instant::now();
         let mut listing = match scan::list(&self.directory) {
             Ok(listing) => listing,
             Err(error) => {
@@ -319,6 +319,15 @@ impl Intake {
     fn is_left(&self, entry: &Entry) -> bool {
         self.left.get(entry.name.as_ref()).is_some_and(|left| {
             left.inode == entry.inode && left.size_bytes == entry.size && left.mtime_ns == entry.mtime_ns
+        })
+    }
+
+    /// Whether all of these were converted and stay where they are.
+    pub fn are_left(&self, members: &[Member]) -> bool {
+        members.iter().all(|member| {
+            self.left.get(&member.name).is_some_and(|left| {
+                left.inode == member.inode && left.size_bytes == member.size_bytes && left.mtime_ns == member.mtime_ns
+            })
         })
     }
 

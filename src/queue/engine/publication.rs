@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
-
 use crate::conversion::domain::domain_xml;
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::status::End;
@@ -81,10 +79,10 @@ impl<E: Executor> Engine<E> {
 
     /// Records the success and, in the same transaction, where the source goes.
     async fn conclude(&mut self, id: &ConversionId, target: &Path, metadata: Option<Metadata>) -> Result<()> {
+        let now = self.wall();
         let Some(conversion) = self.conversions.get_mut(id) else { return Ok(()) };
         conversion.metadata = metadata;
         let row = &conversion.row;
-        let now = Timestamp::now();
         let (status, _) = advance(row.status.clone(), Observation::Published, &self.settings.policy, now);
         let disposal = Disposal::of(End::Succeeded, self.settings.archive_processed);
         let placement = dispose::plan(&self.settings.layout, &row.claim, disposal)?;

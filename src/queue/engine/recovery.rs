@@ -6,7 +6,7 @@ use std::fs;
 use crate::conversion::{Claim, ConversionId, chain};
 use crate::executor::Executor;
 use crate::ledger::{ClaimState, ConversionRow, Ledger, NewConversion};
-use crate::queue::claim;
+use crate::queue::claim::{self, ClaimError};
 use crate::queue::dispose;
 
 use super::space::waits_for_room;
@@ -31,6 +31,9 @@ impl<E: Executor> Engine<E> {
             self.adopt(row, &present).await?;
         }
         for claim in claims {
+            if !known.contains(&claim.id) && self.is_outdated(&claim)? {
+                continue;
+            }
             if known.insert(claim.id.clone()) {
                 let filepath = claim::origin(&self.settings.layout, &claim).join(&claim.primary);
                 let filepath = filepath.to_string_lossy().into_owned();
@@ -41,6 +44,20 @@ impl<E: Executor> Engine<E> {
             }
         }
         self.remove_waste(&known)
+    }
+
+    /// Removes a claim of files that were converted under another name and stay in the queue: its record could not be
+    /// removed when the claim failed.
+    fn is_outdated(&self, claim: &Claim) -> Result<bool> {
+        if !self.intake.are_left(&claim.members) {
+            return Ok(false);
+        }
+        match claim::remove(&self.settings.layout, &claim.id) {
+            Ok(()) => Ok(true),
+            // They were asked for again, and lie in it.
+            Err(ClaimError::NotEmpty { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn adopt(&mut self, row: ConversionRow, present: &BTreeSet<ConversionId>) -> Result<()> {

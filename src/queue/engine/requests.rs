@@ -100,12 +100,12 @@ impl<E: Executor> Engine<E> {
         if let Some(failure) = &request.unfit {
             return self.decline_request(request, failure.clone()).await;
         }
-        let now = self.now();
+        let (now, wall) = (self.now(), self.wall());
         let queue = self.settings.layout.queue();
         let found = find(queue, request).map_err(|source| Error::Look { path: queue.join(&request.path), source })?;
         let fresh = || Sought { since: now, ..Sought::default() };
         let sought = self.requests.sought.entry(request.id.clone()).or_insert_with(fresh);
-        match sought.judge(found, request, now, Timestamp::now()) {
+        match sought.judge(found, request, now, wall) {
             Verdict::Decline(failure) => self.decline_request(request, failure).await,
             Verdict::Take(members) if self.room() > 0 => self.claim_request(request, members).await,
             Verdict::Take(_) | Verdict::Wait => Ok(()),
@@ -118,7 +118,7 @@ impl<E: Executor> Engine<E> {
     }
 
     async fn claim_request(&mut self, request: &Request, members: Vec<Entry>) -> Result<()> {
-        let now = Timestamp::now();
+        let now = self.wall();
         let (origin, primary) = split(&request.path);
         let claim = Claim {
             contract_version: CONTRACT_VERSION,

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::conversion::{ConversionId, ConversionStatus, Reason};
 use crate::executor::Executor;
@@ -128,7 +126,7 @@ impl<E: Executor> Engine<E> {
         self.space.told = Some(Shortage { needed_bytes, free_bytes });
         let output_path = self.settings.layout.output().display().to_string();
         tracing::warn!(needed_bytes, free_bytes, "the output volume is full; the queue holds");
-        self.notify(&Event::OutputFull { needed_bytes, free_bytes, output_path, at: Timestamp::now() });
+        self.notify(&Event::OutputFull { needed_bytes, free_bytes, output_path, at: self.wall() });
     }
 }
 

@@ -1,7 +1,6 @@
 //! Taking artifacts out of the directory: checked against what was seen before, recorded, claimed.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -23,7 +22,7 @@ impl<E: Executor> Engine<E> {
     pub(super) fn group(&mut self, now: Duration) {
         let conversions = &self.conversions;
         let timeout = self.settings.companion_timeout;
-        let since = Timestamp::now() - SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX);
+        let since = self.wall() - SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX);
         let elsewhere = |name: &str| {
             if let Some(alone) = conversions.values().find(|c| is_alone(c, name)) {
                 let (id, status) = (&alone.row.id, &alone.row.status);
@@ -131,7 +130,11 @@ impl<E: Executor> Engine<E> {
         let layout = &self.settings.layout;
         let id = claim.id.clone();
         let filepath = claim::origin(layout, &claim).join(&claim.primary).to_string_lossy().into_owned();
-        claim::record(layout, &claim)?;
+        if let Err(error) = claim::record(layout, &claim) {
+            // What stands of it already would be taken up by a restart, when the files may be claimed by another name.
+            let _ = claim::remove(layout, &id);
+            return Err(error.into());
+        }
         failpoint::reach(layout, Step::ClaimWritten);
         let new = NewConversion { claim, filepath, md5, duplicate_of };
         match self.ledger.call(move |ledger| ledger.claim(new)).await {
@@ -147,9 +150,9 @@ impl<E: Executor> Engine<E> {
     }
 
     fn new_claim(&self, artifact: &Artifact) -> Claim {
-        let now = Timestamp::now();
+        let now = self.wall();
         let id = loop {
-            let id = ConversionId::for_file(&artifact.primary, random());
+            let id = ConversionId::for_file(&artifact.primary, self.settings.world.random());
             if !self.conversions.contains_key(&id) && !self.settings.layout.claim_dir(&id).exists() {
                 break id;
             }
@@ -187,7 +190,7 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn complete_claim(&mut self, id: &ConversionId) -> Result<()> {
         let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
         let row = conversion.row.clone();
-        let status = initial_status(&row, conversion.rejected.as_ref(), &self.settings.policy);
+        let status = initial_status(&row, conversion.rejected.as_ref(), &self.settings.policy, self.wall());
         match claim::resume(&self.settings.layout, &row.claim, self.settings.method)? {
             Taken::Whole => failpoint::reach(&self.settings.layout, Step::MembersTaken),
             Taken::Reversed { changed } => {
@@ -228,21 +231,16 @@ fn initial_status(
     row: &ConversionRow,
     rejected: Option<&Failure>,
     policy: &crate::conversion::lifecycle::RetryPolicy,
+    now: Timestamp,
 ) -> ConversionStatus {
     let observation = match (&row.duplicate_of, rejected) {
         (Some(_), _) => Observation::Duplicate,
         (None, Some(failure)) => Observation::Rejected(failure.clone()),
         (None, None) => return row.status.clone(),
     };
-    advance(row.status.clone(), observation, policy, Timestamp::now()).0
+    advance(row.status.clone(), observation, policy, now).0
 }
 
 fn is_alone(conversion: &Conversion, name: &str) -> bool {
     matches!(conversion.row.claim.members.as_slice(), [only] if only.name == name)
-}
-
-/// Makes names unique; no secret.
-fn random() -> u32 {
-    let bits = RandomState::new().build_hasher().finish();
-    u32::try_from(bits >> 32).unwrap_or_default()
 }

@@ -1,7 +1,5 @@
 //! The snapshot that everybody else reads, and the watch for a queue that stands still.
 
-use jiff::Timestamp;
-
 use crate::conversion::Progress;
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::executor::Executor;
@@ -45,7 +43,7 @@ impl<E: Executor> Engine<E> {
 
     /// Says once an episode that files wait and nothing happens.
     pub(super) fn watch_for_stall(&mut self) {
-        let Some(event) = self.stall.look(&self.view, self.settings.stall_threshold, Timestamp::now()) else { return };
+        let Some(event) = self.stall.look(&self.view, self.settings.stall_threshold, self.wall()) else { return };
         if let Event::Stalled { queue_depth, idle, .. } = &event {
             tracing::warn!("Daemon idle for {} minutes with {queue_depth} items in queue", idle.as_secs() / 60);
         }

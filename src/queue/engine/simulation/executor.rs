@@ -1,0 +1,599 @@
+//! An executor whose attempts end as a seed says. On one host they die with the engine, and the ledger has their
+//! status; in a cluster they go on without it, and the truth is elsewhere.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::conversion::admission::{RunState, admit};
+use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next_step};
+use crate::conversion::options::OutputFormat;
+use crate::conversion::report::{DiskReport, SourceReport};
+use crate::conversion::status::End;
+use crate::conversion::{
+    Attempt, CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Metadata, Reason,
+};
+use crate::executor::{Error, Executor, Request, Submission, Update};
+use crate::ledger::{self, Change, ConversionRow};
+use crate::files::Layout;
+use crate::files::layout::METADATA_FILE;
+use crate::files::volume::simulated::{Random, Volume};
+use crate::files::volume;
+
+use super::Simulated;
+
+/// Folder that attempts write.
+const FOLDER: &str = "worker";
+
+/// How an attempt will end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Done,
+    Fails(Reason),
+    /// Says that it is done, and left nothing that can be published.
+    Lies,
+}
+
+/// A worker at work.
+#[derive(Clone, Debug)]
+struct Work {
+    attempt: Attempt,
+    fate: Fate,
+    ends: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    claim: Claim,
+    status: ConversionStatus,
+    uid: Option<String>,
+    work: Option<Work>,
+    /// What it is to end as once its worker is gone.
+    cancel: Option<Failure>,
+    is_gone: bool,
+}
+
+/// What there is beside the engine, whatever becomes of that.
+#[derive(Debug)]
+pub(super) struct World {
+    pub is_cluster: bool,
+    pub layout: Layout,
+    pub policy: RetryPolicy,
+    pub limit: usize,
+    pub time: Simulated,
+    pub random: Random,
+    pub volume: Rc<Volume>,
+    pub run_state: RunState,
+    /// Whether attempts fail, hang and are heard of late. Not at the end: all must come to rest then.
+    pub is_rough: bool,
+    known: BTreeMap<ConversionId, Known>,
+    /// Asked for, and not claimed yet.
+    asked: BTreeMap<ConversionId, Request>,
+    /// Ends that were reported.
+    pub ended: BTreeMap<ConversionId, (End, Option<Failure>)>,
+    uids: u64,
+}
+
+impl World {
+    pub fn new(
+        is_cluster: bool,
+        layout: Layout,
+        policy: RetryPolicy,
+        limit: usize,
+        time: Simulated,
+        random: Random,
+        volume: Rc<Volume>,
+    ) -> Self {
+        let (known, asked, ended) = Default::default();
+        let run_state = RunState::Running;
+        Self {
+            is_cluster,
+            layout,
+            policy,
+            limit,
+            time,
+            random,
+            volume,
+            run_state,
+            is_rough: true,
+            known,
+            asked,
+            ended,
+            uids: 0,
+        }
+    }
+
+    /// The engine's process is gone, and on one host all workers with it.
+    pub fn engine_died(&mut self) {
+        if self.is_cluster {
+            return;
+        }
+        for (id, known) in std::mem::take(&mut self.known) {
+            if known.work.is_some() {
+                self.volume.set_busy(&self.layout.claim_dir(&id), false);
+                self.volume.set_busy(&self.layout.work_of(&id), false);
+            }
+        }
+    }
+
+    /// The machine is gone: no worker has outlived it.
+    pub fn machine_died(&mut self) {
+        self.engine_died();
+        let ids: Vec<ConversionId> = self.known.keys().cloned().collect();
+        for id in ids {
+            let work = self.known.get_mut(&id).and_then(|known| known.work.take());
+            if let Some(work) = work {
+                self.set_busy(&id, false);
+                let failure = Failure::new(Reason::Disrupted, "the node went down");
+                self.note(&id, Observation::Failed { attempt: work.attempt, failure });
+            }
+        }
+    }
+
+    /// Some conversion, of those that have not ended.
+    pub fn some(&mut self) -> Option<ConversionId> {
+        let ids: Vec<ConversionId> =
+            self.known.iter().filter(|(_, known)| !known.status.is_terminal()).map(|(id, _)| id.clone()).collect();
+        (!ids.is_empty()).then(|| ids[usize::try_from(self.random.below(ids.len() as u64)).expect("an index")].clone())
+    }
+
+    /// Somebody deletes the object of a conversion.
+    pub fn delete(&mut self, id: &ConversionId) {
+        if let Some(known) = self.known.get_mut(id) {
+            known.is_gone = true;
+            // Its pod is told to go, too, and takes a moment.
+            if let Some(work) = &mut known.work {
+                work.ends = work.ends.min(Instant::now() + Duration::from_secs(2));
+                work.fate = Fate::Fails(Reason::Disrupted);
+            }
+        }
+    }
+
+    /// Somebody asks for a file by its path.
+    pub fn ask(&mut self, path: &str) {
+        let id = ConversionId::for_file(path, self.time.random());
+        let request =
+            Request { id: id.clone(), path: path.to_owned(), companions: Vec::new(), emit_domain_xml: None, unfit: None };
+        self.asked.insert(id, request);
+    }
+
+    pub fn has_asked(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.known.values().all(|known| known.work.is_none())
+    }
+
+    fn set_busy(&self, id: &ConversionId, is_busy: bool) {
+        self.volume.set_busy(&self.layout.claim_dir(id), is_busy);
+        self.volume.set_busy(&self.layout.work_of(id), is_busy);
+    }
+
+    fn fate(&mut self) -> (Fate, Duration) {
+        let seconds = Duration::from_millis(self.random.below(4000));
+        if !self.is_rough {
+            return (Fate::Done, seconds);
+        }
+        match self.random.below(20) {
+            0 => (Fate::Fails(Reason::Corrupt), seconds),
+            1 => (Fate::Fails(Reason::SourceIO), seconds),
+            2 => (Fate::Fails(Reason::OutputIO), seconds),
+            3 => (Fate::Fails(Reason::Internal), seconds),
+            4 => (Fate::Fails(Reason::Disrupted), seconds),
+            5 => (Fate::Fails(Reason::SourceChanged), seconds),
+            6 => (Fate::Fails(Reason::OutputFull), seconds),
+            7 => (Fate::Fails(Reason::Stalled), Duration::from_secs(600)),
+            8 => (Fate::Lies, seconds),
+            _ => (Fate::Done, seconds),
+        }
+    }
+
+    fn note(&mut self, id: &ConversionId, observation: Observation) {
+        let now = self.time.now();
+        if let Some(known) = self.known.get_mut(id) {
+            known.status = advance(known.status.clone(), observation, &self.policy, now).0;
+        }
+    }
+
+    /// Begins what may begin in a cluster, where a controller sees to it.
+    fn control(&mut self) {
+        let running = self.known.values().filter(|known| known.work.is_some()).count();
+        let may_start = |known: &Known| {
+            !known.is_gone && known.work.is_none() && matches!(next_step(&known.status), Step::Start(_))
+        };
+        let ready: Vec<ConversionId> =
+            self.known.iter().filter(|(_, known)| may_start(known)).map(|(id, _)| id.clone()).collect();
+        for id in admit(&ready, running, self.limit, self.run_state).to_vec() {
+            let Some(Step::Start(attempt)) = self.known.get(&id).map(|known| next_step(&known.status)) else { continue };
+            self.note(&id, Observation::Starting { attempt, job_name: None });
+            self.begin(&id, attempt);
+        }
+    }
+
+    fn begin(&mut self, id: &ConversionId, attempt: Attempt) {
+        let (fate, takes) = self.fate();
+        self.volume.note(format!("attempt {attempt} of {id} begins: {fate:?} in {takes:?}"));
+        let work = self.layout.work_dir(id, attempt);
+        let folder = work.join(FOLDER);
+        let volume = Rc::clone(&self.volume);
+        // A pod makes what is missing; a half-made disk lies there from the start.
+        volume.other(|| {
+            let _ = volume::create_dir_all(&folder, 0o755);
+            let _ = put(&folder.join("half.tmp"), b"half made", false);
+        });
+        self.set_busy(id, true);
+        if let Some(known) = self.known.get_mut(id) {
+            known.work = Some(Work { attempt, fate, ends: Instant::now() + takes });
+        }
+    }
+
+    /// The next attempt that ends, if one is running.
+    fn next_end(&self) -> Option<(Instant, ConversionId)> {
+        let ends = self.known.iter().filter_map(|(id, known)| Some((known.work.as_ref()?.ends, id.clone())));
+        ends.min()
+    }
+
+    /// An attempt is over: what it left, and how it ended.
+    fn finish(&mut self, id: &ConversionId) -> Option<Observation> {
+        let known = self.known.get(id)?;
+        let work = known.work.clone()?;
+        let attempt = work.attempt;
+        let dir = self.layout.work_dir(id, attempt).join(FOLDER);
+        let (volume, layout, now) = (Rc::clone(&self.volume), &self.layout, self.time.now());
+        let fate = match work.fate {
+            Fate::Done if volume.other(|| convert(layout, &known.claim, &dir, now)).is_none() => {
+                Fate::Fails(Reason::SourceMissing)
+            }
+            fate => fate,
+        };
+        if fate == Fate::Lies && self.random.once_in(2) {
+            volume.other(|| {
+                let _ = put(&dir.join(METADATA_FILE), b"{", true);
+                let _ = std::os::unix::fs::symlink("/etc/passwd", dir.join("vm.raw"));
+            });
+        }
+        volume.note(format!("attempt {attempt} of {id} ends: {fate:?}"));
+        Some(match fate {
+            Fate::Done | Fate::Lies => Observation::Done { attempt, folder: FOLDER.to_owned() },
+            Fate::Fails(reason) => Observation::Failed { attempt, failure: Failure::new(reason, "so the seed says") },
+        })
+    }
+}
+
+/// What a conversion of these members is.
+pub(super) fn converted(members: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    let mut disk = b"converted\n".to_vec();
+    members.into_iter().for_each(|member| disk.extend(member));
+    disk
+}
+
+fn put(path: &Path, bytes: &[u8], is_synced: bool) -> std::io::Result<()> {
+    let file = volume::create_file(path, 0o644)?;
+    volume::write(&file, path, bytes)?;
+    if is_synced {
+        volume::sync_file(&file, path)?;
+    }
+    Ok(())
+}
+
+/// Does what a worker does; `None` where a member is missing.
+fn convert(layout: &Layout, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Option<()> {
+    let mut members = Vec::new();
+    for member in &claim.members {
+        members.push(fs::read(layout.claim_dir(&claim.id).join(&member.name)).ok()?);
+    }
+    let file = format!("{}.raw", claim.stem());
+    let disk = converted(members);
+    let metadata = Metadata {
+        contract_version: CONTRACT_VERSION,
+        id: claim.id.to_string(),
+        tool_version: "0".to_owned(),
+        start_time: now,
+        end_time: now,
+        duration_ms: 0,
+        source: SourceReport {
+            name: claim.primary.clone(),
+            size_bytes: claim.size_bytes(),
+            format: "raw".to_owned(),
+            sha256: None,
+        },
+        disks: vec![DiskReport {
+            file: file.clone(),
+            format: OutputFormat::Raw,
+            virtual_size_bytes: disk.len() as u64,
+            allocated_bytes: 0,
+            sha256: None,
+            source_member: claim.primary.clone(),
+        }],
+        hardware: None,
+        side_files: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let text = serde_json::to_vec(&metadata).expect("a struct of texts and numbers has a JSON form");
+    let done = put(&dir.join(file), &disk, true)
+        .and_then(|()| put(&dir.join(METADATA_FILE), &text, true))
+        .and_then(|()| volume::sync_dir(dir));
+    done.ok()
+}
+
+/// The executor of one engine.
+#[derive(Debug)]
+pub(super) struct Worker {
+    world: Rc<RefCell<World>>,
+    ledger: ledger::Writer,
+    outbox: VecDeque<ConversionId>,
+    /// Updates that are heard of later.
+    late: Vec<(Instant, ConversionId)>,
+}
+
+impl Worker {
+    pub fn new(world: Rc<RefCell<World>>, ledger: ledger::Writer) -> Self {
+        Self { world, ledger, outbox: VecDeque::new(), late: Vec::new() }
+    }
+
+    fn show(&mut self, id: &ConversionId) {
+        let mut world = self.world.borrow_mut();
+        if world.is_rough && world.random.once_in(8) {
+            // Lost, and found again when everything is listed anew.
+            let delay = Duration::from_millis(world.random.below(30_000));
+            self.late.push((Instant::now() + delay, id.clone()));
+            return;
+        }
+        drop(world);
+        if !self.outbox.contains(id) {
+            self.outbox.push_back(id.clone());
+        }
+    }
+
+    /// On one host: ledger first, then memory.
+    async fn observe(&self, doing: &'static str, id: &ConversionId, observation: Observation) -> Result<(), Error> {
+        let (is_cluster, status, policy, now) = {
+            let world = self.world.borrow();
+            let Some(known) = world.known.get(id) else { return Err(Error::new(doing, id, "it is not known")) };
+            (world.is_cluster, known.status.clone(), world.policy, world.time.now())
+        };
+        let may_wait =
+            matches!(observation, Observation::Staged(_) | Observation::Starting { .. } | Observation::Done { .. });
+        let after = advance(status.clone(), observation, &policy, now).0;
+        if !is_cluster && after != status {
+            let change = Change { status: Some(after.clone()), ..Change::default() };
+            let key = id.clone();
+            let write = if may_wait { ledger::Ledger::defer } else { ledger::Ledger::update };
+            let written = self.ledger.call(move |ledger| write(ledger, &key, &change).map(|_| ())).await;
+            written.map_err(|source| Error::new(doing, id, source))?;
+        }
+        if let Some(known) = self.world.borrow_mut().known.get_mut(id) {
+            known.status = after;
+        }
+        Ok(())
+    }
+
+    /// Starts what may start.
+    async fn fill(&mut self) -> Result<(), Error> {
+        if self.world.borrow().is_cluster {
+            self.world.borrow_mut().control();
+            return Ok(());
+        }
+        let chosen: Vec<ConversionId> = {
+            let world = self.world.borrow();
+            let running = world.known.values().filter(|known| known.work.is_some()).count();
+            let is_ready = |known: &Known| {
+                known.work.is_none()
+                    && known.cancel.is_none()
+                    && matches!(next_step(&known.status), Step::Start(_) | Step::Watch(_))
+            };
+            let ready: Vec<ConversionId> =
+                world.known.iter().filter(|(_, known)| is_ready(known)).map(|(id, _)| id.clone()).collect();
+            admit(&ready, running, world.limit, world.run_state).to_vec()
+        };
+        for id in chosen {
+            let step = self.world.borrow().known.get(&id).map(|known| next_step(&known.status));
+            let Some(Step::Start(attempt) | Step::Watch(attempt)) = step else { continue };
+            self.observe("start", &id, Observation::Starting { attempt, job_name: None }).await?;
+            self.world.borrow_mut().begin(&id, attempt);
+            self.show(&id);
+        }
+        Ok(())
+    }
+
+    /// Takes note of an attempt that is over. Safe to drop and repeat.
+    async fn end(&mut self, id: &ConversionId) -> Result<(), Error> {
+        let cancel = self.world.borrow().known.get(id).and_then(|known| known.cancel.clone());
+        let ended = self.world.borrow_mut().finish(id);
+        let observation = match (cancel, ended) {
+            (Some(failure), _) => Observation::Cancelled(failure),
+            (None, Some(observation)) => observation,
+            (None, None) => return Ok(()),
+        };
+        self.observe("note the end of", id, observation).await?;
+        {
+            let mut world = self.world.borrow_mut();
+            world.set_busy(id, false);
+            if let Some(known) = world.known.get_mut(id) {
+                known.work = None;
+                known.cancel = None;
+            }
+        }
+        self.show(id);
+        Ok(())
+    }
+
+    async fn work(&mut self) -> Result<(), Error> {
+        self.fill().await?;
+        if !self.outbox.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let end = self.world.borrow().next_end();
+        let late = self.late.iter().min().cloned();
+        let at = end.iter().chain(&late).map(|(at, _)| *at).min();
+        match at {
+            None => std::future::pending().await,
+            Some(at) if at > now => sleep_until(at).await,
+            Some(_) => {}
+        }
+        let now = Instant::now();
+        for (_, id) in self.late.extract_if(.., |(at, _)| *at <= now) {
+            if !self.outbox.contains(&id) {
+                self.outbox.push_back(id);
+            }
+        }
+        if let Some((_, id)) = end.filter(|(at, _)| *at <= now) {
+            self.end(&id).await?;
+        }
+        self.fill().await
+    }
+}
+
+impl Executor for Worker {
+    async fn submit(&mut self, submission: Submission) -> Result<(), Error> {
+        const DOING: &str = "register";
+        let id = submission.claim.id.clone();
+        let is_cluster = self.world.borrow().is_cluster;
+        self.world.borrow_mut().asked.remove(&id);
+        let is_known = self.world.borrow().known.contains_key(&id);
+        if !is_known {
+            let mut world = self.world.borrow_mut();
+            let is_gone = is_cluster && submission.uid.is_some();
+            world.uids += 1;
+            let uid = is_cluster.then(|| submission.uid.clone().unwrap_or_else(|| format!("uid-{}", world.uids)));
+            let status = if is_cluster { ConversionStatus::default() } else { submission.status.clone() };
+            let known = Known { claim: submission.claim.clone(), status, uid, work: None, cancel: None, is_gone };
+            world.known.insert(id.clone(), known);
+        }
+        if is_cluster {
+            if submission.status.end.is_some() || submission.duplicate_of.is_some() {
+                let is_open = self.world.borrow().known.get(&id).is_some_and(|known| !known.status.is_terminal());
+                if is_open && submission.duplicate_of.is_some() {
+                    self.world.borrow_mut().note(&id, Observation::Duplicate);
+                }
+            }
+        } else if !is_known {
+            let step = next_step(&submission.status);
+            if let Step::Stage(attempt) | Step::Start(attempt) | Step::Park { next: attempt, .. } = step {
+                let made = self.world.borrow().layout.work_dir(&id, attempt).join(FOLDER);
+                if made.exists() {
+                    self.observe(DOING, &id, Observation::Staged(attempt)).await?;
+                    self.observe(DOING, &id, Observation::Starting { attempt, job_name: None }).await?;
+                }
+            }
+            let open = self.world.borrow().known.get(&id).and_then(|k| k.status.open_attempt().map(|o| o.number));
+            if let Some(attempt) = open {
+                let failure = Failure::new(Reason::Disrupted, "the daemon ended while the attempt ran");
+                self.observe(DOING, &id, Observation::Failed { attempt, failure }).await?;
+            }
+        }
+        self.show(&id);
+        self.fill().await
+    }
+
+    async fn staged(&mut self, id: &ConversionId, attempt: Attempt) -> Result<(), Error> {
+        self.observe("stage", id, Observation::Staged(attempt)).await?;
+        self.show(id);
+        self.fill().await
+    }
+
+    async fn set_run_state(&mut self, run_state: RunState) -> Result<(), Error> {
+        self.world.borrow_mut().run_state = run_state;
+        if run_state == RunState::Stopped {
+            let mut world = self.world.borrow_mut();
+            for work in world.known.values_mut().filter_map(|known| known.work.as_mut()) {
+                work.fate = Fate::Fails(Reason::Suspended);
+                work.ends = work.ends.min(Instant::now() + Duration::from_secs(1));
+            }
+        }
+        self.fill().await
+    }
+
+    async fn cancel(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        let is_cluster = self.world.borrow().is_cluster;
+        {
+            let mut world = self.world.borrow_mut();
+            let Some(known) = world.known.get_mut(id) else { return Ok(()) };
+            if let Some(work) = &mut known.work {
+                work.ends = work.ends.min(Instant::now() + Duration::from_secs(1));
+                if !is_cluster {
+                    known.cancel = Some(failure);
+                    return Ok(());
+                }
+            }
+        }
+        self.observe("cancel", id, Observation::Cancelled(failure)).await?;
+        self.show(id);
+        Ok(())
+    }
+
+    async fn refuse(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        self.observe("refuse the result of", id, Observation::Unpublishable { failure }).await?;
+        self.show(id);
+        Ok(())
+    }
+
+    async fn report(&mut self, row: &ConversionRow, _metadata: Option<&Metadata>) -> Result<(), Error> {
+        let mut world = self.world.borrow_mut();
+        let world = &mut *world;
+        if let Some(end) = row.status.end {
+            world.volume.note(format!("{} is reported: {end:?}", row.id));
+            world.ended.insert(row.id.clone(), (end, row.status.failure.clone()));
+        }
+        if let Some(known) = world.known.get_mut(&row.id) {
+            known.status = row.status.clone();
+        }
+        Ok(())
+    }
+
+    async fn forget(&mut self, id: &ConversionId) -> Result<(), Error> {
+        let mut world = self.world.borrow_mut();
+        if !world.is_cluster {
+            world.known.remove(id);
+        }
+        Ok(())
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        self.world.borrow().asked.values().cloned().collect()
+    }
+
+    async fn decline(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
+        let mut world = self.world.borrow_mut();
+        world.volume.note(format!("{id} is declined: {}", failure.reason));
+        world.asked.remove(id);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Update {
+        loop {
+            if let Some(update) = self.take_next() {
+                return update;
+            }
+            if self.work().await.is_err() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    fn take_next(&mut self) -> Option<Update> {
+        while let Some(id) = self.outbox.pop_front() {
+            let world = self.world.borrow();
+            if let Some(known) = world.known.get(&id) {
+                let status = (!known.is_gone).then(|| known.status.clone());
+                return Some(Update {
+                    id,
+                    status,
+                    is_recorded: !world.is_cluster,
+                    uid: known.uid.clone(),
+                    progress: None,
+                    may_run: known.work.is_some(),
+                });
+            }
+        }
+        None
+    }
+}
+

@@ -1,0 +1,345 @@
+//! One seed, from the first drop to the last check.
+
+use std::cell::RefCell;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use jiff::tz::TimeZone;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::conversion::ConversionOptions;
+use crate::conversion::admission::RunState;
+use crate::ledger::{self, Ledger};
+use crate::notification::{NotificationConfig, Notifier};
+use crate::files::Layout;
+use crate::queue::engine::{Engine, Remote, Settings, World as Machine};
+use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
+
+use super::Simulated;
+use super::executor::{Worker, World};
+use super::script::{Act, Script};
+use super::site::Site;
+
+/// When nothing may wait any more after the last act, on the virtual clock.
+const REST_WITHIN: Duration = Duration::from_secs(3600);
+
+/// Longer than anything waits that is not seen to: a descriptor for its extents.
+const REST: Duration = Duration::from_secs(45);
+
+/// A supervisor waits so long before it starts a process again.
+const RESTART: Duration = Duration::from_secs(2);
+
+/// How a seed went.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub outcome: Result<(), String>,
+    pub trace: Vec<String>,
+}
+
+/// Runs one seed on a directory in memory, where there is one.
+pub(super) fn run(seed: u64) -> Ran {
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let place = place.expect("a temporary directory");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime of one thread");
+    runtime.block_on(async {
+        let root = place.path().join("volume");
+        let layout = Layout::new(root.join("queue"), root.join("output"));
+        for dir in layout.standing() {
+            std::fs::create_dir_all(dir).expect("a temporary directory");
+        }
+        let volume = Volume::new(&root, seed ^ 1);
+        let _entered = volume.enter();
+        let mut play = Play::new(seed, place.path(), layout, Rc::clone(&volume));
+        let outcome = play.play().await;
+        Ran { outcome, trace: volume.trace() }
+    })
+}
+
+/// What ended an engine.
+#[derive(Debug, PartialEq, Eq)]
+enum Ending {
+    /// By itself: it was drained or stopped, or could not start.
+    Itself,
+    Death,
+}
+
+struct Play<'a> {
+    place: &'a Path,
+    script: Script,
+    volume: Rc<Volume>,
+    time: Simulated,
+    world: Rc<RefCell<World>>,
+    site: Site,
+    /// What is asked of the queue, in a cluster.
+    asked: (RunState, i64),
+    /// What the next death takes along.
+    cut: Option<Keeps>,
+    begun: Instant,
+    random: Random,
+}
+
+impl<'a> Play<'a> {
+    fn new(seed: u64, place: &'a Path, layout: Layout, volume: Rc<Volume>) -> Self {
+        let mut random = Random::new(seed);
+        let script = Script::of(&mut random);
+        volume.note(format!("{script:?}"));
+        let time = Simulated::new(random.next());
+        let world = World::new(
+            script.is_cluster,
+            layout.clone(),
+            script.policy,
+            script.limit,
+            time.clone(),
+            Random::new(random.next()),
+            Rc::clone(&volume),
+        );
+        let site = Site::new(layout, Rc::clone(&volume), time.clone(), Random::new(random.next()));
+        let world = Rc::new(RefCell::new(world));
+        let asked = (RunState::Running, 1);
+        Self { place, script, volume, time, world, site, asked, cut: None, begun: Instant::now(), random }
+    }
+
+    async fn play(&mut self) -> Result<(), String> {
+        let mut acts = self.script.acts.clone().into();
+        loop {
+            let (ending, is_at_rest) = self.live(&mut acts).await;
+            if let Some(violation) = self.volume.violation() {
+                return Err(violation);
+            }
+            if is_at_rest {
+                break;
+            }
+            if ending == Ending::Death {
+                self.world.borrow_mut().engine_died();
+                if let Some(keeps) = self.cut.take() {
+                    self.world.borrow_mut().machine_died();
+                    self.volume.cut(keeps);
+                    self.site.power_was_cut();
+                    self.volume.note(format!("the power was cut: {keeps:?}"));
+                }
+                self.site.check_places(false)?;
+                self.site.check_published()?;
+            } else {
+                self.world.borrow_mut().engine_died();
+            }
+            if self.begun.elapsed() > REST_WITHIN {
+                return Err("no rest".to_owned());
+            }
+            sleep(RESTART).await;
+        }
+        // What nothing waits for, nothing holds back.
+        let mut ledger = self.open()?;
+        self.site.check_end(&self.world.borrow(), &mut ledger, &self.script)
+    }
+
+    fn open(&self) -> Result<Ledger, String> {
+        // Each of its transactions is on the disk when it returns: no power cut takes one back.
+        Ledger::open(&self.place.join("ledger.db")).map_err(|error| format!("the ledger: {error}"))
+    }
+
+    fn settings(&self) -> Settings {
+        let script = &self.script;
+        let is_cluster = script.is_cluster;
+        Settings {
+            layout: self.site.layout.clone(),
+            queue_uid: if is_cluster { "queue".to_owned() } else { String::new() },
+            method: script.method,
+            limit: script.limit,
+            archive_processed: script.archive_processed,
+            deduplicate: script.deduplicate,
+            deduplicate_by_md5: script.deduplicate && script.deduplicate_by_md5,
+            file_stable_timeout: Duration::from_secs(30),
+            companion_timeout: Duration::from_secs(20),
+            policy: script.policy,
+            options: ConversionOptions { emit_domain_xml: script.emit_domain_xml, ..ConversionOptions::default() },
+            zone: TimeZone::UTC,
+            stall_threshold: Duration::from_secs(3600),
+            run_state: if is_cluster { self.asked.0 } else { RunState::Running },
+            revision: if is_cluster { self.asked.1 } else { 0 },
+            ends: !is_cluster,
+            world: Machine::Simulated(self.time.clone()),
+        }
+    }
+
+    /// One life of an engine, until it ends or all is at rest.
+    async fn live(&mut self, acts: &mut std::collections::VecDeque<(Duration, Act)>) -> (Ending, bool) {
+        let Ok(ledger) = self.open() else { return (Ending::Itself, false) };
+        let writer = ledger::Writer::inline(ledger);
+        let executor = Worker::new(Rc::clone(&self.world), writer.clone());
+        let notifier = Notifier::start(NotificationConfig::default());
+        let (_events, hints) = mpsc::channel(1);
+        let started = self.time.now();
+        self.volume.note("starts".to_owned());
+        let starting = Engine::start(self.settings(), executor, writer.clone(), notifier, hints, started);
+        let remote = match AssertUnwindSafe(starting).catch_unwind().await {
+            Ok(Ok((engine, remote))) => {
+                let running = AssertUnwindSafe(engine.run()).catch_unwind();
+                let mut running = std::pin::pin!(running);
+                return self.accompany(acts, &mut running, &remote, &writer).await;
+            }
+            Ok(Err(error)) => Err(error),
+            Err(thrown) => Ok(thrown),
+        };
+        match remote {
+            Ok(thrown) => {
+                self.died(thrown);
+                (Ending::Death, false)
+            }
+            Err(error) => {
+                self.volume.note(format!("cannot start: {error}"));
+                self.while_down(acts);
+                (Ending::Itself, false)
+            }
+        }
+    }
+
+    /// Another panic than that of a simulated death is a fault of the engine, or of ours.
+    fn died(&mut self, thrown: Box<dyn std::any::Any + Send>) {
+        if !thrown.is::<Death>() {
+            std::panic::resume_unwind(thrown);
+        }
+        self.volume.die_in(None);
+    }
+
+    /// What was to happen while no engine runs.
+    fn while_down(&mut self, acts: &mut std::collections::VecDeque<(Duration, Act)>) {
+        while acts.front().is_some_and(|(at, _)| self.begun + *at <= Instant::now()) {
+            let (_, act) = acts.pop_front().expect("a first one was just seen");
+            self.act(act, None);
+        }
+        if acts.is_empty() {
+            self.calm();
+        }
+    }
+
+    async fn accompany(
+        &mut self,
+        acts: &mut std::collections::VecDeque<(Duration, Act)>,
+        running: &mut (impl Future<Output = Result<(), Box<dyn std::any::Any + Send>>> + Unpin),
+        remote: &Remote,
+        ledger: &ledger::Writer,
+    ) -> (Ending, bool) {
+        let mut rest: Option<Instant> = None;
+        loop {
+            let next = acts.front().map(|(at, _)| self.begun + *at);
+            // Something deferred is written a while later, whatever happens.
+            let pause = if rest.is_some() { 2000 } else { 1 + self.random.below(400) };
+            let flush = Instant::now() + Duration::from_millis(pause);
+            let tick = next.map_or(flush, |at| at.min(flush));
+            tokio::select! {
+                biased;
+                ended = &mut *running => return match ended {
+                    Ok(()) => (Ending::Itself, false),
+                    Err(thrown) => {
+                        self.died(thrown);
+                        (Ending::Death, false)
+                    }
+                },
+                () = sleep_until(tick) => {}
+            }
+            // A failure is told by the next transaction.
+            let _ = self.volume.other(|| ledger.wait(Ledger::flush));
+            while acts.front().is_some_and(|(at, _)| self.begun + *at <= Instant::now()) {
+                let (_, act) = acts.pop_front().expect("a first one was just seen");
+                if self.act(act, Some(remote)) {
+                    return (Ending::Death, false);
+                }
+            }
+            if acts.is_empty() {
+                self.calm();
+                self.command(RunState::Running, Some(remote));
+            }
+            rest = (acts.is_empty() && self.is_at_rest(remote)).then(|| rest.unwrap_or_else(Instant::now));
+            let is_over = rest.is_some_and(|since| since.elapsed() > REST) || self.begun.elapsed() > REST_WITHIN;
+            if is_over || self.volume.violation().is_some() {
+                return (Ending::Itself, is_over);
+            }
+        }
+    }
+
+    /// Nothing fails any more.
+    fn calm(&mut self) {
+        self.volume.fail(None);
+        self.volume.die_in(None);
+        self.volume.set_free(1 << 40);
+        self.world.borrow_mut().is_rough = false;
+    }
+
+    fn is_at_rest(&self, remote: &Remote) -> bool {
+        let seen = remote.snapshot();
+        let world = self.world.borrow();
+        seen.queue_depth == 0
+            && seen.settling == 0
+            && seen.retrying == 0
+            && seen.current_jobs.is_empty()
+            && world.is_idle()
+            && !world.has_asked()
+            && self.site.holds_no_claim()
+    }
+
+    fn command(&mut self, run_state: RunState, remote: Option<&Remote>) {
+        if self.asked.0 == run_state {
+            return;
+        }
+        self.volume.note(format!("asked: {run_state:?}"));
+        self.asked = (run_state, self.asked.1 + 1);
+        if self.script.is_cluster {
+            self.world.borrow_mut().run_state = run_state;
+        }
+        if let Some(remote) = remote.cloned() {
+            let revision = if self.script.is_cluster { self.asked.1 } else { 0 };
+            tokio::spawn(async move { remote.ask(run_state, revision).await });
+        }
+    }
+
+    /// Whether the process is dead of it.
+    fn act(&mut self, act: Act, remote: Option<&Remote>) -> bool {
+        self.volume.note(format!("{:?}: {act:?}", self.begun.elapsed()));
+        match act {
+            Act::Drop => self.site.drop_file(),
+            Act::DropGroup => self.site.drop_group(),
+            Act::DropAgain => self.site.drop_again(),
+            Act::Rename => self.site.rename(),
+            Act::Grow => self.site.grow(),
+            Act::Chmod => self.site.chmod(),
+            Act::Remove => self.site.remove(),
+            Act::Retry => self.site.retry(),
+            Act::Correct => self.site.correct(),
+            Act::WriteOn => self.site.write_on(),
+            Act::Command(run_state) => self.command(run_state, remote),
+            Act::Delete => {
+                let mut world = self.world.borrow_mut();
+                if let Some(id) = world.some() {
+                    world.delete(&id);
+                }
+            }
+            Act::Ask => {
+                if let Some(name) = self.site.some_name() {
+                    self.world.borrow_mut().ask(&name);
+                }
+            }
+            Act::Fault(fault) => self.volume.fail(fault),
+            Act::Full(is_full) => self.volume.set_free(if is_full { 1 << 10 } else { 1 << 40 }),
+            Act::Die => return true,
+            Act::DieIn(events) => {
+                self.cut = None;
+                self.volume.die_in(Some(events));
+            }
+            Act::Cut(keeps) => {
+                self.cut = Some(keeps);
+                return true;
+            }
+            Act::CutIn(events, keeps) => {
+                self.cut = Some(keeps);
+                self.volume.die_in(Some(events));
+            }
+        }
+        false
+    }
+}

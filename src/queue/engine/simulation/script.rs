@@ -1,0 +1,127 @@
+//! What a seed says will happen: the settings of a queue, and acts with their times.
+
+use std::time::Duration;
+
+use crate::conversion::admission::RunState;
+use crate::conversion::lifecycle::RetryPolicy;
+use crate::files::Method;
+use crate::files::volume::simulated::{Fault, Keeps, Random};
+
+/// Something that happens beside the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    /// A file is dropped.
+    Drop,
+    /// A descriptor and its extent are, in either order.
+    DropGroup,
+    /// A file of a name that was dropped before.
+    DropAgain,
+    /// Somebody renames, lengthens, touches, closes or removes a file that waits in the queue.
+    Rename,
+    Grow,
+    Chmod,
+    Remove,
+    /// Somebody moves a file from `.errors/` back into the queue.
+    Retry,
+    /// Somebody changes a file in `.errors/`.
+    Correct,
+    /// Somebody writes to a file that he opened before it was claimed.
+    WriteOn,
+    Command(RunState),
+    /// Somebody deletes a conversion (in a cluster).
+    Delete,
+    /// Somebody asks for a file by its path (in a cluster).
+    Ask,
+    /// Changes of files begin to fail, or no longer do.
+    Fault(Option<Fault>),
+    /// The output volume is full, or has room again.
+    Full(bool),
+    /// The process dies where it stands, or in the middle of what it does next.
+    Die,
+    DieIn(u64),
+    /// With the machine.
+    Cut(Keeps),
+    CutIn(u64, Keeps),
+}
+
+/// A queue, and what happens to it.
+#[derive(Clone, Debug)]
+pub(super) struct Script {
+    pub is_cluster: bool,
+    pub method: Method,
+    pub limit: usize,
+    pub archive_processed: bool,
+    pub deduplicate: bool,
+    pub deduplicate_by_md5: bool,
+    pub emit_domain_xml: bool,
+    pub policy: RetryPolicy,
+    /// In the order of their times.
+    pub acts: Vec<(Duration, Act)>,
+}
+
+/// Acts are spread over this time.
+const SPAN_MS: u64 = 60_000;
+
+impl Script {
+    pub fn of(random: &mut Random) -> Self {
+        let is_cluster = random.once_in(2);
+        let policy = RetryPolicy {
+            enabled: !random.once_in(8),
+            max_retries: u32::try_from(random.below(4)).expect("a small number"),
+            retry_delay: Duration::from_millis(500 + random.below(8000)),
+            backoff_multiplier: 1.5,
+        };
+        let mut acts = Vec::new();
+        let at = |random: &mut Random| Duration::from_millis(random.below(SPAN_MS));
+        for _ in 0..=random.below(4) {
+            acts.push((Duration::from_millis(random.below(10_000)), drop_of(random)));
+        }
+        for _ in 0..random.below(24) {
+            let act = act(random, is_cluster);
+            acts.push((at(random), act));
+            // What dies in the middle of something is most often met by what follows at once.
+            if matches!(act, Act::Fault(Some(_)) | Act::Full(true)) {
+                let end = if matches!(act, Act::Full(_)) { Act::Full(false) } else { Act::Fault(None) };
+                acts.push((at(random), end));
+            }
+        }
+        acts.sort_by_key(|(at, _)| *at);
+        Self {
+            is_cluster,
+            method: random.pick(&[Method::NoReplace, Method::Fallback]),
+            limit: usize::try_from(1 + random.below(3)).expect("a small number"),
+            archive_processed: !random.once_in(4),
+            deduplicate: random.once_in(3),
+            deduplicate_by_md5: random.once_in(2),
+            emit_domain_xml: random.once_in(3),
+            policy,
+            acts,
+        }
+    }
+}
+
+fn drop_of(random: &mut Random) -> Act {
+    if random.once_in(3) { Act::DropGroup } else { Act::Drop }
+}
+
+fn act(random: &mut Random, is_cluster: bool) -> Act {
+    match random.below(20) {
+        0..=2 => drop_of(random),
+        3 => Act::DropAgain,
+        4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Remove]),
+        5 => random.pick(&[Act::Retry, Act::Correct, Act::WriteOn]),
+        6 | 7 => Act::Command(random.pick(&[
+            RunState::Running,
+            RunState::Paused,
+            RunState::Draining,
+            RunState::Stopped,
+        ])),
+        8 if is_cluster => random.pick(&[Act::Delete, Act::Ask]),
+        9 => Act::Full(true),
+        8 | 10 => Act::Fault(Some(random.pick(&[Fault::Io(2), Fault::Io(8), Fault::NoSpace, Fault::ReadOnly]))),
+        11 => Act::Die,
+        12..=15 => Act::DieIn(1 + random.below(60)),
+        16 => Act::Cut(random.pick(&[Keeps::Prefix, Keeps::Any])),
+        _ => Act::CutIn(1 + random.below(60), random.pick(&[Keeps::Prefix, Keeps::Any])),
+    }
+}

@@ -1,0 +1,420 @@
+//! The directories of a simulated queue: what was dropped into them, what others did to it, what must have come of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use crate::conversion::Metadata;
+use crate::conversion::status::End;
+use crate::ledger::Ledger;
+use crate::files::volume::simulated::{Random, Volume};
+use crate::files::{Layout, volume};
+
+use super::Simulated;
+use super::executor::{World, converted};
+
+/// What was dropped, known by the first line of its content whatever it is called.
+#[derive(Debug)]
+struct Source {
+    /// Every content that it had.
+    contents: Vec<Vec<u8>>,
+    /// Held open by whoever dropped it.
+    open: Option<File>,
+    is_removed: bool,
+    /// Whether others did something to it, so that it may be converted more than once.
+    is_touched: bool,
+    is_extent: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub layout: Layout,
+    volume: Rc<Volume>,
+    time: Simulated,
+    random: Random,
+    sources: BTreeMap<String, Source>,
+    dropped: u64,
+    names: Vec<String>,
+}
+
+type Check = Result<(), String>;
+
+impl Site {
+    pub fn new(layout: Layout, volume: Rc<Volume>, time: Simulated, random: Random) -> Self {
+        Self { layout, volume, time, random, sources: BTreeMap::new(), dropped: 0, names: Vec::new() }
+    }
+
+    fn modified(&self) -> SystemTime {
+        SystemTime::from(self.time.now())
+    }
+
+    /// Drops a file of a name of its own.
+    pub fn drop_file(&mut self) {
+        let name = format!("vm{}.raw", self.dropped);
+        self.put(&name, "", false);
+    }
+
+    /// Drops a file of a name that was dropped before, unless one of that name waits.
+    pub fn drop_again(&mut self) {
+        if self.names.is_empty() {
+            return self.drop_file();
+        }
+        let index = usize::try_from(self.random.below(self.names.len() as u64)).expect("an index");
+        let name = self.names[index].clone();
+        if !self.layout.queue().join(&name).exists() && !name.ends_with(".vmdk") {
+            self.put(&name, "", false);
+        }
+    }
+
+    /// Drops a descriptor and its extent.
+    pub fn drop_group(&mut self) {
+        let n = self.dropped;
+        let (name, extent) = (format!("vm{n}.vmdk"), format!("vm{n}-flat.vmdk"));
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+             RW 128 FLAT \"{extent}\" 0\nddb.adapterType = \"lsilogic\"\n"
+        );
+        if self.random.once_in(2) {
+            self.put(&name, &text, false);
+            self.put(&extent, "", true);
+        } else {
+            self.put(&extent, "", true);
+            self.put(&name, &text, false);
+        }
+    }
+
+    fn put(&mut self, name: &str, text: &str, is_extent: bool) {
+        let mark = format!("source {}", self.dropped);
+        self.dropped += 1;
+        // A descriptor is told by its first line.
+        let mut content = if text.is_empty() { format!("{mark}\n") } else { format!("{text}# {mark}\n") }.into_bytes();
+        if text.is_empty() {
+            content.resize(usize::try_from(64 + 8 * self.random.below(8)).expect("a small number"), b'.');
+        }
+        let path = self.layout.queue().join(name);
+        self.volume.note(format!("dropped: {name}, {mark}, {} bytes", content.len()));
+        let modified = self.modified();
+        let open = self.volume.other(|| {
+            let file = volume::create_file(&path, 0o644).expect("a free name");
+            volume::write(&file, &path, &content).expect("a directory of ours");
+            file.set_modified(modified).expect("a file of ours");
+            volume::sync_file(&file, &path).expect("a file of ours");
+            volume::sync_dir(self.layout.queue()).expect("a directory of ours");
+            file
+        });
+        self.volume.touched(open.metadata().expect("an open file").ino());
+        let source = Source {
+            contents: vec![content],
+            open: Some(open),
+            is_removed: false,
+            is_touched: false,
+            is_extent,
+        };
+        self.sources.insert(mark, source);
+        self.names.push(name.to_owned());
+    }
+
+    /// Some file in a directory that people look into.
+    fn some(&mut self, dir: &Path) -> Option<(PathBuf, String)> {
+        let mut found: Vec<(PathBuf, String)> =
+            files(dir, false).into_iter().filter_map(|path| Some((path.clone(), mark(&fs::read(path).ok()?)?))).collect();
+        found.sort();
+        (!found.is_empty()).then(|| {
+            let index = usize::try_from(self.random.below(found.len() as u64)).expect("an index");
+            found.swap_remove(index)
+        })
+    }
+
+    pub fn rename(&mut self) {
+        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        let to = self.layout.queue().join(format!("renamed{}.raw", self.random.below(1000)));
+        if to.exists() {
+            return;
+        }
+        self.volume.note(format!("renamed: {mark} to {}", to.display().to_string().rsplit('/').next().unwrap_or("")));
+        self.move_by_hand(&path, &to);
+        self.touch(&mark);
+    }
+
+    /// Moves a file from `.errors/` back into the queue.
+    pub fn retry(&mut self) {
+        let Some((path, mark)) = self.some(&self.layout.errors()) else { return };
+        let to = self.layout.queue().join(path.file_name().expect("a file"));
+        if to.exists() {
+            return;
+        }
+        self.volume.note(format!("taken from .errors: {mark}"));
+        self.move_by_hand(&path, &to);
+        self.touch(&mark);
+    }
+
+    fn move_by_hand(&self, from: &Path, to: &Path) {
+        self.volume.other(|| {
+            volume::rename(from, to).expect("a file of ours");
+            volume::sync_dir(to.parent().expect("a file")).expect("a directory of ours");
+            volume::sync_dir(from.parent().expect("a file")).expect("a directory of ours");
+        });
+    }
+
+    pub fn grow(&mut self) {
+        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        let file = File::options().append(true).open(&path).expect("a file of ours");
+        self.lengthen(&mark, &file, &path);
+    }
+
+    /// Changes a file in `.errors/`.
+    pub fn correct(&mut self) {
+        let Some((path, mark)) = self.some(&self.layout.errors()) else { return };
+        let file = File::options().append(true).open(&path).expect("a file of ours");
+        self.lengthen(&mark, &file, &path);
+    }
+
+    /// Writes to a file wherever it is now.
+    pub fn write_on(&mut self) {
+        let marks: Vec<String> =
+            self.sources.iter().filter(|(_, s)| s.open.is_some() && !s.is_removed).map(|(mark, _)| mark.clone()).collect();
+        if marks.is_empty() {
+            return;
+        }
+        let mark = &marks[usize::try_from(self.random.below(marks.len() as u64)).expect("an index")];
+        let Some(file) = self.sources.get_mut(mark).and_then(|source| source.open.take()) else { return };
+        let inode = file.metadata().expect("an open file").ino();
+        let path = files(self.layout.queue(), true)
+            .into_iter()
+            .find(|path| fs::symlink_metadata(path).is_ok_and(|found| found.ino() == inode));
+        if let Some(path) = path {
+            let file = File::options().append(true).open(&path).expect("a file of ours");
+            self.lengthen(mark, &file, &path);
+        }
+    }
+
+    fn lengthen(&mut self, mark: &str, mut file: &File, path: &Path) {
+        self.volume.note(format!("written to: {mark}"));
+        file.write_all(b"more....").expect("a file of ours");
+        // Never the time that it had.
+        let modified = self.modified() + Duration::from_nanos(self.volume.trace().len() as u64);
+        file.set_modified(modified).expect("a file of ours");
+        self.volume.other(|| volume::sync_file(file, path)).expect("a file of ours");
+        self.volume.touched(file.metadata().expect("an open file").ino());
+        let content = fs::read(path).expect("a file of ours");
+        if let Some(source) = self.sources.get_mut(mark) {
+            source.contents.push(content);
+        }
+        self.touch(mark);
+    }
+
+    pub fn chmod(&mut self) {
+        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        self.volume.note(format!("mode changed: {mark}"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file of ours");
+        self.volume.touched(fs::metadata(&path).expect("a file of ours").ino());
+    }
+
+    pub fn remove(&mut self) {
+        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        self.volume.note(format!("removed: {mark}"));
+        self.volume.other(|| {
+            volume::remove_file(&path).expect("a file of ours");
+            volume::sync_dir(self.layout.queue()).expect("a directory of ours");
+        });
+        if let Some(source) = self.sources.get_mut(&mark) {
+            source.is_removed = true;
+        }
+    }
+
+    /// A name in the queue that can be asked for.
+    pub fn some_name(&mut self) -> Option<String> {
+        let (path, mark) = self.some(&self.layout.queue().to_owned())?;
+        // Whoever asks gets, whatever became of it before.
+        self.touch(&mark);
+        path.file_name().map(|name| name.to_string_lossy().into_owned())
+    }
+
+    fn touch(&mut self, mark: &str) {
+        if let Some(source) = self.sources.get_mut(mark) {
+            source.is_touched = true;
+        }
+    }
+
+    /// After the power was gone, files have other inodes, and nobody holds them open.
+    pub fn power_was_cut(&mut self) {
+        for source in self.sources.values_mut() {
+            source.open = None;
+        }
+    }
+
+    pub fn holds_no_claim(&self) -> bool {
+        names(&self.layout.processing()).iter().all(|name| name.starts_with('.'))
+    }
+
+    /// Every source lies in one place below the queue, under one name or, where a move was cut short, under two.
+    pub fn check_places(&self, is_end: bool) -> Check {
+        let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+        let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for path in files(self.layout.queue(), true) {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let content = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let shown = path.strip_prefix(self.layout.queue()).unwrap_or(&path).display().to_string();
+            if let Some(mark) = mark(&content) {
+                let inode = fs::metadata(&path).map_err(|error| error.to_string())?.ino();
+                found.entry(mark.clone()).or_default().insert(inode);
+                names.entry(mark).or_default().push(shown);
+            } else if !(name == "claim.json" || name.ends_with(".error.json") || name.starts_with('.')) {
+                return Err(format!("what is {shown}?"));
+            }
+        }
+        for (mark, source) in &self.sources {
+            let places = names.get(mark).map_or(&[][..], Vec::as_slice);
+            let inodes = found.get(mark).map_or(0, BTreeSet::len);
+            let is_right = match (source.is_removed, is_end) {
+                (true, _) => places.is_empty(),
+                (false, true) => places.len() == 1,
+                (false, false) => inodes == 1 && places.len() <= 2,
+            };
+            if !is_right {
+                return Err(format!("{mark} (removed: {}) lies in {places:?}", source.is_removed));
+            }
+        }
+        Ok(())
+    }
+
+    /// Published directories, each of them whole: marks of what they were made of.
+    pub fn check_published(&self) -> Result<Vec<Vec<String>>, String> {
+        let mut published = Vec::new();
+        for day in names(self.layout.output()).iter().filter(|name| !name.starts_with('.')) {
+            for stem in names(&self.layout.output().join(day)) {
+                let dir = self.layout.output().join(day).join(&stem);
+                published.push(self.check_one(&dir).map_err(|why| format!("{day}/{stem}: {why}"))?);
+            }
+        }
+        Ok(published)
+    }
+
+    fn check_one(&self, dir: &Path) -> Result<Vec<String>, String> {
+        let text = fs::read(dir.join("metadata.json")).map_err(|error| format!("metadata.json: {error}"))?;
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| format!("metadata.json: {error}"))?;
+        let [disk] = metadata.disks.as_slice() else { return Err("not one disk".to_owned()) };
+        let expected = BTreeSet::from(["domain.xml".to_owned(), "metadata.json".to_owned(), disk.file.clone()]);
+        if let Some(other) = names(dir).into_iter().find(|name| !expected.contains(name)) {
+            return Err(format!("{other} lies there"));
+        }
+        let bytes = fs::read(dir.join(&disk.file)).map_err(|error| format!("{}: {error}", disk.file))?;
+        let text = String::from_utf8_lossy(&bytes);
+        let marks: Vec<String> = text
+            .match_indices("source ")
+            .map(|(at, _)| text[at..].split(|c: char| c == '\n').next().unwrap_or_default().to_owned())
+            .collect();
+        // Each of its members as it was at one time or another.
+        let mut rest = bytes.as_slice().strip_prefix(b"converted\n").ok_or("its disk has no beginning")?;
+        for mark in &marks {
+            let source = self.sources.get(mark).ok_or_else(|| format!("made of {mark}"))?;
+            let content = source.contents.iter().rev().find_map(|content| rest.strip_prefix(content.as_slice()));
+            rest = content.ok_or_else(|| format!("not what {mark} was"))?;
+        }
+        if !rest.is_empty() || marks.is_empty() || bytes == converted([]) {
+            return Err("its disk is not what was dropped".to_owned());
+        }
+        Ok(marks)
+    }
+
+    /// Everything has come to rest: where it should, and counted.
+    pub fn check_end(&self, world: &World, ledger: &mut Ledger, script: &super::script::Script) -> Check {
+        self.check_places(true)?;
+        let published = self.check_published()?;
+        for below in [self.layout.processing(), self.layout.work()] {
+            let left: Vec<String> = names(&below).into_iter().filter(|name| !name.starts_with('.')).collect();
+            if !left.is_empty() {
+                return Err(format!("{left:?} is left in {}", below.display()));
+            }
+        }
+        let rows = ledger.conversions().map_err(|error| error.to_string())?;
+        if !rows.is_empty() {
+            return Err(format!("{} rows are left", rows.len()));
+        }
+        self.check_sources(&published, world, script)?;
+        let totals = ledger.totals().map_err(|error| error.to_string())?;
+        let count = |wanted: End| world.ended.values().filter(|(end, _)| *end == wanted).count() as u64;
+        let given_back = world
+            .ended
+            .values()
+            .filter(|(end, failure)| {
+                let is_given_back = failure.as_ref().is_some_and(|f| f.class == crate::conversion::Class::GivenBack);
+                *end == End::Cancelled && is_given_back
+            })
+            .count() as u64;
+        let counted = [totals.all.succeeded, totals.all.failed, totals.duplicates, totals.cancelled];
+        let happened =
+            [count(End::Succeeded), count(End::Failed), count(End::Duplicate), count(End::Cancelled) - given_back];
+        if counted != happened {
+            return Err(format!("counted {counted:?}, happened {happened:?} (succeeded, failed, duplicate, cancelled)"));
+        }
+        if published.len() as u64 != happened[0] {
+            return Err(format!("{} published, {} succeeded", published.len(), happened[0]));
+        }
+        Ok(())
+    }
+
+    /// What lies in the archive was published, and what nobody touched was so once.
+    fn check_sources(&self, published: &[Vec<String>], world: &World, script: &super::script::Script) -> Check {
+        let times = |mark: &str| published.iter().flatten().filter(|of| *of == mark).count();
+        for path in files(self.layout.queue(), true) {
+            let Some(mark) = fs::read(&path).ok().as_deref().and_then(mark) else { continue };
+            let Some(source) = self.sources.get(&mark) else { continue };
+            let shown = path.strip_prefix(self.layout.queue()).unwrap_or(&path).to_owned();
+            let is_archived = shown.starts_with(".processed");
+            let is_failed = shown.starts_with(".errors");
+            if times(&mark) > 1 && !source.is_touched {
+                return Err(format!("{mark} was published {} times", times(&mark)));
+            }
+            let has_duplicates = world.ended.values().any(|(end, _)| *end == End::Duplicate);
+            if is_archived && times(&mark) == 0 && !has_duplicates {
+                return Err(format!("{mark} is archived and was not published"));
+            }
+            if is_failed && times(&mark) > 0 && !source.is_touched {
+                return Err(format!("{mark} was published and lies in {}", shown.display()));
+            }
+            let stays = !script.archive_processed || source.is_extent || source.is_touched;
+            if !is_archived && !is_failed && !stays {
+                return Err(format!("{mark} is forgotten in {}", shown.display()));
+            }
+            if !is_archived && !is_failed && !source.is_extent && times(&mark) == 0 && !has_duplicates {
+                return Err(format!("{mark} waits for ever in {}", shown.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The mark in a source's content.
+fn mark(content: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(content);
+    let at = if text.starts_with("source ") { 0 } else { text.find("\n# source ").map(|at| at + 3)? };
+    text[at..].lines().next().map(str::to_owned)
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect();
+    names.sort();
+    names
+}
+
+/// Files in a directory, or below it.
+fn files(dir: &Path, is_deep: bool) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for name in names(dir) {
+        let path = dir.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(kind) if kind.is_dir() && is_deep => found.extend(files(&path, true)),
+            Ok(kind) if kind.is_file() => found.push(path),
+            _ => {}
+        }
+    }
+    found
+}

@@ -1,0 +1,47 @@
+//! What the engine takes from the machine around it besides files: the time, chance, and a thread to hash on.
+
+use jiff::Timestamp;
+
+/// Where these come from.
+#[derive(Clone, Debug, Default)]
+pub enum World {
+    /// The machine itself.
+    #[default]
+    Machine,
+    /// A simulation, in which one seed decides everything that happens.
+    #[cfg(test)]
+    Simulated(super::simulation::Simulated),
+}
+
+impl World {
+    /// The wall clock.
+    pub(super) fn now(&self) -> Timestamp {
+        match self {
+            Self::Machine => Timestamp::now(),
+            #[cfg(test)]
+            Self::Simulated(simulated) => simulated.now(),
+        }
+    }
+
+    /// Digits that make a name unique; no secret.
+    pub(super) fn random(&self) -> u32 {
+        match self {
+            Self::Machine => {
+                use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+                let bits = RandomState::new().build_hasher().finish();
+                u32::try_from(bits >> 32).unwrap_or_default()
+            }
+            #[cfg(test)]
+            Self::Simulated(simulated) => simulated.random(),
+        }
+    }
+
+    /// Does work that takes long and blocks, beside everything else.
+    pub(super) fn beside(&self, work: impl FnOnce() + Send + 'static) {
+        match self {
+            Self::Machine => drop(tokio::task::spawn_blocking(work)),
+            #[cfg(test)]
+            Self::Simulated(_) => work(),
+        }
+    }
+}
