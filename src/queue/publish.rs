@@ -139,6 +139,12 @@ pub fn has_left(
     Ok(!is_there(work.join(folder))? && (is_there(work)? || read_published(target, id).is_some()))
 }
 
+/// Brings to the disk that a directory was published as `target`.
+pub fn sync(target: &Path) -> Result<(), PublishError> {
+    let parent = target.parent().unwrap_or(target);
+    moves::sync_dir(parent).map_err(|source| PublishError::Move { path: target.to_owned(), source })
+}
+
 impl Finished {
     /// Publishes the folder as the first free of `{output}/<date>/<stem>/`, `<stem>-1/`, …. Before each try, `domain`
     /// makes the text of domain.xml for that directory (`None`: none is wanted) and `record` takes note of it.
@@ -157,9 +163,12 @@ impl Finished {
             let path = path.to_owned();
             move |source| PublishError::Move { path, source }
         };
-        if self.strip()? {
-            moves::sync_dir(&self.inside()).map_err(cannot(&self.folder))?;
-        }
+        self.strip()?;
+        // Also where nothing was removed: whoever removed it may have died before that was on the disk.
+        moves::sync_dir(&self.inside()).map_err(cannot(&self.folder))?;
+        // Its name, too: where a power cut takes that alone, the folder would seem to have been published.
+        let work = self.folder.parent().unwrap_or(&self.folder);
+        moves::sync_dir(work).map_err(cannot(&self.folder))?;
         moves::create_dir(&dir).map_err(cannot(&dir))?;
         for k in 0..MAX_SUFFIX {
             let target = dir.join(names::suffixed_dir(stem, k));
@@ -184,9 +193,8 @@ impl Finished {
         Err(PublishError::NoName { dir, stem: stem.to_owned() }.into())
     }
 
-    /// Removes everything that metadata.json doesn't name. Whether there was any: the worker has synced its folder.
-    fn strip(&self) -> Result<bool, PublishError> {
-        let mut was_changed = false;
+    /// Removes everything that metadata.json doesn't name.
+    fn strip(&self) -> Result<(), PublishError> {
         let look = |source| PublishError::Look { path: self.folder.clone(), source };
         for entry in fs::read_dir(self.inside()).map_err(look)? {
             let entry = entry.map_err(look)?;
@@ -196,9 +204,8 @@ impl Finished {
             }
             let path = entry.path();
             waste::remove(&path).map_err(|source| PublishError::Strip { path, source })?;
-            was_changed = true;
         }
-        Ok(was_changed)
+        Ok(())
     }
 
     /// A path to the inspected directory itself, wherever it is and whatever has its name now.
