@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason, chain};
 use crate::executor::{Executor, Update};
-use crate::ledger::{Change, ClaimState, ConversionRow, retries};
 use crate::files::volume;
+use crate::ledger::{Change, ClaimState, ConversionRow, retries};
 use crate::queue::{dispose, failpoint};
 
 use super::decide::{Action, Circumstances, decide};
@@ -215,7 +215,8 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    fn take_row(&mut self, id: &ConversionId, row: ConversionRow) {
+    /// Takes over what the ledger has.
+    pub(super) fn take_row(&mut self, id: &ConversionId, row: ConversionRow) {
         if let Some(conversion) = self.conversions.get_mut(id) {
             if conversion.row.state != row.state {
                 conversion.is_in_place = false;

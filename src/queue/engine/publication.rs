@@ -30,6 +30,8 @@ impl<E: Executor> Engine<E> {
         if let Some(target) = recorded
             && publish::has_left(&layout, id, attempt, &folder, &target)?
         {
+            // Whoever moved it there may have died, or failed, before that was on the disk.
+            publish::sync(&target)?;
             let metadata = publish::read_published(&target, id);
             self.conclude(id, &target, metadata).await?;
             return Ok(true);
@@ -55,16 +57,22 @@ impl<E: Executor> Engine<E> {
             emits.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
         };
         let ledger = self.ledger.clone();
+        let mut noted = None;
         let record = |target: &Path| -> Result<()> {
             let target = target.strip_prefix(layout.output()).unwrap_or(target).to_string_lossy().into_owned();
             let change = Change::State(ClaimState::Publishing { target });
             let key = id.clone();
-            ledger.wait(move |ledger| ledger.update(&key, &change).map(|_| ()))?;
+            noted = Some(ledger.wait(move |ledger| ledger.update(&key, &change))?);
             failpoint::reach(&layout, failpoint::Step::PublicationNoted);
             Ok(())
         };
-        let target =
-            finished.publish(&layout, &row.claim.date, row.claim.stem(), self.settings.method, domain, record)?;
+        let published =
+            finished.publish(&layout, &row.claim.date, row.claim.stem(), self.settings.method, domain, record);
+        // Whatever came of it: it may stand there, and is looked for there next time.
+        if let Some(row) = noted {
+            self.take_row(id, row);
+        }
+        let target = published?;
         failpoint::reach(&self.settings.layout, failpoint::Step::Published);
         self.conclude(id, &target, Some(finished.metadata)).await?;
         Ok(true)
