@@ -5,6 +5,7 @@ use std::fs;
 
 use crate::conversion::{Claim, ConversionId, chain};
 use crate::executor::Executor;
+use crate::files::moves;
 use crate::ledger::{ClaimState, ConversionRow, Ledger, NewConversion};
 use crate::queue::claim::{self, ClaimError};
 use crate::queue::dispose;
@@ -24,6 +25,7 @@ impl<E: Executor> Engine<E> {
         }
         // Whoever calls has the lock: nobody else looks after them.
         let claims: Vec<Claim> = claims.own.into_iter().chain(claims.foreign).collect();
+        self.sync_names(&claims)?;
         let rows = self.ledger.call(Ledger::conversions).await?;
         let mut known: BTreeSet<ConversionId> = rows.iter().map(|row| row.id.clone()).collect();
         let present: BTreeSet<ConversionId> = claims.iter().map(|claim| claim.id.clone()).collect();
@@ -44,6 +46,18 @@ impl<E: Executor> Engine<E> {
             }
         }
         self.remove_waste(&known)
+    }
+
+    /// Brings to the disk what names an earlier run made and may have died before syncing: what follows builds on them.
+    fn sync_names(&self, claims: &[Claim]) -> Result<()> {
+        let layout = &self.settings.layout;
+        let archives: BTreeSet<_> = claims.iter().map(|claim| layout.processed(&claim.date)).collect();
+        let standing =
+            [layout.processing(), layout.errors(), layout.queue().join(".processed"), layout.output().to_owned()];
+        for dir in standing.into_iter().chain(archives.into_iter().filter(|dir| dir.exists())) {
+            moves::sync_dir(&dir)?;
+        }
+        Ok(())
     }
 
     /// Removes a claim of files that were converted under another name and stay in the queue: its record could not be
