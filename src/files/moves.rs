@@ -100,7 +100,10 @@ pub fn move_dir(from: &Path, to: &Path, method: Method) -> Result<(), MoveError>
 pub fn create_dir(path: &Path) -> Result<(), MoveError> {
     let cannot = |source| MoveError::Move { from: path.to_owned(), to: path.to_owned(), source };
     match volume::create_dir(path, 0o777) {
-        Ok(()) => sync_dir(path.parent().unwrap_or(path)),
+        Ok(()) => sync_dir(path.parent().unwrap_or(path)).inspect_err(|_| {
+            // Whoever tries again must not find it and take it for synced.
+            let _ = volume::remove_dir(path);
+        }),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => match path.parent() {
             Some(parent) => {
