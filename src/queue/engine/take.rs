@@ -68,6 +68,10 @@ impl<E: Executor> Engine<E> {
                 continue;
             }
             let Some(artifact) = self.intake.ready_at(at) else { return };
+            if self.is_being_claimed(&artifact) {
+                at += 1;
+                continue;
+            }
             match self.claim_one(&artifact).await {
                 // It is no longer among those that are ready.
                 Ok(true) => room -= 1,
@@ -94,6 +98,13 @@ impl<E: Executor> Engine<E> {
             RunState::Draining => self.drain.as_ref().is_some_and(|drain| drain.contains(primary)),
             RunState::Stopped => false,
         }
+    }
+
+    /// Whether a claim that could not be completed yet has moved some of it, or is about to.
+    fn is_being_claimed(&self, artifact: &Artifact) -> bool {
+        let claimed = self.conversions.values().filter(|c| c.row.state == ClaimState::Claimed);
+        let mut members = claimed.flat_map(|c| &c.row.claim.members);
+        members.any(|member| artifact.members.iter().any(|other| other.inode == member.inode))
     }
 
     /// `false` where it is not its turn yet.
