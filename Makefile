@@ -45,6 +45,10 @@ test-long: prerequisites ## Kill sweeps at full size, more changed images, an ho
 	tests/run.sh --profile long -E 'test(/kill|mutation::|failpoints::/)'
 	@if $(MAKE) --dry-run sim >/dev/null 2>&1; then $(MAKE) sim MINUTES=$(MINUTES); fi
 
+.PHONY: sim
+sim: ## Simulate the queue engine (SEED=first COUNT=how-many MINUTES=how-long; COUNT=1 shows the trace)
+	SEED=$(SEED) COUNT=$(COUNT) MINUTES=$(MINUTES) cargo test --locked --lib simulation::whatever_happens -- --nocapture
+
 .PHONY: generate
 generate: ## Write the generated files: crds/, the chart's copy, docs/api.md, deploy/base/operator.yaml
 	cargo build --locked --quiet --bin hyper2kvm-operator

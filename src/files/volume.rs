@@ -20,8 +20,14 @@ pub(crate) mod simulated;
 #[cfg_attr(not(test), expect(dead_code, reason = "only a simulation looks at it"))]
 pub(crate) enum Change {
     /// Replaces what has the new name.
-    Rename { from: PathBuf, to: PathBuf },
-    Link { from: PathBuf, to: PathBuf },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Link {
+        from: PathBuf,
+        to: PathBuf,
+    },
     Remove(PathBuf),
     CreateDir(PathBuf),
     CreateFile(PathBuf),
@@ -38,10 +44,7 @@ fn through<T, E>(_: impl FnOnce() -> Change, act: impl FnOnce() -> Result<T, E>)
 
 /// Does it, or what a simulation makes of it.
 #[cfg(test)]
-fn through<T, E: From<Errno>>(
-    change: impl FnOnce() -> Change,
-    act: impl FnOnce() -> Result<T, E>,
-) -> Result<T, E> {
+fn through<T, E: From<Errno>>(change: impl FnOnce() -> Change, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     match simulated::current() {
         Some(volume) => volume.through(&change(), act),
         None => act(),

@@ -95,7 +95,8 @@ pub fn record(layout: &Layout, claim: &Claim) -> Result<(), ClaimError> {
     }
     let dir = layout.claim_dir(&claim.id);
     let making = |source| ClaimError::Directory { id: claim.id.clone(), source };
-    volume::create_dir_all(&dir, 0o777).map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
+    volume::create_dir_all(&dir, 0o777)
+        .map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
     store::write_json(&layout.claim_file(&claim.id), claim).map_err(recording)?;
     // The directory's own name may reach the disk last: until it has, no member is moved.
     moves::sync_dir(&layout.processing()).map_err(making)

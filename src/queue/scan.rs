@@ -11,9 +11,9 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
-use crate::files::volume;
 use crate::conversion::Member;
 use crate::conversion::contract::{EXTENSIONS, UNFINISHED};
+use crate::files::volume;
 
 /// Entries looked at in one listing: a directory with more is read in part, and said so.
 pub const MAX_ENTRIES: usize = 200_000;

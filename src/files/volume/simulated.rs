@@ -241,11 +241,7 @@ impl Volume {
     }
 
     /// Does a change, unless it is to fail, and takes note of it.
-    pub fn through<T, E: From<Errno>>(
-        &self,
-        change: &Change,
-        act: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub fn through<T, E: From<Errno>>(&self, change: &Change, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let change = self.plain(change);
         if let Err(errno) = self.event(&self.text(&change)) {
             self.note(format!("fails: {errno}"));
@@ -398,9 +394,13 @@ impl Disk {
 
     fn sync(&mut self, dir: u64) {
         let mut pending = std::mem::take(&mut self.pending);
-        for half in pending.iter_mut().flatten().filter(|half| half.dir == dir && !half.is_synced) {
-            half.is_synced = true;
-            self.put(half);
+        for change in pending.iter_mut().filter(|change| change.iter().any(|half| half.dir == dir)) {
+            // No file system shows a directory under two names.
+            let is_whole = change.iter().any(|half| half.inode.is_some_and(|inode| self.names.contains_key(&inode)));
+            for half in change.iter_mut().filter(|half| (half.dir == dir || is_whole) && !half.is_synced) {
+                half.is_synced = true;
+                self.put(half);
+            }
         }
         pending.retain(|change| change.iter().any(|half| !half.is_synced));
         self.pending = pending;

@@ -15,15 +15,13 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next
 use crate::conversion::options::OutputFormat;
 use crate::conversion::report::{DiskReport, SourceReport};
 use crate::conversion::status::End;
-use crate::conversion::{
-    Attempt, CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Metadata, Reason,
-};
+use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Metadata, Reason};
 use crate::executor::{Error, Executor, Request, Submission, Update};
-use crate::ledger::{self, Change, ConversionRow};
 use crate::files::Layout;
 use crate::files::layout::METADATA_FILE;
-use crate::files::volume::simulated::{Random, Volume};
 use crate::files::volume;
+use crate::files::volume::simulated::{Random, Volume};
+use crate::ledger::{self, Change, ConversionRow};
 
 use super::Simulated;
 
@@ -157,8 +155,13 @@ impl World {
     /// Somebody asks for a file by its path.
     pub fn ask(&mut self, path: &str) {
         let id = ConversionId::for_file(path, self.time.random());
-        let request =
-            Request { id: id.clone(), path: path.to_owned(), companions: Vec::new(), emit_domain_xml: None, unfit: None };
+        let request = Request {
+            id: id.clone(),
+            path: path.to_owned(),
+            companions: Vec::new(),
+            emit_domain_xml: None,
+            unfit: None,
+        };
         self.asked.insert(id, request);
     }
 
@@ -210,7 +213,9 @@ impl World {
         let ready: Vec<ConversionId> =
             self.known.iter().filter(|(_, known)| may_start(known)).map(|(id, _)| id.clone()).collect();
         for id in admit(&ready, running, self.limit, self.run_state).to_vec() {
-            let Some(Step::Start(attempt)) = self.known.get(&id).map(|known| next_step(&known.status)) else { continue };
+            let Some(Step::Start(attempt)) = self.known.get(&id).map(|known| next_step(&known.status)) else {
+                continue;
+            };
             self.note(&id, Observation::Starting { attempt, job_name: None });
             self.begin(&id, attempt);
         }
@@ -596,4 +601,3 @@ impl Executor for Worker {
         None
     }
 }
-

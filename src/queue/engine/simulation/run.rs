@@ -13,11 +13,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::conversion::ConversionOptions;
 use crate::conversion::admission::RunState;
+use crate::files::Layout;
+use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 use crate::ledger::{self, Ledger};
 use crate::notification::{NotificationConfig, Notifier};
-use crate::files::Layout;
 use crate::queue::engine::{Engine, Remote, Settings, World as Machine};
-use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 
 use super::Simulated;
 use super::executor::{Worker, World};
@@ -81,6 +81,8 @@ struct Play<'a> {
     /// What the next death takes along.
     cut: Option<Keeps>,
     begun: Instant,
+    /// Whether everything came to rest before.
+    is_last: bool,
     random: Random,
 }
 
@@ -102,7 +104,19 @@ impl<'a> Play<'a> {
         let site = Site::new(layout, Rc::clone(&volume), time.clone(), Random::new(random.next()));
         let world = Rc::new(RefCell::new(world));
         let asked = (RunState::Running, 1);
-        Self { place, script, volume, time, world, site, asked, cut: None, begun: Instant::now(), random }
+        Self {
+            place,
+            script,
+            volume,
+            time,
+            world,
+            site,
+            asked,
+            cut: None,
+            begun: Instant::now(),
+            is_last: false,
+            random,
+        }
     }
 
     async fn play(&mut self) -> Result<(), String> {
@@ -113,7 +127,13 @@ impl<'a> Play<'a> {
                 return Err(violation);
             }
             if is_at_rest {
-                break;
+                // What only a start removes goes with one more.
+                if self.is_last {
+                    break;
+                }
+                self.is_last = true;
+                self.world.borrow_mut().engine_died();
+                continue;
             }
             if ending == Ending::Death {
                 self.world.borrow_mut().engine_died();
@@ -192,7 +212,8 @@ impl<'a> Play<'a> {
                 (Ending::Death, false)
             }
             Err(error) => {
-                self.volume.note(format!("cannot start: {error}"));
+                let root = self.place.display().to_string();
+                self.volume.note(format!("cannot start: {error}").replace(&root, ""));
                 self.while_down(acts);
                 (Ending::Itself, false)
             }
@@ -253,7 +274,11 @@ impl<'a> Play<'a> {
             }
             if acts.is_empty() {
                 self.calm();
-                self.command(RunState::Running, Some(remote));
+                // A restart may go by a pause that could not be taken back while nothing could be written.
+                if remote.snapshot().run_state != RunState::Running {
+                    self.asked.0 = RunState::Paused;
+                    self.command(RunState::Running, Some(remote));
+                }
             }
             rest = (acts.is_empty() && self.is_at_rest(remote)).then(|| rest.unwrap_or_else(Instant::now));
             let is_over = rest.is_some_and(|since| since.elapsed() > REST) || self.begun.elapsed() > REST_WITHIN;

@@ -110,12 +110,9 @@ fn act(random: &mut Random, is_cluster: bool) -> Act {
         3 => Act::DropAgain,
         4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Remove]),
         5 => random.pick(&[Act::Retry, Act::Correct, Act::WriteOn]),
-        6 | 7 => Act::Command(random.pick(&[
-            RunState::Running,
-            RunState::Paused,
-            RunState::Draining,
-            RunState::Stopped,
-        ])),
+        6 | 7 => {
+            Act::Command(random.pick(&[RunState::Running, RunState::Paused, RunState::Draining, RunState::Stopped]))
+        }
         8 if is_cluster => random.pick(&[Act::Delete, Act::Ask]),
         9 => Act::Full(true),
         8 | 10 => Act::Fault(Some(random.pick(&[Fault::Io(2), Fault::Io(8), Fault::NoSpace, Fault::ReadOnly]))),

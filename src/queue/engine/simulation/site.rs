@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use crate::conversion::Metadata;
 use crate::conversion::status::End;
-use crate::ledger::Ledger;
 use crate::files::volume::simulated::{Random, Volume};
 use crate::files::{Layout, volume};
+use crate::ledger::Ledger;
 
 use super::Simulated;
 use super::executor::{World, converted};
@@ -28,6 +28,8 @@ struct Source {
     /// Whether others did something to it, so that it may be converted more than once.
     is_touched: bool,
     is_extent: bool,
+    /// Files that were dropped together.
+    group: u64,
 }
 
 /// See the module.
@@ -39,6 +41,9 @@ pub(super) struct Site {
     random: Random,
     sources: BTreeMap<String, Source>,
     dropped: u64,
+    groups: u64,
+    /// Whether what is dropped next belongs to what was dropped before.
+    is_in_group: bool,
     names: Vec<String>,
 }
 
@@ -46,7 +51,17 @@ type Check = Result<(), String>;
 
 impl Site {
     pub fn new(layout: Layout, volume: Rc<Volume>, time: Simulated, random: Random) -> Self {
-        Self { layout, volume, time, random, sources: BTreeMap::new(), dropped: 0, names: Vec::new() }
+        Self {
+            layout,
+            volume,
+            time,
+            random,
+            sources: BTreeMap::new(),
+            dropped: 0,
+            groups: 0,
+            is_in_group: false,
+            names: Vec::new(),
+        }
     }
 
     fn modified(&self) -> SystemTime {
@@ -79,6 +94,7 @@ impl Site {
             "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
              RW 128 FLAT \"{extent}\" 0\nddb.adapterType = \"lsilogic\"\n"
         );
+        self.is_in_group = true;
         if self.random.once_in(2) {
             self.put(&name, &text, false);
             self.put(&extent, "", true);
@@ -86,6 +102,8 @@ impl Site {
             self.put(&extent, "", true);
             self.put(&name, &text, false);
         }
+        self.is_in_group = false;
+        self.groups += 1;
     }
 
     fn put(&mut self, name: &str, text: &str, is_extent: bool) {
@@ -114,15 +132,19 @@ impl Site {
             is_removed: false,
             is_touched: false,
             is_extent,
+            group: self.groups,
         };
         self.sources.insert(mark, source);
         self.names.push(name.to_owned());
+        self.groups += u64::from(!self.is_in_group);
     }
 
     /// Some file in a directory that people look into.
     fn some(&mut self, dir: &Path) -> Option<(PathBuf, String)> {
-        let mut found: Vec<(PathBuf, String)> =
-            files(dir, false).into_iter().filter_map(|path| Some((path.clone(), mark(&fs::read(path).ok()?)?))).collect();
+        let mut found: Vec<(PathBuf, String)> = files(dir, false)
+            .into_iter()
+            .filter_map(|path| Some((path.clone(), mark(&fs::read(path).ok()?)?)))
+            .collect();
         found.sort();
         (!found.is_empty()).then(|| {
             let index = usize::try_from(self.random.below(found.len() as u64)).expect("an index");
@@ -176,8 +198,12 @@ impl Site {
 
     /// Writes to a file wherever it is now.
     pub fn write_on(&mut self) {
-        let marks: Vec<String> =
-            self.sources.iter().filter(|(_, s)| s.open.is_some() && !s.is_removed).map(|(mark, _)| mark.clone()).collect();
+        let marks: Vec<String> = self
+            .sources
+            .iter()
+            .filter(|(_, s)| s.open.is_some() && !s.is_removed)
+            .map(|(mark, _)| mark.clone())
+            .collect();
         if marks.is_empty() {
             return;
         }
@@ -225,6 +251,7 @@ impl Site {
         if let Some(source) = self.sources.get_mut(&mark) {
             source.is_removed = true;
         }
+        self.touch(&mark);
     }
 
     /// A name in the queue that can be asked for.
@@ -236,7 +263,8 @@ impl Site {
     }
 
     fn touch(&mut self, mark: &str) {
-        if let Some(source) = self.sources.get_mut(mark) {
+        let group = self.sources.get(mark).map(|source| source.group);
+        for source in self.sources.values_mut().filter(|source| Some(source.group) == group) {
             source.is_touched = true;
         }
     }
@@ -351,7 +379,9 @@ impl Site {
         let happened =
             [count(End::Succeeded), count(End::Failed), count(End::Duplicate), count(End::Cancelled) - given_back];
         if counted != happened {
-            return Err(format!("counted {counted:?}, happened {happened:?} (succeeded, failed, duplicate, cancelled)"));
+            return Err(format!(
+                "counted {counted:?}, happened {happened:?} (succeeded, failed, duplicate, cancelled)"
+            ));
         }
         if published.len() as u64 != happened[0] {
             return Err(format!("{} published, {} succeeded", published.len(), happened[0]));
