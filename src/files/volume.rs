@@ -17,7 +17,6 @@ pub(crate) mod simulated;
 
 /// What is about to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "only a simulation looks at it"))]
 pub(crate) enum Change {
     /// Replaces what has the new name.
     Rename {
@@ -108,7 +107,7 @@ pub(crate) fn create_dir_all(path: &Path, mode: u32) -> io::Result<()> {
             None => Err(e),
         },
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made,
+        done => done,
     }
 }
 

@@ -123,7 +123,7 @@ impl Writer {
     }
 }
 
-/// What SQLite makes of an error of a simulated volume.
+/// What `SQLite` makes of an error of a simulated volume.
 #[cfg(test)]
 fn simulated(_: rustix::io::Errno) -> Error {
     let full = rusqlite::ffi::Error { code: rusqlite::ErrorCode::DiskFull, extended_code: 13 };

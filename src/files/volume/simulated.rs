@@ -242,7 +242,7 @@ impl Volume {
 
     /// Does a change, unless it is to fail, and takes note of it.
     pub fn through<T, E: From<Errno>>(&self, change: &Change, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        let change = self.plain(change);
+        let change = Self::plain(change);
         if let Err(errno) = self.event(&self.text(&change)) {
             self.note(format!("fails: {errno}"));
             return Err(errno.into());
@@ -293,7 +293,7 @@ impl Volume {
     }
 
     /// Paths through a descriptor, as they are called now.
-    fn plain(&self, change: &Change) -> Change {
+    fn plain(change: &Change) -> Change {
         let plain = |path: &PathBuf| {
             let Ok(rest) = path.strip_prefix("/proc/self/fd") else { return path.clone() };
             let mut parts = rest.components();

@@ -81,7 +81,7 @@ impl Site {
         }
         let index = usize::try_from(self.random.below(self.names.len() as u64)).expect("an index");
         let name = self.names[index].clone();
-        if !self.layout.queue().join(&name).exists() && !name.ends_with(".vmdk") {
+        if !self.layout.queue().join(&name).exists() && !name.contains(".vmdk") {
             self.put(&name, "", false);
         }
     }
@@ -152,8 +152,14 @@ impl Site {
         })
     }
 
+    /// The same of the queue itself.
+    fn some_waiting(&mut self) -> Option<(PathBuf, String)> {
+        let queue = self.layout.queue().to_owned();
+        self.some(&queue)
+    }
+
     pub fn rename(&mut self) {
-        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        let Some((path, mark)) = self.some_waiting() else { return };
         let to = self.layout.queue().join(format!("renamed{}.raw", self.random.below(1000)));
         if to.exists() {
             return;
@@ -184,7 +190,7 @@ impl Site {
     }
 
     pub fn grow(&mut self) {
-        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        let Some((path, mark)) = self.some_waiting() else { return };
         let file = File::options().append(true).open(&path).expect("a file of ours");
         self.lengthen(&mark, &file, &path);
     }
@@ -235,14 +241,14 @@ impl Site {
     }
 
     pub fn chmod(&mut self) {
-        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        let Some((path, mark)) = self.some_waiting() else { return };
         self.volume.note(format!("mode changed: {mark}"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file of ours");
         self.volume.touched(fs::metadata(&path).expect("a file of ours").ino());
     }
 
     pub fn remove(&mut self) {
-        let Some((path, mark)) = self.some(&self.layout.queue().to_owned()) else { return };
+        let Some((path, mark)) = self.some_waiting() else { return };
         self.volume.note(format!("removed: {mark}"));
         self.volume.other(|| {
             volume::remove_file(&path).expect("a file of ours");
@@ -256,7 +262,7 @@ impl Site {
 
     /// A name in the queue that can be asked for.
     pub fn some_name(&mut self) -> Option<String> {
-        let (path, mark) = self.some(&self.layout.queue().to_owned())?;
+        let (path, mark) = self.some_waiting()?;
         // Whoever asks gets, whatever became of it before.
         self.touch(&mark);
         path.file_name().map(|name| name.to_string_lossy().into_owned())
@@ -269,7 +275,7 @@ impl Site {
         }
     }
 
-    /// After the power was gone, files have other inodes, and nobody holds them open.
+    /// After the power was gone nobody holds a file open.
     pub fn power_was_cut(&mut self) {
         for source in self.sources.values_mut() {
             source.open = None;
@@ -335,7 +341,7 @@ impl Site {
         let text = String::from_utf8_lossy(&bytes);
         let marks: Vec<String> = text
             .match_indices("source ")
-            .map(|(at, _)| text[at..].split(|c: char| c == '\n').next().unwrap_or_default().to_owned())
+            .map(|(at, _)| text[at..].split('\n').next().unwrap_or_default().to_owned())
             .collect();
         // Each of its members as it was at one time or another.
         let mut rest = bytes.as_slice().strip_prefix(b"converted\n").ok_or("its disk has no beginning")?;
