@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::conversion::admission::{RunState, admit};
+use crate::conversion::contract::METADATA_FILE;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next_step};
 use crate::conversion::options::OutputFormat;
 use crate::conversion::report::{DiskReport, SourceReport};
@@ -18,7 +19,6 @@ use crate::conversion::status::End;
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Metadata, Reason};
 use crate::executor::{Error, Executor, Request, Submission, Update};
 use crate::files::Layout;
-use crate::files::layout::METADATA_FILE;
 use crate::files::volume;
 use crate::files::volume::simulated::{Random, Volume};
 use crate::ledger::{self, Change, ConversionRow};
@@ -363,14 +363,11 @@ impl Worker {
             let Some(known) = world.known.get(id) else { return Err(Error::new(doing, id, "it is not known")) };
             (world.is_cluster, known.status.clone(), world.policy, world.time.now())
         };
-        let may_wait =
-            matches!(observation, Observation::Staged(_) | Observation::Starting { .. } | Observation::Done { .. });
-        let after = advance(status.clone(), observation, &policy, now).0;
+        let after = advance(status.clone(), observation.clone(), &policy, now).0;
         if !is_cluster && after != status {
-            let change = Change { status: Some(after.clone()), ..Change::default() };
+            let change = Change::Observed { observation, status: after.clone() };
             let key = id.clone();
-            let write = if may_wait { ledger::Ledger::defer } else { ledger::Ledger::update };
-            let written = self.ledger.call(move |ledger| write(ledger, &key, &change).map(|_| ())).await;
+            let written = self.ledger.call(move |ledger| ledger.update(&key, &change).map(|_| ())).await;
             written.map_err(|source| Error::new(doing, id, source))?;
         }
         if let Some(known) = self.world.borrow_mut().known.get_mut(id) {

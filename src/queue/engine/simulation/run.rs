@@ -174,6 +174,7 @@ impl<'a> Play<'a> {
             archive_processed: script.archive_processed,
             deduplicate: script.deduplicate,
             deduplicate_by_md5: script.deduplicate && script.deduplicate_by_md5,
+            look_interval: Duration::from_secs(1),
             file_stable_timeout: Duration::from_secs(30),
             companion_timeout: Duration::from_secs(20),
             policy: script.policy,
