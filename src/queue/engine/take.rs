@@ -100,10 +100,10 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Whether a claim that could not be completed yet has moved some of it, or is about to.
+    /// Whether some of it is on its way into a claim, or out of one, that could not be carried out yet.
     fn is_being_claimed(&self, artifact: &Artifact) -> bool {
-        let claimed = self.conversions.values().filter(|c| c.row.state == ClaimState::Claimed);
-        let mut members = claimed.flat_map(|c| &c.row.claim.members);
+        let moving = |c: &&Conversion| matches!(c.row.state, ClaimState::Claimed | ClaimState::Returning { .. });
+        let mut members = self.conversions.values().filter(moving).flat_map(|c| &c.row.claim.members);
         members.any(|member| artifact.members.iter().any(|other| other.inode == member.inode))
     }
 
