@@ -103,11 +103,10 @@ impl Tree {
         let (found, rest) = path.split_at(depth);
         let module = &self.modules[found];
         // Re-exports that lead in a circle are no business of this test.
-        if let Some(name) = rest.first().filter(|_| steps > 0) {
-            if let Some(target) = module.names.get(name) {
-                let further = target.iter().chain(&rest[1..]).cloned().collect();
-                return self.definition(&further, steps - 1);
-            }
+        let renamed = rest.first().filter(|_| steps > 0).and_then(|name| module.names.get(name));
+        if let Some(target) = renamed {
+            let further = target.iter().chain(&rest[1..]).cloned().collect();
+            return self.definition(&further, steps - 1);
         }
         Some(found.to_vec())
     }

@@ -142,7 +142,7 @@ fn open_component(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) 
 }
 
 /// Older kernels and seccomp profiles (which answer ENOSYS or EPERM) keep openat2 from us; for one plain component
-/// O_NOFOLLOW promises the same.
+/// `O_NOFOLLOW` promises the same.
 fn or_without_openat2(
     opened: Result<OwnedFd, Errno>,
     name: &OsStr,

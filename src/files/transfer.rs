@@ -31,12 +31,8 @@ use super::space::told_free;
 use super::store::{self, StoreError};
 use crate::conversion::contract::{NAME_MAX, PART, UNFINISHED};
 
-/// What an unfinished file's name ends in.
-
 /// Longest line that either side reads, in bytes.
 pub const MAX_LINE: u64 = 16 << 10;
-
-/// Ends of names that the watcher leaves alone.
 
 const BUFFER: usize = 256 << 10;
 

@@ -136,7 +136,7 @@ impl ConditionState {
 
 /// The condition of this type, if it was ever set.
 #[must_use]
-pub fn condition<'a>(conditions: &'a [Condition], kind: impl AsRef<str>) -> Option<&'a Condition> {
+pub fn condition(conditions: &[Condition], kind: impl AsRef<str>) -> Option<&Condition> {
     conditions.iter().find(|c| c.type_ == kind.as_ref())
 }
 

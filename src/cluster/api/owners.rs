@@ -95,9 +95,9 @@ pub(crate) mod tests {
 
     #[test]
     fn every_field_and_every_condition_of_a_status_has_an_owner() {
-        let tables: [(&[(&str, &[Writer])], &[ConditionType]); 2] =
-            [(&OF_QUEUE, ConditionType::OF_QUEUE), (&OF_CONVERSION, ConditionType::OF_CONVERSION)];
-        for (crd, (table, conditions)) in crds().iter().zip(tables) {
+        let fields: [&[(&str, &[Writer])]; 2] = [&OF_QUEUE, &OF_CONVERSION];
+        let conditions = [ConditionType::OF_QUEUE, ConditionType::OF_CONVERSION];
+        for ((crd, table), conditions) in crds().iter().zip(fields).zip(conditions) {
             let status = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"];
             let mut fields: BTreeSet<_> = status.as_object().unwrap().keys().map(String::as_str).collect();
             assert!(fields.remove("conditions"));
