@@ -3,9 +3,10 @@
 //! Layers, each importing only those below it (`tests/layering.rs` holds them to it):
 //!
 //! ```text
-//! bin ─▶ cluster ─▶ queue · ledger · executor · control · notification · stats · config · telemetry ─▶ conversion
-//! bin(hyper2kvm) ─▶ worker ─▶ disk ──────────────────────────────────────────────────────────────▶ conversion
-//! queue ─▶ disk::descriptor
+//! bin ─▶ cluster ─▶ queue ─▶ executor ─▶ ledger ─▶ files ─▶ conversion
+//!        cluster, queue ─▶ control · notification · config · telemetry · stats ─▶ conversion
+//! bin(hyper2kvm) ─▶ worker ─▶ disk, files ─▶ conversion
+//! queue ─▶ disk (what a descriptor names)
 //! ```
 #![forbid(unsafe_code)]
 
