@@ -13,15 +13,15 @@ pub enum Exit {
 }
 
 /// A worker's own account, where it may be believed: it can't excuse itself from being counted, nor choose its class.
-/// Its message is cut to `max_bytes`.
+/// `clean` makes its message fit to be shown.
 #[must_use]
-pub fn believed(told: &Failure, max_bytes: usize) -> Option<Failure> {
+pub fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failure> {
     if matches!(told.reason.class(), Class::NoAttempt | Class::Cancelled)
         || matches!(told.reason, Reason::DisruptedTooOften | Reason::JobLost | Reason::Killed | Reason::Recalled)
     {
         return None;
     }
-    let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message, max_bytes));
+    let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message));
     failure.stage = told.stage;
     failure.needed_bytes = told.needed_bytes;
     Some(failure)
@@ -105,10 +105,10 @@ mod tests {
     #[test]
     fn a_worker_can_neither_excuse_itself_nor_choose_its_class() {
         for reason in [Reason::Disrupted, Reason::Suspended, Reason::Cancelled, Reason::Recalled, Reason::Killed] {
-            assert_eq!(believed(&Failure::new(reason, "not me"), 80), None, "{reason}");
+            assert_eq!(believed(&Failure::new(reason, "not me"), |text| clean(text, 80)), None, "{reason}");
         }
         let lie = Failure { class: Class::NoAttempt, ..Failure::new(Reason::Corrupt, "a\u{1b}[31mb\n") };
-        let failure = believed(&lie, 80).unwrap();
+        let failure = believed(&lie, |text| clean(text, 80)).unwrap();
         assert_eq!((failure.class, failure.message.as_str()), (Class::Permanent, "a [31mb "));
     }
 

@@ -4,8 +4,9 @@ use k8s_openapi::api::batch::v1::JobCondition;
 
 use super::starting::{clean, condition, waiting, words};
 use crate::cluster::containers::{phase, worker_end, worker_has_started, worker_is_over, worker_succeeded};
-use crate::cluster::seen::{ContainerStateTerminated, Job, Pod, PodCondition};
+use crate::cluster::seen::{Job, Pod, PodCondition};
 use crate::conversion::lifecycle::Observation;
+use crate::conversion::verdict::{self, Exit};
 use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
 
 /// How far an attempt is.
@@ -117,7 +118,7 @@ fn pod_failure(pod: &Pod) -> Option<Failure> {
     if let Some(failure) = ended.and_then(|t| t.message.as_deref()).and_then(read_message) {
         return Some(failure);
     }
-    if let Some(failure) = ended.and_then(from_exit_code) {
+    if let Some(failure) = ended.and_then(|t| verdict::by_exit(Exit::Code(t.exit_code), "message")) {
         return Some(failure);
     }
     if ended.is_some_and(|t| t.reason.as_deref() == Some("OOMKilled")) {
@@ -143,35 +144,10 @@ fn pod_failure(pod: &Pod) -> Option<Failure> {
     }
 }
 
-/// The worker's own account, where it may be believed: a worker can't excuse itself from being counted.
+/// The worker's own account, where it left one that may be believed.
 fn read_message(text: &str) -> Option<Failure> {
     let message: TerminationMessage = serde_json::from_str(text).ok()?;
-    let told = message.failure;
-    if matches!(told.reason.class(), Class::NoAttempt | Class::Cancelled)
-        || matches!(told.reason, Reason::DisruptedTooOften | Reason::JobLost | Reason::Killed | Reason::Recalled)
-    {
-        return None;
-    }
-    let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message));
-    failure.stage = told.stage;
-    failure.needed_bytes = told.needed_bytes;
-    Some(failure)
-}
-
-/// What an exit code says by itself; 137 and 143 say only that somebody ended the process.
-fn from_exit_code(ended: &ContainerStateTerminated) -> Option<Failure> {
-    let code = ended.exit_code;
-    let internal = |class| Failure {
-        class,
-        ..Failure::new(Reason::Internal, format!("the worker ended with exit code {code} and no readable message"))
-    };
-    match code {
-        0 | 137 | 143 => None,
-        10 => Some(internal(Class::Permanent)),
-        11 => Some(internal(Class::Configuration)),
-        13 => Some(Failure::new(Reason::SourceChanged, "the source changed after it was claimed")),
-        _ => Some(internal(Class::Transient)),
-    }
+    verdict::believed(&message.failure, clean)
 }
 
 /// A Job that failed although no pod tells why.

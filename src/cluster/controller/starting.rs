@@ -10,6 +10,7 @@ use super::context::Context;
 use super::error::Error;
 use crate::cluster::containers;
 use crate::cluster::seen::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition};
+use crate::conversion::verdict;
 use crate::conversion::{Failure, Reason};
 
 /// How soon a pod that doesn't start is looked at again.
@@ -142,8 +143,7 @@ pub fn words(condition: &PodCondition) -> String {
 /// Text from outside, fit for a condition: no control characters, bounded.
 #[must_use]
 pub fn clean(text: &str) -> String {
-    let mut text: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    let mut text = verdict::clean(text.trim(), MAX_TEXT);
     text.truncate(text.trim_end_matches([' ', ':']).len());
     text
 }

@@ -1,6 +1,6 @@
 //! What became of a child: one decision over how it was ended, what it left and how it exited.
 
-use crate::conversion::verdict::{Exit, believed, by_exit};
+use crate::conversion::verdict::{Exit, believed, by_exit, clean};
 use crate::conversion::{Failure, FailureReport, Reason, TerminationMessage};
 
 /// Longest text taken over from a worker, in bytes.
@@ -42,7 +42,7 @@ pub(super) fn judge(remains: Remains) -> Result<(), Failure> {
         None => {}
     }
     let told = remains.report.map(|report| report.failure).or(remains.message.map(|message| message.failure));
-    let told = told.as_ref().and_then(|told| believed(told, MAX_TEXT));
+    let told = told.as_ref().and_then(|told| believed(told, |text| clean(text, MAX_TEXT)));
     Err(told.or_else(|| by_exit(remains.exit, "report")).unwrap_or_else(|| ended(remains.exit, remains.oom_killed)))
 }
 
