@@ -145,6 +145,8 @@ impl Site {
             .into_iter()
             .filter_map(|path| Some((path.clone(), mark(&fs::read(path).ok()?)?)))
             .collect();
+        // Nobody takes one name of two while a move by link is cut short.
+        found.retain(|(path, _)| fs::symlink_metadata(path).is_ok_and(|found| found.nlink() == 1));
         found.sort();
         (!found.is_empty()).then(|| {
             let index = usize::try_from(self.random.below(found.len() as u64)).expect("an index");
