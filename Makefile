@@ -75,6 +75,7 @@ lint: prerequisites ## Format, clippy, docs, dependencies and licences, with and
 	cargo deny --locked check bans licenses sources
 	deploy/release/version.sh >/dev/null
 	deploy/check-links.py
+	deploy/check-spdx.sh
 
 # Apart from lint: the database of advisories is fetched over the network.
 .PHONY: advisories

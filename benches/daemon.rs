@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `make bench`: the daemon's figures, measured from outside on the built binaries.
 //!
 //! ```text

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Writes what is generated from the API types and the chart: crds/, the chart's copy of it, docs/api.md, and
 # deploy/base/operator.yaml.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # From nothing to a converted disk on a laptop with Docker: makes a kind cluster, builds and loads the image, installs
 # the chart, drops a disk image and waits for the qcow2. Safe to repeat.
 #

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The cluster: custom resources, the controller's reconcilers, the watcher and its sidecar.
 
 pub mod agent;

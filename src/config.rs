@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The configuration of the daemon: YAML or JSON files, flags, environment.
 //!
 //! Several files are laid over one another, key by key; the later wins. A key that is not known is an error, one of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The control socket: one request a connection, one JSON object back.
 //!
 //! A request is a JSON object (`{"command":"status"}`) or a bare word (`status`), and is answered as soon as it is

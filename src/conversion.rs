@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a conversion is and how it advances: pure values, no I/O, no clock.
 
 pub mod admission;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Image formats, for hostile input, and the copy pipeline between them.
 //!
 //! A reader turns bounded metadata into a *map*: an iterator of [`extent::Extent`]s in guest order. A writer turns a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Who carries attempts out: child processes on one host, ConversionJobs in the cluster.
 //!
 //! The queue's engine and an executor talk in whole states. The engine registers a conversion, says when attempt n is

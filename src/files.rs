@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The ground floor: where everything lies on the two volumes, and the file operations that a crash cannot leave half done.
 //!
 //! Everything here is synchronous and blocking, and knows of the queue no more than its paths. Each effect is safe to

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What must be remembered: seen files, claims, totals, history. One database, one writer.
 //!
 //! The database is the one that users of hyper2kvm query (`processed_files`), with further tables of ours beside it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Drop a disk image on a volume, get a verified KVM disk, by itself.
 //!
 //! Layers, each importing only those below it (`tests/layering.rs` holds them to it):

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tells people about conversions: webhooks and e-mail.
 //!
 //! Each channel has its own task with a bounded queue, so that neither a conversion nor the other channel ever waits

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The queue directory: what is dropped into it, how it is claimed, published and disposed of.
 //!
 //! Everything here is synchronous and blocking; call it from the queue's own thread. Each effect is safe to repeat:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What was done so far: counters, the snapshot that everybody reads, and the texts made of it.
 //!
 //! One task counts (into [`Totals`], kept by the ledger) and publishes a [`Snapshot`]; stats.json, the control

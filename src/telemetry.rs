@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the program tells about itself: log lines, metrics, and whether it is well.
 
 pub mod endpoint;

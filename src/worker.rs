@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One artifact, one attempt, one work directory, no memory of others: inspect → plan → copy → verify → report.
 
 pub mod attempt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The layers of the library import only downwards, and no two modules of a folder import each other in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Lists what `make test` could not run here, so that green never means more than it says.
 set -euo pipefail
 left_out() { echo "left out: $1"; }

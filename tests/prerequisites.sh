@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Installs what the tests and lints need: on Debian as root everything, elsewhere it says what is missing.
 #
 #   prerequisites.sh [tools]     (tools: only what cargo runs)

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Runs tests with cargo-nextest, as .config/nextest.toml says, and tells at the end what was left out, which ten took
 # longest, and how many passed.
 #

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `make bench-cluster`: the operator's figures, on a real API server and a real node, with the release's binaries.
 //!
 //! ```text

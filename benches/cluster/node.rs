@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The way of one artifact on a real node: how soon it starts, and what it costs the API server.
 
 use std::collections::HashMap;

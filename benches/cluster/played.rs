@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Thousands of objects: controller, watcher and sidecar as processes beside the API server, pods played.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is shipped: the binaries, and the image.
 
 use std::fs;

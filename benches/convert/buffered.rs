@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The program's own copy where direct I/O is refused.
 //!
 //! The file systems that refuse it here keep all of a file in memory, which a small cgroup could never hold. So this is the

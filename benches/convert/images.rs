@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The sources, made once and kept for the next run.
 
 use std::fs::{self, File};

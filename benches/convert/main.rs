@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `make bench-convert`: every pair of source, output and compression against `qemu-img convert` at its best flags.
 //!
 //! The two run in turn, and begin in turn, round after round, on the same file system, each with its source out of the page

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One run of one program: what it took, and where it may run.
 
 use std::env;

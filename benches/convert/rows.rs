@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The table: which source becomes what, against whom, and what is demanded.
 
 use crate::measure::Place;

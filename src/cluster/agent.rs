@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The watcher: the one process that moves a queue's files. It waits for its specification, its volumes and its locks,
 //! then lets the queue's engine work, with `ConversionJob`s for attempts.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The API: `HyperConversion` (a queue) and `ConversionJob` (one artifact), group `hyper2kvm.io`, version `v1alpha1`.
 //!
 //! What a schema or a CEL rule can say is said here, so that the API server refuses it with a message of ours. What

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A slim copy of watched objects, and a word on each change.
 
 use std::collections::{HashMap, HashSet};

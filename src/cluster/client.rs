@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The client by which every process here speaks to the API server: none of its calls waits for ever.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a pod's status says of our own containers.
 //!
 //! Webhooks inject containers of others into any pod, and a status lists all of them in an order of its own. So ours are

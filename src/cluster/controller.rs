@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The controller: makes a queue's watcher and a conversion's Jobs, and touches no file.
 //!
 //! ```text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Attempts as batch Jobs: each conversion is a `ConversionJob`, whose status is the truth that both sides read.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which queue a process of a queue's pod works for, and where that queue's directories are.
 
 use std::path::PathBuf;

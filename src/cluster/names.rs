@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Names, labels, mount points and variables that controller, watcher, sidecar and worker agree on.
 
 use std::collections::BTreeMap;

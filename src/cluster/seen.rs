@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is looked at of Kubernetes' own objects: the rest of them is neither kept nor, by far the larger part of their
 //! types, compiled in. What the operator makes is built of the whole types.
 

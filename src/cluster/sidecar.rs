@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The watcher's sidecar: control socket and stats.json, from the snapshot that the watcher keeps.
 //!
 //! It answers with the last snapshot while the watcher restarts. What a command changes is `spec.runState` of the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What watcher and sidecar tell each other: two small files in the in-memory volume that they share.
 //!
 //! The watcher writes [`WatcherSnapshot`] whenever something changes, the sidecar [`SocketReport`] when it binds its

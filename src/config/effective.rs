@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The configuration as it takes effect, for a person to read: every key, secrets masked.
 
 use serde::Serialize;

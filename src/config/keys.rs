@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The keys of a configuration: which there are, what else they are called, and which one was meant.
 
 /// A key: the section it stands in (empty at the top), its name, and further names for it.

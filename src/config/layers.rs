@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Files laid over one another: what each key says in the end, and where it says so.
 
 use std::collections::BTreeMap;

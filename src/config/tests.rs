@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests of reading, merging, checking and printing configurations.
 
 use std::error::Error as _;

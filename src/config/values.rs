@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! From what is said to what is meant: every setting read, checked and put in its place.
 
 use std::path::PathBuf;

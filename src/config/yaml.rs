@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The one place that reads and writes YAML.
 //!
 //! Reading goes through `serde_yaml` into JSON values and from there into types, so that both notations mean the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The asking side of the control socket, without a runtime: it is done in a millisecond.
 
 use std::ffi::OsStr;

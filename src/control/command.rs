@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the socket can be asked for.
 
 use std::fmt;

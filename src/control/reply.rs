@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is answered, and how it looks on the wire.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! When a request is complete, and what it asks for.
 
 use serde_json::Value;

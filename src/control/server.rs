@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The listening side of the control socket.
 
 use std::future::Future;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which conversions may start an attempt now.
 
 use super::ConversionId;

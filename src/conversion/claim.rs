@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What was claimed: the members of an artifact as they were at that moment.
 
 use jiff::Timestamp;

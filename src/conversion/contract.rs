@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the processes of one conversion agree on: names of files and variables, limits, extensions and exit codes.
 //!
 //! A queue's engine, the executors and the worker are programs of different versions during an upgrade. Whatever one

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The libvirt domain that runs the converted disks: domain.xml, written at publication.
 //!
 //! Format: libvirt.org, "Domain XML format". A test validates it by libvirt's own schema.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Why a conversion fails: one table of reasons, which decides class, exit code, phase and suggestion.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Names of conversions and numbers of attempts.
 
 use std::fmt;

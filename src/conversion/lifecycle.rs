@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How a conversion advances: the only place that decides retry, backoff, success and failure.
 //!
 //! ```text

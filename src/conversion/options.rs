@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a conversion makes, and within which limits.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a worker leaves behind: metadata.json, failure.json and progress.json.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How far a conversion is: the same struct in a `ConversionJob`'s status and in a ledger's row.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the end of a worker means, on one host and in a pod alike.
 
 use super::contract::exit_code;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Memory that direct I/O takes, and its reuse.
 
 use std::ops::{Deref, DerefMut};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Joins extents that continue each other, so that one entry of a table is not one read.
 
 use super::{Error, Extent, Location};

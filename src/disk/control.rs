@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the outside sees of a copy and of the passes over its output, and how it ends them.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The copy: reads a map, decodes, finds zeros, encodes, and writes in any format.
 //!
 //! ```text

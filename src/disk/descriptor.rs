@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What belongs together: bounded parsers of the two texts that name other files, OVF and VMDK descriptors.
 //!
 //! Nothing here opens a file. A name that comes out of here is a plain base name; whether it is there, and what is in

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a file is, by its own bytes.
 //!
 //! Magic numbers: QEMU's `docs/interop` (qcow2, QED, VHDX, VDI), VMware's *Virtual Disk Format 5.0* (KDMV), Microsoft's

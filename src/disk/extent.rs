@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where a stretch of guest bytes lies.
 
 use std::ops::Range;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Numbers at fixed places in a header that was read whole.
 
 /// `N` bytes at `at`. The caller holds a buffer of the structure's fixed size, so a place outside is a mistake in a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The frame of a stream that does not tell its own length: a marker before it, with the guest's first sector and the
 //! length of the stream. Sparse VMDKs have it before each compressed grain.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Disks that are compressed as a whole: inflated once, into bounded scratch.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Takes the holes that the file system knows out of a map: they are zeros that nobody need read. Many writers leave
 //! holes in the blocks of a dynamic disk, and a file may have got them since.
 

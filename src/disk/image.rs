@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A disk image of any format: the files it lies in and how they make up the guest's disk.
 
 use super::extent::{Extents, MAX_COMPRESSED};

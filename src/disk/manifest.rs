@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The manifest of an OVF, and the digests that it demands.
 //!
 //! Format: DMTF DSP0243, "Integrity of OVF packages": a line a file, `SHA256(vm-disk1.vmdk)= hex`. Writers differ in

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Proof that no two extents of an image share a place in its file.
 //!
 //! Where the places ascend, a running maximum is the proof. Else a bitmap is, over one window of the file after the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! OVA: a tar of an OVF, its manifest and its disks, read in place.
 //!
 //! Format: DMTF DSP0243, "Distribution as a single file". Nothing is extracted and nothing opened by a name: a member

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! QEMU's qcow2 images as a source: versions 2 and 3, deflated and zstd clusters, subclusters.
 //!
 //! From QEMU's `docs/interop/qcow2.txt`. An L1 table points to L2 tables, an L2 table to clusters; all numbers are

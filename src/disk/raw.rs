@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A raw image: the bytes themselves.
 
 use super::holes::without_holes;

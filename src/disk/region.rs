@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A bounded window on a source file: a whole image, or one member of an OVA.
 
 use std::fs::File;

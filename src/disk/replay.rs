@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reads a guest's disk from front to back, for second passes and checks.
 
 pub(crate) mod batch;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests only: the bytes a map stands for, by the plainest possible way, and images made by qemu-img.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Opens whatever was dropped: one disk, a descriptor with its extents, an OVF with its disks, an OVA.
 //!
 //! Everything that must be refused is refused here, before the first byte is copied; what is left are the digests of a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A table of equal entries in a file, read one page at a time.
 
 use std::ops::Range;

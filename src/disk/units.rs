@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sizes that readers, writers and the copy share.
 
 /// Bytes of a sector: what a guest's disk consists of, in which several formats count, and which direct reads are multiples

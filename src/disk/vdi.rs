@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `VirtualBox` disk images: dynamic and static ones, version 1.1.
 //!
 //! A header of 512 bytes, a map of one 32-bit little-endian block number for each block of the disk, and the blocks

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Looks at an output once more: its metadata always, its guest bytes on request.
 
 mod qcow2;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Virtual PC and Hyper-V disk images (VHD), fixed and dynamic.
 //!
 //! From Microsoft's "Virtual Hard Disk Image Format Specification" 1.0: a footer of 512 bytes ends the file; a dynamic

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Hyper-V disk images (VHDX), fixed and dynamic.
 //!
 //! From Microsoft's MS-VHDX. The first MiB holds two headers and two region tables, each with a CRC-32C; the regions are

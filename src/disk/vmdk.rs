@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sparse VMDK extents: monolithicSparse, streamOptimized, and the parts of split sparse disks.
 //!
 //! Layout and constants: `VMware`'s "Virtual Disk Format 5.0", chapters "Hosted Sparse Extents" and "Stream-Optimized

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Output formats: each takes batches in guest order and says where their bytes go.
 
 mod cluster;

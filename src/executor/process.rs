@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Attempts as child processes of this one. They die with it: what was open at a start was disrupted.
 
 use std::collections::{HashMap, VecDeque};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Progress of attempts: read from where workers leave it, and judged by our own clock.
 
 use std::path::Path;

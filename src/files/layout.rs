@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where everything lies below the queue and the output directory.
 
 use std::path::{Path, PathBuf};

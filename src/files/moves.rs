@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Moves that never replace what is there, and that are on disk when they return.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Names that never collide and never pass the file system's limit.
 
 use sha2::{Digest, Sha256};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where the members of an artifact go: chosen, recorded by the caller, then carried out; safe to repeat.
 //!
 //! A single file takes the first free of `vm.vmdk`, `vm-1.vmdk`, …; a group keeps its members' names, and where one

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Small files: written so that they are whole or not there, read so that nobody can hold us up with them.
 
 use std::ffi::OsStr;

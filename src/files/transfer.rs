@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Files brought onto the queue, and disks taken away, over a stream such as `kubectl exec`.
 //!
 //! Lines of JSON with bytes between them. The end of a stream is not passed on reliably, so every length is told

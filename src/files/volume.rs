@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Every change that the queue makes to a volume: one place through which names and bytes go to the disk.
 //!
 //! In a simulation (`simulated`) the same calls are recorded, so that a power cut can take back what was not synced,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Removing what a worker left, however deep it nested it and whatever it took away from itself.
 
 use std::fs::{self, Permissions};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Unfinished conversions: claimed, changed, forgotten; at once or with the next transaction.
 
 use rusqlite::{Connection, TransactionBehavior};

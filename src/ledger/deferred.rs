@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Changes of rows that wait for the next transaction.
 
 use std::collections::BTreeMap;

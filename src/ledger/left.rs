@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sources that stay in the queue directory after their conversion (`archive_processed: false`).
 
 use rusqlite::{Connection, params};

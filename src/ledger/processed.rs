@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Files that were processed: the table that users query, and what deduplication looks at.
 
 use jiff::{Timestamp, ToSpan as _};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A row of an unfinished conversion: its claim, how far its files have moved, its status; and what may change of it.
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tables, and the adoption of a database that another version or the original program made.
 
 use std::path::Path;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 use futures::FutureExt as _;
 use jiff::{Timestamp, ToSpan as _};
 use rusqlite::Connection;

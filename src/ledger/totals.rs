@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Totals and history: counted in the transaction that ends a conversion, so exactly once whatever dies.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The ledger's own thread: one writer, whose waiting for the disk holds up nobody else.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is announced, and where to.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sends messages by mail.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is worth telling, and in which words.
 
 use std::time::Duration;

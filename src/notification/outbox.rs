@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The queue and the tasks between an event and its servers.
 
 use std::fmt::Display;

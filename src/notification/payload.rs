@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A message in the shape that its receiver expects.
 
 use serde_json::{Map, Value, json};

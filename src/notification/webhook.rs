@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sends messages to a webhook.
 
 use std::error::Error as _;

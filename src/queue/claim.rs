@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Taking an artifact out of the queue directory, and giving it back.
 //!
 //! ```text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which files are one artifact, and which still wait for others of it.
 //!
 //! An OVF and a VMDK descriptor take in what they name, also what a member among those names in turn. Every

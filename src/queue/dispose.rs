@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where sources end, and what is tidied up behind a conversion.
 
 use super::claim::{self, ClaimError};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The engine: one task owns one queue directory. Inputs come in, effects go out, and every effect is recorded first.
 //!
 //! ```text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `{name}.error.json`: what a failure was, for whoever finds the file in `.errors/`.
 
 use std::fs;

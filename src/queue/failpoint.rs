@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Places between two steps at which a test lets this process die. Release builds pass them by.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One watcher per queue and per output directory, also where a lock does not reach over the network.
 //!
 //! A lock belongs to an open file description (flock(2), which network file systems carry as byte-range locks) and

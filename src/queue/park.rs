@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Between attempts an artifact lies in `.errors/` with its error.json, and comes back when its time has come.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Whether the volumes can do what the queue needs, found out by doing it.
 
 use std::fs::{self, File};

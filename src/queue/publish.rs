@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! From an attempt's folder to the output directory: whole, under a free name, and nothing that is not named.
 //!
 //! ```text

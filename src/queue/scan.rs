@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One bounded listing of the queue directory, and what each entry is to us.
 
 use std::ffi::OsStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Whether a file has stopped changing: a clock for every file, side by side.
 //!
 //! ```text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! stats.json on disk: written by temp and rename, never read back.
 
 use std::fs::{self, OpenOptions};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A snapshot in the shape of stats.json and as the logged summary.
 
 use std::collections::BTreeMap;

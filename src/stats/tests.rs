@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests of counters and views.
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The HTTP endpoint: `/healthz`, `/readyz` and `/metrics`.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Log lines: to stderr, and to a file where one is configured.
 
 use std::fs::{self, File, OpenOptions};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One attempt as the executor starts it: everything from environment variables, results into a work directory.
 //!
 //! ```text

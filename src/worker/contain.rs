@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Containment for what the checks of the image formats miss: Landlock, resource limits, signals.
 //!
 //! Landlock binds the calling thread and what it starts later, so both restrictions happen while the process is still

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The steps of a conversion, the same by hand and in a worker: inspect → plan → copy → verify → report.
 
 use std::fs::{self, File};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The files of one artifact, opened once and never by a name that an image gives.
 
 use std::ffi::OsStr;

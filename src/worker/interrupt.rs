@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Signals that end a conversion.
 
 use std::io::{self, Read};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The worker's last log lines, kept for failure.json.
 
 use std::collections::VecDeque;

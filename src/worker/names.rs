@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How output files are called.
 
 use crate::conversion::OutputFormat;

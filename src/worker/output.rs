@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Writing that lasts: files that are whole or not there, and what a failed write means.
 
 use std::fs::{self, File};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where a conversion by hand puts its output: made in a hidden scratch directory beside its final place, then renamed.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How far a conversion is, counted in memory and written to a small file for whoever watches.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the operator's identities may do is what they do: its processes under their own tokens, judged by the API
 //! server's audit log.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The API server refuses what is wrong, with a message that says what and what to do.
 
 mod objects;

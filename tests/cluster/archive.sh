@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Packs one program into an image of one layer, without any image tool: a docker-archive is three files in a tar.
 #
 #   archive.sh OUT.tar NAME:TAG PROGRAM     (a static program; it becomes /program and the entrypoint)

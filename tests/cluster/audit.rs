@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the API server's audit log says about who asked for what.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Builds programs from the Go module in tools/MODULE and prints the directory that holds them.
 #
 #   build.sh kubernetes [BINARY...]     etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The controller before a real API server, its Job controller and its scheduler; watcher and kubelet are played.
 
 mod by_hand;

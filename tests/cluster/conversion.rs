@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The whole way on a real node: the chart's operator, a queue on a volume, worker pods of the real image.
 
 mod asked;

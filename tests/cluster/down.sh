@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Ends the cluster of up.sh and removes all of it: processes, mounts, control groups, network, state. Safe to repeat.
 #
 #   down.sh [--of-tests]     (leaves alone what was made by hand)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Sourced by the scripts beside it: where a test cluster lives and how its processes are told from anybody else's.
 #
 # HYPER2KVM_CLUSTER  state directory (one per checkout unless set)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Faults on the real node: evictions, too little memory, volumes that can't be used, compromised workers, a queue made
 //! anew, watchers that die at a given step.
 

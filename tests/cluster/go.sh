@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Prints the directory of a Go that is new enough for the modules in tools/. An older one, such as Debian's, fetches it
 # as the module that Go itself is published as, and it is kept in the cache.
 . "$(dirname "$0")/environment.sh"

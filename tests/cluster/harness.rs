@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A real API server, and where this machine can, a real node: shared by every test of the run, a namespace each.
 //!
 //! `up.sh` beside this file boots it; `KUBECONFIG` given on purpose names another cluster instead, such as kind's, with

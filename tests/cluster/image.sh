@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Builds the Dockerfile with binaries that are built already, and brings the image into the node.
 #
 #   image.sh DIRECTORY     (holds hyper2kvm, hyper2kvmctl and hyper2kvm-operator; prints the image's name)

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Takes the cluster down a while after its last user is gone. Started by up.sh for a cluster that tests asked for; one
 # made by hand stays until down.sh.
 #

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Controller, watcher and sidecar killed at random moments on the real node, by SIGKILL and with their pods: nothing is
 //! lost, nothing half made, nothing done twice. `HYPER2KVM_CLUSTER_KILLS` says how often each, `HYPER2KVM_SEED` repeats
 //! a run.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The suite's own node: what the other suites take for granted about it.
 
 use std::fs;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Sourced by up.sh: containerd and a kubelet, in the cluster's network, with root, state, socket, mounts and control
 # group of their own.
 

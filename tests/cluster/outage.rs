@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Parts of the cluster that go away in the middle of conversions and come back: nothing is lost, nothing done twice, and
 //! all is caught up. Nobody else uses the cluster meanwhile.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Chart, kustomize base and samples: rendered, checked and applied to the real API server; on a node, lived through.
 
 mod schemas;

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Stops (at once) or starts again one part of a running cluster: part.sh stop|start apiserver|kubelet
 . "$(dirname "$0")/environment.sh"
 alone

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `kubectl hyper2kvm` before a real API server: the words that need no pod.
 
 use std::io::{self, Read as _, Write as _};

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Builds what the cluster suite runs beside our own, once: no test's time limit has to allow for it. Where it can't be
 # built, the tests say what is missing.
 . "$(dirname "$0")/environment.sh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The operator's own processes beside the cluster, with the credentials of whoever they are to be.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The controller as a process: which replica leads, what ends it, and what it says while it can't work.
 
 use jiff::Timestamp;

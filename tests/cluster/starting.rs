@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What keeps an attempt from starting, and who starts it: Kueue's part is played here, images, nodes and volumes are real.
 
 mod watchers;

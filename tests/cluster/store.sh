@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Changes an object where the API server stores it, behind its back: the only way to what an older schema let in.
 #
 #   store.sh KEY OLD NEW     replaces each OLD in what lies under KEY; OLD is a basic regular expression

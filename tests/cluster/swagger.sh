@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Prints the file in which a release of Kubernetes describes its own API.
 #
 #   swagger.sh oldest|newest     (the oldest release that is served, the newest there is)

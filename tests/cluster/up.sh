@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Boots a real control plane, and a real node where root and containerd are there. Prints the kubeconfig's path.
 #
 #   up.sh [control-plane|node]     (node: fails where no node can run; default: what this machine can)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What administrators do around a queue that is at work: `helm upgrade` to another image, and the end of its namespace.
 //! Nothing is lost, nothing is done twice.
 

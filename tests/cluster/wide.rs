@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The operator of a whole cluster, as the chart installs it without `watchNamespaces`. All others'
 //! namespaces have operators of their own, so it waits until none of them is there.
 

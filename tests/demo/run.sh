@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # The demonstration: a sample appliance is dropped into a directory, the daemon makes a qcow2 of it. Ends by itself.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Writes a sample appliance for the demonstration: `sample_ova FILE MIB`. Its disk is streamOptimized as ESXi exports
 //! it; two thirds of its grains hold data that shrinks to about half, as a used file system does, the rest is empty.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm convert` against qemu-img, which makes the sources and judges the outputs.
 
 mod threads;

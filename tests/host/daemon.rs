@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The daemon from outside: the built binaries, files dropped in, and what comes of them.
 
 mod ending;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The daemon under faults, from outside: kills, a full volume, servers that don't answer, a power cut.
 
 mod failpoints;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The control client as a process, against the real socket.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The far end of `kubectl hyper2kvm put` and `get`, as a process.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm worker`: the contract with whoever starts it.
 
 use std::fs;

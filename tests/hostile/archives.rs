@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! OVAs and OVFs (fixture 11 of the list).
 
 use std::io::Write;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Single disks and descriptors (fixtures 1 to 10, 12 and 14 of the list), and a good one of every format.
 
 use std::ffi::OsStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One pass through the daemon: what it says of hostile files, in error.json and in its log.
 
 use std::fs;

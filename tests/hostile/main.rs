@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Hostile images from outside: refused for the right reason, and nothing of a canary beside them gets anywhere.
 
 #[path = "../support/lib.rs"]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Good images with flipped, copied and cut bytes through the whole engine: the same disk or the same error at the same
 //! place by the plainest path, by the fastest, to other outputs and beside a digest; never a panic, never more extents than
 //! the disk can have.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A directory with an image in it and a canary beside it, and what must hold after somebody tried to convert it.
 
 use std::fs;

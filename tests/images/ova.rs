@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Makes OVAs: whole ones, and the pieces of broken ones.
 #![allow(dead_code, clippy::format_collect, reason = "each test binary uses another part")]
 

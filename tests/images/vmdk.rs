@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Writes sparse VMDKs as several makers do: streamOptimized with and without a footer, monolithicSparse, split extents.
 //!
 //! Shared by path: unit tests, black-box tests, examples. Layout: `VMware`'s "Virtual Disk Format 5.0".

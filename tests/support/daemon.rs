@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A daemon of the built binaries on directories of its own, and what a test asks of it.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the tests of several tiers share.
 
 #![allow(dead_code, reason = "each tier uses its own part")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the control socket answers, byte for byte, and what stats.json looks like: the daemon's, and a queue's in the
 //! cluster. Nothing waits and nothing has ever been done.
 

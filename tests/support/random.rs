@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Chance that can be repeated: `HYPER2KVM_SEED` names the seed, and every run prints its own.
 
 /// `SplitMix64`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A server for webhooks on a port of its own: it answers, fails, or says nothing at all.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

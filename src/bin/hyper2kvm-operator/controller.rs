@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm-operator controller`: makes watchers and Jobs of what the API server holds.
 
 use std::error::Error;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The operator's processes: controller, watcher and sidecar, and the definitions of its API.
 
 mod controller;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm-operator watcher` and `sidecar`: the two processes of a queue's pod.
 
 use std::error::Error;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm convert`: one conversion by hand.
 
 use std::ffi::OsStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm daemon`: watcher, scheduler and control socket of one host in one process.
 //!
 //! The engine and its children live on the main thread, for a child dies with the thread that started it. Whoever

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm inspect`: what an image is, from its metadata alone.
 
 use std::io::{self, Write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm`: converts disk images, by hand, as a worker, or as a daemon on one host.
 
 mod convert;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm receive` and `send`: the far end of `kubectl hyper2kvm put` and `get`, in an image without shell or tar.
 
 use std::io;

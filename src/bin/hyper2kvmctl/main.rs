@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvmctl`: asks and steers a running daemon; as `kubectl-hyper2kvm`, queues in a cluster.
 
 #[cfg(feature = "cluster")]

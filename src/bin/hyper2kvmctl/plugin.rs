@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `kubectl hyper2kvm`: the same words on a queue in a cluster, through the API server.
 
 mod access;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One command over the control socket, and its answer for a person or for `jq`.
 
 use std::error::Error;

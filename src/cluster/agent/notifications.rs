@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Notifications of a queue: what its specification asks for, with the Secrets that are mounted beside it.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the watcher says of its queue: conditions and counters in the status, a snapshot for the sidecar.
 
 use std::path::PathBuf;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The queue's specification as the API server holds it now.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a watcher needs before it may touch anything: volumes that do what is asked of them, and the locks of both
 //! directories.
 

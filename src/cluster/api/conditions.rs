@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Conditions: a list that merges by type, in metav1's own form and limits.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `ConversionJob`: the conversion of one artifact.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The CustomResourceDefinitions as the API server takes them, and as `crds/` holds them.
 
 use kube::CustomResourceExt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `HyperConversion`: one queue, its volumes and how it converts.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Who is told about ends of conversions, and by which way.
 
 use schemars::JsonSchema;

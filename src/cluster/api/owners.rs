@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Who writes which part of a status.
 //!
 //! Each process applies its own fields by server-side apply, under a field manager of its own. The watcher applies

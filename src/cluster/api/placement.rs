@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where the pods of a queue run, as whom and with how much.
 
 use std::collections::BTreeMap;

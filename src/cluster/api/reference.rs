@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The API's reference for people, written from the definitions' own words.
 
 use std::fmt::Write as _;

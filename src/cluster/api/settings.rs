@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How a queue converts, and what a single conversion may override.
 
 use schemars::JsonSchema;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What holds for the API types without an API server.
 
 use serde_json::{Value, json};

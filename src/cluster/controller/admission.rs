@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which conversions may start their next attempt: one task for the whole controller, oldest first.
 //!
 //! Reconcilers run side by side and their caches lag behind their own writes, so none of them can count by itself. The

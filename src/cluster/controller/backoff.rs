@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How long an object waits after a failed reconcile: by object, growing, and not all at the same moment.
 
 use std::collections::HashMap;

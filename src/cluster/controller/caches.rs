@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the controller's watches leave of objects, and who is woken by their changes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What both reconcilers work with.
 
 use std::fmt::Debug;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The reconciler of `ConversionJob`: one batch Job per attempt, its outcome recorded, the Job removed.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a conversion needs next: one pure decision over what the caches show.
 
 use jiff::{SignedDuration, Timestamp};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Why a reconcile failed: the word and the text of the condition and of the event that tell it.
 
 use std::time::Duration;

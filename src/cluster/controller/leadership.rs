@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which replica leads: one Lease, and an end of the process when it is lost.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the controller counts, by kinds and reasons, never by object.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Every object that the controller makes, built from specifications alone: the same input gives the same object.
 
 pub mod access;

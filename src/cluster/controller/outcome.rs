@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What became of an attempt: one decision over its Job, its pods and the worker's own message.
 
 use k8s_openapi::api::batch::v1::JobCondition;

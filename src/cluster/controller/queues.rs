@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The reconciler of `HyperConversion`: its watcher, what that may do, and whether it does.
 
 use std::sync::Arc;

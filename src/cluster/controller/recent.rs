@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is remembered for a minute, where asking again or being wrong after that costs little.
 
 use std::collections::HashMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The controller's life: wait for the API, for the lead, for the caches; then reconcile.
 
 use std::convert::Infallible;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Why a pod doesn't start, or doesn't stay: in its own words, or in those of its events.
 
 use std::time::Duration;

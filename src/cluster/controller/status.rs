@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the controller says in a conversion's status, whole each time, and which of it is new.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the controller wrote itself: its caches show that a moment later, and a decision on what they show until then
 //! would only be refused.
 

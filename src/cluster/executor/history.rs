@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which finished conversions are kept: the newest of each outcome, up to the queue's limits. The others go.
 
 use std::sync::Arc;

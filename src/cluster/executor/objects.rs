@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is written of a conversion: its object, and what the watcher says in its status.
 
 use std::collections::BTreeMap;

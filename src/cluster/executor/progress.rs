@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Progress of running attempts: looked at every second, said at a pace, and judged by this process's own clock.
 
 use std::collections::{HashMap, HashSet};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Objects that no claim stands for: somebody made them by hand, or what was known of their claims is lost. Each asks for
 //! the conversion of a file that lies in the queue.
 

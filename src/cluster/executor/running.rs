@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Running attempts: a look at each every second, their progress said at a pace, and those that stall.
 
 use std::collections::HashSet;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the executor knows of each conversion, from two watches and from its own writes; and how it writes.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};

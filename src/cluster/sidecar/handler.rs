@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The commands of the control socket: answered from the snapshot, or carried out as a patch of the queue's object.
 
 use std::time::Duration;

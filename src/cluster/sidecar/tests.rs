@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests of the sidecar: a real socket and real files; the API server is played.
 
 use std::path::{Path, PathBuf};

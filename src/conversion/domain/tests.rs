@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Domains of machines and of bare disks, by libvirt's own schema.
 
 use std::process::Command;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Turns guest bytes into what a writer stores: runs that are not zero, or compressed clusters.
 
 use std::ops::Range;

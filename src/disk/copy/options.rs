@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What to make of an image, and with how many threads.
 
 use crate::conversion::{Compression, OutputFormat};

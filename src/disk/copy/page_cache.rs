@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Drops the source's pages behind the copy: they are charged to whoever reads, and fresh ones for each byte of a large
 //! image cost more than reading it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What hands work from thread to thread: a queue bounded in bytes, a window in order, a budget.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The digests that a manifest demands of source files, computed on the bytes that the copy reads anyway.
 //!
 //! Batches pass in guest order. Where that is a file's order too, its hasher takes their bytes and reads for itself only

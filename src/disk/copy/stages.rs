@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The threads of a copy and what they hand on.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a copy makes of a map.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Names that a descriptor may give to other files, and bounds of descriptors.
 
 use crate::conversion::Reason;

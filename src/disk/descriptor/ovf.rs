@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! OVF envelopes: which files, which disks, which machine.
 //!
 //! Format: DMTF DSP0243 (OVF 1.1, 2.1). Elements and attributes are matched by their local names, because versions

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The text descriptor of a VMDK: beside its extents, or embedded in a sparse file.
 //!
 //! Format: VMware, *Virtual Disk Format 5.0*, section "The Descriptor File". Lines are `key=value` or

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Whole, joined, cut, changed and exploding gzip files.
 
 use std::io::Write as _;

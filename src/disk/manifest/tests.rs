@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Manifests of several writers, and wrong ones.
 
 use std::io::Write as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Archives as exporters write them, and as nobody should.
 
 use std::io::Write as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Entries of L1 and L2 tables.
 
 use super::offsets::HostOffset;

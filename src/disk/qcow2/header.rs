@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The header and its extensions: what the image is made of, and what in it is refused.
 
 use crate::conversion::Reason;

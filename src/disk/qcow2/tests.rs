@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! qcow2 images of QEMU and of our own making, and hostile ones.
 #![allow(clippy::cast_possible_truncation, clippy::precedence)]
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The walk over L1 and L2 tables, one page of each at a time.
 
 use std::ops::Range;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Cuts a map into batches: pieces of work that one thread reads, decodes and encodes at once.
 
 use std::ops::Range;

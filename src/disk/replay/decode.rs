@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Turns a batch's bytes into guest bytes.
 
 use flate2::{Decompress, FlushDecompress, Status};

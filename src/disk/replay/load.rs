@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reads a batch's bytes from the source.
 
 use std::ops::Range;

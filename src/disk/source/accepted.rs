@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A source that was accepted, and what it may cost.
 
 use std::fs::File;

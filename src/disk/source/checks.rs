@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What disks of every kind share: the limit of their size, texts that are read whole, and blank disks.
 
 use super::accepted::Limits;

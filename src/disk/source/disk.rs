@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One disk of a source: an image in a file, or what a descriptor makes of several.
 
 use super::accepted::Limits;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! OVF packages: the envelope with its files, in an OVA or side by side.
 
 use super::accepted::{Limits, Scratch, Source, SourceDisk};

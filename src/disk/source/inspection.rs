@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What `hyper2kvm inspect` tells of a source, from its metadata alone.
 
 use serde::Serialize;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Opens whatever was dropped, by its content.
 
 use super::accepted::{Limits, Scratch, Source, SourceDisk};

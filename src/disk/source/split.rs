@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! VMDKs whose descriptor is a file of its own: flat and split kinds.
 
 use super::accepted::Limits;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! VDI images of several makers, and broken ones.
 #![allow(clippy::cast_possible_truncation)]
 

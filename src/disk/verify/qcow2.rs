@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The bounded check of a qcow2 output's metadata: bounds, overlaps, reference counts.
 
 use std::fs::File;

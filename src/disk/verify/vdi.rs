@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The check of a VDI output's metadata, by the reader of VDI sources: bounds and overlaps.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The footer: what kind of disk this is and how large.
 
 use crate::conversion::Reason;

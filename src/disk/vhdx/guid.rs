@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The identifiers of regions and metadata items (MS-VHDX 2.2.3.2 and 2.6.2), as they lie in the file.
 
 pub(super) type Guid = [u8; 16];

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The first MiB: file identifier, two headers, two region tables.
 
 use crate::conversion::Reason;

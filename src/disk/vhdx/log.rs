@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The log: changes to metadata that a writer had not yet made in place when it stopped.
 //!
 //! MS-VHDX 2.3. The log is a ring of 4 KiB sectors. An entry is a header with descriptors, in whole sectors, and one

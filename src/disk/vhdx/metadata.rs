@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The metadata region: what the disk is.
 
 use super::guid::{self, Guid};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The file as it is after its log was replayed, without writing to it.
 
 use std::collections::BTreeMap;

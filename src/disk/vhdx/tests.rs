@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! VHDX images of qemu-img and of our own making, with and without a log to replay, and broken ones.
 #![allow(clippy::cast_possible_truncation)]
 

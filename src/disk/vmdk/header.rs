@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The header of a sparse extent and its footer.
 
 use std::ops::Range;

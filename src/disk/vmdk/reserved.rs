@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where no grain may lie.
 
 use std::ops::Range;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Grain directory and grain tables, walked piece by piece.
 
 use std::ops::Range;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a sparse VMDK reads as, and what is refused.
 
 use std::fs::File;

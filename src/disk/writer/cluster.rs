@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The clusters that a qcow2 output consists of.
 
 use super::job::WriteJob;

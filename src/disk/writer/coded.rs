@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a writer is given: guest bytes, encoded as it asked for.
 
 use std::ops::Range;

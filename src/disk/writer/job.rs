@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A write that a writer wants done.
 
 use std::ops::Range;

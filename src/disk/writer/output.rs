@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The output file: direct I/O where the file system takes it, else buffered without keeping the page cache.
 
 use std::fs::File;

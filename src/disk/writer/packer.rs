@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Packs compressed clusters byte by byte into host clusters.
 
 use super::job::WriteJob;

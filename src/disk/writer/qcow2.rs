@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! qcow2 output: version 3, clusters of 64 KiB, 16-bit reference counts.
 //!
 //! Layout and constants: QEMU's `docs/interop/qcow2.txt`. Host clusters are handed out in guest order from a frontier;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Raw output: the guest's bytes, with holes for zeros.
 
 use std::ops::Range;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reference counts of a qcow2 file's clusters, written block by block behind the frontier.
 
 use std::collections::VecDeque;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! VDI output: dynamic, version 1.1, blocks of 1 MiB handed out in guest order.
 //!
 //! Layout and constants: `VirtualBox`'s `VDICore.h`. The block map begins at byte 4096 and the data at a whole MiB, both

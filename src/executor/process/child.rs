@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One child: spawned, watched for progress, ended if need be, and what it left.
 
 use std::collections::VecDeque;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What became of a child: one decision over how it was ended, what it left and how it exited.
 
 use crate::conversion::verdict::{Exit, believed, by_exit, clean};

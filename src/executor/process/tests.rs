@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The executor with a shell script in the worker's place.
 
 use std::io::Write as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Moves by both methods.
 
 use std::os::unix::fs::symlink;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Placements, cut short at every step.
 
 use rstest::rstest;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A volume of which a simulation decides what fails, when the process dies, and what a power cut leaves.
 //!
 //! Files lie in a real directory, as the process that runs sees them. Beside it stands what is on the disk for certain:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Claims that are cut short everywhere, and files that change under way.
 
 use jiff::Timestamp;

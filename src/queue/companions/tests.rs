@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Artifacts of several files, in every order of arrival.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Taking every conversion as far as it can go: decide, do, and again.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Commands: pause, resume, drain, stop.
 
 use std::time::Duration;

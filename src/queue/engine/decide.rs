@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is to be done next for one conversion: from its row, and from what may be done at all.
 
 use jiff::Timestamp;

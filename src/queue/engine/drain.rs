@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is still to be claimed while draining. A watcher that is started again finds it in a file, since it can't tell
 //! what was queued before from what came since; a daemon that drains ends. Where the file says nothing, or is of an
 //! earlier wish to drain, draining begins with what is queued once everything has settled that lies there.

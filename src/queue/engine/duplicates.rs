@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Whether an artifact was converted before, by name and size or by MD5.
 
 use std::collections::{HashMap, HashSet};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where the members go: parked between attempts, back to the queue, or to where ended ones stay.
 
 use crate::conversion::contract::FAILURE_FILE;

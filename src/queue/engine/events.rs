@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! File events of the queue directory: hints that make looks come sooner, never a reason to believe anything.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What lies in the queue directory: looked at, settled, and grouped into artifacts that may be claimed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

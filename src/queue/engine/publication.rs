@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! From a finished attempt to a published directory and a row that says so.
 
 use std::path::{Path, PathBuf};

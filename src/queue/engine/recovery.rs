@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What an earlier run left: half-made claims, rows without claims, claims without rows, waste.
 
 use std::collections::BTreeSet;

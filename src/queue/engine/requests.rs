@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Conversions that somebody asked for by naming a path: found, waited for, claimed under the name they were given.
 
 use std::collections::{BTreeSet, HashMap};

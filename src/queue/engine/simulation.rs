@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The whole engine in one thread, on a virtual clock, with an executor and a volume that do what a seed says: attempts
 //! fail, hang and are heard of late, changes of files fail, the process dies between any two of them, the power goes,
 //! other processes rename, change and remove files. However it went: every source lies in one place, every published

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Room on the output volume: conversions that found none wait until what they need is free.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Taking artifacts out of the directory: checked against what was seen before, recorded, claimed.
 
 use std::collections::HashSet;

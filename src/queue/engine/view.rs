@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The snapshot that everybody else reads, and the watch for a queue that stands still.
 
 use crate::conversion::Progress;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the engine takes from the machine around it besides files: the time, chance, and a thread to hash on.
 
 use jiff::Timestamp;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Two who want one directory.
 
 use std::fs;

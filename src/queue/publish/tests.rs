@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What workers leave, honest ones and others.
 
 use std::os::unix::fs::symlink;

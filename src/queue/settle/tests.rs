@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Files that grow, pause, vanish and come back, without a clock or a disk.
 
 use super::super::scan::Kind;

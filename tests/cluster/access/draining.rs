@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A queue with more files than are claimed ahead, drained across a restart of its watcher. Nobody converts anything.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The control socket of a queue in the cluster: what one host answers, before a real API server.
 
 use hyper2kvm::cluster::api::HyperConversion;

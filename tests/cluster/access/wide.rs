@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The operator of a whole cluster: its role holds in every namespace, and is what those of single namespaces are.
 //!
 //! It may not work here, for the namespaces of other tests have controllers of their own: it stands by, while another

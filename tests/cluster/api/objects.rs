@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Objects that the API server has to refuse, each with what it has to say; and some that it has to take.
 
 use serde_json::{Value, json};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Conversions that somebody asks for by an object of theirs.
 
 use std::fs;

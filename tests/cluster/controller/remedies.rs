@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A watcher to which something is wrong from the start: it says so, stays, and goes on once that is set right.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A namespace with a controller of its own, and the parts that tests play: the watcher's and the kubelet's.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is asked of a queue, by whichever way, and how everybody shows it.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A specification that changes under a queue that is watched, and a source that failed for good, tried again by hand.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Disks of guests, and what QEMU finds on them.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]

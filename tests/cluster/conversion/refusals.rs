@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Images that can't be converted: each fails at once, everybody who should hear of it does, and nothing else is told.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the scenarios on the real node share: the operator as Helm installs it, and queues on volumes of the node.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]

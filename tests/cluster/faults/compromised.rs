@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Workers that their images have taken over: whatever one leaves, the watcher neither waits for it nor reads what is
 //! not the worker's nor publishes it, and nothing of what lies elsewhere is told to anybody.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a worker's pod sees, and when it is ended, on claims that one node alone may mount; what a watcher's token may do.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Watchers that die exactly between two steps, at each step there is; those that follow finish rightly.
 
 use std::collections::BTreeSet;

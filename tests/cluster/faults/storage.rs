@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Volumes that can't be used, or not by this watcher: a condition says so, and nothing is touched.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! JSON schemas of what the chart renders, made of what Kubernetes and our own definitions say about themselves.
 
 use std::collections::BTreeSet;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What keeps a queue's watcher from running, and what its `HyperConversion` says of it.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Signals, stop, drain, pause, and the second daemon.
 
 use std::path::Path;

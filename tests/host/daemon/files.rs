@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Names, kinds and contents of dropped files; duplicates; twenty at once.
 
 use std::fs::{self, OpenOptions};

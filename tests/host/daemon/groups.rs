@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Descriptors and what they name: one conversion, in whatever order they arrive.
 
 use std::fmt::Write as _;

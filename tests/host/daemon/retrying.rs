@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Retries: their schedule, what lies where in between, and what a restart keeps.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the configuration says of conversions, seen in what is published.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The control socket against clients that mean harm or know no better.
 
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Statistics while the daemon works: the socket answers throughout, and the file never gets old.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A daemon that dies exactly between two steps, at each of them in turn; the next one finishes rightly.
 
 use std::collections::BTreeSet;

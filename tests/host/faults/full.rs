@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A full output volume: the queue holds, says so once, and goes on by itself. Needs root, to mount a small tmpfs.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `kill -9` at random moments, of the daemon and of its children: nothing is lost, nothing half made, nothing counted
 //! twice. `HYPER2KVM_KILLS` says how often.
 

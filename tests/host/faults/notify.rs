@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Servers of notifications that are of no use: nobody waits for them.
 
 use std::net::TcpListener;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A power cut, as far as a test can have it: the traced calls of one run show that nothing is reported as published,
 //! archived or counted before the disk has it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a traced program asked of the file system, in the order in which it was done.
 
 use std::collections::HashMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! E-mail, to aiosmtpd with STARTTLS and login.
 
 use std::io::{BufRead as _, BufReader, Lines};

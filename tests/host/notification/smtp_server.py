@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mail server with STARTTLS and login that prints its port, then each mail as a line of JSON.
 
 Usage: smtp_server.py CERTIFICATE KEY; aiosmtpd must be on PYTHONPATH. Ends with its standard input.

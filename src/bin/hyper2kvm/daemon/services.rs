@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What serves whoever asks, beside the engine: socket, endpoint, statistics, signals, the locks' heartbeat.
 
 use std::net::TcpListener;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A start on a full volume: the daemon waits for room, and answers meanwhile.
 
 use std::time::Duration;

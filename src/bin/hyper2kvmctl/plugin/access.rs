@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The cluster that is talked to, and what its refusals mean.
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `top` and `retry`: the conversions of a queue.
 
 use std::collections::hash_map::RandomState;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `put` and `get`: files through `hyper2kvm receive` and `send` in the watcher's pod, for the image has no tar.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `status`, `stats`, and the four words that change what is asked of a queue.
 
 use std::fmt::Write as _;

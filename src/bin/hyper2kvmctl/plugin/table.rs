@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Aligned columns as kubectl prints them.
 
 use comfy_table::{Table, presets};

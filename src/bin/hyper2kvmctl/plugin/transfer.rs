@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The near end of an upload or a download; `hyper2kvm::files::transfer` tells the exchange and is the far end.
 
 use std::fs::{File, OpenOptions};

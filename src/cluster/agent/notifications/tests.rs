@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Secrets as the kubelet mounts them, and what is said of those that are missing or no good.
 
 use serde_json::{Value, json};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Slots under changes that arrive late, twice and out of order.
 
 use super::*;

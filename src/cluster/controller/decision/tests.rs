@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A table of what the caches may show, and what is done then.
 
 use serde_json::{Value, json};

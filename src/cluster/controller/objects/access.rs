@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a watcher may do: its service account, role and the binding between them.
 
 use k8s_openapi::api::core::v1::ServiceAccount;

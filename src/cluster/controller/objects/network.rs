@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Who may talk to whom: workers to nobody, nobody to watchers.
 
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};

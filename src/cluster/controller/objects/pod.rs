@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What watcher and worker pods have in common: the restricted profile, volumes, environment.
 
 use k8s_openapi::api::core::v1::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A snapshot of every built object.
 #![expect(clippy::needless_pass_by_value, reason = "json! reads best where it is used")]
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The watcher's stateful set: one pod that moves the queue's files, and its sidecar.
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One attempt as a batch Job: one artifact read-only, one work directory, nothing else.
 
 use std::fmt::Write as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A table of Jobs and pods as the API server shows them, and what each means.
 #![expect(clippy::needless_pass_by_value, reason = "json! reads best where it is used")]
 

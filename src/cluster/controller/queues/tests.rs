@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What no schema can say of a queue, and what makes it ready.
 
 use serde_json::{Value, json};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the controller waits for at its start, and when it looks at an object again; the API server is played.
 
 use std::sync::atomic::{AtomicUsize, Ordering};

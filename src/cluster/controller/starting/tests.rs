@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Pods that don't start or don't stay, as the API server shows them, and what is said of each.
 #![expect(clippy::needless_pass_by_value, reason = "json! reads best where it is used")]
 

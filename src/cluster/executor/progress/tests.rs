@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Progress by a clock that the tests hold.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a cancellation ends, and what progress says until then.
 
 use std::sync::Mutex;

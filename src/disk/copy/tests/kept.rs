@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What grains take that are passed through.
 
 use super::*;

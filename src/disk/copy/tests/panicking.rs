@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A thread of a copy that panics ends the copy: nobody waits for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which deflate streams are passed on: those of several compressors, damaged ones, and such as no compressor makes.
 
 use flate2::{Compress, FlushCompress, Status};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Images of pieces that are stored in every way there is, and what the guest sees of them.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How a copy reads: once, ahead, not after its end, and what digests make of it.
 
 use std::os::unix::fs::FileExt;

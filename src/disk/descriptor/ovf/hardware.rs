@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The machine that an OVF describes.
 //!
 //! Format: DSP0243, virtual hardware section, whose items carry the properties of CIM's

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What an envelope lists.
 
 /// A `File` of the references section.

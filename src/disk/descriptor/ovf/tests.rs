@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Envelopes as VMware and VirtualBox write them, and hostile ones.
 
 use proptest::prelude::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Elements and attributes of an envelope, by their local names, and the units of its numbers.
 
 use roxmltree::Node;

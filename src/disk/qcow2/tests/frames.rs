@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! zstd clusters that a copy takes and refuses as QEMU does.
 
 use std::io::Write;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The same, with images from other makers: QEMU and GNU tar. Where they aren't installed, nothing is proved.
 
 use std::path::{Path, PathBuf};

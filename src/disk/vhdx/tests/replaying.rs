@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Logs to replay, and broken ones.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tables, directories and the descriptor lie on nothing else, in both kinds.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Requests against a directory, and by a clock that the tests hold.
 
 use std::fs::{create_dir_all, write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! An executor whose attempts end as a seed says. On one host they die with the engine, and the ledger has their
 //! status; in a cluster they go on without it, and the truth is elsewhere.
 

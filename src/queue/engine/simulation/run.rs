@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One seed, from the first drop to the last check.
 
 use std::cell::RefCell;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a seed says will happen: the settings of a queue, and acts with their times.
 
 use std::time::Duration;

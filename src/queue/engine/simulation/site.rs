@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The directories of a simulated queue: what was dropped into them, what others did to it, what must have come of it.
 
 use std::collections::{BTreeMap, BTreeSet};
