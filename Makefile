@@ -47,7 +47,7 @@ test-long: prerequisites ## Kill sweeps at full size, more changed images, an ho
 
 .PHONY: sim
 sim: ## Simulate the queue engine (SEED=first COUNT=how-many MINUTES=how-long; COUNT=1 shows the trace)
-	SEED=$(SEED) COUNT=$(COUNT) MINUTES=$(MINUTES) cargo test --locked --lib simulation::whatever_happens -- --nocapture
+	SEED=$(or $(SEED),$$(date +%s)000) COUNT=$(COUNT) MINUTES=$(MINUTES) cargo test --locked --lib simulation::whatever_happens -- --nocapture
 
 .PHONY: generate
 generate: ## Write the generated files: crds/, the chart's copy, docs/api.md, deploy/base/operator.yaml
