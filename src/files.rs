@@ -4,9 +4,9 @@
 //! Everything here is synchronous and blocking, and knows of the queue no more than its paths. Each effect is safe to
 //! repeat.
 
-pub mod layout;
 pub mod moves;
 pub mod names;
+pub mod paths;
 pub mod placement;
 pub mod space;
 pub mod store;
@@ -14,6 +14,6 @@ pub mod transfer;
 pub(crate) mod volume;
 pub mod waste;
 
-pub use layout::Layout;
 pub use moves::{Method, MoveError};
+pub use paths::Paths;
 pub use placement::Placement;

@@ -19,7 +19,7 @@ use crate::cluster::executor::{ClusterExecutor, WatchEnded};
 use crate::cluster::identity::Identity;
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
-use crate::files::{Layout, Method};
+use crate::files::{Method, Paths};
 use crate::ledger::{Ledger, Writer};
 use crate::notification::Notifier;
 use crate::queue::engine;
@@ -66,10 +66,10 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), AgentError> {
     let mut wanted = watch_queue(&client, &identity);
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
     let reporter = Reporter::start(client.clone(), &identity, &queue, wanted.clone());
-    let layout = storage::volumes(&identity, &reporter).await;
-    let locks = storage::lock(&layout, &identity, &reporter).await;
+    let paths = storage::volumes(&identity, &reporter).await;
+    let locks = storage::lock(&paths, &identity, &reporter).await;
     let mut lost = tokio::spawn(storage::beat(locks));
-    let agent = Agent { client, identity, layout, reporter: reporter.clone(), started };
+    let agent = Agent { client, identity, paths, reporter: reporter.clone(), started };
     // Dropped where it stands: every step of the engine is safe to repeat.
     tokio::select! {
         done = agent.work(wanted) => done,
@@ -81,7 +81,7 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), AgentError> {
 struct Agent {
     client: Client,
     identity: Identity,
-    layout: Layout,
+    paths: Paths,
     reporter: Reporter,
     started: Timestamp,
 }
@@ -123,7 +123,7 @@ impl Agent {
 
     /// Opens the ledger and writes to it, or says why it can't.
     async fn ledger(&self) -> Result<Ledger, String> {
-        let path = self.layout.daemon().join(LEDGER_FILE);
+        let path = self.paths.daemon().join(LEDGER_FILE);
         let opened = tokio::task::spawn_blocking(move || {
             let ledger = Ledger::open(&path)?;
             ledger.try_write().map(|()| ledger)
@@ -136,10 +136,10 @@ impl Agent {
 
     /// One engine after the other, each for a specification and its Secrets, until the queue is gone.
     async fn engines(&self, wanted: &mut Wanted, ledger: &Writer) -> Result<(), AgentError> {
-        let Self { client, identity, layout, reporter, started } = self;
+        let Self { client, identity, paths, reporter, started } = self;
         loop {
             let Some(queue) = known(wanted).await else { return Ok(()) };
-            let settings = match settings(&queue, layout.clone()) {
+            let settings = match settings(&queue, paths.clone()) {
                 Ok(settings) => settings,
                 Err(invalid) => {
                     // The controller says it on the object.
@@ -155,8 +155,8 @@ impl Agent {
             let secrets = Secrets::read(&queue.spec.notifications, &identity.secrets_dir);
             let notifier = Notifier::start(secrets.config.clone());
             reporter.tell(|report| report.notifications(&secrets.wrong, notifier.unusable()));
-            let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), layout.clone()).await?;
-            let (_events, hints) = events::watch(layout.queue());
+            let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), paths.clone()).await?;
+            let (_events, hints) = events::watch(paths.queue());
             let (engine, remote) = Engine::start(settings, executor, ledger.clone(), notifier, hints, *started).await?;
             reporter.tell(report::Report::storage_usable);
             tracing::info!(queue = identity.queue, "watching");
@@ -210,11 +210,11 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
     }
 }
 
-fn settings(queue: &HyperConversion, layout: Layout) -> Result<Settings, InvalidSetting> {
+fn settings(queue: &HyperConversion, paths: Paths) -> Result<Settings, InvalidSetting> {
     let spec = &queue.spec;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     Ok(Settings {
-        layout,
+        paths,
         queue_uid: queue.uid().unwrap_or_default(),
         method: Method::NoReplace,
         limit: usize::try_from(spec.max_concurrent_jobs).unwrap_or(usize::MAX),

@@ -111,12 +111,12 @@ impl Executor for ClusterExecutor {
             (_, None) => ConditionState::new("False", "Cancelled", ""),
         };
         if state.end == Some(End::Succeeded) {
-            let directory = published(row, self.layout.output()).unwrap_or_default();
+            let directory = published(row, self.paths.output()).unwrap_or_default();
             conditions.push((ConditionType::Published, ConditionState::new("True", "Published", directory)));
         }
         conditions.push((ConditionType::Succeeded, ended));
         let fields = EndFields {
-            outputs: outputs(published(row, self.layout.output()), metadata),
+            outputs: outputs(published(row, self.paths.output()), metadata),
             progress: completed(metadata),
             source_location: row.source_location.clone(),
             duplicate_of: row.duplicate_of.as_deref().map(original),

@@ -13,7 +13,7 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next
 use crate::conversion::{
     Attempt, ConversionId, ConversionOptions, ConversionStatus, Failure, Metadata, Progress, Reason,
 };
-use crate::files::layout::Layout;
+use crate::files::paths::Paths;
 use crate::ledger::{self, Change, ConversionRow};
 
 use super::{Error, Executor, Submission, Update};
@@ -32,7 +32,7 @@ pub const FOLDER: &str = "worker";
 pub struct ProcessConfig {
     /// The program that is run as `hyper2kvm worker`.
     pub program: PathBuf,
-    pub layout: Layout,
+    pub paths: Paths,
     /// Where a child's message goes when the output volume takes nothing any more; the system's temporary directory
     /// unless set.
     pub scratch: Option<PathBuf>,
@@ -177,8 +177,8 @@ impl ProcessExecutor {
             program: self.config.program.clone(),
             id: id.clone(),
             attempt,
-            claim: self.config.layout.claim_dir(id),
-            work: self.config.layout.work_dir(id, attempt),
+            claim: self.config.paths.claim_dir(id),
+            work: self.config.paths.work_dir(id, attempt),
             folder: FOLDER,
             options: self.options.clone(),
             message: self.messages.path().join(format!("{id}-{attempt}")),
@@ -247,7 +247,7 @@ impl Executor for ProcessExecutor {
             let known = Known { status: submission.status, progress: None, child: None, cancel: None };
             self.known.insert(id.clone(), known);
             if let Step::Stage(attempt) | Step::Start(attempt) | Step::Park { next: attempt, .. } = step
-                && self.config.layout.work_dir(&id, attempt).join(FOLDER).exists()
+                && self.config.paths.work_dir(&id, attempt).join(FOLDER).exists()
             {
                 // A child made that, and the daemon died before the ledger had heard of it.
                 self.observe(DOING, &id, Observation::Staged(attempt)).await?;

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::Layout;
 use super::moves::{self, Method, MoveError, create_dir, is_same_file, is_taken};
 use super::names;
+use super::paths::Paths;
 use crate::conversion::{Claim, Member};
 
 /// How many names are tried before we call it a fault.
@@ -242,8 +242,8 @@ fn choose(found: &[(PathBuf, Member)], dir: &Path, stem: &str) -> Result<Placeme
 
 /// `path` relative to the queue directory, as the ledger and statuses write it.
 #[must_use]
-pub fn relative(layout: &Layout, path: &Path) -> String {
-    path.strip_prefix(layout.queue()).unwrap_or(path).to_string_lossy().into_owned()
+pub fn relative(paths: &Paths, path: &Path) -> String {
+    path.strip_prefix(paths.queue()).unwrap_or(path).to_string_lossy().into_owned()
 }
 
 fn taken(path: &Path) -> Result<bool, PlacementError> {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
-use super::layout::is_plain_name;
+use super::paths::is_plain_name;
 use super::{names, volume};
 
 /// Why a small file could not be written or read.

@@ -26,8 +26,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::layout::is_plain_name;
 use super::moves::{self, Method, MoveError};
+use super::paths::is_plain_name;
 use super::space::told_free;
 use super::store::{self, StoreError};
 use crate::conversion::contract::{NAME_MAX, PART, UNFINISHED};

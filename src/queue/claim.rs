@@ -16,9 +16,9 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::conversion::contract::{CLAIM_FILE, MAX_CLAIM_BYTES};
 use crate::conversion::{Claim, ConversionId, Member};
-use crate::files::layout::{Layout, is_plain_name};
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
+use crate::files::paths::{Paths, is_plain_name};
 use crate::files::placement::{Placement, PlacementError, PlannedMove, Whereabouts};
 use crate::files::store::{self, StoreError};
 use crate::files::volume;
@@ -81,32 +81,32 @@ pub struct Claims {
 
 /// Takes an artifact: claim.json, then the members. Safe to repeat, from any point where it was cut short: it
 /// completes what it finds half-made, or reverses it where a member has changed.
-pub fn take(layout: &Layout, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
-    record(layout, claim)?;
-    resume(layout, claim, method)
+pub fn take(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
+    record(paths, claim)?;
+    resume(paths, claim, method)
 }
 
 /// Writes claim.json, the first step of [`take`].
-pub fn record(layout: &Layout, claim: &Claim) -> Result<(), ClaimError> {
+pub fn record(paths: &Paths, claim: &Claim) -> Result<(), ClaimError> {
     let recording = |source| ClaimError::Record { id: claim.id.clone(), source };
-    match read(layout, &claim.id).map_err(recording)? {
+    match read(paths, &claim.id).map_err(recording)? {
         Some(found) if found == *claim => return Ok(()),
         Some(_) => return Err(ClaimError::Exists(claim.id.clone())),
         None => {}
     }
-    let dir = layout.claim_dir(&claim.id);
+    let dir = paths.claim_dir(&claim.id);
     let making = |source| ClaimError::Directory { id: claim.id.clone(), source };
     volume::create_dir_all(&dir, 0o777)
         .map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
-    store::write_json(&layout.claim_file(&claim.id), claim).map_err(recording)?;
+    store::write_json(&paths.claim_file(&claim.id), claim).map_err(recording)?;
     // The directory's own name may reach the disk last: until it has, no member is moved.
-    moves::sync_dir(&layout.processing()).map_err(making)
+    moves::sync_dir(&paths.processing()).map_err(making)
 }
 
 /// Completes or reverses a claim whose claim.json stands: the second step of [`take`], and what a restart does.
-pub fn resume(layout: &Layout, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
+pub fn resume(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
     let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
-    let inward = inward(layout, claim);
+    let inward = inward(paths, claim);
     let changed: Vec<_> = inward
         .moves
         .iter()
@@ -121,25 +121,25 @@ pub fn resume(layout: &Layout, claim: &Claim, method: Method) -> Result<Taken, C
             Err(e) => return Err(moving(e)),
         }
     }
-    reverse(layout, claim, method)?;
+    reverse(paths, claim, method)?;
     Ok(Taken::Reversed { changed })
 }
 
 /// Puts back what [`take`] has moved, and removes the claim.
-fn reverse(layout: &Layout, claim: &Claim, method: Method) -> Result<(), ClaimError> {
+fn reverse(paths: &Paths, claim: &Claim, method: Method) -> Result<(), ClaimError> {
     let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
     // Each member for itself: an artifact that is incomplete anyway need not stay together.
-    for planned in inward(layout, claim).moves {
+    for planned in inward(paths, claim).moves {
         if matches!(planned.whereabouts(), Whereabouts::AtSource | Whereabouts::Nowhere) {
             continue;
         }
         let alone = Claim { members: vec![planned.member.clone()], ..claim.clone() };
-        let (placement, _) = plan_return(layout, &alone).map_err(moving)?;
+        let (placement, _) = plan_return(paths, &alone).map_err(moving)?;
         placement
-            .carry_out_recorded(&layout.errors(), claim.stem(), method, |_| Ok::<_, PlacementError>(()))
+            .carry_out_recorded(&paths.errors(), claim.stem(), method, |_| Ok::<_, PlacementError>(()))
             .map_err(moving)?;
     }
-    remove(layout, &claim.id)
+    remove(paths, &claim.id)
 }
 
 /// Where given back members go.
@@ -152,11 +152,11 @@ pub enum ReturnTo {
 }
 
 /// Chooses where the members of a whole claim go when it is given back. Record it, carry it out, then [`remove`].
-pub fn plan_return(layout: &Layout, claim: &Claim) -> Result<(Placement, ReturnTo), PlacementError> {
-    let from = layout.claim_dir(&claim.id);
-    match Placement::original(claim, &from, &origin(layout, claim))? {
+pub fn plan_return(paths: &Paths, claim: &Claim) -> Result<(Placement, ReturnTo), PlacementError> {
+    let from = paths.claim_dir(&claim.id);
+    match Placement::original(claim, &from, &origin(paths, claim))? {
         Some(placement) => Ok((placement, ReturnTo::Origin)),
-        None => Ok((Placement::choose(claim, &from, &layout.errors())?, ReturnTo::Errors)),
+        None => Ok((Placement::choose(claim, &from, &paths.errors())?, ReturnTo::Errors)),
     }
 }
 
@@ -176,14 +176,14 @@ pub fn changed(dir: &Path, claim: &Claim) -> io::Result<Vec<String>> {
 }
 
 /// Reads the record of one claim; `None` where there is none.
-pub fn read(layout: &Layout, id: &ConversionId) -> Result<Option<Claim>, StoreError> {
-    store::read_json(&layout.claim_dir(id), CLAIM_FILE, MAX_CLAIM_BYTES)
+pub fn read(paths: &Paths, id: &ConversionId) -> Result<Option<Claim>, StoreError> {
+    store::read_json(&paths.claim_dir(id), CLAIM_FILE, MAX_CLAIM_BYTES)
 }
 
 /// Lists what lies in `.processing/`. Directories that a crash left before their claim.json are removed on the way,
 /// if they are empty.
-pub fn list(layout: &Layout, queue_uid: &str) -> Result<Claims, ClaimError> {
-    let processing = layout.processing();
+pub fn list(paths: &Paths, queue_uid: &str) -> Result<Claims, ClaimError> {
+    let processing = paths.processing();
     let look = |source| ClaimError::Look { path: processing.clone(), source };
     let mut claims = Claims::default();
     for entry in fs::read_dir(&processing).map_err(look)? {
@@ -198,13 +198,13 @@ pub fn list(layout: &Layout, queue_uid: &str) -> Result<Claims, ClaimError> {
             claims.strays.push((entry.path(), "is no directory of a claim".to_owned()));
             continue;
         };
-        match read(layout, &id) {
+        match read(paths, &id) {
             Ok(Some(claim)) => match fault(&claim, &id) {
                 Some(fault) => claims.strays.push((entry.path(), fault)),
                 None if claim.queue_uid == queue_uid => claims.own.push(claim),
                 None => claims.foreign.push(claim),
             },
-            Ok(None) => match remove(layout, &id) {
+            Ok(None) => match remove(paths, &id) {
                 Ok(()) => {}
                 Err(e @ ClaimError::NotEmpty { .. }) => claims.strays.push((entry.path(), e.to_string())),
                 Err(e) => return Err(e),
@@ -219,8 +219,8 @@ pub fn list(layout: &Layout, queue_uid: &str) -> Result<Claims, ClaimError> {
 }
 
 /// Removes a claim's record and directory, once its members have left. Gone already is fine.
-pub fn remove(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
-    let dir = layout.claim_dir(id);
+pub fn remove(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
+    let dir = paths.claim_dir(id);
     let look = |source| ClaimError::Look { path: dir.clone(), source };
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
@@ -245,17 +245,17 @@ pub fn remove(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
         }
     }
     volume::remove_dir(&dir).map_err(look)?;
-    moves::sync_dir(&layout.processing()).map_err(|source| ClaimError::Directory { id: id.clone(), source })
+    moves::sync_dir(&paths.processing()).map_err(|source| ClaimError::Directory { id: id.clone(), source })
 }
 
 /// The directory that the members came from.
 #[must_use]
-pub fn origin(layout: &Layout, claim: &Claim) -> PathBuf {
-    if claim.origin.is_empty() { layout.queue().to_owned() } else { layout.queue().join(&claim.origin) }
+pub fn origin(paths: &Paths, claim: &Claim) -> PathBuf {
+    if claim.origin.is_empty() { paths.queue().to_owned() } else { paths.queue().join(&claim.origin) }
 }
 
-fn inward(layout: &Layout, claim: &Claim) -> Placement {
-    let (from, dir) = (origin(layout, claim), layout.claim_dir(&claim.id));
+fn inward(paths: &Paths, claim: &Claim) -> Placement {
+    let (from, dir) = (origin(paths, claim), paths.claim_dir(&claim.id));
     let moves = claim.members.iter().map(|m| PlannedMove {
         from: from.join(&m.name),
         to: dir.join(&m.name),

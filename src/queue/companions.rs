@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::scan::{self, Entry, Name};
 use crate::conversion::{ConversionId, Failure, Reason};
 use crate::disk::descriptor::{self, References};
-use crate::files::layout::is_plain_name;
+use crate::files::paths::is_plain_name;
 use crate::files::store::{self, StoreError};
 
 /// A file of the queue directory, as far as grouping goes. An empty file that has settled is left out.

@@ -4,7 +4,7 @@
 use super::claim::{self, ClaimError};
 use crate::conversion::ConversionId;
 use crate::conversion::{Claim, status::End};
-use crate::files::layout::Layout;
+use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
 use crate::files::waste;
 
@@ -32,13 +32,13 @@ impl Disposal {
 }
 
 /// Chooses where the members go that lie in their claim. Record it, carry it out, then [`tidy`].
-pub fn plan(layout: &Layout, claim: &Claim, disposal: Disposal) -> Result<Placement, PlacementError> {
-    let from = layout.claim_dir(&claim.id);
-    let archive = || Placement::choose(claim, &from, &layout.processed(&claim.date));
+pub fn plan(paths: &Paths, claim: &Claim, disposal: Disposal) -> Result<Placement, PlacementError> {
+    let from = paths.claim_dir(&claim.id);
+    let archive = || Placement::choose(claim, &from, &paths.processed(&claim.date));
     match disposal {
         Disposal::Archive => archive(),
-        Disposal::Errors => Placement::choose(claim, &from, &layout.errors()),
-        Disposal::InPlace => match Placement::original(claim, &from, &claim::origin(layout, claim))? {
+        Disposal::Errors => Placement::choose(claim, &from, &paths.errors()),
+        Disposal::InPlace => match Placement::original(claim, &from, &claim::origin(paths, claim))? {
             Some(placement) => Ok(placement),
             None => archive(),
         },
@@ -46,21 +46,21 @@ pub fn plan(layout: &Layout, claim: &Claim, disposal: Disposal) -> Result<Placem
 }
 
 /// Removes the claim's directory and every work directory of the conversion. Gone already is fine.
-pub fn tidy(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
-    remove_work(layout, id)?;
-    claim::remove(layout, id)
+pub fn tidy(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
+    remove_work(paths, id)?;
+    claim::remove(paths, id)
 }
 
 /// Removes every work directory of the conversion: waste, once nothing of it runs any more.
-pub fn remove_work(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
-    let work = layout.work_of(id);
+pub fn remove_work(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
+    let work = paths.work_of(id);
     waste::remove(&work).map_err(|source| ClaimError::Look { path: work, source })
 }
 
 /// The same between two attempts. What they lie in stays: a pod that is starting while its attempt ends has the kubelet
 /// make whatever directory is missing, as root's.
-pub fn clear_work(layout: &Layout, id: &ConversionId) -> Result<(), ClaimError> {
-    let work = layout.work_of(id);
+pub fn clear_work(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
+    let work = paths.work_of(id);
     waste::empty(&work).map_err(|source| ClaimError::Look { path: work, source })
 }
 
@@ -71,7 +71,7 @@ mod tests {
     use rstest::rstest;
     use tempfile::tempdir;
 
-    use super::super::claim::tests::{dropped, layout, visible};
+    use super::super::claim::tests::{dropped, paths, visible};
     use super::*;
     use crate::conversion::Attempt;
     use crate::files::Method;
@@ -83,64 +83,64 @@ mod tests {
         #[values(Disposal::Archive, Disposal::InPlace, Disposal::Errors)] disposal: Disposal,
     ) {
         let dir = tempdir().unwrap();
-        let layout = layout(&dir);
-        let claim = dropped(&layout, &["vm.ovf", "a.vmdk"]);
-        claim::take(&layout, &claim, method).unwrap();
-        let work = layout.work_dir(&claim.id, Attempt::FIRST);
+        let paths = paths(&dir);
+        let claim = dropped(&paths, &["vm.ovf", "a.vmdk"]);
+        claim::take(&paths, &claim, method).unwrap();
+        let work = paths.work_dir(&claim.id, Attempt::FIRST);
         fs::create_dir_all(work.join("worker")).unwrap();
         fs::write(work.join("worker/waste"), "").unwrap();
-        let placement = plan(&layout, &claim, disposal).unwrap();
+        let placement = plan(&paths, &claim, disposal).unwrap();
         fs::create_dir_all(&placement.dir).unwrap();
         for planned in &placement.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
         placement.carry_out(method).unwrap();
-        tidy(&layout, &claim.id).unwrap();
-        tidy(&layout, &claim.id).unwrap();
+        tidy(&paths, &claim.id).unwrap();
+        tidy(&paths, &claim.id).unwrap();
         let end = match disposal {
-            Disposal::Archive => layout.processed("2026-01-17"),
-            Disposal::InPlace => layout.queue().to_owned(),
-            Disposal::Errors => layout.errors(),
+            Disposal::Archive => paths.processed("2026-01-17"),
+            Disposal::InPlace => paths.queue().to_owned(),
+            Disposal::Errors => paths.errors(),
         };
         assert_eq!(visible(&end), ["a.vmdk", "vm.ovf"]);
-        assert_eq!((visible(&layout.processing()), visible(&layout.work())), (vec![], vec![]));
+        assert_eq!((visible(&paths.processing()), visible(&paths.work())), (vec![], vec![]));
     }
 
     #[test]
     fn a_second_file_of_one_name_and_day_gets_a_number() {
         let dir = tempdir().unwrap();
-        let layout = layout(&dir);
+        let paths = paths(&dir);
         for _ in 0..3 {
-            let claim = dropped(&layout, &["vm.vmdk"]);
-            claim::take(&layout, &claim, Method::NoReplace).unwrap();
-            plan(&layout, &claim, Disposal::Archive).unwrap().carry_out(Method::NoReplace).unwrap();
-            tidy(&layout, &claim.id).unwrap();
+            let claim = dropped(&paths, &["vm.vmdk"]);
+            claim::take(&paths, &claim, Method::NoReplace).unwrap();
+            plan(&paths, &claim, Disposal::Archive).unwrap().carry_out(Method::NoReplace).unwrap();
+            tidy(&paths, &claim.id).unwrap();
         }
-        assert_eq!(visible(&layout.processed("2026-01-17")), ["vm-1.vmdk", "vm-2.vmdk", "vm.vmdk"]);
+        assert_eq!(visible(&paths.processed("2026-01-17")), ["vm-1.vmdk", "vm-2.vmdk", "vm.vmdk"]);
     }
 
     #[test]
     fn a_source_that_cannot_stay_in_place_is_archived_and_replaces_nothing() {
         let dir = tempdir().unwrap();
-        let layout = layout(&dir);
-        let claim = dropped(&layout, &["vm.vmdk"]);
-        claim::take(&layout, &claim, Method::NoReplace).unwrap();
-        fs::write(layout.queue().join("vm.vmdk"), "the next one").unwrap();
-        plan(&layout, &claim, Disposal::InPlace).unwrap().carry_out(Method::NoReplace).unwrap();
-        assert_eq!(visible(&layout.processed("2026-01-17")), ["vm.vmdk"]);
-        assert_eq!(fs::read_to_string(layout.queue().join("vm.vmdk")).unwrap(), "the next one");
+        let paths = paths(&dir);
+        let claim = dropped(&paths, &["vm.vmdk"]);
+        claim::take(&paths, &claim, Method::NoReplace).unwrap();
+        fs::write(paths.queue().join("vm.vmdk"), "the next one").unwrap();
+        plan(&paths, &claim, Disposal::InPlace).unwrap().carry_out(Method::NoReplace).unwrap();
+        assert_eq!(visible(&paths.processed("2026-01-17")), ["vm.vmdk"]);
+        assert_eq!(fs::read_to_string(paths.queue().join("vm.vmdk")).unwrap(), "the next one");
     }
 
     #[test]
     fn between_attempts_the_directory_of_all_of_them_stays_whose_it_is() {
         let dir = tempdir().unwrap();
-        let layout = layout(&dir);
-        let claim = dropped(&layout, &["vm.vmdk"]);
-        clear_work(&layout, &claim.id).unwrap();
-        let work = layout.work_dir(&claim.id, Attempt::FIRST);
+        let paths = paths(&dir);
+        let claim = dropped(&paths, &["vm.vmdk"]);
+        clear_work(&paths, &claim.id).unwrap();
+        let work = paths.work_dir(&claim.id, Attempt::FIRST);
         fs::create_dir_all(work.join("worker")).unwrap();
-        clear_work(&layout, &claim.id).unwrap();
-        assert_eq!(fs::read_dir(layout.work_of(&claim.id)).unwrap().count(), 0);
+        clear_work(&paths, &claim.id).unwrap();
+        assert_eq!(fs::read_dir(paths.work_of(&claim.id)).unwrap().count(), 0);
     }
 
     #[test]

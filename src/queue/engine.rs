@@ -29,8 +29,8 @@ use crate::stats::Snapshot;
 
 use super::claim::ClaimError;
 use super::publish::PublishError;
-use crate::files::layout::Layout;
 use crate::files::moves::Method;
+use crate::files::paths::Paths;
 use crate::files::placement::PlacementError;
 use crate::files::store::StoreError;
 
@@ -75,7 +75,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// What an engine is told once.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub layout: Layout,
+    pub paths: Paths,
     /// UID of the `HyperConversion`; empty on one host.
     pub queue_uid: String,
     /// How moves are done, as the probe of both directories found.
@@ -230,14 +230,14 @@ impl<E: Executor> Engine<E> {
         let (snapshot, receiver) = watch::channel(view.clone());
         let (sender, orders) = mpsc::unbounded_channel();
         let intake = Intake::new(
-            settings.layout.queue().to_owned(),
+            settings.paths.queue().to_owned(),
             settings.look_interval,
             settings.file_stable_timeout,
             settings.companion_timeout,
             left,
         );
         let drain = match run_state {
-            RunState::Draining => Drain::resume(&settings.layout, settings.revision),
+            RunState::Draining => Drain::resume(&settings.paths, settings.revision),
             RunState::Running | RunState::Paused | RunState::Stopped => None,
         };
         // A daemon that is to drain ends with what it knows of.

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use crate::files::layout::Layout;
+use crate::files::paths::Paths;
 
 /// Name of the file, below `{output}/.daemon/`, by which a test says where: names of steps, one a line. The first one is
 /// taken away before this process dies there, so that the next one gets past, and dies at the next.
@@ -75,7 +75,7 @@ impl Step {
 }
 
 /// Dies here, at once and without a word, if a test asked for it.
-pub fn reach(layout: &Layout, step: Step) {
+pub fn reach(paths: &Paths, step: Step) {
     #[cfg(test)]
     if crate::files::volume::simulated::current().is_some() {
         // It can't fail here, but it may die.
@@ -83,7 +83,7 @@ pub fn reach(layout: &Layout, step: Step) {
         return;
     }
     if cfg!(debug_assertions) {
-        let order = layout.daemon().join(ORDER_FILE);
+        let order = paths.daemon().join(ORDER_FILE);
         let steps = fs::read_to_string(&order).unwrap_or_default();
         let (first, rest) = steps.split_once('\n').unwrap_or((&steps, ""));
         if first == format!("{step:?}") && leave(&order, rest).is_ok() {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::files::layout::Layout;
+use crate::files::paths::Paths;
 use crate::files::store::{self, StoreError};
 
 /// How often [`Locks::beat`] is to be called.
@@ -165,9 +165,9 @@ struct Directory {
 
 impl Contender {
     /// Locks `.processing/` and `{output}/.daemon/`, which must exist. `Held` where somebody has one of them: at once.
-    pub fn new(layout: &Layout, me: Owner) -> Result<Self, LockError> {
-        let queue = Directory::lock(layout.processing())?;
-        let output = Directory::lock(layout.daemon())?;
+    pub fn new(paths: &Paths, me: Owner) -> Result<Self, LockError> {
+        let queue = Directory::lock(paths.processing())?;
+        let output = Directory::lock(paths.daemon())?;
         Ok(Self { me, queue, output })
     }
 

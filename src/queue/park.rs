@@ -5,19 +5,19 @@ use std::fs;
 
 use super::scan::Entry;
 use crate::conversion::Claim;
-use crate::files::layout::Layout;
+use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
 
 /// Chooses where the members of a claim are parked. Record it, carry it out, then write error.json beside
 /// [`Placement::primary`]. claim.json stays: the claim goes on.
-pub fn plan(layout: &Layout, claim: &Claim) -> Result<Placement, PlacementError> {
-    Placement::choose(claim, &layout.claim_dir(&claim.id), &layout.errors())
+pub fn plan(paths: &Paths, claim: &Claim) -> Result<Placement, PlacementError> {
+    Placement::choose(claim, &paths.claim_dir(&claim.id), &paths.errors())
 }
 
 /// The way back into the claim from where it is parked. Record it if need be: it follows from what is recorded.
 #[must_use]
-pub fn plan_back(layout: &Layout, claim: &Claim, parked: &Placement) -> Placement {
-    parked.reversed(&layout.claim_dir(&claim.id))
+pub fn plan_back(paths: &Paths, claim: &Claim, parked: &Placement) -> Placement {
+    parked.reversed(&paths.claim_dir(&claim.id))
 }
 
 /// How parked members compare with their claim.
@@ -61,7 +61,7 @@ mod tests {
     use tempfile::tempdir;
 
     use super::super::claim;
-    use super::super::claim::tests::{dropped, layout, visible};
+    use super::super::claim::tests::{dropped, paths, visible};
     use super::*;
     use crate::files::Method;
 
@@ -71,37 +71,37 @@ mod tests {
         #[values(0, 1, 2)] moved: usize,
     ) {
         let dir = tempdir().unwrap();
-        let layout = layout(&dir);
-        let claim = dropped(&layout, &["vm.ovf", "a.vmdk"]);
-        claim::take(&layout, &claim, method).unwrap();
-        let parked = plan(&layout, &claim).unwrap();
+        let paths = paths(&dir);
+        let claim = dropped(&paths, &["vm.ovf", "a.vmdk"]);
+        claim::take(&paths, &claim, method).unwrap();
+        let parked = plan(&paths, &claim).unwrap();
         for planned in &parked.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
         assert_eq!(look(&parked), Parked::Unchanged);
         parked.carry_out(method).unwrap();
-        assert_eq!(visible(&layout.errors()), ["a.vmdk", "vm.ovf"]);
-        let back = plan_back(&layout, &claim, &parked);
+        assert_eq!(visible(&paths.errors()), ["a.vmdk", "vm.ovf"]);
+        let back = plan_back(&paths, &claim, &parked);
         for planned in &back.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
         assert_eq!(look(&parked), Parked::Unchanged);
         back.carry_out(method).unwrap();
-        assert_eq!(claim::changed(&layout.claim_dir(&claim.id), &claim).unwrap(), Vec::<String>::new());
-        assert_eq!(visible(&layout.errors()), Vec::<String>::new());
+        assert_eq!(claim::changed(&paths.claim_dir(&claim.id), &claim).unwrap(), Vec::<String>::new());
+        assert_eq!(visible(&paths.errors()), Vec::<String>::new());
     }
 
     #[test]
     fn what_was_done_to_a_parked_artifact_is_noticed() {
         let dir = tempdir().unwrap();
-        let layout = layout(&dir);
-        let claim = dropped(&layout, &["vm.ovf", "a.vmdk"]);
-        claim::take(&layout, &claim, Method::NoReplace).unwrap();
-        let parked = plan(&layout, &claim).unwrap();
+        let paths = paths(&dir);
+        let claim = dropped(&paths, &["vm.ovf", "a.vmdk"]);
+        claim::take(&paths, &claim, Method::NoReplace).unwrap();
+        let parked = plan(&paths, &claim).unwrap();
         parked.carry_out(Method::NoReplace).unwrap();
-        fs::write(layout.errors().join("a.vmdk"), "corrected in place").unwrap();
+        fs::write(paths.errors().join("a.vmdk"), "corrected in place").unwrap();
         assert_eq!(look(&parked), Parked::Changed(vec!["a.vmdk".to_owned()]));
-        fs::rename(layout.errors().join("vm.ovf"), layout.queue().join("vm.ovf")).unwrap();
+        fs::rename(paths.errors().join("vm.ovf"), paths.queue().join("vm.ovf")).unwrap();
         assert_eq!(look(&parked), Parked::Gone(vec!["vm.ovf".to_owned()]));
     }
 }

@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::files::layout::Layout;
 use crate::files::moves::{self, Method, MoveError};
+use crate::files::paths::Paths;
 use crate::files::waste;
 
 /// How the names of what is tried out begin: hidden, so that no scan takes it up.
@@ -76,21 +76,21 @@ pub enum PathConflict {
 
 /// Makes the directories that a queue always has, and tries everything that will be asked of them. Leaves nothing
 /// behind; may be repeated at any time, also beside a working watcher.
-pub fn probe(layout: &Layout, method: Method) -> Result<(), NotReady> {
-    for dir in layout.standing() {
+pub fn probe(paths: &Paths, method: Method) -> Result<(), NotReady> {
+    for dir in paths.standing() {
         moves::create_dir(&dir).map_err(|e| not_ready(Ability::Create, &dir, e))?;
         remove_left(&dir);
     }
-    for dir in [layout.queue(), layout.output()] {
+    for dir in [paths.queue(), paths.output()] {
         let scratch = Scratch::new(dir)?;
         scratch.try_all(method)?;
     }
     // `.processing/` may be a volume of its own: files can't be moved there then.
-    let scratch = Scratch::new(layout.queue())?;
-    for dir in [layout.processing(), layout.errors(), layout.queue().join(".processed")] {
+    let scratch = Scratch::new(paths.queue())?;
+    for dir in [paths.processing(), paths.errors(), paths.queue().join(".processed")] {
         scratch.try_file_into(&dir, method)?;
     }
-    Scratch::new(&layout.work())?.try_dir_into(layout.output(), method)
+    Scratch::new(&paths.work())?.try_dir_into(paths.output(), method)
 }
 
 /// Whether these two may be queue and output of one another; both must be canonical ([`fs::canonicalize`]).
@@ -109,8 +109,8 @@ pub fn check_paths(queue: &Path, output: &Path) -> Result<(), PathConflict> {
 }
 
 /// [`check_paths`] for directories that exist, however they are spelled, and also where one is mounted twice.
-pub fn check_directories(layout: &Layout) -> io::Result<Result<(), PathConflict>> {
-    let (queue, output) = (fs::canonicalize(layout.queue())?, fs::canonicalize(layout.output())?);
+pub fn check_directories(paths: &Paths) -> io::Result<Result<(), PathConflict>> {
+    let (queue, output) = (fs::canonicalize(paths.queue())?, fs::canonicalize(paths.output())?);
     let inode = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     if inode(&queue)? == inode(&output)? {
         return Ok(Err(PathConflict::Same(queue)));
@@ -218,12 +218,12 @@ mod tests {
     #[test]
     fn a_sound_volume_is_ready_and_nothing_is_left_on_it() {
         let dir = tempdir().unwrap();
-        let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
+        let paths = Paths::new(dir.path().join("q"), dir.path().join("o"));
         for method in [Method::NoReplace, Method::Fallback] {
-            probe(&layout, method).unwrap();
-            for path in layout.standing() {
+            probe(&paths, method).unwrap();
+            for path in paths.standing() {
                 let left: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()).collect();
-                assert!(left.iter().all(|p| layout.standing().contains(p)), "{left:?}");
+                assert!(left.iter().all(|p| paths.standing().contains(p)), "{left:?}");
             }
         }
     }
@@ -231,14 +231,14 @@ mod tests {
     #[test]
     fn what_a_killed_probe_left_goes_and_one_under_way_is_left_alone() {
         let dir = tempdir().unwrap();
-        let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
-        let (old, new) = (layout.queue().join(".probe-old"), layout.queue().join(".probe-new"));
+        let paths = Paths::new(dir.path().join("q"), dir.path().join("o"));
+        let (old, new) = (paths.queue().join(".probe-old"), paths.queue().join(".probe-new"));
         for path in [&old, &new] {
             fs::create_dir_all(path.join("e/full")).unwrap();
         }
         let hours_ago = std::time::SystemTime::now() - LEFT_AFTER * 2;
         File::open(&old).unwrap().set_modified(hours_ago).unwrap();
-        probe(&layout, Method::NoReplace).unwrap();
+        probe(&paths, Method::NoReplace).unwrap();
         assert!(!old.exists() && new.exists());
     }
 
@@ -246,9 +246,9 @@ mod tests {
     fn what_cannot_be_made_is_named() {
         let dir = tempdir().unwrap();
         fs::write(dir.path().join("q"), "a file").unwrap();
-        let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
-        let not_ready = probe(&layout, Method::NoReplace).unwrap_err();
-        assert_eq!((not_ready.ability, not_ready.dir.as_path()), (Ability::Create, layout.queue()));
+        let paths = Paths::new(dir.path().join("q"), dir.path().join("o"));
+        let not_ready = probe(&paths, Method::NoReplace).unwrap_err();
+        assert_eq!((not_ready.ability, not_ready.dir.as_path()), (Ability::Create, paths.queue()));
         assert!(!not_ready.is_no_space() && !not_ready.is_denied());
     }
 
@@ -274,10 +274,10 @@ mod tests {
         symlink(queue.join("out"), dir.path().join("link")).unwrap();
         symlink(&queue, dir.path().join("again")).unwrap();
         for output in ["link", "again", "q/../q", "q/out/.."] {
-            let layout = Layout::new(&queue, dir.path().join(output));
-            assert!(check_directories(&layout).unwrap().is_err(), "{output}");
+            let paths = Paths::new(&queue, dir.path().join(output));
+            assert!(check_directories(&paths).unwrap().is_err(), "{output}");
         }
         fs::create_dir(dir.path().join("o")).unwrap();
-        assert_eq!(check_directories(&Layout::new(&queue, dir.path().join("o"))).unwrap(), Ok(()));
+        assert_eq!(check_directories(&Paths::new(&queue, dir.path().join("o"))).unwrap(), Ok(()));
     }
 }

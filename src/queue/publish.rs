@@ -22,9 +22,9 @@ use rustix::io::Errno;
 
 use crate::conversion::contract::{DOMAIN_FILE, METADATA_FILE};
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
-use crate::files::layout::{Layout, is_plain_name};
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
+use crate::files::paths::{Paths, is_plain_name};
 use crate::files::store::{self, StoreError};
 use crate::files::{volume, waste};
 
@@ -88,8 +88,8 @@ pub struct Finished {
 }
 
 /// Looks at what attempt `attempt` of the claim's conversion left in `folder`.
-pub fn inspect(layout: &Layout, claim: &Claim, attempt: Attempt, folder: &str) -> Result<Inspection, PublishError> {
-    let work = layout.work_dir(&claim.id, attempt);
+pub fn inspect(paths: &Paths, claim: &Claim, attempt: Attempt, folder: &str) -> Result<Inspection, PublishError> {
+    let work = paths.work_dir(&claim.id, attempt);
     let refuse = |why: String| Ok(Inspection::Unpublishable(Failure::new(Reason::Internal, why)));
     if !is_plain_name(folder) {
         return refuse(format!("the attempt's folder {folder:?} has no plain name"));
@@ -129,13 +129,13 @@ pub fn read_published(target: &Path, id: &ConversionId) -> Option<Metadata> {
 /// and whoever waited for it may have taken it already. A folder that is gone with the directory around it went in a
 /// power cut, unless it is found at the target.
 pub fn has_left(
-    layout: &Layout,
+    paths: &Paths,
     id: &ConversionId,
     attempt: Attempt,
     folder: &str,
     target: &Path,
 ) -> Result<bool, PublishError> {
-    let work = layout.work_dir(id, attempt);
+    let work = paths.work_dir(id, attempt);
     let is_there = |path: PathBuf| moves::is_taken(&path).map_err(|source| PublishError::Look { path, source });
     Ok(!is_there(work.join(folder))? && (is_there(work)? || read_published(target, id).is_some()))
 }
@@ -152,14 +152,14 @@ impl Finished {
     /// Returns the directory. Repeating all of it after a crash is safe as long as [`has_left`] says no.
     pub fn publish<E: From<PublishError>>(
         &self,
-        layout: &Layout,
+        paths: &Paths,
         date: &str,
         stem: &str,
         method: Method,
         domain: impl Fn(&Path, &Metadata) -> Option<String>,
         mut record: impl FnMut(&Path) -> Result<(), E>,
     ) -> Result<PathBuf, E> {
-        let dir = layout.published(date);
+        let dir = paths.published(date);
         let cannot = |path: &Path| {
             let path = path.to_owned();
             move |source| PublishError::Move { path, source }

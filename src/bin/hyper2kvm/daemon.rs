@@ -18,7 +18,7 @@ use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
 use hyper2kvm::executor::process::{ProcessConfig, ProcessExecutor};
 use hyper2kvm::executor::progress::STALL_AFTER;
-use hyper2kvm::files::{Layout, Method};
+use hyper2kvm::files::{Method, Paths};
 use hyper2kvm::ledger::{Ledger, Writer};
 use hyper2kvm::notification::Notifier;
 use hyper2kvm::queue::engine::{Engine, Settings, World, events};
@@ -140,7 +140,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let layout = prepare(&config)?;
+    let paths = prepare(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -151,7 +151,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .enable_all()
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
-    let served = runtime.block_on(serve(config, layout, arguments.listen, started, beside.handle()));
+    let served = runtime.block_on(serve(config, paths, arguments.listen, started, beside.handle()));
     if let Some(services) = served? {
         services.end(beside);
     }
@@ -159,7 +159,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
 }
 
 /// Makes the directories.
-fn prepare(config: &Config) -> Result<Layout, Refusal> {
+fn prepare(config: &Config) -> Result<Paths, Refusal> {
     let mut canonical = Vec::new();
     for dir in [&config.watch_dir, &config.output_dir] {
         let made = make_directory(dir);
@@ -168,8 +168,8 @@ fn prepare(config: &Config) -> Result<Layout, Refusal> {
     let [queue, output] = canonical.as_slice() else {
         return Err(Refusal::fault("two directories are no longer two"));
     };
-    let layout = Layout::new(queue, output);
-    match probe::check_directories(&layout) {
+    let paths = Paths::new(queue, output);
+    match probe::check_directories(&paths) {
         Ok(Ok(())) => {}
         Ok(Err(conflict)) => return Err(Refusal::setting(conflict.to_string())),
         Err(error) => return Err(Refusal::setting(format!("cannot look at the directories: {error}"))),
@@ -178,7 +178,7 @@ fn prepare(config: &Config) -> Result<Layout, Refusal> {
         fs::create_dir_all(scratch)
             .map_err(|error| Refusal::setting(format!("cannot use workdir {}: {error}", scratch.display())))?;
     }
-    Ok(layout)
+    Ok(paths)
 }
 
 /// Makes a directory and the parents it lacks, and brings their names to disk: what is reported from now on lies below.
@@ -195,21 +195,21 @@ fn make_directory(dir: &Path) -> io::Result<PathBuf> {
 /// Serves the queue until it ends; `None` where that was before it began.
 async fn serve(
     config: Config,
-    layout: Layout,
+    paths: Paths,
     listen: Option<SocketAddr>,
     started: Timestamp,
     beside: &Handle,
 ) -> Result<Option<Services>, Refusal> {
     // What will be asked of the directories is tried.
-    let waited = match probe::probe(&layout, Method::NoReplace) {
+    let waited = match probe::probe(&paths, Method::NoReplace) {
         Ok(()) => Waited { run_state: RunState::Running, signals: None },
-        Err(error) if error.is_no_space() => wait_for_space(&layout, &error, started, beside).await?,
+        Err(error) if error.is_no_space() => wait_for_space(&paths, &error, started, beside).await?,
         Err(error) => return Err(Refusal::setting(chain(&error))),
     };
     if waited.run_state == RunState::Stopped {
         return Ok(None);
     }
-    let locks = lock(&layout).await?;
+    let locks = lock(&paths).await?;
     let endpoint = match listen {
         Some(address) => {
             let bound = TcpListener::bind(address).await;
@@ -218,14 +218,14 @@ async fn serve(
         }
         None => None,
     };
-    let ledger = Ledger::open(&layout.daemon().join(LEDGER_FILE)).map_err(|error| Refusal::fault(chain(&error)))?;
+    let ledger = Ledger::open(&paths.daemon().join(LEDGER_FILE)).map_err(|error| Refusal::fault(chain(&error)))?;
     if waited.run_state == RunState::Paused {
         ledger.set_paused(true).map_err(|error| Refusal::fault(chain(&error)))?;
     }
     let ledger = Writer::start(ledger);
     let entered = beside.enter();
     let notifier = Notifier::start(config.notifications.clone());
-    let socket = Listener::bind(&layout.output().join(SOCKET)).map_err(|error| Refusal::fault(chain(&error)))?;
+    let socket = Listener::bind(&paths.output().join(SOCKET)).map_err(|error| Refusal::fault(chain(&error)))?;
     drop(entered);
 
     let policy = config.retry_policy;
@@ -233,7 +233,7 @@ async fn serve(
         ProcessConfig {
             // The program that runs, whatever has been installed under its name since.
             program: "/proc/self/exe".into(),
-            layout: layout.clone(),
+            paths: paths.clone(),
             scratch: config.workdir.clone(),
             options: config.conversion.clone(),
             policy,
@@ -244,15 +244,15 @@ async fn serve(
         ledger.clone(),
     )
     .map_err(|error| Refusal::fault(format!("cannot prepare to start workers: {error}")))?;
-    let (events, hints) = events::watch(layout.queue());
-    let settings = settings(&config, layout.clone());
+    let (events, hints) = events::watch(paths.queue());
+    let settings = settings(&config, paths.clone());
     let (engine, remote) = Engine::start(settings, executor, ledger, notifier, hints, started)
         .await
         .map_err(|error| Refusal::fault(chain(&error)))?;
-    let services = Services::start(beside, remote.clone(), waited.signals, socket, endpoint, locks, &layout);
+    let services = Services::start(beside, remote.clone(), waited.signals, socket, endpoint, locks, &paths);
     tracing::info!(
-        watch_dir = %layout.queue().display(),
-        output_dir = %layout.output().display(),
+        watch_dir = %paths.queue().display(),
+        output_dir = %paths.output().display(),
         jobs = config.max_concurrent_jobs,
         "Daemon ready"
     );
@@ -264,9 +264,9 @@ async fn serve(
     Ok(Some(services))
 }
 
-fn settings(config: &Config, layout: Layout) -> Settings {
+fn settings(config: &Config, paths: Paths) -> Settings {
     Settings {
-        layout,
+        paths,
         queue_uid: String::new(),
         method: Method::NoReplace,
         limit: config.max_concurrent_jobs,
@@ -288,11 +288,11 @@ fn settings(config: &Config, layout: Layout) -> Settings {
 }
 
 /// Takes both directories, waiting where another machine's daemon may still live.
-async fn lock(layout: &Layout) -> Result<Locks, Refusal> {
+async fn lock(paths: &Paths) -> Result<Locks, Refusal> {
     let refuse = |error| Refusal::setting(chain(&error));
     let holder = format!("process {} on {}", std::process::id(), rustix::system::uname().nodename().to_string_lossy());
     let token = format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
-    let mut contender = Owner::this(holder, "", token).and_then(|me| Contender::new(layout, me)).map_err(refuse)?;
+    let mut contender = Owner::this(holder, "", token).and_then(|me| Contender::new(paths, me)).map_err(refuse)?;
     let begun = Instant::now();
     let mut is_told = false;
     loop {

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::report::Reporter;
 use crate::cluster::identity::Identity;
 use crate::conversion::chain;
-use crate::files::{Layout, Method};
+use crate::files::{Method, Paths};
 use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
 use crate::queue::probe;
 
@@ -22,12 +22,12 @@ const STORAGE_RETRY: Duration = Duration::from_secs(10);
 pub const UNREADABLE: &str = "Unreadable";
 
 /// Tries the volumes until they can do what is asked of them, saying what they can't.
-pub async fn volumes(identity: &Identity, reporter: &Reporter) -> Layout {
+pub async fn volumes(identity: &Identity, reporter: &Reporter) -> Paths {
     loop {
         let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
         let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output)).await;
         match tried {
-            Ok(Ok(layout)) => return layout,
+            Ok(Ok(paths)) => return paths,
             Ok(Err((reason, message))) => {
                 tracing::error!(reason, "{message}");
                 reporter.tell(|report| report.storage_unready(reason, message));
@@ -38,14 +38,14 @@ pub async fn volumes(identity: &Identity, reporter: &Reporter) -> Layout {
     }
 }
 
-fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Layout, (&'static str, String)> {
-    let layout = Layout::new(queue, output);
-    match probe::check_directories(&layout) {
+fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Paths, (&'static str, String)> {
+    let paths = Paths::new(queue, output);
+    match probe::check_directories(&paths) {
         Ok(Ok(())) => {}
         Ok(Err(conflict)) => return Err(("PathConflict", conflict.to_string())),
         Err(error) => return Err((UNREADABLE, format!("cannot look at the volumes: {error}"))),
     }
-    probe::probe(&layout, Method::NoReplace).map_err(|error| {
+    probe::probe(&paths, Method::NoReplace).map_err(|error| {
         let reason = if error.is_no_space() {
             "NoSpace"
         } else if error.is_denied() {
@@ -55,16 +55,16 @@ fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Layout, (&'static str,
         };
         (reason, chain(&error))
     })?;
-    Ok(layout)
+    Ok(paths)
 }
 
 /// Takes both directories, waiting as long as somebody else has them.
-pub async fn lock(layout: &Layout, identity: &Identity, reporter: &Reporter) -> Locks {
+pub async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter) -> Locks {
     let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
     let begun = Instant::now();
     loop {
         let me = Owner::this(&identity.pod, &identity.queue_uid, token.as_str());
-        let refused = match me.and_then(|me| Contender::new(layout, me)) {
+        let refused = match me.and_then(|me| Contender::new(paths, me)) {
             Ok(mut contender) => loop {
                 match contender.poll(begun.elapsed()) {
                     Ok(Contest::Won(locks)) => return locks,

@@ -50,7 +50,7 @@ impl ClusterExecutor {
         let of_attempt = |(id, known): (&ConversionId, &Known)| {
             let open = known.newest.as_ref()?.status.as_ref()?.state.open_attempt()?.number;
             let is_running = !known.is_gone && running.contains(&(id.as_str(), open.to_string().as_str()));
-            is_running.then(|| Running { id: id.clone(), attempt: open, work: self.layout.work_dir(id, open) })
+            is_running.then(|| Running { id: id.clone(), attempt: open, work: self.paths.work_dir(id, open) })
         };
         let running: Vec<Running> = self.known.iter().filter_map(of_attempt).collect();
         self.progress.keep(&running, Instant::now());

@@ -23,7 +23,7 @@ use crate::cluster::seen::Pod;
 use crate::conversion::ConversionId;
 use crate::executor::progress::LOOK;
 use crate::executor::{Error, Submission, Update};
-use crate::files::Layout;
+use crate::files::Paths;
 
 /// How often finished conversions are counted.
 pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ pub struct ClusterExecutor {
     /// UIDs of objects of which nothing is left to do: the cache may show them as they were before.
     pub(super) done: HashSet<String>,
     /// Where we see the directories: paths in statuses are relative to the output's.
-    pub(super) layout: Layout,
+    pub(super) paths: Paths,
     pub(super) progress: progress::Watch,
     pub(super) tick: Interval,
     pub(super) next_prune: Instant,
@@ -83,7 +83,7 @@ impl ClusterExecutor {
     ///
     /// # Errors
     /// When a watch ends before its first list, which it does not do by itself.
-    pub async fn start(client: Client, queue: Arc<HyperConversion>, layout: Layout) -> Result<Self, WatchEnded> {
+    pub async fn start(client: Client, queue: Arc<HyperConversion>, paths: Paths) -> Result<Self, WatchEnded> {
         let namespace = queue.namespace().unwrap_or_default();
         let name = queue.name_any();
         let (tell, changes) = mpsc::unbounded_channel();
@@ -134,7 +134,7 @@ impl ClusterExecutor {
             outbox: VecDeque::new(),
             asked: BTreeMap::new(),
             done: HashSet::new(),
-            layout,
+            paths,
             progress: progress::Watch::default(),
             tick,
             next_prune: Instant::now() + PRUNE_INTERVAL,

@@ -41,7 +41,7 @@ fn bench(script: &str, limit: usize, stall_after: Duration) -> Bench {
     let ledger = ledger::Writer::start(Ledger::open(&directory.path().join("ledger.db")).unwrap());
     let config = ProcessConfig {
         program,
-        layout: Layout::new(directory.path().join("queue"), directory.path().join("output")),
+        paths: Paths::new(directory.path().join("queue"), directory.path().join("output")),
         scratch: Some(directory.path().to_owned()),
         options: ConversionOptions::default(),
         policy: RetryPolicy::default(),
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     fn work(&self, id: &ConversionId, attempt: Attempt) -> PathBuf {
-        self.executor.config.layout.work_dir(id, attempt)
+        self.executor.config.paths.work_dir(id, attempt)
     }
 
     /// The first update of `id` that `wanted` likes.

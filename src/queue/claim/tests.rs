@@ -10,18 +10,18 @@ use crate::queue::scan;
 
 const NAMES: [&str; 3] = ["vm.ovf", "-a:b,c\n.vmdk", "b.vmdk"];
 
-pub(in crate::queue) fn layout(dir: &TempDir) -> Layout {
-    let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
-    for path in layout.standing() {
+pub(in crate::queue) fn paths(dir: &TempDir) -> Paths {
+    let paths = Paths::new(dir.path().join("q"), dir.path().join("o"));
+    for path in paths.standing() {
         fs::create_dir_all(path).unwrap();
     }
-    layout
+    paths
 }
 
-pub(in crate::queue) fn dropped(layout: &Layout, names: &[&str]) -> Claim {
+pub(in crate::queue) fn dropped(paths: &Paths, names: &[&str]) -> Claim {
     let members = names.iter().map(|name| {
-        fs::write(layout.queue().join(name), name).unwrap();
-        scan::look(layout.queue(), name).unwrap().unwrap().member()
+        fs::write(paths.queue().join(name), name).unwrap();
+        scan::look(paths.queue(), name).unwrap().unwrap().member()
     });
     Claim {
         contract_version: 1,
@@ -56,32 +56,32 @@ fn a_claim_cut_short_anywhere_is_completed(
     #[values(false, true)] half_linked: bool,
 ) {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &NAMES);
-    record(&layout, &claim).unwrap();
-    let inward = inward(&layout, &claim);
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &NAMES);
+    record(&paths, &claim).unwrap();
+    let inward = inward(&paths, &claim);
     for planned in &inward.moves[..moved] {
         fs::rename(&planned.from, &planned.to).unwrap();
     }
     if half_linked && let Some(planned) = inward.moves.get(moved) {
         fs::hard_link(&planned.from, &planned.to).unwrap();
     }
-    assert_eq!(list(&layout, "").unwrap().own, std::slice::from_ref(&claim));
-    assert_eq!(resume(&layout, &claim, method).unwrap(), Taken::Whole);
-    assert_eq!(take(&layout, &claim, method).unwrap(), Taken::Whole);
-    assert_eq!(visible(layout.queue()), Vec::<String>::new());
-    assert_eq!(changed(&layout.claim_dir(&claim.id), &claim).unwrap(), Vec::<String>::new());
+    assert_eq!(list(&paths, "").unwrap().own, std::slice::from_ref(&claim));
+    assert_eq!(resume(&paths, &claim, method).unwrap(), Taken::Whole);
+    assert_eq!(take(&paths, &claim, method).unwrap(), Taken::Whole);
+    assert_eq!(visible(paths.queue()), Vec::<String>::new());
+    assert_eq!(changed(&paths.claim_dir(&claim.id), &claim).unwrap(), Vec::<String>::new());
     // And the way back, cut short as well.
-    let (placement, to) = plan_return(&layout, &claim).unwrap();
+    let (placement, to) = plan_return(&paths, &claim).unwrap();
     assert_eq!(to, ReturnTo::Origin);
     for planned in &placement.moves[..moved] {
         fs::rename(&planned.from, &planned.to).unwrap();
     }
     placement.carry_out(method).unwrap();
-    remove(&layout, &claim.id).unwrap();
-    remove(&layout, &claim.id).unwrap();
-    assert_eq!(visible(layout.queue()), sorted(&NAMES));
-    assert!(!layout.claim_dir(&claim.id).exists());
+    remove(&paths, &claim.id).unwrap();
+    remove(&paths, &claim.id).unwrap();
+    assert_eq!(visible(paths.queue()), sorted(&NAMES));
+    assert!(!paths.claim_dir(&claim.id).exists());
 }
 
 #[rstest]
@@ -91,10 +91,10 @@ fn a_member_that_changed_reverses_the_claim_wherever_it_was_cut_short(
     #[values(0, 1, 2)] changed: usize,
 ) {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &NAMES);
-    record(&layout, &claim).unwrap();
-    let inward = inward(&layout, &claim);
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &NAMES);
+    record(&paths, &claim).unwrap();
+    let inward = inward(&paths, &claim);
     for planned in &inward.moves[..moved] {
         fs::rename(&planned.from, &planned.to).unwrap();
     }
@@ -102,88 +102,88 @@ fn a_member_that_changed_reverses_the_claim_wherever_it_was_cut_short(
     let path = if changed < moved { &planned.to } else { &planned.from };
     fs::write(path, "longer than before").unwrap();
     let reversed = Taken::Reversed { changed: vec![NAMES[changed].to_owned()] };
-    assert_eq!(resume(&layout, &claim, method).unwrap(), reversed);
-    assert_eq!(visible(layout.queue()), sorted(&NAMES));
-    assert_eq!(visible(&layout.processing()), Vec::<String>::new());
+    assert_eq!(resume(&paths, &claim, method).unwrap(), reversed);
+    assert_eq!(visible(paths.queue()), sorted(&NAMES));
+    assert_eq!(visible(&paths.processing()), Vec::<String>::new());
 }
 
 #[test]
 fn a_member_that_went_reverses_the_claim_and_leaves_the_rest() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &NAMES);
-    fs::remove_file(layout.queue().join("b.vmdk")).unwrap();
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &NAMES);
+    fs::remove_file(paths.queue().join("b.vmdk")).unwrap();
     let reversed = Taken::Reversed { changed: vec!["b.vmdk".to_owned()] };
-    assert_eq!(take(&layout, &claim, Method::NoReplace).unwrap(), reversed);
-    assert_eq!(visible(layout.queue()), sorted(&NAMES[..2]));
+    assert_eq!(take(&paths, &claim, Method::NoReplace).unwrap(), reversed);
+    assert_eq!(visible(paths.queue()), sorted(&NAMES[..2]));
 }
 
 #[test]
 fn a_member_swapped_for_a_symlink_is_not_taken() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &["a.raw"]);
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &["a.raw"]);
     let canary = dir.path().join("canary");
-    fs::rename(layout.queue().join("a.raw"), &canary).unwrap();
-    std::os::unix::fs::symlink(&canary, layout.queue().join("a.raw")).unwrap();
-    assert!(matches!(take(&layout, &claim, Method::NoReplace).unwrap(), Taken::Reversed { .. }));
-    assert!(!layout.claim_dir(&claim.id).exists());
+    fs::rename(paths.queue().join("a.raw"), &canary).unwrap();
+    std::os::unix::fs::symlink(&canary, paths.queue().join("a.raw")).unwrap();
+    assert!(matches!(take(&paths, &claim, Method::NoReplace).unwrap(), Taken::Reversed { .. }));
+    assert!(!paths.claim_dir(&claim.id).exists());
 }
 
 #[test]
 fn what_is_given_back_goes_to_errors_where_its_name_is_taken() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &NAMES);
-    take(&layout, &claim, Method::NoReplace).unwrap();
-    fs::write(layout.queue().join("b.vmdk"), "a corrected one").unwrap();
-    let (placement, to) = plan_return(&layout, &claim).unwrap();
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &NAMES);
+    take(&paths, &claim, Method::NoReplace).unwrap();
+    fs::write(paths.queue().join("b.vmdk"), "a corrected one").unwrap();
+    let (placement, to) = plan_return(&paths, &claim).unwrap();
     assert_eq!(to, ReturnTo::Errors);
     placement.carry_out(Method::NoReplace).unwrap();
-    remove(&layout, &claim.id).unwrap();
-    assert_eq!(visible(&layout.errors()), sorted(&NAMES));
-    assert_eq!(visible(layout.queue()), ["b.vmdk"]);
+    remove(&paths, &claim.id).unwrap();
+    assert_eq!(visible(&paths.errors()), sorted(&NAMES));
+    assert_eq!(visible(paths.queue()), ["b.vmdk"]);
 }
 
 #[test]
 fn half_a_claim_whose_name_was_taken_meanwhile_is_reversed_into_errors() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &NAMES);
-    record(&layout, &claim).unwrap();
-    let inward = inward(&layout, &claim);
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &NAMES);
+    record(&paths, &claim).unwrap();
+    let inward = inward(&paths, &claim);
     fs::rename(&inward.moves[0].from, &inward.moves[0].to).unwrap();
-    fs::write(layout.queue().join("vm.ovf"), "the next one").unwrap();
-    fs::remove_file(layout.queue().join("b.vmdk")).unwrap();
-    resume(&layout, &claim, Method::NoReplace).unwrap();
-    assert_eq!(visible(layout.queue()), sorted(&NAMES[..2]));
-    assert_eq!(fs::read_to_string(layout.errors().join("vm.ovf")).unwrap(), "vm.ovf");
+    fs::write(paths.queue().join("vm.ovf"), "the next one").unwrap();
+    fs::remove_file(paths.queue().join("b.vmdk")).unwrap();
+    resume(&paths, &claim, Method::NoReplace).unwrap();
+    assert_eq!(visible(paths.queue()), sorted(&NAMES[..2]));
+    assert_eq!(fs::read_to_string(paths.errors().join("vm.ovf")).unwrap(), "vm.ovf");
 }
 
 #[test]
 fn a_conversion_made_by_hand_is_given_back_to_where_it_came_from() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let mut claim = dropped(&layout, &["a.raw"]);
+    let paths = paths(&dir);
+    let mut claim = dropped(&paths, &["a.raw"]);
     claim.origin = ".processed/2026-01-01".to_owned();
-    let origin = origin(&layout, &claim);
+    let origin = origin(&paths, &claim);
     fs::create_dir_all(&origin).unwrap();
-    fs::rename(layout.queue().join("a.raw"), origin.join("a.raw")).unwrap();
-    assert_eq!(take(&layout, &claim, Method::NoReplace).unwrap(), Taken::Whole);
-    assert_eq!(list(&layout, "").unwrap().own, std::slice::from_ref(&claim));
-    plan_return(&layout, &claim).unwrap().0.carry_out(Method::NoReplace).unwrap();
+    fs::rename(paths.queue().join("a.raw"), origin.join("a.raw")).unwrap();
+    assert_eq!(take(&paths, &claim, Method::NoReplace).unwrap(), Taken::Whole);
+    assert_eq!(list(&paths, "").unwrap().own, std::slice::from_ref(&claim));
+    plan_return(&paths, &claim).unwrap().0.carry_out(Method::NoReplace).unwrap();
     assert!(origin.join("a.raw").exists());
 }
 
 #[test]
 fn only_a_directory_with_a_sound_record_is_a_claim() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let own = dropped(&layout, &["own.raw"]);
-    record(&layout, &own).unwrap();
-    let foreign = Claim { queue_uid: "u-2".to_owned(), ..dropped(&layout, &["foreign.raw"]) };
-    record(&layout, &foreign).unwrap();
-    let at = |name: &str| layout.processing().join(name);
+    let paths = paths(&dir);
+    let own = dropped(&paths, &["own.raw"]);
+    record(&paths, &own).unwrap();
+    let foreign = Claim { queue_uid: "u-2".to_owned(), ..dropped(&paths, &["foreign.raw"]) };
+    record(&paths, &foreign).unwrap();
+    let at = |name: &str| paths.processing().join(name);
     // A crash before claim.json; one in the middle of writing it.
     fs::create_dir(at("crashed-1")).unwrap();
     fs::create_dir(at("crashed-2")).unwrap();
@@ -193,16 +193,16 @@ fn only_a_directory_with_a_sound_record_is_a_claim() {
     fs::create_dir(at("keeps-1")).unwrap();
     fs::write(at("keeps-1/vm.raw"), "").unwrap();
     fs::create_dir(at("link-1")).unwrap();
-    std::os::unix::fs::symlink(layout.claim_file(&own.id), at("link-1/claim.json")).unwrap();
-    let mut escaping = dropped(&layout, &["escaping.raw"]);
+    std::os::unix::fs::symlink(paths.claim_file(&own.id), at("link-1/claim.json")).unwrap();
+    let mut escaping = dropped(&paths, &["escaping.raw"]);
     for (n, (primary, origin)) in [("../x", ""), ("x", "../.."), ("x", "/etc")].into_iter().enumerate() {
         escaping.id = format!("escaping-{n}").parse().unwrap();
         escaping.primary = primary.to_owned();
         escaping.members[0].name = primary.to_owned();
         escaping.origin = origin.to_owned();
-        record(&layout, &escaping).unwrap();
+        record(&paths, &escaping).unwrap();
     }
-    let claims = list(&layout, "").unwrap();
+    let claims = list(&paths, "").unwrap();
     assert_eq!((claims.own, claims.foreign), (vec![own], vec![foreign]));
     let strays: Vec<_> = claims.strays.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(strays, ["escaping-0", "escaping-1", "escaping-2", "file", "keeps-1", "link-1"]);
@@ -212,34 +212,34 @@ fn only_a_directory_with_a_sound_record_is_a_claim() {
 #[test]
 fn a_claim_that_still_holds_a_file_is_not_removed() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &["a.raw"]);
-    take(&layout, &claim, Method::NoReplace).unwrap();
-    let error = remove(&layout, &claim.id).unwrap_err();
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &["a.raw"]);
+    take(&paths, &claim, Method::NoReplace).unwrap();
+    let error = remove(&paths, &claim.id).unwrap_err();
     assert!(matches!(error, ClaimError::NotEmpty { ref names, .. } if names == &["a.raw"]), "{error:?}");
-    assert_eq!(read(&layout, &claim.id).unwrap(), Some(claim));
+    assert_eq!(read(&paths, &claim.id).unwrap(), Some(claim));
 }
 
 #[test]
 fn an_id_that_is_taken_is_not_given_to_another_artifact() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let first = dropped(&layout, &["a.raw"]);
-    take(&layout, &first, Method::NoReplace).unwrap();
-    let second = Claim { id: first.id.clone(), ..dropped(&layout, &["b.raw"]) };
-    assert!(matches!(take(&layout, &second, Method::NoReplace), Err(ClaimError::Exists(_))));
-    assert_eq!(read(&layout, &first.id).unwrap(), Some(first));
+    let paths = paths(&dir);
+    let first = dropped(&paths, &["a.raw"]);
+    take(&paths, &first, Method::NoReplace).unwrap();
+    let second = Claim { id: first.id.clone(), ..dropped(&paths, &["b.raw"]) };
+    assert!(matches!(take(&paths, &second, Method::NoReplace), Err(ClaimError::Exists(_))));
+    assert_eq!(read(&paths, &first.id).unwrap(), Some(first));
 }
 
 #[test]
 fn names_of_255_bytes_are_claimed_and_given_back() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
+    let paths = paths(&dir);
     let long = format!("{}.raw", "x".repeat(251));
-    let claim = dropped(&layout, &[&long]);
-    assert_eq!(take(&layout, &claim, Method::Fallback).unwrap(), Taken::Whole);
-    fs::write(layout.queue().join(&long), "").unwrap();
-    fs::write(layout.errors().join(&long), "").unwrap();
-    plan_return(&layout, &claim).unwrap().0.carry_out(Method::Fallback).unwrap();
-    assert_eq!(visible(&layout.errors()).len(), 2);
+    let claim = dropped(&paths, &[&long]);
+    assert_eq!(take(&paths, &claim, Method::Fallback).unwrap(), Taken::Whole);
+    fs::write(paths.queue().join(&long), "").unwrap();
+    fs::write(paths.errors().join(&long), "").unwrap();
+    plan_return(&paths, &claim).unwrap().0.carry_out(Method::Fallback).unwrap();
+    assert_eq!(visible(&paths.errors()).len(), 2);
 }

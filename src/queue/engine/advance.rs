@@ -115,7 +115,7 @@ impl<E: Executor> Engine<E> {
                 self.space.hold();
             }
             // Not counted and never looked at: nothing of it is to be reported.
-            dispose::clear_work(&self.settings.layout, id)?;
+            dispose::clear_work(&self.settings.paths, id)?;
         }
         Ok(())
     }
@@ -182,15 +182,15 @@ impl<E: Executor> Engine<E> {
             let name = &conversion.row.claim.primary;
             tracing::info!("🔄 Retrying {name} (attempt {})", retries(status) + 1);
         }
-        let layout = &self.settings.layout;
+        let paths = &self.settings.paths;
         // What earlier attempts left is waste, and nobody is at it any more.
-        dispose::clear_work(layout, id)?;
-        let work = layout.work_dir(id, attempt);
+        dispose::clear_work(paths, id)?;
+        let work = paths.work_dir(id, attempt);
         // Not synced: without it after a power cut, nothing was published and the attempt is made again.
         volume::create_dir_all(&work, 0o755).map_err(|source| Error::Look { path: work.clone(), source })?;
-        failpoint::reach(layout, failpoint::Step::WorkMade);
+        failpoint::reach(paths, failpoint::Step::WorkMade);
         self.executor.staged(id, attempt).await?;
-        failpoint::reach(&self.settings.layout, failpoint::Step::Staged);
+        failpoint::reach(&self.settings.paths, failpoint::Step::Staged);
         // Until the executor has shown what became of it, it may run.
         if let Some(conversion) = self.conversions.get_mut(id) {
             conversion.may_run = true;

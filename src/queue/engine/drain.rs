@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::executor::Executor;
-use crate::files::layout::Layout;
+use crate::files::paths::Paths;
 use crate::files::{store, volume};
 use crate::queue::scan::Name;
 
@@ -56,8 +56,8 @@ impl Drain {
     }
 
     /// What an earlier run has remembered of the drain that is asked for.
-    pub fn resume(layout: &Layout, revision: i64) -> Option<Self> {
-        let found = store::read_json::<Remembered>(&layout.daemon(), FILE, MAX_LENGTH).unwrap_or_else(|error| {
+    pub fn resume(paths: &Paths, revision: i64) -> Option<Self> {
+        let found = store::read_json::<Remembered>(&paths.daemon(), FILE, MAX_LENGTH).unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "what was queued when draining began is not known; all is drained");
             None
         });
@@ -67,16 +67,16 @@ impl Drain {
     }
 
     /// Lets a later run know.
-    pub fn remember(&self, layout: &Layout, revision: i64) {
+    pub fn remember(&self, paths: &Paths, revision: i64) {
         let names = self.names.iter().map(|name| name.as_ref().to_owned()).collect();
-        if let Err(error) = store::write_json(&layout.daemon().join(FILE), &Remembered { revision, names }) {
+        if let Err(error) = store::write_json(&paths.daemon().join(FILE), &Remembered { revision, names }) {
             tracing::warn!(error = %chain(&error), "a restart will not know what was queued when draining began");
         }
     }
 
     /// Nothing is drained any more.
-    pub fn forget(layout: &Layout) {
-        match volume::remove_file(&layout.daemon().join(FILE)) {
+    pub fn forget(paths: &Paths) {
+        match volume::remove_file(&paths.daemon().join(FILE)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(%error, "cannot remove what was remembered of draining");
             }
@@ -109,8 +109,8 @@ impl<E: Executor> Engine<E> {
             return;
         }
         match &self.drain {
-            Some(drain) => drain.remember(&self.settings.layout, self.settings.revision),
-            None => Drain::forget(&self.settings.layout),
+            Some(drain) => drain.remember(&self.settings.paths, self.settings.revision),
+            None => Drain::forget(&self.settings.paths),
         }
     }
 
@@ -149,14 +149,14 @@ mod tests {
     #[test]
     fn what_was_queued_is_left_over_a_restart_until_it_is_claimed_or_gone_and_nothing_else_is() {
         let place = tempdir().unwrap();
-        let layout = Layout::new(place.path().join("queue"), place.path().join("output"));
-        fs::create_dir_all(layout.daemon()).unwrap();
+        let paths = Paths::new(place.path().join("queue"), place.path().join("output"));
+        fs::create_dir_all(paths.daemon()).unwrap();
         let queued = names(&["a.img", "b.img", "gone.img"]);
         let before = Drain::begin(queued.iter());
-        before.remember(&layout, 7);
+        before.remember(&paths, 7);
         assert_eq!(before.left(names(&["a.img", "late.img"]).iter()), 1);
 
-        let mut after = Drain::resume(&layout, 8).unwrap();
+        let mut after = Drain::resume(&paths, 8).unwrap();
         assert_eq!(after.left([].iter()), 3, "nothing was looked at yet");
         after.found(names(&["a.img"]).iter(), |name| name != "gone.img");
         assert_eq!(after.left(names(&["a.img", "late.img"]).iter()), 2, "a.img, which is stable, and b.img");
@@ -165,20 +165,20 @@ mod tests {
         assert_eq!(after.left(names(&["late.img"]).iter()), 0);
         assert!(after.contains("b.img") && !after.contains("late.img"));
 
-        Drain::forget(&layout);
-        Drain::forget(&layout);
-        assert!(Drain::resume(&layout, 7).is_none());
+        Drain::forget(&paths);
+        Drain::forget(&paths);
+        assert!(Drain::resume(&paths, 7).is_none());
     }
 
     #[test]
     fn what_was_remembered_of_another_drain_is_of_no_use() {
         let place = tempdir().unwrap();
-        let layout = Layout::new(place.path().join("queue"), place.path().join("output"));
-        fs::create_dir_all(layout.daemon()).unwrap();
-        Drain::begin(names(&["a.img"]).iter()).remember(&layout, 7);
-        let is_resumed = [6, 7, 8, 9].map(|revision| Drain::resume(&layout, revision).is_some());
+        let paths = Paths::new(place.path().join("queue"), place.path().join("output"));
+        fs::create_dir_all(paths.daemon()).unwrap();
+        Drain::begin(names(&["a.img"]).iter()).remember(&paths, 7);
+        let is_resumed = [6, 7, 8, 9].map(|revision| Drain::resume(&paths, revision).is_some());
         assert_eq!(is_resumed, [false, true, true, false]);
-        fs::write(layout.daemon().join(FILE), r#"["a.img"]"#).unwrap();
-        assert!(Drain::resume(&layout, 7).is_none());
+        fs::write(paths.daemon().join(FILE), r#"["a.img"]"#).unwrap();
+        assert!(Drain::resume(&paths, 7).is_none());
     }
 }

@@ -103,7 +103,7 @@ impl<E: Executor> Engine<E> {
             return Ok(Verdict::Later);
         }
         let md5 = if self.settings.deduplicate_by_md5 {
-            match self.digests.of(&self.settings.world, self.settings.layout.queue(), artifact) {
+            match self.digests.of(&self.settings.world, self.settings.paths.queue(), artifact) {
                 Some(Hashed::Digest(digest)) => Some(digest),
                 Some(Hashed::Unreadable) => None,
                 None => return Ok(Verdict::Later),

@@ -6,7 +6,7 @@ use crate::conversion::failure::without_name;
 use crate::conversion::status::End;
 use crate::conversion::{ConversionId, Failure, FailureReport, Reason};
 use crate::executor::Executor;
-use crate::files::layout::Layout;
+use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
 use crate::files::store;
 use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, retries};
@@ -29,9 +29,9 @@ enum Arrival {
 impl<E: Executor> Engine<E> {
     pub(super) async fn plan_park(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
-        let placement = park::plan(&self.settings.layout, &row.claim)?;
+        let placement = park::plan(&self.settings.paths, &row.claim)?;
         self.change(id, Change::State(ClaimState::Parked { placement })).await?;
-        failpoint::reach(&self.settings.layout, Step::ParkNoted);
+        failpoint::reach(&self.settings.paths, Step::ParkNoted);
         Ok(())
     }
 
@@ -40,7 +40,7 @@ impl<E: Executor> Engine<E> {
         let ClaimState::Parked { placement } = &row.state else { return Ok(()) };
         let rename = |placement| ClaimState::Parked { placement };
         let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
-        failpoint::reach(&self.settings.layout, Step::Parked);
+        failpoint::reach(&self.settings.paths, Step::Parked);
         if arrival == Arrival::Whole {
             self.write_error_file(&row, &placement)?;
         }
@@ -56,10 +56,10 @@ impl<E: Executor> Engine<E> {
         let ClaimState::Parked { placement } = &row.state else { return Ok(()) };
         match park::look(placement) {
             Parked::Unchanged => {
-                let back = park::plan_back(&self.settings.layout, &row.claim, placement);
+                let back = park::plan_back(&self.settings.paths, &row.claim, placement);
                 back.carry_out(self.settings.method)?;
-                failpoint::reach(&self.settings.layout, Step::TakenBack);
-                error_file::remove(placement.primary(), &self.settings.layout.errors())?;
+                failpoint::reach(&self.settings.paths, Step::TakenBack);
+                error_file::remove(placement.primary(), &self.settings.paths.errors())?;
                 self.change(id, Change::State(ClaimState::Submitted)).await
             }
             Parked::Changed(names) => {
@@ -85,18 +85,18 @@ impl<E: Executor> Engine<E> {
 
     pub(super) async fn plan_return(&mut self, id: &ConversionId, reason: Reason) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
-        let layout = self.settings.layout.clone();
+        let paths = self.settings.paths.clone();
         if let ClaimState::Parked { placement } = &row.state {
-            match park::plan_back(&layout, &row.claim, placement).carry_out(self.settings.method) {
+            match park::plan_back(&paths, &row.claim, placement).carry_out(self.settings.method) {
                 Ok(()) | Err(PlacementError::Gone(_)) => {}
                 Err(error) => return Err(error.into()),
             }
-            error_file::remove(placement.primary(), &layout.errors())?;
+            error_file::remove(placement.primary(), &paths.errors())?;
         }
-        let (placement, _) = claim::plan_return(&layout, &row.claim)?;
+        let (placement, _) = claim::plan_return(&paths, &row.claim)?;
         tracing::info!(conversion = %id, %reason, "{} goes back to settling", row.claim.primary);
         self.change(id, Change::State(ClaimState::Returning { reason, placement })).await?;
-        failpoint::reach(&self.settings.layout, Step::ReturnNoted);
+        failpoint::reach(&self.settings.paths, Step::ReturnNoted);
         Ok(())
     }
 
@@ -105,8 +105,8 @@ impl<E: Executor> Engine<E> {
         let ClaimState::Returning { reason, placement } = &row.state else { return Ok(()) };
         let rename = |placement| ClaimState::Returning { reason: *reason, placement };
         let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
-        failpoint::reach(&self.settings.layout, Step::Returned);
-        if arrival == Arrival::Whole && placement.dir.starts_with(self.settings.layout.errors()) {
+        failpoint::reach(&self.settings.paths, Step::Returned);
+        if arrival == Arrival::Whole && placement.dir.starts_with(self.settings.paths.errors()) {
             self.write_error_file(&row, &placement)?;
         }
         self.let_go(id, &placement).await?;
@@ -116,18 +116,18 @@ impl<E: Executor> Engine<E> {
 
     pub(super) async fn plan_end(&mut self, id: &ConversionId, end: End) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
-        let layout = self.settings.layout.clone();
+        let paths = self.settings.paths.clone();
         let disposal = Disposal::of(end, self.settings.archive_processed);
         let placement = match &row.state {
             // It lies in `.errors/` already.
             ClaimState::Parked { placement } => placement.clone(),
-            _ => dispose::plan(&layout, &row.claim, disposal)?,
+            _ => dispose::plan(&paths, &row.claim, disposal)?,
         };
-        let left = if disposal == Disposal::InPlace { left_sources(&layout, &placement) } else { Vec::new() };
+        let left = if disposal == Disposal::InPlace { left_sources(&paths, &placement) } else { Vec::new() };
         self.intake.leave(&left);
         let change = Change::Ended { placement, status: None, output_path: None, left };
         self.change(id, change).await?;
-        failpoint::reach(&self.settings.layout, Step::EndNoted);
+        failpoint::reach(&self.settings.paths, Step::EndNoted);
         self.refresh_totals().await?;
         self.show();
         self.last_activity = Some(self.wall());
@@ -161,12 +161,12 @@ impl<E: Executor> Engine<E> {
         let ClaimState::Terminal { placement } = &row.state else { return self.drop_conversion(id).await };
         let rename = |placement| ClaimState::Terminal { placement };
         let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
-        failpoint::reach(&self.settings.layout, Step::Disposed);
+        failpoint::reach(&self.settings.paths, Step::Disposed);
         match (row.status.end, arrival) {
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
             // Whoever took the source away has no use for what is said about it.
             (Some(End::Failed | End::Cancelled), Arrival::Gone) => {
-                error_file::remove(placement.primary(), &self.settings.layout.errors())?;
+                error_file::remove(placement.primary(), &self.settings.paths.errors())?;
             }
             _ => {}
         }
@@ -176,20 +176,20 @@ impl<E: Executor> Engine<E> {
     /// The members lie where they stay: everybody may know, and nothing of the conversion is kept.
     async fn let_go(&mut self, id: &ConversionId, placement: &Placement) -> Result<()> {
         let metadata = self.published_metadata(id);
-        let queue = self.settings.layout.queue();
+        let queue = self.settings.paths.queue();
         let location = placement.primary().strip_prefix(queue).unwrap_or(placement.primary());
         let location = location.to_string_lossy().into_owned();
         if let Some(conversion) = self.conversions.get_mut(id) {
             conversion.row.source_location = Some(location);
             self.executor.report(&conversion.row, metadata.as_ref()).await?;
         }
-        failpoint::reach(&self.settings.layout, Step::Reported);
+        failpoint::reach(&self.settings.paths, Step::Reported);
         self.drop_conversion(id).await
     }
 
     async fn drop_conversion(&mut self, id: &ConversionId) -> Result<()> {
-        dispose::tidy(&self.settings.layout, id)?;
-        failpoint::reach(&self.settings.layout, Step::Tidied);
+        dispose::tidy(&self.settings.paths, id)?;
+        failpoint::reach(&self.settings.paths, Step::Tidied);
         self.executor.forget(id).await?;
         self.forget_row(id).await
     }
@@ -220,21 +220,21 @@ impl<E: Executor> Engine<E> {
 
     /// The directory below which another name is chosen: never the queue directory itself, whose names are watched.
     fn parent_of(&self, row: &ConversionRow, placement: &Placement) -> std::path::PathBuf {
-        let layout = &self.settings.layout;
-        let archive = layout.processed(&row.claim.date);
+        let paths = &self.settings.paths;
+        let archive = paths.processed(&row.claim.date);
         let is_done = matches!(row.status.end, Some(End::Succeeded | End::Duplicate));
-        if placement.dir.starts_with(&archive) || is_done { archive } else { layout.errors() }
+        if placement.dir.starts_with(&archive) || is_done { archive } else { paths.errors() }
     }
 
     fn write_error_file(&self, row: &ConversionRow, placement: &Placement) -> Result<()> {
         let Some(failure) = &row.status.failure else { return Ok(()) };
-        let layout = &self.settings.layout;
+        let paths = &self.settings.paths;
         // Who tidied up and then died had written it, and still knew what the worker left.
-        if !layout.work_of(&row.id).exists() && error_file::is_of(placement.primary(), &row.id) {
+        if !paths.work_of(&row.id).exists() && error_file::is_of(placement.primary(), &row.id) {
             return Ok(());
         }
         let report: Option<FailureReport> = row.status.attempts.last().and_then(|last| {
-            let work = layout.work_dir(&row.id, last.number);
+            let work = paths.work_dir(&row.id, last.number);
             store::read_json(&work, FAILURE_FILE, FailureReport::MAX_BYTES).unwrap_or_default()
         });
         let retry_info = RetryInfo {
@@ -247,7 +247,7 @@ impl<E: Executor> Engine<E> {
             &row.filepath,
             failure,
             report.as_ref(),
-            SystemInfo::read(layout.output()),
+            SystemInfo::read(paths.output()),
             retry_info,
             self.wall(),
         );
@@ -260,9 +260,9 @@ impl<E: Executor> Engine<E> {
 }
 
 /// Members that stay in (or return to) the queue directory by this placement.
-pub(super) fn left_sources(layout: &Layout, placement: &Placement) -> Vec<LeftSource> {
+pub(super) fn left_sources(paths: &Paths, placement: &Placement) -> Vec<LeftSource> {
     let left = |planned: &crate::files::placement::PlannedMove| {
-        let path = planned.to.strip_prefix(layout.queue()).ok()?;
+        let path = planned.to.strip_prefix(paths.queue()).ok()?;
         // Below `.processed/` or `.errors/` nothing is watched.
         (path.components().count() == 1).then(|| LeftSource {
             path: path.to_string_lossy().into_owned(),

@@ -23,13 +23,13 @@ impl<E: Executor> Engine<E> {
         let Some(conversion) = self.conversions.get(id) else { return Ok(false) };
         let row = conversion.row.clone();
         let Step::Publish { attempt, folder } = next_step(&row.status) else { return Ok(false) };
-        let layout = self.settings.layout.clone();
+        let paths = self.settings.paths.clone();
         let recorded = match &row.state {
-            ClaimState::Publishing { target } => Some(layout.output().join(target)),
+            ClaimState::Publishing { target } => Some(paths.output().join(target)),
             _ => None,
         };
         if let Some(target) = recorded
-            && publish::has_left(&layout, id, attempt, &folder, &target)?
+            && publish::has_left(&paths, id, attempt, &folder, &target)?
         {
             // Whoever moved it there may have died, or failed, before that was on the disk.
             publish::sync(&target)?;
@@ -37,7 +37,7 @@ impl<E: Executor> Engine<E> {
             self.conclude(id, &target, metadata).await?;
             return Ok(true);
         }
-        let claim_dir = layout.claim_dir(id);
+        let claim_dir = paths.claim_dir(id);
         let changed =
             claim::changed(&claim_dir, &row.claim).map_err(|source| Error::Look { path: claim_dir, source })?;
         if !changed.is_empty() {
@@ -45,7 +45,7 @@ impl<E: Executor> Engine<E> {
             self.executor.cancel(id, failure).await?;
             return Ok(false);
         }
-        let finished = match publish::inspect(&layout, &row.claim, attempt, &folder)? {
+        let finished = match publish::inspect(&paths, &row.claim, attempt, &folder)? {
             Inspection::Finished(finished) => finished,
             Inspection::Unpublishable(failure) => {
                 self.refuse(id, attempt, failure).await?;
@@ -60,21 +60,21 @@ impl<E: Executor> Engine<E> {
         let ledger = self.ledger.clone();
         let mut noted = None;
         let record = |target: &Path| -> Result<()> {
-            let target = target.strip_prefix(layout.output()).unwrap_or(target).to_string_lossy().into_owned();
+            let target = target.strip_prefix(paths.output()).unwrap_or(target).to_string_lossy().into_owned();
             let change = Change::State(ClaimState::Publishing { target });
             let key = id.clone();
             noted = Some(ledger.wait(move |ledger| ledger.update(&key, &change))?);
-            failpoint::reach(&layout, failpoint::Step::PublicationNoted);
+            failpoint::reach(&paths, failpoint::Step::PublicationNoted);
             Ok(())
         };
         let published =
-            finished.publish(&layout, &row.claim.date, row.claim.stem(), self.settings.method, domain, record);
+            finished.publish(&paths, &row.claim.date, row.claim.stem(), self.settings.method, domain, record);
         // Whatever came of it: it may stand there, and is looked for there next time.
         if let Some(row) = noted {
             self.take_row(id, row);
         }
         let target = published?;
-        failpoint::reach(&self.settings.layout, failpoint::Step::Published);
+        failpoint::reach(&self.settings.paths, failpoint::Step::Published);
         self.conclude(id, &target, Some(finished.metadata)).await?;
         Ok(true)
     }
@@ -94,15 +94,15 @@ impl<E: Executor> Engine<E> {
         let row = &conversion.row;
         let (status, _) = advance(row.status.clone(), Observation::Published, &self.settings.policy, now);
         let disposal = Disposal::of(End::Succeeded, self.settings.archive_processed);
-        let placement = dispose::plan(&self.settings.layout, &row.claim, disposal)?;
-        let left = super::endings::left_sources(&self.settings.layout, &placement);
+        let placement = dispose::plan(&self.settings.paths, &row.claim, disposal)?;
+        let left = super::endings::left_sources(&self.settings.paths, &placement);
         let name = row.claim.primary.clone();
         let start = status.attempts.last().and_then(|last| last.start_time).unwrap_or(now);
         let output_path = target.to_string_lossy().into_owned();
         self.intake.leave(&left);
         let change = Change::Ended { placement, status: Some(status), output_path: Some(output_path.clone()), left };
         self.change(id, change).await?;
-        failpoint::reach(&self.settings.layout, failpoint::Step::EndNoted);
+        failpoint::reach(&self.settings.paths, failpoint::Step::EndNoted);
         self.last_activity = Some(now);
         self.refresh_totals().await?;
         // Whoever finds the source archived finds it counted.

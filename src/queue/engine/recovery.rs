@@ -17,7 +17,7 @@ use super::{Conversion, Engine, Error, Result};
 impl<E: Executor> Engine<E> {
     /// Brings claims and rows together and registers every conversion. What is left to do for each, the rounds do.
     pub(super) async fn recover(&mut self) -> Result<()> {
-        let claims = claim::list(&self.settings.layout, &self.settings.queue_uid)?;
+        let claims = claim::list(&self.settings.paths, &self.settings.queue_uid)?;
         for (path, why) in &claims.strays {
             tracing::warn!(path = %path.display(), why, "is no claim and is left alone");
         }
@@ -38,7 +38,7 @@ impl<E: Executor> Engine<E> {
                 continue;
             }
             if known.insert(claim.id.clone()) {
-                let filepath = claim::origin(&self.settings.layout, &claim).join(&claim.primary);
+                let filepath = claim::origin(&self.settings.paths, &claim).join(&claim.primary);
                 let filepath = filepath.to_string_lossy().into_owned();
                 tracing::info!(conversion = %claim.id, "a claim that the ledger does not know is taken up");
                 let new = NewConversion { claim, filepath, md5: None, duplicate_of: None };
@@ -51,10 +51,10 @@ impl<E: Executor> Engine<E> {
 
     /// Brings to the disk what names an earlier run made and may have died before syncing: what follows builds on them.
     fn sync_names(&self, claims: &[Claim]) -> Result<()> {
-        let layout = &self.settings.layout;
-        let archives: BTreeSet<_> = claims.iter().map(|claim| layout.processed(&claim.date)).collect();
+        let paths = &self.settings.paths;
+        let archives: BTreeSet<_> = claims.iter().map(|claim| paths.processed(&claim.date)).collect();
         let standing =
-            [layout.processing(), layout.errors(), layout.queue().join(".processed"), layout.output().to_owned()];
+            [paths.processing(), paths.errors(), paths.queue().join(".processed"), paths.output().to_owned()];
         for dir in standing.into_iter().chain(archives.into_iter().filter(|dir| dir.exists())) {
             moves::sync_dir(&dir)?;
         }
@@ -67,7 +67,7 @@ impl<E: Executor> Engine<E> {
         if !self.intake.are_left(&claim.members) {
             return Ok(false);
         }
-        match claim::remove(&self.settings.layout, &claim.id) {
+        match claim::remove(&self.settings.paths, &claim.id) {
             Ok(()) => Ok(true),
             // They were asked for again, and lie in it.
             Err(ClaimError::NotEmpty { .. }) => Ok(false),
@@ -104,7 +104,7 @@ impl<E: Executor> Engine<E> {
 
     /// Work directories of conversions that nobody knows.
     fn remove_waste(&self, known: &BTreeSet<ConversionId>) -> Result<()> {
-        let work = self.settings.layout.work();
+        let work = self.settings.paths.work();
         let look = |source| Error::Look { path: work.clone(), source };
         for entry in fs::read_dir(&work).map_err(look)? {
             let entry = entry.map_err(look)?;
@@ -112,7 +112,7 @@ impl<E: Executor> Engine<E> {
                 continue;
             };
             if !known.contains(&id)
-                && let Err(error) = dispose::remove_work(&self.settings.layout, &id)
+                && let Err(error) = dispose::remove_work(&self.settings.paths, &id)
             {
                 tracing::warn!(conversion = %id, error = %chain(&error), "cannot remove what is left of it");
             }

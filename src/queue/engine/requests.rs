@@ -13,7 +13,7 @@ use crate::conversion::admission::RunState;
 use crate::conversion::contract::CLAIM_FILE;
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Reason, chain};
 use crate::executor::{Executor, Request};
-use crate::files::layout::is_plain_name;
+use crate::files::paths::is_plain_name;
 use crate::queue::companions;
 use crate::queue::error_file;
 use crate::queue::scan::{self, Entry, Kind};
@@ -102,7 +102,7 @@ impl<E: Executor> Engine<E> {
             return self.decline_request(request, failure.clone()).await;
         }
         let (now, wall) = (self.now(), self.wall());
-        let queue = self.settings.layout.queue();
+        let queue = self.settings.paths.queue();
         let found = find(queue, request).map_err(|source| Error::Look { path: queue.join(&request.path), source })?;
         let fresh = || Sought { since: now, ..Sought::default() };
         let sought = self.requests.sought.entry(request.id.clone()).or_insert_with(fresh);
@@ -142,8 +142,8 @@ impl<E: Executor> Engine<E> {
             self.note_error(&request.id, &error);
         } else if self.conversions.contains_key(&request.id) && origin.split('/').next() == Some(".errors") {
             // What an earlier conversion said of it.
-            let layout = &self.settings.layout;
-            error_file::remove(&layout.queue().join(&request.path), &layout.errors())?;
+            let paths = &self.settings.paths;
+            error_file::remove(&paths.queue().join(&request.path), &paths.errors())?;
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ impl<E: Executor> Engine<E> {
     }
 
     fn free_space(&self) -> Option<u64> {
-        free_bytes(self.settings.layout.output())
+        free_bytes(self.settings.paths.output())
             .inspect_err(|error| tracing::warn!(%error, "cannot learn how much of the output volume is free"))
             .ok()
             .flatten()
@@ -125,7 +125,7 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.space.told = Some(Shortage { needed_bytes, free_bytes });
-        let output_path = self.settings.layout.output().display().to_string();
+        let output_path = self.settings.paths.output().display().to_string();
         tracing::warn!(needed_bytes, free_bytes, "the output volume is full; the queue holds");
         self.notify(&Event::OutputFull { needed_bytes, free_bytes, output_path, at: self.wall() });
     }

@@ -139,23 +139,23 @@ impl<E: Executor> Engine<E> {
         md5: Option<String>,
         duplicate_of: Option<String>,
     ) -> Result<ConversionRow> {
-        let layout = &self.settings.layout;
+        let paths = &self.settings.paths;
         let id = claim.id.clone();
-        let filepath = claim::origin(layout, &claim).join(&claim.primary).to_string_lossy().into_owned();
-        if let Err(error) = claim::record(layout, &claim) {
+        let filepath = claim::origin(paths, &claim).join(&claim.primary).to_string_lossy().into_owned();
+        if let Err(error) = claim::record(paths, &claim) {
             // What stands of it already would be taken up by a restart, when the files may be claimed by another name.
-            let _ = claim::remove(layout, &id);
+            let _ = claim::remove(paths, &id);
             return Err(error.into());
         }
-        failpoint::reach(layout, Step::ClaimWritten);
+        failpoint::reach(paths, Step::ClaimWritten);
         let new = NewConversion { claim, filepath, md5, duplicate_of };
         match self.ledger.call(move |ledger| ledger.claim(new)).await {
             Ok(row) => {
-                failpoint::reach(&self.settings.layout, Step::ClaimNoted);
+                failpoint::reach(&self.settings.paths, Step::ClaimNoted);
                 Ok(row)
             }
             Err(error) => {
-                claim::remove(&self.settings.layout, &id)?;
+                claim::remove(&self.settings.paths, &id)?;
                 Err(error.into())
             }
         }
@@ -165,7 +165,7 @@ impl<E: Executor> Engine<E> {
         let now = self.wall();
         let id = loop {
             let id = ConversionId::for_file(&artifact.primary, self.settings.world.random());
-            if !self.conversions.contains_key(&id) && !self.settings.layout.claim_dir(&id).exists() {
+            if !self.conversions.contains_key(&id) && !self.settings.paths.claim_dir(&id).exists() {
                 break id;
             }
         };
@@ -203,8 +203,8 @@ impl<E: Executor> Engine<E> {
         let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
         let row = conversion.row.clone();
         let status = initial_status(&row, conversion.rejected.as_ref(), &self.settings.policy, self.wall());
-        match claim::resume(&self.settings.layout, &row.claim, self.settings.method)? {
-            Taken::Whole => failpoint::reach(&self.settings.layout, Step::MembersTaken),
+        match claim::resume(&self.settings.paths, &row.claim, self.settings.method)? {
+            Taken::Whole => failpoint::reach(&self.settings.paths, Step::MembersTaken),
             Taken::Reversed { changed } => {
                 tracing::info!(conversion = %id, ?changed, "files changed while they were claimed; they settle anew");
                 self.forget_row(id).await?;
@@ -213,9 +213,9 @@ impl<E: Executor> Engine<E> {
             }
         }
         self.change(id, Change::Submitted(status)).await?;
-        failpoint::reach(&self.settings.layout, Step::SubmissionNoted);
+        failpoint::reach(&self.settings.paths, Step::SubmissionNoted);
         self.submit(id).await?;
-        failpoint::reach(&self.settings.layout, Step::Submitted);
+        failpoint::reach(&self.settings.paths, Step::Submitted);
         Ok(())
     }
 

@@ -7,12 +7,12 @@ use tempfile::{TempDir, tempdir};
 
 use super::*;
 
-fn layout(dir: &TempDir) -> Layout {
-    let layout = Layout::new(dir.path().join("q"), dir.path().join("o"));
-    for path in layout.standing() {
+fn paths(dir: &TempDir) -> Paths {
+    let paths = Paths::new(dir.path().join("q"), dir.path().join("o"));
+    for path in paths.standing() {
         fs::create_dir_all(path).unwrap();
     }
-    layout
+    paths
 }
 
 fn owner(token: &str, boot_id: &str, stateful_set: &str, beat: u64) -> Owner {
@@ -30,16 +30,16 @@ fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn won(layout: &Layout, me: Owner) -> Locks {
-    match Contender::new(layout, me).unwrap().poll(s(0)).unwrap() {
+fn won(paths: &Paths, me: Owner) -> Locks {
+    match Contender::new(paths, me).unwrap().poll(s(0)).unwrap() {
         Contest::Won(locks) => locks,
         waiting @ Contest::Waiting { .. } => panic!("{waiting:?}"),
     }
 }
 
 /// What a machine that crashed leaves in the queue's directory.
-fn left_behind(layout: &Layout, owner: &Owner) {
-    store::write_json(&layout.processing().join(OWNER_FILE), owner).unwrap();
+fn left_behind(paths: &Paths, owner: &Owner) {
+    store::write_json(&paths.processing().join(OWNER_FILE), owner).unwrap();
 }
 
 #[test]
@@ -80,25 +80,25 @@ fn anothers_heartbeat_must_stand_still_for_thirty_seconds_on_our_clock() {
 #[test]
 fn a_second_one_is_refused_at_once_and_told_by_whom() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let first = won(&layout, owner("a", "boot", "", 0));
-    let error = Contender::new(&layout, owner("b", "boot", "", 0)).unwrap_err();
+    let paths = paths(&dir);
+    let first = won(&paths, owner("a", "boot", "", 0));
+    let error = Contender::new(&paths, owner("b", "boot", "", 0)).unwrap_err();
     assert!(matches!(error, LockError::Held { ref holder, .. } if holder == "pod a"), "{error:?}");
     drop(first);
-    won(&layout, owner("b", "boot", "", 0));
+    won(&paths, owner("b", "boot", "", 0));
 }
 
 #[test]
 fn one_directory_in_common_is_enough_to_be_refused() {
     let dir = tempdir().unwrap();
-    let first = layout(&dir);
+    let first = paths(&dir);
     let _locks = won(&first, owner("a", "boot", "", 0));
-    let second = Layout::new(dir.path().join("q2"), first.output());
+    let second = Paths::new(dir.path().join("q2"), first.output());
     fs::create_dir_all(second.processing()).unwrap();
     let error = Contender::new(&second, owner("b", "boot", "", 0)).unwrap_err();
     assert!(matches!(error, LockError::Held { ref dir, .. } if *dir == first.daemon()), "{error:?}");
     // And the queue that it had locked already is free again.
-    let third = Layout::new(second.queue(), dir.path().join("o3"));
+    let third = Paths::new(second.queue(), dir.path().join("o3"));
     fs::create_dir_all(third.daemon()).unwrap();
     won(&third, owner("c", "boot", "", 0));
 }
@@ -106,63 +106,63 @@ fn one_directory_in_common_is_enough_to_be_refused() {
 #[test]
 fn whom_the_lock_does_not_reach_is_waited_for_and_then_replaced() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
+    let paths = paths(&dir);
     let mut other = owner("far", "boot-2", "", 5);
-    left_behind(&layout, &other);
-    let contender = Contender::new(&layout, owner("me", "boot-1", "", 0)).unwrap();
+    left_behind(&paths, &other);
+    let contender = Contender::new(&paths, owner("me", "boot-1", "", 0)).unwrap();
     let Contest::Waiting { contender, until, holder } = contender.poll(s(0)).unwrap() else { panic!() };
     assert_eq!((until, holder.as_str()), (s(5), "pod far"));
     other.beat = 6;
-    left_behind(&layout, &other);
+    left_behind(&paths, &other);
     let Contest::Waiting { contender, .. } = contender.poll(s(29)).unwrap() else { panic!() };
     let Contest::Waiting { contender, until, .. } = contender.poll(s(58)).unwrap() else { panic!() };
     assert_eq!(until, s(59));
     let Contest::Won(mut locks) = contender.poll(s(59)).unwrap() else { panic!() };
     locks.beat(Timestamp::UNIX_EPOCH).unwrap();
-    let found = super::owner(&layout.processing()).unwrap().unwrap();
+    let found = super::owner(&paths.processing()).unwrap().unwrap();
     assert_eq!((found.token.as_str(), found.beat), ("me", 2));
 }
 
 #[test]
 fn after_a_clean_end_nobody_waits() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    won(&layout, owner("a", "boot-1", "", 0)).release().unwrap();
-    won(&layout, owner("b", "boot-2", "", 0));
+    let paths = paths(&dir);
+    won(&paths, owner("a", "boot-1", "", 0)).release().unwrap();
+    won(&paths, owner("b", "boot-2", "", 0));
 }
 
 #[test]
 fn one_who_slept_while_another_took_over_notices() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let mut locks = won(&layout, owner("a", "boot-1", "", 0));
+    let paths = paths(&dir);
+    let mut locks = won(&paths, owner("a", "boot-1", "", 0));
     locks.check().unwrap();
-    left_behind(&layout, &owner("far", "boot-2", "", 1));
+    left_behind(&paths, &owner("far", "boot-2", "", 1));
     assert!(matches!(locks.check(), Err(LockError::Lost { holder, .. }) if holder == "pod far"));
     assert!(matches!(locks.beat(Timestamp::UNIX_EPOCH), Err(LockError::Lost { .. })));
     // Its owner file is not ours to remove.
     assert!(locks.release().is_err());
-    assert_eq!(super::owner(&layout.processing()).unwrap().unwrap().token, "far");
+    assert_eq!(super::owner(&paths.processing()).unwrap().unwrap().token, "far");
 }
 
 #[test]
 fn a_removed_lock_file_is_a_lost_lock_and_a_removed_owner_file_is_written_again() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let mut locks = won(&layout, owner("a", "boot-1", "", 0));
-    fs::remove_file(layout.daemon().join(OWNER_FILE)).unwrap();
+    let paths = paths(&dir);
+    let mut locks = won(&paths, owner("a", "boot-1", "", 0));
+    fs::remove_file(paths.daemon().join(OWNER_FILE)).unwrap();
     locks.beat(Timestamp::UNIX_EPOCH).unwrap();
-    assert!(layout.daemon().join(OWNER_FILE).exists());
-    fs::remove_file(layout.daemon().join(LOCK_FILE)).unwrap();
+    assert!(paths.daemon().join(OWNER_FILE).exists());
+    fs::remove_file(paths.daemon().join(LOCK_FILE)).unwrap();
     assert!(matches!(locks.beat(Timestamp::UNIX_EPOCH), Err(LockError::Lost { .. })));
 }
 
 #[test]
 fn an_owner_file_of_rubbish_holds_nobody_up() {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    fs::write(layout.processing().join(OWNER_FILE), "{").unwrap();
-    won(&layout, owner("a", "boot-1", "", 0));
+    let paths = paths(&dir);
+    fs::write(paths.processing().join(OWNER_FILE), "{").unwrap();
+    won(&paths, owner("a", "boot-1", "", 0));
 }
 
 #[test]

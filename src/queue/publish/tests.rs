@@ -9,14 +9,14 @@ use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
-use super::super::claim::tests::{dropped, layout, visible};
+use super::super::claim::tests::{dropped, paths, visible};
 use super::*;
 
 const DATE: &str = "2026-01-17";
 
 struct Attempted {
     dir: TempDir,
-    layout: Layout,
+    paths: Paths,
     claim: Claim,
     folder: PathBuf,
 }
@@ -40,14 +40,14 @@ fn metadata(id: &str, disks: &[&str]) -> Value {
 /// A folder with two disks and their metadata.
 fn attempted() -> Attempted {
     let dir = tempdir().unwrap();
-    let layout = layout(&dir);
-    let claim = dropped(&layout, &["vm.vmdk"]);
-    let folder = layout.work_dir(&claim.id, Attempt::FIRST).join("worker");
+    let paths = paths(&dir);
+    let claim = dropped(&paths, &["vm.vmdk"]);
+    let folder = paths.work_dir(&claim.id, Attempt::FIRST).join("worker");
     fs::create_dir_all(&folder).unwrap();
     for disk in ["vm-disk0.qcow2", "vm-disk1.qcow2"] {
         fs::write(folder.join(disk), disk).unwrap();
     }
-    let attempted = Attempted { dir, layout, claim, folder };
+    let attempted = Attempted { dir, paths, claim, folder };
     attempted.write(&metadata(attempted.claim.id.as_str(), &["vm-disk0.qcow2", "vm-disk1.qcow2"]));
     attempted
 }
@@ -58,7 +58,7 @@ impl Attempted {
     }
 
     fn inspect(&self) -> Inspection {
-        inspect(&self.layout, &self.claim, Attempt::FIRST, "worker").unwrap()
+        inspect(&self.paths, &self.claim, Attempt::FIRST, "worker").unwrap()
     }
 
     fn finished(&self) -> Box<Finished> {
@@ -80,7 +80,7 @@ impl Attempted {
         let domain = |target: &Path, metadata: &Metadata| {
             Some(format!("<domain>{}</domain>", target.join(&metadata.disks[0].file).display()))
         };
-        let target = self.finished().publish(&self.layout, DATE, "vm", method, domain, |target| {
+        let target = self.finished().publish(&self.paths, DATE, "vm", method, domain, |target| {
             recorded.push(target.to_owned());
             Ok::<_, PublishError>(())
         })?;
@@ -104,14 +104,14 @@ fn a_finished_folder_appears_whole_and_with_what_it_names_only(#[case] method: M
     symlink(&canary, folder.join("link")).unwrap();
     mkfifoat(CWD, folder.join("fifo"), Mode::RWXU).unwrap();
     let (target, recorded) = attempted.publish(method).unwrap();
-    assert_eq!(target, attempted.layout.published(DATE).join("vm"));
+    assert_eq!(target, attempted.paths.published(DATE).join("vm"));
     assert_eq!(recorded, std::slice::from_ref(&target));
     assert_eq!(visible(&target), ["domain.xml", "metadata.json", "vm-disk0.qcow2", "vm-disk1.qcow2"]);
     let domain = fs::read_to_string(target.join(DOMAIN_FILE)).unwrap();
     assert_eq!(domain, format!("<domain>{}/vm-disk0.qcow2</domain>", target.display()));
     assert!(canary.join("kept").exists());
     let id = &attempted.claim.id;
-    assert!(has_left(&attempted.layout, id, Attempt::FIRST, "worker", &target).unwrap());
+    assert!(has_left(&attempted.paths, id, Attempt::FIRST, "worker", &target).unwrap());
     assert_eq!(read_published(&target, id).unwrap().disks.len(), 2);
     assert!(read_published(&target, &"other-1".parse().unwrap()).is_none());
 }
@@ -121,7 +121,7 @@ fn a_finished_folder_appears_whole_and_with_what_it_names_only(#[case] method: M
 #[case::fallback(Method::Fallback)]
 fn a_taken_name_gets_a_number_and_its_own_domain(#[case] method: Method) {
     let attempted = attempted();
-    let day = attempted.layout.published(DATE);
+    let day = attempted.paths.published(DATE);
     fs::create_dir_all(day.join("vm")).unwrap();
     fs::write(day.join("vm/old"), "").unwrap();
     fs::write(day.join("vm-1"), "a file").unwrap();
@@ -146,8 +146,8 @@ fn a_name_taken_between_record_and_rename_is_recorded_anew(#[case] method: Metho
         Ok::<_, PublishError>(())
     };
     let target =
-        attempted.finished().publish(&attempted.layout, DATE, "vm", method, |_, _| None, take_the_first).unwrap();
-    let day = attempted.layout.published(DATE);
+        attempted.finished().publish(&attempted.paths, DATE, "vm", method, |_, _| None, take_the_first).unwrap();
+    let day = attempted.paths.published(DATE);
     assert_eq!(recorded, [day.join("vm"), day.join("vm-1")]);
     assert_eq!(target, day.join("vm-1"));
     assert_eq!(visible(&day.join("vm")), ["theirs"]);
@@ -158,11 +158,11 @@ fn a_crash_before_the_rename_is_published_by_doing_it_again() {
     let attempted = attempted();
     let crash = |_: &Path| Err(PublishError::NoName { dir: PathBuf::new(), stem: "crash".to_owned() });
     let domain = |_: &Path, _: &Metadata| Some("half".to_owned());
-    attempted.finished().publish(&attempted.layout, DATE, "vm", Method::NoReplace, domain, crash).unwrap_err();
-    let target = attempted.layout.published(DATE).join("vm");
-    assert!(!has_left(&attempted.layout, &attempted.claim.id, Attempt::FIRST, "worker", &target).unwrap());
+    attempted.finished().publish(&attempted.paths, DATE, "vm", Method::NoReplace, domain, crash).unwrap_err();
+    let target = attempted.paths.published(DATE).join("vm");
+    assert!(!has_left(&attempted.paths, &attempted.claim.id, Attempt::FIRST, "worker", &target).unwrap());
     let (target, _) = attempted.publish(Method::NoReplace).unwrap();
-    assert_eq!(target, attempted.layout.published(DATE).join("vm"));
+    assert_eq!(target, attempted.paths.published(DATE).join("vm"));
     assert!(fs::read_to_string(target.join(DOMAIN_FILE)).unwrap().starts_with("<domain>"));
 }
 
@@ -171,14 +171,14 @@ fn a_work_directory_that_a_power_cut_took_was_published_only_where_its_folder_st
     let attempted = attempted();
     let id = &attempted.claim.id;
     let (target, _) = attempted.publish(Method::NoReplace).unwrap();
-    let has_left = || has_left(&attempted.layout, id, Attempt::FIRST, "worker", &target).unwrap();
-    fs::remove_dir_all(attempted.layout.work_of(id)).unwrap();
+    let has_left = || has_left(&attempted.paths, id, Attempt::FIRST, "worker", &target).unwrap();
+    fs::remove_dir_all(attempted.paths.work_of(id)).unwrap();
     assert!(has_left(), "published, and not yet said to be");
     fs::remove_dir_all(&target).unwrap();
     assert!(!has_left(), "recorded, and nothing of it on the disk");
     let Inspection::Unpublishable(failure) = attempted.inspect() else { panic!("nothing is there") };
     assert_eq!(failure.reason, Reason::Disrupted, "{failure}");
-    fs::create_dir_all(attempted.layout.work_dir(id, Attempt::FIRST)).unwrap();
+    fs::create_dir_all(attempted.paths.work_dir(id, Attempt::FIRST)).unwrap();
     assert!(has_left(), "published, and taken away by whoever waited for it");
 }
 
@@ -210,9 +210,9 @@ fn a_folder_swapped_at_any_moment_is_noticed_and_harms_nobody(
         Ok::<_, PublishError>(())
     };
     let domain = |_: &Path, _: &Metadata| Some("<domain/>".to_owned());
-    let published = finished.publish(&attempted.layout, DATE, "vm", Method::NoReplace, domain, late);
+    let published = finished.publish(&attempted.paths, DATE, "vm", Method::NoReplace, domain, late);
     assert!(matches!(published, Err(PublishError::Swapped { .. })), "{published:?}");
-    assert_eq!(visible(&attempted.layout.published(DATE)), Vec::<String>::new());
+    assert_eq!(visible(&attempted.paths.published(DATE)), Vec::<String>::new());
     assert_eq!(visible(&canary), ["kept"]);
 }
 
@@ -283,9 +283,9 @@ fn a_missing_or_planted_folder_is_the_attempts_failure() {
     symlink("aside", &attempted.folder).unwrap();
     assert!(attempted.refusal().ends_with("left no folder worker"));
     for folder in ["..", "a/b", ""] {
-        let inspection = inspect(&attempted.layout, &attempted.claim, Attempt::FIRST, folder).unwrap();
+        let inspection = inspect(&attempted.paths, &attempted.claim, Attempt::FIRST, folder).unwrap();
         assert!(matches!(inspection, Inspection::Unpublishable(_)));
     }
-    let inspection = inspect(&attempted.layout, &attempted.claim, Attempt(2), "worker").unwrap();
+    let inspection = inspect(&attempted.paths, &attempted.claim, Attempt(2), "worker").unwrap();
     assert!(matches!(inspection, Inspection::Unpublishable(_)));
 }

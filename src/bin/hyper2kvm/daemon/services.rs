@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper2kvm::control::{self, Command, Handler, Reply};
 use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
-use hyper2kvm::files::Layout;
+use hyper2kvm::files::Paths;
 use hyper2kvm::queue::engine::Remote;
 use hyper2kvm::queue::lock::{HEARTBEAT_INTERVAL, LockError, Locks};
 use hyper2kvm::stats::{self, Snapshot};
@@ -51,14 +51,14 @@ impl Services {
         socket: control::Listener,
         endpoint: Option<TcpListener>,
         locks: Locks,
-        layout: &Layout,
+        paths: &Paths,
     ) -> Self {
         let shutdown = CancellationToken::new();
         // Before anybody can learn that the daemon is there: who hears an answer may send a signal at once.
         let entered = runtime.enter();
         let signals = signals.or_else(Signals::listen);
         drop(entered);
-        let stats_file = layout.daemon().join(STATS_FILE);
+        let stats_file = paths.daemon().join(STATS_FILE);
         let mut tasks = vec![
             runtime.spawn(socket.serve(Control { remote: remote.clone() }, shutdown.clone())),
             runtime.spawn(keep_stats(remote.watch(), stats_file.clone(), shutdown.clone())),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper2kvm::control::{Command, Handler, Listener, Reply, SOCKET};
 use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
-use hyper2kvm::files::{Layout, Method};
+use hyper2kvm::files::{Method, Paths};
 use hyper2kvm::queue::probe;
 use hyper2kvm::stats::Snapshot;
 use jiff::Timestamp;
@@ -54,7 +54,7 @@ impl Handler for Waiting {
 /// Waits until the directories can be worked in. A full volume is no reason to end: nobody would start the daemon again
 /// when there is room. Nothing else is open yet. A [`RunState::Stopped`] in the answer: it was told to stop.
 pub(super) async fn wait_for_space(
-    layout: &Layout,
+    paths: &Paths,
     why: &probe::NotReady,
     started: Timestamp,
     beside: &Handle,
@@ -68,7 +68,7 @@ pub(super) async fn wait_for_space(
         if serving.is_none() {
             // Where not even a socket finds room, the next look tries again.
             let entered = beside.enter();
-            let bound = Listener::bind(&layout.output().join(SOCKET));
+            let bound = Listener::bind(&paths.output().join(SOCKET));
             drop(entered);
             let bound = bound.inspect_err(|error| tracing::debug!(error = %chain(error), "no control socket yet"));
             serving = bound.ok().map(|socket| {
@@ -77,7 +77,7 @@ pub(super) async fn wait_for_space(
             });
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => match probe::probe(layout, Method::NoReplace) {
+            () = tokio::time::sleep(LOOK) => match probe::probe(paths, Method::NoReplace) {
                 Err(error) if error.is_no_space() => {}
                 tried => break tried,
             },

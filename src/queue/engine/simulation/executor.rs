@@ -19,7 +19,7 @@ use crate::conversion::report::{DiskReport, SourceReport};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Metadata, Reason};
 use crate::executor::{Error, Executor, Request, Submission, Update};
-use crate::files::Layout;
+use crate::files::Paths;
 use crate::files::volume;
 use crate::files::volume::simulated::{Random, Volume};
 use crate::ledger::{self, Change, ConversionRow};
@@ -61,7 +61,7 @@ struct Known {
 #[derive(Debug)]
 pub(super) struct World {
     pub is_cluster: bool,
-    pub layout: Layout,
+    pub paths: Paths,
     pub policy: RetryPolicy,
     pub limit: usize,
     pub time: Simulated,
@@ -81,7 +81,7 @@ pub(super) struct World {
 impl World {
     pub fn new(
         is_cluster: bool,
-        layout: Layout,
+        paths: Paths,
         policy: RetryPolicy,
         limit: usize,
         time: Simulated,
@@ -92,7 +92,7 @@ impl World {
         let run_state = RunState::Running;
         Self {
             is_cluster,
-            layout,
+            paths,
             policy,
             limit,
             time,
@@ -114,8 +114,8 @@ impl World {
         }
         for (id, known) in std::mem::take(&mut self.known) {
             if known.work.is_some() {
-                self.volume.set_busy(&self.layout.claim_dir(&id), false);
-                self.volume.set_busy(&self.layout.work_of(&id), false);
+                self.volume.set_busy(&self.paths.claim_dir(&id), false);
+                self.volume.set_busy(&self.paths.work_of(&id), false);
             }
         }
     }
@@ -175,8 +175,8 @@ impl World {
     }
 
     fn set_busy(&self, id: &ConversionId, is_busy: bool) {
-        self.volume.set_busy(&self.layout.claim_dir(id), is_busy);
-        self.volume.set_busy(&self.layout.work_of(id), is_busy);
+        self.volume.set_busy(&self.paths.claim_dir(id), is_busy);
+        self.volume.set_busy(&self.paths.work_of(id), is_busy);
     }
 
     fn fate(&mut self) -> (Fate, Duration) {
@@ -225,7 +225,7 @@ impl World {
     fn begin(&mut self, id: &ConversionId, attempt: Attempt) {
         let (fate, takes) = self.fate();
         self.volume.note(format!("attempt {attempt} of {id} begins: {fate:?} in {takes:?}"));
-        let work = self.layout.work_dir(id, attempt);
+        let work = self.paths.work_dir(id, attempt);
         let folder = work.join(FOLDER);
         let volume = Rc::clone(&self.volume);
         // A pod makes what is missing; a half-made disk lies there from the start.
@@ -250,10 +250,10 @@ impl World {
         let known = self.known.get(id)?;
         let work = known.work.clone()?;
         let attempt = work.attempt;
-        let dir = self.layout.work_dir(id, attempt).join(FOLDER);
-        let (volume, layout, now) = (Rc::clone(&self.volume), &self.layout, self.time.now());
+        let dir = self.paths.work_dir(id, attempt).join(FOLDER);
+        let (volume, paths, now) = (Rc::clone(&self.volume), &self.paths, self.time.now());
         let fate = match work.fate {
-            Fate::Done if volume.other(|| convert(layout, &known.claim, &dir, now)).is_none() => {
+            Fate::Done if volume.other(|| convert(paths, &known.claim, &dir, now)).is_none() => {
                 Fate::Fails(Reason::SourceMissing)
             }
             fate => fate,
@@ -289,10 +289,10 @@ fn put(path: &Path, bytes: &[u8], is_synced: bool) -> std::io::Result<()> {
 }
 
 /// Does what a worker does; `None` where a member is missing.
-fn convert(layout: &Layout, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Option<()> {
+fn convert(paths: &Paths, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Option<()> {
     let mut members = Vec::new();
     for member in &claim.members {
-        members.push(fs::read(layout.claim_dir(&claim.id).join(&member.name)).ok()?);
+        members.push(fs::read(paths.claim_dir(&claim.id).join(&member.name)).ok()?);
     }
     let file = format!("{}.raw", claim.stem());
     let disk = converted(members);
@@ -480,7 +480,7 @@ impl Executor for Worker {
         } else if !is_known {
             let step = next_step(&submission.status);
             if let Step::Stage(attempt) | Step::Start(attempt) | Step::Park { next: attempt, .. } = step {
-                let made = self.world.borrow().layout.work_dir(&id, attempt).join(FOLDER);
+                let made = self.world.borrow().paths.work_dir(&id, attempt).join(FOLDER);
                 if made.exists() {
                     self.observe(DOING, &id, Observation::Staged(attempt)).await?;
                     self.observe(DOING, &id, Observation::Starting { attempt, job_name: None }).await?;

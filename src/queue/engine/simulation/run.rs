@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::conversion::ConversionOptions;
 use crate::conversion::admission::RunState;
-use crate::files::Layout;
+use crate::files::Paths;
 use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 use crate::ledger::{self, Ledger};
 use crate::notification::{NotificationConfig, Notifier};
@@ -50,13 +50,13 @@ pub(super) fn run(seed: u64) -> Ran {
     let runtime = runtime.expect("a runtime of one thread");
     runtime.block_on(async {
         let root = place.path().join("volume");
-        let layout = Layout::new(root.join("queue"), root.join("output"));
-        for dir in layout.standing() {
+        let paths = Paths::new(root.join("queue"), root.join("output"));
+        for dir in paths.standing() {
             std::fs::create_dir_all(dir).expect("a temporary directory");
         }
         let volume = Volume::new(&root, seed ^ 1);
         let _entered = volume.enter();
-        let mut play = Play::new(seed, place.path(), layout, Rc::clone(&volume));
+        let mut play = Play::new(seed, place.path(), paths, Rc::clone(&volume));
         let outcome = play.play().await;
         Ran { outcome, trace: volume.trace() }
     })
@@ -88,21 +88,21 @@ struct Play<'a> {
 }
 
 impl<'a> Play<'a> {
-    fn new(seed: u64, place: &'a Path, layout: Layout, volume: Rc<Volume>) -> Self {
+    fn new(seed: u64, place: &'a Path, paths: Paths, volume: Rc<Volume>) -> Self {
         let mut random = Random::new(seed);
         let script = Script::of(&mut random);
         volume.note(format!("{script:?}"));
         let time = Simulated::new(random.next());
         let world = World::new(
             script.is_cluster,
-            layout.clone(),
+            paths.clone(),
             script.policy,
             script.limit,
             time.clone(),
             Random::new(random.next()),
             Rc::clone(&volume),
         );
-        let site = Site::new(layout, Rc::clone(&volume), time.clone(), Random::new(random.next()));
+        let site = Site::new(paths, Rc::clone(&volume), time.clone(), Random::new(random.next()));
         let world = Rc::new(RefCell::new(world));
         let asked = (RunState::Running, 1);
         Self {
@@ -168,7 +168,7 @@ impl<'a> Play<'a> {
         let script = &self.script;
         let is_cluster = script.is_cluster;
         Settings {
-            layout: self.site.layout.clone(),
+            paths: self.site.paths.clone(),
             queue_uid: if is_cluster { "queue".to_owned() } else { String::new() },
             method: script.method,
             limit: script.limit,

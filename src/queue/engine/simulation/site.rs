@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use crate::conversion::Metadata;
 use crate::conversion::status::End;
 use crate::files::volume::simulated::{Random, Volume};
-use crate::files::{Layout, volume};
+use crate::files::{Paths, volume};
 use crate::ledger::Ledger;
 
 use super::Simulated;
@@ -36,7 +36,7 @@ struct Source {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Site {
-    pub layout: Layout,
+    pub paths: Paths,
     volume: Rc<Volume>,
     time: Simulated,
     random: Random,
@@ -51,9 +51,9 @@ pub(super) struct Site {
 type Check = Result<(), String>;
 
 impl Site {
-    pub fn new(layout: Layout, volume: Rc<Volume>, time: Simulated, random: Random) -> Self {
+    pub fn new(paths: Paths, volume: Rc<Volume>, time: Simulated, random: Random) -> Self {
         Self {
-            layout,
+            paths,
             volume,
             time,
             random,
@@ -82,7 +82,7 @@ impl Site {
         }
         let index = usize::try_from(self.random.below(self.names.len() as u64)).expect("an index");
         let name = self.names[index].clone();
-        if !self.layout.queue().join(&name).exists() && !name.contains(".vmdk") {
+        if !self.paths.queue().join(&name).exists() && !name.contains(".vmdk") {
             self.put(&name, "", false);
         }
     }
@@ -115,7 +115,7 @@ impl Site {
         if text.is_empty() {
             content.resize(usize::try_from(64 + 8 * self.random.below(8)).expect("a small number"), b'.');
         }
-        let path = self.layout.queue().join(name);
+        let path = self.paths.queue().join(name);
         self.volume.note(format!("dropped: {name}, {mark}, {} bytes", content.len()));
         let modified = self.modified();
         let open = self.volume.other(|| {
@@ -123,7 +123,7 @@ impl Site {
             volume::write(&file, &path, &content).expect("a directory of ours");
             file.set_modified(modified).expect("a file of ours");
             volume::sync_file(&file, &path).expect("a file of ours");
-            volume::sync_dir(self.layout.queue()).expect("a directory of ours");
+            volume::sync_dir(self.paths.queue()).expect("a directory of ours");
             file
         });
         self.volume.touched(open.metadata().expect("an open file").ino());
@@ -157,13 +157,13 @@ impl Site {
 
     /// The same of the queue itself.
     fn some_waiting(&mut self) -> Option<(PathBuf, String)> {
-        let queue = self.layout.queue().to_owned();
+        let queue = self.paths.queue().to_owned();
         self.some(&queue)
     }
 
     pub fn rename(&mut self) {
         let Some((path, mark)) = self.some_waiting() else { return };
-        let to = self.layout.queue().join(format!("renamed{}.raw", self.random.below(1000)));
+        let to = self.paths.queue().join(format!("renamed{}.raw", self.random.below(1000)));
         if to.exists() {
             return;
         }
@@ -174,8 +174,8 @@ impl Site {
 
     /// Moves a file from `.errors/` back into the queue.
     pub fn retry(&mut self) {
-        let Some((path, mark)) = self.some(&self.layout.errors()) else { return };
-        let to = self.layout.queue().join(path.file_name().expect("a file"));
+        let Some((path, mark)) = self.some(&self.paths.errors()) else { return };
+        let to = self.paths.queue().join(path.file_name().expect("a file"));
         if to.exists() {
             return;
         }
@@ -200,7 +200,7 @@ impl Site {
 
     /// Changes a file in `.errors/`.
     pub fn correct(&mut self) {
-        let Some((path, mark)) = self.some(&self.layout.errors()) else { return };
+        let Some((path, mark)) = self.some(&self.paths.errors()) else { return };
         let file = File::options().append(true).open(&path).expect("a file of ours");
         self.lengthen(&mark, &file, &path);
     }
@@ -219,7 +219,7 @@ impl Site {
         let mark = &marks[usize::try_from(self.random.below(marks.len() as u64)).expect("an index")];
         let Some(file) = self.sources.get_mut(mark).and_then(|source| source.open.take()) else { return };
         let inode = file.metadata().expect("an open file").ino();
-        let path = files(self.layout.queue(), true)
+        let path = files(self.paths.queue(), true)
             .into_iter()
             .find(|path| fs::symlink_metadata(path).is_ok_and(|found| found.ino() == inode));
         if let Some(path) = path {
@@ -255,7 +255,7 @@ impl Site {
         self.volume.note(format!("removed: {mark}"));
         self.volume.other(|| {
             volume::remove_file(&path).expect("a file of ours");
-            volume::sync_dir(self.layout.queue()).expect("a directory of ours");
+            volume::sync_dir(self.paths.queue()).expect("a directory of ours");
         });
         if let Some(source) = self.sources.get_mut(&mark) {
             source.is_removed = true;
@@ -286,17 +286,17 @@ impl Site {
     }
 
     pub fn holds_no_claim(&self) -> bool {
-        names(&self.layout.processing()).iter().all(|name| name.starts_with('.'))
+        names(&self.paths.processing()).iter().all(|name| name.starts_with('.'))
     }
 
     /// Every source lies in one place below the queue, under one name or, where a move was cut short, under two.
     pub fn check_places(&self, is_end: bool) -> Check {
         let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
         let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for path in files(self.layout.queue(), true) {
+        for path in files(self.paths.queue(), true) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let content = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            let shown = path.strip_prefix(self.layout.queue()).unwrap_or(&path).display().to_string();
+            let shown = path.strip_prefix(self.paths.queue()).unwrap_or(&path).display().to_string();
             if let Some(mark) = mark(&content) {
                 let inode = fs::metadata(&path).map_err(|error| error.to_string())?.ino();
                 found.entry(mark.clone()).or_default().insert(inode);
@@ -323,9 +323,9 @@ impl Site {
     /// Published directories, each of them whole: marks of what they were made of.
     pub fn check_published(&self) -> Result<Vec<Vec<String>>, String> {
         let mut published = Vec::new();
-        for day in names(self.layout.output()).iter().filter(|name| !name.starts_with('.')) {
-            for stem in names(&self.layout.output().join(day)) {
-                let dir = self.layout.output().join(day).join(&stem);
+        for day in names(self.paths.output()).iter().filter(|name| !name.starts_with('.')) {
+            for stem in names(&self.paths.output().join(day)) {
+                let dir = self.paths.output().join(day).join(&stem);
                 published.push(self.check_one(&dir).map_err(|why| format!("{day}/{stem}: {why}"))?);
             }
         }
@@ -363,7 +363,7 @@ impl Site {
     pub fn check_end(&self, world: &World, ledger: &mut Ledger, script: &super::script::Script) -> Check {
         self.check_places(true)?;
         let published = self.check_published()?;
-        for below in [self.layout.processing(), self.layout.work()] {
+        for below in [self.paths.processing(), self.paths.work()] {
             let left: Vec<String> = names(&below).into_iter().filter(|name| !name.starts_with('.')).collect();
             if !left.is_empty() {
                 return Err(format!("{left:?} is left in {}", below.display()));
@@ -401,10 +401,10 @@ impl Site {
     /// What lies in the archive was published, and what nobody touched was so once.
     fn check_sources(&self, published: &[Vec<String>], world: &World, script: &super::script::Script) -> Check {
         let times = |mark: &str| published.iter().flatten().filter(|of| *of == mark).count();
-        for path in files(self.layout.queue(), true) {
+        for path in files(self.paths.queue(), true) {
             let Some(mark) = fs::read(&path).ok().as_deref().and_then(mark) else { continue };
             let Some(source) = self.sources.get(&mark) else { continue };
-            let shown = path.strip_prefix(self.layout.queue()).unwrap_or(&path).to_owned();
+            let shown = path.strip_prefix(self.paths.queue()).unwrap_or(&path).to_owned();
             let is_archived = shown.starts_with(".processed");
             let is_failed = shown.starts_with(".errors");
             if times(&mark) > 1 && !source.is_touched {

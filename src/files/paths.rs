@@ -8,13 +8,13 @@ use crate::conversion::{Attempt, ConversionId};
 
 /// The two directories of one queue and the paths below them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct Paths {
     queue: PathBuf,
     output: PathBuf,
 }
 
-impl Layout {
-    /// The layout of these two directories, which need not exist yet.
+impl Paths {
+    /// The paths of these two directories, which need not exist yet.
     pub fn new(queue: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self { queue: queue.into(), output: output.into() }
     }
@@ -120,15 +120,15 @@ mod tests {
 
     #[test]
     fn every_path_lies_where_users_and_workers_look_for_it() {
-        let layout = Layout::new("/q", "/o");
+        let paths = Paths::new("/q", "/o");
         let id: ConversionId = "vm-0000002a".parse().unwrap();
         for (path, expected) in [
-            (layout.claim_file(&id), "/q/.processing/vm-0000002a/claim.json"),
-            (layout.errors(), "/q/.errors"),
-            (layout.processed("2026-01-17"), "/q/.processed/2026-01-17"),
-            (layout.work_dir(&id, Attempt(2)), "/o/.work/vm-0000002a/2"),
-            (layout.published("2026-01-17"), "/o/2026-01-17"),
-            (layout.daemon(), "/o/.daemon"),
+            (paths.claim_file(&id), "/q/.processing/vm-0000002a/claim.json"),
+            (paths.errors(), "/q/.errors"),
+            (paths.processed("2026-01-17"), "/q/.processed/2026-01-17"),
+            (paths.work_dir(&id, Attempt(2)), "/o/.work/vm-0000002a/2"),
+            (paths.published("2026-01-17"), "/o/2026-01-17"),
+            (paths.daemon(), "/o/.daemon"),
         ] {
             assert_eq!(path, Path::new(expected));
         }
