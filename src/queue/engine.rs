@@ -35,18 +35,18 @@ use crate::files::placement::PlacementError;
 use crate::files::store::StoreError;
 
 mod advance;
+mod claim;
 mod control;
 mod decide;
+mod dispose;
 mod drain;
 mod duplicates;
-mod endings;
 pub mod events;
 mod intake;
-mod publication;
+mod publish;
 mod recovery;
 mod requests;
 mod space;
-mod take;
 mod view;
 mod world;
 
