@@ -21,8 +21,8 @@ use super::{Error, Executor, Submission, Update};
 mod child;
 mod outcome;
 
-use child::{Event, Order};
-use outcome::Ending;
+use child::{ChildEvent, ChildSpec};
+use outcome::KillCause;
 
 /// Name of the folder that a child writes in its work directory.
 pub const FOLDER: &str = "worker";
@@ -53,12 +53,12 @@ pub struct ProcessExecutor {
     ledger: ledger::Writer,
     run_state: RunState,
     /// In the order of their submission.
-    order: Vec<ConversionId>,
+    spec: Vec<ConversionId>,
     known: HashMap<ConversionId, Known>,
-    sender: mpsc::UnboundedSender<Event>,
-    receiver: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<ChildEvent>,
+    receiver: mpsc::UnboundedReceiver<ChildEvent>,
     /// Events received and not yet worked through: a dropped future must not lose them.
-    inbox: VecDeque<Event>,
+    inbox: VecDeque<ChildEvent>,
     /// Whose state is to be shown; it is looked at when it is handed out, so that it is never old.
     outbox: VecDeque<ConversionId>,
     /// Where children leave their message when the output volume takes nothing any more.
@@ -70,7 +70,7 @@ struct Known {
     status: ConversionStatus,
     progress: Option<Progress>,
     /// The running child, through which it can be ended.
-    child: Option<mpsc::Sender<Ending>>,
+    child: Option<mpsc::Sender<KillCause>>,
     /// What it is to end as once its child is gone.
     cancel: Option<Failure>,
 }
@@ -87,7 +87,7 @@ impl ProcessExecutor {
             options,
             ledger,
             run_state: RunState::Running,
-            order: Vec::new(),
+            spec: Vec::new(),
             known: HashMap::new(),
             sender,
             receiver,
@@ -130,7 +130,7 @@ impl ProcessExecutor {
     /// recorded without a child is started too.
     async fn fill(&mut self) -> Result<(), Error> {
         let running = self.known.values().filter(|known| known.child.is_some()).count();
-        let ready: Vec<ConversionId> = self.order.iter().filter(|id| self.is_ready(id)).cloned().collect();
+        let ready: Vec<ConversionId> = self.spec.iter().filter(|id| self.is_ready(id)).cloned().collect();
         for id in admit(&ready, running, self.config.limit, self.run_state) {
             self.start(id).await?;
         }
@@ -151,19 +151,19 @@ impl ProcessExecutor {
         let Some(Step::Start(attempt) | Step::Watch(attempt)) = step else { return Ok(()) };
         let starting = Observation::Starting { attempt, job_name: None };
         self.observe(DOING, id, starting).await?;
-        let order = self.order_for(id, attempt);
-        match child::spawn(&order) {
+        let spec = self.spec_for(id, attempt);
+        match child::spawn(&spec) {
             Ok(process) => {
-                let (endings, receiver) = mpsc::channel(1);
+                let (kill_causes, receiver) = mpsc::channel(1);
                 if let Some(known) = self.known.get_mut(id) {
-                    known.child = Some(endings);
+                    known.child = Some(kill_causes);
                     known.progress = None;
                 }
                 tracing::info!(conversion = %id, attempt = attempt.0, pid = process.id(), "attempt started");
-                tokio::spawn(child::watch(order, process, receiver, self.sender.clone()));
+                tokio::spawn(child::watch(spec, process, receiver, self.sender.clone()));
             }
             Err(error) => {
-                let message = format!("cannot start {}: {error}", order.program.display());
+                let message = format!("cannot start {}: {error}", spec.program.display());
                 let failure = Failure::in_phase(Reason::Internal, crate::conversion::Phase::Initialization, message);
                 self.observe(DOING, id, Observation::Failed { attempt, failure }).await?;
             }
@@ -172,8 +172,8 @@ impl ProcessExecutor {
         Ok(())
     }
 
-    fn order_for(&self, id: &ConversionId, attempt: Attempt) -> Order {
-        Order {
+    fn spec_for(&self, id: &ConversionId, attempt: Attempt) -> ChildSpec {
+        ChildSpec {
             program: self.config.program.clone(),
             id: id.clone(),
             attempt,
@@ -206,7 +206,7 @@ impl ProcessExecutor {
     async fn absorb(&mut self) -> Result<(), Error> {
         let Some(event) = self.inbox.front().cloned() else { return Ok(()) };
         match event {
-            Event::Progress { id, attempt, progress } => {
+            ChildEvent::Progress { id, attempt, progress } => {
                 if let Some(known) = self.known.get_mut(&id)
                     && known.status.open_attempt().is_some_and(|open| open.number == attempt)
                 {
@@ -214,7 +214,7 @@ impl ProcessExecutor {
                     self.show(&id);
                 }
             }
-            Event::Ended { id, attempt, outcome } => {
+            ChildEvent::Ended { id, attempt, outcome } => {
                 let cancel = self.known.get(&id).and_then(|known| known.cancel.clone());
                 let observation = match (cancel, outcome) {
                     (Some(failure), _) => Observation::Cancelled(failure),
@@ -242,7 +242,7 @@ impl Executor for ProcessExecutor {
         const DOING: &str = "register";
         let id = submission.claim.id.clone();
         if !self.known.contains_key(&id) {
-            self.order.push(id.clone());
+            self.spec.push(id.clone());
             let step = next_step(&submission.status);
             let known = Known { status: submission.status, progress: None, child: None, cancel: None };
             self.known.insert(id.clone(), known);
@@ -275,7 +275,7 @@ impl Executor for ProcessExecutor {
         if run_state == RunState::Stopped {
             for child in self.known.values().filter_map(|known| known.child.as_ref()) {
                 // Full: it is being ended already.
-                let _ = child.try_send(Ending::Stop);
+                let _ = child.try_send(KillCause::Stop);
             }
         }
         self.fill().await
@@ -284,7 +284,7 @@ impl Executor for ProcessExecutor {
     async fn cancel(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
         let Some(known) = self.known.get_mut(id) else { return Ok(()) };
         if let Some(child) = &known.child {
-            let _ = child.try_send(Ending::Cancel(failure.clone()));
+            let _ = child.try_send(KillCause::Cancel(failure.clone()));
             known.cancel = Some(failure);
             return Ok(());
         }
@@ -309,7 +309,7 @@ impl Executor for ProcessExecutor {
 
     async fn forget(&mut self, id: &ConversionId) -> Result<(), Error> {
         self.known.remove(id);
-        self.order.retain(|known| known != id);
+        self.spec.retain(|known| known != id);
         Ok(())
     }
 

@@ -134,7 +134,7 @@ pub enum Error {
 type Result<T> = std::result::Result<T, Error>;
 
 /// A command, its revision, and who waits to hear that it is taken.
-type Order = (RunState, i64, oneshot::Sender<()>);
+type RunStateCommand = (RunState, i64, oneshot::Sender<()>);
 
 /// One queue's engine.
 #[derive(Debug)]
@@ -153,7 +153,7 @@ pub struct Engine<E> {
     drain: Option<Drain>,
     /// Whether what lay there at the start has settled, as far as it ever does.
     has_settled: bool,
-    orders: mpsc::UnboundedReceiver<Order>,
+    commands: mpsc::UnboundedReceiver<RunStateCommand>,
     hints: mpsc::Receiver<String>,
     snapshot: watch::Sender<Snapshot>,
     /// The snapshot as it will be published.
@@ -228,7 +228,7 @@ impl<E: Executor> Engine<E> {
         let run_state = if paused && settings.ends { RunState::Paused } else { settings.run_state };
         let view = Snapshot { run_state, totals, recent_completed: history, ..Snapshot::new(started) };
         let (snapshot, receiver) = watch::channel(view.clone());
-        let (sender, orders) = mpsc::unbounded_channel();
+        let (sender, commands) = mpsc::unbounded_channel();
         let intake = Intake::new(
             settings.paths.queue().to_owned(),
             settings.look_interval,
@@ -255,7 +255,7 @@ impl<E: Executor> Engine<E> {
             conversions: BTreeMap::new(),
             drain,
             has_settled,
-            orders,
+            commands,
             hints,
             snapshot,
             view,
@@ -274,7 +274,7 @@ impl<E: Executor> Engine<E> {
 
     /// Goes on until drained or stopped (where [`Settings::ends`]), or until every [`Remote`] is gone.
     pub async fn run(mut self) {
-        let mut orders_open = true;
+        let mut commands_open = true;
         let mut hints_open = true;
         loop {
             self.pass().await;
@@ -284,9 +284,9 @@ impl<E: Executor> Engine<E> {
             let wake = self.origin + self.wake();
             tokio::select! {
                 biased;
-                order = self.orders.recv(), if orders_open => match order {
-                    Some(order) => self.obey(order).await,
-                    None => orders_open = false,
+                command = self.commands.recv(), if commands_open => match command {
+                    Some(command) => self.obey(command).await,
+                    None => commands_open = false,
                 },
                 update = self.executor.next() => self.take_updates(update).await,
                 hint = self.hints.recv(), if hints_open => match hint {

@@ -36,7 +36,7 @@ use crate::files::store::{self, StoreError};
 
 /// What an executor asks of a worker, by the variables of [`variable`].
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct AttemptSpec {
     /// Directory of claim.json and the members.
     pub claim: PathBuf,
     /// The attempt's work directory.
@@ -64,7 +64,7 @@ enum Sabotage {
     Hang,
 }
 
-impl Order {
+impl AttemptSpec {
     /// Reads the variables.
     ///
     /// # Errors
@@ -121,8 +121,8 @@ struct Places {
 
 /// Does one attempt and returns the process' exit code, which `conversion::verdict` reads.
 #[must_use]
-pub fn run(order: &Order, log: &LogTail) -> u8 {
-    let places = match prepare(order) {
+pub fn run(spec: &AttemptSpec, log: &LogTail) -> u8 {
+    let places = match prepare(spec) {
         Ok(places) => places,
         Err(failure) => {
             tracing::error!(reason = %failure.reason, "{}", failure.message);
@@ -131,7 +131,7 @@ pub fn run(order: &Order, log: &LogTail) -> u8 {
     };
     let meter = Arc::new(Meter::default());
     let outcome = match Interrupts::catch(&[signal_hook::consts::SIGTERM]) {
-        Ok(interrupts) => panic::catch_unwind(AssertUnwindSafe(|| attempt(order, &places, &meter, interrupts)))
+        Ok(interrupts) => panic::catch_unwind(AssertUnwindSafe(|| attempt(spec, &places, &meter, interrupts)))
             .unwrap_or_else(|panic| Err(Failure::new(Reason::Internal, describe_panic(panic.as_ref())))),
         Err(error) => Err(Failure::new(Reason::Internal, format!("cannot handle SIGTERM: {error}"))),
     };
@@ -154,7 +154,7 @@ pub fn run(order: &Order, log: &LogTail) -> u8 {
                 Failure { stage: failure.stage.or(Some(meter.stage())), ..failure }
             };
             tracing::error!(reason = %failure.reason, "{}", failure.message);
-            leave_failure(order, &places, &failure, log);
+            leave_failure(spec, &places, &failure, log);
             failure.reason.exit_code()
         }
     }
@@ -166,8 +166,8 @@ fn describe_panic(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Opens the places and restricts the process, still single-threaded and before anything hostile is read.
-fn prepare(order: &Order) -> Result<Places, Failure> {
-    if let Some(parent) = order.parent {
+fn prepare(spec: &AttemptSpec) -> Result<Places, Failure> {
+    if let Some(parent) = spec.parent {
         let internal = |e: rustix::io::Errno| Failure::new(Reason::Internal, format!("cannot tie to the parent: {e}"));
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(internal)?;
         // It may have died before the line above.
@@ -176,13 +176,13 @@ fn prepare(order: &Order) -> Result<Places, Failure> {
         }
     }
     let places = Places {
-        claim: open_directory(&order.claim)?,
-        work: open_directory(&order.work)?,
-        termination_log: order.termination_log.as_ref().and_then(|p| File::options().write(true).open(p).ok()),
+        claim: open_directory(&spec.claim)?,
+        work: open_directory(&spec.work)?,
+        termination_log: spec.termination_log.as_ref().and_then(|p| File::options().write(true).open(p).ok()),
         threads: available_threads(),
     };
     contain::limit_process().map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the process: {e}")))?;
-    let enforced = contain::restrict_to(Some(places.claim.as_fd()), places.work.as_fd(), order.require_landlock)?;
+    let enforced = contain::restrict_to(Some(places.claim.as_fd()), places.work.as_fd(), spec.require_landlock)?;
     if enforced == Enforcement::None {
         tracing::warn!("this kernel has no Landlock: the worker is contained by its limits and its user only");
     }
@@ -201,17 +201,22 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
     })
 }
 
-fn attempt(order: &Order, places: &Places, meter: &Arc<Meter>, interrupts: Interrupts) -> Result<Metadata, Failure> {
+fn attempt(
+    spec: &AttemptSpec,
+    places: &Places,
+    meter: &Arc<Meter>,
+    interrupts: Interrupts,
+) -> Result<Metadata, Failure> {
     meter.enter(Stage::Inspect);
-    let claim = read_claim(&order.claim)?;
+    let claim = read_claim(&spec.claim)?;
     let group = Group::open_claim(&places.claim, &claim)?;
     // Every file is open: from here on no path can be read at all.
-    contain::restrict_to(None, places.work.as_fd(), order.require_landlock)?;
+    contain::restrict_to(None, places.work.as_fd(), spec.require_landlock)?;
     interrupts.watch(meter);
-    let progress = Ticker::write_file(Arc::clone(meter), order.work.join(PROGRESS_FILE));
-    let folder = order.work.join(&order.folder);
+    let progress = Ticker::write_file(Arc::clone(meter), spec.work.join(PROGRESS_FILE));
+    let folder = spec.work.join(&spec.folder);
     fs::create_dir(&folder).map_err(|e| output_failure(&folder, &e))?;
-    match order.sabotage {
+    match spec.sabotage {
         Some(Sabotage::Hang) => hang(meter),
         Some(Sabotage::Fail(reason)) => {
             meter.enter(Stage::Copy);
@@ -219,24 +224,24 @@ fn attempt(order: &Order, places: &Places, meter: &Arc<Meter>, interrupts: Inter
         }
         None => {}
     }
-    let stem = order
+    let stem = spec
         .options
         .to_output
         .as_deref()
-        .map_or(claim.stem(), |name| name.strip_suffix(&format!(".{}", order.options.out_format)).unwrap_or(name));
+        .map_or(claim.stem(), |name| name.strip_suffix(&format!(".{}", spec.options.out_format)).unwrap_or(name));
     let conversion = Conversion {
         group: &group,
         directory: &folder,
         stem,
         id: claim.id.as_str(),
-        options: &order.options,
+        options: &spec.options,
         threads: Some(places.threads),
         verify_full: false,
     };
     let metadata = convert::<Failure>(&conversion, meter, |_| Ok(()))?;
     drop(progress);
     write_synced(&folder, METADATA_FILE, &metadata).map_err(|e| output_failure(&folder, &e))?;
-    sync_directory(&order.work).map_err(|e| output_failure(&order.work, &e))?;
+    sync_directory(&spec.work).map_err(|e| output_failure(&spec.work, &e))?;
     Ok(metadata)
 }
 
@@ -268,9 +273,9 @@ fn read_claim(directory: &Path) -> Result<Claim, Failure> {
 }
 
 /// Leaves failure.json and the termination message, and removes what was written.
-fn leave_failure(order: &Order, places: &Places, failure: &Failure, log: &LogTail) {
+fn leave_failure(spec: &AttemptSpec, places: &Places, failure: &Failure, log: &LogTail) {
     // Nothing here may turn one failure into another: what can't be left is logged.
-    if let Err(error) = fs::remove_dir_all(order.work.join(&order.folder))
+    if let Err(error) = fs::remove_dir_all(spec.work.join(&spec.folder))
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "cannot remove the partial output");
@@ -281,7 +286,7 @@ fn leave_failure(order: &Order, places: &Places, failure: &Failure, log: &LogTai
         failure: failure.clone(),
         log_tail: log.lines(),
     };
-    if let Err(error) = write_synced(&order.work, FAILURE_FILE, &report) {
+    if let Err(error) = write_synced(&spec.work, FAILURE_FILE, &report) {
         tracing::warn!(%error, "cannot write failure.json");
     }
     let message = TerminationMessage { contract_version: CONTRACT_VERSION, failure: failure.clone() };

@@ -9,7 +9,7 @@ mod transfer;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use hyper2kvm::worker::attempt::{self, Order};
+use hyper2kvm::worker::attempt::{self, AttemptSpec};
 use hyper2kvm::worker::log::LogTail;
 
 /// Convert virtual machines' disk images to KVM disks
@@ -65,8 +65,8 @@ fn worker() -> ExitCode {
     let log = LogTail::default();
     let lines = log.clone();
     tracing_subscriber::fmt().with_writer(move || lines.clone()).with_ansi(false).with_target(false).init();
-    match Order::from_environment() {
-        Ok(order) => ExitCode::from(attempt::run(&order, &log)),
+    match AttemptSpec::from_environment() {
+        Ok(spec) => ExitCode::from(attempt::run(&spec, &log)),
         Err(message) => {
             tracing::error!("{message}; a worker is started by a daemon or a Job, people use `hyper2kvm convert`");
             ExitCode::from(2)

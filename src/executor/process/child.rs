@@ -21,7 +21,7 @@ use crate::conversion::{
 use crate::executor::progress::{self, LOOK, Seen};
 use crate::files::store;
 
-use super::outcome::{Ending, MAX_TEXT, Remains, judge};
+use super::outcome::{KillCause, MAX_TEXT, Remains, judge};
 
 /// How long a child has after SIGTERM before it is killed. A daemon has ten seconds to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -34,7 +34,7 @@ const INHERITED: [&str; 5] = ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "L
 
 /// What a child is started with.
 #[derive(Clone, Debug)]
-pub(super) struct Order {
+pub(super) struct ChildSpec {
     pub program: PathBuf,
     pub id: ConversionId,
     pub attempt: Attempt,
@@ -52,14 +52,14 @@ pub(super) struct Order {
 
 /// What a child's task tells the executor.
 #[derive(Clone, Debug)]
-pub(super) enum Event {
+pub(super) enum ChildEvent {
     Progress { id: ConversionId, attempt: Attempt, progress: Progress },
     Ended { id: ConversionId, attempt: Attempt, outcome: Result<(), Failure> },
 }
 
 /// Starts the child. The thread that calls must live as long as the daemon: a child dies with its parent's thread.
-pub(super) fn spawn(order: &Order) -> std::io::Result<Child> {
-    let mut command = Command::new(&order.program);
+pub(super) fn spawn(spec: &ChildSpec) -> std::io::Result<Child> {
+    let mut command = Command::new(&spec.program);
     command
         .arg0("hyper2kvm")
         .arg("worker")
@@ -68,13 +68,13 @@ pub(super) fn spawn(order: &Order) -> std::io::Result<Child> {
             let name = name.to_string_lossy();
             INHERITED.contains(&name.as_ref()) || cfg!(debug_assertions) && name.starts_with(variable::TEST_PREFIX)
         }))
-        .env(variable::CLAIM, &order.claim)
-        .env(variable::WORK, &order.work)
-        .env(variable::FOLDER, order.folder)
-        .env(variable::OPTIONS, &order.options)
-        .env(variable::ATTEMPT, order.attempt.to_string())
-        .env(variable::TERMINATION_LOG, &order.message)
-        .env(variable::REQUIRE_LANDLOCK, if order.require_landlock { "1" } else { "" })
+        .env(variable::CLAIM, &spec.claim)
+        .env(variable::WORK, &spec.work)
+        .env(variable::FOLDER, spec.folder)
+        .env(variable::OPTIONS, &spec.options)
+        .env(variable::ATTEMPT, spec.attempt.to_string())
+        .env(variable::TERMINATION_LOG, &spec.message)
+        .env(variable::REQUIRE_LANDLOCK, if spec.require_landlock { "1" } else { "" })
         .env(variable::PARENT, std::process::id().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -84,35 +84,30 @@ pub(super) fn spawn(order: &Order) -> std::io::Result<Child> {
     command.spawn()
 }
 
-/// Watches a child to its end and tells of it. Messages in `endings` end it early; the first one counts.
+/// Watches a child to its end and tells of it. Messages in `kill_causes` end it early; the first one counts.
 pub(super) async fn watch(
-    order: Order,
+    spec: ChildSpec,
     mut child: Child,
-    mut endings: mpsc::Receiver<Ending>,
-    events: mpsc::UnboundedSender<Event>,
+    mut kill_causes: mpsc::Receiver<KillCause>,
+    events: mpsc::UnboundedSender<ChildEvent>,
 ) {
     let memory_kills = oom_kills();
     let stderr = child.stderr.take();
     let log = tokio::spawn(read_tail(stderr));
-    let (exit, ending) = wait(&order, &mut child, &mut endings, &events).await;
+    let (exit, cause) = wait(&spec, &mut child, &mut kill_causes, &events).await;
     // A grandchild that kept the pipe open must not hold up the report.
     let log = tokio::time::timeout(LOOK, log).await.ok().and_then(Result::ok).unwrap_or_default();
-    let (id, attempt) = (order.id.clone(), order.attempt);
+    let (id, attempt) = (spec.id.clone(), spec.attempt);
     let oom_killed = oom_kills() > memory_kills;
     let collected = tokio::task::spawn_blocking(move || {
-        let remains = Remains {
-            exit,
-            ending,
-            report: read_report(&order.work),
-            message: read_message(&order.message),
-            oom_killed,
-        };
+        let remains =
+            Remains { exit, cause, report: read_report(&spec.work), message: read_message(&spec.message), oom_killed };
         let had_report = remains.report.is_some();
         let outcome = judge(remains);
         if let Err(failure) = &outcome {
-            remove_waste(&order);
+            remove_waste(&spec);
             if !had_report {
-                leave_report(&order, failure, log);
+                leave_report(&spec, failure, log);
             }
         }
         outcome
@@ -121,19 +116,19 @@ pub(super) async fn watch(
         Err(Failure::new(crate::conversion::Reason::Internal, format!("cannot look at what the worker left: {error}")))
     });
     // The executor is gone only when the daemon is.
-    let _ = events.send(Event::Ended { id, attempt, outcome });
+    let _ = events.send(ChildEvent::Ended { id, attempt, outcome });
 }
 
 async fn wait(
-    order: &Order,
+    spec: &ChildSpec,
     child: &mut Child,
-    endings: &mut mpsc::Receiver<Ending>,
-    events: &mpsc::UnboundedSender<Event>,
-) -> (Exit, Option<Ending>) {
+    kill_causes: &mut mpsc::Receiver<KillCause>,
+    events: &mpsc::UnboundedSender<ChildEvent>,
+) -> (Exit, Option<KillCause>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = Seen::nothing(Instant::now());
-    let mut ending = None;
+    let mut cause = None;
     let mut kill_at = None;
     loop {
         tokio::select! {
@@ -143,10 +138,10 @@ async fn wait(
                     (None, Some(signal)) => Exit::Signal(signal),
                     (None, None) => Exit::Unknown,
                 });
-                return (exit, ending);
+                return (exit, cause);
             }
-            Some(cause) = endings.recv(), if ending.is_none() => {
-                ending = Some(cause);
+            Some(first) = kill_causes.recv(), if cause.is_none() => {
+                cause = Some(first);
                 kill_at = Some(Instant::now() + GRACE);
                 signal(child, Signal::TERM);
             }
@@ -155,14 +150,14 @@ async fn wait(
                 kill_at = None;
             }
             _ = look.tick() => {
-                if let Some(progress) = read_progress(order.work.clone()).await
+                if let Some(progress) = read_progress(spec.work.clone()).await
                     && seen.moved(&progress, Instant::now())
                 {
-                    let event = Event::Progress { id: order.id.clone(), attempt: order.attempt, progress };
+                    let event = ChildEvent::Progress { id: spec.id.clone(), attempt: spec.attempt, progress };
                     let _ = events.send(event);
                 }
-                if ending.is_none() && seen.still(Instant::now()) >= order.stall_after {
-                    ending = Some(Ending::Stalled(order.stall_after.as_secs()));
+                if cause.is_none() && seen.still(Instant::now()) >= spec.stall_after {
+                    cause = Some(KillCause::Stalled(spec.stall_after.as_secs()));
                     kill_at = Some(Instant::now() + GRACE);
                     signal(child, Signal::TERM);
                 }
@@ -197,25 +192,25 @@ fn read_message(path: &Path) -> Option<TerminationMessage> {
 }
 
 /// What a failed attempt has written is waste, and may be what fills the output volume.
-fn remove_waste(order: &Order) {
-    match std::fs::remove_dir_all(order.work.join(order.folder)) {
+fn remove_waste(spec: &ChildSpec) {
+    match std::fs::remove_dir_all(spec.work.join(spec.folder)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(conversion = %order.id, %error, "cannot remove what a failed attempt left");
+            tracing::warn!(conversion = %spec.id, %error, "cannot remove what a failed attempt left");
         }
         _ => {}
     }
 }
 
 /// A worker that died without a report: its log is all that a person can go by.
-fn leave_report(order: &Order, failure: &Failure, log_tail: Vec<String>) {
+fn leave_report(spec: &ChildSpec, failure: &Failure, log_tail: Vec<String>) {
     let report = FailureReport {
         contract_version: CONTRACT_VERSION,
         failure: failure.clone(),
         error_chain: vec![failure.message.clone()],
         log_tail,
     };
-    if let Err(error) = store::write_json(&order.work.join(FAILURE_FILE), &report) {
-        tracing::debug!(conversion = %order.id, %error, "cannot leave a report for the worker");
+    if let Err(error) = store::write_json(&spec.work.join(FAILURE_FILE), &report) {
+        tracing::debug!(conversion = %spec.id, %error, "cannot leave a report for the worker");
     }
 }
 

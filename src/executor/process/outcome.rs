@@ -9,7 +9,7 @@ pub(super) const MAX_TEXT: usize = 4096;
 
 /// Why the executor itself ended a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(super) enum KillCause {
     /// The daemon stops, or was told to end what runs.
     Stop,
     /// The conversion is cancelled for this.
@@ -22,7 +22,7 @@ pub(super) enum Ending {
 #[derive(Clone, Debug)]
 pub(super) struct Remains {
     pub exit: Exit,
-    pub ending: Option<Ending>,
+    pub cause: Option<KillCause>,
     pub report: Option<FailureReport>,
     pub message: Option<TerminationMessage>,
     /// Whether the kernel killed a process for want of memory meanwhile.
@@ -34,10 +34,10 @@ pub(super) fn judge(remains: Remains) -> Result<(), Failure> {
     if remains.exit == Exit::Code(0) {
         return Ok(());
     }
-    match remains.ending {
-        Some(Ending::Stop) => return Err(Failure::new(Reason::Disrupted, "the daemon ended the attempt")),
-        Some(Ending::Cancel(failure)) => return Err(failure),
-        Some(Ending::Stalled(seconds)) => {
+    match remains.cause {
+        Some(KillCause::Stop) => return Err(Failure::new(Reason::Disrupted, "the daemon ended the attempt")),
+        Some(KillCause::Cancel(failure)) => return Err(failure),
+        Some(KillCause::Stalled(seconds)) => {
             return Err(Failure::new(Reason::Stalled, format!("no progress for {seconds} s")));
         }
         None => {}
@@ -64,7 +64,7 @@ mod tests {
     use crate::conversion::{CONTRACT_VERSION, Class};
 
     fn remains(exit: Exit) -> Remains {
-        Remains { exit, ending: None, report: None, message: None, oom_killed: false }
+        Remains { exit, cause: None, report: None, message: None, oom_killed: false }
     }
 
     fn reported(exit: Exit, failure: Failure) -> Remains {
@@ -103,12 +103,12 @@ mod tests {
 
     #[test]
     fn what_we_ended_ourselves_is_not_the_workers_fault_and_what_was_done_stays_done() {
-        for (ending, reason) in [
-            (Ending::Stop, Reason::Disrupted),
-            (Ending::Stalled(600), Reason::Stalled),
-            (Ending::Cancel(Failure::new(Reason::Recalled, "")), Reason::Recalled),
+        for (cause, reason) in [
+            (KillCause::Stop, Reason::Disrupted),
+            (KillCause::Stalled(600), Reason::Stalled),
+            (KillCause::Cancel(Failure::new(Reason::Recalled, "")), Reason::Recalled),
         ] {
-            let ended = Remains { ending: Some(ending), ..remains(Exit::Signal(9)) };
+            let ended = Remains { cause: Some(cause), ..remains(Exit::Signal(9)) };
             assert_eq!(judge(ended.clone()).unwrap_err().reason, reason);
             assert_eq!(judge(Remains { exit: Exit::Code(0), ..ended }), Ok(()));
         }

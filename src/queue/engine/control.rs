@@ -10,7 +10,7 @@ use crate::conversion::chain;
 use crate::executor::Executor;
 use crate::stats::Snapshot;
 
-use super::{Engine, Order};
+use super::{Engine, RunStateCommand};
 
 /// How long a command waits for the engine to take it, before it is answered all the same.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -18,13 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The engine from outside: its snapshot, and commands. Cheap to clone, and held by any thread.
 #[derive(Clone, Debug)]
 pub struct Remote {
-    orders: mpsc::UnboundedSender<Order>,
+    commands: mpsc::UnboundedSender<RunStateCommand>,
     snapshot: watch::Receiver<Snapshot>,
 }
 
 impl Remote {
-    pub(super) fn new(orders: mpsc::UnboundedSender<Order>, snapshot: watch::Receiver<Snapshot>) -> Self {
-        Self { orders, snapshot }
+    pub(super) fn new(commands: mpsc::UnboundedSender<RunStateCommand>, snapshot: watch::Receiver<Snapshot>) -> Self {
+        Self { commands, snapshot }
     }
 
     /// How things stood when the engine last looked.
@@ -47,7 +47,7 @@ impl Remote {
     /// The same of a queue whose wishes have a revision ([`super::Settings::revision`]).
     pub async fn ask(&self, run_state: RunState, revision: i64) -> bool {
         let (taken, answer) = oneshot::channel();
-        if self.orders.send((run_state, revision, taken)).is_err() {
+        if self.commands.send((run_state, revision, taken)).is_err() {
             return false;
         }
         // An engine that is busy takes it later: the command is not lost.
@@ -57,7 +57,7 @@ impl Remote {
 }
 
 impl<E: Executor> Engine<E> {
-    pub(super) async fn obey(&mut self, (run_state, revision, taken): Order) {
+    pub(super) async fn obey(&mut self, (run_state, revision, taken): RunStateCommand) {
         let before = std::mem::replace(&mut self.settings.revision, revision);
         if run_state != self.run_state {
             self.set_run_state(run_state).await;
