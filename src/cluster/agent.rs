@@ -23,7 +23,7 @@ use crate::files::{Method, Paths};
 use crate::ledger::{Ledger, Writer};
 use crate::notification::Notifier;
 use crate::queue::engine;
-use crate::queue::engine::{Engine, Remote, Settings, World, events};
+use crate::queue::engine::{Engine, Home, Remote, Settings, World, events};
 use crate::queue::lock::LockError;
 use crate::queue::settle::look_interval;
 
@@ -215,7 +215,7 @@ fn settings(queue: &HyperConversion, paths: Paths) -> Result<Settings, InvalidSe
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     Ok(Settings {
         paths,
-        queue_uid: queue.uid().unwrap_or_default(),
+        home: Home::Cluster { uid: queue.uid().unwrap_or_default(), revision: revision(queue) },
         method: Method::NoReplace,
         limit: usize::try_from(spec.max_concurrent_jobs).unwrap_or(usize::MAX),
         archive_processed: spec.archive_processed,
@@ -229,8 +229,6 @@ fn settings(queue: &HyperConversion, paths: Paths) -> Result<Settings, InvalidSe
         zone: TimeZone::UTC,
         stall_threshold: seconds(spec.notifications.stalled_after_seconds),
         run_state: spec.run_state,
-        revision: revision(queue),
-        ends: false,
         world: World::Machine,
     })
 }

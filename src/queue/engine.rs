@@ -72,12 +72,35 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// How often aged rows are removed from the ledger.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
+/// Where a queue lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// On one host: a pause is remembered in the ledger, and a drained or stopped engine ends.
+    Host,
+    /// In a pod, which the API server tells what is asked: a drained or stopped engine waits to be resumed.
+    Cluster {
+        /// UID of the `HyperConversion`.
+        uid: String,
+        /// Of what is asked: rises with each change.
+        revision: i64,
+    },
+}
+
+impl Home {
+    /// What claims of this queue are marked with; empty on one host.
+    fn queue_uid(&self) -> &str {
+        match self {
+            Self::Host => "",
+            Self::Cluster { uid, .. } => uid,
+        }
+    }
+}
+
 /// What an engine is told once.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub paths: Paths,
-    /// UID of the `HyperConversion`; empty on one host.
-    pub queue_uid: String,
+    pub home: Home,
     /// How moves are done, as the probe of both directories found.
     pub method: Method,
     /// Attempts side by side.
@@ -98,10 +121,6 @@ pub struct Settings {
     pub stall_threshold: Duration,
     /// What is asked of it from the start; on one host the ledger may know of a pause besides.
     pub run_state: RunState,
-    /// Of what is asked: rises with each change; always 0 on one host.
-    pub revision: i64,
-    /// Whether a drained or stopped engine ends (one host), or waits to be resumed (a pod).
-    pub ends: bool,
     /// Where time and chance come from.
     pub world: World,
 }
@@ -133,8 +152,8 @@ pub enum Error {
 
 type Result<T> = std::result::Result<T, Error>;
 
-/// A command, its revision, and who waits to hear that it is taken.
-type RunStateCommand = (RunState, i64, oneshot::Sender<()>);
+/// What is asked, its revision in the cluster, and who waits to hear that it is received.
+type RunStateCommand = (RunState, Option<i64>, oneshot::Sender<()>);
 
 /// One queue's engine.
 #[derive(Debug)]
@@ -151,7 +170,7 @@ pub struct Engine<E> {
     conversions: BTreeMap<ConversionId, Conversion>,
     /// What is still to be claimed while draining; `None` while not draining, or where that is to be found out first.
     drain: Option<Drain>,
-    /// Whether what lay there at the start has settled, as far as it ever does.
+    /// Whether what lay there at the start has settled or will never settle.
     has_settled: bool,
     commands: mpsc::UnboundedReceiver<RunStateCommand>,
     hints: mpsc::Receiver<String>,
@@ -225,7 +244,7 @@ impl<E: Executor> Engine<E> {
         let (left, paused, totals, history) = ledger
             .call(|ledger| Ok((ledger.left_in_place()?, ledger.is_paused()?, ledger.totals()?, ledger.history()?)))
             .await?;
-        let run_state = if paused && settings.ends { RunState::Paused } else { settings.run_state };
+        let run_state = if paused && settings.home == Home::Host { RunState::Paused } else { settings.run_state };
         let view = Snapshot { run_state, totals, recent_completed: history, ..Snapshot::new(started) };
         let (snapshot, receiver) = watch::channel(view.clone());
         let (sender, commands) = mpsc::unbounded_channel();
@@ -236,12 +255,14 @@ impl<E: Executor> Engine<E> {
             settings.companion_timeout,
             left,
         );
-        let drain = match run_state {
-            RunState::Draining => Drain::resume(&settings.paths, settings.revision),
-            RunState::Running | RunState::Paused | RunState::Stopped => None,
+        let drain = match &settings.home {
+            Home::Cluster { revision, .. } if run_state == RunState::Draining => {
+                Drain::resume(&settings.paths, *revision)
+            }
+            Home::Host | Home::Cluster { .. } => None,
         };
         // A daemon that is to drain ends with what it knows of.
-        let has_settled = settings.ends;
+        let has_settled = settings.home == Home::Host;
         let mut engine = Self {
             settings,
             executor,
@@ -272,7 +293,7 @@ impl<E: Executor> Engine<E> {
         Ok((engine, Remote::new(sender, receiver)))
     }
 
-    /// Goes on until drained or stopped (where [`Settings::ends`]), or until every [`Remote`] is gone.
+    /// Goes on until drained or stopped (on one host), or until every [`Remote`] is gone.
     pub async fn run(mut self) {
         let mut commands_open = true;
         let mut hints_open = true;
@@ -367,7 +388,7 @@ impl<E: Executor> Engine<E> {
     }
 
     fn is_over(&self) -> bool {
-        if !self.settings.ends {
+        if self.settings.home != Home::Host {
             return false;
         }
         match self.run_state {
@@ -382,7 +403,7 @@ impl<E: Executor> Engine<E> {
     }
 }
 
-/// Nothing waits longer than this, whatever is forgotten.
+/// Upper bound of a sleep, in case a wake-up source was missed.
 const RESCAN_AT_LEAST: Duration = Duration::from_secs(30);
 
 /// Shortest sleep: what is due this very moment is done in the next round, after the inputs had their turn.

@@ -21,7 +21,7 @@ use hyper2kvm::executor::progress::STALL_AFTER;
 use hyper2kvm::files::{Method, Paths};
 use hyper2kvm::ledger::{Ledger, Writer};
 use hyper2kvm::notification::Notifier;
-use hyper2kvm::queue::engine::{Engine, Settings, World, events};
+use hyper2kvm::queue::engine::{Engine, Home, Settings, World, events};
 use hyper2kvm::queue::lock::{Contender, Contest, Locks, Owner};
 use hyper2kvm::queue::probe;
 use hyper2kvm::queue::settle::look_interval;
@@ -267,7 +267,7 @@ async fn serve(
 fn settings(config: &Config, paths: Paths) -> Settings {
     Settings {
         paths,
-        queue_uid: String::new(),
+        home: Home::Host,
         method: Method::NoReplace,
         limit: config.max_concurrent_jobs,
         archive_processed: config.archive_processed,
@@ -281,8 +281,6 @@ fn settings(config: &Config, paths: Paths) -> Settings {
         zone: TimeZone::system(),
         stall_threshold: config.notifications.stall_after,
         run_state: RunState::Running,
-        revision: 0,
-        ends: true,
         world: World::Machine,
     }
 }

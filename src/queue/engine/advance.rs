@@ -75,7 +75,7 @@ impl<E: Executor> Engine<E> {
             // Whether it stands there already or not: what is about to be published is.
             None if matches!(conversion.row.state, ClaimState::Publishing { .. }) => return Ok(()),
             None => {
-                let gone = deleted(&conversion.row, &self.settings.queue_uid);
+                let gone = deleted(&conversion.row, self.settings.home.queue_uid());
                 advance(before.clone(), Observation::Cancelled(gone), &self.settings.policy, now).0
             }
         };

@@ -172,7 +172,7 @@ impl<E: Executor> Engine<E> {
         Claim {
             contract_version: CONTRACT_VERSION,
             id,
-            queue_uid: self.settings.queue_uid.clone(),
+            queue_uid: self.settings.home.queue_uid().to_owned(),
             origin: String::new(),
             primary: artifact.primary.as_ref().to_owned(),
             members: artifact.members.iter().map(crate::queue::scan::Entry::member).collect(),

@@ -10,7 +10,7 @@ use crate::conversion::chain;
 use crate::executor::Executor;
 use crate::stats::Snapshot;
 
-use super::{Engine, RunStateCommand};
+use super::{Engine, Home, RunStateCommand};
 
 /// How long a command waits for the engine to take it, before it is answered all the same.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -41,11 +41,15 @@ impl Remote {
 
     /// Tells the engine, and waits until it has taken the command, or for a while. `false` when it has ended.
     pub async fn set_run_state(&self, run_state: RunState) -> bool {
-        self.ask(run_state, 0).await
+        self.send(run_state, None).await
     }
 
-    /// The same of a queue whose wishes have a revision ([`super::Settings::revision`]).
+    /// The same of a queue in the cluster, whose wishes have a revision ([`Home::Cluster`]).
     pub async fn ask(&self, run_state: RunState, revision: i64) -> bool {
+        self.send(run_state, Some(revision)).await
+    }
+
+    async fn send(&self, run_state: RunState, revision: Option<i64>) -> bool {
         let (taken, answer) = oneshot::channel();
         if self.commands.send((run_state, revision, taken)).is_err() {
             return false;
@@ -58,10 +62,13 @@ impl Remote {
 
 impl<E: Executor> Engine<E> {
     pub(super) async fn obey(&mut self, (run_state, revision, taken): RunStateCommand) {
-        let before = std::mem::replace(&mut self.settings.revision, revision);
+        let mut is_asked_anew = false;
+        if let (Home::Cluster { revision, .. }, Some(asked)) = (&mut self.settings.home, revision) {
+            is_asked_anew = std::mem::replace(revision, asked) != asked;
+        }
         if run_state != self.run_state {
             self.set_run_state(run_state).await;
-        } else if revision != before {
+        } else if is_asked_anew {
             self.remember_drain();
         }
         // Whoever asked may have gone.
@@ -75,7 +82,7 @@ impl<E: Executor> Engine<E> {
         self.drain = if run_state == RunState::Draining { self.begun_drain() } else { None };
         self.remember_drain();
         self.show();
-        if self.settings.ends && matches!(run_state, RunState::Running | RunState::Paused) {
+        if self.settings.home == Home::Host && matches!(run_state, RunState::Running | RunState::Paused) {
             let paused = run_state == RunState::Paused;
             if let Err(error) = self.ledger.call(move |ledger| ledger.set_paused(paused)).await {
                 tracing::error!(error = %chain(&error), "cannot remember the pause; a restart will not know of it");

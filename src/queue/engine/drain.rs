@@ -16,7 +16,7 @@ use crate::files::paths::Paths;
 use crate::files::{store, volume};
 use crate::queue::scan::Name;
 
-use super::Engine;
+use super::{Engine, Home};
 
 /// Name of the file below `{output}/.daemon/`.
 const FILE: &str = "draining.json";
@@ -105,11 +105,9 @@ impl Drain {
 impl<E: Executor> Engine<E> {
     /// Lets a later run know what is drained, or that nothing is.
     pub(super) fn remember_drain(&self) {
-        if self.settings.ends {
-            return;
-        }
+        let Home::Cluster { revision, .. } = &self.settings.home else { return };
         match &self.drain {
-            Some(drain) => drain.remember(&self.settings.paths, self.settings.revision),
+            Some(drain) => drain.remember(&self.settings.paths, *revision),
             None => Drain::forget(&self.settings.paths),
         }
     }

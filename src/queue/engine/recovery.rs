@@ -17,7 +17,7 @@ use super::{Conversion, Engine, Error, Result};
 impl<E: Executor> Engine<E> {
     /// Brings claims and rows together and registers every conversion. What is left to do for each, the rounds do.
     pub(super) async fn recover(&mut self) -> Result<()> {
-        let claims = claim::list(&self.settings.paths, &self.settings.queue_uid)?;
+        let claims = claim::list(&self.settings.paths, self.settings.home.queue_uid())?;
         for (path, why) in &claims.strays {
             tracing::warn!(path = %path.display(), why, "is no claim and is left alone");
         }

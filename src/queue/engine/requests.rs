@@ -124,7 +124,7 @@ impl<E: Executor> Engine<E> {
         let claim = Claim {
             contract_version: CONTRACT_VERSION,
             id: request.id.clone(),
-            queue_uid: self.settings.queue_uid.clone(),
+            queue_uid: self.settings.home.queue_uid().to_owned(),
             origin: origin.to_owned(),
             primary: primary.to_owned(),
             members: members.iter().map(Entry::member).collect(),

@@ -18,7 +18,7 @@ use crate::files::Paths;
 use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 use crate::ledger::{self, Ledger};
 use crate::notification::{NotificationConfig, Notifier};
-use crate::queue::engine::{Engine, Remote, Settings, World as Machine};
+use crate::queue::engine::{Engine, Home, Remote, Settings, World as Machine};
 
 use super::Simulated;
 use super::executor::{Worker, World};
@@ -169,7 +169,11 @@ impl<'a> Play<'a> {
         let is_cluster = script.is_cluster;
         Settings {
             paths: self.site.paths.clone(),
-            queue_uid: if is_cluster { "queue".to_owned() } else { String::new() },
+            home: if is_cluster {
+                Home::Cluster { uid: "queue".to_owned(), revision: self.asked.1 }
+            } else {
+                Home::Host
+            },
             method: script.method,
             limit: script.limit,
             archive_processed: script.archive_processed,
@@ -183,8 +187,6 @@ impl<'a> Play<'a> {
             zone: TimeZone::UTC,
             stall_threshold: Duration::from_secs(3600),
             run_state: if is_cluster { self.asked.0 } else { RunState::Running },
-            revision: if is_cluster { self.asked.1 } else { 0 },
-            ends: !is_cluster,
             world: Machine::Simulated(self.time.clone()),
         }
     }
