@@ -4,10 +4,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use strum::VariantArray;
+
 use crate::conversion::admission::RunState;
 
 /// What the socket can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, VariantArray)]
 pub enum Command {
     Status,
     Stats,
@@ -19,7 +21,7 @@ pub enum Command {
 
 impl Command {
     /// All of them, in the order in which an error lists them.
-    pub const ALL: [Self; 6] = [Self::Status, Self::Stats, Self::Pause, Self::Resume, Self::Drain, Self::Stop];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The word on the wire and on the command line.
     #[must_use]
@@ -56,7 +58,7 @@ impl FromStr for Command {
     type Err = UnknownCommand;
 
     fn from_str(word: &str) -> Result<Self, UnknownCommand> {
-        Self::ALL.into_iter().find(|c| c.as_str() == word).ok_or_else(|| UnknownCommand(word.to_owned()))
+        Self::ALL.iter().copied().find(|c| c.as_str() == word).ok_or_else(|| UnknownCommand(word.to_owned()))
     }
 }
 

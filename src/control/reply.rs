@@ -86,9 +86,10 @@ impl Reply {
             Self::Stats(report) => ("ok", json!({ "stats": to_value(report) })),
             Self::Done(message) => ("ok", json!({ "message": message })),
             Self::Failed(message) => ("error", json!({ "message": message })),
-            Self::Refused(message) => {
-                ("error", json!({ "message": message, "available_commands": Command::ALL.map(Command::as_str) }))
-            }
+            Self::Refused(message) => (
+                "error",
+                json!({ "message": message, "available_commands": Command::ALL.iter().map(|command| command.as_str()).collect::<Vec<_>>() }),
+            ),
         };
         body["status"] = status.into();
         body

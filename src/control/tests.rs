@@ -298,8 +298,8 @@ fn a_daemon_that_hangs_up_without_an_answer_is_an_error() {
 #[test]
 fn no_command_is_the_beginning_of_another() {
     // Otherwise a word could not be answered before its end is known.
-    for a in Command::ALL {
-        for b in Command::ALL {
+    for &a in Command::ALL {
+        for &b in Command::ALL {
             assert!(a == b || !b.as_str().starts_with(a.as_str()));
         }
     }

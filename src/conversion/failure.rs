@@ -5,12 +5,15 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::VariantArray;
 
 use super::contract::exit_code;
 
 /// Why an attempt or a conversion ended without success. What a person reads, what decides a retry and what a
 /// metric counts all come from here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, VariantArray,
+)]
 pub enum Reason {
     /// No reader takes this extension or content.
     UnsupportedFormat,
@@ -120,40 +123,7 @@ pub enum Stage {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 32] = [
-        Self::UnsupportedFormat,
-        Self::FormatMismatch,
-        Self::UnsupportedSectorSize,
-        Self::OutputWouldProbe,
-        Self::UnsafeReference,
-        Self::MissingMember,
-        Self::Corrupt,
-        Self::Truncated,
-        Self::ManifestMismatch,
-        Self::Encrypted,
-        Self::TooLarge,
-        Self::PermissionDenied,
-        Self::OutputFull,
-        Self::SourceIO,
-        Self::OutputIO,
-        Self::OutOfMemory,
-        Self::Stalled,
-        Self::DeadlineExceeded,
-        Self::SourceChanged,
-        Self::Recalled,
-        Self::SourceMissing,
-        Self::WorkerImage,
-        Self::WorkerConfig,
-        Self::Unschedulable,
-        Self::Disrupted,
-        Self::Suspended,
-        Self::Superseded,
-        Self::DisruptedTooOften,
-        Self::JobLost,
-        Self::Killed,
-        Self::Cancelled,
-        Self::Internal,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The class that decides what happens next. `OutOfMemory` is transient here; its second occurrence is
     /// permanent, which `lifecycle` decides.
@@ -397,16 +367,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_stands_once_in_the_table() {
-        let mut seen = std::collections::BTreeSet::new();
-        for reason in Reason::ALL {
-            assert!(seen.insert(reason), "{reason} twice");
-        }
-    }
-
-    #[test]
     fn only_transient_reasons_exit_with_a_code_that_is_retried() {
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let retried = matches!(reason.exit_code(), 1 | 12 | 137);
             assert_eq!(reason.class() == Class::Transient, retried, "{reason}");
         }
@@ -414,7 +376,7 @@ mod tests {
 
     #[test]
     fn whatever_a_person_has_to_set_right_names_the_remedy() {
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let is_theirs = matches!(reason.class(), Class::Permanent | Class::Configuration | Class::GivenBack)
                 || reason == Reason::SourceMissing;
             let suggestion = reason.suggestion(reason.phase());

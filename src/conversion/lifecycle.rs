@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn permanent_and_configuration_failures_are_not_retried() {
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let retried = matches!(reason.class(), Class::Transient);
             let ends = matches!(reason.class(), Class::Permanent)
                 || (reason.class() == Class::Configuration && reason != Reason::OutputFull);

@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn every_reason_comes_back_from_its_exit_code_with_its_class() {
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let told = by_exit(Exit::Code(reason.exit_code().into()), "report").map(|failure| failure.class);
             let expected = match reason.class() {
                 // Whoever ended it, or the kernel, says why.

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::{fs, io};
 
+use strum::VariantArray;
+
 use crate::files::paths::Paths;
 
 /// Name of the file, below `{output}/.daemon/`, by which a test says where: names of steps, one a line. The first one is
@@ -11,7 +13,7 @@ use crate::files::paths::Paths;
 pub const ORDER_FILE: &str = "die-after";
 
 /// A step that was just done, with what follows from it still to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray)]
 pub enum Step {
     /// claim.json stands; the ledger knows nothing.
     ClaimWritten,
@@ -52,26 +54,8 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Self; 18] = [
-        Self::ClaimWritten,
-        Self::ClaimNoted,
-        Self::MembersTaken,
-        Self::SubmissionNoted,
-        Self::Submitted,
-        Self::WorkMade,
-        Self::Staged,
-        Self::ParkNoted,
-        Self::Parked,
-        Self::TakenBack,
-        Self::ReturnNoted,
-        Self::Returned,
-        Self::PublicationNoted,
-        Self::Published,
-        Self::EndNoted,
-        Self::Disposed,
-        Self::Reported,
-        Self::Tidied,
-    ];
+    /// All of them, in the order in which a conversion reaches them.
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 }
 
 /// Dies here, at once and without a word, if a test asked for it.

@@ -106,7 +106,7 @@ fn sabotage(fail: Option<String>, hang: bool, attempt: Attempt) -> Option<Sabota
         Some((reason, last)) => (reason, last.parse().ok()?),
         None => (fail.as_str(), u32::MAX),
     };
-    let reason = Reason::ALL.into_iter().find(|r| r.to_string() == reason)?;
+    let reason = Reason::ALL.iter().copied().find(|r| r.to_string() == reason)?;
     (attempt.0 <= last).then_some(Sabotage::Fail(reason))
 }
 
