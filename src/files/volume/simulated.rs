@@ -283,7 +283,7 @@ impl Volume {
             }
             Change::SyncDir(path) => {
                 if let Ok(dir) = fs::metadata(path) {
-                    disk.sync(dir.ino());
+                    disk.sync(dir.ino(), self.is_other.get());
                 }
             }
         }
@@ -393,11 +393,15 @@ impl Disk {
         };
     }
 
-    fn sync(&mut self, dir: u64) {
+    /// Brings a directory's names to the disk. Where it is another process that asks (`by_other`), moves out of the
+    /// directory go there whole, as journals bring them: of a move that died before its own sync, no engine could save
+    /// what somebody else's sync takes away.
+    fn sync(&mut self, dir: u64, by_other: bool) {
         let mut pending = std::mem::take(&mut self.pending);
         for change in pending.iter_mut().filter(|change| change.iter().any(|half| half.dir == dir)) {
             // No file system shows a directory under two names.
-            let is_whole = change.iter().any(|half| half.inode.is_some_and(|inode| self.names.contains_key(&inode)));
+            let is_whole =
+                by_other || change.iter().any(|half| half.inode.is_some_and(|inode| self.names.contains_key(&inode)));
             for half in change.iter_mut().filter(|half| (half.dir == dir || is_whole) && !half.is_synced) {
                 half.is_synced = true;
                 self.put(half);
