@@ -2,13 +2,14 @@
 //! How a conversion advances: the only place that decides retry, backoff, success and failure.
 //!
 //! ```text
-//!            Staged(n)          Started            Ended(Done)             Published
-//!  Stage(n) ──────────▶ Start(n) ──────▶ Watch(n) ─────────▶ Publish(n) ─────────▶ Finish(Succeeded)
-//!     ▲                    │                │
-//!     │ end not counted    │ Ended(Failed)  │
-//!     ├◀───────────────────┴────────────────┤
-//!     │ due                transient        │ permanent, or retries used up
-//!     └──── Park(n, until) ◀────────────────┴──────────▶ Finish(Failed)
+//!            Staged             Starting               Done                Published
+//!  Stage(n) ──────────▶ Start(n) ────────▶ Watch(n) ─────────▶ Publish(n) ─────────▶ Finish(Succeeded)
+//!     ▲                    │              ▲   │ │
+//!     │                    │      Running └───┘ │
+//!     │ not counted        │ Failed             │ Failed
+//!     ├◀───────────────────┴────────────────────┤
+//!     │ due                transient            │ permanent, or retries used up
+//!     └──── Park(n, until) ◀────────────────────┴──────────▶ Finish(Failed)
 //! ```
 //!
 //! The status is the whole state: [`next_step`] derives the step from it again after any crash, so a step is always

@@ -33,7 +33,8 @@ const MAX_OWNER_BYTES: usize = 4 << 10;
 pub struct Owner {
     /// Pod or host and process, for a person.
     pub holder: String,
-    /// UID of the StatefulSet that the pod belongs to; empty on one host.
+    /// UID of the `HyperConversion` whose watcher it is; empty on one host. The field has the name that earlier
+    /// releases wrote.
     #[serde(default)]
     pub stateful_set: String,
     /// The kernel's boot ID: locks reach everybody who has the same.

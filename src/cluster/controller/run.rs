@@ -114,7 +114,8 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
     ended
 }
 
-/// Alive as long as it answers: neither an API server that is away nor another's lead is mended by a restart.
+/// Alive as long as it answers: a restart would mend neither an unreachable API server nor a lease that another
+/// replica holds.
 fn probes(readiness: watch::Receiver<Readiness>, metrics: Arc<Metrics>) -> Probes {
     Probes {
         healthy: Box::new(|| Ok(())),

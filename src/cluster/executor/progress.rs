@@ -90,7 +90,7 @@ impl Watch {
                 tracing::debug!(conversion = %look.id, %error, "cannot look at the progress");
                 return false;
             }
-            // What a worker made of its file is no progress.
+            // A file that the worker did not write as agreed tells nothing.
             Err(_) => None,
         };
         if let Some(progress) = progress

@@ -30,8 +30,8 @@ fn deleted(row: &ConversionRow, queue_uid: &str) -> Failure {
 }
 
 impl<E: Executor> Engine<E> {
-    /// Takes note of what the executor says, and of all that it has to say besides: with a round over everything for
-    /// each, the engine would fall behind while a hundred conversions run.
+    /// Receives the executor's pending updates in one round: with a round over all conversions for each of them, the
+    /// engine would fall behind while a hundred run.
     pub(super) async fn take_updates(&mut self, first: Update) {
         self.take_update(first).await;
         // Bounded: what is said again and again does not keep the rounds from being made.

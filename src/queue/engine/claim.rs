@@ -63,7 +63,7 @@ impl<E: Executor> Engine<E> {
         let mut at = 0;
         while room > 0 {
             let Some(primary) = self.intake.primary_at(at) else { return };
-            // The scan leaves to whoever asked for a file what was asked for.
+            // Requested files are claimed by their request, not by the scan.
             if !self.may_take(primary) || requests.contains(primary.as_ref()) {
                 at += 1;
                 continue;

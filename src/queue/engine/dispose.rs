@@ -229,7 +229,7 @@ impl<E: Executor> Engine<E> {
     fn write_error_file(&self, row: &ConversionRow, placement: &Placement) -> Result<()> {
         let Some(failure) = &row.status.failure else { return Ok(()) };
         let paths = &self.settings.paths;
-        // Who tidied up and then died had written it, and still knew what the worker left.
+        // A predecessor that tidied up had written it already, when it still knew what the worker left.
         if !paths.work_of(&row.id).exists() && error_file::is_of(placement.primary(), &row.id) {
             return Ok(());
         }

@@ -316,7 +316,8 @@ impl Intake {
         }
     }
 
-    /// Whether it was converted and stays where it is: there is nothing to wait for, after a restart neither.
+    /// Whether it was converted and stays where it is: there is nothing to wait for, not even after a
+    /// restart.
     fn is_left(&self, entry: &Entry) -> bool {
         self.left.get(entry.name.as_ref()).is_some_and(|left| {
             left.inode == entry.inode && left.size_bytes == entry.size && left.mtime_ns == entry.mtime_ns
