@@ -85,14 +85,20 @@ impl Tree {
     }
 
     fn parse(files: &BTreeMap<Segments, String>) -> Self {
+        let parse = |(path, text): (&Segments, &String)| {
+            (path.clone(), syn::parse_file(text).unwrap_or_else(|e| panic!("{}: {e}", path.join("::"))))
+        };
+        let parsed: BTreeMap<Segments, syn::File> = files.iter().map(parse).collect();
+        let of_tests: BTreeSet<Segments> =
+            parsed.iter().flat_map(|(path, file)| modules_for_tests(path, file)).collect();
         let known: BTreeSet<&Segments> = files.keys().collect();
         let mut modules = BTreeMap::new();
-        for (path, text) in files {
-            if path.iter().any(|segment| segment == "tests") {
+        for (path, file) in &parsed {
+            if (1..=path.len()).any(|n| of_tests.contains(&path[..n])) {
                 continue;
             }
             let mut reader = Reader { at: path.clone(), known: &known, module: Module::default() };
-            reader.visit_file(&syn::parse_file(text).unwrap_or_else(|e| panic!("{}: {e}", path.join("::"))));
+            reader.visit_file(file);
             modules.insert(path.clone(), reader.module);
         }
         Self { modules }
@@ -280,6 +286,15 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 }
 
+/// Modules that a file declares for tests alone.
+fn modules_for_tests(path: &Segments, file: &syn::File) -> Vec<Segments> {
+    let declared = file.items.iter().filter_map(|item| match item {
+        Item::Mod(item) if is_for_tests(&item.attrs) => Some(item.ident.to_string()),
+        _ => None,
+    });
+    declared.map(|name| path.iter().cloned().chain([name]).collect()).collect()
+}
+
 fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
@@ -352,6 +367,8 @@ fn a_circle_is_seen_through_re_exports_and_folders() {
     for (sources, expected) in [
         (vec![sibling, ("a::two", "fn f() { crate::a::one::One; }")], 1),
         (vec![sibling, ("a::two", "pub struct Two; #[cfg(test)] mod tests { use crate::a::one::One; }")], 0),
+        // A module for tests alone.
+        (vec![("a", "#[cfg(test)] mod two;"), sibling, ("a::two", "use super::one::One; pub struct Two;")], 0),
         // By the parent, which re-exports it.
         (vec![("a", "pub use one::One;"), sibling, ("a::two", "use super::One;")], 1),
         // Between two folders, by what lies in them.
