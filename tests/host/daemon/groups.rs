@@ -7,7 +7,7 @@ use std::io::Cursor;
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 
-use crate::support::daemon::{SOON, Site, disk};
+use crate::support::daemon::{EACH_SECOND, SOON, Site, disk};
 use crate::support::{ova, vmdk};
 
 const EXTENT: usize = 64 << 10;
@@ -93,7 +93,7 @@ fn an_ovf_and_its_two_disks_are_one_conversion_in_every_order_of_arrival() {
     let members = ["vm.ovf", "vm-1.vmdk", "vm-2.vmdk"];
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         let site = Site::new("");
-        let daemon = site.start();
+        let daemon = site.start_with(EACH_SECOND);
         let ovf = ova::ovf(&[("vm-1.vmdk", CAPACITY), ("vm-2.vmdk", CAPACITY)]);
         let content = [ovf.into_bytes(), stream_optimized(1), stream_optimized(2)];
         for n in order {
