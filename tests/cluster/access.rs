@@ -188,7 +188,8 @@ fn whoever_views_or_edits_a_namespace_views_or_edits_its_queues() {
         let (role, user) = (format!("--clusterrole={role}"), format!("--user={user}"));
         run(namespace.kubectl().args(["create", "rolebinding", &user[7..], &role, &user]));
     }
-    // What a release that was just uninstalled had added leaves view and edit a moment later.
+    // No other operator of the suite adds to view and edit; what an uninstalled release had added leaves them a moment
+    // later.
     let since = std::time::Instant::now();
     while (may("viewer", "get"), may("editor", "create")) != ([false; 2], [false; 2]) {
         assert!(since.elapsed().as_secs() < 30, "view and edit allow it without the chart");

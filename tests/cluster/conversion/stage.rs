@@ -53,7 +53,7 @@ impl Release {
             .args(values)
             // The suite's cluster has the definitions already.
             .args([
-                "--set=crds.install=false,log=debug\\,kube=info\\,hyper=info\\,tower=info\\,rustls=info",
+                "--set=crds.install=false,rbac.aggregate=false,log=debug\\,kube=info\\,hyper=info\\,tower=info\\,rustls=info",
                 "--wait",
             ]));
         release
