@@ -22,12 +22,12 @@ prerequisites:
 tools:
 	@tests/prerequisites.sh tools
 
-# Unit tests without the cluster's: what a change is checked with all along.
+# Unit tests without the cluster's: what a change is checked with all along. The minute of simulations is for make test.
 .PHONY: check
-check: tools ## Format, clippy and unit tests without the cluster, in about a minute
+check: tools ## Format, clippy and unit tests without the cluster, and 200 simulations
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@tests/run.sh --no-default-features --lib --bins
+	@COUNT=200 tests/run.sh --no-default-features --lib --bins
 
 .PHONY: test
 test: prerequisites ## Run every test that this machine can run, and list what it could not
