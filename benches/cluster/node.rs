@@ -35,7 +35,7 @@ impl Drop for Operator {
     }
 }
 
-pub async fn measure() -> Result<()> {
+pub(crate) async fn measure() -> Result<()> {
     let cluster = Cluster::shared(Need::Node).context("no node on this machine")?;
     let image = cluster.image().context("no image")?;
     let (repository, tag) = image.rsplit_once(':').context("no tag")?;

@@ -114,7 +114,7 @@ impl Stage {
 }
 
 /// The controller's memory beside `finished` conversions that are over and a hundred that run.
-pub async fn memory(finished: usize) -> Result<()> {
+pub(crate) async fn memory(finished: usize) -> Result<()> {
     const ACTIVE: usize = 100;
     let stage = Stage::open("memory", &json!({"maxConcurrentJobs": ACTIVE})).await?;
     let api = stage.api::<ConversionJob>();
@@ -177,7 +177,7 @@ fn over(number: usize) -> Value {
 }
 
 /// How long it takes until `artifacts` files are converted, with pods that need no time.
-pub async fn many(artifacts: usize) -> Result<()> {
+pub(crate) async fn many(artifacts: usize) -> Result<()> {
     let stage = Stage::open("many", &json!({"maxConcurrentJobs": 100})).await?;
     let controller = stage.controller();
     let watcher = stage.process("watcher").await?;
@@ -259,7 +259,7 @@ async fn end(api: &Api<Pod>, pod: &Pod, output: &Path) -> Result<()> {
 }
 
 /// What a queue's pod costs while `waiting` files wait.
-pub async fn idle(waiting: usize) -> Result<()> {
+pub(crate) async fn idle(waiting: usize) -> Result<()> {
     let stage = Stage::open("idle", &json!({"runState": "Paused"})).await?;
     let watcher = stage.process("watcher").await?;
     let sidecar = stage.process("sidecar").await?;

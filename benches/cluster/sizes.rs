@@ -11,7 +11,7 @@ use crate::harness::{Cluster, Need, run};
 use crate::line;
 
 #[expect(clippy::cast_precision_loss, reason = "megabytes")]
-pub fn measure() -> Result<()> {
+pub(crate) fn measure() -> Result<()> {
     let operator = Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator"));
     let mut all = 0.0;
     for name in ["hyper2kvm", "hyper2kvmctl", "hyper2kvm-operator"] {

@@ -14,7 +14,7 @@ use hyper2kvm::disk::source::{self, Limits};
 use hyper2kvm::disk::{self, CopyControl, CopyOptions, Error, Region};
 
 /// Copies the only disk of a source: the program's words for an output, SOURCE, `-o`, OUTPUT.
-pub fn child(words: &[String]) -> Result<()> {
+pub(crate) fn child(words: &[String]) -> Result<()> {
     let [words @ .., from, _, to] = words else { bail!("no source and output") };
     let mut options = CopyOptions { buffered: true, ..CopyOptions::default() };
     for word in words {

@@ -14,7 +14,7 @@ use crate::vmdk::Sparse;
 const GIB: u64 = 1 << 30;
 
 /// Makes `name` in `directory`, and what it is made of, unless it is there. `gib` is the file system's size.
-pub fn make(directory: &Path, name: &str, gib: u64) -> Result<()> {
+pub(crate) fn make(directory: &Path, name: &str, gib: u64) -> Result<()> {
     let at = |name: &str| directory.join(name);
     let path = at(name);
     if path.exists() {

@@ -16,7 +16,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Where a program runs.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub(crate) enum Place {
     Anywhere,
     OneCpu,
     /// In a memory cgroup of 256 MiB.
@@ -25,7 +25,7 @@ pub enum Place {
 
 /// What one whole process took.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Figures {
+pub(crate) struct Figures {
     pub wall: f64,
     pub cpu: f64,
     /// Largest resident memory, KiB.
@@ -35,7 +35,7 @@ pub struct Figures {
 const LIMIT: &str = "268435456";
 
 /// Runs a command as the only child of this process, and prints its figures as JSON.
-pub fn child(words: &[String]) -> Result<()> {
+pub(crate) fn child(words: &[String]) -> Result<()> {
     let [place, words @ ..] = words else { bail!("no place to measure in") };
     if let Some(cpu) = place.strip_prefix("cpu:") {
         let mut set = CpuSet::new();
@@ -56,7 +56,7 @@ pub fn child(words: &[String]) -> Result<()> {
 }
 
 /// Processor time so far, in seconds, of this process or of its children that ended.
-pub fn processor_time(who: UsageWho) -> Result<f64> {
+pub(crate) fn processor_time(who: UsageWho) -> Result<f64> {
     let usage = getrusage(who)?;
     let seconds = |t: nix::sys::time::TimeVal| {
         #[expect(clippy::cast_precision_loss, reason = "seconds of a benchmark")]
@@ -67,7 +67,7 @@ pub fn processor_time(who: UsageWho) -> Result<f64> {
 }
 
 /// Measures `command`, whose `source` is on the disk and not in memory when it starts.
-pub fn measure(place: &Place, source: &Path, command: &[String]) -> Result<Figures> {
+pub(crate) fn measure(place: &Place, source: &Path, command: &[String]) -> Result<Figures> {
     settle(source)?;
     let file = fs::File::open(source)?;
     fadvise(&file, 0, None, Advice::DontNeed)?;
@@ -136,12 +136,12 @@ impl Drop for Cgroup {
 }
 
 /// Bytes that a file takes on its volume.
-pub fn allocated(path: &Path) -> Result<u64> {
+pub(crate) fn allocated(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path)?.blocks() * 512)
 }
 
 /// The first line of what a program prints; an error where it fails.
-pub fn text_of(program: &str, arguments: &[&str]) -> Result<String> {
+pub(crate) fn text_of(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
         bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));

@@ -5,7 +5,7 @@ use crate::measure::Place;
 
 /// Largest ratios to the peer, and seconds, that are demanded.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Demand {
+pub(crate) struct Demand {
     pub wall: Option<f64>,
     pub cpu: Option<f64>,
     pub size: Option<f64>,
@@ -16,7 +16,7 @@ pub struct Demand {
 
 /// Whom a row is compared with.
 #[derive(Clone, Debug)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// qemu-img with this source format and these words, at its best flags.
     Qemu(&'static str, Vec<&'static str>),
     /// This program, with this source and these words, anywhere.
@@ -30,7 +30,7 @@ pub enum Peer {
 
 /// One line of the table.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     pub name: String,
     pub source: &'static str,
     pub ours: Vec<&'static str>,
@@ -73,7 +73,7 @@ const SOURCES: [&str; 12] = [
 /// Disks of data that nobody compressed.
 const DISKS: [&str; 4] = ["disk.raw", "disk.vhd", "disk.vdi", "disk.vhdx"];
 /// A word of the benchmark instead of the program's: see [`crate::buffered`].
-pub const BUFFERED: &str = "--buffered";
+pub(crate) const BUFFERED: &str = "--buffered";
 
 impl Output {
     fn what(self) -> &'static str {
@@ -136,7 +136,7 @@ fn wall(most: f64) -> Demand {
 }
 
 /// The rows that have a demand, and cheap ones beside them, in the order of docs/performance.md.
-pub fn demanded() -> Vec<Row> {
+pub(crate) fn demanded() -> Vec<Row> {
     let mut rows = pairs();
     rows.extend(digests());
     let dense = "dense.vmdk → qcow2 zlib".to_owned();
@@ -148,7 +148,7 @@ pub fn demanded() -> Vec<Row> {
 }
 
 /// Every other pair of source, output and compression, and what else takes long.
-pub fn further() -> Vec<Row> {
+pub(crate) fn further() -> Vec<Row> {
     let known: Vec<String> = demanded().into_iter().map(|row| row.name).collect();
     let all = SOURCES.into_iter().flat_map(|source| OUTPUTS.map(|output| pair(source, output)));
     let mut rows: Vec<Row> = all.filter(|row| !known.contains(&row.name)).collect();

@@ -5,8 +5,10 @@
 //! only a look at the volumes can tell becomes a condition.
 
 mod conditions;
+#[allow(unreachable_pub, reason = "the derive of a resource repeats its struct where nobody reaches it")]
 mod conversion_job;
 mod crd;
+#[allow(unreachable_pub, reason = "the derive of a resource repeats its struct where nobody reaches it")]
 mod hyper_conversion;
 mod notifications;
 pub(crate) mod owners;

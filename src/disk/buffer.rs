@@ -5,11 +5,11 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 /// Alignment of memory, length and file offset that direct I/O gets: the page, which every block size divides.
-pub const ALIGNMENT: usize = 4096;
+pub(super) const ALIGNMENT: usize = 4096;
 
 /// Bytes at an aligned address: a slice of a longer vector.
 #[derive(Debug, Default)]
-pub struct Buffer {
+pub(super) struct Buffer {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
@@ -18,7 +18,7 @@ pub struct Buffer {
 impl Buffer {
     /// `len` zero bytes.
     #[must_use]
-    pub fn new(len: usize) -> Self {
+    pub(super) fn new(len: usize) -> Self {
         let bytes = vec![0; len + ALIGNMENT];
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
         // An allocation that can't tell its alignment is only slower: direct I/O refuses it, buffered I/O does not.
@@ -28,12 +28,12 @@ impl Buffer {
 
     /// Bytes that it can have without new memory.
     #[must_use]
-    pub fn capacity(&self) -> usize {
+    pub(super) fn capacity(&self) -> usize {
         self.bytes.len().saturating_sub(ALIGNMENT)
     }
 
     /// Makes it `len` bytes long. The first of them stay as they are; what is new has any content.
-    pub fn resize(&mut self, len: usize) {
+    pub(super) fn resize(&mut self, len: usize) {
         if len > self.capacity() {
             let mut longer = Self::new(len);
             longer[..self.len].copy_from_slice(self);
@@ -68,7 +68,7 @@ impl DerefMut for Buffer {
 
 /// Buffers that were used once, kept for the next: fresh memory costs a page fault every 4 KiB.
 #[derive(Debug, Default)]
-pub struct Pool {
+pub(super) struct Pool {
     free: Mutex<Vec<Buffer>>,
 }
 
@@ -79,7 +79,7 @@ impl Pool {
     const MAX_LEN: usize = 1 << 20;
 
     /// A buffer of `len` bytes with any content.
-    pub fn take(&self, len: usize) -> Buffer {
+    pub(super) fn take(&self, len: usize) -> Buffer {
         let mut free = self.free.lock().expect("no holder of the pool panics");
         let fitting = free.iter().rposition(|buffer| buffer.capacity() >= len);
         let Some(mut buffer) = fitting.map(|at| free.swap_remove(at)) else {
@@ -94,7 +94,7 @@ impl Pool {
     }
 
     /// Gives a buffer back.
-    pub fn give(&self, buffer: Buffer) {
+    pub(super) fn give(&self, buffer: Buffer) {
         let mut free = self.free.lock().expect("no holder of the pool panics");
         if (1..=Self::MAX_LEN).contains(&buffer.capacity()) && free.len() < Self::MAX_FREE {
             free.push(buffer);
@@ -104,7 +104,7 @@ impl Pool {
 
 /// Whether all bytes are zero.
 #[must_use]
-pub fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
     // Comparing is the C library's, which is as fast as the processor whatever this program is optimised for.
     bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])

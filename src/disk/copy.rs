@@ -9,7 +9,7 @@
 //! guest order, so that the output does not depend on the number of threads.
 
 mod encode;
-pub mod options;
+pub(super) mod options;
 mod page_cache;
 mod queue;
 mod source_digests;

@@ -11,14 +11,14 @@ use crate::conversion::Reason;
 use crate::conversion::contract::EXTENSIONS;
 
 /// Bytes looked at from the start of a file.
-pub const HEAD_BYTES: usize = 4096;
+pub(super) const HEAD_BYTES: usize = 4096;
 
 /// Bytes looked at from the end of a file.
-pub const TAIL_BYTES: usize = 512;
+pub(super) const TAIL_BYTES: usize = 512;
 
 /// What some reader here takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Content {
+pub(super) enum Content {
     /// A VMDK sparse file (`KDMV`), with or without its descriptor inside.
     VmdkSparse,
     /// A VMDK text descriptor.
@@ -40,7 +40,7 @@ pub enum Content {
 impl Content {
     /// What people call it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::VmdkSparse => "vmdk",
             Self::VmdkText => "vmdk descriptor",
@@ -56,7 +56,7 @@ impl Content {
 
     /// Whether files of this extension (without the dot, any case) hold this content.
     #[must_use]
-    pub fn agrees_with(self, extension: &str) -> bool {
+    pub(super) fn agrees_with(self, extension: &str) -> bool {
         match extension.to_ascii_lowercase().as_str() {
             "vmdk" => matches!(self, Self::VmdkSparse | Self::VmdkText),
             "vhd" => self == Self::Vhd,
@@ -159,7 +159,7 @@ fn is_xml(head: &[u8]) -> bool {
 ///
 /// # Errors
 /// `FormatMismatch` where it is two formats at once, `UnsupportedFormat` where it is one that nobody reads here.
-pub fn detect(name: &str, head: &[u8], tail: &[u8]) -> Result<Content, Error> {
+pub(super) fn detect(name: &str, head: &[u8], tail: &[u8]) -> Result<Content, Error> {
     match matches(head, tail).as_slice() {
         [] => Ok(Content::Raw),
         [Match::Read(content)] => Ok(*content),
@@ -178,7 +178,7 @@ pub fn detect(name: &str, head: &[u8], tail: &[u8]) -> Result<Content, Error> {
 ///
 /// # Errors
 /// As [`detect`], and as reading does.
-pub fn detect_region(region: &Region) -> Result<Content, Error> {
+pub(super) fn detect_region(region: &Region) -> Result<Content, Error> {
     let (head, tail) = ends(region)?;
     detect(region.name(), &head, &tail)
 }
@@ -187,7 +187,7 @@ pub fn detect_region(region: &Region) -> Result<Content, Error> {
 ///
 /// # Errors
 /// As reading does.
-pub fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
+pub(super) fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
     let read = |len: usize, from_end: bool| {
         let len = usize::try_from(region.len()).unwrap_or(usize::MAX).min(len);
         let mut bytes = vec![0; len];
@@ -202,7 +202,7 @@ pub fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
 /// # Errors
 /// `UnsupportedFormat` for an extension that is not taken, `Corrupt` where the extension demands a signature and there
 /// is none at all, `FormatMismatch` where the content is another format.
-pub fn check_extension(name: &str, content: Content) -> Result<(), Error> {
+pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error> {
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
     if content.agrees_with(&extension) {
         return Ok(());
@@ -228,7 +228,7 @@ pub fn check_extension(name: &str, content: Content) -> Result<(), Error> {
 /// A guest writes these bytes. Were they a qcow2 header with a backing file, the next program that guesses the format
 /// would open that file for it.
 #[must_use]
-pub fn would_probe(head: &[u8], tail: &[u8]) -> Option<&'static str> {
+pub(super) fn would_probe(head: &[u8], tail: &[u8]) -> Option<&'static str> {
     // A text is only taken for XML where somebody asks for an OVF by name.
     matches(head, tail).into_iter().find(|m| *m != Match::Read(Content::Xml)).map(Match::as_str)
 }

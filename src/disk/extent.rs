@@ -9,7 +9,7 @@ use super::Error;
 pub(crate) const MAX_COMPRESSED: u64 = 2 << 20;
 
 /// The map of an image.
-pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent, Error>> + Send + 'a>;
+pub(super) type Extents<'a> = Box<dyn Iterator<Item = Result<Extent, Error>> + Send + 'a>;
 
 /// A stretch of the guest's disk and where its bytes are. A map yields them in guest order, without gaps or overlaps,
 /// and together they cover the virtual disk.

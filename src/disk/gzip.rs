@@ -19,7 +19,7 @@ const HOLE: usize = 4096;
 
 /// How much a gzip may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(super) struct Bounds {
     /// Most bytes in all.
     pub length: u64,
     /// Most bytes that aren't zeros, and so occupy the scratch volume.
@@ -31,7 +31,7 @@ pub struct Bounds {
 ///
 /// # Errors
 /// `TooLarge` beyond `bounds`, `Corrupt` and `Truncated`, and as reading and writing do.
-pub fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<(Region, u64), Error> {
+pub(super) fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<(Region, u64), Error> {
     let mut decoder = MultiGzDecoder::new(BufReader::with_capacity(CHUNK, Sequential { region, at: 0 }));
     let mut buffer = vec![0; CHUNK];
     let (mut length, mut stored) = (0u64, 0u64);

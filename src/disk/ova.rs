@@ -12,7 +12,7 @@ use crate::conversion::Reason;
 
 /// The members of an OVA, each a plain file with a plain name, no name twice.
 #[derive(Clone, Debug)]
-pub struct Ova {
+pub(super) struct Ova {
     /// In the order of the archive; regions are called `vm.ova:disk1.vmdk`.
     pub members: Vec<OvaMember>,
     /// Index of the only `.ovf`.
@@ -23,7 +23,7 @@ pub struct Ova {
 
 /// A member of an OVA.
 #[derive(Clone, Debug)]
-pub struct OvaMember {
+pub(super) struct OvaMember {
     /// Its base name.
     pub name: String,
     pub region: Region,
@@ -35,7 +35,7 @@ pub struct OvaMember {
 /// `UnsafeReference` for names that are no plain base names and for links, `UnsupportedFormat` for other special
 /// members and for too many of them, `Corrupt` for bad headers, duplicates and a second OVF, `Truncated`,
 /// `MissingMember` where there is no OVF at all.
-pub fn open(region: &Region) -> Result<Ova, Error> {
+pub(super) fn open(region: &Region) -> Result<Ova, Error> {
     let file = region.name();
     let mut members: Vec<OvaMember> = Vec::new();
     let mut headers = archive::Headers::new(region);

@@ -18,7 +18,7 @@ pub struct Raw {
 ///
 /// # Errors
 /// `Truncated` where it has no bytes.
-pub fn open(region: &Region) -> Result<Raw, Error> {
+pub(super) fn open(region: &Region) -> Result<Raw, Error> {
     let (name, len) = (region.name(), region.len());
     if region.is_empty() {
         return Err(Error::refuse(Reason::Truncated, name, "is empty"));

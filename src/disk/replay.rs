@@ -15,7 +15,7 @@ use super::{Error, Image};
 
 /// A stretch of guest bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Stretch<'a> {
+pub(super) enum Stretch<'a> {
     /// So many zeros, as far as the map knows.
     Zero(u64),
     Data(&'a [u8]),
@@ -25,7 +25,7 @@ pub enum Stretch<'a> {
 ///
 /// # Errors
 /// The reader's, the sink's, or `Cancelled`.
-pub fn replay(
+pub(super) fn replay(
     image: &Image,
     control: &CopyControl,
     mut sink: impl FnMut(u64, Stretch) -> Result<(), Error>,

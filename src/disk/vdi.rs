@@ -12,9 +12,9 @@ use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
 
 /// The signature, little-endian at byte 0x40.
-pub const SIGNATURE: u32 = 0xBEDA_107F;
+pub(super) const SIGNATURE: u32 = 0xBEDA_107F;
 /// Where the signature lies.
-pub const SIGNATURE_AT: u64 = 0x40;
+pub(super) const SIGNATURE_AT: u64 = 0x40;
 
 const VERSION: u32 = 0x0001_0001;
 const HEADER: usize = 512;

@@ -34,7 +34,7 @@ pub struct Vmdk {
 /// # Errors
 /// `Corrupt`, `Truncated`, `TooLarge`, `UnsupportedFormat`, `UnsafeReference` (a parent, another extent) or `MissingMember` (a part
 /// of a split disk without its descriptor).
-pub fn open(region: &Region, limit: u64) -> Result<Vmdk, Error> {
+pub(super) fn open(region: &Region, limit: u64) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
     // Before the tables are walked: that may take as long as the disk is large.
     if header.capacity > limit {
@@ -55,7 +55,7 @@ pub fn open(region: &Region, limit: u64) -> Result<Vmdk, Error> {
 /// # Errors
 /// As [`open`]; a part of another size or that has a descriptor of its own is `Corrupt`, a compressed one
 /// `UnsupportedFormat`.
-pub fn open_extent(region: &Region, size: u64) -> Result<Vmdk, Error> {
+pub(super) fn open_extent(region: &Region, size: u64) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
     if header.capacity != size {
         let message = format!("has {} bytes of a disk, its descriptor says {size}", header.capacity);

@@ -2,9 +2,9 @@
 //! Output formats: each takes batches in guest order and says where their bytes go.
 
 mod cluster;
-pub mod coded;
-pub mod job;
-pub mod output;
+pub(super) mod coded;
+pub(super) mod job;
+pub(super) mod output;
 mod packer;
 mod qcow2;
 mod raw;
@@ -23,7 +23,7 @@ use crate::conversion::{Compression, OutputFormat};
 /// A disk being written. All allocation happens here, in guest order, so that the same source and options make the same
 /// bytes whatever the number of threads.
 #[derive(Debug)]
-pub enum Writer {
+pub(super) enum Writer {
     Raw(Raw),
     Qcow2(Box<Qcow2>),
     Vdi(Box<Vdi>),
@@ -31,7 +31,7 @@ pub enum Writer {
 
 impl Writer {
     /// A writer of a disk of `size` bytes into a file that errors call `name`. Compression is for qcow2 only.
-    pub fn new(
+    pub(super) fn new(
         format: OutputFormat,
         compression: Compression,
         level: Option<u32>,
@@ -47,7 +47,7 @@ impl Writer {
 
     /// How batches are to be encoded for it.
     #[must_use]
-    pub fn coding(&self) -> Coding {
+    pub(super) fn coding(&self) -> Coding {
         match self {
             Self::Raw(raw) => raw.coding(),
             Self::Qcow2(qcow2) => qcow2.coding(),
@@ -57,7 +57,7 @@ impl Writer {
 
     /// Allocates room for a batch and adds the writes that store it. Batches come in guest order; what lies between them
     /// is zero.
-    pub fn place(&mut self, coded: Coded, jobs: &mut Vec<WriteJob>) -> Result<(), Error> {
+    pub(super) fn place(&mut self, coded: Coded, jobs: &mut Vec<WriteJob>) -> Result<(), Error> {
         match self {
             Self::Raw(raw) => raw.place(coded, jobs),
             Self::Qcow2(qcow2) => {
@@ -72,7 +72,7 @@ impl Writer {
     }
 
     /// After the last batch: adds the metadata still held.
-    pub fn close(&mut self, jobs: &mut Vec<WriteJob>) {
+    pub(super) fn close(&mut self, jobs: &mut Vec<WriteJob>) {
         match self {
             Self::Raw(_) => {}
             Self::Qcow2(qcow2) => qcow2.close(jobs),
@@ -81,7 +81,7 @@ impl Writer {
     }
 
     /// Once every job is done: writes what makes the file a disk.
-    pub fn finish(self, output: &Output) -> Result<(), Error> {
+    pub(super) fn finish(self, output: &Output) -> Result<(), Error> {
         match self {
             Self::Raw(raw) => raw.finish(output),
             Self::Qcow2(qcow2) => qcow2.finish(output),

@@ -22,30 +22,30 @@ pub(super) enum Pending {
 pub(super) struct Deferred(BTreeMap<ConversionId, Pending>);
 
 impl Deferred {
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// What is to become of a row, if anything is.
-    pub fn find(&self, id: &ConversionId) -> Option<&Pending> {
+    pub(super) fn find(&self, id: &ConversionId) -> Option<&Pending> {
         self.0.get(id)
     }
 
-    pub fn put(&mut self, row: ConversionRow) {
+    pub(super) fn put(&mut self, row: ConversionRow) {
         self.0.insert(row.id.clone(), Pending::Changed(Box::new(row)));
     }
 
-    pub fn forget(&mut self, id: &ConversionId) {
+    pub(super) fn forget(&mut self, id: &ConversionId) {
         self.0.insert(id.clone(), Pending::Gone);
     }
 
     /// As if it had never been put.
-    pub fn take_back(&mut self, id: &ConversionId) {
+    pub(super) fn take_back(&mut self, id: &ConversionId) {
         self.0.remove(id);
     }
 
     /// Writes everything. The caller commits, and then clears.
-    pub fn write(&self, connection: &Connection) -> Result<()> {
+    pub(super) fn write(&self, connection: &Connection) -> Result<()> {
         for (id, pending) in &self.0 {
             match pending {
                 Pending::Changed(row) => rows::write(connection, row)?,
@@ -59,7 +59,7 @@ impl Deferred {
         Ok(())
     }
 
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 /// One request that was answered.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     pub user: String,
     pub verb: String,
     /// `resource.group`, or `resource/subresource.group`, as in a rule.
@@ -28,7 +28,7 @@ pub struct Request {
 }
 
 /// What the log of the cluster in `state` holds of users for whom `wanted` is true.
-pub fn requests(state: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Request> {
+pub(crate) fn requests(state: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Request> {
     let log = fs::read_to_string(state.join("logs/audit.log")).expect("the API server writes it");
     log.lines().filter_map(|line| request(&serde_json::from_str(line).ok()?)).filter(|r| wanted(&r.user)).collect()
 }
@@ -55,12 +55,12 @@ fn request(event: &Value) -> Option<Request> {
 }
 
 /// `verb resource` of each.
-pub fn used<'a>(requests: impl IntoIterator<Item = &'a Request>) -> BTreeSet<String> {
+pub(crate) fn used<'a>(requests: impl IntoIterator<Item = &'a Request>) -> BTreeSet<String> {
     requests.into_iter().map(|request| format!("{} {}", request.verb, request.resource)).collect()
 }
 
 /// `verb resource` of everything that rules of a role allow.
-pub fn granted(rules: &[Value]) -> BTreeSet<String> {
+pub(crate) fn granted(rules: &[Value]) -> BTreeSet<String> {
     let list = |rule: &Value, field: &str| -> Vec<String> {
         rule[field].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
     };

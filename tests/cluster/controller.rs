@@ -3,7 +3,7 @@
 
 mod by_hand;
 mod remedies;
-pub mod stage;
+pub(crate) mod stage;
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, condition};
 use hyper2kvm::conversion::status::End;

@@ -3,9 +3,9 @@
 
 mod asked;
 mod changes;
-pub mod disks;
+pub(crate) mod disks;
 mod refusals;
-pub mod stage;
+pub(crate) mod stage;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;

@@ -19,11 +19,11 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 /// Label of what a test made outside its namespace.
-pub const TEST_LABEL: &str = "hyper2kvm.io/test";
+pub(crate) const TEST_LABEL: &str = "hyper2kvm.io/test";
 
 /// What a test needs of its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// An API server with its controllers.
     ControlPlane,
     /// Pods that run, on volumes whose files are also this machine's.
@@ -34,7 +34,7 @@ pub enum Need {
 
 /// The cluster of this run.
 #[derive(Debug)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// Credentials of an administrator.
     pub kubeconfig: PathBuf,
     /// Directory with the cluster's files; none for a cluster that somebody else runs.
@@ -49,7 +49,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// The cluster, booted by whoever asks first; `None` (and a loud line) where this machine can't run what is needed.
-    pub fn shared(need: Need) -> Option<&'static Self> {
+    pub(crate) fn shared(need: Need) -> Option<&'static Self> {
         static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
         let cluster = match SHARED.get_or_init(Self::find_or_boot) {
             Ok(cluster) => cluster,
@@ -149,17 +149,17 @@ impl Cluster {
     }
 
     /// Waits until no other test uses this cluster of ours, and lets none in as long as this one runs.
-    pub fn alone(&self) {
+    pub(crate) fn alone(&self) {
         self.user.as_ref().expect("a cluster of our own").lock().expect("its file can be locked");
     }
 
     /// A client of the API server.
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::try_from(self.config().await).expect("the configuration makes a client")
     }
 
     /// How the API server is reached.
-    pub async fn config(&self) -> kube::Config {
+    pub(crate) async fn config(&self) -> kube::Config {
         // One TLS provider; a second installation in the same process is no news.
         drop(rustls::crypto::ring::default_provider().install_default());
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("up.sh wrote it");
@@ -169,7 +169,7 @@ impl Cluster {
     }
 
     /// kubectl, pointed at this cluster.
-    pub fn kubectl(&self) -> Command {
+    pub(crate) fn kubectl(&self) -> Command {
         let built = self.state.as_ref().and_then(|state| fs::read_to_string(state.join("bin")).ok());
         let program = built.map_or_else(|| PathBuf::from("kubectl"), |bin| Path::new(bin.trim()).join("kubectl"));
         let mut command = Command::new(program);
@@ -178,7 +178,7 @@ impl Cluster {
     }
 
     /// Helm, pointed at this cluster; built on first use.
-    pub fn helm(&self) -> Command {
+    pub(crate) fn helm(&self) -> Command {
         let mut command = Command::new(helm());
         command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
         command
@@ -186,7 +186,7 @@ impl Cluster {
 
     /// The image of the binaries that cargo built for this run, built and brought into the node on first use; `None`
     /// (and a loud line) where buildah is missing. A cluster that somebody else runs names its own: `HYPER2KVM_IMAGE`.
-    pub fn image(&self) -> Option<String> {
+    pub(crate) fn image(&self) -> Option<String> {
         if self.state.is_none() {
             let image = std::env::var("HYPER2KVM_IMAGE").ok();
             if image.is_none() {
@@ -198,7 +198,7 @@ impl Cluster {
     }
 
     /// The same of other binaries, in a node of our own.
-    pub fn image_of(&self, binaries: &Path) -> Option<String> {
+    pub(crate) fn image_of(&self, binaries: &Path) -> Option<String> {
         assert!(self.state.is_some(), "a cluster that somebody else runs takes no image");
         let mut build = Command::new(in_tree("tests/cluster/image.sh"));
         let output = build.arg(binaries).stdin(Stdio::null()).output().expect("image.sh runs");
@@ -212,7 +212,7 @@ impl Cluster {
     }
 
     /// This machine's address as pods reach it: the one by which it reaches their nodes.
-    pub fn host(&self) -> IpAddr {
+    pub(crate) fn host(&self) -> IpAddr {
         let path = "jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}";
         let node = run(self.kubectl().args(["get", "nodes", "-o", path]));
         let node: IpAddr = node.parse().expect("a node has one address of its own");
@@ -223,18 +223,18 @@ impl Cluster {
     }
 
     /// Stops (at once, as a power cut would) or starts again `apiserver` or `kubelet`.
-    pub fn part(&self, what: &str, part: &str) {
+    pub(crate) fn part(&self, what: &str, part: &str) {
         assert!(self.state.is_some(), "a cluster that somebody else runs is not stopped");
         run(Command::new(in_tree("tests/cluster/part.sh")).args([what, part]).stdin(Stdio::null()));
     }
 
     /// A namespace that another process of this run made, which stays.
-    pub fn shared_namespace(&'static self, name: &str) -> Namespace {
+    pub(crate) fn shared_namespace(&'static self, name: &str) -> Namespace {
         Namespace { cluster: self, name: name.to_owned(), is_shared: true }
     }
 
     /// A namespace for one test, named after it, which lets in no pod that is not of the restricted profile.
-    pub fn namespace(&'static self, test: &str) -> Namespace {
+    pub(crate) fn namespace(&'static self, test: &str) -> Namespace {
         let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
         let name = format!("{test}-{:x}", unique & 0xffff_ffff);
         let labels = serde_json::json!({"pod-security.kubernetes.io/enforce": "restricted"});
@@ -251,7 +251,7 @@ impl Cluster {
 
 /// A namespace, deleted when its test is over.
 #[derive(Debug)]
-pub struct Namespace {
+pub(crate) struct Namespace {
     pub cluster: &'static Cluster,
     pub name: String,
     /// Whether it stays for other tests of the run.
@@ -260,7 +260,7 @@ pub struct Namespace {
 
 impl Namespace {
     /// kubectl in this namespace.
-    pub fn kubectl(&self) -> Command {
+    pub(crate) fn kubectl(&self) -> Command {
         let mut command = self.cluster.kubectl();
         command.args(["--namespace", &self.name]);
         command
@@ -268,7 +268,7 @@ impl Namespace {
 
     /// Changes a `HyperConversion` where it is stored, as if an older schema had let it in: `new` takes the place of `old`.
     /// False where somebody else's cluster stores it.
-    pub fn store(&self, queue: &str, old: &str, new: &str) -> bool {
+    pub(crate) fn store(&self, queue: &str, old: &str, new: &str) -> bool {
         let is_ours = self.cluster.state.is_some();
         if is_ours {
             let key = format!("/registry/hyper2kvm.io/hyperconversions/{}/{queue}", self.name);
@@ -278,7 +278,7 @@ impl Namespace {
     }
 
     /// A hostPath directory on the node, and a claim of that name bound to it.
-    pub fn volume(&self, claim: &str, mode: &str) -> PathBuf {
+    pub(crate) fn volume(&self, claim: &str, mode: &str) -> PathBuf {
         let path = self.cluster.volumes.join(&self.name).join(claim);
         fs::create_dir_all(&path).expect("the volumes' directory is ours");
         self.claim(claim, mode, &path);
@@ -286,7 +286,7 @@ impl Namespace {
     }
 
     /// A claim of that name, bound to a directory of the node.
-    pub fn claim(&self, claim: &str, mode: &str, path: &Path) {
+    pub(crate) fn claim(&self, claim: &str, mode: &str, path: &Path) {
         let volume = format!("{}-{claim}", self.name);
         let manifest = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "PersistentVolume",
@@ -302,25 +302,25 @@ impl Namespace {
     }
 
     /// Ends a container's processes by SIGKILL, as the kernel would; the kubelet finds it dead.
-    pub fn kill_container(&self, pod: &str, container: &str) {
+    pub(crate) fn kill_container(&self, pod: &str, container: &str) {
         let status = run(self.kubectl().args(["get", "pod", pod, "-o", "json"]));
         let status: serde_json::Value = serde_json::from_str(&status).expect("kubectl prints JSON");
         assert!(self.try_kill_container(&status, container), "{pod} has no container {container} that runs");
     }
 
     /// The same for a pod as kubectl shows it; `false` where the container doesn't run.
-    pub fn try_kill_container(&self, pod: &serde_json::Value, container: &str) -> bool {
+    pub(crate) fn try_kill_container(&self, pod: &serde_json::Value, container: &str) -> bool {
         self.signal_container(pod, container, "SIGKILL")
     }
 
     /// Sends a signal to all processes of a container, with or without a kubelet; `false` where it doesn't run.
-    pub fn signal_container(&self, pod: &serde_json::Value, container: &str, signal: &str) -> bool {
+    pub(crate) fn signal_container(&self, pod: &serde_json::Value, container: &str, signal: &str) -> bool {
         let Some(id) = container_id(pod, container) else { return false };
         self.tasks().args(["kill", "--signal", signal, "--all", id]).output().expect("ctr runs").status.success()
     }
 
     /// The first process of a container that runs.
-    pub fn process_of(&self, pod: &serde_json::Value, container: &str) -> u32 {
+    pub(crate) fn process_of(&self, pod: &serde_json::Value, container: &str) -> u32 {
         let id = container_id(pod, container).expect("it runs");
         let tasks = run(self.tasks().arg("list"));
         let task = tasks.lines().find_map(|line| line.strip_prefix(id)).expect("containerd knows it");
@@ -335,7 +335,7 @@ impl Namespace {
     }
 
     /// Applies a manifest in this namespace.
-    pub fn apply(&self, manifest: &str) -> String {
+    pub(crate) fn apply(&self, manifest: &str) -> String {
         let mut child = self
             .kubectl()
             .args(["apply", "-f", "-"])
@@ -364,12 +364,12 @@ impl Drop for Namespace {
 }
 
 /// Where cargo put the binaries of this run.
-pub fn binaries() -> &'static Path {
+pub(crate) fn binaries() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hyper2kvm-operator")).parent().expect("a file lies in a directory")
 }
 
 /// The Helm binary, built on first use.
-pub fn helm() -> PathBuf {
+pub(crate) fn helm() -> PathBuf {
     let bin = run(Command::new(in_tree("tests/cluster/build.sh")).arg("helm"));
     Path::new(bin.trim()).join("helm")
 }
@@ -382,19 +382,19 @@ fn definitions() -> Vec<u8> {
 }
 
 /// A path below the checkout.
-pub fn in_tree(path: &str) -> PathBuf {
+pub(crate) fn in_tree(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// Runs a command that has to succeed, and returns what it printed.
-pub fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Says what did not run, where the test runner's capture doesn't swallow it.
-pub fn left_out(reason: &str) {
+pub(crate) fn left_out(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
     // In one piece: others write at the same time.
     drop(std::io::stderr().write_all(format!("LEFT OUT: {test}: {reason}\n").as_bytes()));

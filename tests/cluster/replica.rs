@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process, ended with its test.
 #[derive(Debug)]
-pub struct Process {
+pub(crate) struct Process {
     pub child: Child,
     log: PathBuf,
 }
@@ -33,7 +33,7 @@ impl Drop for Process {
 
 impl Process {
     /// Starts `hyper2kvm-operator` with these words; what it logs goes to `log`.
-    pub fn start(kubeconfig: &Path, words: &[&str], log: &Path) -> Self {
+    pub(crate) fn start(kubeconfig: &Path, words: &[&str], log: &Path) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm-operator"))
             .args(words)
             .env("KUBECONFIG", kubeconfig)
@@ -46,12 +46,12 @@ impl Process {
     }
 
     /// What it has logged so far.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Waits until something is so.
-    pub fn until(&self, what: &str, wanted: impl Fn() -> bool) {
+    pub(crate) fn until(&self, what: &str, wanted: impl Fn() -> bool) {
         let since = Instant::now();
         while !wanted() {
             assert!(since.elapsed() < PATIENCE, "not {what}: {}", self.said());
@@ -60,7 +60,7 @@ impl Process {
     }
 
     /// Waits for its end; its exit code.
-    pub fn ended(&mut self) -> Option<i32> {
+    pub(crate) fn ended(&mut self) -> Option<i32> {
         let since = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("a child of ours") {
@@ -72,7 +72,7 @@ impl Process {
     }
 
     /// Asks it to end, as the kubelet does.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child of ours");
     }
@@ -80,19 +80,19 @@ impl Process {
 
 /// A controller.
 #[derive(Debug)]
-pub struct Replica {
+pub(crate) struct Replica {
     pub process: Process,
     address: SocketAddr,
 }
 
 impl Replica {
     /// Starts one under this name, for these namespaces; its lease lies in the first.
-    pub fn start(kubeconfig: &Path, namespaces: &[&str], name: &str, place: &Path) -> Self {
+    pub(crate) fn start(kubeconfig: &Path, namespaces: &[&str], name: &str, place: &Path) -> Self {
         Self::watching(kubeconfig, &["--watch-namespaces", &namespaces.join(",")], namespaces[0], name, place)
     }
 
     /// Starts one for every namespace there is.
-    pub fn everywhere(kubeconfig: &Path, lease_namespace: &str, name: &str, place: &Path) -> Self {
+    pub(crate) fn everywhere(kubeconfig: &Path, lease_namespace: &str, name: &str, place: &Path) -> Self {
         Self::watching(kubeconfig, &[], lease_namespace, name, place)
     }
 
@@ -107,7 +107,7 @@ impl Replica {
     }
 
     /// The status and text of an answer; none while it doesn't listen.
-    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
@@ -116,22 +116,22 @@ impl Replica {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.get("/readyz").is_some_and(|(status, _)| status == 200)
     }
 
-    pub fn leads(&self) -> bool {
+    pub(crate) fn leads(&self) -> bool {
         self.get("/metrics").is_some_and(|(_, text)| text.lines().any(|line| line == "hyper2kvm_leader 1"))
     }
 
     /// Why it isn't ready, by its own word.
-    pub fn waits_for(&self) -> Option<String> {
+    pub(crate) fn waits_for(&self) -> Option<String> {
         self.get("/readyz").filter(|(status, _)| *status == 503).map(|(_, why)| why.trim().to_owned())
     }
 }
 
 /// A kubeconfig file for `user` (as kubeconfigs describe one), of this cluster or of another server.
-pub fn kubeconfig(cluster: &Cluster, user: Option<Value>, server: Option<&str>, file: &Path) -> PathBuf {
+pub(crate) fn kubeconfig(cluster: &Cluster, user: Option<Value>, server: Option<&str>, file: &Path) -> PathBuf {
     let text = run(cluster.kubectl().args(["config", "view", "--minify", "--raw", "-o", "json"]));
     let mut config: Value = serde_json::from_str(&text).expect("kubectl prints JSON");
     if let Some(user) = user {
@@ -145,7 +145,7 @@ pub fn kubeconfig(cluster: &Cluster, user: Option<Value>, server: Option<&str>, 
 }
 
 /// A kubeconfig file for a service account.
-pub fn kubeconfig_of(cluster: &Cluster, namespace: &str, account: &str, file: &Path) -> PathBuf {
+pub(crate) fn kubeconfig_of(cluster: &Cluster, namespace: &str, account: &str, file: &Path) -> PathBuf {
     let token = run(cluster.kubectl().args(["-n", namespace, "create", "token", account]));
     kubeconfig(cluster, Some(json!({"token": token.trim()})), None, file)
 }

@@ -61,14 +61,14 @@ fn a_missing_disk_a_wrong_digest_and_a_dtd_are_refused() {
 }
 
 /// `bytes` as gzip's.
-pub fn gzipped(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzipped(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     gzip.write_all(bytes).unwrap();
     gzip.finish().unwrap()
 }
 
 /// An OVA of a disk of `size` bytes, which is a gzip member.
-pub fn ova_of_gzip(packed: &[u8], size: u64) -> Vec<u8> {
+pub(crate) fn ova_of_gzip(packed: &[u8], size: u64) -> Vec<u8> {
     let text = ovf(&[("d.vmdk.gz", size)]).replace("ovf:id=\"file0\"", "ovf:id=\"file0\" ovf:compression=\"gzip\"");
     tar(&[("vm.ovf", text.as_bytes()), ("d.vmdk.gz", packed)])
 }

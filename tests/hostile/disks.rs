@@ -115,7 +115,7 @@ fn a_differencing_vhd_is_refused_and_a_fixed_one_taken() {
 }
 
 /// Images of `content` in every format that can be made here: name, bytes.
-pub fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let size = content.len() as u64;
     let stream = Sparse::stream_optimized(size);
     let packed = gzipped(&built(&stream, content));

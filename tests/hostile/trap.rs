@@ -10,29 +10,29 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Stands in a file beside each image and nowhere else.
-pub const CANARY: &str = "CANARY-5f0d-of-another-tenant";
+pub(crate) const CANARY: &str = "CANARY-5f0d-of-another-tenant";
 /// Name of that file.
-pub const BESIDE: &str = "canary.raw";
+pub(crate) const BESIDE: &str = "canary.raw";
 
 /// Bytes that the program may write to: what a conversion takes, and the stacks of its threads, 2 MiB each.
 const MEMORY: u64 = 96 << 20;
 
 /// A directory that is a claim at the same time.
-pub struct Trap {
+pub(crate) struct Trap {
     place: TempDir,
     name: String,
 }
 
 impl Trap {
     /// An image called `name`, made of what `content` makes of the canary's absolute path.
-    pub fn new(name: &str, content: &[u8]) -> Self {
+    pub(crate) fn new(name: &str, content: &[u8]) -> Self {
         let trap = Self::empty(name);
         fs::write(trap.image(), content).unwrap();
         trap
     }
 
     /// The same without the image.
-    pub fn empty(name: &str) -> Self {
+    pub(crate) fn empty(name: &str) -> Self {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join("claim")).unwrap();
         for canary in [place.path().join(BESIDE), place.path().join("claim").join(BESIDE)] {
@@ -41,20 +41,20 @@ impl Trap {
         Self { place, name: name.to_owned() }
     }
 
-    pub fn directory(&self) -> PathBuf {
+    pub(crate) fn directory(&self) -> PathBuf {
         self.place.path().join("claim")
     }
 
-    pub fn image(&self) -> PathBuf {
+    pub(crate) fn image(&self) -> PathBuf {
         self.directory().join(&self.name)
     }
 
     /// Runs the converter by hand and as a worker; both refuse for this reason.
-    pub fn is_refused(&self, reason: &str) {
+    pub(crate) fn is_refused(&self, reason: &str) {
         self.is_refused_with(reason, &[], &json!({}));
     }
 
-    pub fn is_refused_with(&self, reason: &str, flags: &[&str], options: &Value) {
+    pub(crate) fn is_refused_with(&self, reason: &str, flags: &[&str], options: &Value) {
         let by_hand = self.convert(flags);
         let said = text(&by_hand);
         assert_eq!(by_hand.status.code(), Some(10), "{}: {said}", self.name);
@@ -64,7 +64,7 @@ impl Trap {
     }
 
     /// Only a worker is asked, whose claim has the image as its one member.
-    pub fn worker_refuses(&self, reason: &str, options: &Value) {
+    pub(crate) fn worker_refuses(&self, reason: &str, options: &Value) {
         let worker = self.work(options);
         let said = text(&worker);
         assert_eq!(worker.status.code(), Some(10), "{}: {said}", self.name);
@@ -76,7 +76,7 @@ impl Trap {
     }
 
     /// Both take it; the outputs say nothing of the canary.
-    pub fn is_converted(&self) {
+    pub(crate) fn is_converted(&self) {
         let by_hand = self.convert(&[]);
         assert!(by_hand.status.success(), "{}: {}", self.name, text(&by_hand));
         let worker = self.work(&json!({"outFormat": "raw"}));
@@ -144,7 +144,7 @@ fn bounded() -> Command {
 }
 
 /// No file below `directory` has the canary's text.
-pub fn quiet_below(directory: &Path) {
+pub(crate) fn quiet_below(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().map(Result::unwrap) {
         let path = entry.path();
         if path.is_dir() {
@@ -165,7 +165,7 @@ fn text(output: &Output) -> String {
 }
 
 /// Runs qemu-img; false, said loudly, where it is not installed.
-pub fn qemu_img(directory: &Path, arguments: &[&str]) -> bool {
+pub(crate) fn qemu_img(directory: &Path, arguments: &[&str]) -> bool {
     match Command::new("qemu-img").current_dir(directory).args(arguments).output() {
         Ok(output) => {
             assert!(output.status.success(), "qemu-img {arguments:?}: {}", text(&output));
@@ -179,7 +179,7 @@ pub fn qemu_img(directory: &Path, arguments: &[&str]) -> bool {
 }
 
 /// Bytes that do not compress, then zeros, then text: no cut or flip in them goes unseen.
-pub fn content(len: usize) -> Vec<u8> {
+pub(crate) fn content(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = vec![0; len];
     for byte in &mut bytes[..len / 2] {
@@ -194,7 +194,7 @@ pub fn content(len: usize) -> Vec<u8> {
 }
 
 /// `content` as an image that our own writer makes.
-pub fn written(format: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn written(format: &str, content: &[u8]) -> Vec<u8> {
     let place = tempfile::tempdir().unwrap();
     let (source, output) = (place.path().join("truth.raw"), place.path().join("image"));
     fs::write(&source, content).unwrap();

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use sha1::Digest;
 
 /// A tar header of the POSIX kind, its checksum right.
-pub fn header(name: &[u8], size: u64, flag: u8) -> [u8; 512] {
+pub(crate) fn header(name: &[u8], size: u64, flag: u8) -> [u8; 512] {
     let mut header = [0; 512];
     header[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
     header[100..108].copy_from_slice(b"0000644\0");
@@ -22,26 +22,26 @@ pub fn header(name: &[u8], size: u64, flag: u8) -> [u8; 512] {
 }
 
 /// Sets the checksum of a header that was changed.
-pub fn sum(header: &mut [u8; 512]) {
+pub(crate) fn sum(header: &mut [u8; 512]) {
     header[148..156].fill(b' ');
     let sum: u64 = header.iter().map(|b| u64::from(*b)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
 /// A header, the content, and zeros up to the next block.
-pub fn entry(header: &[u8; 512], content: &[u8]) -> Vec<u8> {
+pub(crate) fn entry(header: &[u8; 512], content: &[u8]) -> Vec<u8> {
     let mut bytes = [header, content].concat();
     bytes.resize(bytes.len().next_multiple_of(512), 0);
     bytes
 }
 
 /// A regular member.
-pub fn member(name: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn member(name: &str, content: &[u8]) -> Vec<u8> {
     entry(&header(name.as_bytes(), content.len() as u64, b'0'), content)
 }
 
 /// An extended header with these records, for the member after it.
-pub fn pax(records: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn pax(records: &[(&str, &str)]) -> Vec<u8> {
     let mut content = String::new();
     for (key, value) in records {
         let rest = key.len() + value.len() + 3;
@@ -53,17 +53,17 @@ pub fn pax(records: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// The end of every tar: two blocks of zeros.
-pub const END: [u8; 1024] = [0; 1024];
+pub(crate) const END: [u8; 1024] = [0; 1024];
 
 /// A whole tar.
-pub fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes: Vec<u8> = members.iter().flat_map(|(name, content)| member(name, content)).collect();
     bytes.extend(END);
     bytes
 }
 
 /// An OVF with 2 vCPUs, 2 GiB, one SCSI controller, one network card, and a disk for each (href, capacity in bytes).
-pub fn ovf(disks: &[(&str, u64)]) -> String {
+pub(crate) fn ovf(disks: &[(&str, u64)]) -> String {
     let (mut files, mut list, mut items) = (String::new(), String::new(), String::new());
     for (n, (href, capacity)) in disks.iter().enumerate() {
         writeln!(files, "    <File ovf:href=\"{href}\" ovf:id=\"file{n}\"/>").expect("a String takes every write");
@@ -111,18 +111,18 @@ pub fn ovf(disks: &[(&str, u64)]) -> String {
 }
 
 /// A manifest with the SHA256 of each member.
-pub fn manifest(members: &[(&str, &[u8])]) -> String {
+pub(crate) fn manifest(members: &[(&str, &[u8])]) -> String {
     let line = |(name, content): &(&str, &[u8])| format!("SHA256({name})= {}\n", hex(&sha2::Sha256::digest(content)));
     members.iter().map(line).collect()
 }
 
 /// Lower-case hex digits.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A whole OVA called `stem`: the OVF, its manifest, the disks (href, content, capacity in bytes).
-pub fn ova(stem: &str, disks: &[(&str, &[u8], u64)]) -> Vec<u8> {
+pub(crate) fn ova(stem: &str, disks: &[(&str, &[u8], u64)]) -> Vec<u8> {
     let listed: Vec<_> = disks.iter().map(|(href, _, capacity)| (*href, *capacity)).collect();
     let (ovf, name) = (ovf(&listed), format!("{stem}.ovf"));
     let mut members = vec![(name.as_str(), ovf.as_bytes())];

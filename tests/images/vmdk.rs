@@ -6,16 +6,16 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
-pub const SECTOR: u64 = 512;
+pub(crate) const SECTOR: u64 = 512;
 /// Bytes of a grain: 64 KiB, as all makers write it.
-pub const GRAIN: u64 = 64 << 10;
+pub(crate) const GRAIN: u64 = 64 << 10;
 const TABLE_ENTRIES: u64 = 512;
 /// Sectors kept for the descriptor, behind the header.
 const DESCRIPTOR_SECTORS: u64 = 20;
 
 /// What kind of VMDK to write.
 #[derive(Clone, Debug)]
-pub struct Sparse {
+pub(crate) struct Sparse {
     /// Guest bytes; a multiple of 512.
     pub capacity: u64,
     /// streamOptimized: zlib grains behind markers.
@@ -34,7 +34,7 @@ pub struct Sparse {
 
 impl Sparse {
     /// As `ESXi` and ovftool export it.
-    pub fn stream_optimized(capacity: u64) -> Self {
+    pub(crate) fn stream_optimized(capacity: u64) -> Self {
         let descriptor = Some(descriptor("streamOptimized", capacity));
         Self {
             capacity,
@@ -48,14 +48,18 @@ impl Sparse {
     }
 
     /// As Workstation makes it.
-    pub fn monolithic_sparse(capacity: u64) -> Self {
+    pub(crate) fn monolithic_sparse(capacity: u64) -> Self {
         let descriptor = Some(descriptor("monolithicSparse", capacity));
         Self { compressed: false, footer: false, redundant: true, descriptor, ..Self::stream_optimized(capacity) }
     }
 
     /// Writes the file from the start of `out`. `grain` yields the bytes of the grain with that number, or `None` where
     /// it is all zeros; a last grain may be shorter than [`GRAIN`]. It is asked once for each grain, in file order.
-    pub fn write<W: Write + Seek>(&self, out: &mut W, mut grain: impl FnMut(u64) -> Option<Vec<u8>>) -> io::Result<()> {
+    pub(crate) fn write<W: Write + Seek>(
+        &self,
+        out: &mut W,
+        mut grain: impl FnMut(u64) -> Option<Vec<u8>>,
+    ) -> io::Result<()> {
         let compressed = self.compressed;
         self.write_stored(out, |number| {
             let bytes = grain(number)?;
@@ -71,7 +75,7 @@ impl Sparse {
     }
 
     /// The same with grains as they are stored: zlib streams, or plain bytes; an empty one is a marked grain of zeros.
-    pub fn write_stored<W: Write + Seek>(
+    pub(crate) fn write_stored<W: Write + Seek>(
         &self,
         out: &mut W,
         mut grain: impl FnMut(u64) -> Option<Vec<u8>>,
@@ -185,7 +189,7 @@ impl Sparse {
 }
 
 /// The descriptor of a disk that is one sparse file.
-pub fn descriptor(kind: &str, capacity: u64) -> String {
+pub(crate) fn descriptor(kind: &str, capacity: u64) -> String {
     let sectors = capacity / SECTOR;
     let cylinders = sectors.div_ceil(63 * 255);
     format!(
@@ -197,7 +201,7 @@ pub fn descriptor(kind: &str, capacity: u64) -> String {
 }
 
 /// All bytes of a VMDK of `content`, whose zero grains are left out.
-pub fn built(kind: &Sparse, content: &[u8]) -> Vec<u8> {
+pub(crate) fn built(kind: &Sparse, content: &[u8]) -> Vec<u8> {
     let mut out = io::Cursor::new(Vec::new());
     let grain = |number: u64| {
         let start = usize::try_from(number * GRAIN).unwrap();

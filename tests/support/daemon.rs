@@ -13,23 +13,23 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Deadline for what takes seconds on an idle machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// How often a daemon looks at files that are to settle, in milliseconds.
-pub const LOOK_INTERVAL: &str = "HYPER2KVM_TEST_LOOK_INTERVAL_MS";
+pub(crate) const LOOK_INTERVAL: &str = "HYPER2KVM_TEST_LOOK_INTERVAL_MS";
 
 /// As often as without tests: for those that are about settling.
-pub const EACH_SECOND: &[(&str, &str)] = &[(LOOK_INTERVAL, "1000")];
+pub(crate) const EACH_SECOND: &[(&str, &str)] = &[(LOOK_INTERVAL, "1000")];
 
 /// Queue and output directory, which outlive the daemons that work on them.
-pub struct Site {
+pub(crate) struct Site {
     pub dir: TempDir,
     config: String,
     starts: std::cell::Cell<u32>,
 }
 
 /// A running daemon; killed when dropped.
-pub struct Daemon<'a> {
+pub(crate) struct Daemon<'a> {
     site: &'a Site,
     pub child: Child,
     log: PathBuf,
@@ -37,33 +37,33 @@ pub struct Daemon<'a> {
 
 impl Site {
     /// Directories, and these lines of YAML beside their names.
-    pub fn new(config: &str) -> Self {
+    pub(crate) fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("queue")).unwrap();
         Self { dir, config: config.to_owned(), starts: std::cell::Cell::new(0) }
     }
 
-    pub fn queue(&self) -> PathBuf {
+    pub(crate) fn queue(&self) -> PathBuf {
         self.dir.path().join("queue")
     }
 
-    pub fn output(&self) -> PathBuf {
+    pub(crate) fn output(&self) -> PathBuf {
         self.dir.path().join("output")
     }
 
     /// Moves a file of this content into the queue directory in one step.
-    pub fn drop_file(&self, name: &str, content: &[u8]) {
+    pub(crate) fn drop_file(&self, name: &str, content: &[u8]) {
         let aside = self.dir.path().join("aside");
         fs::write(&aside, content).unwrap();
         fs::rename(aside, self.queue().join(name)).unwrap();
     }
 
-    pub fn start(&self) -> Daemon<'_> {
+    pub(crate) fn start(&self) -> Daemon<'_> {
         self.start_with(&[])
     }
 
     /// Starts a daemon and waits until it answers.
-    pub fn start_with(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
+    pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
         let mut daemon = self.spawn(environment);
         until("the daemon answers", || {
             assert!(daemon.child.try_wait().unwrap().is_none(), "the daemon has ended:\n{}", daemon.log());
@@ -72,7 +72,7 @@ impl Site {
         daemon
     }
 
-    pub fn spawn(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
+    pub(crate) fn spawn(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
         let start = self.starts.replace(self.starts.get() + 1);
         let log = self.dir.path().join(format!("log-{start}"));
         let config = self.dir.path().join("daemon.yaml");
@@ -93,7 +93,7 @@ impl Site {
     }
 
     /// Base names in a directory below the site, sorted; none where it is not there.
-    pub fn names(&self, below: &str) -> Vec<String> {
+    pub(crate) fn names(&self, below: &str) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.dir.path().join(below)) else { return Vec::new() };
         let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -101,28 +101,28 @@ impl Site {
     }
 
     /// Visible names in the queue directory.
-    pub fn waiting(&self) -> Vec<String> {
+    pub(crate) fn waiting(&self) -> Vec<String> {
         self.names("queue").into_iter().filter(|name| !name.starts_with('.')).collect()
     }
 
     /// Every file below the archive, by its base name.
-    pub fn archived(&self) -> Vec<String> {
+    pub(crate) fn archived(&self) -> Vec<String> {
         files_below(&self.queue().join(".processed"))
     }
 
     /// Sources in `.errors/`, without their reports.
-    pub fn in_errors(&self) -> Vec<String> {
+    pub(crate) fn in_errors(&self) -> Vec<String> {
         files_below(&self.queue().join(".errors")).into_iter().filter(|n| !n.ends_with(".error.json")).collect()
     }
 
     /// Published directories.
-    pub fn published(&self) -> Vec<String> {
+    pub(crate) fn published(&self) -> Vec<String> {
         let days = self.names("output").into_iter().filter(|name| !name.starts_with('.'));
         days.flat_map(|day| self.names(&format!("output/{day}"))).collect()
     }
 
     /// Every published disk, by its base name.
-    pub fn disks(&self) -> Vec<String> {
+    pub(crate) fn disks(&self) -> Vec<String> {
         let mut disks: Vec<_> = self
             .names("output")
             .iter()
@@ -134,7 +134,7 @@ impl Site {
         disks
     }
 
-    pub fn error_file(&self, name: &str) -> Value {
+    pub(crate) fn error_file(&self, name: &str) -> Value {
         let path = self.queue().join(format!(".errors/{name}.error.json"));
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
@@ -156,49 +156,49 @@ fn files_below(dir: &Path) -> Vec<String> {
 
 impl Daemon<'_> {
     /// One request on a connection of its own.
-    pub fn ask(&self, request: &str) -> Value {
+    pub(crate) fn ask(&self, request: &str) -> Value {
         self.try_ask(request).expect("the daemon answers")
     }
 
-    pub fn try_ask(&self, request: &str) -> Option<Value> {
+    pub(crate) fn try_ask(&self, request: &str) -> Option<Value> {
         let answer = exchange(&self.site.output(), format!("{{\"command\":\"{request}\"}}").as_bytes())?;
         serde_json::from_slice(&answer).ok()
     }
 
-    pub fn stats(&self) -> Value {
+    pub(crate) fn stats(&self) -> Value {
         self.ask("stats")["stats"].clone()
     }
 
-    pub fn status(&self, key: &str) -> u64 {
+    pub(crate) fn status(&self, key: &str) -> u64 {
         self.ask("status")[key].as_u64().unwrap()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Lines of the log that say this.
-    pub fn lines(&self, text: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, text: &str) -> Vec<String> {
         self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
-    pub fn pid(&self) -> rustix::process::Pid {
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }
 
     /// Children of the daemon's main thread.
-    pub fn workers(&self) -> Vec<u32> {
+    pub(crate) fn workers(&self) -> Vec<u32> {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         children.split_whitespace().map(|child| child.parse().unwrap()).collect()
     }
 
     /// Waits for the daemon's own end.
-    pub fn end_within(&mut self, limit: Duration) -> ExitStatus {
+    pub(crate) fn end_within(&mut self, limit: Duration) -> ExitStatus {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -210,7 +210,7 @@ impl Daemon<'_> {
     }
 
     /// Waits for a condition; shows the log when it does not come.
-    pub fn until(&self, what: &str, condition: impl FnMut() -> bool) {
+    pub(crate) fn until(&self, what: &str, condition: impl FnMut() -> bool) {
         let log = || self.log();
         wait(what, condition, log);
     }
@@ -225,7 +225,7 @@ impl Drop for Daemon<'_> {
 }
 
 /// Bytes out, all bytes back.
-pub fn exchange(output: &Path, request: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn exchange(output: &Path, request: &[u8]) -> Option<Vec<u8>> {
     let mut stream = UnixStream::connect(output.join(".daemon/control.sock")).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.write_all(request).ok()?;
@@ -234,7 +234,7 @@ pub fn exchange(output: &Path, request: &[u8]) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-pub fn until(what: &str, condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
     wait(what, condition, String::new);
 }
 
@@ -248,20 +248,20 @@ fn wait(what: &str, mut condition: impl FnMut() -> bool, log: impl Fn() -> Strin
 
 /// For what takes a fixed time on a machine that does nothing else: it must be so once in three times, for others keep
 /// this one busy now and then, and a program that is too slow always is.
-pub fn at_best(mut attempt: impl FnMut() -> Result<(), String>) {
+pub(crate) fn at_best(mut attempt: impl FnMut() -> Result<(), String>) {
     let missed: Vec<String> = (0..3).map_while(|_| attempt().err()).collect();
     assert!(missed.len() < 3, "each time: {missed:?}");
 }
 
 /// Time of a log line, in seconds.
-pub fn second(line: &str) -> f64 {
+pub(crate) fn second(line: &str) -> f64 {
     let stamp = line.split_whitespace().next().unwrap();
     let time: jiff::Timestamp = stamp.parse().unwrap();
     time.as_duration().as_secs_f64()
 }
 
 /// A small disk that differs by `n`.
-pub fn disk(n: u8) -> Vec<u8> {
+pub(crate) fn disk(n: u8) -> Vec<u8> {
     let mut content = vec![0; 64 << 10];
     content[4096..8192].fill(n.wrapping_add(1));
     content

@@ -3,11 +3,11 @@
 
 #![allow(dead_code, reason = "each tier uses its own part")]
 
-pub mod daemon;
+pub(crate) mod daemon;
 #[path = "../images/ova.rs"]
-pub mod ova;
-pub mod protocol;
-pub mod random;
-pub mod server;
+pub(crate) mod ova;
+pub(crate) mod protocol;
+pub(crate) mod random;
+pub(crate) mod server;
 #[path = "../images/vmdk.rs"]
-pub mod vmdk;
+pub(crate) mod vmdk;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 /// What ends a daemon that has nothing to do, what is answered before, and how the state is called that follows.
-pub const LAST_WORDS: [(&str, &str, &str); 2] =
+pub(crate) const LAST_WORDS: [(&str, &str, &str); 2] =
     [("drain", "Draining queue", "draining"), ("stop", "Stopping daemon", "stopping")];
 
 /// stats.json, with a 0 for each of its figures and times.
@@ -42,7 +42,7 @@ const STATISTICS: &str = r#"{
 "#;
 
 /// One request on a connection of its own.
-pub fn ask(socket: &Path, request: &[u8]) -> String {
+pub(crate) fn ask(socket: &Path, request: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(request).unwrap();
@@ -52,7 +52,7 @@ pub fn ask(socket: &Path, request: &[u8]) -> String {
 }
 
 /// Goes through everything that can be asked, but for [`LAST_WORDS`]; with each of many idle clients on the line.
-pub fn answers(socket: &Path) {
+pub(crate) fn answers(socket: &Path) {
     let idle: Vec<_> = (0..8).map(|_| UnixStream::connect(socket).unwrap()).collect();
     let long = format!("{{\"command\":\"status\",\"extra\":\"{}\"}}", "x".repeat(6 << 10));
     let usage = r#"Invalid request: send {"command": "status"} or the bare word status"#;
@@ -88,13 +88,13 @@ pub fn answers(socket: &Path) {
 }
 
 /// Whether stats.json is what it is to be while the queue is in this state.
-pub fn is_written(file: &Path, state: &str) -> bool {
+pub(crate) fn is_written(file: &Path, state: &str) -> bool {
     let statistics = STATISTICS.replace(&format!(r#""{state}": false"#), &format!(r#""{state}": true"#));
     std::fs::read_to_string(file).is_ok_and(|text| without_figures(&text) == statistics)
 }
 
 /// The answer to `status` while the queue is in this state, or none of these.
-pub fn status(state: &str) -> String {
+pub(crate) fn status(state: &str) -> String {
     let [draining, paused, stopping] = ["draining", "paused", "stopping"].map(|word| word == state);
     let version = env!("CARGO_PKG_VERSION");
     format!(
@@ -103,7 +103,7 @@ pub fn status(state: &str) -> String {
 }
 
 /// The answer to a command.
-pub fn done(message: &str) -> String {
+pub(crate) fn done(message: &str) -> String {
     format!(r#"{{"message":"{message}","status":"ok"}}"#)
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     Answers,
     /// 500 to everybody.
     Fails,
@@ -18,7 +18,7 @@ pub enum Manner {
     Hangs,
 }
 
-pub struct Server {
+pub(crate) struct Server {
     address: IpAddr,
     pub port: u16,
     /// What was posted, in its order.
@@ -29,12 +29,12 @@ pub struct Server {
 
 impl Server {
     /// Serves on loopback until the test ends.
-    pub fn start(manner: Manner) -> Self {
+    pub(crate) fn start(manner: Manner) -> Self {
         Self::start_at(Ipv4Addr::LOCALHOST.into(), manner)
     }
 
     /// The same on another address of this machine.
-    pub fn start_at(address: IpAddr, manner: Manner) -> Self {
+    pub(crate) fn start_at(address: IpAddr, manner: Manner) -> Self {
         let listener = TcpListener::bind((address, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let (bodies, posted) = channel();
@@ -54,12 +54,12 @@ impl Server {
         Self { address, port, posted, connected }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}:{}/hook", self.address, self.port)
     }
 
     /// The next post, which must come soon.
-    pub fn next(&self) -> Value {
+    pub(crate) fn next(&self) -> Value {
         self.posted.recv_timeout(Duration::from_secs(60)).expect("nothing is posted")
     }
 }

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const DEFAULT_NAMESPACE: &str = "default";
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Image of watchers and workers: this program's own.
     #[arg(long, env = "HYPER2KVM_IMAGE")]
     image: String,
@@ -42,7 +42,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// When the lease is lost, or the process can't start.
-pub fn main(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+pub(crate) fn main(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(control(arguments))
 }

@@ -55,7 +55,7 @@ impl From<Arguments> for Identity {
 }
 
 /// Moves a queue's files until SIGTERM or SIGINT.
-pub fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+pub(crate) fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime()?.block_on(async {
         let client = client(kube::Config::infer().await?)?;
         let ended = stop_signal()?;
@@ -68,7 +68,7 @@ pub fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 /// Answers for a queue until SIGTERM or SIGINT.
-pub fn answer(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+pub(crate) fn answer(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime()?.block_on(async {
         let client = client(kube::Config::infer().await?)?;
         let shutdown = CancellationToken::new();

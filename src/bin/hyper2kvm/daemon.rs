@@ -43,7 +43,7 @@ const LEDGER_FILE: &str = "deduplication.db";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Configuration, YAML or JSON; may be given several times, the later file wins
     #[arg(long, value_name = "FILE")]
     config: Vec<PathBuf>,
@@ -97,7 +97,7 @@ impl Refusal {
 }
 
 /// Runs until drained or stopped.
-pub fn run(arguments: &Arguments) -> ExitCode {
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     install_crypto();
     match begin(arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -21,7 +21,7 @@ use serde::Serialize;
 use access::Access;
 
 /// Name under which kubectl finds a plugin.
-pub const NAME: &str = "kubectl-hyper2kvm";
+pub(crate) const NAME: &str = "kubectl-hyper2kvm";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -131,7 +131,7 @@ impl Printer {
 }
 
 /// Does what the arguments say, and says how to exit.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Verb::Completions { shell } = cli.verb {
         clap_complete::generate(shell, &mut Cli::command(), NAME, &mut io::stdout());

@@ -18,7 +18,7 @@ const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
 
 /// The socket that is meant. Where nothing is named and the usual place holds no socket, the place for volumes that take
 /// none is looked at too.
-pub fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_socket: impl Fn(&Path) -> bool) -> PathBuf {
+pub(crate) fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_socket: impl Fn(&Path) -> bool) -> PathBuf {
     match (socket, output_dir) {
         (Some(socket), _) => socket,
         (None, Some(output_dir)) => output_dir.join(SOCKET),
@@ -31,12 +31,12 @@ pub fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_socket: imp
 }
 
 /// Whether a socket lies there.
-pub fn is_socket(path: &Path) -> bool {
+pub(crate) fn is_socket(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.file_type().is_socket())
 }
 
 /// Asks, prints, and says how to exit.
-pub fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
+pub(crate) fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
     let reply = match client::request(socket, command) {
         Ok(reply) => reply,
         Err(error) => {

@@ -19,7 +19,7 @@ const SECRETS_POLL: Duration = Duration::from_secs(5);
 
 /// Why a channel can't be used as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Wrong {
+pub(super) enum Wrong {
     #[error(
         "spec.notifications.{field}: Secret {secret} is not there, or has no key {key}: create it, and it is used within two \
          minutes"
@@ -36,7 +36,7 @@ pub enum Wrong {
 impl Wrong {
     /// The word for the condition.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub(super) const fn reason(&self) -> &'static str {
         match self {
             Self::Missing { .. } => "SecretMissing",
             Self::Unreadable { .. } => "SecretUnreadable",
@@ -48,7 +48,7 @@ impl Wrong {
 
 /// What is asked for, with its Secrets as they were when they were read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Secrets {
+pub(super) struct Secrets {
     pub config: NotificationConfig,
     /// What of it can't be had.
     pub wrong: Vec<Wrong>,
@@ -56,7 +56,7 @@ pub struct Secrets {
 
 impl Secrets {
     /// Reads the Secrets that are mounted below `directory`.
-    pub fn read(settings: &NotificationSettings, directory: &Path) -> Self {
+    pub(super) fn read(settings: &NotificationSettings, directory: &Path) -> Self {
         let mut wrong = Vec::new();
         let webhook = settings.webhook.as_ref().and_then(|wanted| noted(webhook(wanted, directory), &mut wrong));
         let email = settings.email.as_ref().and_then(|wanted| noted(email(wanted, directory), &mut wrong));
@@ -72,7 +72,7 @@ impl Secrets {
     }
 
     /// Returns when a Secret came, went or changed.
-    pub async fn changed(&self, settings: &NotificationSettings, directory: &Path) {
+    pub(super) async fn changed(&self, settings: &NotificationSettings, directory: &Path) {
         while *self == Self::read(settings, directory) {
             sleep(SECRETS_POLL).await;
         }

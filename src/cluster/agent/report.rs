@@ -34,7 +34,7 @@ const NO_SPACE: &str = "NoSpace";
 
 /// Everything the watcher has to say of its queue.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
+pub(super) struct Report {
     conditions: Vec<Condition>,
     /// Of the specification that this is said of.
     generation: Option<i64>,
@@ -55,13 +55,13 @@ impl Report {
     }
 
     /// Nothing hinders the work any more.
-    pub fn storage_usable(&mut self) {
+    pub(super) fn storage_usable(&mut self) {
         if condition(&self.conditions, ConditionType::StorageReady).is_none_or(|storage| storage.status != "True") {
             self.storage_ready();
         }
     }
 
-    pub fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
+    pub(super) fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
         self.say(ConditionType::StorageReady, "False", reason, message);
     }
 
@@ -100,7 +100,7 @@ impl Report {
     }
 
     /// `wrong` is what is asked for and can't be had, `unusable` what is wrong with channels that could.
-    pub fn notifications(&mut self, wrong: &[Wrong], unusable: &[String]) {
+    pub(super) fn notifications(&mut self, wrong: &[Wrong], unusable: &[String]) {
         let (reason, messages) = match wrong.first() {
             Some(first) => (first.reason(), wrong.iter().map(ToString::to_string).collect()),
             None => ("Unusable", unusable.to_vec()),
@@ -114,7 +114,7 @@ impl Report {
 
     /// The specification is this now. What is said is said of it as soon as the engine obeys it: who waits for a
     /// condition believes none of an older generation.
-    pub fn asked(&mut self, queue: &HyperConversion) {
+    pub(super) fn asked(&mut self, queue: &HyperConversion) {
         self.asked = Some((queue.spec.run_state, queue.metadata.generation));
         self.observe();
     }
@@ -164,7 +164,7 @@ impl Report {
 
 /// Writes reports, at a pace, and only what changed.
 #[derive(Clone, Debug)]
-pub struct Reporter {
+pub(super) struct Reporter {
     report: watch::Sender<Report>,
     run_dir: PathBuf,
 }
@@ -172,7 +172,7 @@ pub struct Reporter {
 impl Reporter {
     /// Starts the task that writes to `queue`, which is seen as it becomes in `there`. Conditions that an earlier
     /// watcher set keep their times.
-    pub fn start(client: Client, identity: &Identity, queue: &HyperConversion, there: Wanted) -> Self {
+    pub(super) fn start(client: Client, identity: &Identity, queue: &HyperConversion, there: Wanted) -> Self {
         let conditions = ours(queue).into_iter().cloned().collect();
         let report = Report { conditions, generation: queue.metadata.generation, asked: None, snapshot: None };
         let (sender, receiver) = watch::channel(report);
@@ -182,12 +182,12 @@ impl Reporter {
     }
 
     /// Changes what is said.
-    pub fn tell(&self, change: impl FnOnce(&mut Report)) {
+    pub(super) fn tell(&self, change: impl FnOnce(&mut Report)) {
         self.report.send_modify(change);
     }
 
     /// The locks are another's, or not ours yet: the sidecar must not act for the directories.
-    pub fn unlocked(&self) {
+    pub(super) fn unlocked(&self) {
         if let Err(error) = WatcherSnapshot::unlock(&self.run_dir) {
             tracing::warn!(error = %chain(&error), "cannot tell the sidecar that the locks are not held");
         }
@@ -200,7 +200,7 @@ impl Reporter {
     }
 
     /// Passes the engine's snapshots on, to the status and to the sidecar.
-    pub async fn follow(self, mut snapshots: watch::Receiver<Snapshot>) {
+    pub(super) async fn follow(self, mut snapshots: watch::Receiver<Snapshot>) {
         loop {
             let stats = snapshots.borrow_and_update().clone();
             // There is an engine only while the locks are held.

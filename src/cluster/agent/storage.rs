@@ -19,10 +19,10 @@ use crate::queue::probe;
 const STORAGE_RETRY: Duration = Duration::from_secs(10);
 
 /// Why the volumes aren't ready while something on them can't be looked at, or written.
-pub const UNREADABLE: &str = "Unreadable";
+pub(super) const UNREADABLE: &str = "Unreadable";
 
 /// Tries the volumes until they can do what is asked of them, saying what they can't.
-pub async fn volumes(identity: &Identity, reporter: &Reporter) -> Paths {
+pub(super) async fn volumes(identity: &Identity, reporter: &Reporter) -> Paths {
     loop {
         let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
         let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output)).await;
@@ -59,7 +59,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Paths, (&'static str, 
 }
 
 /// Takes both directories, waiting as long as somebody else has them.
-pub async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter) -> Locks {
+pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter) -> Locks {
     let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
     let begun = Instant::now();
     loop {
@@ -97,7 +97,7 @@ pub async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter) -> Lo
 }
 
 /// Shows that we live; ends with the error by which a lock was lost.
-pub async fn beat(mut locks: Locks) -> LockError {
+pub(super) async fn beat(mut locks: Locks) -> LockError {
     loop {
         sleep(HEARTBEAT_INTERVAL).await;
         match locks.beat(Timestamp::now()) {

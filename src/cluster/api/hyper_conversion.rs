@@ -137,23 +137,23 @@ pub struct HyperConversionSpec {
 }
 
 mod defaults {
-    pub const fn max_concurrent_jobs() -> u32 {
+    pub(super) const fn max_concurrent_jobs() -> u32 {
         3
     }
 
-    pub const fn file_stable_timeout_seconds() -> u32 {
+    pub(super) const fn file_stable_timeout_seconds() -> u32 {
         30
     }
 
-    pub const fn companion_timeout_seconds() -> u32 {
+    pub(super) const fn companion_timeout_seconds() -> u32 {
         3600
     }
 
-    pub const fn archive_processed() -> bool {
+    pub(super) const fn archive_processed() -> bool {
         true
     }
 
-    pub const fn history_limit() -> u32 {
+    pub(super) const fn history_limit() -> u32 {
         1000
     }
 }

@@ -15,14 +15,14 @@ use crate::conversion::verdict;
 use crate::conversion::{Failure, Reason};
 
 /// How soon a pod that doesn't start is looked at again.
-pub const PENDING_POLL: Duration = Duration::from_secs(5);
+pub(super) const PENDING_POLL: Duration = Duration::from_secs(5);
 /// How long a pod may take before it is asked why, and its events: on a busy node many wait a moment for others to end.
 const START_GRACE: Duration = Duration::from_secs(5);
 /// Longest text taken over from a worker or a pod, in bytes: a condition's message holds 32 KiB, people read less.
 const MAX_TEXT: usize = 1024;
 
 /// How long it is too early to ask why an object of this age has no pod that runs.
-pub fn early(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
+pub(super) fn early(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
     let made = object.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let age = Duration::try_from(now.duration_since(made)).unwrap_or_default();
     START_GRACE.checked_sub(age).filter(|early| !early.is_zero())
@@ -30,7 +30,7 @@ pub fn early(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
 
 /// Why a container of a pod doesn't start, in the pod's own words.
 #[must_use]
-pub fn waiting(pod: &Pod) -> Option<Failure> {
+pub(super) fn waiting(pod: &Pod) -> Option<Failure> {
     if let Some(condition) = condition(pod, "PodScheduled", "False") {
         return Some(Failure::new(Reason::Unschedulable, words(condition)));
     }
@@ -54,7 +54,7 @@ pub fn waiting(pod: &Pod) -> Option<Failure> {
 
 /// How a container that should go on ended last, and where to read more; `None` while all of them run, or are to end.
 #[must_use]
-pub fn crashing(pod: &Pod) -> Option<String> {
+pub(super) fn crashing(pod: &Pod) -> Option<String> {
     if pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -84,7 +84,7 @@ fn ending(ended: &ContainerStateTerminated) -> String {
 
 /// Whether a container of ours runs or ran.
 #[must_use]
-pub fn has_begun(pod: &Pod) -> bool {
+pub(super) fn has_begun(pod: &Pod) -> bool {
     containers::all(pod).filter(|container| containers::is_ours(container)).any(|container| {
         let began = |state: &ContainerState| state.running.is_some() || state.terminated.is_some();
         [&container.state, &container.last_state].into_iter().flatten().any(began)
@@ -98,7 +98,7 @@ fn ours_first(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
 }
 
 /// The newest event that says why one of these objects has no pod that runs.
-pub async fn told_by_events(context: &Context, objects: &[&ObjectMeta]) -> Result<Option<Failure>, Error> {
+pub(super) async fn told_by_events(context: &Context, objects: &[&ObjectMeta]) -> Result<Option<Failure>, Error> {
     for object in objects {
         let (Some(namespace), Some(uid)) = (&object.namespace, &object.uid) else { continue };
         let params = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
@@ -129,21 +129,21 @@ fn from_event(reason: &str, note: &str) -> Option<Failure> {
 
 /// A pod's condition of this type, if it has this status.
 #[must_use]
-pub fn condition<'a>(pod: &'a Pod, kind: &str, status: &str) -> Option<&'a PodCondition> {
+pub(super) fn condition<'a>(pod: &'a Pod, kind: &str, status: &str) -> Option<&'a PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|c| c.type_ == kind && c.status == status)
 }
 
 /// A pod's condition in its own words.
 #[must_use]
-pub fn words(condition: &PodCondition) -> String {
+pub(super) fn words(condition: &PodCondition) -> String {
     let reason = condition.reason.as_deref().unwrap_or(&condition.type_);
     clean(&format!("{reason}: {}", condition.message.as_deref().unwrap_or_default()))
 }
 
 /// Text from outside, fit for a condition: no control characters, bounded.
 #[must_use]
-pub fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     let mut text = verdict::clean(text.trim(), MAX_TEXT);
     text.truncate(text.trim_end_matches([' ', ':']).len());
     text

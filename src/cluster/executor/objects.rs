@@ -25,7 +25,7 @@ const MAX_DUPLICATE_OF: usize = 253;
 
 /// What the watcher says in a status.
 #[derive(Debug, Default)]
-pub struct Said<'a> {
+pub(super) struct Said<'a> {
     pub staged: u32,
     pub conditions: Vec<(ConditionType, ConditionState)>,
     /// How it ended, where the watcher decided that or carried it out.
@@ -36,7 +36,7 @@ pub struct Said<'a> {
 /// What is known of a conversion once its files lie where they stay; what there is none of is null.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct EndFields {
+pub(super) struct EndFields {
     pub outputs: Value,
     pub progress: Value,
     pub source_location: Option<String>,
@@ -46,7 +46,7 @@ pub struct EndFields {
 
 impl Said<'_> {
     /// The status apply that says it of this version.
-    pub fn patch(self, object: &ConversionJob) -> Value {
+    pub(super) fn patch(self, object: &ConversionJob) -> Value {
         let generation = object.meta().generation;
         let mut conditions = object.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
         let kinds: Vec<_> = self.conditions.iter().map(|(kind, _)| kind.as_str()).collect();
@@ -82,12 +82,12 @@ impl Said<'_> {
 }
 
 /// What is said of a conversion's end before there is one.
-pub fn in_progress(message: impl Into<String>) -> (ConditionType, ConditionState) {
+pub(super) fn in_progress(message: impl Into<String>) -> (ConditionType, ConditionState) {
     (ConditionType::Succeeded, ConditionState::new("Unknown", "InProgress", message))
 }
 
 /// The object that stands for a claim.
-pub fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob {
+pub(super) fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob {
     let claim = &submission.claim;
     let path = match claim.origin.as_str() {
         "" => claim.primary.clone(),
@@ -111,18 +111,18 @@ pub fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob
 }
 
 /// What a conversion repeats, cut to what its object holds: names and paths may be longer.
-pub fn original(duplicate_of: &str) -> String {
+pub(super) fn original(duplicate_of: &str) -> String {
     duplicate_of[..duplicate_of.floor_char_boundary(MAX_DUPLICATE_OF)].to_owned()
 }
 
 /// The published directory, below the output's.
-pub fn published(row: &ConversionRow, output_dir: &Path) -> Option<String> {
+pub(super) fn published(row: &ConversionRow, output_dir: &Path) -> Option<String> {
     let path = Path::new(row.output_path.as_ref()?);
     Some(path.strip_prefix(output_dir).unwrap_or(path).to_string_lossy().into_owned())
 }
 
 /// The published disks, as the status lists them.
-pub fn outputs(directory: Option<String>, metadata: Option<&Metadata>) -> Value {
+pub(super) fn outputs(directory: Option<String>, metadata: Option<&Metadata>) -> Value {
     let (Some(directory), Some(metadata)) = (directory, metadata) else { return Value::Null };
     let disks = metadata.disks.iter().map(|disk| {
         json!({
@@ -137,7 +137,7 @@ pub fn outputs(directory: Option<String>, metadata: Option<&Metadata>) -> Value 
 }
 
 /// The progress of a conversion that is through: its last step may have been too quick to be seen.
-pub fn completed(metadata: Option<&Metadata>) -> Value {
+pub(super) fn completed(metadata: Option<&Metadata>) -> Value {
     let Some(metadata) = metadata else { return Value::Null };
     let bytes = metadata.disks.iter().map(|disk| disk.virtual_size_bytes).fold(0, u64::saturating_add);
     let bytes = bytes.min(i64::MAX.unsigned_abs());
@@ -158,7 +158,7 @@ fn without_nulls(mut value: Value) -> Value {
 }
 
 /// From the first attempt's start to the end, such as `2m5s`.
-pub fn duration(state: &ConversionStatus) -> Option<String> {
+pub(super) fn duration(state: &ConversionStatus) -> Option<String> {
     let seconds = state.completion_time?.duration_since(state.start_time?).as_secs().max(0);
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     Some(match (hours, minutes) {

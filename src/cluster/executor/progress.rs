@@ -19,7 +19,7 @@ const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// An attempt whose container runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Running {
+pub(super) struct Running {
     pub id: ConversionId,
     pub attempt: Attempt,
     /// Its work directory.
@@ -28,14 +28,14 @@ pub struct Running {
 
 /// What one look at an attempt found.
 #[derive(Debug)]
-pub struct Look {
+pub(super) struct Look {
     pub id: ConversionId,
     pub attempt: Attempt,
     pub found: Result<Option<Progress>, StoreError>,
 }
 
 /// Looks at all of them, on a thread that may wait for a file system.
-pub fn look(running: Vec<Running>) -> JoinHandle<Vec<Look>> {
+pub(super) fn look(running: Vec<Running>) -> JoinHandle<Vec<Look>> {
     tokio::task::spawn_blocking(move || {
         let looks = running.into_iter().map(|Running { id, attempt, work }| {
             let found = progress::read(&work);
@@ -47,7 +47,7 @@ pub fn look(running: Vec<Running>) -> JoinHandle<Vec<Look>> {
 
 /// What is known of the progress of running attempts.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub(super) struct Watch {
     attempts: HashMap<ConversionId, Watched>,
 }
 
@@ -64,7 +64,7 @@ struct Watched {
 
 impl Watch {
     /// These run now. The clock of one that is new begins, that of one that is gone is forgotten.
-    pub fn keep(&mut self, running: &[Running], now: Instant) {
+    pub(super) fn keep(&mut self, running: &[Running], now: Instant) {
         let present: HashSet<_> = running.iter().map(|running| (&running.id, running.attempt)).collect();
         self.attempts.retain(|id, watched| present.contains(&(id, watched.attempt)));
         for running in running {
@@ -80,7 +80,7 @@ impl Watch {
     }
 
     /// Takes note of a look; whether the attempt went on. One that could not be looked at is not judged.
-    pub fn take(&mut self, look: Look, now: Instant, wall: Timestamp) -> bool {
+    pub(super) fn take(&mut self, look: Look, now: Instant, wall: Timestamp) -> bool {
         let Some(watched) = self.attempts.get_mut(&look.id).filter(|watched| watched.attempt == look.attempt) else {
             return false;
         };
@@ -106,12 +106,12 @@ impl Watch {
     }
 
     /// How far a conversion's running attempt is.
-    pub fn of(&self, id: &ConversionId) -> Option<&Progress> {
+    pub(super) fn of(&self, id: &ConversionId) -> Option<&Progress> {
         self.attempts.get(id)?.progress.as_ref()
     }
 
     /// What is to be written now: another percent or stage, at most one every five seconds for each conversion.
-    pub fn due(&mut self, now: Instant) -> Vec<(ConversionId, ProgressReport)> {
+    pub(super) fn due(&mut self, now: Instant) -> Vec<(ConversionId, ProgressReport)> {
         let mut due = Vec::new();
         for (id, watched) in &mut self.attempts {
             let Some(progress) = &watched.progress else { continue };
@@ -129,7 +129,7 @@ impl Watch {
     }
 
     /// Attempts that have not gone on for too long.
-    pub fn stalled(&self) -> Vec<(ConversionId, Attempt)> {
+    pub(super) fn stalled(&self) -> Vec<(ConversionId, Attempt)> {
         let stalled = self.attempts.iter().filter(|(_, watched)| watched.is_stalled);
         stalled.map(|(id, watched)| (id.clone(), watched.attempt)).collect()
     }

@@ -20,7 +20,7 @@ const ZLIB_LEVEL: u32 = 6;
 const ZSTD_LEVEL: u32 = 3;
 
 /// The encoders and decoders of one thread.
-pub struct Encode {
+pub(super) struct Encode {
     decode: Decode,
     encoder: Encoder,
     coding: Coding,
@@ -37,7 +37,7 @@ enum Encoder {
 }
 
 impl Encode {
-    pub fn new(coding: Coding) -> Result<Self, std::io::Error> {
+    pub(super) fn new(coding: Coding) -> Result<Self, std::io::Error> {
         let encoder = match coding {
             Coding::Runs { .. } => Encoder::None,
             Coding::Packed { compression, level } => Encoder::new(compression, level)?,
@@ -46,7 +46,7 @@ impl Encode {
     }
 
     /// Decodes and encodes a batch of `image`. Gives back the input's memory too.
-    pub fn run(&mut self, image: &Image, mut loaded: Loaded) -> Result<(Coded, Buffer), Error> {
+    pub(super) fn run(&mut self, image: &Image, mut loaded: Loaded) -> Result<(Coded, Buffer), Error> {
         let content = match self.coding {
             Coding::Runs { unit } => {
                 self.decode.run(image, &mut loaded)?;

@@ -6,7 +6,7 @@ use crate::disk::fields::{be32, be64};
 use crate::disk::{Error, Region};
 
 /// The first four bytes.
-pub const MAGIC: &[u8; 4] = b"QFI\xFB";
+pub(super) const MAGIC: &[u8; 4] = b"QFI\xFB";
 
 /// Incompatible feature bits, by the specification.
 const DIRTY: u64 = 1 << 0;

@@ -9,18 +9,18 @@ use crate::disk::units::CLUSTER;
 use crate::disk::{Error, Extent, Location};
 
 /// Guest bytes of a batch, unless a compressed extent reaches further. A multiple of every cluster written here.
-pub const BATCH: u64 = 1 << 20;
+pub(crate) const BATCH: u64 = 1 << 20;
 const _: () = assert!(BATCH.is_multiple_of(CLUSTER));
 
 /// Compressed input after which a batch ends at the next boundary; grains that do not shrink, and of which no more is known
 /// than the most they can be, still make a whole batch.
-pub const INPUT: usize = 5 << 18;
+pub(crate) const INPUT: usize = 5 << 18;
 /// Compressed input that no batch may exceed.
 const MAX_INPUT: usize = 8 << 20;
 
 /// One step of a copy, in guest order.
 #[derive(Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// Nothing but zeros, up to this guest byte.
     Zero(u64),
     Data(Batch),
@@ -28,7 +28,7 @@ pub enum Step {
 
 /// A stretch of guest bytes with something in it.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     pub guest: Range<u64>,
     /// What is not zero in it, in guest order.
     pub pieces: Vec<Extent>,
@@ -36,18 +36,18 @@ pub struct Batch {
 
 impl Batch {
     /// Guest bytes.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         usize::try_from(self.guest.end - self.guest.start).expect("a batch is a few MiB")
     }
 
     /// Bytes of compressed input.
-    pub fn input(&self) -> usize {
+    pub(crate) fn input(&self) -> usize {
         self.pieces.iter().map(|piece| compressed_len(&piece.at) as usize).sum()
     }
 }
 
 /// Bytes of input to read for a compressed extent, 0 for others.
-pub fn compressed_len(at: &Location) -> u32 {
+pub(crate) fn compressed_len(at: &Location) -> u32 {
     match *at {
         Location::Deflate { len, .. } | Location::Zstd { len, .. } => len,
         Location::Framed { reach, .. } => reach,
@@ -56,7 +56,7 @@ pub fn compressed_len(at: &Location) -> u32 {
 }
 
 /// The batches of a map.
-pub struct Batches<I> {
+pub(crate) struct Batches<I> {
     extents: I,
     /// What is left of the extent at hand.
     rest: Option<Extent>,
@@ -67,12 +67,12 @@ pub struct Batches<I> {
 
 impl<I: Iterator<Item = Result<Extent, Error>>> Batches<I> {
     /// Batches of a disk of `size` bytes; `name` is for errors.
-    pub fn new(extents: I, size: u64, name: String) -> Self {
+    pub(crate) fn new(extents: I, size: u64, name: String) -> Self {
         Self { extents, rest: None, at: 0, size, name }
     }
 
     /// The next step; `None` at the disk's end.
-    pub fn next(&mut self) -> Result<Option<Step>, Error> {
+    pub(crate) fn next(&mut self) -> Result<Option<Step>, Error> {
         if self.at == self.size {
             return self.check_end().map(|()| None);
         }

@@ -11,11 +11,11 @@ use crate::disk::{Error, Image};
 /// Largest window of a zstd stream in a qcow2 cluster: log2 of the largest cluster.
 const ZSTD_WINDOW_LOG: u32 = 21;
 /// zlib's header, and its adler32 at the end (RFC 1950, section 2.2).
-pub const ZLIB_HEADER: usize = 2;
+pub(crate) const ZLIB_HEADER: usize = 2;
 const ZLIB_TRAILER: usize = 4;
 
 /// The decoders of one thread.
-pub struct Decode {
+pub(crate) struct Decode {
     inflate: Decompressor,
     /// zlib's own ways, which QEMU goes: it refuses symbols that RFC 1951 rules out and libdeflate takes.
     strict: Decompress,
@@ -24,12 +24,12 @@ pub struct Decode {
 }
 
 impl Decode {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { inflate: Decompressor::new(), strict: Decompress::new(false), zstd: None, scratch: Vec::new() }
     }
 
     /// Makes `loaded.buffer` the guest's bytes, a batch of `image`; behind the batch's end it is filled with zeros.
-    pub fn run(&mut self, image: &Image, loaded: &mut Loaded) -> Result<(), Error> {
+    pub(crate) fn run(&mut self, image: &Image, loaded: &mut Loaded) -> Result<(), Error> {
         let Loaded { guest, pieces, buffer, input, .. } = loaded;
         let size = image.virtual_size();
         let mut done = 0;
@@ -133,7 +133,7 @@ impl Decode {
     /// Inflates a zlib stream into `target` and returns its deflate part where it may be passed on as it is: as QEMU inflates
     /// it, it fills `target` exactly and ends with its adler32 at the end of `input`. `None` tells nothing: decode it the
     /// usual way.
-    pub fn pass_through<'a>(&mut self, input: &'a [u8], target: &mut [u8]) -> Option<&'a [u8]> {
+    pub(crate) fn pass_through<'a>(&mut self, input: &'a [u8], target: &mut [u8]) -> Option<&'a [u8]> {
         let (header, rest) = input.split_first_chunk::<ZLIB_HEADER>()?;
         let (body, trailer) = rest.split_last_chunk::<ZLIB_TRAILER>()?;
         if !is_zlib_header(*header) {

@@ -13,7 +13,7 @@ use crate::disk::{Error, Location, Region, frame};
 const MAX_GAP: u64 = 8 << 10;
 
 /// A batch whose bytes were read.
-pub struct Loaded {
+pub(crate) struct Loaded {
     pub guest: Range<u64>,
     /// What is not zero in it, in guest order.
     pub pieces: Vec<Piece>,
@@ -26,14 +26,14 @@ pub struct Loaded {
 }
 
 /// A piece of a batch.
-pub struct Piece {
+pub(crate) struct Piece {
     /// Where in the buffer its guest bytes belong.
     pub place: Range<usize>,
     pub bytes: Bytes,
 }
 
 /// Where the bytes of a piece are.
-pub enum Bytes {
+pub(crate) enum Bytes {
     /// In the buffer already.
     InBuffer,
     /// In the input, compressed.
@@ -41,7 +41,7 @@ pub enum Bytes {
 }
 
 /// A stream that decodes to a piece's guest bytes.
-pub struct Stream {
+pub(crate) struct Stream {
     pub codec: Codec,
     /// Its bytes in the input.
     pub input: Range<usize>,
@@ -52,7 +52,7 @@ pub struct Stream {
 
 /// What a stream is compressed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codec {
+pub(crate) enum Codec {
     /// RFC 1951.
     Deflate,
     /// RFC 1950.
@@ -63,7 +63,7 @@ pub enum Codec {
 
 /// A part of a file that was read.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Read {
+pub(crate) struct Read {
     pub file: usize,
     pub range: Range<u64>,
     pub target: Target,
@@ -71,19 +71,19 @@ pub struct Read {
 
 /// Where the first byte of what was read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     Input(usize),
     Buffer(usize),
 }
 
 impl Loaded {
     /// Guest bytes.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         length(self.guest.end - self.guest.start)
     }
 
     /// The bytes of one of its reads.
-    pub fn bytes(&self, read: &Read) -> &[u8] {
+    pub(crate) fn bytes(&self, read: &Read) -> &[u8] {
         let len = length(read.range.end - read.range.start);
         match read.target {
             Target::Input(start) => &self.input[start..start + len],
@@ -93,7 +93,7 @@ impl Loaded {
 }
 
 /// Reads what `batch` needs into `buffer`, which is as long as the batch or longer, and `input`.
-pub fn load(regions: &[Region], batch: Batch, mut buffer: Buffer, mut input: Buffer) -> Result<Loaded, Error> {
+pub(crate) fn load(regions: &[Region], batch: Batch, mut buffer: Buffer, mut input: Buffer) -> Result<Loaded, Error> {
     let Plan { reads, places, input: len } = plan(regions, &batch)?;
     input.resize(len);
     for Read { file, range, target } in &reads {

@@ -28,7 +28,7 @@ const ALONE: u16 = 1 << 15;
 ///
 /// # Errors
 /// `Internal` with the place where the metadata is wrong.
-pub fn qcow2(file: &File, name: &str, control: &CopyControl) -> Result<(), Error> {
+pub(super) fn qcow2(file: &File, name: &str, control: &CopyControl) -> Result<(), Error> {
     let check = Check::open(file, name, control)?;
     let clusters = check.len / CLUSTER;
     let mut from = 0;

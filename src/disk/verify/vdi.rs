@@ -13,7 +13,7 @@ use crate::disk::{Error, Region};
 ///
 /// # Errors
 /// `Internal` with the place where the metadata is wrong, `Cancelled` once `control` says so.
-pub fn vdi(file: &File, name: &str, control: &CopyControl) -> Result<(), Error> {
+pub(super) fn vdi(file: &File, name: &str, control: &CopyControl) -> Result<(), Error> {
     let file = file.try_clone().map_err(|e| Error::writing(name, 0, e))?;
     let len = file.metadata().map_err(|e| Error::writing(name, 0, e))?.len();
     match Vdi::open(&Region::whole(Arc::new(file), name, len).until(control.cancellation()), u64::MAX) {

@@ -6,7 +6,7 @@ use crate::disk::fields::{array, be16, be32, be64};
 use crate::disk::{Error, Region};
 
 /// The footer's first eight bytes.
-pub const COOKIE: &[u8; 8] = b"conectix";
+pub(super) const COOKIE: &[u8; 8] = b"conectix";
 /// Length of the footer and of its copy.
 pub(super) const FOOTER: usize = 512;
 

@@ -8,7 +8,7 @@ use crate::disk::{Error, Region};
 use super::guid::{self, Guid};
 
 /// The first eight bytes of the file.
-pub const SIGNATURE: &[u8; 8] = b"vhdxfile";
+pub(super) const SIGNATURE: &[u8; 8] = b"vhdxfile";
 
 pub(super) const MIB: u64 = 1 << 20;
 const HEADERS: [u64; 2] = [64 << 10, 128 << 10];

@@ -8,7 +8,7 @@ use crate::disk::buffer::Buffer;
 
 /// How a writer wants its guest bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
+pub(crate) enum Coding {
     /// Runs of units (a power of two) that hold something else than zeros.
     Runs { unit: usize },
     /// Clusters of 64 KiB, compressed. The level is the compression's own, where given.
@@ -17,7 +17,7 @@ pub enum Coding {
 
 /// A batch, ready to be stored.
 #[derive(Debug)]
-pub struct Coded {
+pub(crate) struct Coded {
     pub guest: Range<u64>,
     /// The guest bytes, padded with zeros to a whole cluster.
     pub buffer: Buffer,
@@ -26,7 +26,7 @@ pub struct Coded {
 
 /// What of a batch is to be stored.
 #[derive(Debug)]
-pub enum Content {
+pub(crate) enum Content {
     /// These parts of the buffer.
     Runs(Vec<Range<usize>>),
     /// These clusters, one after the other; compressed ones take their bytes from `packed` in turn.
@@ -35,7 +35,7 @@ pub enum Content {
 
 /// A cluster of 64 KiB of guest bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cluster {
+pub(crate) enum Cluster {
     Zero,
     /// Stored as it is: it did not shrink.
     Plain,

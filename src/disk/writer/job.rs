@@ -8,7 +8,7 @@ use crate::disk::buffer::Buffer;
 /// A write that may be done at any time before `Writer::finish`, in any order. Offsets and
 /// lengths suit direct I/O.
 #[derive(Debug)]
-pub struct WriteJob {
+pub(crate) struct WriteJob {
     pub buffer: Buffer,
     /// Parts of the buffer and the file offsets they go to.
     pub parts: Vec<(u64, Range<usize>)>,
@@ -17,13 +17,13 @@ pub struct WriteJob {
 impl WriteJob {
     /// Bytes of memory it holds.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.buffer.len()
     }
 
     /// Whether it writes nothing.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 }

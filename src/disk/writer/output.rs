@@ -19,7 +19,7 @@ const FLUSH: u64 = 32 << 20;
 
 /// A file being written by several threads.
 #[derive(Debug)]
-pub struct Output<'a> {
+pub(crate) struct Output<'a> {
     file: &'a File,
     name: &'a str,
     control: &'a CopyControl,
@@ -33,13 +33,13 @@ impl<'a> Output<'a> {
     /// Takes an empty file open for reading and writing, and turns direct I/O on if it can. Nothing is written once
     /// `control` is cancelled.
     #[must_use]
-    pub fn new(file: &'a File, name: &'a str, control: &'a CopyControl, direct: bool) -> Self {
+    pub(crate) fn new(file: &'a File, name: &'a str, control: &'a CopyControl, direct: bool) -> Self {
         let direct = Mutex::new(direct && set_direct(file, true).is_ok());
         Self { file, name, control, direct, unflushed: AtomicU64::new(0) }
     }
 
     /// Writes `bytes` at `at`. With direct I/O on, both must be multiples of [`ALIGNMENT`](crate::disk::buffer::ALIGNMENT).
-    pub fn write(&self, bytes: &[u8], at: u64) -> Result<(), Error> {
+    pub(crate) fn write(&self, bytes: &[u8], at: u64) -> Result<(), Error> {
         self.control.check(self.name)?;
         let was_direct = self.is_direct();
         if let Err(first) = self.file.write_all_at(bytes, at) {
@@ -61,7 +61,7 @@ impl<'a> Output<'a> {
     }
 
     /// Turns direct I/O off, for a write that is not aligned or a second pass.
-    pub fn buffered(&self) -> Result<(), Error> {
+    pub(crate) fn buffered(&self) -> Result<(), Error> {
         let mut direct = self.direct.lock().expect("no holder of the flag panics");
         if *direct {
             set_direct(self.file, false).map_err(|e| self.failed(0, e.into()))?;
@@ -75,12 +75,12 @@ impl<'a> Output<'a> {
     }
 
     /// Sets the file's length.
-    pub fn set_len(&self, len: u64) -> Result<(), Error> {
+    pub(crate) fn set_len(&self, len: u64) -> Result<(), Error> {
         self.file.set_len(len).map_err(|e| self.failed(len, e))
     }
 
     /// Makes everything durable.
-    pub fn sync(&self) -> Result<(), Error> {
+    pub(crate) fn sync(&self) -> Result<(), Error> {
         self.control.check(self.name)?;
         self.file.sync_all().map_err(|e| self.failed(0, e))
     }

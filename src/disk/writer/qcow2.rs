@@ -36,7 +36,7 @@ const MAX_LAG: u64 = 4096;
 
 /// A qcow2 disk being written.
 #[derive(Debug)]
-pub struct Qcow2 {
+pub(crate) struct Qcow2 {
     size: u64,
     coding: Coding,
     zstd: bool,

@@ -12,7 +12,7 @@ use crate::disk::{Error, detect};
 
 /// A raw disk being written.
 #[derive(Debug)]
-pub struct Raw {
+pub(crate) struct Raw {
     size: u64,
     name: String,
     head: Vec<u8>,

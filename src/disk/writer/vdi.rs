@@ -40,7 +40,7 @@ const DYNAMIC: u32 = 1;
 
 /// A VDI being written.
 #[derive(Debug)]
-pub struct Vdi {
+pub(crate) struct Vdi {
     size: u64,
     /// Where the data begins.
     data: u64,

@@ -39,11 +39,11 @@ pub(crate) struct Death;
 pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -51,16 +51,16 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// Once in so many times.
-    pub fn once_in(&mut self, times: u64) -> bool {
+    pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 
-    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[usize::try_from(self.below(of.len() as u64)).expect("an index")]
     }
 }
@@ -137,7 +137,7 @@ impl Drop for Entered {
 
 impl Volume {
     /// The volume of all that lies below `root`, which is on the disk as it lies there.
-    pub fn new(root: &Path, seed: u64) -> Rc<Self> {
+    pub(crate) fn new(root: &Path, seed: u64) -> Rc<Self> {
         let volume = Rc::new(Self {
             root: root.to_owned(),
             random: RefCell::new(Random::new(seed)),
@@ -157,34 +157,34 @@ impl Volume {
     }
 
     /// Makes it the volume of this thread.
-    pub fn enter(self: &Rc<Self>) -> Entered {
+    pub(crate) fn enter(self: &Rc<Self>) -> Entered {
         CURRENT.set(Some(Rc::clone(self)));
         Entered
     }
 
-    pub fn fail(&self, fault: Option<Fault>) {
+    pub(crate) fn fail(&self, fault: Option<Fault>) {
         self.fault.set(fault);
     }
 
     /// The process dies before its so-manieth event from now.
-    pub fn die_in(&self, events: Option<u64>) {
+    pub(crate) fn die_in(&self, events: Option<u64>) {
         self.dies_at.set(events.map(|events| self.count.get() + events));
     }
 
-    pub fn free(&self) -> u64 {
+    pub(crate) fn free(&self) -> u64 {
         self.free.get()
     }
 
-    pub fn set_free(&self, bytes: u64) {
+    pub(crate) fn set_free(&self, bytes: u64) {
         self.free.set(bytes);
     }
 
-    pub fn changed_at(&self, inode: u64) -> i128 {
+    pub(crate) fn changed_at(&self, inode: u64) -> i128 {
         self.changed.borrow().get(&inode).copied().unwrap_or_default()
     }
 
     /// What another process does.
-    pub fn other<T>(&self, act: impl FnOnce() -> T) -> T {
+    pub(crate) fn other<T>(&self, act: impl FnOnce() -> T) -> T {
         let before = self.is_other.replace(true);
         let done = act();
         self.is_other.set(before);
@@ -192,21 +192,21 @@ impl Volume {
     }
 
     /// A file was written to or its mode changed.
-    pub fn touched(&self, inode: u64) {
+    pub(crate) fn touched(&self, inode: u64) {
         let now = i128::try_from(self.trace.borrow().len()).expect("a length");
         self.changed.borrow_mut().insert(inode, now);
     }
 
-    pub fn note(&self, line: String) {
+    pub(crate) fn note(&self, line: String) {
         self.trace.borrow_mut().push(line);
     }
 
-    pub fn trace(&self) -> Vec<String> {
+    pub(crate) fn trace(&self) -> Vec<String> {
         self.trace.borrow().clone()
     }
 
     /// A worker begins (or ends) to be at what lies below.
-    pub fn set_busy(&self, below: &Path, is_busy: bool) {
+    pub(crate) fn set_busy(&self, below: &Path, is_busy: bool) {
         let mut busy = self.busy.borrow_mut();
         if is_busy {
             busy.insert(below.to_owned());
@@ -216,7 +216,7 @@ impl Volume {
     }
 
     /// What may never happen, and did.
-    pub fn violation(&self) -> Option<String> {
+    pub(crate) fn violation(&self) -> Option<String> {
         self.violation.borrow().clone()
     }
 
@@ -242,7 +242,11 @@ impl Volume {
     }
 
     /// Does a change, unless it is to fail, and takes note of it.
-    pub fn through<T, E: From<Errno>>(&self, change: &Change, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    pub(crate) fn through<T, E: From<Errno>>(
+        &self,
+        change: &Change,
+        act: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         let change = Self::plain(change);
         if let Err(errno) = self.event(&self.text(&change)) {
             self.note(format!("fails: {errno}"));
@@ -339,14 +343,14 @@ impl Volume {
     }
 
     /// All that lies there is on the disk.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         let mut disk = self.disk.borrow_mut();
         *disk = Disk::default();
         record(&self.root, &mut disk);
     }
 
     /// The power goes, and comes back: what lies below the root is what was kept. Inodes of files stay.
-    pub fn cut(&self, keeps: Keeps) {
+    pub(crate) fn cut(&self, keeps: Keeps) {
         let mut random = self.random.borrow_mut();
         let mut disk = self.disk.replace(Disk::default());
         let pending = std::mem::take(&mut disk.pending);

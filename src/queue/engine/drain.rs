@@ -51,12 +51,12 @@ pub(super) struct Drain {
 
 impl Drain {
     /// What is queued now.
-    pub fn begin<'a>(ready: impl Iterator<Item = &'a Name>) -> Self {
+    pub(super) fn begin<'a>(ready: impl Iterator<Item = &'a Name>) -> Self {
         Self { names: ready.cloned().collect(), unsettled: HashSet::new() }
     }
 
     /// What an earlier run has remembered of the drain that is asked for.
-    pub fn resume(paths: &Paths, revision: i64) -> Option<Self> {
+    pub(super) fn resume(paths: &Paths, revision: i64) -> Option<Self> {
         let found = store::read_json::<Remembered>(&paths.daemon(), FILE, MAX_LENGTH).unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "what was queued when draining began is not known; all is drained");
             None
@@ -67,7 +67,7 @@ impl Drain {
     }
 
     /// Lets a later run know.
-    pub fn remember(&self, paths: &Paths, revision: i64) {
+    pub(super) fn remember(&self, paths: &Paths, revision: i64) {
         let names = self.names.iter().map(|name| name.as_ref().to_owned()).collect();
         if let Err(error) = store::write_json(&paths.daemon().join(FILE), &Remembered { revision, names }) {
             tracing::warn!(error = %chain(&error), "a restart will not know what was queued when draining began");
@@ -75,7 +75,7 @@ impl Drain {
     }
 
     /// Nothing is drained any more.
-    pub fn forget(paths: &Paths) {
+    pub(super) fn forget(paths: &Paths) {
         match volume::remove_file(&paths.daemon().join(FILE)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(%error, "cannot remove what was remembered of draining");
@@ -84,12 +84,12 @@ impl Drain {
         }
     }
 
-    pub fn contains(&self, primary: &str) -> bool {
+    pub(super) fn contains(&self, primary: &str) -> bool {
         self.names.contains(primary)
     }
 
     /// Takes note of what is in the directory, and of what of it is stable.
-    pub fn found<'a>(&mut self, ready: impl Iterator<Item = &'a Name>, is_there: impl Fn(&str) -> bool) {
+    pub(super) fn found<'a>(&mut self, ready: impl Iterator<Item = &'a Name>, is_there: impl Fn(&str) -> bool) {
         if !self.unsettled.is_empty() {
             let ready: HashSet<&Name> = ready.collect();
             self.unsettled.retain(|name| !ready.contains(name) && is_there(name));
@@ -97,7 +97,7 @@ impl Drain {
     }
 
     /// How many are still to be claimed.
-    pub fn left<'a>(&self, ready: impl Iterator<Item = &'a Name>) -> usize {
+    pub(super) fn left<'a>(&self, ready: impl Iterator<Item = &'a Name>) -> usize {
         self.unsettled.len() + ready.filter(|primary| self.contains(primary)).count()
     }
 }

@@ -60,11 +60,11 @@ impl Default for Digests {
 
 impl Digests {
     /// The next digest that was made.
-    pub async fn next(&mut self) -> Done {
+    pub(super) async fn next(&mut self) -> Done {
         self.receiver.recv().await.expect("this struct holds a sender itself")
     }
 
-    pub fn put(&mut self, (fingerprint, digest): Done) {
+    pub(super) fn put(&mut self, (fingerprint, digest): Done) {
         self.under_way.remove(&fingerprint);
         self.known.insert(fingerprint, digest);
     }

@@ -35,12 +35,12 @@ pub(super) struct Artifact {
 
 impl Artifact {
     /// Sum of its members' sizes.
-    pub fn size_bytes(&self) -> u64 {
+    pub(super) fn size_bytes(&self) -> u64 {
         self.members.iter().map(|member| member.size).sum()
     }
 
     /// This very state of these very files.
-    pub fn fingerprint(&self) -> Fingerprint {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
         self.members.iter().map(|member| (member.name.clone(), member.inode, member.size, member.mtime_ns)).collect()
     }
 }
@@ -97,7 +97,7 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub fn new(
+    pub(super) fn new(
         directory: PathBuf,
         look_interval: Duration,
         stable_timeout: Duration,
@@ -124,14 +124,14 @@ impl Intake {
     }
 
     /// An event spoke of this name.
-    pub fn hint(&mut self, name: &str, now: Duration) {
+    pub(super) fn hint(&mut self, name: &str, now: Duration) {
         if !self.settling.hint(name, now) {
             self.look_at(name, now);
         }
     }
 
     /// Looks at what is due.
-    pub fn look(&mut self, now: Duration) {
+    pub(super) fn look(&mut self, now: Duration) {
         if now >= self.next_scan {
             self.scan(now);
         }
@@ -141,13 +141,13 @@ impl Intake {
     }
 
     /// When something is due next.
-    pub fn wake(&self) -> Duration {
+    pub(super) fn wake(&self) -> Duration {
         let group = if self.is_dirty { Some(self.last_group + REGROUP) } else { self.next_group };
         [self.settling.next_look(), group].into_iter().flatten().fold(self.next_scan, Duration::min)
     }
 
     /// Makes the groups again where something changed. `elsewhere` tells of members that aren't in the directory.
-    pub fn group(&mut self, elsewhere: impl Fn(&str) -> Option<Elsewhere>, now: Duration) {
+    pub(super) fn group(&mut self, elsewhere: impl Fn(&str) -> Option<Elsewhere>, now: Duration) {
         let due = self.next_group.is_some_and(|at| at <= now);
         if !(self.is_dirty && now >= self.last_group + REGROUP || due) {
             return;
@@ -165,22 +165,22 @@ impl Intake {
     }
 
     /// Primaries of the artifacts that may be claimed, the first seen first.
-    pub fn ready(&self) -> impl ExactSizeIterator<Item = &Name> {
+    pub(super) fn ready(&self) -> impl ExactSizeIterator<Item = &Name> {
         self.ready.iter().map(|ready| &ready.primary)
     }
 
     /// Whether the directory may hold this name, stable or not.
-    pub fn may_hold(&self, name: &str) -> bool {
+    pub(super) fn may_hold(&self, name: &str) -> bool {
         self.scan_failed || self.entries.contains_key(name)
     }
 
     /// One of [`Intake::ready`], by its place there.
-    pub fn primary_at(&self, index: usize) -> Option<&Name> {
+    pub(super) fn primary_at(&self, index: usize) -> Option<&Name> {
         self.ready.get(index).map(|ready| &ready.primary)
     }
 
     /// The artifact of [`Intake::primary_at`].
-    pub fn ready_at(&self, index: usize) -> Option<Artifact> {
+    pub(super) fn ready_at(&self, index: usize) -> Option<Artifact> {
         let Ready { primary, companions, failure } = self.ready.get(index)?;
         let names = std::iter::once(primary).chain(companions);
         let members = names.filter_map(|name| self.entries.get(name)).map(|seen| seen.entry.clone()).collect();
@@ -188,22 +188,22 @@ impl Intake {
     }
 
     /// Conversions that are to give their member back.
-    pub fn recalls(&mut self) -> Vec<Recall> {
+    pub(super) fn recalls(&mut self) -> Vec<Recall> {
         std::mem::take(&mut self.recalls)
     }
 
     /// Files that are seen and not stable.
-    pub fn unsettled(&self) -> usize {
+    pub(super) fn unsettled(&self) -> usize {
         self.settling.unsettled()
     }
 
     /// Whether everything that lies there is stable and grouped.
-    pub fn is_at_rest(&self) -> bool {
+    pub(super) fn is_at_rest(&self) -> bool {
         !self.is_dirty && !self.scan_failed && self.unsettled() == 0
     }
 
     /// The artifact was taken out of the directory.
-    pub fn claimed(&mut self, artifact: &Artifact) {
+    pub(super) fn claimed(&mut self, artifact: &Artifact) {
         for member in &artifact.members {
             self.drop_entry(&member.name);
         }
@@ -211,7 +211,7 @@ impl Intake {
     }
 
     /// The artifact changed under our hands: its members settle anew.
-    pub fn disturbed(&mut self, artifact: &Artifact, now: Duration) {
+    pub(super) fn disturbed(&mut self, artifact: &Artifact, now: Duration) {
         self.claimed(artifact);
         self.is_dirty = true;
         for member in &artifact.members {
@@ -220,13 +220,13 @@ impl Intake {
     }
 
     /// These sources stay where they are, converted.
-    pub fn leave(&mut self, left: &[LeftSource]) {
+    pub(super) fn leave(&mut self, left: &[LeftSource]) {
         self.left.extend(left.iter().map(|source| (source.path.clone(), source.clone())));
         self.is_dirty = true;
     }
 
     /// What is elsewhere changed: the groups may be others.
-    pub fn regroup(&mut self) {
+    pub(super) fn regroup(&mut self) {
         self.is_dirty = true;
     }
 
@@ -325,7 +325,7 @@ impl Intake {
     }
 
     /// Whether all of these were converted and stay where they are.
-    pub fn are_left(&self, members: &[Member]) -> bool {
+    pub(super) fn are_left(&self, members: &[Member]) -> bool {
         members.iter().all(|member| {
             self.left.get(&member.name).is_some_and(|left| {
                 left.inode == member.inode && left.size_bytes == member.size_bytes && left.mtime_ns == member.mtime_ns

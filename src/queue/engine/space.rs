@@ -36,18 +36,18 @@ pub(super) struct Space {
 
 impl Space {
     /// What is missing, as it was announced.
-    pub fn shortage(&self) -> Option<Shortage> {
+    pub(super) fn shortage(&self) -> Option<Shortage> {
         self.told
     }
 
     /// When free space is looked at next.
-    pub fn next_look(&self) -> Option<Duration> {
+    pub(super) fn next_look(&self) -> Option<Duration> {
         self.next_look
     }
 
     /// An attempt found no room: it is not tried again before the next look but one, for a quota doesn't show in what is
     /// free.
-    pub fn hold(&mut self) {
+    pub(super) fn hold(&mut self) {
         if self.next_look.is_none() {
             self.is_new = true;
             self.next_look = Some(Duration::ZERO);
@@ -55,7 +55,7 @@ impl Space {
     }
 
     /// Somebody found no room in an earlier run.
-    pub fn look_now(&mut self) {
+    pub(super) fn look_now(&mut self) {
         self.next_look.get_or_insert(Duration::ZERO);
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 /// Changes that make a queue wrong.
 #[expect(clippy::too_many_lines, reason = "a table")]
-pub fn queues() -> Vec<(Value, &'static str)> {
+pub(super) fn queues() -> Vec<(Value, &'static str)> {
     vec![
         (
             json!({"metadata": {"name": "a-queue-whose-name-has-forty-one-characters"}}),
@@ -226,7 +226,7 @@ pub fn queues() -> Vec<(Value, &'static str)> {
 }
 
 /// Changes that make a conversion wrong.
-pub fn conversions() -> Vec<(Value, &'static str)> {
+pub(super) fn conversions() -> Vec<(Value, &'static str)> {
     vec![
         (
             json!({"metadata": {"name": "a-conversion-whose-name-has-more-than-52-characters-1"}}),
@@ -308,7 +308,7 @@ pub fn conversions() -> Vec<(Value, &'static str)> {
 }
 
 /// Changes that a stored queue must not take.
-pub fn queue_changes() -> Vec<(Value, &'static str)> {
+pub(super) fn queue_changes() -> Vec<(Value, &'static str)> {
     vec![
         (
             json!({"spec": {"queue": {"subPath": "elsewhere"}}}),
@@ -326,7 +326,7 @@ pub fn queue_changes() -> Vec<(Value, &'static str)> {
 }
 
 /// Changes that a stored conversion must not take.
-pub fn conversion_changes() -> Vec<(Value, &'static str)> {
+pub(super) fn conversion_changes() -> Vec<(Value, &'static str)> {
     vec![
         (
             json!({"spec": {"source": {"path": "web02.ova"}}}),
@@ -348,7 +348,7 @@ pub fn conversion_changes() -> Vec<(Value, &'static str)> {
 }
 
 /// Changes that leave a queue in order.
-pub fn good_queues() -> Vec<Value> {
+pub(super) fn good_queues() -> Vec<Value> {
     vec![
         json!({}),
         json!({"metadata": {"name": "a-queue-of-exactly-forty-characters-name"}}),
@@ -371,7 +371,7 @@ pub fn good_queues() -> Vec<Value> {
 }
 
 /// Changes that leave a conversion in order.
-pub fn good_conversions() -> Vec<Value> {
+pub(super) fn good_conversions() -> Vec<Value> {
     vec![
         json!({}),
         json!({"spec": {"source": {"path": ".errors/web01.ova"}}}),

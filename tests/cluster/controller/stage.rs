@@ -28,7 +28,7 @@ use crate::harness::{Cluster, Namespace, Need};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One test's part of the cluster.
-pub struct Stage {
+pub(crate) struct Stage {
     config: kube::Config,
     client: Client,
     pub namespace: Namespace,
@@ -58,7 +58,7 @@ impl Drop for Stage {
 
 impl Stage {
     /// A fresh namespace under a controller; `None` where no API server can be had.
-    pub async fn open(test: &str) -> Option<Self> {
+    pub(crate) async fn open(test: &str) -> Option<Self> {
         Self::open_where(
             test,
             Need::ControlPlane,
@@ -68,14 +68,14 @@ impl Stage {
     }
 
     /// The same where this is to be had, with this image of the workers.
-    pub async fn open_where(test: &str, need: Need, image: Image) -> Option<Self> {
+    pub(crate) async fn open_where(test: &str, need: Need, image: Image) -> Option<Self> {
         let mut stage = Self::empty(test, need).await?;
         stage.controller = control(&stage.config, &stage.namespace.name, image);
         Some(stage)
     }
 
     /// A fresh namespace that no controller looks at yet.
-    pub async fn empty(test: &str, need: Need) -> Option<Self> {
+    pub(crate) async fn empty(test: &str, need: Need) -> Option<Self> {
         let cluster = Cluster::shared(need)?;
         let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("hyper2kvm=debug").try_init();
         let name = format!("controller-{test}");
@@ -85,24 +85,24 @@ impl Stage {
     }
 
     /// Ends the controller, and starts another in its place with this image of the workers.
-    pub async fn replace_controller(&mut self, image: Image) {
+    pub(crate) async fn replace_controller(&mut self, image: Image) {
         self.controller.abort();
         let _ = (&mut self.controller).await;
         self.controller = control(&self.config, &self.namespace.name, image);
     }
 
-    pub fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+    pub(crate) fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), &self.namespace.name)
     }
 
-    pub async fn get<K>(&self, name: &str) -> K
+    pub(crate) async fn get<K>(&self, name: &str) -> K
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
     {
         self.api::<K>().get(name).await.unwrap()
     }
 
-    pub async fn exists<K>(&self, name: &str) -> bool
+    pub(crate) async fn exists<K>(&self, name: &str) -> bool
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
     {
@@ -110,7 +110,7 @@ impl Stage {
     }
 
     /// Waits until an object is as it should be, and returns it.
-    pub async fn until<K>(&self, name: &str, holds: impl Fn(&K) -> bool + Send + Sync) -> K
+    pub(crate) async fn until<K>(&self, name: &str, holds: impl Fn(&K) -> bool + Send + Sync) -> K
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -129,7 +129,7 @@ impl Stage {
     }
 
     /// Waits until an object is gone.
-    pub async fn gone<K>(&self, name: &str)
+    pub(crate) async fn gone<K>(&self, name: &str)
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -146,7 +146,7 @@ impl Stage {
     }
 
     /// A queue whose workers no node takes: their pods are played here.
-    pub async fn queue(&self, name: &str, spec: &Value) {
+    pub(crate) async fn queue(&self, name: &str, spec: &Value) {
         let mut object = json!({
             "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": name},
             "spec": {
@@ -161,7 +161,7 @@ impl Stage {
     }
 
     /// A conversion as a watcher makes it.
-    pub async fn conversion(&self, name: &str, queue: &str) {
+    pub(crate) async fn conversion(&self, name: &str, queue: &str) {
         self.apply(&json!({
             "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
             "spec": {"queueRef": {"name": queue}, "source": {"path": "web01.ova", "sizeBytes": 7}},
@@ -170,7 +170,7 @@ impl Stage {
     }
 
     /// A conversion of this path, as a person asks for it.
-    pub async fn request(&self, name: &str, queue: &str, path: &str) {
+    pub(crate) async fn request(&self, name: &str, queue: &str, path: &str) {
         self.apply(&json!({
             "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
             "spec": {"queueRef": {"name": queue}, "source": {"path": path}},
@@ -187,7 +187,7 @@ impl Stage {
         api.create(&kube::api::PostParams::default(), &object).await.unwrap();
     }
 
-    pub async fn merge<K>(&self, name: &str, change: &Value)
+    pub(crate) async fn merge<K>(&self, name: &str, change: &Value)
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
     {
@@ -195,7 +195,7 @@ impl Stage {
     }
 
     /// The watcher's part: the work directory of this attempt exists.
-    pub async fn staged(&self, name: &str, attempt: u32) {
+    pub(crate) async fn staged(&self, name: &str, attempt: u32) {
         let patch = json!({
             "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
             "status": {"staged": attempt},
@@ -205,7 +205,7 @@ impl Stage {
     }
 
     /// Name of the pod that the Job controller made for a Job.
-    pub async fn pod_of(&self, job: &str) -> String {
+    pub(crate) async fn pod_of(&self, job: &str) -> String {
         let params = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
         timeout(PATIENCE, async {
             loop {
@@ -220,7 +220,7 @@ impl Stage {
     }
 
     /// When an event of this reason, with these words in it, was first told of an object, once it is; in whole seconds.
-    pub async fn first_event(&self, object: &str, reason: &str, words: &str) -> Timestamp {
+    pub(crate) async fn first_event(&self, object: &str, reason: &str, words: &str) -> Timestamp {
         let params = ListParams::default().fields(&format!("involvedObject.name={object},reason={reason}"));
         timeout(PATIENCE, async {
             loop {
@@ -237,7 +237,7 @@ impl Stage {
     }
 
     /// The kubelet's part: the container of this Job's pod runs. Returns the pod's name.
-    pub async fn run_pod(&self, job: &str) -> String {
+    pub(crate) async fn run_pod(&self, job: &str) -> String {
         let pod = self.pod_of(job).await;
         let status = json!({"status": {"phase": "Running", "containerStatuses": [{
             "name": "worker", "image": "", "imageID": "", "ready": true, "restartCount": 0,
@@ -248,7 +248,7 @@ impl Stage {
     }
 
     /// The kubelet's part: the pod of this Job ended. Returns the pod's name.
-    pub async fn end_pod(&self, job: &str, code: i32, message: &str) -> String {
+    pub(crate) async fn end_pod(&self, job: &str, code: i32, message: &str) -> String {
         let pod = self.pod_of(job).await;
         let status = json!({"status": {"phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": [{
             "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 0,
@@ -261,7 +261,7 @@ impl Stage {
     }
 
     /// Runs the queue's watcher on directories below `root`, on a thread of its own, until the test ends.
-    pub async fn watch(&self, queue: &str, root: &Path) {
+    pub(crate) async fn watch(&self, queue: &str, root: &Path) {
         let object = self.get::<HyperConversion>(queue).await;
         for directory in ["queue", "output", "run", "secrets"] {
             std::fs::create_dir_all(root.join(directory)).unwrap();
@@ -289,7 +289,7 @@ impl Stage {
     }
 
     /// Waits until a file is there, and returns what is in it.
-    pub async fn file(&self, path: &Path) -> Vec<u8> {
+    pub(crate) async fn file(&self, path: &Path) -> Vec<u8> {
         let there = async {
             loop {
                 match std::fs::read(path) {
@@ -302,7 +302,7 @@ impl Stage {
     }
 
     /// All conversions, as soon as they are as wanted.
-    pub async fn conversions_once(&self, wanted: impl Fn(&[ConversionJob]) -> bool) -> Vec<ConversionJob> {
+    pub(crate) async fn conversions_once(&self, wanted: impl Fn(&[ConversionJob]) -> bool) -> Vec<ConversionJob> {
         timeout(PATIENCE, async {
             loop {
                 let all = self.api::<ConversionJob>().list(&ListParams::default()).await.unwrap().items;
@@ -317,7 +317,7 @@ impl Stage {
     }
 
     /// Where the one conversion of a queue is, once the watcher has made it.
-    pub async fn first_conversion(&self) -> String {
+    pub(crate) async fn first_conversion(&self) -> String {
         self.conversions_once(|all| !all.is_empty()).await[0].name_any()
     }
 }

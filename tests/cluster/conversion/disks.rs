@@ -10,7 +10,7 @@ use std::process::Command;
 use crate::harness::{left_out, run};
 
 /// A guest's disk of some MiB: data by its seed, and holes.
-pub fn guest(mib: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn guest(mib: usize, seed: u64) -> Vec<u8> {
     let mut disk = vec![0; mib << 20];
     let mut state = seed | 1;
     for (number, grain) in disk.chunks_mut(64 << 10).enumerate() {
@@ -29,7 +29,7 @@ pub fn guest(mib: usize, seed: u64) -> Vec<u8> {
 }
 
 /// Whether a guest would find these bytes on the disk, by QEMU's word.
-pub fn holds(disk: &Path, truth: &[u8]) {
+pub(crate) fn holds(disk: &Path, truth: &[u8]) {
     if Command::new("qemu-img").arg("--version").output().is_err() {
         return left_out("comparing the disks: qemu-img is missing (Debian: qemu-utils)");
     }

@@ -27,21 +27,26 @@ use tokio::time::timeout;
 use crate::harness::{Cluster, Namespace, Need, in_tree, run};
 
 /// How long anything may take on a machine that is busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The image's user and its group.
 const IMAGE_USER: u32 = 65532;
 
 /// What Helm installed; uninstalled when nobody needs it any more.
 #[derive(Debug)]
-pub struct Release {
+pub(crate) struct Release {
     cluster: &'static Cluster,
     namespace: Arc<Namespace>,
 }
 
 impl Release {
     /// Installs the chart in `namespace`; it watches whatever namespace there is, unless `values` name some.
-    pub fn install(cluster: &'static Cluster, image: &str, namespace: Arc<Namespace>, values: &[String]) -> Arc<Self> {
+    pub(crate) fn install(
+        cluster: &'static Cluster,
+        image: &str,
+        namespace: Arc<Namespace>,
+        values: &[String],
+    ) -> Arc<Self> {
         let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");
         let release = Arc::new(Self { cluster, namespace });
         let name = &release.namespace.name;
@@ -72,7 +77,7 @@ impl Drop for Release {
 
 /// The operator, and a namespace that it watches.
 #[derive(Debug)]
-pub struct Operator {
+pub(crate) struct Operator {
     pub cluster: &'static Cluster,
     release: Arc<Release>,
     /// Where the queues are.
@@ -83,7 +88,7 @@ impl Operator {
     /// The one that the tests of a run share, each a process of its own: the first of them installs it, and it goes with
     /// the cluster. On a cluster that somebody else runs each test has its own. `None` (and a loud line) where no pods
     /// run.
-    pub fn shared() -> Option<Arc<Self>> {
+    pub(crate) fn shared() -> Option<Arc<Self>> {
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
         let Some(mut record) = Record::open(cluster) else { return Self::own("conversion") };
@@ -101,14 +106,19 @@ impl Operator {
     }
 
     /// One for this test, which does something to it; otherwise like [`Operator::shared`].
-    pub fn own(test: &str) -> Option<Arc<Self>> {
+    pub(crate) fn own(test: &str) -> Option<Arc<Self>> {
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
         Some(Arc::new(Self::install(cluster, &image, cluster.namespace(test), None)))
     }
 
     /// Installs the chart in `release` to watch `namespace`, or in that itself.
-    pub fn install(cluster: &'static Cluster, image: &str, namespace: Namespace, release: Option<Namespace>) -> Self {
+    pub(crate) fn install(
+        cluster: &'static Cluster,
+        image: &str,
+        namespace: Namespace,
+        release: Option<Namespace>,
+    ) -> Self {
         let namespace = Arc::new(namespace);
         let release = release.map_or_else(|| Arc::clone(&namespace), Arc::new);
         let watched = format!("--set=watchNamespaces={{{}}}", namespace.name);
@@ -116,16 +126,16 @@ impl Operator {
     }
 
     /// What is installed already, in another namespace that it watches.
-    pub fn within(release: &Arc<Release>, namespace: Namespace) -> Self {
+    pub(crate) fn within(release: &Arc<Release>, namespace: Namespace) -> Self {
         Self { cluster: release.cluster, release: Arc::clone(release), namespace: Arc::new(namespace) }
     }
 
     /// Where the chart is installed.
-    pub fn release(&self) -> &Namespace {
+    pub(crate) fn release(&self) -> &Namespace {
         &self.release.namespace
     }
 
-    pub fn kubectl(&self) -> Command {
+    pub(crate) fn kubectl(&self) -> Command {
         self.namespace.kubectl()
     }
 }
@@ -140,14 +150,14 @@ impl Drop for Operator {
 }
 
 /// What says which namespace the shared operator of a run is in; locked as long as it is open.
-pub struct Record {
+pub(crate) struct Record {
     cluster: &'static Cluster,
     file: File,
 }
 
 impl Record {
     /// `None` for a cluster that somebody else runs.
-    pub fn open(cluster: &'static Cluster) -> Option<Self> {
+    pub(crate) fn open(cluster: &'static Cluster) -> Option<Self> {
         let path = cluster.state.as_ref()?.join("operator");
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path).unwrap();
         file.lock().unwrap();
@@ -178,7 +188,7 @@ impl Record {
     }
 
     /// Takes down what is installed, by this run or by an earlier one.
-    pub fn uninstall(&mut self) {
+    pub(crate) fn uninstall(&mut self) {
         let Some((_, name)) = self.read() else { return };
         self.file.set_len(0).unwrap();
         let namespace = Arc::new(Namespace { cluster: self.cluster, name, is_shared: false });
@@ -193,7 +203,7 @@ fn is_kept() -> bool {
 }
 
 /// A queue on a volume of the node, as its user sees it.
-pub struct Queue {
+pub(crate) struct Queue {
     pub operator: Arc<Operator>,
     pub name: String,
     /// The volume, which holds `queue/` and `output/`.
@@ -212,12 +222,12 @@ impl Drop for Queue {
 
 impl Queue {
     /// A queue of the shared operator, watched. `spec` is laid over the smallest one.
-    pub async fn open(name: &str, spec: Value, annotations: Value) -> Option<Self> {
+    pub(crate) async fn open(name: &str, spec: Value, annotations: Value) -> Option<Self> {
         Some(Self::open_with(&Operator::shared()?, name, &spec, &annotations).await)
     }
 
     /// The same of any operator.
-    pub async fn open_with(operator: &Arc<Operator>, name: &str, spec: &Value, annotations: &Value) -> Self {
+    pub(crate) async fn open_with(operator: &Arc<Operator>, name: &str, spec: &Value, annotations: &Value) -> Self {
         let queue = Self::prepare(operator, name, (IMAGE_USER, 0)).await;
         queue.declare(spec, annotations);
         queue.ready();
@@ -225,12 +235,17 @@ impl Queue {
     }
 
     /// Volume and claim, with directories of this user and group.
-    pub async fn prepare(operator: &Arc<Operator>, name: &str, owner: (u32, u32)) -> Self {
+    pub(crate) async fn prepare(operator: &Arc<Operator>, name: &str, owner: (u32, u32)) -> Self {
         Self::prepare_with(operator, name, owner, "ReadWriteMany").await
     }
 
     /// The same with a claim of this access mode.
-    pub async fn prepare_with(operator: &Arc<Operator>, name: &str, (user, group): (u32, u32), mode: &str) -> Self {
+    pub(crate) async fn prepare_with(
+        operator: &Arc<Operator>,
+        name: &str,
+        (user, group): (u32, u32),
+        mode: &str,
+    ) -> Self {
         let volume = operator.namespace.volume(name, mode);
         for directory in ["queue", "output"] {
             let directory = volume.join(directory);
@@ -242,7 +257,7 @@ impl Queue {
     }
 
     /// Another queue, which sees the same directories by a claim of its own.
-    pub async fn beside(&self, name: &str) -> Self {
+    pub(crate) async fn beside(&self, name: &str) -> Self {
         self.operator.namespace.claim(name, "ReadWriteMany", &self.volume);
         let client = self.operator.cluster.client().await;
         let operator = Arc::clone(&self.operator);
@@ -250,7 +265,7 @@ impl Queue {
     }
 
     /// Makes the `HyperConversion`.
-    pub fn declare(&self, spec: &Value, annotations: &Value) {
+    pub(crate) fn declare(&self, spec: &Value, annotations: &Value) {
         let path = |directory| json!({"claimName": self.name, "subPath": directory});
         let mut whole = json!({"queue": path("queue"), "output": path("output")});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
@@ -262,18 +277,18 @@ impl Queue {
     }
 
     /// Waits until it is watched.
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         let object = format!("hconv/{}", self.name);
         run(self.kubectl().args(["wait", "--for=condition=Ready", "--timeout=90s", &object]));
     }
 
     /// Name of the watcher's pod.
-    pub fn pod(&self) -> String {
+    pub(crate) fn pod(&self) -> String {
         format!("{}-watcher-0", self.name)
     }
 
     /// Waits until a condition has this status and reason.
-    pub async fn says(&self, kind: &str, status: &str, reason: &str) -> String {
+    pub(crate) async fn says(&self, kind: &str, status: &str, reason: &str) -> String {
         let found = |queue: &HyperConversion| {
             let conditions = queue.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
             conditions.into_iter().find(|c| c.type_ == kind && c.status == status && c.reason == reason)
@@ -282,36 +297,36 @@ impl Queue {
         found(&queue).unwrap().message
     }
 
-    pub fn api<K>(&self) -> Api<K>
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &self.operator.namespace.name)
     }
 
-    pub fn kubectl(&self) -> Command {
+    pub(crate) fn kubectl(&self) -> Command {
         self.operator.kubectl()
     }
 
     /// A path below the watched directory.
-    pub fn queue(&self, path: &str) -> PathBuf {
+    pub(crate) fn queue(&self, path: &str) -> PathBuf {
         self.volume.join("queue").join(path)
     }
 
     /// A path below the output directory.
-    pub fn output(&self, path: &str) -> PathBuf {
+    pub(crate) fn output(&self, path: &str) -> PathBuf {
         self.volume.join("output").join(path)
     }
 
     /// Brings a file into the queue whole, as a finished upload is.
-    pub fn bring(&self, name: &str, content: &[u8]) {
+    pub(crate) fn bring(&self, name: &str, content: &[u8]) {
         let upload = self.volume.join(format!("{name}.upload"));
         fs::write(&upload, content).unwrap();
         fs::rename(upload, self.queue(name)).unwrap();
     }
 
     /// Waits until an object is as wanted.
-    pub async fn until<K>(&self, name: &str, what: &str, wanted: impl Fn(&K) -> bool) -> K
+    pub(crate) async fn until<K>(&self, name: &str, what: &str, wanted: impl Fn(&K) -> bool) -> K
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
@@ -334,7 +349,7 @@ impl Queue {
     }
 
     /// Waits until something on the volume is so.
-    pub async fn eventually(&self, what: &str, wanted: impl Fn() -> bool) {
+    pub(crate) async fn eventually(&self, what: &str, wanted: impl Fn() -> bool) {
         let seen = timeout(PATIENCE, async {
             while !wanted() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -361,7 +376,7 @@ impl Queue {
         text
     }
 
-    pub async fn conversions(&self) -> Vec<ConversionJob> {
+    pub(crate) async fn conversions(&self) -> Vec<ConversionJob> {
         let of_queue = ListParams::default().fields(&format!("spec.queueRef.name={}", self.name));
         let mut all = self.api::<ConversionJob>().list(&of_queue).await.unwrap().items;
         for conversion in &mut all {
@@ -371,7 +386,12 @@ impl Queue {
     }
 
     /// The newest conversion of a file, once it is as wanted.
-    pub async fn conversion(&self, source: &str, what: &str, wanted: impl Fn(&ConversionJob) -> bool) -> ConversionJob {
+    pub(crate) async fn conversion(
+        &self,
+        source: &str,
+        what: &str,
+        wanted: impl Fn(&ConversionJob) -> bool,
+    ) -> ConversionJob {
         let made = timeout(PATIENCE, async {
             loop {
                 let mut of_source = self.conversions().await;
@@ -390,7 +410,7 @@ impl Queue {
     }
 
     /// The newest conversion of a file, once it is over in this way.
-    pub async fn ended(&self, source: &str, phase: JobPhase) -> ConversionJob {
+    pub(crate) async fn ended(&self, source: &str, phase: JobPhase) -> ConversionJob {
         self.conversion(source, &format!("{phase:?}"), |conversion| {
             let status = conversion.status.clone().unwrap_or_default();
             let is_reported = status.conditions.iter().any(|c| c.type_ == "Succeeded" && c.status != "Unknown");
@@ -400,7 +420,7 @@ impl Queue {
     }
 
     /// Waits until the queue's counters are these: succeeded, failed, duplicates, retried, cancelled.
-    pub async fn counted(&self, totals: [u64; 5]) {
+    pub(crate) async fn counted(&self, totals: [u64; 5]) {
         let what = format!("counting {totals:?}");
         self.until::<HyperConversion>(&self.name, &what, |queue| {
             let counted = queue.status.as_ref().and_then(|status| status.totals);
@@ -410,19 +430,19 @@ impl Queue {
     }
 
     /// Changes the object as `kubectl patch` and `kubectl annotate` do.
-    pub fn patch(&self, change: &Value) {
+    pub(crate) fn patch(&self, change: &Value) {
         let change = change.to_string();
         run(self.kubectl().args(["patch", "hconv", &self.name, "--type=merge", "--patch", &change]));
     }
 
     /// Waits until this is asked of the queue.
-    pub async fn asked(&self, run_state: RunState) {
+    pub(crate) async fn asked(&self, run_state: RunState) {
         let what = format!("{run_state:?}");
         self.until::<HyperConversion>(&self.name, &what, |queue| queue.spec.run_state == run_state).await;
     }
 
     /// Waits until the API server answers.
-    pub async fn reachable(&self) {
+    pub(crate) async fn reachable(&self) {
         let asked = timeout(PATIENCE, async {
             while self.api::<Pod>().list(&ListParams::default().limit(1)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -432,19 +452,19 @@ impl Queue {
     }
 
     /// What `hyper2kvmctl` prints in the queue's pod.
-    pub fn ctl(&self, word: &str) -> String {
+    pub(crate) fn ctl(&self, word: &str) -> String {
         run(self.kubectl().args(["exec", &self.pod(), "-c", "sidecar", "--", "hyper2kvmctl", word]))
     }
 
     /// The same while it may be refused.
-    pub fn try_ctl(&self, words: &[&str]) -> Vec<u8> {
+    pub(crate) fn try_ctl(&self, words: &[&str]) -> Vec<u8> {
         let mut exec = self.kubectl();
         exec.args(["exec", &self.pod(), "-c", "sidecar", "--", "hyper2kvmctl"]).args(words);
         exec.output().unwrap().stdout
     }
 
     /// Kills a container of the queue's pod, and waits until it is there again.
-    pub async fn kill(&self, container: &str) {
+    pub(crate) async fn kill(&self, container: &str) {
         let restarts = |pod: &Pod| {
             let status = pod.status.clone().unwrap_or_default();
             let mut all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
@@ -456,14 +476,14 @@ impl Queue {
     }
 
     /// Names of the batch Jobs of a conversion that are there.
-    pub async fn jobs_of(&self, conversion: &ConversionJob) -> Vec<String> {
+    pub(crate) async fn jobs_of(&self, conversion: &ConversionJob) -> Vec<String> {
         let label = format!("hyper2kvm.io/conversion={}", conversion.name_any());
         let jobs = self.api::<Job>().list(&ListParams::default().labels(&label)).await.unwrap();
         jobs.items.iter().map(ResourceExt::name_any).collect()
     }
 
     /// What lies beside a source in `.errors/`.
-    pub fn error_file(&self, name: &str) -> Value {
+    pub(crate) fn error_file(&self, name: &str) -> Value {
         let path = self.queue(".errors").join(format!("{name}.error.json"));
         let text = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         serde_json::from_slice(&text).unwrap()
@@ -471,28 +491,28 @@ impl Queue {
 }
 
 /// Gives a directory to this user and group, and to nobody else.
-pub fn own(directory: &Path, (user, group): (u32, u32)) {
+pub(crate) fn own(directory: &Path, (user, group): (u32, u32)) {
     chown(directory, Some(user), Some(group)).unwrap();
     fs::set_permissions(directory, fs::Permissions::from_mode(0o770)).unwrap();
 }
 
 /// Whether an attempt's pod was seen running.
-pub fn runs(conversion: &ConversionJob) -> bool {
+pub(crate) fn runs(conversion: &ConversionJob) -> bool {
     pod_of(conversion).is_some()
 }
 
 /// The pod of the attempt that is under way.
-pub fn pod_of(conversion: &ConversionJob) -> Option<String> {
+pub(crate) fn pod_of(conversion: &ConversionJob) -> Option<String> {
     conversion.status.as_ref()?.state.open_attempt()?.pod_name.clone()
 }
 
 /// How each attempt ended.
-pub fn reasons(conversion: &ConversionJob) -> Vec<Option<Reason>> {
+pub(crate) fn reasons(conversion: &ConversionJob) -> Vec<Option<Reason>> {
     conversion.status.iter().flat_map(|status| &status.state.attempts).map(|attempt| attempt.reason).collect()
 }
 
 /// Regular files below a directory with their paths from there, in order.
-pub fn files(directory: &Path) -> Vec<String> {
+pub(crate) fn files(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut open = vec![directory.to_owned()];
     while let Some(place) = open.pop() {

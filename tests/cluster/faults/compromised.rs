@@ -53,7 +53,7 @@ fn metadata(file: &str) -> String {
 }
 
 /// The token that a pod on our node has, as the kubelet keeps it.
-pub fn token(cluster: &Cluster, pod: &Pod) -> String {
+pub(super) fn token(cluster: &Cluster, pod: &Pod) -> String {
     let pods = cluster.state.as_ref().unwrap().join("kubelet/pods");
     let volumes = pods.join(pod.uid().unwrap()).join("volumes/kubernetes.io~projected");
     let volume = fs::read_dir(&volumes).unwrap().next().unwrap().unwrap();

@@ -9,7 +9,7 @@ use hyper2kvm::cluster::api;
 use serde_json::{Map, Value, json};
 
 /// Writes a schema for every kind of `swagger`, and for both of ours, under the names that kubeconform looks for.
-pub fn write(swagger: &Path, directory: &Path) {
+pub(super) fn write(swagger: &Path, directory: &Path) {
     let text = fs::read(swagger).expect("a file that was just checked");
     let swagger: Value = serde_json::from_slice(&text).expect("an OpenAPI description is JSON");
     let mut definitions = swagger["definitions"].as_object().expect("a description has definitions").clone();

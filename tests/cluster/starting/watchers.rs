@@ -13,7 +13,7 @@ use crate::controller::stage::Stage;
 use crate::harness::Need;
 
 /// What the condition `WatcherAvailable` says, once it has this reason and its message holds `words`.
-pub async fn unavailable(stage: &Stage, queue: &str, reason: &str, words: &str) -> String {
+pub(super) async fn unavailable(stage: &Stage, queue: &str, reason: &str, words: &str) -> String {
     let message = |queue: &HyperConversion| {
         let said = condition(&queue.status.as_ref()?.conditions, "WatcherAvailable")?.clone();
         (said.status == "False" && said.reason == reason && said.message.contains(words)).then_some(said.message)

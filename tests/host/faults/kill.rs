@@ -280,7 +280,7 @@ fn visible(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
-pub fn flat_descriptor(extent: &str, sectors: u64) -> String {
+pub(super) fn flat_descriptor(extent: &str, sectors: u64) -> String {
     format!(
         "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\n\
          # Extent description\nRW {sectors} FLAT \"{extent}\" 0\n\n# The Disk Data Base\n#DDB\n\

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// A call that succeeded. Its number is that of the trace's line in which it began, or ended.
 #[derive(Debug)]
-pub struct Call {
+pub(super) struct Call {
     /// Number of the thread that made it.
     pub thread: String,
     pub began: usize,
@@ -19,7 +19,7 @@ pub struct Call {
 }
 
 /// Reads what `strace -f -y` wrote.
-pub fn read(trace: &str) -> Vec<Call> {
+pub(super) fn read(trace: &str) -> Vec<Call> {
     let mut unfinished: HashMap<&str, (usize, String)> = HashMap::new();
     let mut calls = Vec::new();
     for (line, text) in trace.lines().enumerate() {
@@ -90,35 +90,35 @@ fn described(text: &str) -> Option<PathBuf> {
 }
 
 impl Call {
-    pub fn writes(&self) -> bool {
+    pub(super) fn writes(&self) -> bool {
         ["write", "pwrite", "writev", "ftruncate", "fallocate", "copy_file_range"]
             .iter()
             .any(|name| self.name.starts_with(name))
     }
 
-    pub fn syncs(&self) -> bool {
+    pub(super) fn syncs(&self) -> bool {
         self.name == "fsync" || self.name == "fdatasync"
     }
 
-    pub fn moves(&self) -> bool {
+    pub(super) fn moves(&self) -> bool {
         self.name.starts_with("rename") || self.name.starts_with("link")
     }
 
-    pub fn creates(&self) -> bool {
+    pub(super) fn creates(&self) -> bool {
         self.name.starts_with("mkdir") || self.name.starts_with("open") && self.arguments.contains("O_CREAT")
     }
 
-    pub fn removes(&self) -> bool {
+    pub(super) fn removes(&self) -> bool {
         self.name.starts_with("unlink") || self.name.starts_with("rmdir")
     }
 
     /// Whether it writes so many zeros over the beginning of a file.
-    pub fn blanks(&self, bytes: usize) -> bool {
+    pub(super) fn blanks(&self, bytes: usize) -> bool {
         let zeros = "\\0".repeat(bytes);
         self.name == "pwrite64" && self.arguments.ends_with(&format!(", \"{zeros}\", {bytes}, 0"))
     }
 
-    pub fn is_of(&self, path: &Path) -> bool {
+    pub(super) fn is_of(&self, path: &Path) -> bool {
         self.paths.first().is_some_and(|first| first == path)
     }
 }

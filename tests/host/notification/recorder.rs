@@ -8,7 +8,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Log lines of this thread while it lives.
-pub struct Log {
+pub(super) struct Log {
     lines: Lines,
     _guard: DefaultGuard,
 }
@@ -17,7 +17,7 @@ pub struct Log {
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    pub fn collect() -> Self {
+    pub(super) fn collect() -> Self {
         let lines = Lines::default();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(lines.clone())
@@ -30,12 +30,12 @@ impl Log {
     }
 
     /// Everything, of every level and of every library.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8(self.lines.0.lock().expect("nobody panicked with it").clone()).expect("UTF-8")
     }
 
     /// The lines that begin so.
-    pub fn lines(&self, level: &str) -> Vec<String> {
+    pub(super) fn lines(&self, level: &str) -> Vec<String> {
         self.text()
             .lines()
             .filter_map(|line| line.trim_start().strip_prefix(level))

@@ -44,7 +44,7 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub fn start(
+    pub(super) fn start(
         runtime: &Handle,
         remote: Remote,
         signals: Option<Signals>,
@@ -76,7 +76,7 @@ impl Services {
     }
 
     /// To be called outside any runtime. Answers what is on its way, writes the last statistics, gives the directories up.
-    pub fn end(self, runtime: Runtime) {
+    pub(super) fn end(self, runtime: Runtime) {
         self.shutdown.cancel();
         let snapshot = self.remote.snapshot();
         log_summary(&snapshot);
@@ -175,7 +175,7 @@ pub(super) struct Signals {
 
 impl Signals {
     /// Must be called within a runtime.
-    pub fn listen() -> Option<Self> {
+    pub(super) fn listen() -> Option<Self> {
         Some(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -184,7 +184,7 @@ impl Signals {
     }
 
     /// Waits for one that says to stop.
-    pub async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

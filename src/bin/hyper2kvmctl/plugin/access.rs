@@ -9,14 +9,14 @@ use kube::{Api, Client, Config};
 use super::Refusal;
 
 /// One namespace of one cluster.
-pub struct Access {
+pub(super) struct Access {
     client: Client,
     pub namespace: String,
 }
 
 impl Access {
     /// By the kubeconfig, as kubectl would; in a pod by its service account.
-    pub async fn open(context: Option<String>, namespace: Option<String>) -> Result<Self, Refusal> {
+    pub(super) async fn open(context: Option<String>, namespace: Option<String>) -> Result<Self, Refusal> {
         let config = match context {
             None => Config::infer().await.map_err(|error| {
                 format!("no cluster to talk to: {error}; set KUBECONFIG, or try `kubectl config get-contexts`")
@@ -32,20 +32,20 @@ impl Access {
         Ok(Self { client: Client::try_from(config)?, namespace })
     }
 
-    pub fn queues(&self) -> Api<HyperConversion> {
+    pub(super) fn queues(&self) -> Api<HyperConversion> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    pub fn conversions(&self) -> Api<ConversionJob> {
+    pub(super) fn conversions(&self) -> Api<ConversionJob> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    pub fn pods(&self) -> Api<Pod> {
+    pub(super) fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
     /// An error about a queue, for a person.
-    pub fn about_queue(&self, queue: &str, error: kube::Error) -> Refusal {
+    pub(super) fn about_queue(&self, queue: &str, error: kube::Error) -> Refusal {
         let namespace = &self.namespace;
         match error {
             kube::Error::Api(status) if status.code == 404 => format!(
@@ -58,7 +58,7 @@ impl Access {
     }
 
     /// An error about a conversion, for a person.
-    pub fn about_conversion(&self, conversion: &str, error: kube::Error) -> Refusal {
+    pub(super) fn about_conversion(&self, conversion: &str, error: kube::Error) -> Refusal {
         let namespace = &self.namespace;
         match error {
             kube::Error::Api(status) if status.code == 404 => format!(
@@ -72,7 +72,7 @@ impl Access {
 }
 
 /// The API server's own words, without what surrounds them.
-pub fn told(error: kube::Error) -> Refusal {
+pub(super) fn told(error: kube::Error) -> Refusal {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone().into(),
         error => error.into(),

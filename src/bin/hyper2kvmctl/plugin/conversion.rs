@@ -21,7 +21,7 @@ use super::{NAME, Printer, Refusal};
 const REFRESH: Duration = Duration::from_secs(2);
 
 /// Shows what is not finished; on a terminal again and again.
-pub async fn top(access: &Access, queue: &str, once: bool, printer: Printer) -> Result<(), Refusal> {
+pub(super) async fn top(access: &Access, queue: &str, once: bool, printer: Printer) -> Result<(), Refusal> {
     access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
     let again = !once && !printer.is_json && io::stdout().is_terminal();
     loop {
@@ -83,7 +83,7 @@ fn row(conversion: &ConversionJob, now: Timestamp) -> Vec<String> {
 }
 
 /// Makes a new conversion of the source that an old one left.
-pub async fn retry(access: &Access, conversion: &str, printer: Printer) -> Result<(), Refusal> {
+pub(super) async fn retry(access: &Access, conversion: &str, printer: Printer) -> Result<(), Refusal> {
     let old = access.conversions().get(conversion).await.map_err(|error| access.about_conversion(conversion, error))?;
     let new = again(&old, RandomState::new().hash_one(conversion))?;
     let params = PostParams { field_manager: Some(NAME.to_owned()), ..PostParams::default() };

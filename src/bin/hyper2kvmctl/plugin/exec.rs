@@ -19,7 +19,7 @@ use super::{Printer, Refusal};
 const IN_FLIGHT: usize = 1 << 20;
 
 /// Uploads `file` into `queue`.
-pub async fn put(
+pub(super) async fn put(
     access: &Access,
     file: &Path,
     queue: &str,
@@ -58,7 +58,7 @@ pub async fn put(
 }
 
 /// Downloads the disks of `conversion` into `directory`.
-pub async fn get(access: &Access, conversion: &str, directory: &Path, printer: Printer) -> Result<(), Refusal> {
+pub(super) async fn get(access: &Access, conversion: &str, directory: &Path, printer: Printer) -> Result<(), Refusal> {
     let found =
         access.conversions().get(conversion).await.map_err(|error| access.about_conversion(conversion, error))?;
     let queue = &found.spec.queue_ref.name;

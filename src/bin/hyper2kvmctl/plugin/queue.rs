@@ -14,7 +14,7 @@ use super::access::{Access, told};
 use super::table::{age, or_dash, table};
 use super::{NAME, Printer, Refusal};
 
-pub async fn status(access: &Access, queue: Option<&str>, printer: Printer) -> Result<(), Refusal> {
+pub(super) async fn status(access: &Access, queue: Option<&str>, printer: Printer) -> Result<(), Refusal> {
     let queues = match queue {
         Some(name) => vec![access.queues().get(name).await.map_err(|error| access.about_queue(name, error))?],
         None => access.queues().list(&ListParams::default()).await.map_err(told)?.items,
@@ -89,7 +89,7 @@ fn remarks(queue: &HyperConversion) -> String {
     text
 }
 
-pub async fn stats(access: &Access, queue: &str, printer: Printer) -> Result<(), Refusal> {
+pub(super) async fn stats(access: &Access, queue: &str, printer: Printer) -> Result<(), Refusal> {
     let found = access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
     let status = found.status.unwrap_or_default();
     printer.print(&status, || figures(queue, &status, Timestamp::now()))
@@ -119,7 +119,12 @@ fn figures(queue: &str, status: &HyperConversionStatus, now: Timestamp) -> Strin
     format!("📊 {queue}:\n{lines}")
 }
 
-pub async fn ask_for(access: &Access, queue: &str, run_state: RunState, printer: Printer) -> Result<(), Refusal> {
+pub(super) async fn ask_for(
+    access: &Access,
+    queue: &str,
+    run_state: RunState,
+    printer: Printer,
+) -> Result<(), Refusal> {
     let patch = json!({ "spec": { "runState": run_state } });
     let params = PatchParams { field_manager: Some(NAME.to_owned()), ..PatchParams::default() };
     let changed = access

@@ -6,7 +6,7 @@ use hyper2kvm::conversion::options::ByteSize;
 use jiff::{SignedDuration, Timestamp};
 
 /// Lines with `header` above them, columns three spaces apart.
-pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for row in rows {
@@ -19,17 +19,17 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
 }
 
 /// What is not known yet.
-pub fn or_dash(value: Option<impl ToString>) -> String {
+pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// Whole bytes in a binary unit.
-pub fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
 /// How long ago, in kubectl's manner: its two largest units at most.
-pub fn age(since: Option<Timestamp>, now: Timestamp) -> String {
+pub(super) fn age(since: Option<Timestamp>, now: Timestamp) -> String {
     let Some(since) = since else { return "-".to_owned() };
     let seconds = now.duration_since(since).max(SignedDuration::ZERO).as_secs();
     match seconds {

@@ -15,7 +15,7 @@ const BUFFER: usize = 256 << 10;
 
 /// Why a transfer did not come to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum TransferError {
+pub(super) enum TransferError {
     #[error("cannot read {path}")]
     Read {
         path: String,
@@ -49,7 +49,7 @@ pub enum TransferError {
 
 /// How a transfer ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// Whole, in place, and with this digest on both ends.
     Done { sha256: String },
     /// The digests differ, and what was transferred is gone. Where `resumed`, the part that was there already may have
@@ -58,7 +58,7 @@ pub enum Outcome {
 }
 
 /// Sends the file at `path`, which has `size` bytes.
-pub async fn upload(
+pub(super) async fn upload(
     path: &Path,
     size: u64,
     output: &mut (impl AsyncBufRead + Unpin),
@@ -105,7 +105,7 @@ pub async fn upload(
 }
 
 /// An unfinished download: what is there of it, whose digest goes on with what comes.
-pub struct Unfinished {
+pub(super) struct Unfinished {
     file: File,
     path: String,
     have: u64,
@@ -114,7 +114,7 @@ pub struct Unfinished {
 
 impl Unfinished {
     /// Opens `path`, going on with what an interrupted download left there.
-    pub fn open(path: &Path) -> Result<Self, TransferError> {
+    pub(super) fn open(path: &Path) -> Result<Self, TransferError> {
         let shown = path.display().to_string();
         let failed = |source| TransferError::Write { path: shown.clone(), source };
         let mut file =
@@ -126,12 +126,12 @@ impl Unfinished {
     }
 
     /// First byte that is missing.
-    pub const fn have(&self) -> u64 {
+    pub(super) const fn have(&self) -> u64 {
         self.have
     }
 
     /// Forgets what was there.
-    pub fn restart(&mut self) -> Result<(), TransferError> {
+    pub(super) fn restart(&mut self) -> Result<(), TransferError> {
         let cut = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         cut.map_err(|source| TransferError::Write { path: self.path.clone(), source })?;
         (self.have, self.hasher) = (0, Sha256::new());
@@ -140,7 +140,7 @@ impl Unfinished {
 
     /// Takes what the far end sends from byte [`have`](Self::have) on; `path` is this very file's. It gets the name
     /// `target` once it is whole, checked and on disk, and replaces nothing.
-    pub async fn download(
+    pub(super) async fn download(
         mut self,
         path: &Path,
         target: &Path,

@@ -10,12 +10,12 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use crate::cluster::api::{HyperConversion, PodSecurity, VolumePath};
 
 /// Name of the volume that holds the queue.
-pub const QUEUE_VOLUME: &str = "queue";
+pub(super) const QUEUE_VOLUME: &str = "queue";
 /// Name of the volume that holds the output, where it is another claim than the queue's.
 const OUTPUT_VOLUME: &str = "output";
 
 /// The pod's half of the restricted profile, with the users and groups of the specification.
-pub fn pod_security(wanted: &PodSecurity) -> PodSecurityContext {
+pub(super) fn pod_security(wanted: &PodSecurity) -> PodSecurityContext {
     PodSecurityContext {
         run_as_non_root: Some(true),
         run_as_user: wanted.run_as_user,
@@ -30,7 +30,7 @@ pub fn pod_security(wanted: &PodSecurity) -> PodSecurityContext {
 }
 
 /// The container's half of the restricted profile.
-pub fn container_security() -> SecurityContext {
+pub(super) fn container_security() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
@@ -40,7 +40,7 @@ pub fn container_security() -> SecurityContext {
 }
 
 /// One volume for each claim: a claim that holds both directories is mounted from one volume.
-pub fn claim_volumes(queue: &HyperConversion) -> Vec<Volume> {
+pub(super) fn claim_volumes(queue: &HyperConversion) -> Vec<Volume> {
     let claim = |name: &str, path: &VolumePath| Volume {
         name: name.to_owned(),
         persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
@@ -57,7 +57,7 @@ pub fn claim_volumes(queue: &HyperConversion) -> Vec<Volume> {
 }
 
 /// Name of the volume that holds the output.
-pub fn output_volume(queue: &HyperConversion) -> &'static str {
+pub(super) fn output_volume(queue: &HyperConversion) -> &'static str {
     if shares_claim(queue) { QUEUE_VOLUME } else { OUTPUT_VOLUME }
 }
 
@@ -66,13 +66,13 @@ fn shares_claim(queue: &HyperConversion) -> bool {
 }
 
 /// A directory of a volume: `below` under the specification's own path.
-pub fn sub_path(path: &VolumePath, below: &str) -> Option<String> {
+pub(super) fn sub_path(path: &VolumePath, below: &str) -> Option<String> {
     let parts: Vec<_> = [path.sub_path.as_str(), below].into_iter().filter(|part| !part.is_empty()).collect();
     (!parts.is_empty()).then(|| parts.join("/"))
 }
 
 /// Mounts a volume.
-pub fn mount(volume: &str, path: &str, sub_path: Option<String>, read_only: bool) -> VolumeMount {
+pub(super) fn mount(volume: &str, path: &str, sub_path: Option<String>, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: volume.to_owned(),
         mount_path: path.to_owned(),
@@ -83,7 +83,7 @@ pub fn mount(volume: &str, path: &str, sub_path: Option<String>, read_only: bool
 }
 
 /// An empty directory of at most `size`; in memory if `medium` says so.
-pub fn empty_dir(name: &str, size: &str, medium: Option<&str>) -> Volume {
+pub(super) fn empty_dir(name: &str, size: &str, medium: Option<&str>) -> Volume {
     Volume {
         name: name.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
@@ -95,12 +95,12 @@ pub fn empty_dir(name: &str, size: &str, medium: Option<&str>) -> Volume {
 }
 
 /// A variable with a value.
-pub fn env(name: &str, value: impl Into<String>) -> EnvVar {
+pub(super) fn env(name: &str, value: impl Into<String>) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.into()), value_from: None }
 }
 
 /// A variable with a field of the pod itself.
-pub fn env_field(name: &str, field: &str) -> EnvVar {
+pub(super) fn env_field(name: &str, field: &str) -> EnvVar {
     let field = ObjectFieldSelector { field_path: field.to_owned(), api_version: Some("v1".to_owned()) };
     let value_from = Some(EnvVarSource { field_ref: Some(field), ..EnvVarSource::default() });
     EnvVar { name: name.to_owned(), value: None, value_from }

@@ -79,7 +79,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub fn new(
+    pub(super) fn new(
         is_cluster: bool,
         paths: Paths,
         policy: RetryPolicy,
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// The engine's process is gone, and on one host all workers with it.
-    pub fn engine_died(&mut self) {
+    pub(super) fn engine_died(&mut self) {
         if self.is_cluster {
             return;
         }
@@ -121,7 +121,7 @@ impl World {
     }
 
     /// The machine is gone: no worker has outlived it.
-    pub fn machine_died(&mut self) {
+    pub(super) fn machine_died(&mut self) {
         self.engine_died();
         let ids: Vec<ConversionId> = self.known.keys().cloned().collect();
         for id in ids {
@@ -135,14 +135,14 @@ impl World {
     }
 
     /// Some conversion, of those that have not ended.
-    pub fn some(&mut self) -> Option<ConversionId> {
+    pub(super) fn some(&mut self) -> Option<ConversionId> {
         let ids: Vec<ConversionId> =
             self.known.iter().filter(|(_, known)| !known.status.is_terminal()).map(|(id, _)| id.clone()).collect();
         (!ids.is_empty()).then(|| ids[usize::try_from(self.random.below(ids.len() as u64)).expect("an index")].clone())
     }
 
     /// Somebody deletes the object of a conversion.
-    pub fn delete(&mut self, id: &ConversionId) {
+    pub(super) fn delete(&mut self, id: &ConversionId) {
         if let Some(known) = self.known.get_mut(id) {
             known.is_gone = true;
             // Its pod is told to go, too, and takes a moment.
@@ -154,7 +154,7 @@ impl World {
     }
 
     /// Somebody asks for a file by its path.
-    pub fn ask(&mut self, path: &str) {
+    pub(super) fn ask(&mut self, path: &str) {
         let id = ConversionId::for_file(path, self.time.random());
         let request = Request {
             id: id.clone(),
@@ -166,11 +166,11 @@ impl World {
         self.asked.insert(id, request);
     }
 
-    pub fn has_asked(&self) -> bool {
+    pub(super) fn has_asked(&self) -> bool {
         !self.asked.is_empty()
     }
 
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.known.values().all(|known| known.work.is_none())
     }
 
@@ -339,7 +339,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub fn new(world: Rc<RefCell<World>>, ledger: ledger::Writer) -> Self {
+    pub(super) fn new(world: Rc<RefCell<World>>, ledger: ledger::Writer) -> Self {
         Self { world, ledger, outbox: VecDeque::new(), late: Vec::new() }
     }
 

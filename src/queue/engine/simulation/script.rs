@@ -64,7 +64,7 @@ pub(super) struct Script {
 const SPAN_MS: u64 = 60_000;
 
 impl Script {
-    pub fn of(random: &mut Random) -> Self {
+    pub(super) fn of(random: &mut Random) -> Self {
         let is_cluster = random.once_in(2);
         let policy = RetryPolicy {
             enabled: !random.once_in(8),

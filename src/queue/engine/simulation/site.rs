@@ -51,7 +51,7 @@ pub(super) struct Site {
 type Check = Result<(), String>;
 
 impl Site {
-    pub fn new(paths: Paths, volume: Rc<Volume>, time: Simulated, random: Random) -> Self {
+    pub(super) fn new(paths: Paths, volume: Rc<Volume>, time: Simulated, random: Random) -> Self {
         Self {
             paths,
             volume,
@@ -70,13 +70,13 @@ impl Site {
     }
 
     /// Drops a file of a name of its own.
-    pub fn drop_file(&mut self) {
+    pub(super) fn drop_file(&mut self) {
         let name = format!("vm{}.raw", self.dropped);
         self.put(&name, "", false);
     }
 
     /// Drops a file of a name that was dropped before, unless one of that name waits.
-    pub fn drop_again(&mut self) {
+    pub(super) fn drop_again(&mut self) {
         if self.names.is_empty() {
             return self.drop_file();
         }
@@ -88,7 +88,7 @@ impl Site {
     }
 
     /// Drops a descriptor and its extent.
-    pub fn drop_group(&mut self) {
+    pub(super) fn drop_group(&mut self) {
         let n = self.dropped;
         let (name, extent) = (format!("vm{n}.vmdk"), format!("vm{n}-flat.vmdk"));
         let text = format!(
@@ -161,7 +161,7 @@ impl Site {
         self.some(&queue)
     }
 
-    pub fn rename(&mut self) {
+    pub(super) fn rename(&mut self) {
         let Some((path, mark)) = self.some_waiting() else { return };
         let to = self.paths.queue().join(format!("renamed{}.raw", self.random.below(1000)));
         if to.exists() {
@@ -173,7 +173,7 @@ impl Site {
     }
 
     /// Moves a file from `.errors/` back into the queue.
-    pub fn retry(&mut self) {
+    pub(super) fn retry(&mut self) {
         let Some((path, mark)) = self.some(&self.paths.errors()) else { return };
         let to = self.paths.queue().join(path.file_name().expect("a file"));
         if to.exists() {
@@ -192,21 +192,21 @@ impl Site {
         });
     }
 
-    pub fn grow(&mut self) {
+    pub(super) fn grow(&mut self) {
         let Some((path, mark)) = self.some_waiting() else { return };
         let file = File::options().append(true).open(&path).expect("a file of ours");
         self.lengthen(&mark, &file, &path);
     }
 
     /// Changes a file in `.errors/`.
-    pub fn correct(&mut self) {
+    pub(super) fn correct(&mut self) {
         let Some((path, mark)) = self.some(&self.paths.errors()) else { return };
         let file = File::options().append(true).open(&path).expect("a file of ours");
         self.lengthen(&mark, &file, &path);
     }
 
     /// Writes to a file wherever it is now.
-    pub fn write_on(&mut self) {
+    pub(super) fn write_on(&mut self) {
         let marks: Vec<String> = self
             .sources
             .iter()
@@ -243,14 +243,14 @@ impl Site {
         self.touch(mark);
     }
 
-    pub fn chmod(&mut self) {
+    pub(super) fn chmod(&mut self) {
         let Some((path, mark)) = self.some_waiting() else { return };
         self.volume.note(format!("mode changed: {mark}"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file of ours");
         self.volume.touched(fs::metadata(&path).expect("a file of ours").ino());
     }
 
-    pub fn remove(&mut self) {
+    pub(super) fn remove(&mut self) {
         let Some((path, mark)) = self.some_waiting() else { return };
         self.volume.note(format!("removed: {mark}"));
         self.volume.other(|| {
@@ -264,7 +264,7 @@ impl Site {
     }
 
     /// A name in the queue that can be asked for.
-    pub fn some_name(&mut self) -> Option<String> {
+    pub(super) fn some_name(&mut self) -> Option<String> {
         let (path, mark) = self.some_waiting()?;
         // Whoever asks gets, whatever became of it before.
         self.touch(&mark);
@@ -279,18 +279,18 @@ impl Site {
     }
 
     /// After the power was gone nobody holds a file open.
-    pub fn power_was_cut(&mut self) {
+    pub(super) fn power_was_cut(&mut self) {
         for source in self.sources.values_mut() {
             source.open = None;
         }
     }
 
-    pub fn holds_no_claim(&self) -> bool {
+    pub(super) fn holds_no_claim(&self) -> bool {
         names(&self.paths.processing()).iter().all(|name| name.starts_with('.'))
     }
 
     /// Every source lies in one place below the queue, under one name or, where a move was cut short, under two.
-    pub fn check_places(&self, is_end: bool) -> Check {
+    pub(super) fn check_places(&self, is_end: bool) -> Check {
         let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
         let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for path in files(self.paths.queue(), true) {
@@ -321,7 +321,7 @@ impl Site {
     }
 
     /// Published directories, each of them whole: marks of what they were made of.
-    pub fn check_published(&self) -> Result<Vec<Vec<String>>, String> {
+    pub(super) fn check_published(&self) -> Result<Vec<Vec<String>>, String> {
         let mut published = Vec::new();
         for day in names(self.paths.output()).iter().filter(|name| !name.starts_with('.')) {
             for stem in names(&self.paths.output().join(day)) {
@@ -360,7 +360,7 @@ impl Site {
     }
 
     /// Everything has come to rest: where it should, and counted.
-    pub fn check_end(&self, world: &World, ledger: &mut Ledger, script: &super::script::Script) -> Check {
+    pub(super) fn check_end(&self, world: &World, ledger: &mut Ledger, script: &super::script::Script) -> Check {
         self.check_places(true)?;
         let published = self.check_published()?;
         for below in [self.paths.processing(), self.paths.work()] {
