@@ -35,6 +35,8 @@ pub struct Config {
     pub file_stable_timeout: Duration,
     /// How long an extent waits for its descriptor.
     pub companion_timeout: Duration,
+    /// How long a file must stand still whose writer nobody can see and whose format does not tell; zero: not at all.
+    pub quiet_period: Duration,
     /// Whether an attempt is refused where Landlock can't contain it.
     pub require_landlock: bool,
     /// Whether sources of finished conversions are moved to `.processed/`.
@@ -76,6 +78,7 @@ impl Default for Config {
             max_concurrent_jobs: 3,
             file_stable_timeout: Duration::from_secs(30),
             companion_timeout: Duration::from_secs(3600),
+            quiet_period: Duration::from_secs(60),
             require_landlock: false,
             archive_processed: true,
             deduplication: Deduplication::NameAndSize,

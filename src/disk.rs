@@ -11,6 +11,7 @@ mod copy;
 pub mod descriptor;
 mod detect;
 mod digest;
+pub mod ending;
 mod error;
 mod extent;
 mod fields;

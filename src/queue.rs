@@ -5,6 +5,7 @@
 //! what is to happen is recorded first (claim.json, or the ledger's row), then done, and doing it again after a
 //! crash ends in the same place.
 
+pub mod arrival;
 pub mod claim;
 pub mod companions;
 pub mod dispose;
@@ -17,3 +18,4 @@ pub mod probe;
 pub mod publish;
 pub mod scan;
 pub mod settle;
+pub mod writers;

@@ -224,6 +224,7 @@ fn settings(queue: &HyperConversion, paths: Paths) -> Result<Settings, InvalidSe
         look_interval: look_interval(),
         file_stable_timeout: seconds(spec.file_stable_timeout_seconds),
         companion_timeout: seconds(spec.companion_timeout_seconds),
+        quiet_period: seconds(spec.quiet_period_seconds),
         policy: spec.retry_policy.policy()?,
         options: spec.conversion.options()?,
         zone: TimeZone::UTC,

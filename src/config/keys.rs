@@ -32,6 +32,7 @@ pub(super) const KEYS: &[Key] = &[
     key("", "max_concurrent_jobs", &[]),
     key("", "file_stable_timeout", &[]),
     key("", "companion_timeout", &[]),
+    key("", "quiet_period", &[]),
     key("", "max_virtual_size", &[]),
     key("", "require_landlock", &[]),
     key("", "archive_processed", &[]),

@@ -71,6 +71,7 @@ work_dir: /scratch
 max-concurrent-jobs: 7
 file_stable_timeout: 12.5
 companion_timeout: 60
+quiet_period: 5
 max_virtual_size: 2T
 require_landlock: yes
 archive_processed: off
@@ -136,6 +137,7 @@ notifications:
         max_concurrent_jobs: 7,
         file_stable_timeout: Duration::from_millis(12_500),
         companion_timeout: Duration::from_secs(60),
+        quiet_period: Duration::from_secs(5),
         require_landlock: true,
         archive_processed: false,
         deduplication: Deduplication::Md5,

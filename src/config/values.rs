@@ -31,6 +31,7 @@ pub(super) fn config(layers: &mut Layers) -> Result<Config, ConfigError> {
             .map_or(default.max_concurrent_jobs, |n| usize::try_from(n).expect("at most 1000")),
         file_stable_timeout: seconds(layers, "", "file_stable_timeout")?.unwrap_or(default.file_stable_timeout),
         companion_timeout: seconds(layers, "", "companion_timeout")?.unwrap_or(default.companion_timeout),
+        quiet_period: seconds(layers, "", "quiet_period")?.unwrap_or(default.quiet_period),
         require_landlock: flag(layers, "", "require_landlock")?.unwrap_or(default.require_landlock),
         archive_processed: flag(layers, "", "archive_processed")?.unwrap_or(default.archive_processed),
         deduplication: deduplication(layers)?,

@@ -6,6 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use super::ConversionId;
 
+/// What told that an artifact had arrived whole, the weakest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::Display)]
+pub enum Witness {
+    /// Its writer: it closed the file, or renamed it to its name.
+    Writer,
+    /// Its format: the mark that closes such a file is there.
+    Format,
+    /// Nobody: it stood still for the quiet period.
+    Quiet,
+}
+
 /// One file of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -36,6 +47,10 @@ pub struct Claim {
     /// Every member, the primary first, the others in the order of their names.
     pub members: Vec<Member>,
     pub claimed_at: Timestamp,
+    /// What told that every member had arrived whole: the weakest witness of all members. Absent where they were
+    /// claimed at a person's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_by: Option<Witness>,
     /// Whether domain.xml is written beside the disks, where the conversion says otherwise than its queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emit_domain_xml: Option<bool>,

@@ -49,6 +49,11 @@ pub(super) fn open(region: &Region, limit: u64) -> Result<Vmdk, Error> {
     with_header(region, header, true)
 }
 
+/// Whether the footer that closes a stream is there; `None` where the tables lie in front, and the end tells nothing.
+pub(super) fn has_end(region: &Region) -> Option<bool> {
+    header::has_footer(region).ok().flatten()
+}
+
 /// Opens one part of a split sparse disk (twoGbMaxExtentSparse). The caller has checked the descriptor that names it and
 /// says that it has `size` bytes.
 ///

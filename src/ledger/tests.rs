@@ -26,6 +26,7 @@ fn claim(name: &str, random: u32) -> Claim {
         primary: name.to_owned(),
         members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7 }],
         claimed_at: at(1_000),
+        complete_by: None,
         emit_domain_xml: None,
         date: "1970-01-01".to_owned(),
     }

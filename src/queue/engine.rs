@@ -35,6 +35,7 @@ use crate::files::placement::PlacementError;
 use crate::files::store::StoreError;
 
 mod advance;
+mod arrivals;
 mod claim;
 mod control;
 mod decide;
@@ -58,7 +59,8 @@ pub use world::World;
 
 use drain::Drain;
 use duplicates::Digests;
-use intake::Intake;
+use events::Hints;
+use intake::{Intake, Pace};
 use requests::Requests;
 use space::Space;
 
@@ -113,6 +115,8 @@ pub struct Settings {
     pub look_interval: Duration,
     pub file_stable_timeout: Duration,
     pub companion_timeout: Duration,
+    /// How long a file must stand still whose writer nobody can see and whose format does not tell.
+    pub quiet_period: Duration,
     pub policy: RetryPolicy,
     pub options: ConversionOptions,
     /// Whose calendar names the directories.
@@ -232,13 +236,13 @@ impl Conversion {
 
 impl<E: Executor> Engine<E> {
     /// Recovers what an earlier run left, and makes the engine that goes on from there. Whoever calls holds the
-    /// locks of both directories. `hints` are names that file events spoke of.
+    /// locks of both directories. `hints` are what file events speak of.
     pub async fn start(
         settings: Settings,
         executor: E,
         ledger: ledger::Writer,
         notifier: Notifier,
-        hints: mpsc::Receiver<String>,
+        hints: Hints,
         started: Timestamp,
     ) -> Result<(Self, Remote)> {
         let (left, paused, totals, history) = ledger
@@ -248,13 +252,14 @@ impl<E: Executor> Engine<E> {
         let view = Snapshot { run_state, totals, recent_completed: history, ..Snapshot::new(started) };
         let (snapshot, receiver) = watch::channel(view.clone());
         let (sender, commands) = mpsc::unbounded_channel();
-        let intake = Intake::new(
-            settings.paths.queue().to_owned(),
-            settings.look_interval,
-            settings.file_stable_timeout,
-            settings.companion_timeout,
-            left,
-        );
+        let pace = Pace {
+            look_interval: settings.look_interval,
+            stable_timeout: settings.file_stable_timeout,
+            companion_timeout: settings.companion_timeout,
+            quiet_period: settings.quiet_period,
+        };
+        let Hints { names: hints, writers } = hints;
+        let intake = Intake::new(settings.paths.queue().to_owned(), pace, writers, left, settings.world.clone());
         let drain = match &settings.home {
             Home::Cluster { revision, .. } if run_state == RunState::Draining => {
                 Drain::resume(&settings.paths, *revision)

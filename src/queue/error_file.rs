@@ -202,6 +202,7 @@ mod tests {
             primary: member.name.clone(),
             members: vec![member],
             claimed_at: Timestamp::UNIX_EPOCH,
+            complete_by: None,
             emit_domain_xml: None,
             date: "2026-01-17".to_owned(),
         };

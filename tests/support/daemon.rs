@@ -77,7 +77,10 @@ impl Site {
         let log = self.dir.path().join(format!("log-{start}"));
         let config = self.dir.path().join("daemon.yaml");
         let (queue, output) = (self.queue(), self.output());
-        let text = format!("watch_dir: {}\noutput_dir: {}\n{}\n", queue.display(), output.display(), self.config);
+        // What lies there before the daemon has no writer that it could see.
+        let quiet = if self.config.contains("quiet_period") { "" } else { "quiet_period: 0\n" };
+        let (queue, output) = (queue.display(), output.display());
+        let text = format!("watch_dir: {queue}\noutput_dir: {output}\n{quiet}{}\n", self.config);
         fs::write(&config, text).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
             .args(["daemon", "--config"])

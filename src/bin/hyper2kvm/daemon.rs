@@ -276,6 +276,7 @@ fn settings(config: &Config, paths: Paths) -> Settings {
         look_interval: look_interval(),
         file_stable_timeout: config.file_stable_timeout,
         companion_timeout: config.companion_timeout,
+        quiet_period: config.quiet_period,
         policy: config.retry_policy,
         options: config.conversion.clone(),
         zone: TimeZone::system(),

@@ -93,6 +93,11 @@ pub struct HyperConversionSpec {
     #[serde(default = "defaults::companion_timeout_seconds")]
     #[schemars(range(min = 1, max = 2_592_000))]
     pub companion_timeout_seconds: u32,
+    /// Seconds that a file must stand still whose writer nobody can see (it writes from another node, or was there
+    /// before the watcher) and whose format does not tell whether it is whole. 0: such a file is taken like any other.
+    #[serde(default = "defaults::quiet_period_seconds")]
+    #[schemars(range(min = 0, max = 86_400))]
+    pub quiet_period_seconds: u32,
     /// Whether converted sources go to .processed/DATE/; else they stay in place, and are not converted again.
     #[serde(default = "defaults::archive_processed")]
     pub archive_processed: bool,
@@ -147,6 +152,10 @@ mod defaults {
 
     pub(super) const fn companion_timeout_seconds() -> u32 {
         3600
+    }
+
+    pub(super) const fn quiet_period_seconds() -> u32 {
+        60
     }
 
     pub(super) const fn archive_processed() -> bool {

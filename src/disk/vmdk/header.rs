@@ -112,6 +112,21 @@ pub(super) fn bytes(sectors: u32) -> u64 {
     u64::from(sectors) * SECTOR
 }
 
+/// Whether the announced footer is there; `None` where none is announced.
+///
+/// # Errors
+/// As reading the header does.
+pub(super) fn has_footer(region: &Region) -> Result<Option<bool>, Error> {
+    if Fields::read(region, 0)?.directory != GD_AT_END {
+        return Ok(None);
+    }
+    match read_footer(region) {
+        Ok(_) => Ok(Some(true)),
+        Err(error) if error.reason == Reason::Truncated => Ok(Some(false)),
+        Err(error) => Err(error),
+    }
+}
+
 fn read_footer(region: &Region) -> Result<(Fields, u64), Error> {
     let missing = || Error::truncated(region.name(), region.len(), "the footer that the header announces is missing");
     let marker_at = region.len().checked_sub(FOOTER_FROM_END).ok_or_else(missing)?;

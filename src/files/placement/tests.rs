@@ -25,6 +25,7 @@ fn claim(dir: &TempDir, names: &[&str]) -> (Claim, PathBuf, PathBuf) {
         primary: names[0].to_owned(),
         members: members.collect(),
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
+        complete_by: None,
         emit_domain_xml: None,
         date: "2026-01-17".to_owned(),
     };

@@ -177,6 +177,7 @@ impl<E: Executor> Engine<E> {
             primary: artifact.primary.as_ref().to_owned(),
             members: artifact.members.iter().map(crate::queue::scan::Entry::member).collect(),
             claimed_at: now,
+            complete_by: artifact.complete_by,
             emit_domain_xml: None,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
         }

@@ -130,6 +130,7 @@ mod tests {
             primary: "vm.raw".to_owned(),
             members: vec![],
             claimed_at: at(0),
+            complete_by: None,
             emit_domain_xml: None,
             date: "1970-01-01".to_owned(),
         };

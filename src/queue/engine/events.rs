@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! File events of the queue directory: hints that make looks come sooner, never a reason to believe anything.
+//! File events of the queue directory: hints that make looks come sooner, and what they tell of each file's writer.
 
 use std::path::Path;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
 use crate::queue::scan;
+use crate::queue::writers::{Sign, Writers};
 
 /// Names that wait to be looked at. With more, the next rescan finds what is dropped here.
 const WAITING: usize = 1024;
@@ -18,17 +19,36 @@ pub struct Events {
     _watcher: Option<RecommendedWatcher>,
 }
 
-/// Names that events speak of. Where the system gives none (or no more watches), rescans do all the work.
+/// What the engine hears of the queue directory between its own looks.
+#[derive(Debug)]
+pub struct Hints {
+    /// Names that events speak of.
+    pub names: mpsc::Receiver<String>,
+    /// What the events told of the files' writers.
+    pub writers: Writers,
+}
+
+/// Watches a directory. Where the system gives no events (or no more watches), rescans do all the work, and every
+/// writer stays unknown.
 #[must_use]
-pub fn watch(directory: &Path) -> (Events, mpsc::Receiver<String>) {
-    let (sender, hints) = mpsc::channel(WAITING);
+pub fn watch(directory: &Path) -> (Events, Hints) {
+    let (sender, names) = mpsc::channel(WAITING);
+    let writers = Writers::default();
+    let hints = Hints { names, writers: writers.clone() };
     let handler = move |event: notify::Result<notify::Event>| {
-        let Ok(event) = event else { return };
+        let Ok(event) = event else { return writers.forget_all() };
+        if event.need_rescan() {
+            return writers.forget_all();
+        }
         if !is_telling(event.kind) {
             return;
         }
+        let sign = sign(event.kind);
         let names = event.paths.iter().filter_map(|path| path.file_name());
         for name in names.filter(|name| scan::is_of_interest(name)).filter_map(|name| name.to_str()) {
+            if let Some(sign) = sign {
+                writers.observe(name, sign);
+            }
             // The engine is behind, or has ended.
             let _ = sender.try_send(name.to_owned());
         }
@@ -44,4 +64,68 @@ pub fn watch(directory: &Path) -> (Events, mpsc::Receiver<String>) {
 /// Reading a file, as our own hashing does, tells nothing.
 fn is_telling(kind: EventKind) -> bool {
     !matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+}
+
+/// What an event tells of the writer; nothing where only names, modes or owners changed.
+fn sign(kind: EventKind) -> Option<Sign> {
+    match kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Sign::Closed),
+        EventKind::Modify(ModifyKind::Data(_)) => Some(Sign::Modified),
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Sign::Arrived),
+        EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => Some(Sign::Gone),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::Write as _;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::queue::writers::Writer;
+
+    fn until(writers: &Writers, name: &str, wanted: Writer) {
+        let since = Instant::now();
+        while writers.of(name) != wanted {
+            assert!(since.elapsed() < Duration::from_secs(20), "{name} is {:?}, not {wanted:?}", writers.of(name));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn the_kernel_tells_who_still_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = dir.path().join("queue");
+        fs::create_dir(&queue).unwrap();
+        let (_events, hints) = watch(&queue);
+        let writers = &hints.writers;
+        let mut file = File::create(queue.join("vm.raw")).unwrap();
+        file.write_all(b"half").unwrap();
+        until(writers, "vm.raw", Writer::Open);
+        drop(fs::read(queue.join("vm.raw")).unwrap());
+        drop(file);
+        until(writers, "vm.raw", Writer::Closed);
+        let mut file = File::options().append(true).open(queue.join("vm.raw")).unwrap();
+        file.write_all(b"the rest").unwrap();
+        until(writers, "vm.raw", Writer::Open);
+        drop(file);
+        until(writers, "vm.raw", Writer::Closed);
+        fs::rename(queue.join("vm.raw"), queue.join("renamed.raw")).unwrap();
+        until(writers, "renamed.raw", Writer::Closed);
+        until(writers, "vm.raw", Writer::Unknown);
+        // Preallocated, and nothing written.
+        let file = File::create(queue.join("preallocated.raw")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        until(writers, "preallocated.raw", Writer::Open);
+        drop(file);
+        until(writers, "preallocated.raw", Writer::Closed);
+        // What only changes names or rights says nothing of a writer.
+        fs::write(dir.path().join("aside"), "x").unwrap();
+        fs::hard_link(dir.path().join("aside"), queue.join("linked.raw")).unwrap();
+        fs::write(queue.join("last.raw"), "x").unwrap();
+        until(writers, "last.raw", Writer::Closed);
+        assert_eq!(writers.of("linked.raw"), Writer::Unknown);
+    }
 }

@@ -7,12 +7,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::conversion::{ConversionId, Failure, Member};
+use crate::conversion::{ConversionId, Failure, Member, Witness};
 use crate::disk::descriptor::References;
 use crate::ledger::LeftSource;
+use crate::queue::arrival::{Arrival, Patience};
 use crate::queue::companions::{self, Elsewhere, File, Verdict};
 use crate::queue::scan::{self, Entry, Name, Refusal, Refused, Role};
 use crate::queue::settle::{Event, Settling};
+use crate::queue::writers::Writers;
+
+use super::arrivals::Arrivals;
+use super::world::World;
 
 /// Shortest time between two listings of the directory. Where events come through, they are what is fast.
 const RESCAN: Duration = Duration::from_secs(1);
@@ -31,6 +36,8 @@ pub(super) struct Artifact {
     pub members: Vec<Entry>,
     /// Why it fails without an attempt.
     pub failure: Option<Failure>,
+    /// The weakest of what told that its members are complete; absent where nobody asked.
+    pub complete_by: Option<Witness>,
 }
 
 impl Artifact {
@@ -62,6 +69,21 @@ struct Seen {
     entry: Entry,
     /// Whether it was said that it is queued.
     is_announced: bool,
+    /// How long it had not changed when it was seen first, where it was there at the start.
+    age: Duration,
+}
+
+/// How long an intake waits for what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Between two looks at a file that is to settle.
+    pub look_interval: Duration,
+    /// Until a file that still changes is warned about.
+    pub stable_timeout: Duration,
+    /// For members that a descriptor names, and for the missing end of a file.
+    pub companion_timeout: Duration,
+    /// Without a change, where nobody can see a file's writer.
+    pub quiet_period: Duration,
 }
 
 /// A conversion that is to give its only member back, because this descriptor names it.
@@ -77,7 +99,9 @@ pub(super) struct Recall {
 pub(super) struct Intake {
     directory: PathBuf,
     companion_timeout: Duration,
+    world: World,
     settling: Settling,
+    arrivals: Arrivals,
     entries: BTreeMap<Name, Seen>,
     /// What descriptors name, by their state when they were read.
     references: HashMap<Name, (Entry, Arc<References>)>,
@@ -94,20 +118,19 @@ pub(super) struct Intake {
     next_group: Option<Duration>,
     last_group: Duration,
     scan_failed: bool,
+    /// Whether the directory was listed since the start.
+    has_scanned: bool,
 }
 
 impl Intake {
-    pub(super) fn new(
-        directory: PathBuf,
-        look_interval: Duration,
-        stable_timeout: Duration,
-        companion_timeout: Duration,
-        left: Vec<LeftSource>,
-    ) -> Self {
+    pub(super) fn new(directory: PathBuf, pace: Pace, writers: Writers, left: Vec<LeftSource>, world: World) -> Self {
+        let patience = Patience { quiet_period: pace.quiet_period, rest: pace.companion_timeout };
         Self {
+            arrivals: Arrivals::new(directory.clone(), writers, patience),
             directory,
-            companion_timeout,
-            settling: Settling::new(look_interval, stable_timeout),
+            companion_timeout: pace.companion_timeout,
+            world,
+            settling: Settling::new(pace.look_interval, pace.stable_timeout),
             entries: BTreeMap::new(),
             references: HashMap::new(),
             no_references: Arc::default(),
@@ -120,11 +143,14 @@ impl Intake {
             next_group: None,
             last_group: Duration::ZERO,
             scan_failed: false,
+            has_scanned: false,
         }
     }
 
     /// An event spoke of this name.
     pub(super) fn hint(&mut self, name: &str, now: Duration) {
+        // Its writer may have closed it, which changes nothing of the file.
+        self.is_dirty |= self.arrivals.is_waiting(name);
         if !self.settling.hint(name, now) {
             self.look_at(name, now);
         }
@@ -155,7 +181,7 @@ impl Intake {
         self.is_dirty = false;
         self.last_group = now;
         self.next_group = None;
-        let files = self.files();
+        let files = self.files(now);
         self.ready.clear();
         self.recalls.clear();
         let timeout = self.companion_timeout;
@@ -183,8 +209,9 @@ impl Intake {
     pub(super) fn ready_at(&self, index: usize) -> Option<Artifact> {
         let Ready { primary, companions, failure } = self.ready.get(index)?;
         let names = std::iter::once(primary).chain(companions);
-        let members = names.filter_map(|name| self.entries.get(name)).map(|seen| seen.entry.clone()).collect();
-        Some(Artifact { primary: primary.clone(), members, failure: failure.as_deref().cloned() })
+        let members: Vec<_> = names.filter_map(|name| self.entries.get(name)).map(|seen| seen.entry.clone()).collect();
+        let complete_by = members.iter().filter_map(|member| self.arrivals.witness(&member.name)).max();
+        Some(Artifact { primary: primary.clone(), members, failure: failure.as_deref().cloned(), complete_by })
     }
 
     /// Conversions that are to give their member back.
@@ -192,9 +219,9 @@ impl Intake {
         std::mem::take(&mut self.recalls)
     }
 
-    /// Files that are seen and not stable.
+    /// Files that are seen and not complete.
     pub(super) fn unsettled(&self) -> usize {
-        self.settling.unsettled()
+        self.settling.unsettled() + self.arrivals.waiting()
     }
 
     /// Whether everything that lies there is stable and grouped.
@@ -255,6 +282,7 @@ impl Intake {
         for (name, event) in events {
             self.take_event(&name, event);
         }
+        self.has_scanned = true;
         self.next_scan = now + RESCAN.max(begun.elapsed() * RESCAN_SHARE);
     }
 
@@ -285,12 +313,21 @@ impl Intake {
         if before.is_none_or(|before| before.entry != entry) {
             self.is_dirty = true;
             let is_announced = before.is_some_and(|before| before.is_announced && before.entry.inode == entry.inode);
-            self.entries.insert(entry.name.clone(), Seen { entry, is_announced });
+            let age = if self.has_scanned { Duration::ZERO } else { self.age(&entry) };
+            self.arrivals.forget(&entry.name);
+            self.entries.insert(entry.name.clone(), Seen { entry, is_announced, age });
         }
+    }
+
+    /// How long ago its status last changed, which a writer can't set back as it can the time of the last change.
+    fn age(&self, entry: &Entry) -> Duration {
+        let age = self.world.now().as_nanosecond() - entry.ctime_ns;
+        u64::try_from(age).map_or(Duration::ZERO, Duration::from_nanos)
     }
 
     fn drop_entry(&mut self, name: &str) {
         self.settling.forget(name);
+        self.arrivals.forget(name);
         self.references.remove(name);
         self.is_dirty |= self.entries.remove(name).is_some();
     }
@@ -302,12 +339,7 @@ impl Intake {
             Event::Growing { size } | Event::Unsettled { size } if is_disk => {
                 tracing::info!("File still growing: {name} ({})", size_text(size));
             }
-            Event::Stable { size } => {
-                self.is_dirty = true;
-                if is_disk {
-                    tracing::info!("File stable: {name} ({})", size_text(size));
-                }
-            }
+            Event::Stable { .. } => self.is_dirty = true,
             Event::Overdue { since, .. } if is_disk => {
                 tracing::warn!(file = name, seconds = since.as_secs(), "file is not stable yet; it is watched further");
             }
@@ -334,11 +366,21 @@ impl Intake {
     }
 
     /// Everything that may belong to an artifact, as the grouping wants it.
-    fn files(&mut self) -> BTreeMap<Name, File> {
+    fn files(&mut self, now: Duration) -> BTreeMap<Name, File> {
         let mut files = BTreeMap::new();
         let mut empty = Vec::new();
-        for (name, Seen { entry, .. }) in &self.entries {
-            let is_stable = self.settling.is_stable(name);
+        for (name, Seen { entry, age, .. }) in &self.entries {
+            let last_change = self.settling.last_change(name).unwrap_or_default();
+            let is_stable = self.settling.is_stable(name)
+                && match self.arrivals.look(entry, now.saturating_sub(last_change).saturating_add(*age)) {
+                    Arrival::Complete(_) => true,
+                    Arrival::Open => false,
+                    Arrival::Short(rest) | Arrival::Quiet(rest) => {
+                        let at = now + rest;
+                        self.next_group = Some(self.next_group.map_or(at, |other| other.min(at)));
+                        false
+                    }
+                };
             if is_stable && entry.size == 0 {
                 if scan::role(entry) == Role::Candidate {
                     empty.push(Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal: Refusal::Empty });
@@ -356,7 +398,6 @@ impl Intake {
                 _ => self.no_references.clone(),
             };
             let first_sight = self.settling.first_sight(name).unwrap_or_default();
-            let last_change = self.settling.last_change(name).unwrap_or_default();
             files.insert(name.clone(), File { is_stable, first_sight, last_change, references });
         }
         self.report_refused(empty);
@@ -431,7 +472,14 @@ mod tests {
             mtime_ns: member.mtime_ns,
         };
         let second = Duration::from_secs(1);
-        let mut intake = Intake::new(directory.path().to_owned(), second, 30 * second, 3600 * second, vec![left]);
+        let pace = Pace {
+            look_interval: second,
+            stable_timeout: 30 * second,
+            companion_timeout: 3600 * second,
+            quiet_period: Duration::ZERO,
+        };
+        let mut intake =
+            Intake::new(directory.path().to_owned(), pace, Writers::default(), vec![left], World::default());
         intake.look(Duration::ZERO);
         intake.hint("vm.raw", Duration::ZERO);
         assert_eq!(intake.unsettled(), 0);

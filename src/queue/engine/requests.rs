@@ -129,6 +129,7 @@ impl<E: Executor> Engine<E> {
             primary: primary.to_owned(),
             members: members.iter().map(Entry::member).collect(),
             claimed_at: now,
+            complete_by: None,
             emit_domain_xml: request.emit_domain_xml,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
         };
@@ -136,7 +137,7 @@ impl<E: Executor> Engine<E> {
         let row = self.record_claim(claim, None, None).await?;
         self.conversions.insert(request.id.clone(), Conversion::new(row));
         if origin.is_empty() {
-            self.intake.claimed(&Artifact { primary: primary.into(), members, failure: None });
+            self.intake.claimed(&Artifact { primary: primary.into(), members, failure: None, complete_by: None });
         }
         if let Err(error) = self.advance_one(&request.id).await {
             self.note_error(&request.id, &error);

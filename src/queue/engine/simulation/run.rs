@@ -18,7 +18,10 @@ use crate::files::Paths;
 use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 use crate::ledger::{self, Ledger};
 use crate::notification::{NotificationConfig, Notifier};
+use crate::queue::engine::events::Hints;
 use crate::queue::engine::{Engine, Home, Remote, Settings, World as Machine};
+
+use crate::queue::writers::Writers;
 
 use super::Simulated;
 use super::executor::{Worker, World};
@@ -182,6 +185,7 @@ impl<'a> Play<'a> {
             look_interval: Duration::from_secs(1),
             file_stable_timeout: Duration::from_secs(30),
             companion_timeout: Duration::from_secs(20),
+            quiet_period: Duration::from_secs(5),
             policy: script.policy,
             options: ConversionOptions { emit_domain_xml: script.emit_domain_xml, ..ConversionOptions::default() },
             zone: TimeZone::UTC,
@@ -197,7 +201,8 @@ impl<'a> Play<'a> {
         let writer = ledger::Writer::inline(ledger);
         let executor = Worker::new(Rc::clone(&self.world), writer.clone());
         let notifier = Notifier::start(NotificationConfig::default());
-        let (_events, hints) = mpsc::channel(1);
+        let (_events, names) = mpsc::channel(1);
+        let hints = Hints { names, writers: Writers::default() };
         let started = self.time.now();
         self.volume.note("starts".to_owned());
         let starting = Engine::start(self.settings(), executor, writer.clone(), notifier, hints, started);

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether the end of an image is there, as far as its format tells: for files whose writer nobody can see.
+//!
+//! A few bounded reads, never a walk over a disk's tables: a file that passes may still be corrupt. Formats that are
+//! written out of order (qcow2, VHDX, VDI, sparse VMDK) tell of a missing end only; those that close with a mark (a tar,
+//! a stream, a VHD, an XML text) tell of a whole file, too.
+
+use std::sync::Arc;
+
+use super::descriptor::{self, References};
+use super::detect::{self, Content};
+use super::fields::{be32, be64, le32, le64};
+use super::{Region, ova, vmdk};
+
+/// What the format says of the file's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The mark that closes such a file is there.
+    Whole,
+    /// Something that must be there is not.
+    Missing,
+    /// The format has no mark, or the file can't be read.
+    Untold,
+}
+
+/// Largest table of a qcow2 that is looked at, in bytes, and its largest cluster: an L1 of 2 MiB reaches 128 TiB in
+/// clusters of 64 KiB.
+const MAX_TABLE: usize = 2 << 20;
+const MAX_CLUSTER: usize = 2 << 20;
+/// L2 tables of a qcow2 that are looked at: those that lie last in the file.
+const L2_TABLES: usize = 8;
+
+/// Looks at the ends of a file.
+#[must_use]
+pub fn ending(file: std::fs::File, name: &str) -> Ending {
+    let Ok(found) = file.metadata() else { return Ending::Untold };
+    of(&Region::whole(Arc::new(file), name, found.len()))
+}
+
+fn of(region: &Region) -> Ending {
+    let Ok((head, tail)) = detect::ends(region) else { return Ending::Untold };
+    let Ok(content) = detect::detect(region.name(), &head, &tail) else { return Ending::Untold };
+    let found = match content {
+        Content::Tar => tar(region, &tail),
+        Content::Vhd => Some(by(tail.starts_with(b"conectix") || tail[1..].starts_with(b"conectix"), Ending::Whole)),
+        Content::VmdkSparse => vmdk::has_end(region).map(|is_there| by(is_there, Ending::Whole)),
+        Content::Qcow2 => qcow2(region, &head).map(|is_there| by(is_there, Ending::Untold)),
+        Content::Vdi => Some(by(vdi_end(&head) <= region.len(), Ending::Untold)),
+        Content::Xml => xml(region),
+        Content::Vhdx | Content::VmdkText => None,
+        Content::Raw => Some(by(is_raw(region), Ending::Untold)),
+    };
+    found.unwrap_or(Ending::Untold)
+}
+
+fn by(is_there: bool, then: Ending) -> Ending {
+    if is_there { then } else { Ending::Missing }
+}
+
+/// A raw disk has whole sectors. A file whose extension demands a signature and that has none was given its length
+/// before its content.
+fn is_raw(region: &Region) -> bool {
+    let extension = region.name().rsplit_once('.').map_or("", |(_, extension)| extension);
+    Content::Raw.agrees_with(extension) && region.len().is_multiple_of(512)
+}
+
+/// Whether the archive's end, every member that its OVF names, and the members' own ends are there.
+fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
+    use crate::conversion::Reason;
+    let ova = match ova::open(region) {
+        Ok(ova) => ova,
+        Err(error) if matches!(error.reason, Reason::Truncated | Reason::MissingMember) => {
+            return Some(Ending::Missing);
+        }
+        Err(_) => return None,
+    };
+    let last = ova.members.last()?;
+    let end = (last.region.file().1 + last.region.len()).next_multiple_of(512);
+    let is_closed = end < region.len() && tail.iter().all(|byte| *byte == 0);
+    let named = names(&ova.members[ova.ovf].region)?;
+    let is_there = |name: &String| ova.members.iter().any(|member| member.name == *name);
+    let are_whole = || ova.members.iter().all(|member| of(&member.region) != Ending::Missing || !is_disk(&member.name));
+    Some(by(is_closed && named.required.iter().all(is_there) && are_whole(), Ending::Whole))
+}
+
+fn is_disk(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, extension)| extension.eq_ignore_ascii_case("vmdk"))
+}
+
+fn names(ovf: &Region) -> Option<References> {
+    let mut text = vec![0; usize::try_from(ovf.len()).ok().filter(|len| *len <= descriptor::MAX_BYTES)?];
+    ovf.read_exact_at(&mut text, 0).ok()?;
+    descriptor::references(ovf.name(), &text).ok()
+}
+
+/// Whether the text ends as a document does. That it is understood is for whoever reads it.
+fn xml(region: &Region) -> Option<Ending> {
+    let mut text = vec![0; usize::try_from(region.len()).ok().filter(|len| *len <= descriptor::MAX_BYTES)?];
+    region.read_exact_at(&mut text, 0).ok()?;
+    let closes = text.trim_ascii_end().ends_with(b"Envelope>");
+    Some(by(closes, Ending::Whole))
+}
+
+/// Whether the L1 table, the last L2 tables and what they point to lie inside the file (QEMU's `docs/interop/qcow2.txt`).
+fn qcow2(region: &Region, head: &[u8]) -> Option<bool> {
+    const EXTENDED_L2: u64 = 1 << 4;
+    let head = head.get(..80)?;
+    if be32(head, 4) >= 3 && be64(head, 72) & EXTENDED_L2 != 0 {
+        return None;
+    }
+    let cluster = usize::try_from(1_u64.checked_shl(be32(head, 20))?).ok().filter(|bytes| *bytes <= MAX_CLUSTER)?;
+    let entries = usize::try_from(be32(head, 36)).ok()?;
+    let Some(mut tables) = pointers(region, be64(head, 40), entries)? else { return Some(false) };
+    tables.sort_unstable();
+    for table in tables.into_iter().rev().take(L2_TABLES) {
+        let Some(clusters) = pointers(region, table, cluster / 8)? else { return Some(false) };
+        if clusters.into_iter().max().is_some_and(|last| last.saturating_add(cluster as u64) > region.len()) {
+            return Some(false);
+        }
+    }
+    Some(true)
+}
+
+/// Places that a qcow2 table of `entries` points to, but for compressed clusters; nothing in the inner option where the
+/// table itself is beyond the file.
+fn pointers(region: &Region, offset: u64, entries: usize) -> Option<Option<Vec<u64>>> {
+    const COMPRESSED: u64 = 1 << 62;
+    const OFFSET: u64 = 0x00FF_FFFF_FFFF_FE00;
+    let bytes = entries.checked_mul(8).filter(|bytes| *bytes <= MAX_TABLE)?;
+    if offset.checked_add(bytes as u64)? > region.len() {
+        return Some(None);
+    }
+    let mut table = vec![0; bytes];
+    region.read_exact_at(&mut table, offset).ok()?;
+    let entries = table.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry));
+    Some(Some(entries.filter(|entry| entry & COMPRESSED == 0).map(|e| e & OFFSET).filter(|at| *at != 0).collect()))
+}
+
+/// Where the last allocated block ends (VirtualBox' `VDICore.h`: offset of the data, block size, blocks allocated).
+fn vdi_end(head: &[u8]) -> u64 {
+    if head.len() < 0x188 || le64(head, 0x170) == 0 {
+        return 0;
+    }
+    let (data, block, allocated) = (le32(head, 0x158), le32(head, 0x178), le32(head, 0x184));
+    u64::from(data).saturating_add(u64::from(block).saturating_mul(u64::from(allocated)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+use std::fs::{self, File};
+use std::process::Command;
+
+use tempfile::tempdir;
+
+use super::*;
+use crate::disk::{sample_ova, sample_vmdk};
+
+fn of_bytes(name: &str, bytes: &[u8]) -> Ending {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, bytes).unwrap();
+    ending(File::open(path).unwrap(), name)
+}
+
+/// Everything but the last bytes, and the same at its whole length.
+fn cuts(bytes: &[u8], missing: usize) -> [Vec<u8>; 2] {
+    let cut = bytes[..bytes.len() - missing].to_vec();
+    let mut filled = cut.clone();
+    filled.resize(bytes.len(), 0);
+    [cut, filled]
+}
+
+fn stream() -> Vec<u8> {
+    let content: Vec<u8> = (0..1_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    sample_vmdk::built(&sample_vmdk::Sparse::stream_optimized(1 << 20), &content)
+}
+
+#[test]
+fn a_stream_and_an_archive_close_with_a_mark() {
+    let disk = stream();
+    assert_eq!(of_bytes("vm.vmdk", &disk), Ending::Whole);
+    let ova = sample_ova::ova("vm", &[("disk1.vmdk", &disk, 1 << 20), ("disk2.vmdk", &disk, 1 << 20)]);
+    assert_eq!(of_bytes("vm.ova", &ova), Ending::Whole);
+    let ovf = sample_ova::ovf(&[("disk1.vmdk", 1 << 20)]);
+    assert_eq!(of_bytes("vm.ovf", ovf.as_bytes()), Ending::Whole);
+    for [cut, filled] in [cuts(&disk, 2000), cuts(&disk, disk.len() / 2), cuts(&disk, disk.len() - 600)] {
+        assert_eq!(of_bytes("vm.vmdk", &cut), Ending::Missing, "{} of {}", cut.len(), disk.len());
+        assert_eq!(of_bytes("vm.vmdk", &filled), Ending::Missing, "{} of {}", cut.len(), disk.len());
+    }
+    // The last cut takes the second disk whole: at its place begins what could be an archive's end.
+    let second = 1024 + 512 + disk.len().next_multiple_of(512);
+    for [cut, filled] in [cuts(&ova, 1024), cuts(&ova, 3000), cuts(&ova, ova.len() / 2), cuts(&ova, second)] {
+        assert_eq!(of_bytes("vm.ova", &cut), Ending::Missing, "{} of {}", cut.len(), ova.len());
+        if cut.len() + 1024 < ova.len() {
+            assert_eq!(of_bytes("vm.ova", &filled), Ending::Missing, "{} of {}", cut.len(), ova.len());
+        }
+    }
+    let ovf = ovf.as_bytes();
+    assert_eq!(of_bytes("vm.ovf", &ovf[..ovf.len() - 20]), Ending::Missing);
+}
+
+#[test]
+fn what_is_written_out_of_order_tells_of_a_missing_end_only() {
+    let dir = tempdir().unwrap();
+    let raw = dir.path().join("raw");
+    let content: Vec<u8> = (0..4_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(&raw, &content).unwrap();
+    for (format, name, whole) in
+        [("qcow2", "vm.qcow2", Ending::Untold), ("vdi", "vm.vdi", Ending::Untold), ("vpc", "vm.vhd", Ending::Whole)]
+    {
+        let path = dir.path().join(name);
+        let status = Command::new("qemu-img").args(["convert", "-O", format]).arg(&raw).arg(&path).status().unwrap();
+        assert!(status.success());
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(of_bytes(name, &bytes), whole);
+        let [cut, _] = cuts(&bytes, bytes.len() / 4 * 3);
+        assert_eq!(of_bytes(name, &cut), Ending::Missing, "{name}");
+    }
+    assert_eq!(of_bytes("vm.raw", &content), Ending::Untold);
+    assert_eq!(of_bytes("vm.raw", &content[..1000]), Ending::Missing);
+    for name in ["vm.vmdk", "vm.ova", "vm.vhd", "vm.vhdx", "vm.qcow2", "vm.vdi", "vm.ovf"] {
+        assert_eq!(of_bytes(name, &[0; 65536]), Ending::Missing, "{name} has its length and no content yet");
+    }
+    assert_eq!(of_bytes("vm.zip.raw", b"PK\x03\x04"), Ending::Untold);
+}
+
+#[test]
+fn no_bytes_are_too_few() {
+    let disk = stream();
+    let ova = sample_ova::ova("vm", &[("disk1.vmdk", &disk, 1 << 20)]);
+    for (name, bytes) in [("vm.vmdk", &disk), ("vm.ova", &ova)] {
+        for len in (0..2048).step_by(61) {
+            assert_ne!(of_bytes(name, &bytes[..len]), Ending::Whole, "{len} bytes");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether a file that stands still has arrived whole. Three witnesses can tell, and the strongest of them decides.
+//!
+//! ```text
+//!  writer:  has it open ─▶ not yet      has closed it, or renamed it here ─▶ complete
+//!     │ unknown
+//!  format:  its end is missing ─▶ not yet, for as long as companions are waited for      its end is there ─▶ complete
+//!     │ has no end that tells
+//!  quiet:   without a change for the quiet period ─▶ complete
+//! ```
+//!
+//! Nothing here looks at anything: see [`super::writers`] for the writer, [`crate::disk::ending`] for the format, and
+//! [`super::settle`] for the looks that come before all of them.
+
+use std::time::Duration;
+
+use super::writers::Writer;
+use crate::conversion::Witness;
+use crate::disk::ending::Ending;
+
+/// What is known of a file whose three looks were equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub writer: Writer,
+    /// What the format says; looked at only where the writer is unknown.
+    pub ending: Ending,
+    /// Since it last changed.
+    pub quiet: Duration,
+}
+
+/// How long the weaker witnesses take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Without a change, where neither writer nor format tells.
+    pub quiet_period: Duration,
+    /// Without a change, where the format's end is missing.
+    pub rest: Duration,
+}
+
+/// What to do with the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// All of it is there, says this witness; or nobody will ever say more.
+    Complete(Witness),
+    /// Whoever writes it has not closed it.
+    Open,
+    /// Its end may come within this time.
+    Short(Duration),
+    /// It must stand still for this much longer.
+    Quiet(Duration),
+}
+
+/// Decides whether the file has arrived.
+#[must_use]
+pub fn settle(observed: Observed, patience: Patience) -> Arrival {
+    let rest = |limit: Duration| limit.checked_sub(observed.quiet).filter(|rest| !rest.is_zero());
+    match (observed.writer, observed.ending) {
+        (Writer::Open, _) => Arrival::Open,
+        (Writer::Closed, _) => Arrival::Complete(Witness::Writer),
+        (Writer::Unknown, Ending::Whole) => Arrival::Complete(Witness::Format),
+        (Writer::Unknown, Ending::Missing) => {
+            rest(patience.rest).map_or(Arrival::Complete(Witness::Quiet), Arrival::Short)
+        }
+        (Writer::Unknown, Ending::Untold) => {
+            rest(patience.quiet_period).map_or(Arrival::Complete(Witness::Quiet), Arrival::Quiet)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_strongest_witness_decides() {
+        let second = Duration::from_secs(1);
+        let patience = Patience { quiet_period: 60 * second, rest: 3600 * second };
+        let complete = Arrival::Complete;
+        for (writer, ending, quiet, arrival) in [
+            (Writer::Open, Ending::Untold, 3, Arrival::Open),
+            (Writer::Open, Ending::Whole, 3, Arrival::Open),
+            (Writer::Open, Ending::Missing, 1_000_000, Arrival::Open),
+            (Writer::Closed, Ending::Untold, 3, complete(Witness::Writer)),
+            (Writer::Closed, Ending::Missing, 3, complete(Witness::Writer)),
+            (Writer::Unknown, Ending::Whole, 3, complete(Witness::Format)),
+            (Writer::Unknown, Ending::Missing, 3, Arrival::Short(3597 * second)),
+            (Writer::Unknown, Ending::Missing, 61, Arrival::Short(3539 * second)),
+            (Writer::Unknown, Ending::Missing, 3600, complete(Witness::Quiet)),
+            (Writer::Unknown, Ending::Untold, 3, Arrival::Quiet(57 * second)),
+            (Writer::Unknown, Ending::Untold, 60, complete(Witness::Quiet)),
+        ] {
+            let observed = Observed { writer, ending, quiet: quiet * second };
+            assert_eq!(settle(observed, patience), arrival, "{observed:?}");
+        }
+        let observed = Observed { writer: Writer::Unknown, ending: Ending::Untold, quiet: Duration::ZERO };
+        let none = Patience { quiet_period: Duration::ZERO, ..patience };
+        assert_eq!(settle(observed, none), complete(Witness::Quiet), "no quiet period is wanted");
+    }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether files that stand still have arrived whole: asks the witnesses, and tells once what each file waits for.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::conversion::Witness;
+use crate::disk::ending::{Ending, ending};
+use crate::files::store;
+use crate::queue::arrival::{Arrival, Observed, Patience, settle};
+use crate::queue::scan::{self, Entry, Name, Role};
+use crate::queue::writers::{Writer, Writers};
+
+use super::intake::size_text;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    directory: PathBuf,
+    writers: Writers,
+    patience: Patience,
+    files: HashMap<Name, Standing>,
+}
+
+/// A file that stands still.
+#[derive(Debug)]
+struct Standing {
+    entry: Entry,
+    /// What its format says; absent until it is asked for.
+    ending: Option<Ending>,
+    last: Option<Arrival>,
+}
+
+impl Arrivals {
+    pub(super) fn new(directory: PathBuf, writers: Writers, patience: Patience) -> Self {
+        Self { directory, writers, patience, files: HashMap::new() }
+    }
+
+    /// Decides about a file that has not changed for `quiet`.
+    pub(super) fn look(&mut self, entry: &Entry, quiet: Duration) -> Arrival {
+        let writer = self.writers.of(&entry.name);
+        if self.files.get(&entry.name).is_none_or(|standing| standing.entry != *entry) {
+            let standing = Standing { entry: entry.clone(), ending: None, last: None };
+            self.files.insert(entry.name.clone(), standing);
+        }
+        let standing = self.files.get_mut(&entry.name).expect("inserted above");
+        let asked = (writer == Writer::Unknown && !self.patience.quiet_period.is_zero())
+            .then(|| *standing.ending.get_or_insert_with(|| look_at_end(&self.directory, entry)));
+        let observed = Observed { writer, ending: asked.unwrap_or(Ending::Untold), quiet };
+        let arrival = settle(observed, self.patience);
+        let last = standing.last.replace(arrival);
+        if last.is_none_or(|last| std::mem::discriminant(&last) != std::mem::discriminant(&arrival)) {
+            report(entry, arrival);
+        }
+        arrival
+    }
+
+    /// The file changes, or is gone.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.files.remove(name);
+    }
+
+    /// Whether the file stands still and is not complete.
+    pub(super) fn is_waiting(&self, name: &str) -> bool {
+        self.files.get(name).is_some_and(Standing::is_waiting)
+    }
+
+    /// How many files stand still and are not complete.
+    pub(super) fn waiting(&self) -> usize {
+        self.files.values().filter(|standing| standing.is_waiting()).count()
+    }
+
+    /// What told that the file is complete.
+    pub(super) fn witness(&self, name: &str) -> Option<Witness> {
+        match self.files.get(name)?.last? {
+            Arrival::Complete(witness) => Some(witness),
+            Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => None,
+        }
+    }
+}
+
+impl Standing {
+    fn is_waiting(&self) -> bool {
+        self.last.is_some_and(|last| !matches!(last, Arrival::Complete(_)))
+    }
+}
+
+/// Asks the format. A file that can't be read tells nothing: the worker will say why.
+fn look_at_end(directory: &std::path::Path, entry: &Entry) -> Ending {
+    let opened = store::open_dir(directory).and_then(|dir| store::open_untrusted(dir, directory, &entry.name));
+    opened.map_or(Ending::Untold, |file| ending(file, &entry.name))
+}
+
+fn report(entry: &Entry, arrival: Arrival) {
+    let name = &entry.name;
+    let is_disk = scan::role(entry) == Role::Candidate;
+    match arrival {
+        Arrival::Complete(witness) => {
+            tracing::debug!(file = %name, %witness, "complete");
+            if is_disk {
+                tracing::info!("File stable: {name} ({})", size_text(entry.size));
+            }
+        }
+        Arrival::Open if is_disk => {
+            tracing::info!("{name} stands still, and its writer has it open: it is taken once the writer closes it");
+        }
+        Arrival::Short(rest) if is_disk => tracing::info!(
+            "{name} stands still, and its end is missing: it is taken as it is after {} s without a change",
+            rest.as_secs()
+        ),
+        Arrival::Quiet(rest) if is_disk => tracing::info!(
+            "{name} stands still, and nobody can see its writer: it is taken after {} s without a change",
+            rest.as_secs().max(1)
+        ),
+        Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => {
+            tracing::debug!(file = %name, ?arrival, "not complete");
+        }
+    }
+}

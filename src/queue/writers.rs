@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who writes the files of the queue directory, as far as the kernel's file events tell.
+//!
+//! ```text
+//!             modified                 closed by a writer, or renamed here
+//!  unknown ────────────▶ open ─────────────────────────────────────────────▶ closed
+//!     ▲                    ▲                                                    │
+//!     └─ gone, or events   └────────────────────── modified ◀───────────────────┘
+//!        were lost
+//! ```
+//!
+//! A file that was there before we watched, or that another machine writes to a network volume, has no events: its
+//! writer stays unknown. An event of opening says nothing, because readers open files too; and a writer that has
+//! opened a file and not modified it has changed nothing. Who writes through a mapping is seen to set the file's length,
+//! and to close it when the mapping goes (inotify(7)).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Most files whose writers are remembered: as many as a listing takes.
+const MAX_FILES: usize = super::scan::MAX_ENTRIES;
+
+/// What is known of the writer of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// Nobody told.
+    Unknown,
+    /// It has the file open: it has modified it since it was last closed.
+    Open,
+    /// It has closed the file, or has renamed it to this name.
+    Closed,
+}
+
+/// What an event tells of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// Its content or length changed.
+    Modified,
+    /// Somebody closed it who had it open for writing.
+    Closed,
+    /// It was renamed to this name.
+    Arrived,
+    /// It was removed, or renamed to another name.
+    Gone,
+}
+
+/// Writers by the names of their files. Clones share what they know.
+#[derive(Clone, Debug, Default)]
+pub struct Writers(Arc<Mutex<HashMap<String, Writer>>>);
+
+impl Writers {
+    /// Takes in what an event told of the file `name`.
+    pub fn observe(&self, name: &str, sign: Sign) {
+        let mut writers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = match sign {
+            Sign::Modified => Writer::Open,
+            Sign::Closed | Sign::Arrived => Writer::Closed,
+            Sign::Gone => Writer::Unknown,
+        };
+        if writer == Writer::Unknown {
+            writers.remove(name);
+        } else if let Some(known) = writers.get_mut(name) {
+            *known = writer;
+        } else if writers.len() < MAX_FILES {
+            writers.insert(name.to_owned(), writer);
+        }
+    }
+
+    /// Events were lost: nothing is known any more.
+    pub fn forget_all(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// What is known of the writer of this file.
+    #[must_use]
+    pub fn of(&self, name: &str) -> Writer {
+        let writers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        writers.get(name).copied().unwrap_or(Writer::Unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_is_open_from_its_first_change_until_it_closes_the_file() {
+        let writers = Writers::default();
+        for (sign, known) in [
+            (Sign::Modified, Writer::Open),
+            (Sign::Modified, Writer::Open),
+            (Sign::Closed, Writer::Closed),
+            (Sign::Modified, Writer::Open),
+            (Sign::Arrived, Writer::Closed),
+            (Sign::Gone, Writer::Unknown),
+        ] {
+            writers.observe("vm.raw", sign);
+            assert_eq!(writers.of("vm.raw"), known, "{sign:?}");
+            assert_eq!(writers.of("another.raw"), Writer::Unknown);
+        }
+        writers.observe("vm.raw", Sign::Closed);
+        writers.forget_all();
+        assert_eq!(writers.of("vm.raw"), Writer::Unknown);
+    }
+}

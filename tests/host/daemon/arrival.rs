@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Uploads that pause: nothing half-written is taken while somebody can know that it is.
+
+use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::support::daemon::{EACH_SECOND, Site, disk};
+use crate::support::{ova, vmdk};
+
+/// Longer than three equal looks, a second apart.
+const STALL: Duration = Duration::from_secs(8);
+
+/// The disk of this stem, as its guest sees it.
+fn guest_bytes(site: &Site, stem: &str) -> Vec<u8> {
+    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
+    let disk = site.output().join(day).join(stem).join(format!("{stem}.qcow2"));
+    let raw = site.dir.path().join("guest.raw");
+    let status = Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(disk).arg(&raw).status().unwrap();
+    assert!(status.success());
+    fs::read(raw).unwrap()
+}
+
+#[test]
+fn an_upload_that_stalls_with_its_file_open_is_not_taken_before_its_writer_closes_it() {
+    let site = Site::new("");
+    let daemon = site.start_with(EACH_SECOND);
+    let content = disk(1);
+    let half = content.len() / 1024 * 512;
+    let mut plain = File::create(site.queue().join("plain.raw")).unwrap();
+    plain.write_all(&content[..half]).unwrap();
+    let mut preallocated = File::create(site.queue().join("preallocated.raw")).unwrap();
+    preallocated.set_len(content.len() as u64).unwrap();
+    preallocated.write_all(&content[..half]).unwrap();
+    sleep(STALL);
+    assert_eq!(site.published(), Vec::<String>::new(), "{}", daemon.log());
+    assert_eq!(daemon.lines("File stable").len(), 0, "{}", daemon.log());
+    assert_eq!(daemon.lines("its writer has it open").len(), 2, "{}", daemon.log());
+    let closed = Instant::now();
+    for mut file in [plain, preallocated] {
+        file.seek(SeekFrom::Start(half as u64)).unwrap();
+        file.write_all(&content[half..]).unwrap();
+    }
+    daemon.until("both are published", || site.published().len() == 2);
+    assert!(closed.elapsed() > Duration::from_secs(3), "three looks come first: {:?}", closed.elapsed());
+    for name in ["plain", "preallocated"] {
+        assert_eq!(guest_bytes(&site, name), content);
+    }
+}
+
+#[test]
+fn a_file_whose_writer_nobody_saw_must_stand_still_for_the_quiet_period() {
+    let site = Site::new("quiet_period: 6");
+    let content = disk(1);
+    let mut early = File::create(site.queue().join("early.raw")).unwrap();
+    early.write_all(&content[..32 << 10]).unwrap();
+    let daemon = site.start();
+    // A link has no writer that an event could tell of.
+    let aside = site.dir.path().join("aside.raw");
+    let mut linked = File::create(&aside).unwrap();
+    linked.write_all(&content).unwrap();
+    fs::hard_link(&aside, site.queue().join("linked.raw")).unwrap();
+    daemon.until("it is told", || daemon.lines("nobody can see its writer").len() == 2);
+    assert_eq!(site.published(), Vec::<String>::new(), "{}", daemon.log());
+    // Once it writes again, it is known.
+    early.write_all(&content[32 << 10..]).unwrap();
+    daemon.until("the link is published", || site.published() == ["linked"]);
+    daemon.until("its writer is seen", || !daemon.lines("early.raw stands still, and its writer").is_empty());
+    drop(early);
+    daemon.until("it is published", || site.published() == ["early", "linked"]);
+    assert_eq!(guest_bytes(&site, "early"), content);
+}
+
+#[test]
+fn the_mark_at_a_formats_end_spares_the_quiet_period() {
+    let site = Site::new("quiet_period: 3600");
+    let content = disk(1);
+    let stream = vmdk::built(&vmdk::Sparse::stream_optimized(content.len() as u64), &content);
+    let archive = ova::ova("whole", &[("disk1.vmdk", &stream, content.len() as u64)]);
+    fs::write(site.queue().join("whole.ova"), &archive).unwrap();
+    fs::write(site.queue().join("half.ova"), &archive[..archive.len() / 2]).unwrap();
+    fs::write(site.queue().join("stream.vmdk"), &stream).unwrap();
+    let daemon = site.start();
+    daemon.until("what is whole is published", || site.published() == ["stream", "whole"]);
+    daemon.until("the half is told of", || daemon.lines("half.ova stands still, and its end is missing").len() == 1);
+    // The rest of it, by a writer that is seen.
+    let mut half = File::options().append(true).open(site.queue().join("half.ova")).unwrap();
+    half.write_all(&archive[archive.len() / 2..]).unwrap();
+    drop(half);
+    daemon.until("the rest is published", || site.published() == ["half", "stream", "whole"]);
+    assert_eq!(daemon.stats()["total_failed"], 0);
+}
+
+#[test]
+fn what_waited_long_before_the_start_need_not_wait_again() {
+    let site = Site::new("quiet_period: 2");
+    fs::write(site.queue().join("old.raw"), disk(1)).unwrap();
+    sleep(Duration::from_secs(3));
+    let daemon = site.start();
+    daemon.until("it is published", || site.published() == ["old"]);
+    assert_eq!(daemon.lines("nobody can see its writer").len(), 0, "{}", daemon.log());
+}
