@@ -2,12 +2,13 @@
 //! What was claimed: the members of an artifact as they were at that moment.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConversionId;
 
 /// What told that an artifact had arrived whole, the weakest last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::Display)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, strum::Display)]
 pub enum Witness {
     /// Its writer: it closed the file, or renamed it to its name.
     Writer,

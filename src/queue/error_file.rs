@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::conversion::failure::{Class, Phase, Stage};
-use crate::conversion::{Claim, ConversionId, Failure, FailureReport, Reason};
+use crate::conversion::{Claim, ConversionId, Failure, FailureReport, Reason, Witness};
 use crate::files::names;
 use crate::files::space::free_bytes;
 use crate::files::store::{self, StoreError};
@@ -44,6 +44,9 @@ pub struct ErrorFile {
     pub stage: Option<Stage>,
     /// The conversion's id.
     pub id: String,
+    /// What told that the source had arrived whole; absent where it was claimed at a person's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_by: Option<Witness>,
 }
 
 /// What the machine had left at the time.
@@ -108,6 +111,7 @@ pub fn compose(
         class: failure.class,
         stage: failure.stage,
         id: claim.id.to_string(),
+        complete_by: claim.complete_by,
     }
 }
 

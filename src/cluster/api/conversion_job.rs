@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conditions;
 use super::settings::ConversionOverrides;
-use crate::conversion::{ConversionStatus, OutputFormat, Stage};
+use crate::conversion::{ConversionStatus, OutputFormat, Stage, Witness};
 
 /// The conversion of one artifact, made by the watcher or by hand.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -147,6 +147,10 @@ pub struct Source {
     /// Bytes of all of them together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// What told the watcher that they had arrived whole: Writer (it closed the file, or renamed it to its name), Format
+    /// (the mark at its end is there) or Quiet (it stood still for quietPeriodSeconds).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_by: Option<Witness>,
 }
 
 /// How far a conversion is.

@@ -83,7 +83,7 @@ async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Er
     let id: ConversionId = "trial".parse().map_err(Error::InvalidName)?;
     let spec = ConversionJobSpec {
         queue_ref: QueueRef { name: queue.name_any() },
-        source: Source { path: id.to_string(), companions: Vec::new(), size_bytes: None },
+        source: Source { path: id.to_string(), companions: Vec::new(), size_bytes: None, complete_by: None },
         conversion: ConversionOverrides::default(),
         duplicate_of: String::new(),
     };

@@ -96,7 +96,12 @@ pub(super) fn object(queue: &HyperConversion, submission: &Submission) -> Conver
     let companions = claim.members.iter().map(|member| member.name.clone()).filter(|name| *name != claim.primary);
     let spec = ConversionJobSpec {
         queue_ref: QueueRef { name: queue.name_any() },
-        source: Source { path, companions: companions.collect(), size_bytes: Some(claim.size_bytes()) },
+        source: Source {
+            path,
+            companions: companions.collect(),
+            size_bytes: Some(claim.size_bytes()),
+            complete_by: claim.complete_by,
+        },
         conversion: ConversionOverrides::default(),
         duplicate_of: submission.duplicate_of.as_deref().map(original).unwrap_or_default(),
     };

@@ -267,7 +267,8 @@ impl Queue {
     /// Makes the `HyperConversion`.
     pub(crate) fn declare(&self, spec: &Value, annotations: &Value) {
         let path = |directory| json!({"claimName": self.name, "subPath": directory});
-        let mut whole = json!({"queue": path("queue"), "output": path("output")});
+        // What lies there before its watcher has no writer that it could see.
+        let mut whole = json!({"queue": path("queue"), "output": path("output"), "quietPeriodSeconds": 0});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         self.operator.namespace.apply(
             &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion",

@@ -122,7 +122,7 @@ fn again(old: &ConversionJob, random: u64) -> Result<ConversionJob, Refusal> {
     let spec = ConversionJobSpec {
         queue_ref: old.spec.queue_ref.clone(),
         // The watcher reads the companions from the descriptor: their names may have changed on the way.
-        source: Source { path, companions: Vec::new(), size_bytes: None },
+        source: Source { path, companions: Vec::new(), size_bytes: None, complete_by: None },
         conversion: old.spec.conversion.clone(),
         duplicate_of: String::new(),
     };
