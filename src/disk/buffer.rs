@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Memory that direct I/O takes, and its reuse.
+//! Aligned buffers for direct I/O, and a pool that reuses them.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-/// Alignment of memory, length and file offset that direct I/O gets: the page, which every block size divides.
+/// Alignment of memory, length and file offset in direct I/O: a page, which is a multiple of every block size.
 pub(super) const ALIGNMENT: usize = 4096;
 
 /// Bytes at an aligned address: a slice of a longer vector.
@@ -21,18 +21,18 @@ impl Buffer {
     pub(super) fn new(len: usize) -> Self {
         let bytes = vec![0; len + ALIGNMENT];
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
-        // An allocation that can't tell its alignment is only slower: direct I/O refuses it, buffered I/O does not.
+        // The address of an allocation may be unknown: the buffer is then unaligned, and I/O through it is buffered.
         let start = if start > ALIGNMENT { 0 } else { start };
         Self { bytes, start, len }
     }
 
-    /// Bytes that it can have without new memory.
+    /// Greatest length, in bytes, that needs no new memory.
     #[must_use]
     pub(super) fn capacity(&self) -> usize {
         self.bytes.len().saturating_sub(ALIGNMENT)
     }
 
-    /// Makes it `len` bytes long. The first of them stay as they are; what is new has any content.
+    /// Makes it `len` bytes long. Existing bytes stay; the content of new ones is unspecified.
     pub(super) fn resize(&mut self, len: usize) {
         if len > self.capacity() {
             let mut longer = Self::new(len);
@@ -44,7 +44,7 @@ impl Buffer {
         self.poison(kept);
     }
 
-    /// Under test, what may have any content from `start` on is not zero.
+    /// In tests, fills the bytes from `start` on whose content is unspecified, so that they are not zero by chance.
     fn poison(&mut self, start: usize) {
         if cfg!(test) {
             self[start..].fill(0xA5);
@@ -66,7 +66,7 @@ impl DerefMut for Buffer {
     }
 }
 
-/// Buffers that were used once, kept for the next: fresh memory costs a page fault every 4 KiB.
+/// Used buffers, kept for reuse: fresh memory costs a page fault every 4 KiB.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     free: Mutex<Vec<Buffer>>,
@@ -78,7 +78,7 @@ impl Pool {
     /// Largest buffer kept, in bytes.
     const MAX_LEN: usize = 1 << 20;
 
-    /// A buffer of `len` bytes with any content.
+    /// A buffer of `len` bytes with unspecified content.
     pub(super) fn take(&self, len: usize) -> Buffer {
         let mut free = self.free.lock().expect("no holder of the pool panics");
         let fitting = free.iter().rposition(|buffer| buffer.capacity() >= len);
@@ -106,7 +106,7 @@ impl Pool {
 #[must_use]
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
-    // Comparing is the C library's, which is as fast as the processor whatever this program is optimised for.
+    // Slices are compared by the C library, which is fast however this program is optimised.
     bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 

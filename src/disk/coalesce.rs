@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Joins extents that continue each other, so that one entry of a table is not one read.
+//! Joins adjoining extents, so that not every entry of a table becomes a read of its own.
 
 use super::{Error, Extent, Location};
 
-/// The longest joined extent: between two of them a copy can be cancelled, and a walk over an empty table of 64 TiB
-/// must not be one step.
+/// Longest joined extent, in guest bytes. A copy can be cancelled only between two extents, so the walk over an empty
+/// table of 64 TiB must not be one step.
 const LONGEST: u64 = 16 << 30;
 
-/// Joins neighbouring zeros and stored extents that are neighbours in the file as well. Ends after the first error.
+/// Joins neighbouring zeros, and neighbouring stored extents that also adjoin in the file. Ends after the first
+/// error.
 pub(crate) fn coalesce<I>(extents: I) -> Coalesce<I>
 where
     I: Iterator<Item = Result<Extent, Error>>,
@@ -69,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    /// Where each unit of an extent lies: the map without its borders.
+    /// The location of each unit: equal for two maps that differ only in how they are cut.
     fn units(extents: impl Iterator<Item = Result<Extent, Error>>, unit: u64) -> Vec<(u64, Location)> {
         let of = |extent: Extent| {
             (extent.guest.start..extent.guest.end).step_by(usize::try_from(unit).unwrap()).map(move |guest| {

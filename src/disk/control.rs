@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the outside sees of a copy and of the passes over its output, and how it ends them.
+//! Progress and cancellation of a copy and of the passes over its output.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Cancellation, Error};
 
-/// What the outside sees of a copy, a verification or a digest, and tells it. One control may serve one after the other.
+/// Progress and cancellation of a copy, a verification or a digest. One control may serve several, one after the
+/// other.
 #[derive(Debug, Default)]
 pub struct CopyControl {
     cancellation: Cancellation,
@@ -14,7 +15,7 @@ pub struct CopyControl {
 }
 
 impl CopyControl {
-    /// Ends the copy: no read or write begins after those at hand, and it fails with `Cancelled`.
+    /// Ends the work with `Cancelled`: reads and writes under way are completed, no further one begins.
     pub fn cancel(&self) {
         self.cancellation.cancel();
     }
@@ -25,24 +26,24 @@ impl CopyControl {
         self.cancellation.is_cancelled()
     }
 
-    /// What ends the copy, for those who open its source.
+    /// The cancellation, to be handed to the regions of the source.
     #[must_use]
     pub fn cancellation(&self) -> &Cancellation {
         &self.cancellation
     }
 
-    /// Guest bytes done, zeros included, and guest bytes of all passes that were begun; 0 of 0 before the first.
+    /// Guest bytes done (zeros included), and guest bytes of all passes begun so far; `(0, 0)` before the first.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 
-    /// More bytes to do.
+    /// Adds the guest bytes of another pass to the total.
     pub(super) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes done.
+    /// Adds guest bytes to those done.
     pub(super) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -33,12 +33,13 @@ pub struct Copied {
 }
 
 /// Copies `image` into `file`, which is empty and open for reading and writing; errors call it `name`. The file is
-/// durable when this returns, but nobody has looked at it yet ([`verify`](super::verify())). After an error its content is
+/// durable when this returns, but not yet verified ([`verify`](super::verify())). After an error its content is
 /// worthless.
 ///
 /// # Errors
-/// What the source's reader says of it, with the place; `OutputIO`, `OutputFull`, `OutputWouldProbe`;
-/// `ManifestMismatch` where a digest differs; `Cancelled` once `control` says so; `Internal` where the image's map is none.
+/// The errors of the source's reader, with the place; `OutputIO`, `OutputFull`, `OutputWouldProbe`;
+/// `ManifestMismatch` where a digest differs; `Cancelled` once `control` says so; `Internal` where the image's map
+/// has gaps or overlaps.
 pub fn copy(
     image: &Image,
     file: &File,
@@ -50,7 +51,7 @@ pub fn copy(
     let output = Output::new(file, name, control, !options.buffered);
     let threads = options.threads.unwrap_or_else(available_threads).clamp(1, MAX_THREADS);
     stages::run(image, &output, name, threads, options, control)?;
-    // Those who read the file next do so through the page cache.
+    // The passes that follow read the file through the page cache.
     output.buffered()?;
     let metadata = file.metadata().map_err(|e| Error::writing(name, 0, e))?;
     // The unit of `blocks` is 512 bytes, whatever the block size (stat(2)).

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What belongs together: bounded parsers of the two texts that name other files, OVF and VMDK descriptors.
-//!
-//! Nothing here opens a file. A name that comes out of here is a plain base name; whether it is there, and what is in
+//! Which files belong together: bounded parsers of the two texts that name other files, OVF and VMDK descriptors.
+//! Nothing here opens a file. Every name that is returned is a plain base name; whether the file exists and what is
+//! in it is checked elsewhere.
 //! it, others find out.
 
 mod names;
@@ -18,7 +18,7 @@ use super::Error;
 /// Only an `.ovf` and a VMDK text descriptor name others; every other file stands alone, whatever is in it.
 ///
 /// # Errors
-/// `UnsafeReference` where it names anything but a plain base name, a parent or a device; `Corrupt` and
+/// `UnsafeReference` where it names a parent, a device, or anything but a plain base name; `Corrupt` and
 /// `UnsupportedFormat` where the text can't be understood.
 pub fn references(name: &str, bytes: &[u8]) -> Result<References, Error> {
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);

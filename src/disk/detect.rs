@@ -16,7 +16,7 @@ pub(super) const HEAD_BYTES: usize = 4096;
 /// Bytes looked at from the end of a file.
 pub(super) const TAIL_BYTES: usize = 512;
 
-/// What some reader here takes.
+/// A kind of content that has a reader here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Content {
     /// A VMDK sparse file (`KDMV`), with or without its descriptor inside.
@@ -158,7 +158,7 @@ fn is_xml(head: &[u8]) -> bool {
 /// What the file `name` is, by its first [`HEAD_BYTES`] and last [`TAIL_BYTES`] (fewer of a shorter file).
 ///
 /// # Errors
-/// `FormatMismatch` where it is two formats at once, `UnsupportedFormat` where it is one that nobody reads here.
+/// `FormatMismatch` where it is two formats at once, `UnsupportedFormat` where it is one without a reader here.
 pub(super) fn detect(name: &str, head: &[u8], tail: &[u8]) -> Result<Content, Error> {
     match matches(head, tail).as_slice() {
         [] => Ok(Content::Raw),
@@ -200,8 +200,8 @@ pub(super) fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
 /// Checks that the extension of `name` may hold `content`.
 ///
 /// # Errors
-/// `UnsupportedFormat` for an extension that is not taken, `Corrupt` where the extension demands a signature and there
-/// is none at all, `FormatMismatch` where the content is another format.
+/// `UnsupportedFormat` for an extension that is not accepted, `Corrupt` where the extension demands a signature and
+/// there is none at all, `FormatMismatch` where the content is another format.
 pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error> {
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
     if content.agrees_with(&extension) {
@@ -229,7 +229,7 @@ pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error>
 /// would open that file for it.
 #[must_use]
 pub(super) fn would_probe(head: &[u8], tail: &[u8]) -> Option<&'static str> {
-    // A text is only taken for XML where somebody asks for an OVF by name.
+    // XML does not count: no program takes a disk for an OVF unless it is told to.
     matches(head, tail).into_iter().find(|m| *m != Match::Read(Content::Xml)).map(Match::as_str)
 }
 

@@ -17,7 +17,7 @@ pub struct Error {
     pub offset: Option<u64>,
     /// What is wrong there, without the file's name.
     pub message: String,
-    /// The system's own words, where it was an I/O error.
+    /// The system's error, where it was an I/O error.
     #[source]
     pub source: Option<io::Error>,
     /// Free bytes the output volume needs, where the reason is `OutputFull`.

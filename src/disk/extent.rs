@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where a stretch of guest bytes lies.
+//! Where the bytes of a guest extent lie.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ pub(crate) const MAX_COMPRESSED: u64 = 2 << 20;
 /// The map of an image.
 pub(super) type Extents<'a> = Box<dyn Iterator<Item = Result<Extent, Error>> + Send + 'a>;
 
-/// A stretch of the guest's disk and where its bytes are. A map yields them in guest order, without gaps or overlaps,
-/// and together they cover the virtual disk.
+/// A range of the guest's disk and where its bytes are. A map yields extents in guest order, without gaps or
+/// overlaps, and together they cover the virtual disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Guest byte range; never empty.

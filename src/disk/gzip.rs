@@ -36,7 +36,7 @@ pub(super) fn inflate(region: &Region, scratch: File, bounds: Bounds) -> Result<
     let mut buffer = vec![0; CHUNK];
     let (mut length, mut stored) = (0u64, 0u64);
     loop {
-        // A little of it may inflate to a lot.
+        // Checked for each chunk, because little input may inflate to a lot of output.
         region.check()?;
         let filled = fill(&mut decoder, &mut buffer).map_err(|e| refuse(region, e))?;
         if filled == 0 {
@@ -66,7 +66,7 @@ fn too_large(region: &Region, does: &str, most: u64) -> Error {
     Error::refuse(Reason::TooLarge, region.name(), format!("is a gzip that {does} more than {most} bytes"))
 }
 
-/// Our own errors come back as they are; what the decoder says is about the stream.
+/// Returns our own errors as they are; any other is the decoder's, about the stream.
 fn refuse(region: &Region, error: io::Error) -> Error {
     match error.kind() {
         ErrorKind::UnexpectedEof => Error::refuse(Reason::Truncated, region.name(), "is a gzip that ends too early"),
@@ -80,7 +80,7 @@ fn refuse(region: &Region, error: io::Error) -> Error {
     }
 }
 
-/// Fills the buffer, so that pieces of it stay aligned in the scratch file, unless the end comes before.
+/// Fills the buffer, unless the input ends before: full buffers keep writes to the scratch file aligned.
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -92,7 +92,7 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// A region from its start to its end.
+/// Reads a region from its start to its end.
 struct Sequential<'a> {
     region: &'a Region,
     at: u64,

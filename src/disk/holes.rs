@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Takes the holes that the file system knows out of a map: they are zeros that nobody need read. Many writers leave
-//! holes in the blocks of a dynamic disk, and a file may have got them since.
+//! Replaces the holes that the file system knows by zeros in the map: they need not be read. Many writers leave holes
+//! in the blocks of a dynamic disk, and others may have been punched later.
 
 use std::ops::Range;
 
@@ -37,8 +37,8 @@ pub(crate) fn without_holes<'a>(
     })
 }
 
-/// The last stretch of data that was found: blocks may lie in any order, and each question may walk all of a file's
-/// extents.
+/// The last range of data that was found. Blocks may lie in any order, and each seek may walk all extents of the
+/// file.
 #[derive(Default)]
 struct Known {
     file: usize,
@@ -46,13 +46,13 @@ struct Known {
 }
 
 impl Known {
-    /// Whether `place`, which is not empty, begins with data, and where that or the hole ends in it.
+    /// Whether `place`, which is not empty, begins with data, and where in `place` that data or hole ends.
     fn stretch(&mut self, file: usize, region: &Region, place: &Range<u64>) -> Result<(bool, u64), Error> {
         if self.file != file || !self.data.contains(&place.start) {
             let failed = |e| Error::reading(region.name(), place.start, e);
             let data = match seek(region, SeekFrom::Data, place.start) {
                 Ok(data) => data,
-                // Nothing but a hole up to the end of the file, unless that is not where it was.
+                // The rest of the file is a hole, unless the file shrank.
                 Err(Errno::NXIO) => {
                     let (file, start) = region.file();
                     if file.metadata().map_err(failed)?.len() < start + place.end {
@@ -61,7 +61,7 @@ impl Known {
                     }
                     place.end
                 }
-                // The file system keeps no such books.
+                // The file system does not report holes.
                 Err(Errno::INVAL | Errno::NOTSUP) => place.start,
                 Err(e) => return Err(failed(e.into())),
             };
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::conversion::Reason;
 
-    /// What stands between the holes of the files here.
+    /// Bytes of each range of data and each hole of the files here.
     const BLOCK: u64 = 65536;
 
     /// A file of `blocks`, data where one is set, behind `before` bytes that its region leaves out.

@@ -76,7 +76,7 @@ impl Image {
         Self { regions: vec![region.clone()], layout }
     }
 
-    /// Disks one behind the other make one disk; locations count the parts' regions in order.
+    /// Joins disks, one behind the other, to one disk. Locations count the parts' regions in order.
     #[must_use]
     pub fn joined(kind: &'static str, parts: Vec<Self>) -> Self {
         let regions = parts.iter().flat_map(|part| part.regions.iter().cloned()).collect();
@@ -119,7 +119,7 @@ impl Image {
         let unit = match &self.layout {
             Layout::Qcow2(qcow2) => qcow2.cluster(),
             Layout::Vmdk(vmdk) => vmdk.grain(),
-            // Compressed extents are listed in tests alone, which know of none that is larger.
+            // Only tests list compressed extents, and none of theirs is larger.
             Layout::Listed { .. } => MAX_COMPRESSED,
             Layout::Raw(_) | Layout::Vdi(_) | Layout::Vhd(_) | Layout::Vhdx(_) => 0,
             Layout::Joined { parts, .. } => return parts.last().map_or(0, Self::unit),
@@ -127,7 +127,8 @@ impl Image {
         usize::try_from(unit).expect("2 MiB at most")
     }
 
-    /// Guest bytes that are stored, an upper bound of what an uncompressed copy writes; `None` where only a copy tells.
+    /// Guest bytes that are stored, an upper bound of what an uncompressed copy writes; `None` where only a copy
+    /// finds out.
     #[must_use]
     pub fn data_bytes(&self) -> Option<u64> {
         match &self.layout {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The manifest of an OVF, and the digests that it demands.
 //!
-//! Format: DMTF DSP0243, "Integrity of OVF packages": a line a file, `SHA256(vm-disk1.vmdk)= hex`. Writers differ in
-//! spaces and line ends.
+//! Format: DMTF DSP0243, "Integrity of OVF packages": one line for each file, `SHA256(vm-disk1.vmdk)= hex`. Writers
+//! differ in spaces and line ends.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -64,11 +64,11 @@ pub struct Line {
     pub digest: Vec<u8>,
 }
 
-/// Parses a manifest: a line for each algorithm that it has of a file.
+/// Parses a manifest. Returns one line for each file and algorithm.
 ///
 /// # Errors
-/// `ManifestMismatch` for a line that can't be understood, since what can't be checked has not been checked, and for two
-/// of which only one can be right.
+/// `ManifestMismatch` for a line that can't be understood, since its file could not be checked, and for two lines
+/// that contradict each other.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Line>, Error> {
     let refuse = |message: String| Error::refuse(Reason::ManifestMismatch, file, message);
     if bytes.len() > MAX_BYTES {
@@ -82,7 +82,7 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Line>, Error> {
             parse_line(line.trim()).ok_or_else(|| refuse(format!("has a line {} that is no digest", index + 1)))?;
         match lines.iter().find(|known| (&known.name, known.algorithm) == (&line.name, line.algorithm)) {
             None => lines.push(line),
-            // A thousand lines of one disk shall not make it be read a thousand times.
+            // A repeated line is dropped: a thousand of them must not cause a thousand reads of the disk.
             Some(known) if known.digest == line.digest => {}
             Some(_) => {
                 let (algorithm, name) = (line.algorithm.as_str(), shown(&line.name));
@@ -129,7 +129,7 @@ impl Expected {
         }
     }
 
-    /// Compares what `hasher` came to.
+    /// Compares the digest in `hasher` with the one demanded.
     ///
     /// # Errors
     /// `ManifestMismatch`.
@@ -165,7 +165,7 @@ impl Expected {
     }
 }
 
-/// Says how far a verification is, and ends it early.
+/// Progress and cancellation of a verification.
 #[derive(Debug, Default)]
 pub struct Control {
     /// Bytes digested so far.

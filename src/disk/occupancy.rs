@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Proof that no two extents of an image share a place in its file.
+//! Proof that no two extents of an image overlap in its file.
 //!
-//! Where the places ascend, a running maximum is the proof. Else a bitmap is, over one window of the file after the
-//! other: memory stays bounded, and only images that are both large and disordered are walked more than once.
+//! Where the offsets ascend, a running maximum is the proof. Otherwise a bitmap is, over one window of the file after
+//! the other: memory stays bounded, and only images that are both large and disordered are walked more than once.
 //!
-//! Extents that may share a unit have their first bytes compared: so many in one walk as memory allows.
+//! Extents that may share a unit must begin at different bytes. One walk compares as many of these as memory allows.
 
 use std::collections::BTreeSet;
 
@@ -13,11 +13,11 @@ use crate::conversion::Reason;
 
 /// Units a window covers: 8 MiB of bits, which is 4 TiB of 64 KiB clusters or 64 TiB of 1 MiB blocks.
 const WINDOW: u64 = 64 << 20;
-/// The largest VHD of 2,040 GiB in disorder needs 64 windows of sectors. More are made only by files that point far out
-/// into their holes.
+/// Most walks. The largest VHD (2,040 GiB) in disorder needs 64 windows of sectors; only files that point far out
+/// into their holes need more.
 const PASSES: u32 = 128;
-/// First bytes of shared extents that one walk holds: 64 GiB of the guest in clusters of 64 KiB, in some 20 MiB. Few in
-/// tests, whose images are small.
+/// Most offsets of shared extents that one walk holds: 64 GiB of the guest in clusters of 64 KiB, in some 20 MiB. Few
+/// in tests, whose images are small.
 const STARTS: usize = if cfg!(test) { 1000 } else { 1 << 20 };
 
 /// What one walk over an image's tables has claimed so far.
@@ -33,21 +33,21 @@ pub(crate) struct Occupancy {
     last_shared: bool,
     /// The lowest unit claimed beyond the window.
     beyond: Option<u64>,
-    /// The lowest first bytes of shared extents, from `first_start` on.
+    /// The lowest offsets of shared extents, from `first_start` on.
     starts: BTreeSet<u64>,
     first_start: u64,
-    /// The lowest of those that there was no room for.
+    /// The lowest of those offsets for which there was no room.
     left_out: Option<u64>,
     /// One past the first byte of the last shared extent.
     behind_start: u64,
 }
 
-/// Something else lies there already.
+/// Something else lies in that range.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Taken;
 
-/// Walks the tables of `file`, as often as its size demands: `walk` claims every place, in units of `unit` bytes, and
-/// must do the same each time. Answers what the first walk answered.
+/// Walks the tables of `file`, as often as its size demands. `walk` claims every range, in units of `unit` bytes, and
+/// must claim the same each time. Returns what the first walk returned.
 pub(crate) fn survey<T>(
     file: &str,
     unit: u64,
@@ -155,7 +155,7 @@ impl Occupancy {
         })
     }
 
-    /// For the next walk; `None` when all is proved.
+    /// The state for the next walk; `None` when all is proved.
     fn next(&self) -> Option<Self> {
         if self.ascending || (self.beyond.is_none() && self.left_out.is_none()) {
             return None;
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(claims(512, &[(0, 512), (far, 512), (far * 5, 512)]).unwrap(), 1);
         assert_eq!(claims(512, &[(far * 5, 512), (far, 512), (0, 512)]).unwrap(), 3);
         assert!(claims(512, &[(far * 5, 1024), (far * 5 + 512, 512), (0, 512)]).is_err());
-        // Over the border between two windows.
+        // Across the border between two windows.
         assert!(claims(512, &[(far - 512, 1024), (0, 512), (far, 512)]).is_err());
     }
 

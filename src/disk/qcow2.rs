@@ -2,8 +2,8 @@
 //! QEMU's qcow2 images as a source: versions 2 and 3, deflated and zstd clusters, subclusters.
 //!
 //! From QEMU's `docs/interop/qcow2.txt`. An L1 table points to L2 tables, an L2 table to clusters; all numbers are
-//! big-endian. Whatever names another file is refused; what belongs to the past of the disk (snapshots, bitmaps, a saved
-//! machine state) is left out, and said so.
+//! big-endian. An image that names another file is refused. The disk's past (snapshots, bitmaps, a saved machine
+//! state) is left out, with a warning.
 
 mod entry;
 mod header;
@@ -62,7 +62,8 @@ impl Qcow2 {
         Ok(image)
     }
 
-    /// Walks all tables: every cluster inside the file, none used twice, none on a table. Answers the guest bytes stored.
+    /// Walks all tables: every cluster inside the file, none used twice, none on a table. Returns the guest bytes
+    /// stored.
     fn survey(&self) -> Result<u64, Error> {
         let header = &self.header;
         let mut tables = [
@@ -104,8 +105,8 @@ impl Qcow2 {
         occupancy.claim(offset.0, len).map_err(|Taken| Error::corrupt(self.region.name(), place, message()))
     }
 
-    /// One cluster: its bytes are in the file and nothing else's. Compressed ones may share a cluster of the file, but no
-    /// two begin at one byte.
+    /// Checks one cluster: it lies in the file and overlaps nothing. Compressed ones may share a cluster of the file,
+    /// but no two begin at the same byte.
     fn check(&self, occupancy: &mut Occupancy, guest: &Range<u64>, entry: Entry, place: u64) -> Result<(), Error> {
         let twice = || format!("the cluster of guest byte {} lies where something else lies", guest.start);
         match entry {
@@ -151,7 +152,7 @@ impl Qcow2 {
         }
     }
 
-    /// The subclusters of `guest` with their bit in `stored`, and where each lies.
+    /// The subclusters of `guest` whose bit is set in `stored`, and where each lies.
     fn stored_parts(
         &self,
         guest: &Range<u64>,

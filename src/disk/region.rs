@@ -30,7 +30,7 @@ pub struct Region {
 /// Shorter reads go through the page cache: there the kernel reads ahead.
 const MIN_DIRECT: usize = 64 << 10;
 
-/// Ends the work of whoever holds a clone of it.
+/// Ends the work of everyone who holds a clone of it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancellation(Arc<AtomicBool>);
 
@@ -91,13 +91,13 @@ impl Region {
         Self { direct, ..self }
     }
 
-    /// The same until `cancellation`: nothing is read after it, by whatever table check, digest or copy.
+    /// The same region, but every read fails after `cancellation`: in table checks, digests and copies alike.
     #[must_use]
     pub fn until(&self, cancellation: &Cancellation) -> Self {
         Self { cancellation: cancellation.clone(), ..self.clone() }
     }
 
-    /// The whole of a file of `len` bytes that stands for this region: it has its name and its cancellation.
+    /// A region over the whole of `file`, `len` bytes, in place of this one: with its name and its cancellation.
     #[must_use]
     pub fn unpacked(&self, file: Arc<File>, len: u64) -> Self {
         Self::whole(file, Arc::clone(&self.name), len).until(&self.cancellation)
@@ -172,7 +172,7 @@ impl Region {
         self.read_cached(buffer, offset)
     }
 
-    /// The same for bytes that nobody needs a second time: a long read that suits direct I/O goes around the page cache.
+    /// The same for bytes that are read only once: a long read that suits direct I/O bypasses the page cache.
     ///
     /// # Errors
     /// As [`Region::read_exact_at`].
@@ -185,13 +185,13 @@ impl Region {
             && at.is_multiple_of(SECTOR)
             && buffer.as_ptr().addr().is_multiple_of(SECTOR_BYTES);
         match &self.direct {
-            // Where direct I/O fails, the usual way says why, or does not.
+            // Where direct I/O fails, the buffered read succeeds or has the error.
             Some(direct) if suits && direct.read_exact_at(buffer, at).is_ok() => Ok(()),
             _ => self.read_cached(buffer, offset),
         }
     }
 
-    /// Before every read: it is within the region, and nobody cancelled.
+    /// Checks, before every read, that it is within the region and that nobody cancelled.
     fn begin(&self, wanted: usize, offset: u64) -> Result<(), Error> {
         if offset.checked_add(wanted as u64).is_none_or(|end| end > self.len) {
             let message = format!("needs {wanted} bytes, but the file ends at byte {}", self.len);

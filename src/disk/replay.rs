@@ -21,7 +21,8 @@ pub(super) enum Stretch<'a> {
     Data(&'a [u8]),
 }
 
-/// Calls `sink` with every stretch of the guest's disk, in order, and its first byte. One thread, bounded memory.
+/// Calls `sink` with the guest's bytes in order, and the guest offset at which they begin. One thread, bounded
+/// memory.
 ///
 /// # Errors
 /// The reader's, the sink's, or `Cancelled`.

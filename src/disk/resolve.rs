@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests only: the bytes a map stands for, by the plainest possible way, and images made by qemu-img.
+//! Tests only: the guest bytes of a map, computed in the plainest way, and images made by qemu-img.
 
 use std::fs::File;
 use std::io::Read;

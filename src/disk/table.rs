@@ -54,7 +54,7 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// A block of the guest's disk, of which an entry of a table tells where it lies in the file.
+/// A block of the guest's disk; an entry of a table says where it lies in the file.
 pub(crate) struct Block {
     index: u64,
     guest: Range<u64>,

@@ -24,7 +24,7 @@ const STATIC: u32 = 2;
 const FREE: u32 = 0xFFFF_FFFF;
 /// Entry of a block that was discarded and reads as zeros.
 const ZERO: u32 = 0xFFFF_FFFE;
-/// Every known writer makes blocks of 1 MiB; the header would allow others.
+/// Block sizes accepted, in bytes. Every known writer makes blocks of 1 MiB; the header would allow others.
 const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 64 * 1024..=256 * 1024 * 1024;
 
 /// A VDI whose header and whole block map were checked.
@@ -155,7 +155,7 @@ impl Vdi {
         Ok(())
     }
 
-    /// Walks the whole map once: every block inside the file, none used twice. Answers the bytes allocated.
+    /// Walks the whole map once: every block inside the file, none used twice. Returns the bytes allocated.
     fn survey(&self) -> Result<u64, Error> {
         survey(self.region.name(), self.block, |occupancy| {
             let mut table = Table::new(self.map, self.blocks);

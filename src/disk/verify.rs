@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Looks at an output once more: its metadata always, its guest bytes on request.
+//! Checks an output: its metadata always, its guest bytes on request.
 
 mod qcow2;
 mod vdi;
@@ -19,7 +19,7 @@ use crate::conversion::{OutputFormat, Reason};
 /// also compares the guest's disk in it with the source's, byte by byte: a pass of progress.
 ///
 /// # Errors
-/// `Internal` with the place where the metadata is wrong or the disks differ, what the source's reader says of it,
+/// `Internal` with the place where the metadata is wrong or the disks differ; the errors of the source's reader;
 /// `OutputIO`, `Cancelled`.
 pub fn verify(
     file: &File,
@@ -31,7 +31,7 @@ pub fn verify(
     match format {
         OutputFormat::Qcow2 => qcow2(file, name, control)?,
         OutputFormat::Vdi => vdi(file, name, control)?,
-        // Nothing but the guest's bytes.
+        // A raw file has no metadata.
         OutputFormat::Raw => {}
     }
     source.map_or(Ok(()), |source| same_guest(source, file, name, format, control))
@@ -57,7 +57,7 @@ fn same_guest(
     let (sender, receiver) = std::sync::mpsc::sync_channel::<Owned>(4);
     std::thread::scope(|scope| {
         let theirs = scope.spawn(|| {
-            // The receiver hangs up after a difference; what remains is of no interest then.
+            // The receiver is dropped after a difference: the rest need not be read.
             replay(&copy, control, |_, stretch| sender.send(Owned::from(stretch)).map_err(|_| differ(0)))
                 .inspect(|()| drop(sender))
         });

@@ -81,7 +81,7 @@ impl Vhd {
         Ok(vhd)
     }
 
-    /// Walks the whole table once: every block inside the file, none on another or on the metadata. Answers the bytes
+    /// Walks the whole table once: every block inside the file, none on another or on the metadata. Returns the bytes
     /// allocated.
     fn survey(&self, blocks: &Blocks, footer: u64) -> Result<u64, Error> {
         let name = self.region.name();

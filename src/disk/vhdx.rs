@@ -63,7 +63,7 @@ impl Vhdx {
         Ok(vhdx)
     }
 
-    /// Walks the whole table once: every block inside the file, none on another or on the metadata. Answers the bytes
+    /// Walks the whole table once: every block inside the file, none on another or on the metadata. Returns the bytes
     /// allocated.
     fn survey(&self, regions: &Regions, log: Option<Span>) -> Result<u64, Error> {
         let name = self.file.name();

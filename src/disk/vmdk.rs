@@ -2,8 +2,8 @@
 //! Sparse VMDK extents: monolithicSparse, streamOptimized, and the parts of split sparse disks.
 //!
 //! Layout and constants: `VMware`'s "Virtual Disk Format 5.0", chapters "Hosted Sparse Extents" and "Stream-Optimized
-//! Compressed Sparse Extents". The grain tables decide what the guest sees; where redundant tables or grain markers
-//! tell another story the image is corrupt, for another reader might believe them.
+//! Compressed Sparse Extents". The grain tables decide what the guest sees. Where redundant tables or grain markers
+//! contradict them, the image is corrupt, because another reader might believe those.
 
 mod header;
 mod reserved;
@@ -126,8 +126,8 @@ impl Vmdk {
     }
 }
 
-/// The embedded descriptor and where it lies. QEMU leaves room for one in the parts of a split disk, too, and zeros in
-/// it: that is none.
+/// The embedded descriptor and where it lies. QEMU leaves room for one in the parts of a split disk, too, filled with
+/// zeros: that counts as none.
 fn read_descriptor(region: &Region, header: &Header) -> Result<Option<(u64, Vec<u8>)>, Error> {
     let Some((offset, len)) = header.descriptor else { return Ok(None) };
     let mut bytes = vec![0; usize::try_from(len).expect("the header bounds it to 1 MiB")];

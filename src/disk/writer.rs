@@ -71,7 +71,7 @@ impl Writer {
         }
     }
 
-    /// After the last batch: adds the metadata still held.
+    /// After the last batch: adds writes of the metadata still held.
     pub(super) fn close(&mut self, jobs: &mut Vec<WriteJob>) {
         match self {
             Self::Raw(_) => {}
@@ -80,7 +80,7 @@ impl Writer {
         }
     }
 
-    /// Once every job is done: writes what makes the file a disk.
+    /// After every write is done: writes what makes the file a disk.
     pub(super) fn finish(self, output: &Output) -> Result<(), Error> {
         match self {
             Self::Raw(raw) => raw.finish(output),

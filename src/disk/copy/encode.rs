@@ -62,8 +62,8 @@ impl Encode {
         Ok((Coded { guest, buffer, content }, input))
     }
 
-    /// Finds the streams that can be passed on as they are, and verifies them: their guest bytes are in the buffer then.
-    /// Returns for each its cluster and its bytes in the input.
+    /// Finds the streams that can be passed on as they are. Verifying them leaves their guest bytes in the buffer.
+    /// Returns the cluster and the input range of each.
     fn pass_through(&mut self, loaded: &mut Loaded) -> Vec<(usize, Range<usize>)> {
         let Loaded { pieces, buffer, input, .. } = loaded;
         let mut passed = Vec::new();
@@ -141,7 +141,7 @@ impl Encoder {
                     _ => None,
                 }
             }
-            // Too small a target is the only way for it to fail.
+            // Compression fails only where `target` is too small.
             Self::Zstd(compressor) => compressor.compress_to_buffer(cluster, target).ok(),
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Drops the source's pages behind the copy: they are charged to whoever reads, and fresh ones for each byte of a large
-//! image cost more than reading it.
+//! Drops the source's pages behind the copy. They are charged to the process that reads, and allocating a fresh page
+//! for every 4 KiB of a large image costs more than reading it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,9 +9,9 @@ use rustix::fs::{Advice, fadvise};
 use crate::disk::Region;
 use crate::disk::replay::load::Read;
 
-/// Bytes read that are dropped at once. Small, as the lag is: pages that are used again soon are still in the CPU's cache.
+/// Bytes dropped at once. This and the lag are small, so that a page used again soon is still in the CPU's cache.
 const STEP: u64 = 2 << 20;
-/// Reads that were begun before the last one end no further behind it than this, or so: a few batches.
+/// Distance kept from the last read, in bytes: earlier reads may still be under way this far back, a few batches.
 const LAG: u64 = 4 << 20;
 
 /// The pages of the source's regions, and how far they are dropped.
@@ -29,7 +29,7 @@ impl<'a> PageCache<'a> {
         Self { regions, dropped: regions.iter().map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Drops what lies well before what was read. What is still needed is only read again.
+    /// Drops pages well before `reads`. Where one is still needed, it is only read again.
     pub(super) fn drop_before(&self, reads: &[Read]) {
         let Some(read) = reads.last() else { return };
         let dropped = self.dropped[read.file].load(Ordering::Relaxed);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What hands work from thread to thread: a queue bounded in bytes, a window in order, a budget.
+//! Hands work from thread to thread: a queue bounded in bytes, a window that restores the order, a memory budget.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// A condition variable that makes no system call where nobody waits. Wake after the state was changed under the lock
-/// that its waiters hold.
+/// A condition variable that makes no system call while no thread waits. Change the state under the lock that the
+/// waiters hold, then wake them.
 #[derive(Debug, Default)]
 struct Signal {
     condvar: Condvar,
@@ -15,7 +15,7 @@ struct Signal {
 
 impl Signal {
     fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        // Under the lock: whoever changes the state later sees it.
+        // Counted under the lock, so that a thread that changes the state later sees this waiter.
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let guard = self.condvar.wait(guard).expect("no holder of this lock panics");
         self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -52,7 +52,7 @@ struct State<T> {
 }
 
 impl<T> Queue<T> {
-    /// A queue that takes items up to `limit` bytes, and always at least one.
+    /// A queue that holds items of up to `limit` bytes in all, and always at least one item.
     pub(super) fn new(limit: usize) -> Self {
         let state = State { items: VecDeque::new(), bytes: 0, closed: false };
         Self { state: Mutex::new(state), changed: Signal::default(), room: Signal::default(), limit }
@@ -112,7 +112,7 @@ impl<T> Queue<T> {
     }
 }
 
-/// Numbered items that arrive in any order and leave in theirs.
+/// Numbered items that arrive in any order and leave by their numbers.
 #[derive(Debug)]
 pub(super) struct InOrder<T> {
     window: Mutex<Window<T>>,
@@ -164,7 +164,7 @@ impl<T> InOrder<T> {
         }
     }
 
-    /// Hands out nothing any more.
+    /// Hands out no more items.
     pub(super) fn abandon(&self) {
         self.lock().closed = true;
         self.arrived.wake_all();
@@ -211,7 +211,7 @@ impl Budget {
         self.returned.wake_all();
     }
 
-    /// Lets nobody wait any more.
+    /// Lets every `take` return at once, now and later.
     pub(super) fn abandon(&self) {
         self.lock().closed = true;
         self.returned.wake_all();

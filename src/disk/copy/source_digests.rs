@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The digests that a manifest demands of source files, computed on the bytes that the copy reads anyway.
 //!
-//! Batches pass in guest order. Where that is a file's order too, its hasher takes their bytes and reads for itself only
-//! the little between them. Where it is not, the hasher is handed on, to a reader that goes through the rest of the file
-//! beside the copy.
+//! Batches pass in guest order. Where that is also the file's order, the file's hasher takes their bytes and reads
+//! only the small gaps between them itself. Otherwise the hasher is handed on to a thread that reads the rest of the
+//! file beside the copy.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use crate::disk::manifest::{Expected, Hasher};
 use crate::disk::replay::load::Loaded;
 use crate::disk::{Error, Region};
 
-/// Bytes between two batches that are read in passing: tables, headers, what no grain refers to.
-/// Few in tests, whose files are small.
+/// Largest gap between two batches, in bytes, that is read in passing: tables, headers, unreferenced grains. Small in
+/// tests, whose files are small.
 const MAX_GAP: u64 = if cfg!(test) { 128 << 10 } else { 16 << 20 };
 /// Bytes read at a time.
 const CHUNK: u64 = 1 << 20;
@@ -25,10 +25,10 @@ pub(super) struct SourceDigests<'a> {
     files: Vec<Option<FileDigest<'a>>>,
 }
 
-/// The digests of one file, on their way through it.
+/// The unfinished digests of one file.
 pub(super) struct FileDigest<'a> {
     control: &'a CopyControl,
-    /// Whether the copy failed: nobody asks for a digest any more.
+    /// Set once the copy failed: the digests are no longer needed.
     failed: &'a AtomicBool,
     region: &'a Region,
     /// A manifest may have a line of each algorithm; never empty.
@@ -38,7 +38,8 @@ pub(super) struct FileDigest<'a> {
 }
 
 impl<'a> SourceDigests<'a> {
-    /// The digests among `expected` that are of `regions`, for a copy that `control` ends or that says that it `failed`.
+    /// The digests in `expected` that belong to `regions`. The work ends when `control` is cancelled or `failed` is
+    /// set.
     pub(super) fn new(
         regions: &[Region],
         expected: &'a [Expected],
@@ -74,7 +75,7 @@ impl<'a> SourceDigests<'a> {
             if digest.at < read.range.start {
                 return Ok(());
             }
-            // What was read twice, a marker's uncertain reach, is taken once.
+            // Reads may overlap, because a marker's reach is an upper bound. Each byte is hashed once.
             let known = usize::try_from(digest.at - read.range.start).expect("within what was read");
             digest.update(&loaded.bytes(read)[known..]);
             digest.at = read.range.end;
@@ -105,7 +106,7 @@ impl FileDigest<'_> {
         self.digests.iter_mut().for_each(|(_, hasher)| hasher.update(bytes));
     }
 
-    /// Reads what lies in `range`, which starts where the digest has come to; nothing where it is empty or reversed, and no further
+    /// Hashes `range`, which starts where the digest stands. Does nothing for an empty or reversed range, and stops
     /// once the copy failed.
     fn read(&mut self, range: Range<u64>) -> Result<(), Error> {
         let mut chunk = Vec::new();

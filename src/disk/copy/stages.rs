@@ -21,32 +21,32 @@ use crate::disk::writer::job::WriteJob;
 use crate::disk::writer::output::Output;
 use crate::disk::{Error, Image};
 
-/// Threads that wait for the source; more than one hides a slow one's latency.
+/// Threads that read the source; more than one hides the latency of a slow one.
 pub(super) const READERS: usize = 4;
-/// Threads that wait for the output.
+/// Threads that write the output.
 pub(super) const WRITERS: usize = 3;
-/// Memory of all batches in flight, in bytes. The whole process stays below 64 MiB, and buffers are used again while they
-/// are in the CPU's cache.
+/// Memory of all batches in flight, in bytes: keeps the whole process below 64 MiB, and buffers in the CPU's cache
+/// until they are used again.
 const IN_FLIGHT: usize = 16 << 20;
 /// Memory of writes that wait, in bytes.
 const UNWRITTEN: usize = 8 << 20;
 
-/// What a step of zeros takes of the memory in flight: very little, but a map may have a million of them in a row.
+/// Bytes of the budget that a step of zeros takes: very little, but a map may have a million of them in a row.
 const ZERO_STEP: usize = 4 << 10;
 
-/// What the allocating thread gets for each step, in guest order.
+/// What the allocating thread receives for each step, in guest order.
 enum ToPlace {
     /// Zeros up to this guest byte.
     Zero(u64),
-    /// A batch, and the bytes of the budget that it has taken.
+    /// A batch, and the bytes of the budget that it holds.
     Data(Coded, usize),
     Failed(Error),
     End,
 }
 
-/// What the digesting thread gets for each step, in guest order.
+/// What the digesting thread receives for each step, in guest order.
 enum ToDigest {
-    /// A batch, its step's number and the bytes of the budget that it has taken.
+    /// A batch, its step's number and the bytes of the budget that it holds.
     Data(Loaded, u64, usize),
     /// Nothing was read.
     Nothing,
@@ -59,7 +59,7 @@ struct ToWrite {
     taken: usize,
 }
 
-/// What the threads hand to one another, by what is to be done with it.
+/// The queues between the threads, named by what is to be done with their items.
 struct Queues<'a> {
     load: Queue<(u64, Batch, usize)>,
     /// Batches on their way to be encoded, where digests of the source are computed.
@@ -83,14 +83,14 @@ impl Queues<'_> {
         }
     }
 
-    /// Everything before the end has gone through: nothing is left to load or to encode.
+    /// After the last batch was placed: ends the threads that load, encode and write.
     fn close(&self) {
         self.load.close();
         self.encode.close();
         self.write.close();
     }
 
-    /// Lets nobody wait any more.
+    /// Lets no thread wait any more, after an error.
     fn abandon(&self) {
         self.load.abandon();
         if let Some(digest) = &self.digest {
@@ -119,7 +119,7 @@ impl Memory {
         self.inputs.lock().expect("no holder of the inputs panics")
     }
 
-    /// An input's memory, of any length.
+    /// A buffer for compressed input, of any length.
     fn take_input(&self) -> Buffer {
         self.inputs().pop().unwrap_or_default()
     }
@@ -128,7 +128,7 @@ impl Memory {
     fn keep_input(&self, mut input: Buffer) {
         input.resize(0);
         let mut inputs = self.inputs();
-        // A longer one is rare.
+        // Longer ones are rare, and not kept.
         if inputs.len() < READERS && input.capacity() <= INPUT {
             inputs.push(input);
         }
@@ -147,7 +147,7 @@ struct Shared<'a> {
     page_cache: PageCache<'a>,
     /// The first error of a thread that reads, encodes or writes.
     error: Mutex<Option<Error>>,
-    /// Of several digests that differ, that of the first file's name.
+    /// If several digests differ, the error of the file whose name comes first: the same in every run.
     digest_error: Mutex<Option<Error>>,
     failed: &'a AtomicBool,
 }
@@ -204,7 +204,7 @@ pub(super) fn run(
         return Err(error);
     }
     allocated?;
-    // The copy's own error, with its place, tells more; whichever came first would be chance.
+    // The copy's own error wins over a digest's, because it has a place. Which of them came first is chance.
     if let Some(error) = shared.digest_error.into_inner().expect("no holder of the error panics") {
         return Err(error);
     }
@@ -255,7 +255,7 @@ impl<'a> Shared<'a> {
 
     fn read(&self) {
         let _guard = AbandonOnPanic(self);
-        // Of what is stored as it is, nothing but a look for zeros is left to do, while it is in this CPU's cache.
+        // Stored bytes need only the scan for zeros. The reading thread does it while they are in its CPU's cache.
         let mut scan = if matches!(self.coding, Coding::Runs { .. }) { self.encoder() } else { None };
         while let Some((number, batch, taken)) = self.queues.load.pop() {
             let buffer = self.memory.pool.take(batch.len().next_multiple_of(CLUSTER_BYTES));
@@ -291,7 +291,7 @@ impl<'a> Shared<'a> {
                 Some(ToDigest::Data(loaded, number, taken)) => (loaded, number, taken),
                 Some(ToDigest::Nothing) => continue,
                 Some(ToDigest::End) => break,
-                // The copy failed: nobody waits for a digest.
+                // The copy failed: its digests are no longer needed.
                 None => return,
             };
             if let Err(e) = digests.pass(&loaded, |file| self.queues.digest_apart.push(0, file)) {
@@ -327,7 +327,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// The codecs of one thread; without them the copy fails.
+    /// The codecs of one thread. Where they can't be made, the copy fails.
     fn encoder(&self) -> Option<Encode> {
         let failed = |e| {
             let message = format!("the compressor can't be set up: {e}");
@@ -409,7 +409,7 @@ impl<'a> Shared<'a> {
         self.abandon();
     }
 
-    /// Lets every thread run out.
+    /// Makes every thread end.
     fn abandon(&self) {
         self.failed.store(true, Ordering::Relaxed);
         self.memory.budget.abandon();

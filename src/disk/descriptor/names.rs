@@ -36,7 +36,7 @@ impl References {
     }
 }
 
-/// Takes `name`, which `file` names, for a base name in the same directory.
+/// Checks that `name`, as `file` writes it, is a base name in the same directory, and returns it.
 ///
 /// # Errors
 /// `UnsafeReference` for anything else: a path, a drive, `..`, a URL, control characters, over 255 bytes.
@@ -53,7 +53,7 @@ pub fn plain_name(file: &str, name: &str) -> Result<String, Error> {
     Err(Error::refuse(Reason::UnsafeReference, file, format!("names {}, which is no plain file name", shown(name))))
 }
 
-/// A foreign text as a message may show it: escaped, and cut at 80 characters.
+/// Untrusted text, made fit for a message: escaped, and cut at 80 characters.
 pub(crate) fn shown(text: &str) -> String {
     let cut: String = text.chars().take(80).collect();
     let dots = if cut.len() < text.len() { "…" } else { "" };

@@ -133,7 +133,7 @@ fn refuse_xml(file: &str, error: &roxmltree::Error) -> Error {
         roxmltree::Error::UnexpectedEndOfStream | roxmltree::Error::UnclosedRootNode => {
             Error::refuse(Reason::Truncated, file, "the OVF ends before its envelope does")
         }
-        // Its own words may quote the text; the place alone is enough.
+        // The parser's message may quote the text, so only the place is shown.
         _ => Error::refuse(Reason::Corrupt, file, format!("the OVF is no well-formed XML {at}")),
     }
 }

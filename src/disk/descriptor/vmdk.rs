@@ -99,8 +99,8 @@ pub struct Descriptor {
     pub extents: Vec<ExtentLine>,
 }
 
-/// Whether a file that begins so is a text descriptor. Also true of every text that QEMU takes for one: comments and
-/// blank lines, then `version=1`, `2` or `3`.
+/// Whether a file that begins with `head` is a text descriptor. Like QEMU, takes every text of comments and blank
+/// lines, then `version=1`, `2` or `3`, for one.
 #[must_use]
 pub fn is_text(head: &[u8]) -> bool {
     if head.trim_ascii_start().get(..21).is_some_and(|s| s.eq_ignore_ascii_case(b"# Disk DescriptorFile")) {
@@ -113,8 +113,8 @@ pub fn is_text(head: &[u8]) -> bool {
 /// Parses the descriptor in `bytes`, up to the first NUL (embedded ones are padded).
 ///
 /// # Errors
-/// `UnsafeReference` for a parent, a device or an embedded descriptor's second extent, `Encrypted`, `UnsupportedFormat` for kinds that nobody reads here,
-/// `Corrupt` for the rest.
+/// `UnsafeReference` for a parent, a device or an embedded descriptor's second extent, `Encrypted`,
+/// `UnsupportedFormat` for kinds that are not read here, `Corrupt` for the rest.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
     let corrupt = |message: String| Error::refuse(Reason::Corrupt, file, message);
     let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
@@ -256,8 +256,8 @@ impl ExtentLine {
     }
 }
 
-/// QEMU and others look for the hint anywhere in the text, comments included; so a text with it is refused whatever
-/// the line says.
+/// Refuses a text that has the hint anywhere, whatever the line says: QEMU and others look for it in the whole text,
+/// comments included.
 fn refuse_parent_hint(file: &str, text: &[u8]) -> Result<(), Error> {
     const HINT: &[u8] = b"parentFileNameHint";
     if text.windows(HINT.len()).any(|w| w.eq_ignore_ascii_case(HINT)) {
@@ -291,7 +291,7 @@ fn parse_extent(line: &[u8]) -> Result<RawExtent<'_>, &'static str> {
         let end = quoted.iter().position(|b| *b == b'"').ok_or("a quote without its end")?;
         (&quoted[..end], quoted[end + 1..].trim_ascii())
     } else {
-        // Without quotes a last word that is a number is the offset, and all before it the name.
+        // Without quotes, a last word that is a number is the offset; everything before it is the name.
         match rest.iter().rposition(u8::is_ascii_whitespace) {
             Some(gap) if number(&rest[gap + 1..]).is_some() => (rest[..gap].trim_ascii(), &rest[gap + 1..]),
             _ => (rest, b"".as_slice()),

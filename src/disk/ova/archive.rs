@@ -120,7 +120,7 @@ impl<'a> Headers<'a> {
         Ok(())
     }
 
-    /// A global header may say what it likes about times and owners, but not what a member is.
+    /// Skips a global header. It may set times and owners, but not what a member is.
     fn skip_global(&self, at: u64, size: u64) -> Result<(), Error> {
         let mut extension = Extension::default();
         self.read_pax(at, size, &mut extension)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Archives as exporters write them, and as nobody should.
+//! Archives as exporters write them, and hostile ones.
 
 use std::io::Write as _;
 use std::sync::Arc;

@@ -16,7 +16,7 @@ const ZERO: u64 = 1 << 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Unallocated,
-    /// Zeros, though a cluster may be kept for them; 0 where none is.
+    /// Reads as zeros. `host` is the cluster kept for it, 0 where there is none.
     Zero {
         host: HostOffset,
     },
@@ -66,7 +66,7 @@ pub(super) fn l2(entry: u64, bitmap: Option<u64>, cluster_bits: u32, version: u3
     })
 }
 
-/// The offset has `62 - (cluster_bits - 8)` bits, the count of further sectors those above it. The stream may end
+/// The offset has `62 - (cluster_bits - 8)` bits; the bits above it count further sectors. The stream may end
 /// anywhere in the last sector.
 fn compressed(entry: u64, cluster_bits: u32) -> Entry {
     let bits = 62 - (cluster_bits - 8);

@@ -24,7 +24,7 @@ const BITMAPS: u32 = 0x2385_2875;
 /// More extensions than any writer makes.
 const MAX_EXTENSIONS: u32 = 256;
 
-/// What QEMU takes as well: an L1 table of 32 MiB reaches 2 EiB with clusters of 64 KiB.
+/// QEMU's own limit: an L1 table of 32 MiB reaches 2 EiB with clusters of 64 KiB.
 const MAX_L1: u64 = 32 << 20;
 
 const V2_LENGTH: usize = 72;
@@ -149,7 +149,7 @@ impl Header {
         (self.cluster() / entry) << self.cluster_bits
     }
 
-    /// Tables begin on clusters behind the header and end inside the file.
+    /// Checks that tables begin on clusters behind the header and end inside the file.
     fn inside(&self, region: &Region) -> Result<(), Error> {
         let name = region.name();
         if self.l1_entries * 8 > MAX_L1 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Places in a qcow2, each kind of them a type of its own, so that no byte of the guest's disk is taken for one of the file.
+//! Offsets in a qcow2, each kind a type of its own, so that none of the guest's disk is taken for one of the file.
 
 use crate::disk::units::CLUSTER;
 

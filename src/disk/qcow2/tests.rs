@@ -312,7 +312,7 @@ fn two_entries_of_one_compressed_stream_are_corrupt() {
     let bad = image(3, &[entry, entry], 1, 8192);
     assert_eq!(refusal(&bad), (Reason::Corrupt, Some(3 * 4096 + 8)));
 
-    // Of two L2 tables, which map 2 MiB each.
+    // The same from two L2 tables, which map 2 MiB each.
     let mut bad = image(3, &[entry], 2, 4 << 20);
     put32(&mut bad, 36, 2);
     put64(&mut bad, 2 * 4096 + 8, 5 * 4096 | 1 << 63);

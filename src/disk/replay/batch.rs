@@ -12,8 +12,8 @@ use crate::disk::{Error, Extent, Location};
 pub(crate) const BATCH: u64 = 1 << 20;
 const _: () = assert!(BATCH.is_multiple_of(CLUSTER));
 
-/// Compressed input after which a batch ends at the next boundary; grains that do not shrink, and of which no more is known
-/// than the most they can be, still make a whole batch.
+/// Bytes of compressed input after which a batch ends at the next boundary. Grains that do not shrink, and whose
+/// length is known only as an upper bound, still make a whole batch.
 pub(crate) const INPUT: usize = 5 << 18;
 /// Compressed input that no batch may exceed.
 const MAX_INPUT: usize = 8 << 20;
@@ -26,11 +26,11 @@ pub(crate) enum Step {
     Data(Batch),
 }
 
-/// A stretch of guest bytes with something in it.
+/// A range of guest bytes, not all of them zeros.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub guest: Range<u64>,
-    /// What is not zero in it, in guest order.
+    /// Its extents that are not zeros, in guest order.
     pub pieces: Vec<Extent>,
 }
 
@@ -91,7 +91,7 @@ impl<I: Iterator<Item = Result<Extent, Error>>> Batches<I> {
                 return Ok(Some(Step::Zero(end)));
             }
             let compressed = compressed_len(&extent.at) as usize;
-            // What is compressed is never cut; what is not goes on to where the batch is full, or to the next boundary.
+            // A compressed extent is never cut; any other is cut where the batch is full, or at the next boundary.
             let end = if compressed > 0 { extent.guest.end } else { full.max(ceil(extent.guest.start + 1)) };
             let piece = self.cut(extent, end);
             if !is_zero {

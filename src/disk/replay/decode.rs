@@ -17,7 +17,7 @@ const ZLIB_TRAILER: usize = 4;
 /// The decoders of one thread.
 pub(crate) struct Decode {
     inflate: Decompressor,
-    /// zlib's own ways, which QEMU goes: it refuses symbols that RFC 1951 rules out and libdeflate takes.
+    /// zlib's own inflate, which QEMU uses: it refuses symbols that RFC 1951 rules out and libdeflate accepts.
     strict: Decompress,
     zstd: Option<Decoder<'static>>,
     scratch: Vec<u8>,
@@ -28,7 +28,7 @@ impl Decode {
         Self { inflate: Decompressor::new(), strict: Decompress::new(false), zstd: None, scratch: Vec::new() }
     }
 
-    /// Makes `loaded.buffer` the guest's bytes, a batch of `image`; behind the batch's end it is filled with zeros.
+    /// Decodes a batch of `image`: `loaded.buffer` then has the guest's bytes, and zeros behind the batch's end.
     pub(crate) fn run(&mut self, image: &Image, loaded: &mut Loaded) -> Result<(), Error> {
         let Loaded { guest, pieces, buffer, input, .. } = loaded;
         let size = image.virtual_size();
@@ -51,8 +51,8 @@ impl Decode {
         Ok(())
     }
 
-    /// Makes `target` what `input` decodes to, which may be `most` bytes: what is more than `target` is dropped. Else says
-    /// what is wrong with it.
+    /// Decodes `input` into `target`. The stream may yield up to `most` bytes; those beyond `target` are dropped. The
+    /// error says what is wrong with it.
     fn stream(&mut self, codec: Codec, input: &[u8], target: &mut [u8], most: usize) -> Result<(), String> {
         let needed = target.len();
         let decoded = match codec {
@@ -83,7 +83,7 @@ impl Decode {
         if zlib { self.inflate.zlib_decompress(input, target) } else { self.inflate.deflate_decompress(input, target) }
     }
 
-    /// Decodes what yields more than `target` takes, but no more than `most` bytes.
+    /// Decodes a stream that yields more than `target` holds, but no more than `most` bytes.
     fn longer(
         &mut self,
         target: &mut [u8],
@@ -130,9 +130,9 @@ impl Decode {
         }
     }
 
-    /// Inflates a zlib stream into `target` and returns its deflate part where it may be passed on as it is: as QEMU inflates
-    /// it, it fills `target` exactly and ends with its adler32 at the end of `input`. `None` tells nothing: decode it the
-    /// usual way.
+    /// Inflates a zlib stream into `target` and returns its deflate part where it may be passed on as it is: as QEMU
+    /// inflates it, it fills `target` exactly and ends with its adler32 at the end of `input`. `None` says nothing
+    /// about the stream: decode it the usual way.
     pub(crate) fn pass_through<'a>(&mut self, input: &'a [u8], target: &mut [u8]) -> Option<&'a [u8]> {
         let (header, rest) = input.split_first_chunk::<ZLIB_HEADER>()?;
         let (body, trailer) = rest.split_last_chunk::<ZLIB_TRAILER>()?;

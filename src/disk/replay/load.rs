@@ -8,8 +8,8 @@ use crate::disk::buffer::Buffer;
 use crate::disk::units::SECTOR_BYTES;
 use crate::disk::{Error, Location, Region, frame};
 
-/// Compressed pieces that lie this close together in the file are read in one go, unless what lies between them is more
-/// than they are: it takes memory that no budget knows.
+/// Compressed pieces that lie this close together in the file are read in one go, unless the gap is longer than the
+/// pieces: no budget counts its memory.
 const MAX_GAP: u64 = 8 << 10;
 
 /// A batch whose bytes were read.
@@ -113,7 +113,7 @@ pub(crate) fn load(regions: &[Region], batch: Batch, mut buffer: Buffer, mut inp
     let mut pieces = Vec::with_capacity(batch.pieces.len());
     for (extent, read) in batch.pieces.iter().zip(places) {
         let bytes = match extent.at {
-            // What no piece covers is zero.
+            // Bytes that no piece covers are zero.
             Location::Zero => continue,
             Location::Stored { .. } => Bytes::InBuffer,
             Location::Deflate { file, offset, zlib, .. } => {
@@ -133,8 +133,8 @@ pub(crate) fn load(regions: &[Region], batch: Batch, mut buffer: Buffer, mut inp
     Ok(Loaded { guest: batch.guest, pieces, buffer, input, reads })
 }
 
-/// The stream for guest byte `guest` behind the marker that `read`, its place in the input, begins with; it lies in
-/// `region`, which is number `file`, at `offset`.
+/// The stream for guest byte `guest`, which follows a marker. `read` is the range of the input that begins with the
+/// marker; in the source it begins at `offset` of `region`, which is number `file`.
 fn unframed(
     region: &Region,
     guest: u64,

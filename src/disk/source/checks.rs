@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What disks of every kind share: the limit of their size, texts that are read whole, and blank disks.
+//! What disks of every kind share: the size limit, texts that are read whole, and blank disks.
 
 use super::accepted::Limits;
 use crate::conversion::Reason;

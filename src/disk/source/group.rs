@@ -89,7 +89,7 @@ fn open_package(
     })
 }
 
-/// The digests still to be verified: the envelope's is, before anything in it is believed.
+/// The digests still to be verified. The envelope's own is verified here, before anything in it is trusted.
 fn read_manifest(
     manifest: &Region,
     envelope: &Region,
@@ -149,7 +149,7 @@ fn blank_disk(envelope: &str, disk: &OvfDisk, limits: &Limits) -> Result<SourceD
     Ok(SourceDisk { member: disk.id.clone(), image: blank(size, "blank") })
 }
 
-/// Some exporters write the file's size into the capacity. The disk knows better.
+/// Warns where the capacity is not the disk's size, which is what counts: some exporters write the file's size there.
 fn compare_capacity(disk: &OvfDisk, href: &str, image: &Image, warnings: &mut Vec<String>) {
     let size = image.virtual_size();
     if let Some(capacity) = disk.capacity.filter(|capacity| *capacity != size) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What `hyper2kvm inspect` tells of a source, from its metadata alone.
+//! What `hyper2kvm inspect` shows of a source, from its metadata alone.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::conversion::Failure;
 use crate::conversion::report::Hardware;
 use crate::disk::{Location, Region, detect};
 
-/// Extents looked at to tell how a disk is compressed.
+/// Most extents looked at to find out how a disk is compressed.
 const SAMPLE: usize = 1 << 16;
 
 /// A source as a person wants to see it before it is converted.
@@ -19,7 +19,7 @@ pub struct Inspection {
     pub name: String,
     /// Size of the primary file in bytes.
     pub size_bytes: u64,
-    /// Format and kind, or the container that it seems to be where it is refused; absent where nobody can say.
+    /// Format and kind; where it is refused, the container that it seems to be; absent where that is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// Whether a conversion would take it. Digests and compressed data are only checked by the conversion itself.
@@ -77,7 +77,7 @@ impl Inspection {
     }
 }
 
-/// Looks at `primary` as [`open`] does, and tells what it found instead of failing.
+/// Opens `primary` as [`open`] does, but returns a refusal as a finding.
 #[must_use]
 pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Inspection {
     let (name, size_bytes) = (primary.name().to_owned(), primary.len());

@@ -49,8 +49,8 @@ fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> 
     }
 }
 
-/// The bytes as they are. A file that is a disk image by itself is nobody's flat extent: the descriptor then names
-/// another's disk.
+/// Raw bytes. A file that is a disk image by itself is refused as a flat extent: the descriptor then names a disk
+/// that is not its own.
 fn open_flat(region: &Region, sector: u64, size: u64) -> Result<Image, Error> {
     let (head, tail) = detect::ends(region)?;
     let content = detect::detect(region.name(), &head, &tail).unwrap_or(Content::Raw);

@@ -18,7 +18,7 @@ use crate::disk::{detect, manifest};
 
 const LIMITS: Limits = Limits { max_virtual_size: 1 << 40, max_scratch_bytes: 1 << 26 };
 
-/// What other people's files say; it may appear nowhere.
+/// The content of files outside the source; it may appear nowhere.
 const CANARY: &str = "CANARY-5f2b";
 
 fn region(name: &str, bytes: &[u8]) -> Region {

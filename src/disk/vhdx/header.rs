@@ -19,7 +19,7 @@ const REGION_TABLE: usize = 64 << 10;
 /// By the specification.
 const MAX_REGIONS: usize = 2047;
 
-/// Where the log lies, and whose entries in it count.
+/// Where the log lies, and the identifier that its valid entries carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LogPlace {
     pub(super) guid: Guid,
@@ -27,7 +27,7 @@ pub(super) struct LogPlace {
     pub(super) len: u64,
 }
 
-/// A stretch of whole MiB.
+/// A range of whole MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Span {
     pub(super) offset: u64,
@@ -162,7 +162,7 @@ fn span(region: &Region, place: u64, what: &str, offset: u64, len: u64) -> Resul
     Ok(Span { offset, len })
 }
 
-/// Whether the CRC-32C at byte 4 is the one of `bytes` with zeros in its place, as they are afterwards.
+/// Whether the CRC-32C at byte 4 is the one of `bytes` with zeros in its place. Leaves zeros there.
 fn checksum_holds(bytes: &mut [u8]) -> bool {
     let stated = le32(bytes, 4);
     bytes[4..8].fill(0);

@@ -14,9 +14,9 @@ use crate::disk::{Error, Region};
 
 /// Every known writer makes a log of 1 MiB. All of it is read once.
 const MAX_LOG: u64 = 64 << 20;
-/// Changes that are held in memory: 16 MiB.
+/// Most changed sectors that are held in memory: 16 MiB.
 const MAX_PATCHES: usize = (16 << 20) / LOG_SECTOR;
-/// Changes that are made, the same sector's again and again included: a bound of time, not of memory.
+/// Most changes that are applied, repeated ones of one sector included: bounds time, not memory.
 const MAX_CHANGES: usize = 64 * MAX_PATCHES;
 const ENTRY_HEADER: usize = 64;
 const DESCRIPTOR: usize = 32;
@@ -88,7 +88,7 @@ impl Log<'_> {
         };
         let (mut best, mut best_last) = (None, 0);
         for first in entries.iter().flatten() {
-            // An entry that continues another is seen with the sequence that begins earlier, which has the same end.
+            // An entry that continues another belongs to the sequence that begins earlier and has the same end.
             let mut last = *first;
             let mut tail_within = false;
             let mut length = first.len;

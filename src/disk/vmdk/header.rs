@@ -200,7 +200,7 @@ impl Fields {
         Ok(())
     }
 
-    /// Whether a footer tells the same disk as its header.
+    /// Whether a footer describes the same disk as its header.
     fn agrees_with(&self, header: &Self) -> bool {
         (self.version, self.flags, self.capacity, self.grain)
             == (header.version, header.flags, header.capacity, header.grain)

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use crate::conversion::Reason;
 use crate::disk::Error;
 
-/// Most ranges that are held, in 32 MiB: a table for each of them is a disk of 64 TiB in grains of 64 KiB.
+/// Most ranges that are held, in 32 MiB. With one table in each, that is a disk of 64 TiB in grains of 64 KiB.
 const MOST: usize = 2 << 20;
 
-/// Header, footer, descriptor and directories of an extent, and of a compressed one its tables: ascending, and none of
-/// them on another.
+/// The ranges of an extent's header, footer, descriptor and directories, and of its tables if it is compressed:
+/// ascending, without overlaps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reserved(Arc<[Range<u64>]>);
 
@@ -30,20 +30,20 @@ impl Reserved {
         Ok(Self(ranges.into()))
     }
 
-    /// Whether something of it lies in `range`.
+    /// Whether `range` overlaps any of them.
     pub(super) fn meets(&self, range: &Range<u64>) -> bool {
         let behind = self.0.partition_point(|reserved| reserved.end <= range.start);
         self.0.get(behind).is_some_and(|reserved| reserved.start < range.end)
     }
 
-    /// Where the first begins that lies behind `offset`.
+    /// Where the first of them behind `offset` begins.
     pub(super) fn next(&self, offset: u64) -> Option<u64> {
         let behind = self.0.partition_point(|reserved| reserved.start <= offset);
         self.0.get(behind).map(|reserved| reserved.start)
     }
 }
 
-/// Adds a table of the image `file` to `ranges`; what goes on where the last one ended is one with it.
+/// Adds a table of the image `file` to `ranges`. A table that begins where the last range ends extends it.
 pub(super) fn add(file: &str, ranges: &mut Vec<Range<u64>>, table: Range<u64>) -> Result<(), Error> {
     let is_full = ranges.len() == MOST;
     match ranges.last_mut() {

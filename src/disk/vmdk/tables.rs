@@ -32,9 +32,9 @@ pub(super) struct Tables<'a> {
 /// One entry of the directory: a table with its grains, or nothing.
 type Table = Option<Box<[u32; TABLE_LEN]>>;
 
-/// Walks all tables: bounds, agreement with the redundant ones, no place in the file for two grains, for a grain and a
-/// table, or for a table and anything else. Where a compressed grain ends is not known yet: that it does not reach into
-/// what lies behind it is for the copy to see. Returns the guest bytes in grains that exist, and where no grain may lie.
+/// Walks all tables: checks bounds, agreement with the redundant ones, and that grains, tables and other metadata do
+/// not overlap. Where a compressed grain ends is not known yet: the copy checks that it does not reach into what lies
+/// behind it. Returns the guest bytes in grains that exist, and the ranges where no grain may lie.
 pub(super) fn check(region: &Region, header: &Header) -> Result<(u64, Reserved), Error> {
     let (file, mut ranges) = (region.name(), header.reserved());
     if header.compressed {
@@ -51,7 +51,8 @@ pub(super) fn check(region: &Region, header: &Header) -> Result<(u64, Reserved),
             let taken = |_| Error::corrupt(file, offset, "two grains or tables share this place");
             occupancy.claim(offset, len).map_err(taken)
         };
-        // Before the grains, and the redundant ones first: so they lie in most files, and ascending is the cheap proof.
+        // Tables before grains, and the redundant ones first: most files have this order, and ascending offsets are
+        // cheap to prove.
         Tables::new(region, header, &reserved).each_table(|offset| {
             if reserved.meets(&table_at(offset)) {
                 return Err(Error::corrupt(file, offset, "a grain table lies in the image's metadata"));
@@ -126,7 +127,7 @@ impl<'a> Tables<'a> {
 
     /// Guest bytes of grain `index` of table `number`; `None` behind the table's or the disk's last.
     pub(super) fn guest(&self, number: u64, index: u64) -> Option<Range<u64>> {
-        // Behind the last grain of the largest capacity there is, bytes can't be counted any more.
+        // Behind the largest capacity there is, the byte offset would overflow.
         let start = (number * TABLE_ENTRIES + index).saturating_mul(self.header.grain);
         (index < TABLE_ENTRIES && start < self.header.capacity)
             .then(|| start..start.saturating_add(self.header.grain).min(self.header.capacity))
@@ -269,7 +270,7 @@ impl Iterator for Grains<'_> {
     }
 }
 
-/// Whether a table has no grain: most of a nearly empty disk's.
+/// Whether a table has no grain, as most tables of a nearly empty disk.
 fn is_empty(table: &[u32; TABLE_LEN]) -> bool {
     table.iter().all(|&entry| entry == 0)
 }

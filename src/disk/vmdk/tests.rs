@@ -96,7 +96,7 @@ fn a_mostly_empty_disk_has_few_extents() {
     assert_eq!(image.data_bytes(), Some(2 * GRAIN));
 }
 
-/// Writes `bytes` at `at` of a built image and tells how it is refused, when opened or when read.
+/// Writes `bytes` at `at` of a built image and returns how it is refused, when opened or when read.
 fn refusal(kind: &Sparse, content: &[u8], damage: impl FnOnce(&mut Vec<u8>)) -> Error {
     let mut bytes = built(kind, content);
     damage(&mut bytes);
@@ -117,7 +117,7 @@ fn a_table_entry_of_1_means_zeros_only_where_the_header_says_so() {
     content[65536..2 * 65536].fill(0);
     let kind = Sparse { zero_grains: true, ..Sparse::monolithic_sparse(content.len() as u64) };
     assert!(guest(&Image::vmdk(&region(&built(&kind, &content)), u64::MAX).unwrap()).unwrap() == content);
-    // Else it is a grain at sector 1, which lies in the descriptor here.
+    // Without the flag it is a grain at sector 1, which lies in the descriptor here.
     assert_eq!(refusal(&kind, &content, |bytes| bytes[8] &= !4).reason, Reason::Corrupt);
 }
 

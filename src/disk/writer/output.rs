@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use crate::disk::Error;
 use crate::disk::control::CopyControl;
 
-/// Buffered output is handed to the disk and dropped from memory in pieces of this many bytes: dirty pages are charged
-/// to the pod.
+/// Bytes after which buffered output is written back and dropped from the page cache: dirty pages are charged to the
+/// pod.
 const FLUSH: u64 = 32 << 20;
 
 /// A file being written by several threads.
@@ -23,7 +23,7 @@ pub(crate) struct Output<'a> {
     file: &'a File,
     name: &'a str,
     control: &'a CopyControl,
-    /// Held while the flag is turned off: whoever finds it off may write what is not aligned.
+    /// Whether direct I/O is on. Locked while it is turned off: a thread that finds it off may write unaligned bytes.
     direct: Mutex<bool>,
     /// Bytes written through the page cache since the last flush.
     unflushed: AtomicU64,
@@ -43,7 +43,7 @@ impl<'a> Output<'a> {
         self.control.check(self.name)?;
         let was_direct = self.is_direct();
         if let Err(first) = self.file.write_all_at(bytes, at) {
-            // A file system may take the flag and refuse the write. Another thread may have turned it off since.
+            // A file system may accept the flag and refuse the write. Another thread may have turned it off since.
             let refused = first.raw_os_error() == Some(Errno::INVAL.raw_os_error());
             if !(refused && was_direct) {
                 return Err(self.failed(at, first));

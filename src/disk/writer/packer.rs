@@ -32,8 +32,8 @@ impl Packer {
         self.buffer.is_some().then(|| self.base.plus(self.filled as u64).cluster())
     }
 
-    /// Appends `bytes` and returns where they lie. `frontier` is the first host cluster that is free: it moves where
-    /// more clusters are taken. A compressed cluster must lie in one stretch.
+    /// Appends `bytes` and returns where they lie. `frontier` is the first free host cluster: it moves where more
+    /// clusters are needed. A compressed cluster must be contiguous.
     pub(super) fn add(&mut self, bytes: &[u8], frontier: &mut HostCluster, jobs: &mut Vec<WriteJob>) -> HostOffset {
         let room = self.allocated - self.filled;
         let is_adjacent = self.base.plus(self.allocated as u64) == frontier.start();

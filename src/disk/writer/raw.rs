@@ -17,7 +17,7 @@ pub(crate) struct Raw {
     name: String,
     head: Vec<u8>,
     tail: Vec<u8>,
-    /// A last piece that is no whole block.
+    /// The last piece, where it is no whole block.
     rest: Option<(u64, Vec<u8>)>,
 }
 
@@ -37,7 +37,7 @@ impl Raw {
         let len = usize::try_from(guest.end - guest.start).expect("a batch is a few MiB");
         if guest.start == 0 {
             self.head = buffer[..len.min(detect::HEAD_BYTES)].to_vec();
-            // Better now than after the whole copy.
+            // Checked now, so that a bad head does not fail the copy only at its end.
             self.check()?;
         }
         if guest.end == self.size {

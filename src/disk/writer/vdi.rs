@@ -29,7 +29,7 @@ const PAGE: usize = 64 << 10;
 const PAGE_BLOCKS: u64 = PAGE as u64 / 4;
 /// Entry of a block without data.
 const FREE: u32 = 0xFFFF_FFFF;
-/// The header's 32-bit place of the data reaches behind the map of a disk of this size.
+/// Largest disk: behind a longer map the header's 32-bit offset would not reach the data.
 const MAX_SIZE: u64 = 512 << 40;
 
 const TEXT: &[u8] = b"<<< hyper2kvm virtual disk image >>>\n";
@@ -52,7 +52,7 @@ pub(crate) struct Vdi {
     page: Option<(u64, Vec<u32>)>,
     /// Pages written; the others say that all their blocks are free.
     written: Vec<bool>,
-    /// Over the disk's size, the first bytes that are not zero, and the map: the image's identity.
+    /// Hash of the disk's size, its first bytes that are not zero, and the map: the image's identity.
     identity: Sha256,
 }
 

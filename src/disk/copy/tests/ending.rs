@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a cancellation ends, and what progress says until then.
+//! Cancellation of a copy, and its progress until then.
 
 use std::sync::Mutex;
 use std::thread;
@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::*;
 use crate::disk::copy::stages::{READERS, WRITERS};
 
-/// A control, and `bytes` as a region that it ends; `before_read` hears it and the number of each read that begins.
+/// A control, and `bytes` as a region that it cancels. `before_read` gets the control and the number of each read.
 fn controlled(
     bytes: &[u8],
     before_read: impl Fn(&CopyControl, u64, usize) + Send + Sync + 'static,

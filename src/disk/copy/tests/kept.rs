@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What grains take that are passed through.
+//! The size of outputs whose grains are passed through.
 
 use super::*;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which deflate streams are passed on: those of several compressors, damaged ones, and such as no compressor makes.
+//! Which deflate streams are passed through: of several compressors, damaged ones, and some that no compressor makes.
 
 use flate2::{Compress, FlushCompress, Status};
 use libdeflater::{CompressionLvl, Compressor, Decompressor, adler32};

@@ -27,7 +27,7 @@ pub(super) enum Piece {
     OneByte(u16),
     /// A zlib stream that is longer than what it holds.
     ZlibNoise(u32),
-    /// A zlib stream behind a marker; what is known to be left for it is its length, or more.
+    /// A zlib stream behind a marker; the extent's `reach` is the exact length, or more.
     Framed(u8),
 }
 
@@ -107,8 +107,8 @@ pub(super) fn image(pieces: &[Piece], unit: usize, size: usize) -> (Image, Vec<u
     (image(region(&file)), guest)
 }
 
-/// The same as a file, which has the pieces from `start` in `order`, each at a multiple of `align`, and the image that a
-/// region over it is.
+/// The same as a file, the image over it, and what the guest sees. The file has the pieces from `start` on in
+/// `order`, each at a multiple of `align`.
 pub(super) fn image_in_order(
     start: usize,
     align: usize,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a copy reads: once, ahead, not after its end, and what digests make of it.
+//! How a copy reads: each byte once, ahead, not behind the end; and the reads of digests.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
@@ -128,8 +128,8 @@ fn markers_cost_no_reads_of_their_own() {
     }
 }
 
-/// A copy's reads of `bytes`, and those of them behind which nobody stood in line: the source takes one at a time, for 2 ms
-/// and what 32 MiB a second take.
+/// How many reads a copy of `bytes` makes, and how many of them had no other read waiting behind them. The source
+/// serves one read at a time, in 2 ms plus the read's length at 32 MiB/s.
 fn reads_and_idle(bytes: &[u8], image: impl FnOnce(Region) -> Image) -> (u64, u64) {
     let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
     let (line, waiting, noted) = (Mutex::new(()), AtomicU64::new(0), Arc::clone(&counts));
@@ -169,7 +169,7 @@ fn a_slow_source_is_kept_busy_by_pieces_that_lie_in_no_order() {
     }
 }
 
-/// Seconds that a copy of `bytes` takes where each read waits for `wait` of its length first.
+/// Seconds that a copy of `bytes` takes if each read first sleeps for `wait` of its length.
 fn seconds(bytes: &[u8], wait: impl Fn(usize) + Send + Sync + 'static) -> f64 {
     let image = Image::vmdk(&region(bytes).before_reads(wait), u64::MAX).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -178,7 +178,8 @@ fn seconds(bytes: &[u8], wait: impl Fn(usize) + Send + Sync + 'static) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-/// The least of `ratio`, which other work on this machine only raises; few tries where it is 1.1 or less.
+/// The smallest `ratio` of several tries, since other work on this machine only raises it; no more tries after 1.1 or
+/// less.
 fn at_its_best(mut ratio: impl FnMut() -> f64) -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..60 {
@@ -208,8 +209,8 @@ fn a_source_of_limited_rate_is_copied_at_its_rate() {
     }
 }
 
-/// In counts, not by the clock: the 2 ms of a read are hidden where as many reads as there are readers wait at the same
-/// time, and what was read before them is decoded and written meanwhile.
+/// Counts reads instead of measuring time. The 2 ms of a read are hidden if as many reads wait together as there are
+/// readers, and what was read before is decoded and written meanwhile.
 #[test]
 fn reads_wait_together_and_what_was_read_is_written_meanwhile() {
     const MIB: usize = 32;
@@ -220,7 +221,7 @@ fn reads_wait_together_and_what_was_read_is_written_meanwhile() {
             (AtomicU64::new(0), Arc::new(AtomicBool::new(false)), Arc::new(CopyControl::default()));
         let (noted, seen) = (Arc::clone(&is_late), Arc::clone(&control));
         let region = region(&bytes).before_reads(move |len| {
-            // Less is of a table.
+            // A shorter read is one of a table.
             if len < BATCH {
                 return;
             }

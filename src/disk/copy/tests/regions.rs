@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// A file called `name` of such pieces in `order`, and the image that it is.
+/// A file called `name` with `pieces` in `order`, and its image.
 fn part(name: &str, pieces: &[Piece], order: &[usize], unit: usize) -> (Vec<u8>, Region, Image, Vec<u8>) {
     let (bytes, image, guest) = image_in_order(512, 512, order, pieces, unit, pieces.len() * unit);
     let region = named(name, &bytes);

@@ -94,7 +94,7 @@ fn read_items(
     }
 }
 
-/// Items of another deployment option, and the bounds of a range, say nothing about the machine.
+/// Whether `item` describes the machine: neither an item of another deployment option nor a bound of a range does.
 fn applies(item: Node, configuration: Option<&str>) -> bool {
     let chosen = attribute(item, "configuration")
         .is_none_or(|list| configuration.is_some_and(|wanted| list.split_whitespace().any(|c| c == wanted)));
@@ -155,7 +155,7 @@ fn firmware(system: Node) -> Option<String> {
     Some(if efi { "efi" } else { "bios" }.to_owned())
 }
 
-/// VirtualBox writes cards without their addresses, and those, in the same order, into a section of its own.
+/// VirtualBox writes network cards without addresses. The addresses stand in a section of its own, in the same order.
 fn add_virtualbox_addresses(system: Node, nics: &mut [Nic]) {
     let adapters = system.descendants().filter(|n| n.tag_name().name() == "Adapter");
     let enabled = adapters.filter(|a| attribute(*a, "enabled").is_some_and(|e| e.eq_ignore_ascii_case("true")));
@@ -176,7 +176,7 @@ fn child_text(node: Node, name: &str) -> Option<String> {
     found.text().map(str::trim).filter(|t| !t.is_empty()).map(shortened)
 }
 
-/// A name or a model in a report: nobody's has more than 256 characters.
+/// Cuts a name or a model for a report at 256 characters: no real one is longer.
 fn shortened(text: &str) -> String {
     text.chars().take(256).collect()
 }

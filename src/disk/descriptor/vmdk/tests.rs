@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Descriptors as VMware and QEMU write them, and as nobody should.
+//! Descriptors as VMware and QEMU write them, and hostile ones.
 
 use proptest::prelude::*;
 

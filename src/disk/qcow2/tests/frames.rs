@@ -20,7 +20,7 @@ fn frame(bytes: &[u8], whole: bool) -> Vec<u8> {
     if whole { encoder.finish().unwrap() } else { encoder.get_ref().clone() }
 }
 
-/// A disk of two clusters. The last bytes of its streams are the last of a sector: nothing that follows them is theirs.
+/// A disk of two clusters. Its streams end where a sector ends, so that no byte behind them belongs to them.
 fn disk(streams: [&[u8]; 2], size: u64) -> Vec<u8> {
     let mut file = image(3, &[], 2, size);
     put64(&mut file, 72, 8);

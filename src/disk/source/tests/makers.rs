@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The same, with images from other makers: QEMU and GNU tar. Where they aren't installed, nothing is proved.
+//! The same, with images from other makers: QEMU and GNU tar. Tests return early where these aren't installed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

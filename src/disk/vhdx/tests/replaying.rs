@@ -10,7 +10,7 @@ pub(super) enum Change<'a> {
     Zero(usize, usize),
 }
 
-/// Writes an entry at `at` bytes of the log, around its end, and answers where the next one goes.
+/// Writes an entry at `at` bytes of the log, around its end, and returns where the next one goes.
 pub(super) fn write_entry(file: &mut [u8], at: usize, tail: usize, sequence: u64, changes: &[Change<'_>]) -> usize {
     let head = (64 + changes.len() * 32).next_multiple_of(4096);
     let mut entry = vec![0; head];
@@ -82,9 +82,10 @@ fn a_sector_of_the_log_gets_its_first_and_last_bytes_back() {
 #[test]
 fn a_log_may_run_around_its_end_and_hold_older_entries() {
     let mut file = with_log_guid(image(&[0], 2, 1 << 20));
-    // Entries that were written in place long ago.
+    // Old entries, whose changes were written in place long ago.
     write_entry(&mut file, 65536, 65536, 3, &[Change::Data(BAT, &table(&[stored(1)]))]);
-    // The active sequence: its head says that only the second entry is left to do, and that one is cut by the end.
+    // The active sequence. Its head says that only the second entry is left to replay, and the ring's end cuts that
+    // one.
     let second = write_entry(&mut file, BLOCK - 12288, BLOCK - 12288, 90, &[Change::Data(BAT, &table(&[stored(1)]))]);
     assert_eq!(second, BLOCK - 4096);
     let third = write_entry(&mut file, second, second, 91, &[Change::Data(BAT, &table(&[stored(0)]))]);

@@ -74,7 +74,7 @@ fn a_table_that_lies_on_something_else_is_refused_with_its_place() {
         let footer = kind.footer.then(|| u32::try_from(good.len() / 512).unwrap() - 4);
         for sector in metadata.into_iter().chain([second, second - 3, second + 3]).chain(footer) {
             let mut bad = good.clone();
-            // Grains that say nothing of their place.
+            // No table names a grain, so that only the place of the table itself can be wrong.
             for table in [first, second] {
                 bad[table as usize * 512..][..2048].fill(0);
             }
