@@ -37,18 +37,18 @@ use report::Reporter;
 use specification::{Wanted, known, watch_queue};
 use storage::UNREADABLE;
 
-/// How soon a ledger that can't be used is tried again: at first, for a person may be at it, and at last, for each try
-/// reads all of it.
+/// Shortest and longest pause before a ledger that can't be used is tried again. Short at first, because a person may
+/// be mending it; long at last, because each try reads all of it.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Why the volumes aren't ready while it can't.
+/// Reason of `StorageReady` while the ledger can't be used.
 const LEDGER_UNUSABLE: &str = "LedgerUnusable";
 
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
 
-/// Why the watcher can't go on; its pod's kubelet starts it again.
+/// Why the watcher ended; the kubelet restarts its container.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(transparent)]
@@ -70,7 +70,7 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), AgentError> {
     let locks = storage::lock(&paths, &identity, &reporter).await;
     let mut lost = tokio::spawn(storage::beat(locks));
     let agent = Agent { client, identity, paths, reporter: reporter.clone(), started };
-    // Dropped where it stands: every step of the engine is safe to repeat.
+    // The other future is dropped wherever it is: every step of the engine is safe to repeat.
     tokio::select! {
         done = agent.work(wanted) => done,
         end = &mut lost => unlocked(end, &reporter),
@@ -87,8 +87,8 @@ struct Agent {
 }
 
 impl Agent {
-    /// Works by the ledger. Whenever that turns out to be of no use, it is said and the ledger opened anew: an engine that
-    /// starts finds out from it, the directories and the objects how far everything is.
+    /// Works with the ledger. When the ledger fails, reports that and opens it again: an engine that starts restores
+    /// its state from the ledger, the directories and the objects.
     async fn work(&self, mut wanted: Wanted) -> Result<(), AgentError> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -104,7 +104,7 @@ impl Agent {
                         },
                         why = ledger.broken() => (LEDGER_UNUSABLE, why),
                     };
-                    // There is one writer.
+                    // The ledger has one writer: wait for its end before the next one begins.
                     ledger.ended().await;
                     failed
                 }
@@ -121,7 +121,7 @@ impl Agent {
         }
     }
 
-    /// Opens the ledger and writes to it, or says why it can't.
+    /// Opens the ledger and writes to it. The error says why that failed.
     async fn ledger(&self) -> Result<Ledger, String> {
         let path = self.paths.daemon().join(LEDGER_FILE);
         let opened = tokio::task::spawn_blocking(move || {
@@ -142,7 +142,7 @@ impl Agent {
             let settings = match settings(&queue, paths.clone()) {
                 Ok(settings) => settings,
                 Err(invalid) => {
-                    // The controller says it on the object.
+                    // The controller reports it on the object.
                     tracing::error!("spec.{invalid}; waiting until that is set right");
                     let other =
                         |now: &Option<Arc<HyperConversion>>| now.as_ref().is_none_or(|now| now.spec != queue.spec);
@@ -160,7 +160,8 @@ impl Agent {
             let (engine, remote) = Engine::start(settings, executor, ledger.clone(), notifier, hints, *started).await?;
             reporter.tell(report::Report::storage_usable);
             tracing::info!(queue = identity.queue, "watching");
-            // The engine blocks on files: the snapshots are passed on beside it, and no longer than it is there.
+            // The engine blocks on files, so the snapshots are passed on in a task of their own, which ends with the
+            // engine.
             let mut following = JoinSet::new();
             following.spawn(reporter.clone().follow(remote.watch()));
             tokio::select! {
@@ -173,7 +174,7 @@ impl Agent {
     }
 }
 
-/// The end for want of the locks.
+/// Ends because the locks are lost.
 fn unlocked(end: Result<LockError, JoinError>, reporter: &Reporter) -> Result<(), AgentError> {
     let Ok(error) = end else { return Ok(()) };
     reporter.unlocked();
@@ -198,7 +199,7 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
                 reporter.tell(|report| report.asked(&queue));
             }
             Some(queue) => {
-                // To the engine that is about to end, too: it knows what is queued when draining begins.
+                // Also to the engine that is about to end: it knows what was queued when draining began.
                 remote.ask(queue.spec.run_state, revision(&queue)).await;
                 return;
             }
@@ -234,7 +235,7 @@ fn settings(queue: &HyperConversion, paths: Paths) -> Result<Settings, InvalidSe
     })
 }
 
-/// The API server counts the changes of what is asked.
+/// The revision of the specification: the API server counts its changes.
 fn revision(queue: &HyperConversion) -> i64 {
     queue.metadata.generation.unwrap_or_default()
 }

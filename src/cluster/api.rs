@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The API: `HyperConversion` (a queue) and `ConversionJob` (one artifact), group `hyper2kvm.io`, version `v1alpha1`.
 //!
-//! What a schema or a CEL rule can say is said here, so that the API server refuses it with a message of ours. What
-//! only a look at the volumes can tell becomes a condition.
+//! What a schema or a CEL rule can express is expressed here, so that the API server refuses bad input with a message
+//! of ours. What only the volumes can show becomes a condition.
 
 mod conditions;
 #[allow(unreachable_pub, reason = "the derive of a resource repeats its struct where nobody reaches it")]

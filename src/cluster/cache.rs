@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A slim copy of watched objects, and a word on each change.
+//! A slim copy of watched objects, and a callback on each change.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -18,8 +18,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-/// Longest pause before a watch that failed is tried again: so long at most, once the API server is back, changes go
-/// unseen.
+/// Longest pause before a failed watch is tried again. Once the API server is back, changes go unseen for as long.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 fn backoff() -> ExponentialBackoff {
@@ -27,9 +26,9 @@ fn backoff() -> ExponentialBackoff {
     pauses.with_max_delay(LONGEST_BACKOFF).with_factor(2.0).with_jitter().without_max_times().into()
 }
 
-/// Objects in one page of a list: what a list holds in memory at a time.
+/// Objects in one page of a list: as many as it holds in memory at a time.
 const PAGE: u32 = 200;
-/// How long one watch call lasts, in seconds. A connection that died silently is noticed half a minute after that; with
+/// Length of one watch call, in seconds. A connection that died silently is noticed half a minute after that; with
 /// the usual five minutes, changes would go unseen for as long.
 const WATCH_SECONDS: u32 = 60;
 
@@ -40,11 +39,11 @@ pub enum Change<'a, K> {
     Gone(&'a K),
 }
 
-/// Ends once everything that was there at the start is in the cache; an error if the watch ended before.
+/// Completes once everything that was there at the start is in the cache; an error if the watch ended before.
 pub type Listed = oneshot::Receiver<()>;
 
-/// Watches the objects of `namespaces` (of all, if there are none) into one cache. Each change is told after the cache
-/// has it; what a new list no longer holds is told as gone.
+/// Watches the objects of `namespaces` (of all, if there are none) into one cache. The callback runs after the cache
+/// has changed. Objects that a new list no longer holds are reported as gone.
 pub fn watch<K>(
     client: &Client,
     namespaces: &[String],
@@ -78,7 +77,7 @@ where
         events.backoff(backoff()).map(move |event| (scope.clone(), event)).boxed()
     }));
     let (reader, mut writer) = store();
-    // Ready at once, for those who ask the store itself: what is to be waited for are the lists of all scopes.
+    // Marks the store as ready at once: callers wait for the lists of all scopes instead.
     writer.apply_watcher_event(&Event::Init);
     writer.apply_watcher_event(&Event::InitDone);
     let (listed, all_listed) = oneshot::channel();
@@ -92,7 +91,7 @@ where
                 Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; it is tried again"),
             }
             if let Some(listed) = listed.take_if(|_| cache.unlisted.is_empty()) {
-                // Whoever doesn't wait for it needs no word.
+                // Nobody may be waiting for it.
                 let _ = listed.send(());
             }
         }
@@ -111,7 +110,7 @@ struct Cache<K: Resource<DynamicType = ()> + Clone + 'static> {
     writer: Writer<K>,
     /// Scopes whose first list isn't complete.
     unlisted: HashSet<Option<String>>,
-    /// What the store holds of a scope and its new list has not shown so far.
+    /// By scope, what the store holds and the running list has not shown yet.
     left: HashMap<Option<String>, HashSet<ObjectRef<K>>>,
 }
 
@@ -123,7 +122,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
                 let ours = held.filter(|object| scope.is_none() || object.namespace == scope).collect();
                 self.left.insert(scope, ours);
             }
-            // The store itself would keep a list aside until its end, and then take it for all there is.
+            // The store itself would collect a list until its end, and then replace its whole content with it.
             Event::InitApply(object) => {
                 if let Some(left) = self.left.get_mut(&scope) {
                     left.remove(&ObjectRef::from_obj(&object));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The client by which every process here speaks to the API server: none of its calls waits for ever.
+//! The client by which every process here talks to the API server: each of its calls has a time limit.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use tokio::time::timeout;
 use tower::BoxError;
 use tower::util::MapFutureLayer;
 
-/// How long the API server may take to begin its answer: whoever called waits, and often everything behind it.
+/// How long the API server may take to begin its answer: the caller waits, and often everything behind it.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// How long an answer may be silent once it has begun. A watch is, as long as nothing happens, and ends after a minute.
+/// How long an answer may pause once it has begun. A watch is silent while nothing happens, and ends after a minute.
 const SILENCE_LIMIT: Duration = Duration::from_secs(90);
 
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ struct Late;
 /// A client of the API server that `config` names.
 ///
 /// # Errors
-/// When the configuration is none that a client can be made of.
+/// Where no client can be made of the configuration.
 pub fn client(mut config: Config) -> Result<Client, kube::Error> {
     config.read_timeout = Some(SILENCE_LIMIT);
     let limit = MapFutureLayer::new(|answer| async {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pod's status says of our own containers.
 //!
-//! Webhooks inject containers of others into any pod, and a status lists all of them in an order of its own. So ours are
+//! Webhooks inject other containers into any pod, and a status lists all of them in an order of its own. So ours are
 //! found by name, here and nowhere else.
 
 use crate::cluster::names;
@@ -41,21 +41,21 @@ pub(crate) fn worker_runs(pod: &Pod) -> bool {
 
 /// Whether the worker runs or ran.
 pub(crate) fn worker_has_started(pod: &Pod) -> bool {
-    // A container that never ran is reported as terminated too when its pod fails before; without a start.
+    // A container that never ran is reported as terminated too when its pod fails, but without a start time.
     worker_runs(pod) || worker_end(pod).is_some_and(|end| end.started_at.is_some())
 }
 
-/// Whether the worker did all that it was asked: others in its pod may go on, or fail.
+/// Whether the worker succeeded. Other containers of its pod may still run, or fail.
 pub(crate) fn worker_succeeded(pod: &Pod) -> bool {
     phase(pod) == "Succeeded" || worker_end(pod).is_some_and(|end| end.exit_code == 0)
 }
 
-/// Whether the worker is over for good, or can't come any more. A worker is never started again.
+/// Whether the worker has ended, or will never start. A worker is never restarted.
 pub(crate) fn worker_is_over(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed") || worker_end(pod).is_some()
 }
 
-/// A pod's phase, which all its containers have a part in.
+/// A pod's phase, which depends on all its containers.
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
 }
@@ -66,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// A worker's pod in which others were injected before and after ours.
+    /// A worker's pod with containers injected before and after ours.
     fn pod(phase: &str, worker: &Value) -> Pod {
         let runs = json!({"running": {"startedAt": "2026-01-17T09:00:01Z"}});
         serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {

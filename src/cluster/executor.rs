@@ -40,7 +40,7 @@ impl Executor for ClusterExecutor {
         self.asked.remove(&id);
         self.known.entry(id.clone()).or_insert(Known { uid: submission.uid.clone(), newest: None, is_gone: false });
         if self.refresh(&id).is_none() {
-            // It was there before: if it is no more, somebody deleted it, or the queue that it was of.
+            // An object that existed before and is gone was deleted, or belonged to a queue that was.
             let was_there = submission.uid.is_some() || submission.claim.queue_uid != self.queue_uid();
             let found = if was_there { self.find(&id).await } else { self.create(&submission).await };
             let object = found.map_err(|error| Error::new(DOING, &id, error))?;
@@ -71,7 +71,7 @@ impl Executor for ClusterExecutor {
         self.say("stage", id, said).await
     }
 
-    /// The specification tells the controller itself.
+    /// The controller reads the run state from the specification itself.
     async fn set_run_state(&mut self, _: RunState) -> Result<(), Error> {
         Ok(())
     }
@@ -146,11 +146,11 @@ impl Executor for ClusterExecutor {
             }
             match self.wake().await {
                 Wake::Heard(Some(heard)) => self.hear(&heard),
-                // The watches live as long as we do; without them nothing more becomes known.
+                // The watches live as long as this executor; without them nothing more happens.
                 Wake::Heard(None) => std::future::pending().await,
                 Wake::Tick => {
                     self.prune();
-                    // The one before may still wait for its file system.
+                    // The poll before may still wait for its file system.
                     if self.look.is_none() {
                         self.look();
                     }
@@ -163,7 +163,7 @@ impl Executor for ClusterExecutor {
     }
 
     fn take_next(&mut self) -> Option<Update> {
-        // All that was heard first: of several changes of one conversion, the newest is shown.
+        // Drains all pending changes first: of several of one conversion, only the newest is published.
         while let Ok(heard) = self.changes.try_recv() {
             self.hear(&heard);
         }

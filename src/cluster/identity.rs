@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which queue a process of a queue's pod works for, and where that queue's directories are.
+//! Which queue a process of a watcher's pod works for, and where that queue's directories are.
 
 use std::path::PathBuf;
 
-/// What the watcher and its sidecar are told at their start.
+/// Settings of the watcher and its sidecar.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub namespace: String,
     pub queue: String,
-    /// UID of the `HyperConversion`: one made anew under the same name is another queue.
+    /// UID of the `HyperConversion`: one made again under the same name is another queue.
     pub queue_uid: String,
     pub pod: String,
     pub queue_dir: PathBuf,

@@ -19,7 +19,8 @@ pub const LABEL_CONVERSION: &str = "hyper2kvm.io/conversion";
 pub const LABEL_ATTEMPT: &str = "hyper2kvm.io/attempt";
 /// Kueue's label for the `LocalQueue` that admits a Job.
 pub const LABEL_KUEUE: &str = "kueue.x-k8s.io/queue-name";
-/// Digest of the pod template that a Job was made from; another one means that the specification changed since.
+/// Digest of the pod template that a Job was made from; a different digest means that the specification has changed
+/// since.
 pub const ANNOTATION_TEMPLATE: &str = "hyper2kvm.io/template";
 
 pub const COMPONENT_WATCHER: &str = "watcher";
@@ -29,7 +30,7 @@ pub const COMPONENT_WORKER: &str = "worker";
 pub const MANAGER_CONTROLLER: &str = "hyper2kvm-controller";
 /// Field manager of the watcher's writes.
 pub const MANAGER_WATCHER: &str = "hyper2kvm-watcher";
-/// Field manager of the progress that the watcher copies: said more often than all else, and by itself.
+/// Field manager of the progress that the watcher copies: written more often than everything else, and by itself.
 pub const MANAGER_PROGRESS: &str = "hyper2kvm-progress";
 /// Field manager of what the sidecar writes: `spec.runState` and nothing else.
 pub const MANAGER_SIDECAR: &str = "hyper2kvm-sidecar";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is looked at of Kubernetes' own objects: the rest of them is neither kept nor, by far the larger part of their
-//! types, compiled in. What the operator makes is built of the whole types.
+//! The parts of Kubernetes' own objects that are read. The others are not kept, and most of their types are not even
+//! compiled in. Objects that the operator makes are built from the whole types.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 pub use core::v1::{ContainerState, ContainerStateTerminated, PodCondition};
 
-/// An object of this name has these parts, and is asked for as the whole type is.
+/// Defines an object of this name with these parts, requested like the whole type.
 macro_rules! seen {
     ($(#[$about:meta])* $name:ident of $whole:ty { $($field:ident: $part:ty),* $(,)? }) => {
         $(#[$about])*
@@ -54,7 +54,7 @@ macro_rules! seen {
     };
 }
 
-/// A part of an object, with what is looked at of it.
+/// Defines a part of an object, with the fields that are read.
 macro_rules! part {
     ($(#[$about:meta])* $name:ident { $($field:ident: $part:ty),* $(,)? }) => {
         $(#[$about])*
@@ -95,7 +95,7 @@ seen!(
     Job of batch::v1::Job { spec: JobSpec, status: JobStatus }
 );
 part!(
-    /// Whether a Job waits for somebody who admits it.
+    /// Whether a Job waits to be admitted.
     JobSpec { suspend: bool }
 );
 part!(
@@ -122,6 +122,6 @@ part!(
 );
 
 seen!(
-    /// What is said of a pod or a Job that doesn't start.
+    /// What is reported of a pod or a Job that doesn't start.
     Event of core::v1::Event { reason: String, message: String, last_timestamp: Time }
 );

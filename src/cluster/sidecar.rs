@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The watcher's sidecar: control socket and stats.json, from the snapshot that the watcher keeps.
 //!
-//! It answers with the last snapshot while the watcher restarts. What a command changes is `spec.runState` of the
-//! queue's object, which the watcher obeys wherever the wish came from. Socket and stats.json exist only while the
-//! snapshot says that the watcher holds its locks: else the directory may be another watcher's.
+//! While the watcher restarts, it answers with the last snapshot. A command changes `spec.runState` of the queue's
+//! object, which the watcher obeys whoever changed it. Socket and stats.json exist only while the snapshot says that
+//! the watcher holds its locks; otherwise another watcher may use the directory.
 
 mod handler;
 #[cfg(test)]
@@ -29,9 +29,9 @@ use handler::Control;
 
 /// Where stats.json lies below the output.
 const STATS: &str = ".daemon/stats.json";
-/// How often the snapshot is looked at: one `open` and `read` of some hundred bytes in memory.
+/// How often the snapshot is polled: one `open` and `read` of some hundred bytes in memory.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// stats.json is no older than this.
+/// Greatest age of stats.json.
 const STATS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Answers and writes until `shutdown`.
@@ -62,9 +62,9 @@ struct Sidecar {
     control: Control,
     publish: watch::Sender<Option<WatcherSnapshot>>,
     served: Option<Served>,
-    /// When stats.json was written last, and what of it is not to wait for the next time.
+    /// When stats.json was written last, and the content whose change is written at once.
     written: Option<(Instant, (Totals, RunState))>,
-    /// What was last warned about: once is enough for what holds on.
+    /// The last warning: a persistent problem is logged once.
     problem: Option<String>,
 }
 
@@ -86,7 +86,7 @@ impl Sidecar {
                     is_new
                 });
             }
-            // Before the watcher's first word.
+            // The watcher has not written a snapshot yet.
             Ok(None) => {}
             Err(error) => self.warn(&format!("cannot read the watcher's snapshot: {}", chain(&error))),
         }
@@ -107,7 +107,7 @@ impl Sidecar {
     fn open(&mut self) {
         let mut report = SocketReport { path: self.identity.output_dir.join(SOCKET), refused: None };
         let bound = Listener::bind(&report.path).or_else(|error| match error {
-            // A predecessor on this node that is about to go.
+            // A predecessor on this node that is about to end.
             BindError::InUse { .. } => Err(error),
             error => {
                 report.refused = Some(chain(&error));
@@ -138,7 +138,7 @@ impl Sidecar {
         if let Err(error) = task.await {
             tracing::error!(%error, "the control socket ended badly");
         }
-        // The next watcher to hold the locks may have counted otherwise.
+        // The next watcher that holds the locks may have other counts.
         self.written = None;
     }
 
@@ -170,7 +170,7 @@ impl Sidecar {
     }
 }
 
-/// What stats.json tells at once: each completion, and what is asked of the queue.
+/// The parts of stats.json whose change is written at once: completions, and the run state.
 fn urgent(stats: &Snapshot) -> (Totals, RunState) {
     (stats.totals.clone(), stats.run_state)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What watcher and sidecar tell each other: two small files in the in-memory volume that they share.
+//! What watcher and sidecar report to each other: two small files in the in-memory volume that they share.
 //!
 //! The watcher writes [`WatcherSnapshot`] whenever something changes, the sidecar [`SocketReport`] when it binds its
 //! socket. Each file has one writer and is replaced by temp and rename, so that a reader finds the old content or the
@@ -20,7 +20,7 @@ pub const SOCKET_FILE: &str = "socket.json";
 /// Longest file that is read, in bytes: some hundred for each of at most 1000 conversions that run.
 const MAX_LENGTH: usize = 4 << 20;
 
-/// What the watcher last knew.
+/// The watcher's last state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WatcherSnapshot {
     /// Whether the watcher holds the locks of both queue and output. Without them the sidecar binds and writes nothing
@@ -34,7 +34,7 @@ pub struct WatcherSnapshot {
 pub struct SocketReport {
     /// The control socket's path.
     pub path: PathBuf,
-    /// Why it is not below the output, in the system's words; none where it is.
+    /// Why it is not below the output, in the system's words; `None` where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
@@ -45,7 +45,7 @@ impl WatcherSnapshot {
         store::replace_json(&directory.join(WATCHER_FILE), self)
     }
 
-    /// Takes back what an earlier watcher of this pod said of its locks; the rest stays to be answered from.
+    /// Withdraws an earlier watcher's claim to hold its locks; the rest stays, for answers.
     pub fn unlock(directory: &Path) -> Result<(), StoreError> {
         match Self::read(directory)? {
             Some(snapshot) if snapshot.locked => Self { locked: false, ..snapshot }.write(directory),

@@ -17,7 +17,7 @@ use crate::notification::{EmailConfig, Encryption, NotificationConfig, Secret, W
 /// How often the mounted Secrets are read for changes: the kubelet itself takes about a minute.
 const SECRETS_POLL: Duration = Duration::from_secs(5);
 
-/// Why a channel can't be used as it is asked for.
+/// Why a channel can't be used as specified.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Wrong {
     #[error(
@@ -34,7 +34,7 @@ pub(super) enum Wrong {
 }
 
 impl Wrong {
-    /// The word for the condition.
+    /// The reason for the condition.
     #[must_use]
     pub(super) const fn reason(&self) -> &'static str {
         match self {
@@ -46,11 +46,11 @@ impl Wrong {
     }
 }
 
-/// What is asked for, with its Secrets as they were when they were read.
+/// The Secrets of a specification, as they were when they were read.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Secrets {
     pub config: NotificationConfig,
-    /// What of it can't be had.
+    /// What is wrong with them.
     pub wrong: Vec<Wrong>,
 }
 
@@ -83,7 +83,7 @@ fn noted<T>(result: Result<T, Wrong>, wrong: &mut Vec<Wrong>) -> Option<T> {
     result.map_err(|why| wrong.push(why)).ok()
 }
 
-/// A Secret, which field names it and where it is mounted.
+/// A Secret: the field that names it, and where it is mounted.
 struct Mounted<'a> {
     field: &'static str,
     secret: &'a str,
@@ -91,7 +91,7 @@ struct Mounted<'a> {
 }
 
 impl Mounted<'_> {
-    /// The text of a key, which may lie under another name.
+    /// The text of a key, which may be mounted under another name.
     fn text(&self, key: &str, file: &str) -> Result<String, Wrong> {
         let text = fs::read_to_string(self.directory.join(file)).map_err(|error| self.unreadable(key, &error))?;
         Ok(text.trim().to_owned())
@@ -105,7 +105,7 @@ impl Mounted<'_> {
         }
     }
 
-    /// What is wrong with a text; the text itself is a secret, and named in no message.
+    /// What is wrong with a text. The text itself is a secret and appears in no message.
     fn malformed(&self, key: &str, what: &'static str) -> Wrong {
         Wrong::Malformed { field: self.field, secret: self.secret.to_owned(), key: key.to_owned(), what }
     }
@@ -115,7 +115,7 @@ impl Mounted<'_> {
         let entries = fs::read_dir(self.directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(|error| self.unreadable("*", &error))?;
         let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        // The kubelet's own links beside the keys.
+        // Skips the kubelet's own links beside the keys.
         let mut keys: Vec<_> = names.filter(|name| !name.starts_with("..")).collect();
         if keys.is_empty() {
             return Err(self.unreadable("at all", &io::ErrorKind::NotFound.into()));

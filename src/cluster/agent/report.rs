@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the watcher says of its queue: conditions and counters in the status, a snapshot for the sidecar.
+//! What the watcher reports of its queue: conditions and counters in the status, a snapshot for the sidecar.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,15 +32,15 @@ const SOCKET_POLL: Duration = Duration::from_secs(5);
 /// The reason of `StorageReady` while conversions wait for room.
 const NO_SPACE: &str = "NoSpace";
 
-/// Everything the watcher has to say of its queue.
+/// Everything that the watcher reports of its queue.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Report {
     conditions: Vec<Condition>,
-    /// Of the specification that this is said of.
+    /// Generation of the specification that the report is about.
     generation: Option<i64>,
-    /// The newest specification, where the engine has yet to obey its run state.
+    /// The newest specification, until the engine obeys its run state.
     asked: Option<(RunState, Option<i64>)>,
-    /// There is one only while the locks are held.
+    /// Present only while the locks are held.
     snapshot: Option<Snapshot>,
 }
 
@@ -54,7 +54,7 @@ impl Report {
         self.say(ConditionType::StorageReady, "True", "Probed", "both volumes can do what is asked of them");
     }
 
-    /// Nothing hinders the work any more.
+    /// Reports that nothing hinders the work any more.
     pub(super) fn storage_usable(&mut self) {
         if condition(&self.conditions, ConditionType::StorageReady).is_none_or(|storage| storage.status != "True") {
             self.storage_ready();
@@ -84,7 +84,7 @@ impl Report {
         }
     }
 
-    /// Whether that is news. The volumes do what is asked of them all the same.
+    /// Reports where the socket is; whether that is news. The volumes are ready all the same.
     fn socket_elsewhere(&mut self, refused: &str) -> bool {
         if self.lacks_space() {
             return false;
@@ -99,7 +99,8 @@ impl Report {
         self.conditions != before
     }
 
-    /// `wrong` is what is asked for and can't be had, `unusable` what is wrong with channels that could.
+    /// `wrong` is what the specification asks for and can't be had; `unusable` is what is wrong with the other
+    /// channels.
     pub(super) fn notifications(&mut self, wrong: &[Wrong], unusable: &[String]) {
         let (reason, messages) = match wrong.first() {
             Some(first) => (first.reason(), wrong.iter().map(ToString::to_string).collect()),
@@ -112,8 +113,8 @@ impl Report {
         }
     }
 
-    /// The specification is this now. What is said is said of it as soon as the engine obeys it: who waits for a
-    /// condition believes none of an older generation.
+    /// The specification is now `queue`. The report is about it as soon as the engine obeys it: clients that wait for
+    /// a condition ignore those of an older generation.
     pub(super) fn asked(&mut self, queue: &HyperConversion) {
         self.asked = Some((queue.spec.run_state, queue.metadata.generation));
         self.observe();
@@ -162,7 +163,7 @@ impl Report {
     }
 }
 
-/// Writes reports, at a pace, and only what changed.
+/// Writes reports, no more often than [`STATUS_WRITE_INTERVAL`], and only changed ones.
 #[derive(Clone, Debug)]
 pub(super) struct Reporter {
     report: watch::Sender<Report>,
@@ -170,8 +171,8 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Starts the task that writes to `queue`, which is seen as it becomes in `there`. Conditions that an earlier
-    /// watcher set keep their times.
+    /// Starts the task that writes to `queue`, whose newest version is in `there`. Conditions that an earlier watcher
+    /// set keep their times.
     pub(super) fn start(client: Client, identity: &Identity, queue: &HyperConversion, there: Wanted) -> Self {
         let conditions = ours(queue).into_iter().cloned().collect();
         let report = Report { conditions, generation: queue.metadata.generation, asked: None, snapshot: None };
@@ -181,12 +182,12 @@ impl Reporter {
         Self { report: sender, run_dir: identity.run_dir.clone() }
     }
 
-    /// Changes what is said.
+    /// Changes the report.
     pub(super) fn tell(&self, change: impl FnOnce(&mut Report)) {
         self.report.send_modify(change);
     }
 
-    /// The locks are another's, or not ours yet: the sidecar must not act for the directories.
+    /// The locks are another watcher's, or not ours yet: the sidecar must not act for the directories.
     pub(super) fn unlocked(&self) {
         if let Err(error) = WatcherSnapshot::unlock(&self.run_dir) {
             tracing::warn!(error = %chain(&error), "cannot tell the sidecar that the locks are not held");
@@ -203,7 +204,7 @@ impl Reporter {
     pub(super) async fn follow(self, mut snapshots: watch::Receiver<Snapshot>) {
         loop {
             let stats = snapshots.borrow_and_update().clone();
-            // There is an engine only while the locks are held.
+            // An engine exists only while the locks are held.
             let left = WatcherSnapshot { locked: true, stats: stats.clone() }.write(&self.run_dir);
             if let Err(error) = left {
                 tracing::warn!(error = %chain(&error), "cannot leave the snapshot for the sidecar");
@@ -264,7 +265,7 @@ async fn write(
     }
 }
 
-/// Whether another watcher of this queue, one that waits for the locks, has said something else since.
+/// Whether another watcher of this queue, one that waits for the locks, has overwritten our conditions.
 fn is_overwritten(there: &HyperConversion, written: &HyperConversion) -> bool {
     cache::version(there) > cache::version(written) && ours(there) != ours(written)
 }

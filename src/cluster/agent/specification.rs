@@ -11,7 +11,7 @@ use crate::cluster::api::HyperConversion;
 use crate::cluster::cache::{self, Change};
 use crate::cluster::identity::Identity;
 
-/// The specification; `None` while it is unknown, gone, terminating or another queue's.
+/// The specification; `None` while it is unknown, gone, terminating, or belongs to another queue.
 pub(super) type Wanted = watch::Receiver<Option<Arc<HyperConversion>>>;
 
 /// Watches the queue's object.
@@ -38,7 +38,7 @@ pub(super) fn watch_queue(client: &Client, identity: &Identity) -> Wanted {
     wanted
 }
 
-/// The specification, as soon as there is one. A watcher whose queue is gone waits here for its end.
+/// The specification, as soon as there is one. A watcher whose queue is gone waits here until its pod is removed.
 pub(super) async fn known(wanted: &mut Wanted) -> Option<Arc<HyperConversion>> {
     wanted.wait_for(Option::is_some).await.ok().and_then(|queue| queue.clone())
 }

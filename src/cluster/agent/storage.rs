@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a watcher needs before it may touch anything: volumes that do what is asked of them, and the locks of both
-//! directories.
+//! What a watcher needs before it may touch anything: volumes that can do what the engine needs, and the locks of
+//! both directories.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ use crate::queue::probe;
 /// How soon volumes or locks that can't be used are tried again.
 const STORAGE_RETRY: Duration = Duration::from_secs(10);
 
-/// Why the volumes aren't ready while something on them can't be looked at, or written.
+/// Reason of `StorageReady` while something on the volumes can't be read or written.
 pub(super) const UNREADABLE: &str = "Unreadable";
 
-/// Tries the volumes until they can do what is asked of them, saying what they can't.
+/// Tries the volumes until they can do what the engine needs, and reports what they can't.
 pub(super) async fn volumes(identity: &Identity, reporter: &Reporter) -> Paths {
     loop {
         let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
@@ -58,7 +58,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Paths, (&'static str, 
     Ok(paths)
 }
 
-/// Takes both directories, waiting as long as somebody else has them.
+/// Locks both directories, waiting as long as another engine holds them.
 pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter) -> Locks {
     let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
     let begun = Instant::now();
@@ -96,7 +96,7 @@ pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter
     }
 }
 
-/// Shows that we live; ends with the error by which a lock was lost.
+/// Renews the heartbeat; returns the error by which a lock was lost.
 pub(super) async fn beat(mut locks: Locks) -> LockError {
     loop {
         sleep(HEARTBEAT_INTERVAL).await;

@@ -78,7 +78,7 @@ macro_rules! condition_types {
                 }
             }
 
-            /// Who sets it.
+            /// The process that sets it.
             pub(crate) const fn writer(self) -> Writer {
                 match self {
                     $($(Self::$name => Writer::$writer,)*)*

@@ -11,8 +11,8 @@ use crate::config::yaml;
 /// File names below `crds/`, in the order of [`crds`].
 pub const MANIFESTS: [&str; 2] = ["hyper2kvm.io_hyperconversions.yaml", "hyper2kvm.io_conversionjobs.yaml"];
 
-/// Longest string and list of a status field that says nothing tighter: what a single object can bear (etcd takes
-/// 1.5 MiB), and yet a bound.
+/// Longest string and list in a status field without a tighter bound: what a single object can hold (etcd takes 1.5
+/// MiB).
 const STATUS_STRING: u64 = 32_768;
 const STATUS_LIST: u64 = 2000;
 
@@ -49,7 +49,7 @@ fn write_whole_numbers(value: &mut Value) {
     }
 }
 
-/// What the derived schema can't say, or says in words that the API server doesn't know.
+/// Adds what the derived schema can't express, or expresses in words that the API server doesn't know.
 fn finished(mut crd: Value) -> Value {
     let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     say_it_as_kubernetes_does(schema);
@@ -94,7 +94,7 @@ fn say_it_as_kubernetes_does(schema: &mut Value) {
     }
 }
 
-/// Bounds what a status holds, and takes its defaults away: what a writer didn't say isn't there.
+/// Bounds what a status holds, and removes its defaults: a field that a writer left out must stay absent.
 fn bound_status(schema: &mut Value) {
     let Value::Object(map) = schema else { return };
     map.remove("default");

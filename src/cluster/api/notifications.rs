@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who is told about ends of conversions, and by which way.
+//! Who is notified about ends of conversions, and how.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 //! Who writes which part of a status.
 //!
 //! Each process applies its own fields by server-side apply, under a field manager of its own. The watcher applies
-//! `progress` under a second one while an attempt runs, for it is written more often than all else.
+//! `progress` under a second one while an attempt runs, because it is written more often than everything else.
 //!
 //! | `ConversionJob` | controller | watcher |
 //! |---|---|---|
@@ -19,11 +19,12 @@
 //! | conditions `Ready`, `WatcherAvailable` | ✓ | |
 //! | conditions `StorageReady`, `NotificationsReady`, `Drained` | | ✓ |
 //!
-//! Three fields have two writers, for both may end a conversion: the controller by an attempt that failed for good, the
-//! watcher by publishing, by cancelling or as a duplicate. That is sound because
-//! - both compute them by [`crate::conversion::lifecycle::advance`] from the status that they read, and send the resource
-//!   version of what they read: who decided on an older status is refused, reads again and decides anew;
-//! - a status that has ended never changes again, so that whoever applies these fields later applies the same values;
+//! Three fields have two writers, because both may end a conversion: the controller by an attempt that failed for
+//! good, the watcher by publishing, by cancelling or as a duplicate. That is sound because
+//! - both compute them by [`crate::conversion::lifecycle::advance`] from the status that they read, and send its
+//! resource
+//!   version: a writer that decided on an older status is refused, reads again and decides anew;
+//! - a status that has ended never changes again, so a later writer applies the same values;
 //! - the watcher applies them only together with the end.
 
 /// Who applies a part of a status.
@@ -73,8 +74,8 @@ pub(crate) mod tests {
         ("lastActivityTime", &[Watcher]),
     ];
 
-    /// Fails unless `status`, a patch in which everything is said that can be, has exactly the fields and conditions of
-    /// this writer.
+    /// Fails unless `status`, a patch in which every field is set, has exactly the fields and conditions of this
+    /// writer.
     #[track_caller]
     pub(crate) fn assert_whole(
         status: &Value,

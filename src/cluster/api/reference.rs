@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::crd::crds;
 
-/// Fields whose parts Kubernetes documents itself.
+/// Fields whose parts Kubernetes itself documents.
 const KUBERNETES_OWN: [&str; 6] =
     ["resources", "tolerations", "affinity", "topologySpreadConstraints", "imagePullSecrets", "annotations"];
 

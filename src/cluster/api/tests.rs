@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What holds for the API types without an API server.
+//! Properties of the API types that need no API server.
 
 use serde_json::{Value, json};
 

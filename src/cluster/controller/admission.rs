@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which conversions may start their next attempt: one task for the whole controller, oldest first.
 //!
-//! Reconcilers run side by side and their caches lag behind their own writes, so none of them can count by itself. The
-//! task hears every change of conversions, Jobs and queues, and gives a slot away once: the reservation stands until
-//! the caches show what was made of it.
+//! Reconcilers run side by side and their caches lag behind their own writes, so none of them can count by itself.
+//! The task receives every change of conversions, Jobs and queues, and gives each slot away once: a reservation
+//! stands until the caches show the attempt that it became.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Display, Formatter};
@@ -35,18 +35,18 @@ impl Display for Key {
     }
 }
 
-/// Where a conversion stands, as far as slots go.
+/// What a conversion needs of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Its next attempt may start.
     Ready(Attempt),
     /// An attempt is recorded and has not ended.
     Open(Attempt),
-    /// Neither: it waits for its watcher, or is over.
+    /// Neither: it waits for its watcher, or has ended.
     Idle,
 }
 
-/// What the task hears.
+/// What the task receives.
 #[derive(Debug)]
 pub enum Message {
     /// A queue's specification.
@@ -61,7 +61,7 @@ pub enum Message {
     Job { queue: Key, id: ConversionId, attempt: Attempt, finished: bool },
     /// A Job is gone.
     JobGone { queue: Key, id: ConversionId, attempt: Attempt },
-    /// All caches have been filled once: before, slots would be given away that are taken.
+    /// All caches were filled once: before that, slots in use would be given away.
     Warm,
     /// Asks whether this attempt holds a slot.
     MayStart { queue: Key, id: ConversionId, attempt: Attempt, answer: oneshot::Sender<bool> },
@@ -73,7 +73,7 @@ struct Queue {
     wanted: Option<(usize, RunState)>,
     /// Waiting, oldest first; those created in one second by name.
     ready: BTreeMap<(Timestamp, ConversionId), Attempt>,
-    /// Granted, and not yet visible as an open attempt.
+    /// Granted, but not yet seen as an open attempt.
     reserved: BTreeSet<(ConversionId, Attempt)>,
     /// Recorded attempts that have not ended.
     open: BTreeSet<(ConversionId, Attempt)>,
@@ -103,7 +103,7 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Takes note of a message; returns the conversions that were given a slot by it.
+    /// Updates the state by a message; returns the conversions that got a slot by it.
     pub fn note(&mut self, message: Message) -> Vec<(Key, ConversionId)> {
         match message {
             Message::Warm => {
@@ -147,7 +147,7 @@ impl Slots {
             }
             Message::MayStart { queue, id, attempt, answer } => {
                 let held = self.queues.get(&queue).is_some_and(|state| state.reserved.contains(&(id, attempt)));
-                // A reconciler that was ended in the meantime asks again when it comes back.
+                // A reconciler that has ended meanwhile asks again when it runs next.
                 let _ = answer.send(held);
                 Vec::new()
             }
@@ -188,7 +188,7 @@ impl Slots {
             Standing::Open(attempt) => {
                 self.queues.entry(queue.clone()).or_default().open.insert((id.clone(), attempt));
             }
-            // Ten thousand finished conversions are not remembered here.
+            // Idle conversions are not remembered: there may be ten thousand of them.
             Standing::Idle => {
                 self.seen.remove(&(queue.namespace.clone(), id));
                 return;
@@ -213,14 +213,15 @@ impl Slots {
     }
 }
 
-/// The way to the task.
+/// A handle to the task.
 #[derive(Clone, Debug)]
 pub struct Admission {
     messages: mpsc::UnboundedSender<Message>,
 }
 
 impl Admission {
-    /// Starts the task. Conversions that are given a slot go to `granted`; `totals` takes what is taken and waiting.
+    /// Starts the task. It sends conversions that get a slot to `granted`, and calls `totals` with the slots in use
+    /// and the conversions that wait.
     pub fn start(
         granted: mpsc::UnboundedSender<(Key, ConversionId)>,
         totals: impl Fn(usize, usize) + Send + 'static,
@@ -230,7 +231,7 @@ impl Admission {
             let mut slots = Slots::default();
             while let Some(message) = inbox.recv().await {
                 for grant in slots.note(message) {
-                    // Without a receiver the controller is going down.
+                    // The receiver is gone only while the controller shuts down.
                     let _ = granted.send(grant);
                 }
                 let (taken, waiting) = slots.totals();
@@ -240,9 +241,9 @@ impl Admission {
         Self { messages }
     }
 
-    /// Tells the task something.
+    /// Sends the task a message.
     pub fn tell(&self, message: Message) {
-        // The task ends with the controller alone.
+        // The task ends only with the controller.
         let _ = self.messages.send(message);
     }
 

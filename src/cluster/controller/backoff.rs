@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long an object waits after a failed reconcile: by object, growing, and not all at the same moment.
+//! How long an object waits after a failed reconcile: counted by object, growing, and with jitter.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -13,18 +13,18 @@ const LONGEST: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: Mutex<HashMap<String, u32>>,
-    /// Seeded anew in each process; what it makes of a count is jitter enough.
+    /// Seeded anew in each process; the hash of an object and its count is jitter enough.
     jitter: RandomState,
 }
 
 impl Backoff {
-    /// Counts one more failure and says how long to wait.
+    /// Counts one more failure and returns how long to wait.
     pub fn failed(&self, object: &str) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry(object.to_owned()).or_default();
         *count += 1;
         let full = FIRST.saturating_mul(1 << (*count - 1).min(16)).min(LONGEST);
-        // Between all of it and a fifth less.
+        // Up to a fifth less.
         let fifth = self.jitter.hash_one((object, *count)) % 200;
         full.mul_f64(1.0 - u32::try_from(fifth).map_or(0.0, f64::from) / 1000.0)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the controller's watches leave of objects, and who is woken by their changes.
+//! What the controller's caches keep of objects, and which reconcilers a change wakes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -23,7 +23,7 @@ use crate::conversion::{Attempt, ConversionId};
 /// Sends objects to a reconciler.
 pub type Trigger<K> = mpsc::UnboundedSender<ObjectRef<K>>;
 
-/// Leaves of a finished conversion what tells that it is finished: there may be ten thousand of them.
+/// Keeps of a finished conversion only what shows that it has finished: there may be ten thousand of them.
 pub fn slim_conversion(conversion: &mut ConversionJob) {
     if let Some(status) = &mut conversion.status {
         status.outputs.clear();
@@ -31,11 +31,11 @@ pub fn slim_conversion(conversion: &mut ConversionJob) {
     }
 }
 
-/// Tells admission and reconciler of a conversion.
+/// Reports a change of a conversion to admission and wakes its reconciler.
 pub fn conversion_changed(change: &Change<ConversionJob>, admission: &Admission, wake: &Trigger<ConversionJob>) {
     let (Change::Seen(conversion) | Change::Gone(conversion)) = change;
     let Ok(id) = conversion.name_any().parse::<ConversionId>() else {
-        // Its reconcile says so on the object.
+        // Its reconcile reports the problem on the object.
         let _ = wake.send(ObjectRef::from_obj(conversion));
         return;
     };
@@ -49,14 +49,14 @@ pub fn conversion_changed(change: &Change<ConversionJob>, admission: &Admission,
     let _ = wake.send(ObjectRef::from_obj(conversion));
 }
 
-/// Counts ends of conversions: those seen open before and over now, so that a restart counts none again.
+/// Counts ends of conversions: only of those seen open before, so that a restart counts none again.
 #[derive(Debug, Default)]
 pub struct Census {
     open: HashSet<ObjectRef<ConversionJob>>,
 }
 
 impl Census {
-    /// Takes note of a change.
+    /// Counts by a change.
     pub fn changed(&mut self, change: &Change<ConversionJob>, metrics: &Metrics) {
         let (Change::Seen(conversion) | Change::Gone(conversion)) = change;
         let name = ObjectRef::from_obj(*conversion);
@@ -75,7 +75,7 @@ impl Census {
     }
 }
 
-/// Where a conversion stands, as far as slots go.
+/// What the conversion needs of slots.
 #[must_use]
 pub fn standing(conversion: &ConversionJob) -> Standing {
     if decision::needs_no_job(conversion) {
@@ -88,7 +88,7 @@ pub fn standing(conversion: &ConversionJob) -> Standing {
     }
 }
 
-/// Tells admission and reconciler of a Job.
+/// Reports a change of a Job to admission and wakes its conversion's reconciler.
 pub fn job_changed(change: &Change<Job>, admission: &Admission, wake: &Trigger<ConversionJob>) {
     let (Change::Seen(job) | Change::Gone(job)) = change;
     let Some((queue, id, attempt)) = identity(job) else { return };
@@ -108,7 +108,7 @@ fn identity(job: &Job) -> Option<(Key, ConversionId, Attempt)> {
     Some((Key { namespace: job.namespace()?, name }, id, attempt))
 }
 
-/// Wakes the conversion whose worker, or the queue whose watcher, a pod is.
+/// Wakes the conversion of a worker's pod, or the queue of a watcher's pod.
 pub fn pod_changed(change: &Change<Pod>, conversions: &Trigger<ConversionJob>, queues: &Trigger<HyperConversion>) {
     let (Change::Seen(pod) | Change::Gone(pod)) = change;
     let namespace = pod.namespace().unwrap_or_default();
@@ -120,7 +120,7 @@ pub fn pod_changed(change: &Change<Pod>, conversions: &Trigger<ConversionJob>, q
     }
 }
 
-/// What of a queue concerns the controller: its watcher writes counters all the time, which don't.
+/// What of a queue matters to the controller. Its watcher writes counters all the time, which do not.
 #[derive(Debug, PartialEq, Eq)]
 struct Concern {
     uid: Option<String>,
@@ -130,14 +130,14 @@ struct Concern {
     deleting: bool,
 }
 
-/// Tells admission of queues, and wakes reconcilers when one's specification changed.
+/// Reports queues to admission, and wakes reconcilers when a specification changed.
 #[derive(Debug, Default)]
 pub struct QueueChanges {
     seen: HashMap<ObjectRef<HyperConversion>, Concern>,
 }
 
 impl QueueChanges {
-    /// Takes note of a change; true if the queue's conversions should look at their queue again.
+    /// Handles a change; true if the queue's conversions should be reconciled, too.
     pub fn changed(
         &mut self,
         change: &Change<HyperConversion>,

@@ -39,8 +39,8 @@ pub struct Context {
     pub recorder: Recorder,
     pub backoff: Backoff,
     pub writes: Writes,
-    /// Access modes of the claims of each queue. A claim outlives the pods that use it, the watcher's among them: until
-    /// another one has taken its place and something has settled on it, these are forgotten.
+    /// Access modes of the claims of each queue. A claim outlives the pods that use it, so an entry has expired before
+    /// another claim can take its place and a file can settle there.
     pub modes: Recent<Vec<ClaimModes>>,
     pub metrics: std::sync::Arc<Metrics>,
 }
@@ -72,7 +72,7 @@ impl Context {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Applies an object that the controller owns whole; what is seen of it afterwards.
+    /// Applies an object that the controller owns completely; returns what is kept of it.
     pub async fn apply<K, S>(&self, object: &K) -> Result<S, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize + Debug,
@@ -84,7 +84,7 @@ impl Context {
         self.client.request(request).await.map_err(Error::api("apply an object"))
     }
 
-    /// Makes an object; what is seen of it.
+    /// Creates an object; returns what is kept of it.
     pub async fn create<K, S>(&self, object: &K) -> Result<S, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
@@ -93,7 +93,7 @@ impl Context {
         self.post(object, false).await
     }
 
-    /// Lets the API server look at an object as if it were made.
+    /// Creates an object as a dry run.
     pub async fn try_create<K>(&self, object: &K) -> Result<(), Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
@@ -114,7 +114,7 @@ impl Context {
         self.client.request(request).await.map_err(Error::api("create an object"))
     }
 
-    /// Tells whoever looks at `object` what is wrong, once for each time it became so.
+    /// Publishes an event about `object` that says what is wrong.
     pub async fn warn<K>(&self, object: &K, action: &str, reason: &str, note: &str)
     where
         K: Resource<DynamicType = ()>,
@@ -132,7 +132,7 @@ impl Context {
         }
     }
 
-    /// Access modes of the claims of a queue, as they are now; claims that don't exist yet have none.
+    /// Access modes of the claims of a queue, read now; claims that don't exist yet have none.
     pub async fn access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
         let api = self.api::<PersistentVolumeClaim>(&queue.namespace().unwrap_or_default());
         let mut claims = vec![&queue.spec.queue.claim_name, &queue.spec.output.claim_name];
@@ -150,7 +150,7 @@ impl Context {
         Ok(modes)
     }
 
-    /// The same as they were up to a minute ago: for each of many conversions.
+    /// The same, up to a minute old: for use by many conversions.
     pub async fn recent_access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
         match self.modes.get(&Key::of(queue).to_string()) {
             Some(modes) => Ok(modes),
@@ -159,7 +159,7 @@ impl Context {
     }
 }
 
-/// Requests about objects of a kind, where this one lies.
+/// API requests for objects of this one's kind and namespace.
 fn requests<K>(object: &K) -> Request
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,

@@ -28,13 +28,13 @@ use crate::cluster::seen::{Job, Pod};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
 
-/// How soon a decision on old knowledge is made again; the newer object arrives by itself, mostly sooner.
+/// How soon a decision on an outdated object is made again; the newer object mostly arrives sooner by itself.
 const CONFLICT_RETRY: Duration = Duration::from_secs(1);
-/// How long a conversion may go without a word of ours: a watcher stages what it makes at once, a slot is mostly free,
-/// and what is said then says more.
+/// How long a new conversion may go without a status: its watcher stages it at once and a slot is mostly free, so
+/// that the first status then says more.
 const YOUNG: Duration = Duration::from_secs(2);
 
-/// One conversion with what was read and validated for it.
+/// One conversion, with what was read and validated for it.
 struct Reconcile<'a> {
     context: &'a Context,
     conversion: ConversionJob,
@@ -64,13 +64,13 @@ pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) ->
     };
     match done {
         Err(error) if error.is_conflict() => Ok(Action::requeue(CONFLICT_RETRY)),
-        // Deleted in the meantime: nothing is left to do.
+        // Deleted meanwhile: nothing is left to do.
         Err(error) if error.is_not_found() => Ok(Action::await_change()),
         done => done,
     }
 }
 
-/// Says on the object what keeps it from going on; an event when that is new.
+/// Reports on the object what keeps it from going on, with an event when that is new.
 pub async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, refusal: ConditionState) {
     if conversion.metadata.deletion_timestamp.is_some() {
         return;
@@ -102,8 +102,8 @@ fn validate(
 }
 
 impl Reconcile<'_> {
-    /// Gives the conversion to its queue, with which it goes. A watcher's own are given from the start, and one that an
-    /// earlier queue of this name owned goes with that.
+    /// Makes the queue the owner of a conversion without one, so that both are deleted together. The watcher's own
+    /// have an owner from the start; one of an earlier queue of this name goes with that queue.
     async fn adopt(&mut self) -> Result<(), Error> {
         let kind = HyperConversion::kind(&());
         if self.conversion.owner_references().iter().any(|owner| owner.kind == kind) {
@@ -173,7 +173,7 @@ impl Reconcile<'_> {
         self.context.caches.jobs.get(&ObjectRef::new(&names::job(&self.id, attempt)).within(&namespace))
     }
 
-    /// The pods of a Job; past the cache, where that does not yet know how a Job that is over came to its end.
+    /// The pods of a Job. Bypasses the cache where that does not yet show how a finished Job ended.
     async fn pods_of(&self, job: Option<&Job>) -> Result<Vec<Arc<Pod>>, Error> {
         let Some((job, uid)) = job.and_then(|job| Some((job, job.metadata.uid.as_deref()?))) else {
             return Ok(Vec::new());
@@ -191,7 +191,7 @@ impl Reconcile<'_> {
         Ok(live.items.into_iter().filter(owned).map(Arc::new).collect())
     }
 
-    /// Writes what changed of the status, and goes on with the object as it now is.
+    /// Writes what changed of the status, and continues with the written object.
     async fn say(
         &mut self,
         state: ConversionStatus,
@@ -205,7 +205,8 @@ impl Reconcile<'_> {
         Ok(())
     }
 
-    /// Records the attempt, creates its Job, records the Job's UID: in this order, each before the next.
+    /// Records the attempt, creates its Job, records the Job's UID: each before the next, so that a crash in between
+    /// is found.
     async fn start(&mut self, state: ConversionStatus, attempt: Attempt) -> Result<Action, Error> {
         let queue = Key { namespace: Key::of(&self.conversion).namespace, name: self.queue.name_any() };
         if !self.context.admission.may_start(queue, self.id.clone(), attempt).await {
@@ -228,7 +229,7 @@ impl Reconcile<'_> {
         self.create(attempt, &job).await
     }
 
-    /// Creates the Job of a recorded attempt whose Job isn't known: what died between the two steps goes on here.
+    /// Creates the Job of a recorded attempt whose Job isn't known, after a crash between the two steps.
     async fn recreate(&mut self, attempt: Attempt) -> Result<Action, Error> {
         // The cache may show the attempt as it was before its Job was created, ran and was removed.
         let api = self.context.api::<ConversionJob>(&self.conversion.namespace().unwrap_or_default());
@@ -269,7 +270,7 @@ impl Reconcile<'_> {
         Ok(Action::requeue(PENDING_POLL))
     }
 
-    /// Looks for the Job of a known UID past the cache; gone, it never comes back.
+    /// Looks for the Job of a known UID past the cache. If it is gone, it never comes back.
     async fn search(&mut self, state: ConversionStatus, attempt: Attempt) -> Result<Action, Error> {
         let api = self.context.api::<Job>(&self.conversion.namespace().unwrap_or_default());
         let name = names::job(&self.id, attempt);
@@ -283,7 +284,7 @@ impl Reconcile<'_> {
         Ok(Action::requeue(RESYNC_INTERVAL))
     }
 
-    /// Advances by what was observed, writes it down, then counts and tells it.
+    /// Advances the state by what was observed, writes it, then counts and publishes it.
     async fn note(&mut self, state: ConversionStatus, observation: Observation) -> Result<(), Error> {
         let open = state.open_attempt().cloned();
         let told = observation.clone();
@@ -304,7 +305,7 @@ impl Reconcile<'_> {
         Ok(())
     }
 
-    /// Shows why a pod doesn't start, by its own words or, after a while, by those of its events.
+    /// Reports why a pod doesn't start, in its own words or, after a while, in those of its events.
     async fn pending(
         &mut self,
         state: ConversionStatus,
@@ -319,7 +320,7 @@ impl Reconcile<'_> {
         let why = match why {
             None if suspended => Some(Failure::new(Reason::Suspended, "the Job waits, suspended, for who admits it")),
             None => {
-                // What kept its pod from being made is over once there is one.
+                // Once there is a pod, the Job's events about creating it are out of date.
                 let job = job.filter(|_| pods.is_empty()).map(|job| &job.metadata);
                 let about: Vec<_> = pods.iter().map(|pod| &pod.metadata).chain(job).collect();
                 starting::told_by_events(self.context, &about).await?
@@ -330,7 +331,7 @@ impl Reconcile<'_> {
         Ok(Action::requeue(if suspended { RESYNC_INTERVAL } else { PENDING_POLL }))
     }
 
-    /// Removes Jobs of attempts whose end is recorded; says when the next one is due.
+    /// Removes Jobs of attempts whose end is recorded; returns when the next one is due.
     async fn remove_jobs(&self) -> Result<Option<Duration>, Error> {
         let state = decision::state(&self.conversion);
         let namespace = self.conversion.namespace().unwrap_or_default();
@@ -362,7 +363,7 @@ impl Reconcile<'_> {
     }
 }
 
-/// Sends what is new of a status; `None` if nothing is.
+/// Writes what changed of a status; `None` if nothing did.
 async fn write(
     conversion: &ConversionJob,
     wanted: &ConversionJobStatus,

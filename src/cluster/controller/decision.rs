@@ -15,7 +15,7 @@ use crate::conversion::{Attempt, AttemptRecord, ConversionStatus, Failure, Reaso
 /// How long the Job of a failed attempt is kept, with its pod and its log.
 const KEEP_FAILED: SignedDuration = SignedDuration::from_hours(1);
 
-/// All that a decision looks at.
+/// Everything that a decision is based on.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     pub conversion: &'a ConversionJob,
@@ -28,30 +28,30 @@ pub struct View<'a> {
     pub pods: &'a [&'a Pod],
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing but to keep the status in step.
+    /// Nothing, except to keep the status up to date.
     Wait,
     /// Start this attempt, if it holds a slot.
     Start(Attempt),
     /// An attempt is recorded and its Job isn't known: create it, or find it.
     Create(Attempt),
-    /// The Job of a known UID is not in the cache: look, and if it is gone, the attempt is lost.
+    /// The Job of a known UID is not in the cache: look for it, and if it is gone, the attempt is lost.
     Search(Attempt),
-    /// Take note of this.
+    /// Record this observation.
     Note(Observation),
-    /// The open attempt's pod doesn't start; why, where that is known.
+    /// The open attempt's pod doesn't start; the reason, if known.
     Pending(Option<Failure>),
 }
 
-/// The state as it stands in an object's status.
+/// The state in an object's status.
 #[must_use]
 pub fn state(conversion: &ConversionJob) -> ConversionStatus {
     conversion.status.as_ref().map(|status| status.state.clone()).unwrap_or_default()
 }
 
-/// The state with its open attempt closed, where somebody else ended the conversion in the meantime.
+/// The state with its open attempt closed, where another writer ended the conversion meanwhile.
 #[must_use]
 pub fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
     let reason = state.failure.as_ref().map_or(Reason::Cancelled, |failure| failure.reason);
@@ -64,7 +64,7 @@ pub fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
     state
 }
 
-/// The state with the pod and the node of its open attempt, where that ended before anybody saw it run.
+/// The state with the pod and the node of its open attempt, where that ended before it was seen running.
 #[must_use]
 pub fn witnessed(mut state: ConversionStatus, pods: &[&Pod]) -> ConversionStatus {
     if let Some(open) = state.attempts.last_mut().filter(|open| open.is_open() && open.pod_name.is_none())
@@ -82,7 +82,7 @@ pub fn needs_no_job(conversion: &ConversionJob) -> bool {
     !conversion.spec.duplicate_of.is_empty() || conversion.metadata.deletion_timestamp.is_some()
 }
 
-/// Decides.
+/// Decides what to do.
 #[must_use]
 pub fn decide(view: &View) -> Decision {
     let state = state(view.conversion);
@@ -142,31 +142,31 @@ fn failed(attempt: Attempt, reason: Reason, message: &str) -> Decision {
     Decision::Note(Observation::Failed { attempt, failure: Failure::new(reason, message) })
 }
 
-/// Whether a Job that never ran was built from another template than the specification's present one.
+/// Whether a Job that never ran was built from another template than the present specification's.
 fn is_superseded(view: &View, job: &Job, open: &AttemptRecord) -> bool {
     let built = job.annotations().get(names::ANNOTATION_TEMPLATE);
     open.pod_name.is_none() && !outcome::any_started(view.pods) && built.is_some_and(|built| built != view.template)
 }
 
-/// The watcher's word that the open attempt makes no progress: it takes that back before it stages another.
+/// The watcher's message that the open attempt makes no progress. The watcher removes it before it stages another.
 fn stall(conversion: &ConversionJob) -> Option<&str> {
     let status = conversion.status.as_ref()?;
     let stalled = condition(&status.conditions, ConditionType::Stalled).filter(|c| c.status == "True")?;
     Some(&stalled.message)
 }
 
-/// The watcher's word that what was converted can't be published.
+/// The watcher's failure to publish what was converted.
 fn unpublishable(conversion: &ConversionJob) -> Option<Failure> {
     let status = conversion.status.as_ref()?;
     let published = condition(&status.conditions, ConditionType::Published).filter(|c| c.status == "False")?;
     Some(Failure::new(Reason::Internal, published.message.clone()))
 }
 
-/// When the Job of an attempt that isn't open goes: at once unless its pod's log may still be wanted.
+/// When to remove the Job of an attempt that isn't open: at once, unless the log of its pod may still be wanted.
 ///
-/// A Job that still runs for an attempt whose end is recorded (stop, disruption, cancellation) goes at once. One that
-/// `state` doesn't know yet stays: the Jobs' cache runs ahead of the conversions' at times. One whose pod ended by itself
-/// may not say so yet: the Job controller's word comes after the pod's.
+/// A Job that still runs for an attempt whose end is recorded (stop, disruption, cancellation) is removed at once. A
+/// Job that `state` doesn't know yet stays, because the Jobs' cache may be ahead of the conversions'. A Job whose pod
+/// ended by itself may not show that yet: the Job controller notices it after the pod's status changed.
 #[must_use]
 pub fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> {
     let attempt: Attempt = Attempt(job.labels().get(names::LABEL_ATTEMPT)?.parse().ok()?);
@@ -183,7 +183,7 @@ pub fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> {
     }
 }
 
-/// Whether an attempt that failed so has no pod left that runs.
+/// Whether an attempt that failed for this reason has no running pod left.
 fn ended_by_itself(reason: Reason) -> bool {
     reason.is_counted() && reason != Reason::Stalled
 }

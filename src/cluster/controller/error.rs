@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why a reconcile failed: the word and the text of the condition and of the event that tell it.
+//! Why a reconcile failed: the reason and the text of its condition and its event.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::conversion::{InvalidId, chain};
 /// Longest time that a reconcile may take.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// Why a reconcile failed. What a person has to set right names the field, the reason and the remedy.
+/// Why a reconcile failed. An error that a person has to mend names the field, the reason and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot {action}")]
@@ -20,7 +20,7 @@ pub enum Error {
     },
     #[error("spec.{0}")]
     InvalidSpec(InvalidSetting),
-    /// No schema of ours knows all that Kubernetes asks of a pod.
+    /// The API server refuses the pod: our schema can't express everything that Kubernetes demands of one.
     #[error("spec.{part}: Kubernetes refuses the pod that it asks for: {message}; correct it there")]
     InvalidPod { part: &'static str, message: String },
     #[error("metadata.name: {0}; delete this ConversionJob and make one of another name")]
@@ -50,12 +50,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// Wraps an API error with what was being done.
+    /// Wraps an API error with the action that failed.
     pub fn api(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |source| Self::Api { action, source: Box::new(source) }
     }
 
-    /// The same error, or what the API server finds wrong with a pod that this part of the specification shapes.
+    /// The same error, unless the API server refuses a pod that `part` of the specification shapes: then
+    /// `InvalidPod`.
     pub fn of_part(part: &'static str) -> impl FnOnce(Self) -> Self {
         move |error| match &error {
             Self::Api { source, .. } => match source.as_ref() {
@@ -68,7 +69,7 @@ impl Error {
         }
     }
 
-    /// The word for conditions and metrics.
+    /// The reason for conditions and metrics.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -87,7 +88,7 @@ impl Error {
         }
     }
 
-    /// Whether somebody else wrote first: no error, but a decision on old knowledge.
+    /// Whether another writer was first: no real error, but a decision on an outdated object.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.api_code() == Some(409)

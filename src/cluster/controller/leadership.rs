@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which replica leads: one Lease, and an end of the process when it is lost.
+//! Which replica leads: one Lease, and the end of the process when it is lost.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use kube::{Client, Config};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a lease stands without renewal, in seconds.
+/// How long a lease is valid without renewal, in seconds.
 const DURATION: u64 = 30;
-/// How long before its end a lease is renewed, in seconds.
+/// How long before it expires a lease is renewed, in seconds.
 const GRACE: u64 = 10;
-/// How soon a failed call is made again.
+/// How soon a failed call is repeated.
 const LEASE_RETRY: Duration = Duration::from_secs(2);
 
 /// Name of the Lease.
@@ -25,7 +25,7 @@ pub struct Leadership {
 /// Waits until this replica, named `identity`, leads.
 ///
 /// # Errors
-/// Only if no client can be made of `config`; an API server that is away is waited for.
+/// Only if no client can be made of `config`; while the API server is unreachable, this waits.
 pub async fn acquire(config: &Config, namespace: &str, identity: &str) -> Result<Leadership, kube::Error> {
     // A call that hangs must not outlive the lease it would renew.
     let mut config = config.clone();
@@ -62,7 +62,7 @@ async fn wait_for(lease: &LeaseManager) -> bool {
 }
 
 impl Leadership {
-    /// Keeps the lease; returns when it is lost, or can't be renewed before it ends.
+    /// Keeps the lease; returns when it is lost, or can't be renewed before it expires.
     pub async fn lost(&self) {
         let mut failing_since: Option<Instant> = None;
         loop {
@@ -71,7 +71,7 @@ impl Leadership {
                 Ok(false) => return,
                 Ok(true) => failing_since = None,
                 Err(error) => {
-                    // Renewal begins GRACE before the end; a call that took longer than that had been renewing.
+                    // Renewal begins GRACE before the lease expires; a call that took longer than that was a renewal.
                     let since = *failing_since.get_or_insert_with(Instant::now);
                     if called.elapsed() > Duration::from_secs(GRACE) {
                         failing_since = Some(Instant::now());
@@ -86,7 +86,7 @@ impl Leadership {
         }
     }
 
-    /// Gives the lease up, so that another replica need not wait for its end.
+    /// Gives the lease up, so that another replica need not wait until it expires.
     pub async fn release(self) {
         if let Ok(Err(error)) = timeout(LEASE_RETRY, self.lease.release()).await {
             tracing::debug!(%error, "cannot release the lease");

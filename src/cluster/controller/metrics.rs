@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the controller counts, by kinds and reasons, never by object.
+//! What the controller counts: by kind and reason, never by object.
 
 use std::time::Duration;
 

@@ -17,13 +17,14 @@ pub enum Outcome {
     Ended(Observation),
     /// Its container runs.
     Running { pod_name: String, node_name: Option<String> },
-    /// No container of it has started; why, where somebody says so.
+    /// None of its containers has started; the reason, if known.
     Waiting(Option<Failure>),
 }
 
-/// Judges `attempt` by its Job and the pods of that Job. `has_run` tells whether it was seen running before.
+/// Decides how far `attempt` is, by its Job and the pods of that Job. `has_run` says whether it was seen running
+/// before.
 ///
-/// Looked at in this order, for the later ones are consequences of the earlier: disruption and suspension; the
+/// Looks at these in order, because the later ones are consequences of the earlier: disruption and suspension; the
 /// worker's message; its exit code; the container's status; the pod's and the Job's conditions.
 #[must_use]
 pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outcome {
@@ -47,7 +48,7 @@ pub fn judge(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outco
         return failed(failure);
     }
     if pods.is_empty() && job_condition(job, &["Complete"]).is_some() {
-        // Whichever pod it was, its directory can't be told from waste any more.
+        // Without the pod, its attempt's directory can't be told from waste.
         return failed(Failure::new(Reason::JobLost, "the Job is complete, but its pod is gone"));
     }
     match newest(pods) {
@@ -74,8 +75,8 @@ pub fn whereabouts(pods: &[&Pod]) -> Option<(String, Option<String>)> {
     Some((pod.metadata.name.clone()?, pod.spec.as_ref().and_then(|spec| spec.node_name.clone())))
 }
 
-/// Whether the Job is over and none of its pods is, as far as these show: the caches run at different speeds, and a
-/// Job's own word says nothing of what its worker said.
+/// Whether the Job has finished, but none of these pods has: the caches run at different speeds, and a Job's status
+/// does not hold the worker's message.
 #[must_use]
 pub fn is_untold(job: &Job, pods: &[&Pod]) -> bool {
     is_finished(job) && !pods.iter().any(|pod| worker_is_over(pod))
@@ -90,7 +91,7 @@ fn disruption(pod: &Pod) -> Option<&PodCondition> {
     condition(pod, "DisruptionTarget", "True")
 }
 
-/// Whether the pod is on its way out or gone: an announced disruption may still be called off.
+/// Whether the pod is ending or gone: an announced disruption may still be called off.
 fn is_ending(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some() || phase(pod) == "Failed" || worker_end(pod).is_some()
 }
@@ -99,7 +100,7 @@ fn is_suspended(job: &Job) -> bool {
     job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true) && !is_finished(job)
 }
 
-/// Whether the Job controller is done with a Job, or about to be.
+/// Whether the Job controller has finished a Job, or is about to.
 #[must_use]
 pub fn is_finished(job: &Job) -> bool {
     job_condition(job, &["Complete", "Failed"]).is_some()
@@ -132,7 +133,8 @@ fn pod_failure(pod: &Pod) -> Option<Failure> {
             Reason::DeadlineExceeded,
             "the attempt took longer than conversion.activeDeadlineSeconds",
         )),
-        // Eviction for want of the node's resources carries DisruptionTarget; without it, a limit of ours was passed.
+        // An eviction for lack of the node's resources has DisruptionTarget; without it, one of our limits was
+        // exceeded.
         (Some("Evicted"), _) => {
             Some(Failure { class: Class::Permanent, ..Failure::new(Reason::Killed, format!("evicted: {message}")) })
         }
@@ -145,13 +147,13 @@ fn pod_failure(pod: &Pod) -> Option<Failure> {
     }
 }
 
-/// The worker's own account, where it left one that may be believed.
+/// The worker's own failure, where it left one that can be trusted.
 fn read_message(text: &str) -> Option<Failure> {
     let message: TerminationMessage = serde_json::from_str(text).ok()?;
     verdict::believed(&message.failure, clean)
 }
 
-/// A Job that failed although no pod tells why.
+/// The failure of a Job that failed although no pod shows why.
 fn job_failure(job: &Job) -> Option<Failure> {
     let condition = job_condition(job, &["Failed"])?;
     let text = clean(condition.message.as_deref().unwrap_or_default());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The reconciler of `HyperConversion`: its watcher, what that may do, and whether it does.
+//! The reconciler of `HyperConversion`: its watcher, the watcher's rights, and whether it runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>) -> Re
     }
 }
 
-/// Says when to look again.
+/// Applies the objects and writes the conditions; returns when to look again.
 async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Error> {
     let modes = context.access_modes(queue).await?;
     let others = context.caches.queues.state();
@@ -72,8 +72,8 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     Ok(again)
 }
 
-/// Lets the API server look at a worker's Job that is not made, once for each specification: what it refuses is better
-/// known before a file comes.
+/// Creates a worker's Job as a dry run, once for each specification: what the API server refuses is reported before a
+/// file comes.
 async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Error> {
     let available =
         queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::WatcherAvailable));
@@ -93,12 +93,12 @@ async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Er
     let job = worker::job(queue, &conversion, &id, Attempt(1), &surroundings)?;
     match context.try_create(&job).await.map_err(Error::of_part("worker")) {
         Err(error @ Error::InvalidPod { .. }) => Err(error),
-        // A quota that is used up, say, is not the specification's fault.
+        // Any other refusal, such as an exhausted quota, is not the specification's fault.
         _ => Ok(()),
     }
 }
 
-/// What no schema can say.
+/// Checks what no schema can express.
 fn validate<'a>(
     queue: &HyperConversion,
     claims: &[ClaimModes],
@@ -118,7 +118,7 @@ fn validate<'a>(
     }
 }
 
-/// Of two queues that claim one directory the older one has it.
+/// Whether `other` is older: of two queues that claim one directory, the older one has it.
 fn is_older(other: &HyperConversion, queue: &HyperConversion) -> bool {
     let age = |queue: &HyperConversion| (queue.metadata.creation_timestamp.clone(), queue.uid());
     other.namespace() == queue.namespace() && other.uid() != queue.uid() && age(other) < age(queue)
@@ -129,7 +129,7 @@ fn directories(queue: &HyperConversion) -> [(&'static str, &VolumePath); 2] {
     [("queue", &queue.spec.queue), ("output", &queue.spec.output)]
 }
 
-/// By which fields two queues claim one directory.
+/// The fields by which two queues claim one directory.
 fn shared(mine: &HyperConversion, other: &HyperConversion) -> Option<(&'static str, &'static str)> {
     directories(mine).into_iter().find_map(|(field, path)| {
         let (theirs, _) = directories(other).into_iter().find(|(_, other)| contains(path, other))?;
@@ -145,7 +145,7 @@ fn contains(a: &VolumePath, b: &VolumePath) -> bool {
     a.claim_name == b.claim_name && (within(&a.sub_path, &b.sub_path) || within(&b.sub_path, &a.sub_path))
 }
 
-/// Whether the watcher runs and why not, as far as its pod tells.
+/// Whether the watcher runs, or why not, as far as its pod shows.
 fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<ConditionState> {
     let status = set.status.as_ref();
     let current = status.is_some_and(|status| status.observed_generation >= set.metadata.generation);
@@ -161,9 +161,9 @@ fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<ConditionState> {
     pod.is_some_and(starting::has_begun).then(not_ready_yet)
 }
 
-/// The same where the pod tells nothing, or there is none: after a while its events do. And when to ask again.
+/// The same where the pod shows nothing, or there is none: after a while, its events may. Also when to look again.
 async fn untold(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Result<(ConditionState, Duration), Error> {
-    // What kept the pod from being made is over once there is one.
+    // Once there is a pod, the set's events about creating it are out of date.
     let about = pod.map_or(&set.metadata, |pod| &pod.metadata);
     if let Some(early) = starting::early(about, Timestamp::now()) {
         return Ok((not_ready_yet(), early));
@@ -176,7 +176,7 @@ fn not_ready_yet() -> ConditionState {
     ConditionState::new("False", "Starting", "the watcher's pod is not ready yet")
 }
 
-/// The words for a worker's pod, as they are said of a watcher's.
+/// A failure of a pod, in the words for a watcher.
 fn unavailable(failure: &Failure) -> ConditionState {
     let reason = match failure.reason {
         Reason::WorkerImage => "WatcherImage".to_owned(),
@@ -197,7 +197,7 @@ fn ready(available: &ConditionState, storage: Option<&Condition>) -> ConditionSt
     }
 }
 
-/// Says on the object what keeps it from being ready; an event when that is new.
+/// Reports on the object what keeps it from being ready, with an event when that is new.
 pub async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, state: ConditionState) {
     let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::Ready));
     let is_new = before.is_none_or(|before| before.reason != state.reason);
@@ -230,7 +230,7 @@ async fn say(
     written.map(drop).map_err(Error::api("write a HyperConversion's status"))
 }
 
-/// The patch that applies all that the controller has to say of a queue.
+/// The patch that applies everything that the controller reports of a queue.
 fn patch(queue: &HyperConversion, wanted: &HyperConversionStatus) -> Value {
     let conditions = set_by(&wanted.conditions, ConditionType::OF_QUEUE, Writer::Controller);
     json!({

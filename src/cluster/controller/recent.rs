@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is remembered for a minute, where asking again or being wrong after that costs little.
+//! Values remembered for a minute, where asking again or an outdated answer costs little.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// Values by name, each until it is forgotten or a minute old.
+/// Values by name, each kept until it is forgotten or a minute old.
 #[derive(Debug)]
 pub struct Recent<V> {
     values: Mutex<HashMap<String, (Instant, V)>>,
@@ -25,7 +25,7 @@ impl<V: Clone> Recent<V> {
     /// Remembers a value from now on.
     pub fn note(&self, name: String, value: V) {
         let mut values = self.values();
-        // Nobody may come to forget what is gone by now.
+        // Entries of objects that are gone may never be forgotten explicitly.
         values.retain(|_, (since, _)| since.elapsed() < MEMORY);
         values.insert(name, (Instant::now(), value));
     }

@@ -39,16 +39,16 @@ use crate::cluster::names;
 use crate::cluster::seen::StatefulSet;
 use crate::telemetry::endpoint::{self, Probes};
 
-/// How soon an API that isn't served is asked for again.
+/// How soon to look again for an API that isn't served.
 const API_RETRY: Duration = Duration::from_secs(5);
 /// How often the API server is asked whether Kueue is installed.
 const KUEUE_POLL: Duration = Duration::from_secs(60);
-/// Longest time to write down the error of a reconcile: its cause, a slow API server say, may go on.
+/// Longest time to report the error of a reconcile: its cause, such as a slow API server, may persist.
 const REFUSE_LIMIT: Duration = Duration::from_secs(10);
-/// Reconciles of one kind at a time: each waits for the API server most of its time.
+/// Reconciles of one kind at a time: each spends most of its time waiting for the API server.
 const CONCURRENCY: u16 = 16;
 
-/// What the controller is told at its start.
+/// Settings of the controller.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub image: Image,
@@ -62,7 +62,7 @@ pub struct Options {
     pub identity: String,
 }
 
-/// How far the controller is on its way to be ready.
+/// How far the controller is from being ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Readiness {
     /// What it waits for.
@@ -109,13 +109,13 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
         () = shutdown => Ok(()),
         ended = work(client, &options, metrics, &ready) => ended,
     };
-    // Nothing of the work goes on here: another replica may begin at once.
+    // All work has ended here: another replica may begin at once.
     leadership.release().await;
     ended
 }
 
-/// Alive as long as it answers: a restart would mend neither an unreachable API server nor a lease that another
-/// replica holds.
+/// Healthy as long as it answers: a restart would help neither against an unreachable API server nor against a lease
+/// that another replica holds.
 fn probes(readiness: watch::Receiver<Readiness>, metrics: Arc<Metrics>) -> Probes {
     Probes {
         healthy: Box::new(|| Ok(())),
@@ -136,7 +136,7 @@ async fn lead(
 ) -> Result<Leadership, RunError> {
     served::<HyperConversion>(client, options, ready).await;
     served::<ConversionJob>(client, options, ready).await;
-    // A replica that stands by is as ready as it can be.
+    // A replica that stands by is ready.
     ready.send_replace(Readiness::Ready);
     let leadership = leadership::acquire(config, &options.lease_namespace, &options.identity)
         .await
@@ -145,7 +145,7 @@ async fn lead(
     Ok(leadership)
 }
 
-/// Waits until a kind of ours is served, state what is missing.
+/// Waits until a kind of ours is served, and reports what is missing.
 async fn served<K>(client: &Client, options: &Options, ready: &watch::Sender<Readiness>)
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -303,7 +303,7 @@ fn watch_all(
     (caches, [queues_listed, conversions_listed, jobs_listed, pods_listed, sets_listed])
 }
 
-/// A queue's specification concerns each of its conversions that isn't over.
+/// Wakes the conversions of a queue that have not ended, after its specification changed.
 fn wake_conversions_of(
     queue: &HyperConversion,
     conversions: &Store<ConversionJob>,
@@ -320,8 +320,8 @@ fn wake_conversions_of(
     }
 }
 
-/// Reconciles what is woken, with a limit of time, a backoff by object and a count of it all; `refuse` says on the object
-/// by which error a reconcile ended.
+/// Reconciles objects as they are woken, with a time limit, a backoff by object, and metrics. `refuse` reports on the
+/// object the error with which a reconcile ended.
 async fn reconciling<K, F, G>(
     wakes: mpsc::UnboundedReceiver<ObjectRef<K>>,
     store: Store<K>,
@@ -364,7 +364,7 @@ async fn reconciling<K, F, G>(
     drain(applier(timed, after_error, context, store, wakes, config)).await;
 }
 
-/// Errors of reconciles were told where they happened; an object that is gone needs no word.
+/// Only logs: each error was reported where it happened, and an object that is gone needs no report.
 async fn drain<T, E: std::error::Error>(results: impl Stream<Item = Result<T, E>>) {
     let mut results = std::pin::pin!(results);
     while let Some(result) = results.next().await {
@@ -385,8 +385,8 @@ fn name_of<K: Resource<DynamicType = ()>>(object: &K) -> String {
     format!("{}/{}/{}", kind::<K>(), object.meta().namespace.as_deref().unwrap_or_default(), object.name_any())
 }
 
-/// Looks now and then whether Kueue's API group is served. Comes back with the first answer: a Job that was made before
-/// would start past Kueue.
+/// Polls whether Kueue's API group is served. Returns after the first answer: a Job made before it would bypass
+/// Kueue.
 async fn watch_kueue(client: Client) -> watch::Receiver<bool> {
     let (sender, mut receiver) = watch::channel(false);
     tokio::spawn(async move {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why a pod doesn't start, or doesn't stay: in its own words, or in those of its events.
+//! Why a pod doesn't start, or doesn't keep running: in its own words, or in those of its events.
 
 use std::time::Duration;
 
@@ -16,12 +16,13 @@ use crate::conversion::{Failure, Reason};
 
 /// How soon a pod that doesn't start is looked at again.
 pub(super) const PENDING_POLL: Duration = Duration::from_secs(5);
-/// How long a pod may take before it is asked why, and its events: on a busy node many wait a moment for others to end.
+/// How long a pod may take before its status and events are searched for a reason: on a busy node many wait a moment
+/// for others to end.
 const START_GRACE: Duration = Duration::from_secs(5);
 /// Longest text taken over from a worker or a pod, in bytes: a condition's message holds 32 KiB, people read less.
 const MAX_TEXT: usize = 1024;
 
-/// How long it is too early to ask why an object of this age has no pod that runs.
+/// The rest of the time in which an object of this age may still be without a running pod.
 pub(super) fn early(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
     let made = object.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let age = Duration::try_from(now.duration_since(made)).unwrap_or_default();
@@ -52,7 +53,8 @@ pub(super) fn waiting(pod: &Pod) -> Option<Failure> {
     })
 }
 
-/// How a container that should go on ended last, and where to read more; `None` while all of them run, or are to end.
+/// How a container that should keep running ended last, and where to read more; `None` while all of them run, or the
+/// pod is being deleted.
 #[must_use]
 pub(super) fn crashing(pod: &Pod) -> Option<String> {
     if pod.metadata.deletion_timestamp.is_some() {
@@ -62,7 +64,7 @@ pub(super) fn crashing(pod: &Pod) -> Option<String> {
         let state = container.state.as_ref()?;
         let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
         let ended = state.terminated.as_ref().or(last.filter(|_| state.waiting.is_some()))?;
-        // Others may well have done what they were injected for; ours go on as long as the pod does.
+        // Injected containers may have finished their work; ours run as long as the pod does.
         if ended.exit_code == 0 && !containers::is_ours(container) {
             return None;
         }
@@ -71,7 +73,7 @@ pub(super) fn crashing(pod: &Pod) -> Option<String> {
     })
 }
 
-/// The end of a log says why it is the end.
+/// How the container ended. The end of its log says why.
 fn ending(ended: &ContainerStateTerminated) -> String {
     let message = ended.message.as_deref().unwrap_or_default().trim_end();
     let message = &message[message.ceil_char_boundary(message.len().saturating_sub(MAX_TEXT))..];
@@ -91,7 +93,7 @@ pub(super) fn has_begun(pod: &Pod) -> bool {
     })
 }
 
-/// The containers of a pod, those of others last: they may keep ours from starting too.
+/// The containers of a pod, ours first: others may also keep ours from starting.
 fn ours_first(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     let (ours, others): (Vec<_>, Vec<_>) = containers::all(pod).partition(|container| containers::is_ours(container));
     ours.into_iter().chain(others)
@@ -117,7 +119,7 @@ pub(super) async fn told_by_events(context: &Context, objects: &[&ObjectMeta]) -
     Ok(None)
 }
 
-/// What an event about a pod that doesn't start, or isn't even made, means; `None` for those that tell nothing.
+/// The failure that an event means for a pod that doesn't start, or isn't created; `None` where it means none.
 fn from_event(reason: &str, note: &str) -> Option<Failure> {
     let reason = match reason {
         "FailedMount" | "FailedAttachVolume" | "FailedScheduling" | "FailedMapVolume" => Reason::Unschedulable,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the controller says in a conversion's status, whole each time, and which of it is new.
+//! The whole of what the controller writes to a conversion's status, and which of it is new.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -18,7 +18,7 @@ use crate::conversion::{Attempt, ConversionStatus, Failure};
 /// The reason of `Admitted` while older conversions have all slots.
 pub const WAITING_FOR_SLOT: &str = "WaitingForSlot";
 
-/// The phase, for the eye.
+/// The phase, for people to read.
 #[must_use]
 pub fn phase(state: &ConversionStatus) -> JobPhase {
     match next_step(state) {
@@ -59,7 +59,7 @@ pub fn revised(
     status
 }
 
-/// What keeps a conversion that waits for its next attempt, where the queue was told to start none.
+/// Why a conversion does not start its next attempt, where the queue's run state forbids it.
 #[must_use]
 pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<ConditionState> {
     let step = next_step(state);
@@ -68,7 +68,7 @@ pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<ConditionSt
         RunState::Running => return None,
         RunState::Paused => ("Paused", "the queue is paused"),
         RunState::Stopped => ("Stopped", "the queue is stopped"),
-        // What was queued when it began goes on.
+        // Conversions that were queued when draining began go on.
         RunState::Draining if step != Step::Stage(Attempt(1)) => return None,
         RunState::Draining => ("Draining", "the queue drains what it had when that began"),
     };
@@ -79,7 +79,7 @@ pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<ConditionSt
     ))
 }
 
-/// What takes the place of an error that is over: what waits for a slot says so itself.
+/// The condition that replaces a past error. Waiting for a slot is no error.
 fn recovered(before: &Condition, state: &ConversionStatus) -> Option<ConditionState> {
     if before.status != "False" || before.reason == WAITING_FOR_SLOT {
         return None;
@@ -90,7 +90,7 @@ fn recovered(before: &Condition, state: &ConversionStatus) -> Option<ConditionSt
     })
 }
 
-/// Where the work itself stands.
+/// The condition of the conversion work itself.
 fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> ConditionState {
     let because = |status, failure: &Failure| ConditionState::new(status, failure.reason.to_string(), failure.advice());
     match (next_step(state), &state.failure) {
@@ -114,9 +114,9 @@ fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> ConditionSt
     }
 }
 
-/// The patch that applies all that the controller has to say, or `None` if it is said already.
+/// The patch that applies everything that the controller reports, or `None` if it is reported already.
 ///
-/// It carries the resource version that the decision was made on: whoever wrote in between makes it void.
+/// It carries the resource version on which the decision was made: after another write in between, it is refused.
 #[must_use]
 pub fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) -> Option<Value> {
     if conversion.status.as_ref() == Some(wanted) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the controller wrote itself: its caches show that a moment later, and a decision on what they show until then
+//! What the controller itself wrote. Its caches show that a moment later; until then, a decision on what they show
 //! would only be refused.
 
 use kube::ResourceExt;
@@ -17,12 +17,12 @@ pub struct Writes {
 }
 
 impl Writes {
-    /// Takes note of an object as a write left it.
+    /// Remembers an object as a write returned it.
     pub fn wrote(&self, object: &impl ResourceExt) {
         self.versions.note(Key::of(object).to_string(), version(object));
     }
 
-    /// Whether this is an object as it was before the last write. The newer one arrives by itself.
+    /// Whether this object is older than our last write. The newer one arrives by itself.
     pub fn is_older(&self, object: &impl ResourceExt) -> bool {
         let name = Key::of(object).to_string();
         let is_older = self.versions.get(&name).is_some_and(|written| version(object) < written);
@@ -32,7 +32,7 @@ impl Writes {
         is_older
     }
 
-    /// Takes note of an object that was removed.
+    /// Remembers that an object was removed.
     pub fn removed(&self, object: &impl ResourceExt) {
         self.removed.note(object.uid().unwrap_or_default(), ());
     }

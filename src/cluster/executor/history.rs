@@ -18,20 +18,20 @@ use super::state::{ClusterExecutor, PRUNE_INTERVAL};
 /// How soon the next round follows where there may be more to remove.
 const NEXT_BATCH: Duration = Duration::from_secs(10);
 
-/// Most that are removed in one round: a limit that was lowered must not keep everything else waiting.
+/// Most that are removed in one round: a lowered limit must not make everything else wait.
 const BATCH: usize = 100;
 
-/// A conversion of which everything is said.
+/// A conversion whose end is completely reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Finished {
     completed: Timestamp,
     name: String,
-    /// Of this very object: one made anew under the name is another.
+    /// The UID, because a new object may have the same name.
     uid: String,
     has_succeeded: bool,
 }
 
-/// What is to be known of a finished conversion; `None` where its end is not reported yet.
+/// The finished conversion in `object`; `None` where its end is not reported yet.
 fn finished(object: &ConversionJob) -> Option<Finished> {
     let status = object.status.as_ref()?;
     let end = status.state.end?;
@@ -64,7 +64,7 @@ fn beyond(mut all: Vec<Finished>, spec: &HyperConversionSpec) -> Vec<Finished> {
 }
 
 impl ClusterExecutor {
-    /// Removes finished conversions beyond the queue's limits, those alone of which the ledger knows nothing any more.
+    /// Removes finished conversions beyond the queue's limits, but only those that the ledger no longer holds.
     pub(super) fn prune(&mut self) {
         let now = Instant::now();
         if now < self.next_prune {
@@ -91,7 +91,7 @@ impl ClusterExecutor {
                 let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
                 match api.delete(&finished.name, &params).await {
                     Ok(_) => {}
-                    // Gone, or another object under the same name.
+                    // Already gone, or another object has the name.
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
                     Err(error) => {
                         tracing::warn!(conversion = finished.name, %error, "cannot remove a finished conversion");

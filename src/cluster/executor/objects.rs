@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is written of a conversion: its object, and what the watcher says in its status.
+//! What the watcher writes of a conversion: its object, and its part of the status.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,17 +23,17 @@ use crate::ledger::ConversionRow;
 /// Longest text of `spec.duplicateOf` and `status.duplicateOf`.
 const MAX_DUPLICATE_OF: usize = 253;
 
-/// What the watcher says in a status.
+/// What the watcher reports in a status.
 #[derive(Debug, Default)]
 pub(super) struct Said<'a> {
     pub staged: u32,
     pub conditions: Vec<(ConditionType, ConditionState)>,
-    /// How it ended, where the watcher decided that or carried it out.
+    /// How it ended, if the watcher decided or carried out the end.
     pub end: Option<&'a ConversionStatus>,
     pub fields: EndFields,
 }
 
-/// What is known of a conversion once its files lie where they stay; what there is none of is null.
+/// What is known of a conversion once its files are in their final place; missing values are null.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct EndFields {
@@ -45,7 +45,7 @@ pub(super) struct EndFields {
 }
 
 impl Said<'_> {
-    /// The status apply that says it of this version.
+    /// The server-side apply that reports it on this version of the object.
     pub(super) fn patch(self, object: &ConversionJob) -> Value {
         let generation = object.meta().generation;
         let mut conditions = object.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
@@ -53,7 +53,7 @@ impl Said<'_> {
         for (kind, state) in self.conditions {
             set_condition(&mut conditions, kind, state, generation, Timestamp::now());
         }
-        // What is not said now is taken back: a stall, say, when the next attempt is staged.
+        // What is not reported now is removed: a stall, for example, when the next attempt is staged.
         conditions.retain(|condition| kinds.contains(&condition.type_.as_str()));
         let conditions = set_by(&conditions, ConditionType::OF_CONVERSION, Writer::Watcher);
         let mut status = json!({"staged": self.staged, "conditions": conditions});
@@ -81,12 +81,12 @@ impl Said<'_> {
     }
 }
 
-/// What is said of a conversion's end before there is one.
+/// The condition `Succeeded` before the end.
 pub(super) fn in_progress(message: impl Into<String>) -> (ConditionType, ConditionState) {
     (ConditionType::Succeeded, ConditionState::new("Unknown", "InProgress", message))
 }
 
-/// The object that stands for a claim.
+/// The object for a claim.
 pub(super) fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob {
     let claim = &submission.claim;
     let path = match claim.origin.as_str() {
@@ -115,7 +115,7 @@ pub(super) fn object(queue: &HyperConversion, submission: &Submission) -> Conver
     object
 }
 
-/// What a conversion repeats, cut to what its object holds: names and paths may be longer.
+/// What a conversion repeats, cut to the length that its object holds: names and paths may be longer.
 pub(super) fn original(duplicate_of: &str) -> String {
     duplicate_of[..duplicate_of.floor_char_boundary(MAX_DUPLICATE_OF)].to_owned()
 }
@@ -141,7 +141,7 @@ pub(super) fn outputs(directory: Option<String>, metadata: Option<&Metadata>) ->
     Value::Array(disks.map(without_nulls).collect())
 }
 
-/// The progress of a conversion that is through: its last step may have been too quick to be seen.
+/// The progress of a conversion that has finished: its last step may have been too quick to be seen.
 pub(super) fn completed(metadata: Option<&Metadata>) -> Value {
     let Some(metadata) = metadata else { return Value::Null };
     let bytes = metadata.disks.iter().map(|disk| disk.virtual_size_bytes).fold(0, u64::saturating_add);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Progress of running attempts: looked at every second, said at a pace, and judged by this process's own clock.
+//! Progress of running attempts: polled every second, written at a limited rate, with stalls timed by this process's
+//! own clock.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ pub(super) struct Running {
     pub work: PathBuf,
 }
 
-/// What one look at an attempt found.
+/// What one poll of an attempt found.
 #[derive(Debug)]
 pub(super) struct Look {
     pub id: ConversionId,
@@ -34,7 +35,7 @@ pub(super) struct Look {
     pub found: Result<Option<Progress>, StoreError>,
 }
 
-/// Looks at all of them, on a thread that may wait for a file system.
+/// Polls all of them, on a thread that may block on a file system.
 pub(super) fn look(running: Vec<Running>) -> JoinHandle<Vec<Look>> {
     tokio::task::spawn_blocking(move || {
         let looks = running.into_iter().map(|Running { id, attempt, work }| {
@@ -56,14 +57,14 @@ struct Watched {
     attempt: Attempt,
     seen: Seen,
     progress: Option<Progress>,
-    /// When the worker's last step became known.
+    /// When the worker's last step was seen.
     at: Timestamp,
     said: Option<(Stage, u8, Instant)>,
     is_stalled: bool,
 }
 
 impl Watch {
-    /// These run now. The clock of one that is new begins, that of one that is gone is forgotten.
+    /// The attempts that run now. Starts the clock of a new one, and forgets those that have ended.
     pub(super) fn keep(&mut self, running: &[Running], now: Instant) {
         let present: HashSet<_> = running.iter().map(|running| (&running.id, running.attempt)).collect();
         self.attempts.retain(|id, watched| present.contains(&(id, watched.attempt)));
@@ -79,7 +80,8 @@ impl Watch {
         }
     }
 
-    /// Takes note of a look; whether the attempt went on. One that could not be looked at is not judged.
+    /// Receives a poll's result; whether the attempt made progress. One that could not be polled is not called
+    /// stalled.
     pub(super) fn take(&mut self, look: Look, now: Instant, wall: Timestamp) -> bool {
         let Some(watched) = self.attempts.get_mut(&look.id).filter(|watched| watched.attempt == look.attempt) else {
             return false;
@@ -90,7 +92,7 @@ impl Watch {
                 tracing::debug!(conversion = %look.id, %error, "cannot look at the progress");
                 return false;
             }
-            // A file that the worker did not write as agreed tells nothing.
+            // A file that breaks the format counts as no progress.
             Err(_) => None,
         };
         if let Some(progress) = progress
@@ -110,7 +112,7 @@ impl Watch {
         self.attempts.get(id)?.progress.as_ref()
     }
 
-    /// What is to be written now: another percent or stage, at most one every five seconds for each conversion.
+    /// What to write now: a new percent or stage, at most every five seconds for each conversion.
     pub(super) fn due(&mut self, now: Instant) -> Vec<(ConversionId, ProgressReport)> {
         let mut due = Vec::new();
         for (id, watched) in &mut self.attempts {
@@ -128,14 +130,14 @@ impl Watch {
         due
     }
 
-    /// Attempts that have not gone on for too long.
+    /// Attempts without progress for too long.
     pub(super) fn stalled(&self) -> Vec<(ConversionId, Attempt)> {
         let stalled = self.attempts.iter().filter(|(_, watched)| watched.is_stalled);
         stalled.map(|(id, watched)| (id.clone(), watched.attempt)).collect()
     }
 }
 
-/// As the status shows it. The numbers are a worker's: whatever they are, the API server can hold them.
+/// The progress for the status. The numbers are a worker's: they are cut to what the API server can hold.
 fn report(progress: &Progress, at: Timestamp) -> ProgressReport {
     let held = |bytes: u64| bytes.min(i64::MAX.unsigned_abs());
     ProgressReport {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Objects that no claim stands for: somebody made them by hand, or what was known of their claims is lost. Each asks for
-//! the conversion of a file that lies in the queue.
+//! Objects without a claim: made by hand, or left when their claims were lost. Each requests the conversion of a file
+//! in the queue.
 
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ use super::objects::Said;
 use super::state::{ClusterExecutor, Known};
 
 impl ClusterExecutor {
-    /// Whether this object, which no claim of ours stands for, waits for one. An earlier queue's goes with that queue.
+    /// Whether this object, which has no claim here, waits for one. An object of an earlier queue goes with that
+    /// queue.
     fn is_request(&self, object: &ConversionJob) -> bool {
         let kind = HyperConversion::kind(&());
         let is_earlier = object.owner_references().iter().any(|o| o.kind == kind && o.uid != self.queue_uid());
@@ -25,7 +26,7 @@ impl ClusterExecutor {
         !is_earlier && !has_ended && object.metadata.deletion_timestamp.is_none()
     }
 
-    /// Something about an object that no claim stands for changed.
+    /// Receives the change of an object without a claim.
     pub(super) fn hear_of_request(&mut self, id: &ConversionId) {
         let reference = ObjectRef::new(id.as_str()).within(&self.queue.namespace().unwrap_or_default());
         let is_done = |object: &ConversionJob| object.uid().is_some_and(|uid| self.done.contains(&uid));
@@ -38,7 +39,7 @@ impl ClusterExecutor {
         }
     }
 
-    /// An update that only wakes whoever asks for requests.
+    /// An update that only makes the engine ask for requests.
     pub(super) fn told_of_request(&self, id: &ConversionId) -> Option<Update> {
         let object = self.asked.get(id)?;
         let status = object.status.clone().unwrap_or_default().state;
@@ -84,7 +85,7 @@ impl ClusterExecutor {
     }
 }
 
-/// Why an object can't be claimed: what its watcher alone may say of its own is said in it.
+/// Why an object can't be claimed: it has a field that only its watcher may set.
 fn unfit(object: &ConversionJob) -> Option<Failure> {
     let message = "spec.duplicateOf is for conversions that the queue finds to be repeated: make the object without it";
     (!object.spec.duplicate_of.is_empty()).then(|| Failure::new(Reason::Cancelled, message))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Running attempts: a look at each every second, their progress said at a pace, and those that stall.
+//! Running attempts: a poll of each every second, their progress written at a limited rate, and those that stall.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::objects::{Said, in_progress};
 use super::progress::{self, Look, Running};
 use super::state::{ClusterExecutor, Known, Written};
 
-/// The looks that are under way, once they are made.
+/// The results of the poll under way; waits for ever where there is none.
 pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> {
     match look {
         Some(handle) => {
@@ -39,7 +39,7 @@ pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> 
 }
 
 impl ClusterExecutor {
-    /// Begins a look at every attempt whose container runs.
+    /// Begins to poll every attempt whose container runs.
     pub(super) fn look(&mut self) {
         let pods = self.pods.state();
         let running: HashSet<(&str, &str)> = pods
@@ -72,7 +72,7 @@ impl ClusterExecutor {
         }
     }
 
-    /// Progress has a field manager of its own: it is said beside everything else, on whatever version there is.
+    /// Progress has a field manager of its own: it is written independently of everything else, on any version.
     fn say_progress(&mut self, id: ConversionId, report: &ProgressReport) {
         let Some(uid) = self.refresh(&id).and_then(|object| object.uid()) else { return };
         let patch = json!({
@@ -97,13 +97,13 @@ impl ClusterExecutor {
                     known.newest = Some(Arc::new(object));
                 }
             }
-            // The next percent is written all the same.
+            // The next percent is written anyway.
             Err(error) => tracing::debug!(conversion = %id, %error, "cannot write the progress"),
         }
     }
 
-    /// Says of attempts that have not gone on for too long that they haven't: the controller ends them. Cut short, it
-    /// is said the next time. Staging the next attempt takes it back.
+    /// Reports attempts that have made no progress for too long: the controller ends them. After an interruption they
+    /// are reported the next time. Staging the next attempt removes the report.
     pub(super) async fn say_stalled(&mut self) {
         for (id, attempt) in self.progress.stalled() {
             let Some(status) = self.refresh(&id).and_then(|object| object.status.clone()) else { continue };

@@ -37,16 +37,16 @@ pub struct ClusterExecutor {
     pub(super) changes: mpsc::UnboundedReceiver<Heard>,
     pub(super) known: HashMap<ConversionId, Known>,
     pub(super) outbox: VecDeque<ConversionId>,
-    /// Objects that no claim stands for, and that wait for one.
+    /// Objects without a claim that wait for one.
     pub(super) asked: BTreeMap<ConversionId, Arc<ConversionJob>>,
-    /// UIDs of objects of which nothing is left to do: the cache may show them as they were before.
+    /// UIDs of objects that are dealt with: the cache may still show them as they were before.
     pub(super) done: HashSet<String>,
-    /// Where we see the directories: paths in statuses are relative to the output's.
+    /// Where this process sees the directories: paths in statuses are relative to the output's.
     pub(super) paths: Paths,
     pub(super) progress: progress::Watch,
     pub(super) tick: Interval,
     pub(super) next_prune: Instant,
-    /// A look at the running attempts that is under way.
+    /// A poll of the running attempts that is under way.
     pub(super) look: Option<JoinHandle<Vec<Look>>>,
     /// Writes of progress that are under way.
     pub(super) writes: JoinSet<Written>,
@@ -55,7 +55,7 @@ pub struct ClusterExecutor {
 /// How a write of a conversion's progress ended.
 pub(super) type Written = (ConversionId, Result<ConversionJob, kube::Error>);
 
-/// What a watch told.
+/// What a watch reported.
 #[derive(Debug)]
 pub(super) enum Heard {
     /// Something about this conversion or its pods.
@@ -79,7 +79,7 @@ pub(super) struct Known {
 }
 
 impl ClusterExecutor {
-    /// Fills its caches and knows no conversion yet.
+    /// Fills its caches; no conversion is known yet.
     ///
     /// # Errors
     /// When a watch ends before its first list, which it does not do by itself.
@@ -103,7 +103,7 @@ impl ClusterExecutor {
                 let _ = told.send(heard);
             },
         );
-        // Every queue's: an earlier one of these directories may have had another name.
+        // Pods of every queue: an earlier queue with these directories may have had another name.
         let workers = watcher::Config::default().labels(&format!(
             "{}={},{}={}",
             names::LABEL_MANAGED_BY,
@@ -195,7 +195,7 @@ impl ClusterExecutor {
         })
     }
 
-    /// Nothing more will be asked of this conversion.
+    /// Forgets a conversion about which the engine asks nothing more.
     pub(super) fn drop_known(&mut self, id: &ConversionId) {
         if let Some(known) = self.known.remove(id)
             && !known.is_gone
@@ -206,7 +206,7 @@ impl ClusterExecutor {
         self.outbox.retain(|other| other != id);
     }
 
-    /// Whether a worker may still be at the files.
+    /// Whether a worker may still use the files.
     fn has_workers(&self, id: &ConversionId) -> bool {
         self.pods.state().iter().any(|pod| {
             pod.labels().get(names::LABEL_CONVERSION).is_some_and(|name| name == id.as_str()) && !worker_is_over(pod)
@@ -217,7 +217,8 @@ impl ClusterExecutor {
         self.api().get_opt(id.as_str()).await
     }
 
-    /// Makes a conversion's object, or finds the one that is there: made by hand, or by us, who heard no answer.
+    /// Creates a conversion's object, or returns the existing one: made by hand, or by us in a call whose answer was
+    /// lost.
     pub(super) async fn create(&self, submission: &Submission) -> Result<Option<ConversionJob>, kube::Error> {
         let object = object(&self.queue, submission);
         let params = PostParams { field_manager: Some(names::MANAGER_WATCHER.to_owned()), ..PostParams::default() };
@@ -227,7 +228,7 @@ impl ClusterExecutor {
         }
     }
 
-    /// Applies all that the watcher has to say of a conversion, on the version that it is said of.
+    /// Applies everything that the watcher reports of a conversion, on the version that the report is based on.
     pub(super) async fn say(&mut self, doing: &'static str, id: &ConversionId, said: Said<'_>) -> Result<(), Error> {
         let Some(object) = self.refresh(id) else { return Ok(()) };
         let patch = said.patch(&object);
@@ -237,14 +238,14 @@ impl ClusterExecutor {
                 self.keep(id, written);
                 Ok(())
             }
-            // Deleted: its end is told by the cache.
+            // Deleted: the cache reports its end.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(error) => Err(Error::new(doing, id, error)),
         }
     }
 }
 
-/// Leaves of a pod what tells whether its worker runs.
+/// Keeps of a pod only what shows whether its worker runs.
 fn slim_pod(pod: &mut Pod) {
     pod.spec = None;
     if let Some(status) = &mut pod.status {

@@ -18,9 +18,9 @@ use crate::control::{Command, Handler, Reply};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 
-/// How long the API server may take; stock clients give up after 5 s.
+/// Longest call of the API server; stock clients give up after 5 s.
 const PATCH_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an answer waits for the watcher to obey, so that a `status` right behind it shows the new state.
+/// How long an answer waits for the watcher to obey, so that a `status` right after it shows the new state.
 const OBEY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Answers for one queue.
@@ -48,7 +48,7 @@ impl Control {
 
     async fn ask_for(&self, run_state: RunState) -> Result<(), String> {
         let patch = Patch::Apply(intent(&self.queue, &self.uid, run_state));
-        // Whoever else wrote the field last, this is a person's wish.
+        // Forced over any other writer of the field, because a person asked for it.
         let params = PatchParams::apply(MANAGER_SIDECAR).force();
         match timeout(PATCH_TIMEOUT, self.api.patch(&self.queue, &params, &patch)).await {
             Ok(Ok(_)) => Ok(()),
@@ -61,7 +61,7 @@ impl Control {
     }
 }
 
-/// The whole of what the sidecar ever applies.
+/// Everything that the sidecar ever applies.
 pub(super) fn intent(queue: &str, uid: &str, run_state: RunState) -> Value {
     let mut metadata = json!({ "name": queue });
     if !uid.is_empty() {
@@ -85,7 +85,7 @@ impl Handler for Control {
             let obeyed = |known: &Option<WatcherSnapshot>| {
                 known.as_ref().is_some_and(|snapshot| snapshot.stats.run_state == run_state)
             };
-            // A watcher that restarts obeys later: what was asked for is recorded.
+            // A watcher that is restarting obeys later: the request is recorded.
             drop(timeout(OBEY_TIMEOUT, snapshots.wait_for(obeyed)).await);
             return Reply::accepted(command);
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of the sidecar: a real socket and real files; the API server is played.
+//! Tests of the sidecar: a real socket and real files; the API server is simulated.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ impl Stage {
         let (run, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::create_dir(output.path().join(".daemon")).unwrap();
         if refuse_socket {
-            // What no socket can be bound over stands for a volume that takes none.
+            // A directory in the socket's place: like a volume that refuses sockets.
             std::fs::create_dir(output.path().join(SOCKET)).unwrap();
         }
         let (service, api_server) = mock::pair::<Request<Body>, Response<Body>>();
@@ -49,7 +49,7 @@ impl Stage {
         Self { run, output, shutdown, task, api_server }
     }
 
-    /// The watcher's part.
+    /// Acts as the watcher.
     fn tell(&self, locked: bool, change: impl FnOnce(&mut Snapshot)) {
         let mut stats = Snapshot::new(Timestamp::UNIX_EPOCH);
         stats.version = "1.2.3".to_owned();
@@ -93,7 +93,7 @@ async fn ask(socket: &Path, request: &[u8]) -> Value {
 async fn socket_and_statistics_exist_only_while_the_watcher_holds_its_locks() {
     let stage = Stage::open(false);
     stage.tell(false, |_| {});
-    // A few looks: nothing is to come of them.
+    // Several polls, of which nothing must come.
     sleep(LOOK_INTERVAL * 3).await;
     assert!(!stage.socket().exists() && !stage.stats().exists());
 
@@ -192,7 +192,7 @@ async fn a_command_is_a_patch_of_the_run_state_and_of_nothing_else() {
             "spec": {"queue": {"claimName": "a"}, "output": {"claimName": "b"}, "runState": run_state},
         });
         respond.send_response(Response::new(Body::from(object.to_string().into_bytes())));
-        // The watcher obeys: the answer need not wait.
+        // The watcher obeys, so that the answer need not wait.
         stage.tell(true, |stats| stats.run_state = serde_json::from_value(json!(run_state)).unwrap());
         assert_eq!(asked.await.unwrap(), json!({"status": "ok", "message": message}));
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Secrets as the kubelet mounts them, and what is said of those that are missing or no good.
+//! Secrets as the kubelet mounts them, and what is reported of missing or malformed ones.
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};

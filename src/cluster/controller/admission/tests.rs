@@ -30,7 +30,7 @@ fn spec(limit: usize, run_state: RunState) -> Message {
     Message::Queue { queue: queue(), limit, run_state }
 }
 
-/// A warm task that knows its queue.
+/// A warm state that knows its queue.
 fn slots() -> Slots {
     let mut slots = Slots::default();
     assert_eq!(slots.note(spec(LIMIT, RunState::Running)), []);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A table of what the caches may show, and what is done then.
+//! A table of what the caches may show, and the decision for each.
 
 use serde_json::{Value, json};
 
@@ -99,7 +99,7 @@ fn an_attempt_that_the_watcher_calls_stalled_is_ended_once() {
     let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[&running]);
     assert_eq!(reason(&decision), Some(Reason::Stalled));
     assert_eq!(decide_on(&stalled("False"), RunState::Running, Some(&plain_job()), &[&running]), Decision::Wait);
-    // What has ended meanwhile ended by itself, and what doesn't run can't stall.
+    // An attempt that has ended meanwhile ended by itself; one that doesn't run can't stall.
     let done = pod(&json!({"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:01Z"}}), "Succeeded");
     let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[&done]);
     assert!(matches!(decision, Decision::Note(Observation::Done { .. })), "{decision:?}");

@@ -19,7 +19,7 @@ pub fn service_account(queue: &HyperConversion) -> ServiceAccount {
     }
 }
 
-/// Its namespace's conversions, its own queue, and a look at pods.
+/// The watcher's rights: on its namespace's conversions and its own queue, and to read pods.
 #[must_use]
 pub fn role(queue: &HyperConversion) -> Role {
     let own = vec![queue.name_any()];
@@ -28,7 +28,7 @@ pub fn role(queue: &HyperConversion) -> Role {
         rules: Some(vec![
             rule(GROUP, "conversionjobs", None, &["get", "list", "watch", "create", "delete"]),
             rule(GROUP, "conversionjobs/status", None, &["patch"]),
-            // Patched by the sidecar, spec.runState alone: a ValidatingAdmissionPolicy refuses all else.
+            // The sidecar patches it, only spec.runState: a ValidatingAdmissionPolicy refuses everything else.
             rule(GROUP, "hyperconversions", Some(own.clone()), &["list", "watch", "patch"]),
             rule(GROUP, "hyperconversions/status", Some(own), &["patch"]),
             rule("", "pods", None, &["list", "watch"]),

@@ -21,7 +21,7 @@ pub(super) fn pod_security(wanted: &PodSecurity) -> PodSecurityContext {
         run_as_user: wanted.run_as_user,
         run_as_group: wanted.run_as_group,
         fs_group: wanted.fs_group,
-        // A volume of a million files is not walked at every start.
+        // The ownership of a volume of a million files is not changed at every start.
         fs_group_change_policy: wanted.fs_group.map(|_| "OnRootMismatch".to_owned()),
         supplemental_groups: (!wanted.supplemental_groups.is_empty()).then(|| wanted.supplemental_groups.clone()),
         seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),

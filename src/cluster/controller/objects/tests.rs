@@ -27,7 +27,7 @@ fn plain() -> HyperConversion {
     queue(json!({}))
 }
 
-/// Everything that can be said about pods, said.
+/// A queue in which every setting of pods is set.
 fn ornate() -> HyperConversion {
     queue(json!({
         "queue": {"claimName": "inbox", "subPath": ""},

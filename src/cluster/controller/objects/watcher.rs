@@ -29,7 +29,7 @@ pub fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSet {
     let mut volumes = pod::claim_volumes(queue);
     volumes.push(pod::empty_dir("run", RUN_VOLUME_SIZE, Some("Memory")));
     volumes.push(pod::empty_dir("tmp", RUN_VOLUME_SIZE, None));
-    // The sidecar answers and counts; it has no business with sources.
+    // The sidecar answers and counts; it does not see the sources.
     let mut mounts = vec![
         pod::mount(pod::output_volume(queue), names::OUTPUT_DIR, pod::sub_path(&queue.spec.output, ""), false),
         pod::mount("run", names::RUN_DIR, None, false),
@@ -50,7 +50,7 @@ pub fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSet {
         metadata: owned_by_queue(queue, names::watcher(&name), names::COMPONENT_WATCHER),
         spec: Some(StatefulSetSpec {
             replicas: Some(1),
-            // A pod whose template was broken is replaced once it is right again; ordered, it would block its update.
+            // With ordered updates, a pod that can't start would block its own replacement.
             pod_management_policy: Some("Parallel".to_owned()),
             selector: LabelSelector {
                 match_labels: Some(names::selector(&name, names::COMPONENT_WATCHER)),
@@ -105,7 +105,7 @@ fn environment(queue: &HyperConversion) -> Vec<EnvVar> {
         pod::env_field("HYPER2KVM_NAMESPACE", "metadata.namespace"),
         pod::env_field("HYPER2KVM_POD", "metadata.name"),
         pod::env("HYPER2KVM_QUEUE", queue.name_any()),
-        // A queue made anew under the same name is another one, with another watcher.
+        // A queue that is made again under the same name is another queue, with another watcher.
         pod::env("HYPER2KVM_QUEUE_UID", queue.uid().unwrap_or_default()),
     ]
 }
@@ -122,7 +122,7 @@ fn proxy(queue: &HyperConversion) -> Vec<EnvVar> {
         }
     }
     if trusted_ca(queue).is_some() {
-        // Read in addition to the system's by whoever verifies certificates through the platform.
+        // Clients that verify certificates through the platform read it in addition to the system's.
         variables.push(pod::env("SSL_CERT_DIR", format!("/etc/ssl/certs:{}", names::TRUSTED_CA_DIR)));
     }
     variables

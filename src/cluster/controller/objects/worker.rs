@@ -18,14 +18,14 @@ use crate::cluster::names;
 use crate::conversion::contract::{self, variable};
 use crate::conversion::{Attempt, ConversionId};
 
-/// Room for what a library may want to write; the disks go to the work directory.
+/// Room for temporary files of libraries; the disks go to the work directory.
 const TMP_SIZE: &str = "64Mi";
 
-/// What a Job depends on beside the two specifications.
+/// What a Job depends on besides the two specifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surroundings {
     pub image: Image,
-    /// Whether a claim may be mounted on one node alone, which is the watcher's.
+    /// Whether a claim may be mounted on one node only, which is then the watcher's.
     pub one_node: bool,
     /// Whether Kueue's API group is served.
     pub kueue: bool,
@@ -34,7 +34,7 @@ pub struct Surroundings {
 /// The batch Job of one attempt.
 ///
 /// # Errors
-/// [`InvalidSetting`] if the specification holds a value that no schema refused in its day.
+/// [`InvalidSetting`] if the specification has a value that an older schema accepted.
 pub fn job(
     queue: &HyperConversion,
     conversion: &ConversionJob,
@@ -82,8 +82,8 @@ pub fn job(
     })
 }
 
-/// Digest of the template that the specification builds now, to compare with a Job's annotation. Where volumes can be
-/// mounted is left out: claims don't change, and asking for them each time would cost a request.
+/// Digest of the template that the specification builds now, to compare with a Job's annotation. Leaves out where
+/// volumes can be mounted: claims don't change, and reading them each time would cost a request.
 ///
 /// # Errors
 /// As [`job`].
@@ -191,7 +191,7 @@ fn environment(queue: &HyperConversion, attempt: Attempt, options: String) -> Ve
     variables
 }
 
-/// What the specification asks for, and where a volume can't be mounted elsewhere, the watcher's node.
+/// The affinity of the specification, and the watcher's node where a volume can't be mounted elsewhere.
 fn affinity(queue: &HyperConversion, one_node: bool) -> Option<Affinity> {
     let wanted = queue.spec.worker.affinity.clone();
     if !one_node {

@@ -245,7 +245,7 @@ fn a_job_that_is_over_is_not_judged_by_pods_that_seem_to_run_or_to_be_missing() 
     assert!(!is_untold(&running_job(), &[]));
 }
 
-/// The same status with a container of somebody else, injected and listed before the worker's.
+/// The same status with another container, injected and listed before the worker's.
 fn beside(mut status: Value, state: Value) -> Value {
     let other =
         json!({"name": "a-proxy", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});

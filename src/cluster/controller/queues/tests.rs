@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What no schema can say of a queue, and what makes it ready.
+//! Checks that no schema can express, and what makes a queue ready.
 
 use serde_json::{Value, json};
 
@@ -117,7 +117,7 @@ fn a_watcher_that_does_not_run_is_told_of_in_its_pod_s_words_with_the_remedy() {
             )),
         ),
         (set(0), Some(pod(json!({"running": {}}))), Some(("False", "Starting", "the watcher's pod is not ready yet"))),
-        // Its events are asked.
+        // Its events decide.
         (set(0), Some(serde_json::from_value(json!({"metadata": {"name": "q-watcher-0"}})).unwrap()), None),
         (set(0), None, None),
     ] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the controller waits for at its start, and when it looks at an object again; the API server is played.
+//! What the controller waits for at its start, and when it reconciles an object again; the API server is simulated.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -41,12 +41,12 @@ async fn a_definition_that_is_missing_is_said_and_it_is_ready_once_both_are_serv
     drop(rustls::crypto::ring::default_provider().install_default());
     let (client, mut api_server) = played();
     let (ready, readiness) = watch::channel(Readiness::Waiting("starting".to_owned()));
-    // Nobody gives a lease there.
+    // No API server listens there, so no lease is granted.
     let (elsewhere, options) = (Config::new("http://127.0.0.1:9".parse().unwrap()), options());
     let told = async {
         let missing = json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound", "message": ""});
         answer(&mut api_server, 404, missing).await;
-        // It is asked for again only after it was said.
+        // It asks again only after it reported what is missing.
         let none = json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": []});
         answer(&mut api_server, 200, none.clone()).await;
         let why = "the CustomResourceDefinition hyperconversions.hyper2kvm.io is missing: \
@@ -84,7 +84,7 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
     })
 }
 
-/// Answers what is asked next with the same, and returns by which verb of what, and the body.
+/// Answers the next request with its own object, and returns the request's verb, resource and body.
 async fn echo(api_server: &mut ApiServer) -> (String, Value) {
     let (request, send) = api_server.next_request().await.unwrap();
     let asked = format!("{} {}", request.method(), request.uri().path());

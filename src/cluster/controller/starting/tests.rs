@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods that don't start or don't stay, as the API server shows them, and what is said of each.
+//! Pods that don't start or don't keep running, as the API server shows them, and the report of each.
 #![expect(clippy::needless_pass_by_value, reason = "json! reads best where it is used")]
 
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ fn waiting_for(reason: &str, message: &str) -> Value {
     json!({"state": {"waiting": {"reason": reason, "message": message}}})
 }
 
-/// Waits to be started again after an end of this kind.
+/// Waits for its restart after it ended like this.
 fn ended_before(code: i32, reason: &str, message: &str) -> Value {
     let mut waits = waiting_for("CrashLoopBackOff", "back-off 10s restarting failed container");
     waits["lastState"] = json!({"terminated": {"exitCode": code, "reason": reason, "message": message}});

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Progress by a clock that the tests hold.
+//! Progress, by a clock that the tests control.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -62,7 +62,7 @@ fn ten_minutes_without_progress_by_our_own_clock_are_a_stall() {
     let begun = Instant::now();
     let mut watch = watching(begun);
     assert!(watch.take(copied(1), begun + seconds(300), wall()));
-    // Looked at rarely: the attempt is judged after the look, which shows that it went on.
+    // Polled rarely: the stall is decided after the poll, which shows progress.
     assert!(watch.take(copied(2), begun + seconds(2000), wall()));
     assert!(!watch.take(copied(2), begun + seconds(2599), wall()));
     assert_eq!(watch.stalled(), []);
@@ -90,7 +90,7 @@ fn the_clock_runs_only_while_the_container_does_and_anew_for_each_attempt() {
     watch.take(copied(1), begun, wall());
     watch.keep(&[running(Attempt(2))], begun + seconds(700));
     assert_eq!(watch.of(&id()), None);
-    // An echo of the attempt before.
+    // A late result of the attempt before.
     assert!(!watch.take(copied(1), begun + seconds(700), wall()));
     watch.take(Look { attempt: Attempt(2), ..copied(1) }, begun + seconds(1200), wall());
     assert_eq!(watch.stalled(), []);
