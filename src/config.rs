@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The configuration of the daemon: YAML or JSON files, flags, environment.
 //!
-//! Several files are laid over one another, key by key; the later wins. A key that is not known is an error, one of
-//! the original that has no meaning here a warning: a setting that silently does nothing is worse than either.
+//! Several files are laid over one another, key by key; the later wins. An unknown key is an error, a key of the
+//! original that has no meaning here a warning: a setting that silently does nothing is worse than either.
 
 mod effective;
 mod error;
@@ -20,18 +20,19 @@ use crate::notification::NotificationConfig;
 
 pub use error::{ConfigError, Place};
 
-/// Everything a daemon is told.
+/// All settings of a daemon.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Directory that is watched; absolute.
     pub watch_dir: PathBuf,
     /// Directory that outputs are published in; absolute, neither above nor below `watch_dir`.
     pub output_dir: PathBuf,
-    /// Scratch directory for what must not depend on the output volume; absent: the system's temporary directory.
+    /// Directory for scratch files that must not depend on the output volume; absent: the system's temporary
+    /// directory.
     pub workdir: Option<PathBuf>,
     /// Attempts side by side.
     pub max_concurrent_jobs: usize,
-    /// After how long a file that isn't stable is warned about.
+    /// Age at which a file that isn't stable is warned about.
     pub file_stable_timeout: Duration,
     /// How long an extent waits for its descriptor.
     pub companion_timeout: Duration,
@@ -61,7 +62,7 @@ pub enum Deduplication {
     Md5,
 }
 
-/// What the command line says; it wins over files.
+/// The settings of the command line; they win over files.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub watch_dir: Option<PathBuf>,
@@ -99,8 +100,8 @@ impl Config {
     }
 }
 
-/// Reads `files` in their order, lays `overrides` and the environment's secrets over them, and checks the whole.
-/// The second part of the result is what a person should be warned about, line by line.
+/// Reads `files` in their order, lays `overrides` and the environment's secrets over them, and checks the whole. The
+/// second part of the result is warnings for a person, one a line.
 pub fn load(files: &[PathBuf], overrides: &Overrides) -> Result<(Config, Vec<String>), ConfigError> {
     let mut sources = Vec::new();
     for path in files {
@@ -110,7 +111,7 @@ pub fn load(files: &[PathBuf], overrides: &Overrides) -> Result<(Config, Vec<Str
     resolve(sources, overrides, |name| std::env::var(name).ok())
 }
 
-/// The same with texts already read, and another environment.
+/// The same for texts already read, and any environment.
 fn resolve(
     sources: Vec<(PathBuf, String)>,
     overrides: &Overrides,

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The ground floor: where everything lies on the two volumes, and the file operations that a crash cannot leave half done.
+//! The ground floor: paths of everything on the two volumes, and file operations that a crash can't leave half done.
 //!
-//! Everything here is synchronous and blocking, and knows of the queue no more than its paths. Each effect is safe to
-//! repeat.
+//! Everything here is synchronous and blocking. Of the queue it knows only the paths. Each effect is safe to repeat.
 
 pub mod moves;
 pub mod names;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What was done so far: counters, the snapshot that everybody reads, and the texts made of it.
+//! What was done so far: counters, the snapshot of them, and the texts made from it.
 //!
-//! One task counts (into [`Totals`], kept by the ledger) and publishes a [`Snapshot`]; stats.json, the control
-//! socket, `/metrics` and the hourly summary are all views of the same snapshot, so that they never contradict
-//! each other.
+//! One task counts (into [`Totals`], kept by the ledger) and publishes a [`Snapshot`]. stats.json, the control
+//! socket, `/metrics` and the hourly summary are all views of the same snapshot, so that they never contradict each
+//! other.
 
 mod file;
 mod report;
@@ -22,7 +22,7 @@ pub use report::{StatsReport, TypeReport, summary};
 /// How many finished conversions a snapshot remembers.
 pub const RECENT: usize = 10;
 
-/// Where a conversion stands, in the words of stats.json.
+/// The state of a conversion, in the words of stats.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
@@ -101,7 +101,7 @@ pub struct TypeTotals {
 }
 
 impl TypeTotals {
-    /// Successes among what ended, 0 to 100 with two decimals; 0 while nothing has.
+    /// Percentage of successes among all ends, 0 to 100 with two decimals; 0 before the first end.
     #[must_use]
     pub fn success_rate_percent(&self) -> f64 {
         let ended = self.succeeded.saturating_add(self.failed);
@@ -130,13 +130,13 @@ impl TypeTotals {
     }
 }
 
-/// Everything counted since the ledger began, over restarts. Serialised as the ledger stores it.
+/// All counts since the ledger began, across restarts. Serialised as the ledger stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Totals {
     /// Conversions that ended well or failed for good, of every type.
     pub all: TypeTotals,
-    /// Attempts after the first that were scheduled.
+    /// Retries that were scheduled.
     pub retried: u64,
     pub duplicates: u64,
     pub cancelled: u64,
@@ -173,7 +173,7 @@ impl Totals {
     }
 }
 
-/// How things stand at one moment. Also the file through which a watcher tells its sidecar.
+/// The state at one moment. Also the file by which a watcher reports to its sidecar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
@@ -185,7 +185,7 @@ pub struct Snapshot {
     #[serde(default)]
     pub last_activity: Option<Timestamp>,
     pub run_state: RunState,
-    /// Stable files that wait for a slot, claimed or not; those that wait for a retry excepted, and while draining
+    /// Stable files that wait for a slot, claimed or not; without those that wait for a retry and, while draining,
     /// those that came since.
     pub queue_depth: u64,
     /// Files seen that are not stable yet.
@@ -197,23 +197,23 @@ pub struct Snapshot {
     /// The last [`RECENT`] conversions that ended, the oldest first.
     pub recent_completed: Vec<JobStats>,
     pub totals: Totals,
-    /// What the output volume lacks, while something waits for it.
+    /// The room that the output volume lacks, while something waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortage: Option<Shortage>,
 }
 
-/// Room on the output volume that isn't there.
+/// Missing room on the output volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Shortage {
-    /// What the first that waits needs.
+    /// What the first waiting conversion needs.
     pub needed_bytes: u64,
-    /// What was free when that became known.
+    /// What was free at that time.
     pub free_bytes: u64,
 }
 
 impl Snapshot {
-    /// Nothing done yet, since `start`.
+    /// The snapshot at `start`, before anything was done.
     #[must_use]
     pub fn new(start: Timestamp) -> Self {
         Self {
@@ -237,7 +237,7 @@ impl Snapshot {
         self.current_jobs.len() as u64
     }
 
-    /// Time since the start; zero when the clock was set back beyond it.
+    /// Time since the start; zero if the clock was set back beyond it.
     #[must_use]
     pub fn uptime(&self, now: Timestamp) -> Duration {
         elapsed(self.daemon_start_time, now)
@@ -261,7 +261,7 @@ fn two_decimals(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-/// RFC 3339 in UTC without fractions, which `jq`'s `fromdateiso8601` takes no other way.
+/// RFC 3339 in UTC without fractions: the only form that `jq`'s `fromdateiso8601` reads.
 mod whole_seconds {
     use jiff::Timestamp;
     use serde::{Deserialize, Deserializer, Serializer};

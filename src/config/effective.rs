@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The configuration as it takes effect, for a person to read: every key, secrets masked.
+//! The configuration in effect, for a person to read: every key, secrets masked.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -155,7 +155,7 @@ fn number(value: f64) -> Value {
     if same { whole.into() } else { value.into() }
 }
 
-/// In a unit where that is exact, else in bytes.
+/// In the largest unit where that is exact, else in bytes.
 fn size(bytes: u64) -> Value {
     let text = ByteSize(bytes).to_string();
     if text.contains('.') { bytes.into() } else { text.into() }

@@ -12,7 +12,7 @@ use super::yaml::YamlError;
 pub enum Place {
     File {
         path: PathBuf,
-        /// From 1, where it can be told.
+        /// From 1, where it is known.
         line: Option<usize>,
     },
     CommandLine,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The keys of a configuration: which there are, what else they are called, and which one was meant.
+//! The keys of a configuration: their names and other names, and suggestions for misspelt ones.
 
 /// A key: the section it stands in (empty at the top), its name, and further names for it.
 pub(super) struct Key {
@@ -81,13 +81,13 @@ pub(super) const KEYS: &[Key] = &[
     key(NOTIFICATIONS, "email_subject_prefix", &[]),
 ];
 
-/// Keys that may only say that this is a daemon's configuration.
+/// Keys whose only use is to say that this is a daemon's configuration.
 pub(super) const MODES: [&str; 3] = ["cmd", "command", "daemon"];
 
-/// Keys of the original that have nothing to act on here.
+/// Keys of the original that have no effect here.
 const WITHOUT_EFFECT: [&str; 5] = ["flatten", "flatten_format", "parallel_processing", "enable_recovery", "report"];
 
-/// Keys of the original about changing the guest, which is not done here.
+/// Keys of the original for changing the guest, which is not done here.
 const GUEST: [&str; 17] = [
     "fstab_mode",
     "regen_initramfs",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files laid over one another: what each key says in the end, and where it says so.
+//! Files laid over one another: the final value of each key, and where it was set.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::error::{ConfigError, Place};
 use super::keys::{self, KEYS, Meaning};
 use super::yaml;
 
-/// What is said about one key.
+/// The value of one key.
 struct Entry {
     value: Value,
     origin: Origin,
@@ -29,7 +29,7 @@ enum Origin {
 struct Sources(Rc<[(PathBuf, String)]>);
 
 impl Sources {
-    /// Where something comes from. Looks for the line: only errors ask.
+    /// Where a value was set. Looks for the line, so that only errors pay for the search.
     fn place(&self, origin: &Origin) -> Place {
         match origin {
             Origin::Elsewhere(place) => place.clone(),
@@ -42,17 +42,17 @@ impl Sources {
     }
 }
 
-/// The merged settings, by section and canonical name. Null (an empty value) counts as not said.
+/// The merged settings, by section and canonical name. Null (an empty value) counts as not set.
 pub(super) struct Layers {
     sources: Sources,
     entries: BTreeMap<(&'static str, &'static str), Entry>,
     warnings: Vec<String>,
 }
 
-/// A setting that was taken out, to be read or complained about.
+/// A setting that was taken out, to be read or refused.
 pub(super) struct Taken {
     pub value: Value,
-    /// As it is written, its section before it.
+    /// As it was written, with its section before it.
     pub key: String,
     origin: Origin,
     sources: Sources,
@@ -60,7 +60,7 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// Where it was said.
+    /// Where it was set.
     pub(super) fn place(&self) -> Place {
         self.sources.place(&self.origin)
     }
@@ -163,17 +163,17 @@ impl Layers {
         Ok(())
     }
 
-    /// Says `value` about a key, over whatever was said before.
+    /// Sets a key, over any earlier value.
     pub(super) fn set(&mut self, section: &'static str, name: &'static str, value: Value, place: Place) {
         self.entries.insert((section, name), Entry { value, origin: Origin::Elsewhere(place) });
     }
 
-    /// Unsays a key.
+    /// Removes a key.
     pub(super) fn remove(&mut self, section: &str, name: &str) {
         self.entries.retain(|(s, n), _| (*s, *n) != (section, name));
     }
 
-    /// Takes out what is said about a key of the table.
+    /// Takes out the value of a key of the table.
     pub(super) fn take(&mut self, section: &'static str, name: &'static str) -> Option<Taken> {
         let key = KEYS.iter().find(|k| (k.section, k.name) == (section, name)).expect("readers name keys of the table");
         let entry = self.entries.remove(&(section, name)).filter(|entry| !entry.value.is_null())?;
@@ -191,12 +191,12 @@ impl Layers {
         })
     }
 
-    /// Adds something that a person should be warned about.
+    /// Adds a warning for a person.
     pub(super) fn warn(&mut self, warning: String) {
         self.warnings.push(warning);
     }
 
-    /// What a person should be warned about. Every setting must have been taken: each takes effect.
+    /// The warnings for a person. Every setting must have been taken, so that each has an effect.
     pub(super) fn into_warnings(self) -> Vec<String> {
         debug_assert!(self.entries.is_empty(), "nobody reads {:?}", self.entries.keys());
         self.warnings

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From what is said to what is meant: every setting read, checked and put in its place.
+//! Reads, checks and assigns every setting.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::conversion::options::{ByteSize, DomainOptions};
 use crate::conversion::{Compression, ConversionOptions, OutputFormat};
 use crate::notification::{EmailConfig, Encryption, NotificationConfig, Secret, WebhookConfig, WebhookKind};
 
-/// Longest time that can be configured: more is a slip.
+/// Longest time that can be configured, in seconds: a longer one is a mistake.
 const YEAR: u64 = 365 * 24 * 3600;
 
 /// Reads every key of the table.
@@ -194,7 +194,7 @@ fn headers(layers: &mut Layers, enabled: bool) -> Result<HeaderMap, ConfigError>
     let Some(mut said) = secret(layers, "webhook_headers", "webhook_headers_file", enabled)? else {
         return Ok(HeaderMap::new());
     };
-    // From a file it comes as text.
+    // In a file it is text.
     if let Value::String(text) = &said.value {
         said.value = yaml::read_value(text).map_err(|_| said.refuse(ALLOWED))?;
     }
@@ -275,7 +275,7 @@ fn secret(
     }
 }
 
-/// Reads a key with `parse`, which gives nothing for what isn't `allowed`.
+/// Reads a key with `parse`, which returns nothing for a value that isn't `allowed`.
 fn read<T>(
     layers: &mut Layers,
     section: &'static str,
@@ -287,7 +287,7 @@ fn read<T>(
     parse(&said.value).map(Some).ok_or_else(|| said.refuse(allowed))
 }
 
-/// YAML 1.1, which the original reads, has more words for the two than YAML 1.2.
+/// YAML 1.1, which the original reads, has more words for true and false than YAML 1.2.
 fn as_flag(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(flag) => Some(*flag),
@@ -330,7 +330,7 @@ fn path(layers: &mut Layers, name: &'static str) -> Result<Option<PathBuf>, Conf
     })
 }
 
-/// A word that libvirt could take for a name.
+/// A value that libvirt could take for a name.
 fn word(layers: &mut Layers, name: &'static str) -> Result<Option<String>, ConfigError> {
     read(layers, "", name, "a word of letters, digits, '.', '_', '+', ':' and '-'", |value| {
         let word = value.as_str()?;

@@ -46,15 +46,15 @@ pub fn write(value: &impl Serialize) -> Result<String, YamlError> {
     Ok(serde_saphyr::to_string(value)?)
 }
 
-/// The line (from 1) on which the key at `path` stands; none where it can't be told.
+/// The line (from 1) on which the key at `path` stands; `None` where it can't be found.
 #[must_use]
 pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
-    // The parser tells places only in errors: so one is raised at the key.
+    // The parser gives places only in errors, so one is raised at the key.
     let error = Locate(path).deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
     error.to_string().contains(FOUND).then(|| error.location().map(|at| at.line())).flatten()
 }
 
-/// No text of a parser looks so.
+/// A message that no parser writes.
 const FOUND: &str = "\u{1}the key is here\u{1}";
 
 /// Walks down `path` and fails at its last key.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The asking side of the control socket, without a runtime: it is done in a millisecond.
+//! The client of the control socket, without a runtime: a call takes about a millisecond.
 
 use std::ffi::OsStr;
 use std::io::{self, Read as _, Write as _};
@@ -24,7 +24,7 @@ const MAX_PATH: usize = 107;
 /// Longest answer that is read, in bytes.
 const MAX_REPLY: u64 = 16 << 20;
 
-/// Why there is no answer.
+/// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     #[error("Daemon control socket not found: {path}")]
@@ -43,7 +43,7 @@ pub enum RequestError {
     Answer(#[source] serde_json::Error),
 }
 
-/// Asks for `command` and returns the whole answer, success or error.
+/// Sends `command` and returns the whole answer, success or error.
 pub fn request(path: &Path, command: Command) -> Result<Value, RequestError> {
     let mut stream = connect(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => RequestError::NotFound { path: path.to_owned() },
@@ -65,7 +65,7 @@ fn exchange(stream: &mut UnixStream, command: Command) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut buffer = [0; 8192];
     loop {
-        // A timeout of zero would mean none.
+        // A timeout of zero would mean no timeout.
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut buffer) {

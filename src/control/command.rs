@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the socket can be asked for.
+//! The commands of the socket.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use strum::VariantArray;
 
 use crate::conversion::admission::RunState;
 
-/// What the socket can be asked for.
+/// A command of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, VariantArray)]
 pub enum Command {
     Status,
@@ -36,7 +36,7 @@ impl Command {
         }
     }
 
-    /// The run state that this command asks for; none for the two that only ask.
+    /// The run state that this command sets; `None` for the two that only query.
     #[must_use]
     pub const fn run_state(self) -> Option<RunState> {
         match self {
@@ -49,7 +49,7 @@ impl Command {
     }
 }
 
-/// A word that is no command; case matters.
+/// An unknown command; case matters.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no command")]
 pub struct UnknownCommand(pub String);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is answered, and how it looks on the wire.
+//! Answers, and their form on the wire.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -19,9 +19,9 @@ pub enum Reply {
     Stats(Box<StatsReport>),
     /// Done, and what was done.
     Done(String),
-    /// Understood, but not done.
+    /// Understood, but it could not be done.
     Failed(String),
-    /// Not understood; the answer lists what is.
+    /// Not understood; the answer lists the commands.
     Refused(String),
 }
 
@@ -56,7 +56,7 @@ impl Reply {
         Self::Stats(Box::new(snapshot.report(now)))
     }
 
-    /// The answer to a command that changes the run state, done or about to be; to the others a bare success.
+    /// The answer to a command that changes the run state, now or soon; a bare success to the others.
     #[must_use]
     pub fn accepted(command: Command) -> Self {
         let message = match command {
@@ -69,7 +69,7 @@ impl Reply {
         Self::Done(message.to_owned())
     }
 
-    /// The answer to a word that is no command.
+    /// The answer to an unknown word.
     pub(super) fn unknown(word: &str) -> Self {
         let mut shown: String = word.chars().take(MAX_ECHO).collect();
         if shown.len() < word.len() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! When a request is complete, and what it asks for.
+//! Finds out when a request is complete, and parses it.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ pub(super) const MAX_REQUEST: usize = 64 << 10;
 
 const USAGE: &str = r#"Invalid request: send {"command": "status"} or the bare word status"#;
 
-/// What was received so far of one request. Every byte is looked at once, whatever the pieces it comes in.
+/// The bytes received so far of one request. Every byte is scanned once, however they are cut into pieces.
 #[derive(Debug, Default)]
 pub(super) struct Request {
     bytes: Vec<u8>,
@@ -25,17 +25,17 @@ pub(super) struct Request {
 /// How much of a request is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Completeness {
-    /// Nothing but white space.
+    /// Only white space.
     Empty,
-    /// Certainly more to come.
+    /// Incomplete.
     Partial,
-    /// A word that may be all there is.
+    /// A word that may be complete.
     Word,
     Complete,
 }
 
 impl Request {
-    /// Takes in what was read, and says whether to read on.
+    /// Adds bytes that were read, and returns whether to read on.
     pub(super) fn push(&mut self, piece: &[u8]) -> Completeness {
         self.bytes.extend_from_slice(piece);
         if self.bytes.len() > MAX_REQUEST {
@@ -50,7 +50,7 @@ impl Request {
         }
     }
 
-    /// Follows brackets and strings up to the end of the first value. What is wrong in between, the parser says.
+    /// Follows brackets and strings up to the end of the first value. Errors in between are left to the parser.
     fn scan(&mut self, start: usize) -> Completeness {
         for at in self.scanned.max(start)..self.bytes.len() {
             self.scanned = at + 1;
@@ -70,7 +70,8 @@ impl Request {
         Completeness::Partial
     }
 
-    /// A word ends with its line, or when it is a command (none is the beginning of another), or no UTF-8.
+    /// A word ends with its line, or when it is a command (no command is the beginning of another), or when it isn't
+    /// UTF-8.
     fn word(&mut self, start: usize) -> Completeness {
         let from = self.scanned.max(start);
         self.scanned = self.bytes.len();
@@ -84,7 +85,7 @@ impl Request {
         }
     }
 
-    /// What it asks for, or what is answered instead.
+    /// The command, or the error to answer.
     pub(super) fn parse(&self) -> Result<Command, Reply> {
         if self.bytes.len() > MAX_REQUEST {
             return Err(Reply::Refused(format!("Invalid request: longer than {MAX_REQUEST} bytes")));
@@ -108,7 +109,7 @@ impl Request {
     }
 }
 
-/// A word is one that a person would have meant as a command: no JSON, no spaces.
+/// Whether a person may have meant the text as a command: no JSON, no spaces.
 fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.starts_with(['{', '[', '"']) && !text.contains(char::is_whitespace)
 }
@@ -120,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// What a request that comes in these pieces asks for; nothing if it is not complete with the last.
+    /// What a request in these pieces asks for; `None` if it is not complete with the last.
     fn asked(pieces: &[&[u8]]) -> Option<Result<Command, Reply>> {
         let mut request = Request::default();
         pieces.iter().any(|piece| request.push(piece) == Completeness::Complete).then(|| request.parse())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The listening side of the control socket.
+//! The server of the control socket.
 
 use std::future::Future;
 use std::io;
@@ -22,7 +22,7 @@ use super::command::Command;
 use super::reply::Reply;
 use super::request::{Completeness, Request};
 
-/// Connections served side by side; whoever comes beyond is told so at once.
+/// Connections served side by side; further ones are refused at once.
 const MAX_CONNECTIONS: usize = 64;
 /// A whole request must be there after this: time enough for a person at `nc -U`.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,11 +32,11 @@ const WORD_TIMEOUT: Duration = Duration::from_millis(200);
 const HANDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take to read its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long, and for how many bytes, what a client sends beyond its request is taken in: a socket closed with unread
-/// bytes resets the connection, and the client would see an error behind its answer.
+/// How long, and up to how many bytes, what a client sends beyond its request is read and dropped: closing a socket
+/// with unread bytes resets the connection, and the client would see an error after its answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 1 << 20;
-/// How long a shutdown waits for answers that are on their way.
+/// How long a shutdown waits for answers under way.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (out of file descriptors): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
@@ -56,21 +56,21 @@ pub enum BindError {
     InTheWay { path: PathBuf },
 }
 
-/// Who carries commands out: the engine on one host, a patch of the queue's object in the cluster.
+/// Carries commands out: the engine on one host, a patch of the queue's object in the cluster.
 pub trait Handler: Send + Sync + 'static {
-    /// Carries out `command` and says what is answered. Repeating a command changes nothing more. A `stop` returns
-    /// its reply before anything is stopped; the listener sends it even when it is told to shut down meanwhile.
+    /// Carries out `command` and returns the answer. Repeating a command changes nothing more. A `stop` returns its
+    /// reply before anything is stopped; the listener sends it even if it is told to shut down meanwhile.
     fn handle(&self, command: Command) -> impl Future<Output = Reply> + Send;
 }
 
-/// A bound control socket of mode 0600; its file goes when this is dropped.
+/// A bound control socket of mode 0600. Dropping it removes its file.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
     file: SocketFile,
 }
 
-/// The socket's file, known by its inode so that nobody else's is removed.
+/// The socket's file, identified by its inode, so that no other socket is removed.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -90,7 +90,7 @@ impl Listener {
     /// Binds the socket at `path`, in place of one that nobody serves any more. Paths too long for a socket address
     /// (107 bytes) are bound by way of `/proc/self/fd`. Must be called within a tokio runtime.
     ///
-    /// Between two daemons of one directory the directory's lock decides, not this.
+    /// Does not protect against a second daemon of the directory: the directory's lock does.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         make_way(path)?;
         let created = |source| BindError::Create { path: path.to_owned(), source };
@@ -100,8 +100,8 @@ impl Listener {
         Ok(Self { socket, file })
     }
 
-    /// Answers requests until `shutdown`; then takes no more, removes the socket and waits up to a second for the
-    /// answers on their way.
+    /// Answers requests until `shutdown`; then accepts no more, removes the socket and waits up to a second for
+    /// answers under way.
     pub async fn serve(self, handler: impl Handler, shutdown: CancellationToken) {
         let handler = Arc::new(handler);
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -159,8 +159,8 @@ fn listen(path: &Path) -> io::Result<(blocking::UnixListener, (u64, u64))> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
-    // The file that bind makes takes the mode of the socket's own inode (unix(7) leaves it to umask, but Linux masks
-    // this mode): it is never open to others, not even for a moment.
+    // The socket's file gets the mode of the socket's own inode (unix(7) mentions only umask, but Linux also masks
+    // with this mode), so it is never open to others, not even for a moment.
     rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
     rustix::net::bind(&socket, address.as_unix())?;
     rustix::net::listen(&socket, 128)?;
@@ -176,7 +176,7 @@ async fn serve_one(
 ) {
     let reply = if place.is_some() {
         tokio::select! {
-            // Who has asked already is answered, even at shutdown.
+            // Requests that have arrived are answered, even at shutdown.
             biased;
             request = receive(&mut stream) => answer(request, &*handler).await,
             () = shutdown.cancelled() => return,
@@ -191,7 +191,7 @@ async fn serve_one(
     });
     match sent.await {
         Ok(Ok(())) => {}
-        // Whoever only looks whether somebody listens is gone by now.
+        // A client that only checks whether somebody listens is gone by now.
         Ok(Err(error)) => tracing::debug!(%error, "a control client left before its answer"),
         Err(_) => tracing::debug!("a control client did not read its answer"),
     }
@@ -212,7 +212,7 @@ async fn answer(request: Result<Request, Reply>, handler: &impl Handler) -> Repl
         .unwrap_or_else(|_| Reply::Failed(format!("The daemon is too busy to answer {command}")))
 }
 
-/// Reads one request, or says what is answered where none comes.
+/// Reads one request, or returns the answer where none comes.
 async fn receive(stream: &mut UnixStream) -> Result<Request, Reply> {
     let deadline = Instant::now() + READ_TIMEOUT;
     let mut request = Request::default();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of the socket, both sides, with real connections.
+//! Tests of both sides of the socket, with real connections.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ impl Handler for Fake {
         match command {
             Command::Status => Reply::status(&snapshot),
             Command::Stats => {
-                // Larger than the 4096 bytes that naive clients and servers stop at.
+                // Longer than the 4096 bytes that naive clients and servers read.
                 for n in 0..500 {
                     snapshot.totals.count_failure(&format!("x.type{n}"));
                 }
@@ -52,7 +52,7 @@ fn serve() -> Served {
     Served { directory, path, shutdown, task }
 }
 
-/// What comes back for `pieces`, sent one after another and without an end of stream.
+/// The answer to `pieces`, sent one after the other without an end of stream.
 async fn ask(path: &Path, pieces: &[&[u8]]) -> Value {
     let mut stream = UnixStream::connect(path).await.unwrap();
     for piece in pieces {
@@ -297,7 +297,7 @@ fn a_daemon_that_hangs_up_without_an_answer_is_an_error() {
 
 #[test]
 fn no_command_is_the_beginning_of_another() {
-    // Otherwise a word could not be answered before its end is known.
+    // Otherwise a word could not be answered before its end.
     for &a in Command::ALL {
         for &b in Command::ALL {
             assert!(a == b || !b.as_str().starts_with(a.as_str()));

@@ -27,7 +27,7 @@ impl RunState {
     }
 }
 
-/// Those of `ready` (oldest first) that may start, given how many attempts are unfinished already.
+/// The conversions in `ready` (oldest first) that may start, given how many attempts are unfinished already.
 #[must_use]
 pub fn admit(ready: &[ConversionId], unfinished: usize, limit: usize, run_state: RunState) -> &[ConversionId] {
     if !run_state.starts_attempts() {

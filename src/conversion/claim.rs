@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What was claimed: the members of an artifact as they were at that moment.
+//! A claim: the members of an artifact as they were when it was claimed.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -22,7 +22,7 @@ pub enum Witness {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Member {
-    /// Its base name, original and inside the claim alike.
+    /// Its base name, in its origin and in the claim.
     pub name: String,
     pub size_bytes: u64,
     /// Modification time, nanoseconds since the epoch.
@@ -43,7 +43,7 @@ pub struct Claim {
     /// queue directory itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub origin: String,
-    /// Name of the member that stands for the whole: the OVF, the VMDK descriptor, or the only file.
+    /// Name of the member that names the artifact: the OVF, the VMDK descriptor, or the only file.
     pub primary: String,
     /// Every member, the primary first, the others in the order of their names.
     pub members: Vec<Member>,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the processes of one conversion agree on: names of files and variables, limits, extensions and exit codes.
 //!
-//! A queue's engine, the executors and the worker are programs of different versions during an upgrade. Whatever one
-//! writes for another to read is named here once.
+//! During an upgrade, a queue's engine, the executors and the worker are programs of different versions. Everything
+//! that one writes for another to read is named here once.
 
 use super::{Attempt, ConversionId};
 
@@ -24,13 +24,13 @@ pub const DOMAIN_FILE: &str = "domain.xml";
 /// Longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// Files of one artifact at the most: a split disk's descriptor and the extents that it may name.
+/// Most files of one artifact: a split disk's descriptor and the extents that it may name.
 pub const MAX_MEMBERS: usize = 1 + MAX_EXTENTS;
 
 /// Extents that a split disk's descriptor may name: 16 TiB in pieces of 2 GiB.
 pub const MAX_EXTENTS: usize = 8192;
 
-/// Longest claim.json that is read, in bytes: [`MAX_MEMBERS`] with the longest names fit, whatever JSON makes of them.
+/// Longest claim.json that is read, in bytes: [`MAX_MEMBERS`] with the longest names fit, however JSON escapes them.
 pub const MAX_CLAIM_BYTES: usize = 16 << 20;
 
 /// A control character of a name takes six bytes in JSON; the other fields of a member with their indentation take
@@ -54,10 +54,10 @@ pub const PROCESSING_DIR: &str = ".processing";
 /// Directory of the attempts, below the output directory.
 pub const WORK_DIR: &str = ".work";
 
-/// Extensions that are taken, in lower case.
+/// Extensions that are accepted, in lower case.
 pub const EXTENSIONS: [&str; 10] = ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2"];
 
-/// Ending of what is still being received by us.
+/// Ending of a file that we are still receiving.
 pub const PART: &str = ".part";
 /// Endings of uploads that are under way, in lower case.
 pub const UNFINISHED: [&str; 4] = [PART, ".tmp", ".filepart", ".crdownload"];
@@ -74,14 +74,14 @@ pub mod variable {
     pub const OPTIONS: &str = "HYPER2KVM_OPTIONS";
     /// Number of the attempt.
     pub const ATTEMPT: &str = "HYPER2KVM_ATTEMPT";
-    /// Where the small message goes, in a pod.
+    /// Where the termination message goes, in a pod.
     pub const TERMINATION_LOG: &str = "HYPER2KVM_TERMINATION_LOG";
     /// `1` to refuse a kernel without Landlock.
     pub const REQUIRE_LANDLOCK: &str = "HYPER2KVM_REQUIRE_LANDLOCK";
-    /// Process id of the daemon, with which the worker dies.
+    /// Process ID of the daemon: the worker ends with it.
     pub const PARENT: &str = "HYPER2KVM_PARENT";
 
-    /// What the names of all faults that tests ask for begin with; builds without debug assertions know none.
+    /// Prefix of the variables for test faults; builds without debug assertions ignore them.
     pub const TEST_PREFIX: &str = "HYPER2KVM_TEST_";
     /// `<Reason>[:<attempts>]`: the first attempts (all without a number) fail in the middle of the copy.
     pub const TEST_FAIL: &str = "HYPER2KVM_TEST_FAIL";
@@ -93,16 +93,16 @@ pub mod variable {
 pub mod exit_code {
     /// A fault of the program.
     pub const INTERNAL: u8 = 1;
-    /// The image is refused: another attempt would end as this one.
+    /// The image is refused: another attempt would fail in the same way.
     pub const REFUSED: u8 = 10;
-    /// Something around the conversion must be set right.
+    /// Something around the conversion must be corrected.
     pub const CONFIGURATION: u8 = 11;
     /// Another attempt may go well.
     pub const TRANSIENT: u8 = 12;
     /// The source changed after it was claimed.
     pub const SOURCE_CHANGED: u8 = 13;
-    /// As a shell tells of SIGKILL.
+    /// How a shell reports SIGKILL.
     pub const KILLED: u8 = 137;
-    /// As a shell tells of SIGTERM.
+    /// How a shell reports SIGTERM.
     pub const ENDED: u8 = 143;
 }

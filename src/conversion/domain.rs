@@ -14,14 +14,14 @@ const DEFAULT_MEMORY_MIB: u64 = 2048;
 /// Processors of a machine whose source says none.
 const DEFAULT_VCPUS: u32 = 2;
 
-/// More processors than this libvirt's schema can't write.
+/// Most processors that libvirt's schema allows.
 const MAX_VCPUS: u32 = 65_535;
 
 /// The domain of a conversion's disks, which lie in the directory `published` (an absolute path).
 ///
-/// What `options` leave open comes from the source's hardware, else from defaults: q35, virtio, the network `default`,
-/// and one network card where the source describes no machine. Nothing of the source is trusted: text is escaped, and
-/// a card's address that libvirt would refuse is left out, so that it makes one.
+/// What `options` leave open comes from the source's hardware, else from defaults: q35, virtio, the network
+/// `default`, and one network card where the source describes no machine. Nothing in the source is trusted: text is
+/// escaped, and a card's address that libvirt would refuse is left out, so that libvirt makes one.
 #[must_use]
 pub fn domain_xml(metadata: &Metadata, options: &DomainOptions, published: &str) -> String {
     let hardware = metadata.hardware.as_ref();
@@ -90,7 +90,7 @@ fn add(xml: &mut String, text: std::fmt::Arguments<'_>) {
     xml.write_fmt(text).expect("a String takes every write");
 }
 
-/// The address in libvirt's writing; `None` for what is none and for a group's address.
+/// The address as libvirt writes it; `None` where it is invalid or a group's address.
 fn mac_address(text: &str) -> Option<String> {
     let digits: String = text.chars().filter(|c| !matches!(c, ':' | '-' | '.')).collect();
     let value = u64::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 12)?;
@@ -101,7 +101,7 @@ fn mac_address(text: &str) -> Option<String> {
     Some(bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"))
 }
 
-/// The guest's name of disk `index` on a bus: `vda`, `sdb`, `hdc`; after `z` comes `aa`.
+/// The guest's name of disk `index` on a bus: `vda`, `sdb`, `hdc`; `z` is followed by `aa`.
 fn target(bus: &str, index: usize) -> String {
     let prefix = match bus {
         "virtio" => "vd",
@@ -117,7 +117,7 @@ fn target(bus: &str, index: usize) -> String {
     prefix.chars().chain(letters.into_iter().rev()).collect()
 }
 
-/// A name that libvirt takes: it makes files of it.
+/// A name that libvirt accepts: it uses it in file names.
 fn domain_name(name: &str) -> String {
     let name: String =
         name.trim().chars().map(|c| if c == '/' || c.is_control() { '-' } else { c }).take(128).collect();

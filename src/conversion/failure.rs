@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why a conversion fails: one table of reasons, which decides class, exit code, phase and suggestion.
+//! Why a conversion fails: one table of reasons, which determines class, exit code, phase and suggestion.
 
 use std::fmt;
 
@@ -168,7 +168,7 @@ impl Reason {
             && matches!(self.class(), Class::Permanent | Class::Configuration | Class::Transient)
     }
 
-    /// The worker's exit code for this reason; `conversion::verdict` reads it back.
+    /// The worker's exit code for this reason; `conversion::verdict` maps it back.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -184,7 +184,7 @@ impl Reason {
         }
     }
 
-    /// The phase that error.json names, unless the failure happened in a phase that is known better.
+    /// The phase that error.json names, unless the phase of the failure is known more exactly.
     #[must_use]
     pub const fn phase(self) -> Phase {
         match self {
@@ -278,7 +278,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A failure as data: what error.json, the status and a notification are made of.
+/// A failure as data: the content of error.json, the status and a notification.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
@@ -301,7 +301,7 @@ pub struct Failure {
     pub needed_bytes: Option<u64>,
 }
 
-/// Most messages begin with the file they are about; without it they go into a sentence that has named it already.
+/// The message without the file name with which most of them begin, for a sentence that has named the file already.
 #[must_use]
 pub fn without_name<'a>(message: &'a str, filename: &str) -> &'a str {
     message.strip_prefix(filename).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(message)
@@ -313,7 +313,7 @@ impl Failure {
         Self::in_phase(reason, reason.phase(), message)
     }
 
-    /// The same, in a phase that is known better than by the table.
+    /// The same, in a phase that is known more exactly than by the table.
     pub fn in_phase(reason: Reason, phase: Phase, message: impl Into<String>) -> Self {
         Self {
             reason,

@@ -12,7 +12,7 @@
 //!     └──── Park(n, until) ◀────────────────────┴──────────▶ Finish(Failed)
 //! ```
 //!
-//! The status is the whole state: [`next_step`] derives the step from it again after any crash, so a step is always
+//! The status is the whole state: after any crash [`next_step`] derives the step from it again, so every step must be
 //! safe to repeat.
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ use super::failure::{Class, Failure, Reason};
 use super::id::Attempt;
 use super::status::{AttemptRecord, ConversionStatus, End};
 
-/// How often an attempt may be disrupted or suspended before the conversion is given up.
+/// Most times that a conversion's attempts may be disrupted or suspended; then it fails.
 pub const MAX_DISRUPTIONS: usize = 10;
 
 /// Delay beyond which a backoff does not grow: a schedule longer than a year is a mistake in configuration.
@@ -57,32 +57,32 @@ impl RetryPolicy {
     }
 }
 
-/// What became known about a conversion.
+/// Something that became known about a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// The work directory of this attempt exists and the artifact lies in its claim.
     Staged(Attempt),
-    /// This attempt is about to start; its record is written before it is.
+    /// This attempt is about to start; it is recorded before it starts.
     Starting { attempt: Attempt, job_name: Option<String> },
-    /// Who runs this attempt became known.
+    /// The process or pod that runs this attempt became known.
     Running { attempt: Attempt, job_uid: Option<String>, pod_name: Option<String>, node_name: Option<String> },
-    /// This attempt ended well; `folder` is what it wrote below its work directory.
+    /// This attempt succeeded; `folder` is what it wrote below its work directory.
     Done { attempt: Attempt, folder: String },
     /// This attempt ended without success.
     Failed { attempt: Attempt, failure: Failure },
-    /// What a finished attempt left can't be published (metadata.json missing or bad).
+    /// The output of a finished attempt can't be published (metadata.json missing or bad).
     Unpublishable { failure: Failure },
     /// The output stands under its final name.
     Published,
-    /// It is to end as cancelled, now.
+    /// The conversion is cancelled now.
     Cancelled(Failure),
-    /// It turned out to be a duplicate.
+    /// The artifact is a duplicate.
     Duplicate,
-    /// It can't be converted, which was known before any attempt.
+    /// The artifact can't be converted, which was found before any attempt.
     Rejected(Failure),
 }
 
-/// What is to be done next, and by whom.
+/// What is to be done next, and who does it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Queue: put the artifact into its claim, make the work directory, report `Staged`.
@@ -101,9 +101,9 @@ pub enum Step {
     Finish(End),
 }
 
-/// Takes note of an observation and says what comes next.
+/// Updates a status by an observation and returns the next step.
 ///
-/// Observations of an attempt that isn't the open one, and any after the end, change nothing: they are echoes.
+/// Observations of an attempt that isn't the open one, and any after the end, change nothing: they are repetitions.
 #[must_use]
 pub fn advance(
     mut status: ConversionStatus,
@@ -155,7 +155,7 @@ fn note(status: &mut ConversionStatus, observation: Observation, policy: &RetryP
         Observation::Starting { attempt, job_name } => {
             if attempt == status.next_attempt() && status.staged >= attempt.0 && status.open_attempt().is_none() {
                 status.start_time.get_or_insert(now);
-                // Staging was noted by another writer, who doesn't own the schedule.
+                // Another writer recorded the staging, and that writer doesn't own the schedule.
                 status.next_retry_time = None;
                 status.attempts.push(AttemptRecord {
                     number: attempt,

@@ -79,7 +79,7 @@ pub struct ConversionOptions {
     /// Name of the output instead of the source's, with or without the format's extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_output: Option<String>,
-    /// What domain.xml says beyond what the source tells.
+    /// Settings of domain.xml that override the source's.
     pub domain: DomainOptions,
 }
 
@@ -101,7 +101,7 @@ impl Default for ConversionOptions {
 /// 64 TiB: the largest VMDK that vSphere makes is 62 TiB, a VHDX ends at 64 TiB.
 pub const DEFAULT_MAX_VIRTUAL_SIZE: u64 = 64 << 40;
 
-/// Overrides for the libvirt domain; absent ones come from the OVF, else from defaults.
+/// Settings of the libvirt domain; absent ones come from the OVF, else from defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DomainOptions {

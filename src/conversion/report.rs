@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a worker leaves behind: metadata.json, failure.json and progress.json.
+//! The files that a worker writes: metadata.json, failure.json and progress.json.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::failure::{Failure, Stage};
 use super::options::OutputFormat;
 
-/// Content of metadata.json, the last file written into a work directory: with it the directory is complete,
-/// without it it is waste.
+/// Content of metadata.json, the last file written into a work directory: it makes the directory complete. A
+/// directory without it is waste.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
@@ -43,7 +43,7 @@ pub struct SourceReport {
     pub size_bytes: u64,
     /// Format and kind, as `inspect` names it (`ova`, `vmdk streamOptimized`, `vhdx dynamic`).
     pub format: String,
-    /// Hex digest of the source, where the conversion learned it.
+    /// Hex digest of the source, where the conversion computed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
@@ -111,7 +111,7 @@ pub struct Nic {
     pub model: Option<String>,
 }
 
-/// Content of failure.json: the message's fields and what a person on call wants beside them. At most
+/// Content of failure.json: the message's fields, and details for a person on call. At most
 /// [`FailureReport::MAX_BYTES`] when written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -127,12 +127,12 @@ pub struct FailureReport {
 }
 
 impl FailureReport {
-    /// Largest file that is read back.
+    /// Largest file that is read.
     pub const MAX_BYTES: usize = 64 << 10;
 }
 
-/// The small JSON message that a failed worker leaves where Kubernetes reads it; the same failure stands, with more
-/// around it, in failure.json.
+/// The small JSON message that a failed worker leaves where Kubernetes reads it. The same failure stands in
+/// failure.json, with more details.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TerminationMessage {

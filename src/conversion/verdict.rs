@@ -13,8 +13,8 @@ pub enum Exit {
     Unknown,
 }
 
-/// A worker's own account, where it may be believed: it can't excuse itself from being counted, nor choose its class.
-/// `clean` makes its message fit to be shown.
+/// A worker's own failure, where it can be trusted: a worker must not excuse itself from being counted, nor choose
+/// its class. `clean` makes its message fit to be shown.
 #[must_use]
 pub fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failure> {
     if matches!(told.reason.class(), Class::NoAttempt | Class::Cancelled)
@@ -28,8 +28,9 @@ pub fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failur
     Some(failure)
 }
 
-/// What an exit says by itself. `None` for success, and where it says only that somebody ended the process: the
-/// executor knows more of that. `account` is what of the worker's own could not be read.
+/// The failure that an exit code means. `None` for success, and where the code only means that the process was ended
+/// from outside, about which the executor knows more. `account` says what of the worker's own report could not be
+/// read.
 #[must_use]
 pub fn by_exit(exit: Exit, account: &str) -> Option<Failure> {
     let internal = |class, code: i32| Failure {
@@ -55,7 +56,7 @@ pub fn by_exit(exit: Exit, account: &str) -> Option<Failure> {
     }
 }
 
-/// Text of a process that isn't trusted, fit for logs and status: no control characters, and at most `max_bytes`.
+/// Text of an untrusted process, fit for logs and status: no control characters, and at most `max_bytes`.
 #[must_use]
 pub fn clean(text: &str, max_bytes: usize) -> String {
     let end = text.floor_char_boundary(max_bytes);
@@ -93,9 +94,9 @@ mod tests {
         for &reason in Reason::ALL {
             let told = by_exit(Exit::Code(reason.exit_code().into()), "report").map(|failure| failure.class);
             let expected = match reason.class() {
-                // Whoever ended it, or the kernel, says why.
+                // The cause is known to whoever ended the process, or to the kernel.
                 _ if matches!(reason.exit_code(), exit_code::KILLED | exit_code::ENDED) => None,
-                // A worker can't say of itself that it was cancelled: what it exits with is a refusal.
+                // A worker can't report itself as cancelled: its exit code counts as a refusal.
                 Class::Cancelled => Some(Class::Permanent),
                 class => Some(class),
             };

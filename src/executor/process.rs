@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Attempts as child processes of this one. They die with it: what was open at a start was disrupted.
+//! Attempts as child processes. They end with this process: an attempt that is open at its start was disrupted.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -33,8 +33,8 @@ pub struct ProcessConfig {
     /// The program that is run as `hyper2kvm worker`.
     pub program: PathBuf,
     pub paths: Paths,
-    /// Where a child's message goes when the output volume takes nothing any more; the system's temporary directory
-    /// unless set.
+    /// Where a child's message goes when the output volume can't be written; the system's temporary directory unless
+    /// set.
     pub scratch: Option<PathBuf>,
     pub options: ConversionOptions,
     pub policy: RetryPolicy,
@@ -44,8 +44,8 @@ pub struct ProcessConfig {
     pub stall_after: Duration,
 }
 
-/// Runs attempts as child processes. Lives on the thread that outlives all others: children die with their parent
-/// thread.
+/// Runs attempts as child processes. Must live on a thread that outlives all others: children end with the thread
+/// that started them.
 #[derive(Debug)]
 pub struct ProcessExecutor {
     config: ProcessConfig,
@@ -57,11 +57,11 @@ pub struct ProcessExecutor {
     known: HashMap<ConversionId, Known>,
     sender: mpsc::UnboundedSender<ChildEvent>,
     receiver: mpsc::UnboundedReceiver<ChildEvent>,
-    /// Events received and not yet worked through: a dropped future must not lose them.
+    /// Events received and not handled yet: a dropped future must not lose them.
     inbox: VecDeque<ChildEvent>,
-    /// Whose state is to be shown; it is looked at when it is handed out, so that it is never old.
+    /// Conversions whose state is to be published. It is read when it is handed out, so that it is never old.
     outbox: VecDeque<ConversionId>,
-    /// Where children leave their message when the output volume takes nothing any more.
+    /// Where children leave their message when the output volume can't be written.
     messages: tempfile::TempDir,
 }
 
@@ -71,12 +71,12 @@ struct Known {
     progress: Option<Progress>,
     /// The running child, through which it can be ended.
     child: Option<mpsc::Sender<KillCause>>,
-    /// What it is to end as once its child is gone.
+    /// The failure to end with once the child is gone.
     cancel: Option<Failure>,
 }
 
 impl ProcessExecutor {
-    /// An executor without conversions, running.
+    /// A running executor without conversions.
     pub fn new(config: ProcessConfig, ledger: ledger::Writer) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let options = serde_json::to_string(&config.options).map_err(std::io::Error::other)?;
@@ -126,8 +126,8 @@ impl ProcessExecutor {
         }
     }
 
-    /// Starts what may start. Safe to drop and repeat: an attempt is recorded before it is started, and an attempt
-    /// recorded without a child is started too.
+    /// Starts what may start. Safe to drop and repeat: an attempt is recorded before it is started, and a recorded
+    /// attempt without a child is started, too.
     async fn fill(&mut self) -> Result<(), Error> {
         let running = self.known.values().filter(|known| known.child.is_some()).count();
         let ready: Vec<ConversionId> = self.spec.iter().filter(|id| self.is_ready(id)).cloned().collect();
@@ -187,8 +187,8 @@ impl ProcessExecutor {
         }
     }
 
-    /// Starts what may start, waits for the next event and works through it. Safe to drop and repeat: what a call was
-    /// dropped in the middle of comes first, for a slot must not stay free until something else happens.
+    /// Starts what may start, waits for the next event and handles it. Safe to drop and repeat. Begins with what an
+    /// earlier, dropped call left over, because a slot must not stay free until something else happens.
     async fn work(&mut self) -> Result<(), Error> {
         self.fill().await?;
         if !self.outbox.is_empty() {
@@ -202,7 +202,7 @@ impl ProcessExecutor {
         self.fill().await
     }
 
-    /// Works through the oldest event. Safe to drop and repeat.
+    /// Handles the oldest event. Safe to drop and repeat.
     async fn absorb(&mut self) -> Result<(), Error> {
         let Some(event) = self.inbox.front().cloned() else { return Ok(()) };
         match event {
@@ -249,11 +249,11 @@ impl Executor for ProcessExecutor {
             if let Step::Stage(attempt) | Step::Start(attempt) | Step::Park { next: attempt, .. } = step
                 && self.config.paths.work_dir(&id, attempt).join(FOLDER).exists()
             {
-                // A child made that, and the daemon died before the ledger had heard of it.
+                // A child made that change, and the daemon died before the ledger had it.
                 self.observe(DOING, &id, Observation::Staged(attempt)).await?;
                 self.observe(DOING, &id, Observation::Starting { attempt, job_name: None }).await?;
             }
-            // No child outlives the daemon, so one that was running ended with it.
+            // Children end with the daemon, so a child that was running at its end is gone.
             let open = self.known.get(&id).and_then(|known| known.status.open_attempt()).map(|open| open.number);
             if let Some(attempt) = open {
                 let failure = Failure::new(Reason::Disrupted, "the daemon ended while the attempt ran");
@@ -274,7 +274,7 @@ impl Executor for ProcessExecutor {
         self.run_state = run_state;
         if run_state == RunState::Stopped {
             for child in self.known.values().filter_map(|known| known.child.as_ref()) {
-                // Full: it is being ended already.
+                // The channel is full: the child is being ended already.
                 let _ = child.try_send(KillCause::Stop);
             }
         }
@@ -300,7 +300,7 @@ impl Executor for ProcessExecutor {
     }
 
     async fn report(&mut self, row: &ConversionRow, _metadata: Option<&Metadata>) -> Result<(), Error> {
-        // The ledger's row is all there is to see on one host.
+        // On one host, clients see only the ledger's row.
         if let Some(known) = self.known.get_mut(&row.id) {
             known.status = row.status.clone();
         }
@@ -321,7 +321,7 @@ impl Executor for ProcessExecutor {
             let worked = self.work().await;
             if let Err(error) = worked {
                 tracing::error!(error = %crate::conversion::chain(&error), "cannot note what became of an attempt");
-                // The ledger does not answer: trying again at once would only fill the log.
+                // The ledger does not answer: an immediate retry would only fill the log.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Progress of attempts: read from where workers leave it, and judged by our own clock.
+//! Progress of attempts: read from where workers write it; stalls are timed by this process's own clock.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,12 +19,12 @@ pub const LOOK: Duration = Duration::from_secs(1);
 /// Largest progress file that is read.
 const MAX_PROGRESS: usize = 4 << 10;
 
-/// What a worker left of its progress in this work directory; `None` before it left anything. Never waits for it.
+/// The progress that a worker wrote in this work directory; `None` before its first. Never blocks on the file.
 pub fn read(work: &Path) -> Result<Option<Progress>, StoreError> {
     store::read_json(work, PROGRESS_FILE, MAX_PROGRESS)
 }
 
-/// The last progress that differed from the one before, and when that was.
+/// The last progress that differed from the one before, and when it was seen.
 #[derive(Clone, Debug)]
 pub struct Seen {
     bytes: Option<(Stage, u64)>,
@@ -38,7 +38,7 @@ impl Seen {
         Self { bytes: None, since: now }
     }
 
-    /// Takes note; whether it went on.
+    /// Receives a progress; whether it differs from the last.
     pub fn moved(&mut self, progress: &Progress, now: Instant) -> bool {
         let bytes = Some((progress.stage, progress.bytes_done));
         let moved = bytes != self.bytes;
@@ -49,7 +49,7 @@ impl Seen {
         moved
     }
 
-    /// How long it has not gone on.
+    /// How long the progress has not changed.
     #[must_use]
     pub fn still(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.since)

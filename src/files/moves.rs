@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Moves that never replace what is there, and that are on disk when they return.
+//! Moves that never replace anything, and that are on disk when they return.
 
 use std::fs;
 use std::io;
@@ -11,10 +11,10 @@ use rustix::io::Errno;
 
 use super::volume;
 
-/// How a move is done where the file system knows `RENAME_NOREPLACE`, and where it does not.
+/// How files are moved, depending on whether the file system supports `RENAME_NOREPLACE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
-    /// `renameat2(RENAME_NOREPLACE)`, and [`Method::Fallback`] where that is unknown.
+    /// `renameat2(RENAME_NOREPLACE)`, and [`Method::Fallback`] where that is not supported.
     #[default]
     NoReplace,
     /// Files by link and unlink; directories by plain rename, which fails on a non-empty target.
@@ -24,10 +24,10 @@ pub enum Method {
 /// Why a move was not done. Nothing was replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// The name at the target is taken.
+    /// Something has the target's name.
     #[error("{} exists already", .0.display())]
     Taken(PathBuf),
-    /// There is nothing at the source.
+    /// Nothing is at the source.
     #[error("{} is gone", .0.display())]
     Gone(PathBuf),
     /// The file system has no way to move without replacing.
@@ -45,7 +45,7 @@ pub enum MoveError {
         #[source]
         source: io::Error,
     },
-    /// A directory's entries could not be brought to disk.
+    /// A directory's entries could not be synced.
     #[error("cannot sync {}", .path.display())]
     Sync {
         path: PathBuf,
@@ -65,13 +65,13 @@ impl MoveError {
     }
 }
 
-/// Moves a file (or a symlink, as itself) to a name that is free, and syncs both parents.
+/// Moves a file (or a symlink, as itself) to a free name, and syncs both parents.
 pub fn move_file(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
     rename_file(from, to, method)?;
     sync_parents(from, to)
 }
 
-/// The same without syncing: whoever moves several files syncs each directory once, the target's first.
+/// The same without syncing: a caller that moves several files syncs each directory once, the target's first.
 pub fn rename_file(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
     match without_replacing(from, to, method) {
         Some(done) => done,
@@ -79,7 +79,7 @@ pub fn rename_file(from: &Path, to: &Path, method: Method) -> Result<(), MoveErr
     }
 }
 
-/// Moves a directory to a name that is free (or, by the fallback, an empty directory), and syncs both parents.
+/// Moves a directory to a free name (or, by the fallback, over an empty directory), and syncs both parents.
 pub fn move_dir(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
     match without_replacing(from, to, method) {
         Some(done) => done?,
@@ -102,7 +102,7 @@ pub fn create_dir(path: &Path) -> Result<(), MoveError> {
     let cannot = |source| MoveError::Move { from: path.to_owned(), to: path.to_owned(), source };
     match volume::create_dir(path, 0o777) {
         Ok(()) => sync_dir(path.parent().unwrap_or(path)).inspect_err(|_| {
-            // Whoever tries again must not find it and take it for synced.
+            // A later call must not find it and assume that it was synced.
             let _ = volume::remove_dir(path);
         }),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
@@ -117,7 +117,7 @@ pub fn create_dir(path: &Path) -> Result<(), MoveError> {
     }
 }
 
-/// Brings a directory's entries to disk.
+/// Syncs a directory's entries.
 pub fn sync_dir(path: &Path) -> Result<(), MoveError> {
     volume::sync_dir(path).map_err(|source| MoveError::Sync { path: path.to_owned(), source })
 }
@@ -131,7 +131,7 @@ pub fn is_taken(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// `None`: this file system or kernel doesn't know `RENAME_NOREPLACE`.
+/// `None` where this file system or kernel doesn't support `RENAME_NOREPLACE`.
 fn without_replacing(from: &Path, to: &Path, method: Method) -> Option<Result<(), MoveError>> {
     if method == Method::Fallback {
         return None;
@@ -147,7 +147,7 @@ fn without_replacing(from: &Path, to: &Path, method: Method) -> Option<Result<()
 fn link_and_unlink(from: &Path, to: &Path) -> Result<(), MoveError> {
     // `fs::hard_link` is linkat without AT_SYMLINK_FOLLOW: a symlink is linked as itself.
     if let Err(e) = volume::link(from, to) {
-        // A server that answered twice says that the name is taken, though by this very file.
+        // A server that carries out a repeated request reports that the name is taken, though by this very file.
         if e.kind() == io::ErrorKind::AlreadyExists && is_same_file(from, to) {
             return unlink(from, to);
         }
@@ -159,7 +159,7 @@ fn link_and_unlink(from: &Path, to: &Path) -> Result<(), MoveError> {
             _ => failed(from, to, e),
         });
     }
-    // Both names stand now. Until the new one is on disk, the old one must not go.
+    // Both names exist now. The old one must stay until the new one is on disk.
     sync_dir(parent(to))?;
     unlink(from, to)
 }
@@ -178,7 +178,7 @@ pub fn is_same_file(a: &Path, b: &Path) -> bool {
 }
 
 fn sync_parents(from: &Path, to: &Path) -> Result<(), MoveError> {
-    // The new name first: a crash in between may show two names, never none.
+    // The new name first: a crash in between may leave two names, never none.
     sync_dir(parent(to))?;
     if parent(from) == parent(to) { Ok(()) } else { sync_dir(parent(from)) }
 }
@@ -191,7 +191,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn failed(from: &Path, to: &Path, source: io::Error) -> MoveError {
-    // The target's directory may be what is missing; only a missing source is `Gone`.
+    // The missing part may be the target's directory; only a missing source is `Gone`.
     if source.kind() == io::ErrorKind::NotFound && matches!(is_taken(from), Ok(false)) {
         return MoveError::Gone(from.to_owned());
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Names that never collide and never pass the file system's limit.
+//! Names that never collide and never exceed the file system's limit.
 
 use sha2::{Digest, Sha256};
 
@@ -37,7 +37,7 @@ fn numbered(stem: &str, extension: &str, k: u32) -> String {
     }
     match NAME_MAX.checked_sub(tail.len()).filter(|&room| room > 0) {
         Some(room) => format!("{}{tail}", cut(stem, room)),
-        // An "extension" that fills the name by itself is no extension.
+        // An extension that leaves no room for a stem does not count as one.
         None => numbered(&format!("{stem}{extension}"), "", k),
     }
 }
@@ -54,8 +54,8 @@ pub fn error_file(name: &str) -> String {
     format!("{}~{digest}{ERROR_SUFFIX}", cut(name, room))
 }
 
-/// Name of the temporary file that becomes `name`: hidden, and always the same one, so that what a crash left
-/// behind is overwritten and not collected.
+/// Name of the temporary file that becomes `name`: hidden, and always the same, so that a crash leaves at most one,
+/// which the next write overwrites.
 #[must_use]
 pub fn temporary(name: &str) -> String {
     format!(".{}.tmp", fingerprint(name))

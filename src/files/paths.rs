@@ -91,7 +91,7 @@ impl Paths {
         self.output.join(".daemon")
     }
 
-    /// The directories that stand for as long as the queue does, parents first.
+    /// The directories that exist as long as the queue does, parents first.
     #[must_use]
     pub fn standing(&self) -> Vec<PathBuf> {
         let processed = self.queue.join(".processed");

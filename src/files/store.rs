@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Small files: written so that they are whole or not there, read so that nobody can hold us up with them.
+//! Small files: written whole or not at all, and read so that no other process can block the read.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -29,7 +29,7 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    /// A symlink, a FIFO, a directory: nothing that is read.
+    /// A symlink, a FIFO, a directory: not read.
     #[error("{} is no regular file", .0.display())]
     NotRegular(PathBuf),
     #[error("{} is larger than {limit} bytes", .path.display())]
@@ -61,7 +61,7 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Stor
     write(path, &bytes)
 }
 
-/// The same without bringing it to disk: whole or not there for everybody who looks, but not across a power cut.
+/// The same without syncing: readers see the old content or the new, but after a power cut it may be lost.
 pub fn replace_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreError> {
     let written = serde_json::to_vec_pretty(value)
         .map_err(io::Error::from)
@@ -80,7 +80,8 @@ fn put(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Resu
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let temporary = dir.join(names::temporary(&name.to_string_lossy()));
-    // What a crash (or somebody else) left under the temporary name goes first: it is never written through.
+    // Whatever lies under the temporary name, left by a crash or put there, is removed first: it is never written
+    // through.
     match volume::remove_file(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
@@ -107,8 +108,8 @@ pub fn open_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     openat(CWD, path, flags, Mode::empty()).map_err(|e| StoreError::Read { path: path.to_owned(), source: e.into() })
 }
 
-/// Opens the file `name` in a directory that others may write to: beneath it, no symlinks, never waiting, regular
-/// files only. `dir_path` is for errors.
+/// Opens the file `name` in a directory that others may write to: beneath it, without symlinks, without blocking,
+/// regular files only. `dir_path` is for errors.
 pub fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<File, StoreError> {
     let path = dir_path.join(name);
     let cannot = |source: io::Error| StoreError::Read { path: path.clone(), source };
@@ -126,12 +127,12 @@ pub fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<Fil
     if is_regular { Ok(file) } else { Err(StoreError::NotRegular(path)) }
 }
 
-/// Opens one plain component beneath `dir` without following anything or waiting for anybody.
+/// Opens one plain component beneath `dir` without following symlinks and without blocking.
 pub(crate) fn open_beneath(dir: impl AsFd, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     open_component(dir.as_fd(), name, flags, Mode::empty())
 }
 
-/// The same for reading and writing, and makes the file where it is missing: mode 0644 less umask.
+/// The same for reading and writing; creates the file where it is missing, with mode 0644 less umask.
 pub(super) fn create_beneath(dir: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
     open_component(dir.as_fd(), OsStr::new(name), OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o644))
 }
@@ -142,8 +143,8 @@ fn open_component(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) 
     or_without_openat2(openat2(dir, name, flags, mode, resolve), name, || openat(dir, name, flags, mode))
 }
 
-/// Older kernels and seccomp profiles (which answer ENOSYS or EPERM) keep openat2 from us; for one plain component
-/// `O_NOFOLLOW` promises the same.
+/// Older kernels and some seccomp profiles refuse openat2 (with ENOSYS or EPERM). For one plain component,
+/// `O_NOFOLLOW` gives the same guarantee.
 fn or_without_openat2(
     opened: Result<OwnedFd, Errno>,
     name: &OsStr,
@@ -160,13 +161,13 @@ pub fn read_untrusted(dir: impl AsFd, dir_path: &Path, name: &str, limit: usize)
     let file = open_untrusted(dir, dir_path, name)?;
     let path = dir_path.join(name);
     let mut bytes = Vec::new();
-    // One byte more than allowed tells a longer file apart, whatever its size claimed to be.
+    // Reading one byte more than allowed detects a longer file, whatever size it reports.
     let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|source| StoreError::Read { path: path.clone(), source })?;
     if bytes.len() > limit { Err(StoreError::TooLong { path, limit }) } else { Ok(bytes) }
 }
 
-/// Reads a small JSON file in a directory that others may write to; `None` where it is not there.
+/// Reads a small JSON file in a directory that others may write to; `None` where there is none.
 pub fn read_json<T: serde::de::DeserializeOwned>(
     dir_path: &Path,
     name: &str,
@@ -184,7 +185,7 @@ pub fn read_json<T: serde::de::DeserializeOwned>(
         .map_err(|source| StoreError::Malformed { path: dir_path.join(name), source })
 }
 
-/// Removes a file and syncs its directory; gone already is fine.
+/// Removes a file and syncs its directory. A missing file is no error.
 pub fn remove(path: &Path) -> Result<(), StoreError> {
     let removed = match volume::remove_file(path) {
         Ok(()) => volume::sync_dir(path.parent().unwrap_or(path)),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files brought onto the queue, and disks taken away, over a stream such as `kubectl exec`.
+//! Uploads to the queue, and downloads of disks, over a stream such as `kubectl exec`.
 //!
-//! Lines of JSON with bytes between them. The end of a stream is not passed on reliably, so every length is told
+//! Lines of JSON with bytes between them. The end of a stream is not passed on reliably, so every length is sent
 //! before its bytes:
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //! send      us {"size":n}   us n − offset bytes        us {"sha256":…}
 //! ```
 //!
-//! Both digests are the whole file's. What was received before an interruption stays as `{name}.part`, which no
+//! Both digests are of the whole file. What was received before an interruption stays as `{name}.part`, which no
 //! watcher touches, and is not sent again. A line `{"error":…}` may stand in place of any other.
 
 use std::ffi::OsStr;
@@ -41,22 +41,22 @@ const BUFFER: usize = 256 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Line {
-    /// Bytes that are there already.
+    /// Number of bytes that are there already.
     Have(u64),
-    /// Bytes of the whole file.
+    /// Number of bytes of the whole file.
     Size(u64),
     /// Hex digest of the whole file.
     Sha256(String),
     /// The file has its name now.
     Done(String),
-    /// What was received is gone.
+    /// What was received is removed.
     Discarded(String),
-    /// It goes no further, and why.
+    /// The transfer ends, for this reason.
     Error(String),
 }
 
 impl Line {
-    /// Writes the line, to be read at once.
+    /// Writes the line and flushes it.
     pub fn write(&self, output: &mut impl Write) -> io::Result<()> {
         let mut text = serde_json::to_vec(self)?;
         text.push(b'\n');
@@ -65,7 +65,7 @@ impl Line {
     }
 }
 
-/// Why a file could not be brought or taken.
+/// Why an upload or a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     #[error("{0:?} is no name for a file of a queue: no slash, no leading dot, not ending in {PART} or the like")]
@@ -112,7 +112,7 @@ pub enum TransferError {
     Rename(#[source] MoveError),
 }
 
-/// An upload that has begun: the unfinished file, ours alone as long as this lives.
+/// An upload that has begun: the unfinished file, locked for us as long as this lives.
 #[derive(Debug)]
 struct Part<'a> {
     directory: &'a Path,
@@ -122,9 +122,9 @@ struct Part<'a> {
     file: File,
 }
 
-/// Takes the file `name` of `size` bytes into `directory`, going on where an earlier upload ended.
+/// Receives the file `name` of `size` bytes into `directory`, continuing where an earlier upload ended.
 ///
-/// It appears under its name only after the other end has said `commit`, whole and on disk, and replaces nothing.
+/// The file appears under its name only after the other end has sent `commit`: whole and on disk, replacing nothing.
 pub fn receive(
     directory: &Path,
     name: &str,
@@ -146,7 +146,7 @@ pub fn receive(
     let end = match word.trim() {
         "commit" => part.commit().map(|()| Line::Done(name.to_owned()))?,
         "discard" => part.discard().map(|()| Line::Discarded(name.to_owned()))?,
-        // Gone without a word: the next one may go on here.
+        // The other end left without commit or discard: the next upload may continue.
         _ => return Err(TransferError::Ended { have: size, size }),
     };
     end.write(output).map_err(TransferError::Stream)
@@ -172,16 +172,16 @@ impl<'a> Part<'a> {
             Err(errno) => return Err(cannot(errno.into())),
         };
         let found = file.metadata().map_err(cannot)?;
-        // A second name could be a file that somebody else still needs.
+        // With a second name, it could be a file that is still needed.
         if !found.is_file() || found.nlink() > 1 {
             return Err(TransferError::NotRegular(part));
         }
-        // Where the volume has no locks there is nothing to ask.
+        // Where the volume has no locks, every upload is allowed.
         if matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)) {
             return Err(TransferError::Busy(name.to_owned()));
         }
         let this = Self { directory, folder, name, unfinished: part, file };
-        // Whoever held the lock before us may have finished between our look and our lock.
+        // The earlier holder of the lock may have finished between our open and our lock.
         if this.is_still_there()? { Ok(this) } else { Err(TransferError::Busy(name.to_owned())) }
     }
 
@@ -195,7 +195,7 @@ impl<'a> Part<'a> {
         Ok(found.is_ok_and(|found| (found.st_dev, found.st_ino) == (ours.dev(), ours.ino())))
     }
 
-    /// Bytes that are there already. More than the whole are another file's, and are cut.
+    /// Number of bytes that are there already. More than the whole file belong to another one, and are cut off.
     fn have(&self, size: u64) -> Result<u64, TransferError> {
         let length = self.file.metadata().map_err(|source| TransferError::Read { path: self.path(), source })?.len();
         let have = if length > size { 0 } else { length };
@@ -209,7 +209,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Reads what is there, takes what is missing, and returns the digest of the whole.
+    /// Hashes what is there, receives the rest, and returns the digest of the whole.
     fn fill(&mut self, have: u64, size: u64, input: &mut impl Read) -> Result<String, TransferError> {
         let path = self.path();
         let mut hasher = Sha256::new();
@@ -276,7 +276,7 @@ pub fn send(directory: &Path, path: &str, offset: u64, output: &mut impl Write) 
     Line::Sha256(hex(hasher)).write(output).map_err(TransferError::Stream)
 }
 
-/// Opens a regular file below `directory`, one component after another, following nothing.
+/// Opens a regular file below `directory`, one component after the other, without following symlinks.
 fn open_below(directory: &Path, path: &str) -> Result<File, TransferError> {
     if !path.split('/').all(is_plain_name) {
         return Err(TransferError::Path(path.to_owned()));
@@ -311,7 +311,7 @@ fn is_taken(folder: impl AsFd, name: &str) -> Result<bool, Errno> {
     }
 }
 
-/// Puts the next `length` bytes of `file` into the digest.
+/// Hashes the next `length` bytes of `file`.
 fn hash(
     file: &mut File,
     length: u64,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Every change that the queue makes to a volume: one place through which names and bytes go to the disk.
+//! All changes that the queue makes to a volume pass through here.
 //!
-//! In a simulation (`simulated`) the same calls are recorded, so that a power cut can take back what was not synced,
-//! and they fail where a seed says so.
+//! In a simulation (`simulated`) the same calls are recorded, so that a power cut can undo what was not synced, and
+//! they fail where a seed says so.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,10 +16,10 @@ use rustix::io::Errno;
 #[cfg(test)]
 pub(crate) mod simulated;
 
-/// What is about to be done.
+/// A change that is about to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Replaces what has the new name.
+    /// Replaces anything that has the new name.
     Rename {
         from: PathBuf,
         to: PathBuf,
@@ -36,13 +36,13 @@ pub(crate) enum Change {
     SyncDir(PathBuf),
 }
 
-/// Does it.
+/// Makes the change.
 #[cfg(not(test))]
 fn through<T, E>(_: impl FnOnce() -> Change, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     act()
 }
 
-/// Does it, or what a simulation makes of it.
+/// Makes the change, or lets the simulation of this thread decide.
 #[cfg(test)]
 fn through<T, E: From<Errno>>(change: impl FnOnce() -> Change, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     match simulated::current() {
@@ -51,12 +51,12 @@ fn through<T, E: From<Errno>>(change: impl FnOnce() -> Change, act: impl FnOnce(
     }
 }
 
-/// Renames, replacing what has the new name.
+/// Renames, replacing anything that has the new name.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     through(|| Change::Rename { from: from.to_owned(), to: to.to_owned() }, || fs::rename(from, to))
 }
 
-/// Renames where the new name is free.
+/// Renames if the new name is free.
 pub(crate) fn rename_no_replace(from: &Path, to: &Path) -> Result<(), Errno> {
     through(
         || Change::Rename { from: from.to_owned(), to: to.to_owned() },
@@ -77,7 +77,7 @@ pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
     through(|| Change::Link { from: from.to_owned(), to: to.to_owned() }, || fs::hard_link(from, to))
 }
 
-/// Removes a name that is no directory's.
+/// Removes the name of anything but a directory.
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     through(|| Change::Remove(path.to_owned()), || fs::remove_file(path))
 }
@@ -97,7 +97,7 @@ pub(crate) fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
     through(|| Change::CreateDir(path.to_owned()), || DirBuilder::new().mode(mode).create(path))
 }
 
-/// The same with the parents that are missing.
+/// The same, with missing parents.
 pub(crate) fn create_dir_all(path: &Path, mode: u32) -> io::Result<()> {
     match create_dir(path, mode) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => match path.parent() {
@@ -112,7 +112,7 @@ pub(crate) fn create_dir_all(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Makes a file of this mode, less umask, that was not there before.
+/// Creates a file of this mode, less umask, that must not exist.
 pub(crate) fn create_file(path: &Path, mode: u32) -> io::Result<File> {
     through(
         || Change::CreateFile(path.to_owned()),
@@ -120,22 +120,23 @@ pub(crate) fn create_file(path: &Path, mode: u32) -> io::Result<File> {
     )
 }
 
-/// Writes all of it; `path` is where the file was made.
+/// Writes all bytes; `path` is the path of the file.
 pub(crate) fn write(mut file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     through(|| Change::Write(path.to_owned()), || file.write_all(bytes))
 }
 
-/// Brings a file's bytes to disk.
+/// Syncs a file's bytes.
 pub(crate) fn sync_file(file: &File, path: &Path) -> io::Result<()> {
     through(|| Change::SyncFile(path.to_owned()), || file.sync_all())
 }
 
-/// Brings a directory's names to disk.
+/// Syncs a directory's names.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     through(|| Change::SyncDir(path.to_owned()), || File::open(path)?.sync_all())
 }
 
-/// Change time of a file of which the system tells this: in a simulation, when anything was last done to it there.
+/// Change time of a file; `told` is what the system reports. In a simulation, the time of the simulation's last
+/// change.
 pub(crate) fn changed_at(inode: u64, told: i128) -> i128 {
     #[cfg(test)]
     if let Some(volume) = simulated::current() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Removing what a worker left, however deep it nested it and whatever it took away from itself.
+//! Removes what a worker left, however deeply nested, and with whatever permissions.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -13,8 +13,8 @@ use rustix::io::Errno;
 
 use super::volume;
 
-/// Removes a directory and all in it, or a file; gone already is fine. Follows nothing, and needs three open files at
-/// any depth: directories are pulled up to the top before they are emptied.
+/// Removes a directory with its content, or a file; a missing one is no error. Follows no symlinks, and needs three
+/// open files at any depth: directories are moved up to the top before they are emptied.
 pub fn remove(path: &Path) -> io::Result<()> {
     match remove_entry(CWD, path) {
         Ok(Removed::Gone) => Ok(()),
@@ -29,7 +29,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The same for all that is in a directory, which itself stays; gone already is fine.
+/// The same for the content of a directory, which itself stays; a missing one is no error.
 pub fn empty(path: &Path) -> io::Result<()> {
     match open(CWD, path) {
         Ok(top) => flatten(top.as_fd()),
@@ -56,7 +56,7 @@ fn flatten(top: BorrowedFd<'_>) -> io::Result<()> {
                     let inner = open(top, name.as_c_str())?;
                     for child in names(inner.as_fd())? {
                         if let Removed::IsDirectory = remove_entry(inner.as_fd(), name_of(child.as_c_str()))? {
-                            // A directory that changes its parent must be writable itself.
+                            // Moving a directory to another parent needs write permission on the directory itself.
                             drop(open(inner.as_fd(), child.as_c_str())?);
                             pull_up(inner.as_fd(), child.as_c_str(), top, &mut pulled_up)?;
                         }
@@ -76,7 +76,7 @@ fn pull_up(from: BorrowedFd<'_>, name: &std::ffi::CStr, top: BorrowedFd<'_>, cou
         *count += 1;
         match volume::rename_at(from, name, top, &format!(".waste-{count}")) {
             Ok(()) => return Ok(()),
-            // The worker had the same idea for a name.
+            // The worker used this name already.
             Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -86,7 +86,7 @@ fn pull_up(from: BorrowedFd<'_>, name: &std::ffi::CStr, top: BorrowedFd<'_>, cou
 fn remove_entry(dir: impl AsFd, name: &Path) -> Result<Removed, Errno> {
     match volume::unlink_at(dir.as_fd(), name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(Removed::Gone),
-        // POSIX says EPERM for directories, Linux EISDIR. An empty one goes even where we may not look into it.
+        // POSIX says EPERM for directories, Linux EISDIR. An empty one can be removed even where we may not read it.
         Err(Errno::ISDIR | Errno::PERM) => match volume::unlink_at(dir, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(Removed::Gone),
             Err(_) => Ok(Removed::IsDirectory),
@@ -97,7 +97,7 @@ fn remove_entry(dir: impl AsFd, name: &Path) -> Result<Removed, Errno> {
 
 fn open(dir: impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // O_PATH needs no right to the directory itself: it may be one that nobody may look into.
+    // O_PATH needs no permission on the directory itself, which may be unreadable.
     let handle = openat(dir.as_fd(), name, flags | OFlags::PATH, Mode::empty())?;
     let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let mode = fs::metadata(&path)?.permissions().mode();

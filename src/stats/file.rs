@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::StatsReport;
 
-/// stats.json could not be written. Nothing depends on it: the caller warns and goes on.
+/// stats.json could not be written. Nothing depends on it: the caller warns and continues.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}")]
 pub struct WriteError {
@@ -20,7 +20,7 @@ pub struct WriteError {
 /// Writes `report` to `path` so that a reader finds the old content or the new, never half of it. Mode 0644 less
 /// umask: exporters under other users read it. Its directory must exist and have no other writer of this file.
 ///
-/// Not synced: after a power cut the next write, a minute later, makes it good.
+/// Not synced: after a power cut, the next write follows within a minute.
 pub fn write(path: &Path, report: &StatsReport) -> Result<(), WriteError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -29,7 +29,8 @@ pub fn write(path: &Path, report: &StatsReport) -> Result<(), WriteError> {
     let mut text = serde_json::to_vec_pretty(report).expect("keys are strings and all floats finite");
     text.push(b'\n');
 
-    // A fixed name, so that a crash leaves at most one; removed first, so that what lies there is never followed.
+    // A fixed name, so that a crash leaves at most one file. It is removed first, so that a link there is never
+    // followed.
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);

@@ -104,7 +104,7 @@ impl Snapshot {
     }
 }
 
-/// The lines of the summary, to be logged one by one: people grep for each.
+/// The lines of the summary, logged one by one: people grep for each.
 #[must_use]
 pub fn summary(snapshot: &Snapshot, now: Timestamp) -> Vec<String> {
     let report = snapshot.report(now);

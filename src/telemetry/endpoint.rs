@@ -17,24 +17,24 @@ use tokio_util::sync::CancellationToken;
 use super::metrics;
 use crate::stats::Snapshot;
 
-/// How long a shutdown waits for requests that are being answered.
+/// How long a shutdown waits for answers under way.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Says why not, where not.
+/// The error says why not.
 pub type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// What the endpoint asks before it answers. None of it may block.
+/// The functions that the endpoint calls for its answers. None may block.
 pub struct Probes {
-    /// Whether the process does its work; if not, it is to be restarted.
+    /// Whether the process works; if not, it should be restarted.
     pub healthy: Probe,
-    /// Whether it has begun and would take work.
+    /// Whether it has started and accepts work.
     pub ready: Probe,
     /// The metrics, as `metrics::exposition` writes them.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
 
 impl Probes {
-    /// Those of a daemon: healthy as long as its engine holds the snapshot's sender, ready when `ready` says so.
+    /// A daemon's: healthy as long as its engine holds the snapshot's sender, ready when `ready` is true.
     #[must_use]
     pub fn of_daemon(snapshots: watch::Receiver<Snapshot>, ready: watch::Receiver<bool>) -> Self {
         let alive = snapshots.clone();
@@ -49,7 +49,7 @@ impl Probes {
     }
 }
 
-/// Answers requests on `listener` until `shutdown`, and up to a second longer for those being answered.
+/// Answers requests on `listener` until `shutdown`, and up to a second longer for answers under way.
 pub async fn serve(listener: TcpListener, probes: Probes, shutdown: CancellationToken) {
     let router = Router::new()
         .route("/healthz", get(|State(probes): State<Arc<Probes>>| async move { verdict(&(probes.healthy)()) }))
@@ -125,7 +125,7 @@ mod tests {
         let (status, _, body) = get(address, "/healthz").await;
         assert_eq!((status, body.as_str()), (503, "the engine has ended\n"));
 
-        // A client that never ends its request holds up no shutdown.
+        // A client that never completes its request must not delay the shutdown.
         let mut half = TcpStream::connect(address).await.unwrap();
         half.write_all(b"GET /metrics HT").await.unwrap();
         shutdown.cancel();

@@ -18,7 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, registry};
 
-/// Libraries that carry secrets over the net: never below warnings, however much is asked for.
+/// Libraries that transmit secrets: logged only from warnings up, at any verbosity.
 const DISCREET: [&str; 8] = ["h2", "hyper", "hyper_util", "kube_client", "lettre", "reqwest", "rustls", "tower"];
 
 /// Shape of a line.
@@ -35,7 +35,7 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Default)]
 pub struct LogOptions {
     pub format: LogFormat,
-    /// Appended to; its directory is made. Rotate it by copying and truncating.
+    /// Lines are appended to it; its directory is created. Rotate it by copying and truncating.
     pub file: Option<PathBuf>,
     /// 0 what changes and what fails, 1 and 2 more for debugging, 3 everything.
     pub verbose: u8,
@@ -54,7 +54,7 @@ pub enum LogError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Begins logging for this process; to be called once. `RUST_LOG` (`target=level,…`) wins over `verbose`.
+/// Starts logging for this process; call it once. `RUST_LOG` (`target=level,…`) wins over `verbose`.
 pub fn init(options: &LogOptions) -> Result<(), LogError> {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let targets = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
@@ -89,7 +89,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    // A line that can't be written is lost; telling so on stderr would panic where stderr is what is gone.
+    // A line that can't be written is lost: a report on stderr would panic if stderr itself is gone.
     let layer = fmt::layer().with_writer(writer).log_internal_errors(false).with_target(options.verbose >= 2);
     match options.format {
         LogFormat::Text => {
@@ -100,8 +100,8 @@ where
     }
 }
 
-/// A field of a line, the message without its name. Files may be called anything: a name with a line break must not
-/// pass for a line of ours, nor one with an escape sequence reach the terminal.
+/// A field of a line, the message without its name. A file may have any name: one with a line break must not look
+/// like a line of ours, and one with an escape sequence must not reach the terminal.
 fn field_text(writer: &mut Writer<'_>, name: &str, value: &str) -> std::fmt::Result {
     if name != "message" {
         write!(writer, "{name}=")?;
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// What lies in the log file after `tell` was called with these options.
+    /// The content of the log file after `tell` ran with these options.
     fn logged(format: LogFormat, verbose: u8, tell: impl FnOnce()) -> String {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("new/daemon.log");

@@ -18,7 +18,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
 
-/// All metrics of a daemon at `now`: first the names that exporters of stats.json use, then ours, in base units.
+/// All metrics of a daemon at `now`: first under the names that exporters of stats.json use, then under ours, in base
+/// units.
 #[must_use]
 pub fn render(snapshot: &Snapshot, now: Timestamp) -> String {
     let mut registry = Registry::with_prefix("hyper2kvm");
@@ -101,8 +102,8 @@ fn seconds_since_epoch(time: Timestamp) -> f64 {
 
 /// Everything registered, in the text format that every scraper reads.
 ///
-/// The encoder writes `OpenMetrics`, where a counter's samples have a suffix that its description lacks; to readers of
-/// the older format (promtool among them) the two are different metrics.
+/// The encoder writes `OpenMetrics`, where a counter's samples have a suffix that its description lacks. Readers of
+/// the older format, such as promtool, take the two for different metrics.
 #[must_use]
 pub fn exposition(registry: &Registry) -> String {
     let mut open_metrics = String::new();
@@ -125,7 +126,7 @@ pub fn exposition(registry: &Registry) -> String {
     text
 }
 
-/// Asserts that Prometheus reads this text and finds nothing odd about it.
+/// Asserts that Prometheus accepts this text without a warning.
 #[cfg(test)]
 pub(crate) fn promtool_takes(text: &str) {
     use std::io::Write as _;

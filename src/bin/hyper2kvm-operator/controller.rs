@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `hyper2kvm-operator controller`: makes watchers and Jobs of what the API server holds.
+//! `hyper2kvm-operator controller`: makes watchers and Jobs for the objects of the API server.
 
 use std::error::Error;
 use std::net::SocketAddr;

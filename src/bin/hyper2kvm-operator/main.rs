@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Lines for people on a terminal, JSON for collectors elsewhere.
+/// Text lines on a terminal, JSON lines elsewhere, for collectors.
 fn log() -> Result<(), LogError> {
     let format = if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
     logging::init(&LogOptions { format, ..LogOptions::default() })

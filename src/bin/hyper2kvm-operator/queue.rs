@@ -61,13 +61,14 @@ pub(crate) fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let ended = stop_signal()?;
         tokio::select! {
             done = agent::run(client, arguments.into()) => Ok(done?),
-            // Dropped where it stands: every step is safe to repeat, and the locks end with the process.
+            // The other future is dropped wherever it is: every step is safe to repeat, and the locks end with the
+            // process.
             () = ended => Ok(()),
         }
     })
 }
 
-/// Answers for a queue until SIGTERM or SIGINT.
+/// Answers the control socket of a queue until SIGTERM or SIGINT.
 pub(crate) fn answer(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime()?.block_on(async {
         let client = client(kube::Config::infer().await?)?;

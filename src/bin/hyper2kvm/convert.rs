@@ -188,7 +188,7 @@ fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, P
     Ok((metadata, placed))
 }
 
-/// Directories that were made for the output, and go again where nothing comes into them.
+/// Directories made for the output; they are removed again if nothing was put into them.
 struct Made(Vec<PathBuf>);
 
 impl Made {
@@ -208,13 +208,13 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         for directory in &self.0 {
-            // Not empty: somebody else uses it now.
+            // Not empty: another program uses it now.
             let _ = fs::remove_dir(directory);
         }
     }
 }
 
-/// What clap can't say of the arguments.
+/// Checks what clap can't express about the arguments.
 fn check_usage(arguments: &Arguments) -> Result<(), String> {
     let format = format(arguments);
     if arguments.compress.is_some() && format != OutputFormat::Qcow2 {
@@ -229,7 +229,7 @@ fn check_usage(arguments: &Arguments) -> Result<(), String> {
     }
 }
 
-/// The format that is asked for, else the one that FILE's extension names.
+/// The format in the arguments, or the one that FILE's extension names.
 fn format(arguments: &Arguments) -> OutputFormat {
     let extension = arguments.output.as_ref().and_then(|f| f.extension()).and_then(|e| e.to_str());
     match (arguments.format, extension) {
@@ -305,14 +305,14 @@ fn show(arguments: &Arguments, meter: &Arc<Meter>) -> Option<Ticker> {
 }
 
 fn draw(bar: &ProgressBar, progress: &Progress) {
-    // A bar of nothing would be drawn full.
+    // A bar without a length would be drawn full.
     if progress.bytes_total == 0 {
         return;
     }
     bar.set_message(format!("{:?}", progress.stage).to_lowercase());
     bar.set_length(progress.bytes_total);
     bar.set_position(progress.bytes_done);
-    // Each of them draws: only now is there a whole line to show.
+    // Each of these calls draws: the line is complete only now.
     if bar.is_hidden() {
         bar.set_draw_target(ProgressDrawTarget::stderr());
         bar.tick();

@@ -12,7 +12,7 @@ use hyper2kvm::disk::Error;
 use hyper2kvm::disk::source::{self, Inspection, Limits};
 use hyper2kvm::worker::group::Group;
 
-/// Bytes that compressed members of an OVA may take in the temporary directory while they are looked at.
+/// Most bytes that compressed members of an OVA may take in the temporary directory during the inspection.
 const MAX_SCRATCH: u64 = 16 << 30;
 
 const EXAMPLES: &str = "Examples:

@@ -45,12 +45,12 @@ pub(crate) fn send(arguments: &Send) -> ExitCode {
     ended(transfer::send(directory, path, *offset, &mut io::stdout().lock()))
 }
 
-/// An error is told on both streams: amid the bytes of a file the first would not be understood.
+/// An error is written to both streams: on the first alone, it could be taken for bytes of a file.
 fn ended(result: Result<(), TransferError>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     let text = chain(&error);
     eprintln!("hyper2kvm: {text}");
-    // Whoever was to read it may be gone: that is told above.
+    // The reader may be gone; the error stands on stderr, too.
     Line::Error(text).write(&mut io::stdout().lock()).ok();
     ExitCode::FAILURE
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `hyper2kvmctl`: asks and steers a running daemon; as `kubectl-hyper2kvm`, queues in a cluster.
+//! `hyper2kvmctl`: queries and controls a running daemon; as `kubectl-hyper2kvm`, queues in a cluster.
 
 #[cfg(feature = "cluster")]
 mod plugin;
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     socket::run(&socket, command, cli.json)
 }
 
-/// Whether kubectl started us, or a person by the plugin's name.
+/// Whether this was started as kubectl's plugin, by kubectl or by that name.
 fn is_plugin() -> bool {
     let program = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     program.file_name().is_some_and(|name| name == "kubectl-hyper2kvm")

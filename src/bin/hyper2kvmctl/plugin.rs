@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kubectl hyper2kvm`: the same words on a queue in a cluster, through the API server.
+//! `kubectl hyper2kvm`: the same commands for a queue in a cluster, through the API server.
 
 mod access;
 mod conversion;
@@ -111,26 +111,26 @@ enum Verb {
     Completions { shell: clap_complete::Shell },
 }
 
-/// What stands between the user and what they want, with the next step.
+/// Why a command failed, with the next step.
 type Refusal = Box<dyn Error>;
 
-/// How answers are given.
+/// How answers are printed.
 #[derive(Clone, Copy, Debug)]
 struct Printer {
     is_json: bool,
 }
 
 impl Printer {
-    /// Prints `object`, or the text that says the same.
+    /// Prints `object`, or the text with the same content.
     fn print(self, object: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Refusal> {
         let text = if self.is_json { serde_json::to_string_pretty(object)? + "\n" } else { text() };
-        // Whoever reads may have gone already (`| head -1`): that is no fault of ours.
+        // The reader may be gone already (`| head -1`): that is no error.
         drop(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()));
         Ok(())
     }
 }
 
-/// Does what the arguments say, and says how to exit.
+/// Runs the command of the arguments; returns the exit code.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Verb::Completions { shell } = cli.verb {

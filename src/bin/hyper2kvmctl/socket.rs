@@ -16,8 +16,8 @@ use hyper2kvm::control::{Command, FALLBACK_DIR, FALLBACK_SOCKET_NAME, SOCKET};
 /// Output directory where none is named: that of the packages and of a watcher's pod.
 const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
 
-/// The socket that is meant. Where nothing is named and the usual place holds no socket, the place for volumes that take
-/// none is looked at too.
+/// The socket to use. Where none is named and the usual place has none, looks in the place for volumes that refuse
+/// sockets.
 pub(crate) fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_socket: impl Fn(&Path) -> bool) -> PathBuf {
     match (socket, output_dir) {
         (Some(socket), _) => socket,
@@ -35,7 +35,7 @@ pub(crate) fn is_socket(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.file_type().is_socket())
 }
 
-/// Asks, prints, and says how to exit.
+/// Sends the command and prints the answer; returns the exit code.
 pub(crate) fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
     let reply = match client::request(socket, command) {
         Ok(reply) => reply,
@@ -56,7 +56,7 @@ pub(crate) fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Whoever reads may have gone already (`| head -1`): that is no fault of ours.
+/// The reader may be gone already (`| head -1`): that is no error.
 fn print(to: &mut impl Write, text: &str) {
     let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
 }
@@ -101,7 +101,7 @@ fn stats(stats: &Value) -> String {
         format!("  Uptime: {:.1} hours", real(&stats["uptime_hours"])),
         format!("  Processed: {}", whole(&stats["total_processed"])),
         format!("  Failed: {}", whole(&stats["total_failed"])),
-        // Scripts grep for the word in lower case.
+        // Scripts grep for the phrase in lower case.
         format!("  Total retried: {}", whole(&stats["total_retried"])),
         format!("  Success Rate: {:.1}%", real(&stats["success_rate_percent"])),
         format!("  Avg Processing Time: {:.1}s", real(&stats["average_processing_time_seconds"])),

@@ -31,7 +31,7 @@ fn metadata(hardware: Option<Hardware>, disks: &[(&str, OutputFormat)]) -> Metad
     }
 }
 
-/// Panics unless libvirt's schema takes it. Where libvirt isn't installed, nothing is proved.
+/// Panics unless libvirt's schema accepts it. Returns early where libvirt isn't installed.
 fn validate(xml: &str) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("domain.xml");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One child: spawned, watched for progress, ended if need be, and what it left.
+//! One child: starts it, watches its progress, ends it if need be, and reads what it left.
 
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt as _;
@@ -23,7 +23,7 @@ use crate::files::store;
 
 use super::outcome::{KillCause, MAX_TEXT, Remains, judge};
 
-/// How long a child has after SIGTERM before it is killed. A daemon has ten seconds to stop.
+/// How long a child has after SIGTERM before it is killed. The daemon has ten seconds to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Last bytes of a child's log that are kept.
@@ -32,7 +32,7 @@ const LOG_TAIL: usize = 16 << 10;
 /// Environment that a worker inherits; the daemon's own may hold secrets.
 const INHERITED: [&str; 5] = ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
 
-/// What a child is started with.
+/// How a child is started.
 #[derive(Clone, Debug)]
 pub(super) struct ChildSpec {
     pub program: PathBuf,
@@ -43,14 +43,14 @@ pub(super) struct ChildSpec {
     pub folder: &'static str,
     /// JSON of `ConversionOptions`.
     pub options: String,
-    /// Where the child may leave its small message when the output volume takes nothing any more.
+    /// Where the child may leave its small message when the output volume can't be written.
     pub message: PathBuf,
     pub require_landlock: bool,
     /// Time without progress after which the child is ended.
     pub stall_after: Duration,
 }
 
-/// What a child's task tells the executor.
+/// What a child's task reports to the executor.
 #[derive(Clone, Debug)]
 pub(super) enum ChildEvent {
     Progress { id: ConversionId, attempt: Attempt, progress: Progress },
@@ -84,7 +84,7 @@ pub(super) fn spawn(spec: &ChildSpec) -> std::io::Result<Child> {
     command.spawn()
 }
 
-/// Watches a child to its end and tells of it. Messages in `kill_causes` end it early; the first one counts.
+/// Watches a child to its end and reports it. Messages in `kill_causes` end it early; the first one counts.
 pub(super) async fn watch(
     spec: ChildSpec,
     mut child: Child,
@@ -95,7 +95,7 @@ pub(super) async fn watch(
     let stderr = child.stderr.take();
     let log = tokio::spawn(read_tail(stderr));
     let (exit, cause) = wait(&spec, &mut child, &mut kill_causes, &events).await;
-    // A grandchild that kept the pipe open must not hold up the report.
+    // A grandchild that keeps the pipe open must not delay the report.
     let log = tokio::time::timeout(LOOK, log).await.ok().and_then(Result::ok).unwrap_or_default();
     let (id, attempt) = (spec.id.clone(), spec.attempt);
     let oom_killed = oom_kills() > memory_kills;
@@ -115,7 +115,7 @@ pub(super) async fn watch(
     let outcome = collected.await.unwrap_or_else(|error| {
         Err(Failure::new(crate::conversion::Reason::Internal, format!("cannot look at what the worker left: {error}")))
     });
-    // The executor is gone only when the daemon is.
+    // Fails only after the executor is gone, and with it the daemon.
     let _ = events.send(ChildEvent::Ended { id, attempt, outcome });
 }
 
@@ -191,7 +191,7 @@ fn read_message(path: &Path) -> Option<TerminationMessage> {
     store::read_json(directory, name, TerminationMessage::MAX_BYTES).ok()?
 }
 
-/// What a failed attempt has written is waste, and may be what fills the output volume.
+/// Output of a failed attempt is waste, and may be what fills the output volume.
 fn remove_waste(spec: &ChildSpec) {
     match std::fs::remove_dir_all(spec.work.join(spec.folder)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -201,7 +201,7 @@ fn remove_waste(spec: &ChildSpec) {
     }
 }
 
-/// A worker that died without a report: its log is all that a person can go by.
+/// Writes a report for a worker that died without one: its log is all that a person has.
 fn leave_report(spec: &ChildSpec, failure: &Failure, log_tail: Vec<String>) {
     let report = FailureReport {
         contract_version: CONTRACT_VERSION,
@@ -227,7 +227,7 @@ async fn read_tail(stderr: Option<ChildStderr>) -> Vec<String> {
     String::from_utf8_lossy(&bytes).lines().map(|line| clean(line, MAX_TEXT)).collect()
 }
 
-/// Processes that the kernel has killed for want of memory since the machine started.
+/// Processes that the kernel has killed for lack of memory since the machine started.
 fn oom_kills() -> u64 {
     let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
     counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What became of a child: one decision over how it was ended, what it left and how it exited.
+//! How a child ended: one decision over why it was ended, what it left and how it exited.
 
 use crate::conversion::verdict::{Exit, believed, by_exit, clean};
 use crate::conversion::{Failure, FailureReport, Reason, TerminationMessage};
@@ -10,9 +10,9 @@ pub(super) const MAX_TEXT: usize = 4096;
 /// Why the executor itself ended a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum KillCause {
-    /// The daemon stops, or was told to end what runs.
+    /// The daemon stops, or the queue's run state ends running attempts.
     Stop,
-    /// The conversion is cancelled for this.
+    /// The conversion is cancelled with this failure.
     Cancel(Failure),
     /// No progress for so many seconds.
     Stalled(u64),
@@ -25,11 +25,11 @@ pub(super) struct Remains {
     pub cause: Option<KillCause>,
     pub report: Option<FailureReport>,
     pub message: Option<TerminationMessage>,
-    /// Whether the kernel killed a process for want of memory meanwhile.
+    /// Whether the kernel killed a process for lack of memory meanwhile.
     pub oom_killed: bool,
 }
 
-/// `Ok` where the attempt is done and its folder may be looked at.
+/// Decides how the attempt ended: `Ok` where it is done and its folder may be read.
 pub(super) fn judge(remains: Remains) -> Result<(), Failure> {
     if remains.exit == Exit::Code(0) {
         return Ok(());
@@ -47,7 +47,7 @@ pub(super) fn judge(remains: Remains) -> Result<(), Failure> {
     Err(told.or_else(|| by_exit(remains.exit, "report")).unwrap_or_else(|| ended(remains.exit, remains.oom_killed)))
 }
 
-/// What is known here of a process that somebody ended.
+/// The failure of a process that was ended from outside.
 fn ended(exit: Exit, oom_killed: bool) -> Failure {
     match exit {
         Exit::Signal(9) if oom_killed => {

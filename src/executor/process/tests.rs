@@ -22,7 +22,7 @@ struct Bench {
     executor: ProcessExecutor,
 }
 
-/// Writes a program. Another process holds it open for writing, so that none of our own forks can.
+/// Writes a program from another process, so that no fork of this one inherits the file open for writing (ETXTBSY).
 fn write_script(path: &Path, body: &str) {
     let mut shell = Command::new("sh")
         .args(["-c", "cat > \"$0\" && chmod +x \"$0\""])
@@ -91,7 +91,7 @@ impl Bench {
         self.executor.config.paths.work_dir(id, attempt)
     }
 
-    /// The first update of `id` that `wanted` likes.
+    /// The first update of `id` for which `wanted` is true.
     async fn until(&mut self, id: &ConversionId, wanted: impl Fn(&Update) -> bool) -> Update {
         let search = async {
             loop {
@@ -163,7 +163,7 @@ async fn a_child_gets_its_orders_by_environment_and_no_secrets() {
         format!("HYPER2KVM_CLAIM={}", bench.directory.path().join("queue/.processing").join(id.as_str()).display());
     assert!(environment.lines().any(|line| line == claim), "{environment}");
     assert!(environment.lines().any(|line| line == "HYPER2KVM_ATTEMPT=1"));
-    // Cargo sets many variables; none of them is for a worker.
+    // Cargo sets many variables, of which none may reach a worker.
     assert!(!environment.contains("CARGO_"), "{environment}");
     let arguments = std::fs::read_to_string(work.join("args")).unwrap();
     assert!(arguments.trim_end().ends_with(" worker"), "{arguments}");
@@ -209,7 +209,7 @@ async fn a_program_that_cannot_be_started_is_a_failed_attempt() {
 async fn never_more_than_the_limit_run_and_the_oldest_first() {
     let mut bench = bench("read forever < /dev/zero; sleep 1000", 2, STALL_AFTER);
     bench.executor.config.program = "/bin/sleep".into();
-    // `sleep worker` fails at once; what counts is who is started.
+    // `sleep worker` fails at once; the test only looks at which conversions start.
     let mut ids = Vec::new();
     bench.executor.set_run_state(RunState::Paused).await.unwrap();
     for n in 0..4 {
@@ -313,7 +313,7 @@ async fn a_wait_that_is_dropped_leaves_no_slot_free() {
     let second = bench.submit("b.raw", 2, ConversionStatus::default()).await;
     bench.stage(&first, 1).await;
     bench.stage(&second, 1).await;
-    // Whoever has waited for the ledger waits again for its next call, longer than a wait here lasts.
+    // A caller that waits for the ledger waits again at its next call, longer than a wait here lasts.
     let ledger = bench.ledger.clone();
     let busy = tokio::spawn(async move {
         for _ in 0..200 {
@@ -329,13 +329,13 @@ async fn a_wait_that_is_dropped_leaves_no_slot_free() {
         let status = &executor.known[&second].status;
         !status.attempts.is_empty() && status.open_attempt().is_none()
     };
-    // A little longer each time, so that a slow disk's syncs fit in at last.
+    // Each wait is a little longer, so that a slow disk's syncs fit in at last.
     for wait in 2.. {
         if has_run(&bench.executor) {
             break;
         }
         assert!(begun.elapsed() < SOON, "the second never starts");
-        // The engine's other inputs drop its wait for the executor.
+        // As the engine does when another of its inputs is ready first.
         drop(tokio::time::timeout(Duration::from_millis(wait), bench.executor.next()).await);
     }
     busy.abort();

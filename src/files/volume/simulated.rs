@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A volume of which a simulation decides what fails, when the process dies, and what a power cut leaves.
+//! A volume on which a simulation decides what fails, when the process dies, and what a power cut leaves.
 //!
-//! Files lie in a real directory, as the process that runs sees them. Beside it stands what is on the disk for certain:
-//! names that a sync of their directory has brought there, and bytes that a sync of their file has. All other changes
-//! are pending. A power cut keeps some of them: either those up to a moment, as an ordered journal does, or any.
+//! Files lie in a real directory, as the running process sees them. Beside it, the simulation keeps what is certainly
+//! on the disk: names whose directory was synced, and bytes whose file was. All other changes are pending. A power
+//! cut keeps some of them: either those up to a moment, as an ordered journal does, or any.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,16 +25,16 @@ pub(crate) fn current() -> Option<Rc<Volume>> {
     CURRENT.with_borrow(Clone::clone)
 }
 
-/// Something of the process other than a change of files: it may die there, and it may fail.
+/// A step of the process that changes no file: the process may die there, and the step may fail.
 pub(crate) fn event(what: &str) -> Result<(), Errno> {
     current().map_or(Ok(()), |volume| volume.event(what))
 }
 
-/// Thrown where a simulated process dies.
+/// The panic payload where a simulated process dies.
 #[derive(Debug)]
 pub(crate) struct Death;
 
-/// Chance that a seed repeats: `SplitMix64`.
+/// Random numbers that a seed repeats: `SplitMix64`.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
@@ -55,7 +55,7 @@ impl Random {
         self.next() % bound
     }
 
-    /// Once in so many times.
+    /// True once in so many calls, on average.
     pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
@@ -68,15 +68,15 @@ impl Random {
 /// How changes fail for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// One in so many, with an I/O error.
+    /// One in this many fails with an I/O error.
     Io(u64),
-    /// Every one that needs room.
+    /// Every change that needs room fails.
     NoSpace,
-    /// Every one.
+    /// Every change fails.
     ReadOnly,
 }
 
-/// What a power cut keeps of what was not synced.
+/// What a power cut keeps of the changes that were not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keeps {
     /// Everything up to some moment.
@@ -85,12 +85,12 @@ pub(crate) enum Keeps {
     Any,
 }
 
-/// One name that is not on the disk yet, as it will be.
+/// The pending change of one name.
 #[derive(Clone, Debug)]
 struct Half {
     dir: u64,
     name: String,
-    /// What has this name then.
+    /// The file or directory with this name after the change; `None` if it is removed.
     inode: Option<u64>,
     is_synced: bool,
 }
@@ -98,7 +98,7 @@ struct Half {
 /// Names that change together.
 type Pending = Vec<Half>;
 
-/// What is on the disk for certain, and what is pending.
+/// What is certainly on the disk, and what is pending.
 #[derive(Debug, Default)]
 struct Disk {
     names: BTreeMap<u64, BTreeMap<String, u64>>,
@@ -106,27 +106,27 @@ struct Disk {
     pending: Vec<Pending>,
 }
 
-/// See the module.
+/// The simulated volume; see the module.
 #[derive(Debug)]
 pub(crate) struct Volume {
     root: PathBuf,
     random: RefCell<Random>,
     disk: RefCell<Disk>,
-    /// Times of change, in changes.
+    /// Change times of files, counted in changes.
     changed: RefCell<BTreeMap<u64, i128>>,
     count: Cell<u64>,
     dies_at: Cell<Option<u64>>,
     fault: Cell<Option<Fault>>,
-    /// Whether what happens is another process's: it neither fails nor dies.
+    /// Whether another process acts now: it neither fails nor dies.
     is_other: Cell<bool>,
     free: Cell<u64>,
     trace: RefCell<Vec<String>>,
-    /// Paths below which a worker is at work: nobody else may touch anything there.
+    /// Paths that a running worker uses: nobody else may touch anything below them.
     busy: RefCell<BTreeSet<PathBuf>>,
     violation: RefCell<Option<String>>,
 }
 
-/// Ends the simulation on this thread.
+/// Ends the simulation on this thread when it is dropped.
 pub(crate) struct Entered;
 
 impl Drop for Entered {
@@ -136,7 +136,7 @@ impl Drop for Entered {
 }
 
 impl Volume {
-    /// The volume of all that lies below `root`, which is on the disk as it lies there.
+    /// The volume of everything below `root`, all of which is on the disk.
     pub(crate) fn new(root: &Path, seed: u64) -> Rc<Self> {
         let volume = Rc::new(Self {
             root: root.to_owned(),
@@ -166,7 +166,7 @@ impl Volume {
         self.fault.set(fault);
     }
 
-    /// The process dies before its so-manieth event from now.
+    /// Lets the process die at the event with this number, counted from now.
     pub(crate) fn die_in(&self, events: Option<u64>) {
         self.dies_at.set(events.map(|events| self.count.get() + events));
     }
@@ -183,7 +183,7 @@ impl Volume {
         self.changed.borrow().get(&inode).copied().unwrap_or_default()
     }
 
-    /// What another process does.
+    /// Runs `act` as another process.
     pub(crate) fn other<T>(&self, act: impl FnOnce() -> T) -> T {
         let before = self.is_other.replace(true);
         let done = act();
@@ -191,7 +191,7 @@ impl Volume {
         done
     }
 
-    /// A file was written to or its mode changed.
+    /// Records that a file was written to or its mode changed.
     pub(crate) fn touched(&self, inode: u64) {
         let now = i128::try_from(self.trace.borrow().len()).expect("a length");
         self.changed.borrow_mut().insert(inode, now);
@@ -205,7 +205,7 @@ impl Volume {
         self.trace.borrow().clone()
     }
 
-    /// A worker begins (or ends) to be at what lies below.
+    /// Records that a worker begins or ends to use what lies below.
     pub(crate) fn set_busy(&self, below: &Path, is_busy: bool) {
         let mut busy = self.busy.borrow_mut();
         if is_busy {
@@ -215,7 +215,7 @@ impl Volume {
         }
     }
 
-    /// What may never happen, and did.
+    /// The first violation of an invariant, if any.
     pub(crate) fn violation(&self) -> Option<String> {
         self.violation.borrow().clone()
     }
@@ -241,7 +241,7 @@ impl Volume {
         }
     }
 
-    /// Does a change, unless it is to fail, and takes note of it.
+    /// Makes a change, unless it is to fail, and records it.
     pub(crate) fn through<T, E: From<Errno>>(
         &self,
         change: &Change,
@@ -265,7 +265,7 @@ impl Volume {
         let mut disk = self.disk.borrow_mut();
         match &change {
             Change::Rename { from, to } => {
-                // Renaming one of two names of a file to the other does nothing.
+                // Renaming one name of a file to another name of it does nothing.
                 if replaced.is_none() || replaced != inode {
                     disk.pend([half(to, inode), half(from, None)]);
                 }
@@ -297,7 +297,7 @@ impl Volume {
         Ok(done)
     }
 
-    /// Paths through a descriptor, as they are called now.
+    /// The change with paths through descriptors replaced by the present paths.
     fn plain(change: &Change) -> Change {
         let plain = |path: &PathBuf| {
             let Ok(rest) = path.strip_prefix("/proc/self/fd") else { return path.clone() };
@@ -324,7 +324,7 @@ impl Volume {
         format!("{change:?}").replace(&root, "")
     }
 
-    /// Nobody touches what a worker is at.
+    /// Records a violation where a change touches what a worker uses.
     fn watch(&self, change: &Change) {
         if self.is_other.get() {
             return;
@@ -342,14 +342,14 @@ impl Volume {
         }
     }
 
-    /// All that lies there is on the disk.
+    /// Syncs everything.
     pub(crate) fn settle(&self) {
         let mut disk = self.disk.borrow_mut();
         *disk = Disk::default();
         record(&self.root, &mut disk);
     }
 
-    /// The power goes, and comes back: what lies below the root is what was kept. Inodes of files stay.
+    /// Cuts the power and restores it: afterwards only what was kept lies below the root. Files keep their inodes.
     pub(crate) fn cut(&self, keeps: Keeps) {
         let mut random = self.random.borrow_mut();
         let mut disk = self.disk.replace(Disk::default());
@@ -397,9 +397,9 @@ impl Disk {
         };
     }
 
-    /// Brings a directory's names to the disk. Where it is another process that asks (`by_other`), moves out of the
-    /// directory go there whole, as journals bring them: of a move that died before its own sync, no engine could save
-    /// what somebody else's sync takes away.
+    /// Syncs a directory's names. If another process does it (`by_other`), moves out of the directory become durable
+    /// on both sides, as journals do it: if a process died before the sync of its own move, no engine could recover a
+    /// file that another process's sync has taken away.
     fn sync(&mut self, dir: u64, by_other: bool) {
         let mut pending = std::mem::take(&mut self.pending);
         for change in pending.iter_mut().filter(|change| change.iter().any(|half| half.dir == dir)) {
@@ -425,7 +425,7 @@ fn inode_of(path: &Path) -> Option<u64> {
     fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
-/// claim.json and the like, which no worker needs to keep.
+/// Whether it is claim.json or the like, which no worker needs unchanged.
 fn is_record(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.') || name == "claim.json")
 }
@@ -445,7 +445,7 @@ fn record(dir: &Path, disk: &mut Disk) {
     disk.names.insert(at, names);
 }
 
-/// Where each file lies.
+/// The path of each file.
 fn find(dir: &Path, found: &mut BTreeMap<u64, PathBuf>) {
     for entry in fs::read_dir(dir).expect("a directory of ours").map(|entry| entry.expect("a directory of ours")) {
         let kind = entry.file_type().expect("nobody else is here");
@@ -469,7 +469,7 @@ fn rebuild(disk: &Disk, inode: u64, at: &Path, found: &BTreeMap<u64, PathBuf>, r
         if let Some(before) = found.get(inode) {
             fs::hard_link(before, &path).expect("the directory is ours");
             let now = fs::read(&path).unwrap_or_default();
-            // Bytes that were not synced: all of them are there, or none.
+            // Bytes that were not synced are all there or not at all.
             let bytes = kept.cloned().unwrap_or_default();
             if now != bytes && random.once_in(2) {
                 let modified = fs::metadata(&path).and_then(|found| found.modified()).expect("a file of ours");
@@ -488,7 +488,7 @@ mod tests {
     use super::super as volume;
     use super::*;
 
-    /// What a power cut may leave of these changes.
+    /// The states that a power cut may leave of these changes.
     fn left(keeps: Keeps, act: impl Fn(&Path)) -> BTreeSet<Vec<String>> {
         let mut left = BTreeSet::new();
         for seed in 0..64 {

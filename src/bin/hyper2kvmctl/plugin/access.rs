@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The cluster that is talked to, and what its refusals mean.
+//! The cluster that commands talk to, and the meaning of its refusals.
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion};
 use k8s_openapi::api::core::v1::Pod;
@@ -71,7 +71,7 @@ impl Access {
     }
 }
 
-/// The API server's own words, without what surrounds them.
+/// The API server's own message, without what surrounds it.
 pub(super) fn told(error: kube::Error) -> Refusal {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone().into(),

@@ -17,10 +17,10 @@ use super::access::{Access, told};
 use super::table::{age, bytes, or_dash, table};
 use super::{NAME, Printer, Refusal};
 
-/// How often `top` looks again; the status is written at most every 5 s.
+/// How often `top` refreshes; the status is written at most every 5 s.
 const REFRESH: Duration = Duration::from_secs(2);
 
-/// Shows what is not finished; on a terminal again and again.
+/// Shows the unfinished conversions; on a terminal again and again.
 pub(super) async fn top(access: &Access, queue: &str, once: bool, printer: Printer) -> Result<(), Refusal> {
     access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
     let again = !once && !printer.is_json && io::stdout().is_terminal();
@@ -30,7 +30,7 @@ pub(super) async fn top(access: &Access, queue: &str, once: bool, printer: Print
         found.retain(|conversion| !conversion.status.as_ref().and_then(|s| s.phase).is_some_and(is_end));
         found.sort_by_key(|conversion| (order(conversion), conversion.metadata.creation_timestamp.clone()));
         if again {
-            // Home, and clear what is below.
+            // Moves the cursor home, and clears what is below.
             drop(io::stdout().write_all(b"\x1b[H\x1b[J"));
         }
         let object = json!({ "apiVersion": "v1", "kind": "List", "items": found });
@@ -46,7 +46,7 @@ const fn is_end(phase: JobPhase) -> bool {
     matches!(phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Duplicate | JobPhase::Cancelled)
 }
 
-/// What runs stands above what waits.
+/// Running conversions stand above waiting ones.
 fn order(conversion: &ConversionJob) -> u8 {
     match conversion.status.as_ref().and_then(|status| status.phase) {
         Some(JobPhase::Publishing) => 0,
@@ -82,7 +82,7 @@ fn row(conversion: &ConversionJob, now: Timestamp) -> Vec<String> {
     ]
 }
 
-/// Makes a new conversion of the source that an old one left.
+/// Makes a new conversion of an old one's source.
 pub(super) async fn retry(access: &Access, conversion: &str, printer: Printer) -> Result<(), Refusal> {
     let old = access.conversions().get(conversion).await.map_err(|error| access.about_conversion(conversion, error))?;
     let new = again(&old, RandomState::new().hash_one(conversion))?;
@@ -98,7 +98,7 @@ pub(super) async fn retry(access: &Access, conversion: &str, printer: Printer) -
     })
 }
 
-/// The same conversion once more, or why that can't be.
+/// The same conversion once more, or why that is impossible.
 fn again(old: &ConversionJob, random: u64) -> Result<ConversionJob, Refusal> {
     let name = old.name_any();
     let status = old.status.clone().unwrap_or_default();
@@ -121,7 +121,7 @@ fn again(old: &ConversionJob, random: u64) -> Result<ConversionJob, Refusal> {
     let id = ConversionId::for_file(file, random as u32);
     let spec = ConversionJobSpec {
         queue_ref: old.spec.queue_ref.clone(),
-        // The watcher reads the companions from the descriptor: their names may have changed on the way.
+        // The watcher reads the companions from the descriptor: moving them may have changed their names.
         source: Source { path, companions: Vec::new(), size_bytes: None, complete_by: None },
         conversion: old.spec.conversion.clone(),
         duplicate_of: String::new(),

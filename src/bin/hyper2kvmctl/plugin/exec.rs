@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `put` and `get`: files through `hyper2kvm receive` and `send` in the watcher's pod, for the image has no tar.
+//! `put` and `get`: files through `hyper2kvm receive` and `send` in the watcher's pod, because the image has no tar.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use super::table::bytes;
 use super::transfer::{Outcome, TransferError, Unfinished, upload};
 use super::{Printer, Refusal};
 
-/// Bytes on their way to the far end.
+/// Bytes buffered on their way to the far end.
 const IN_FLIGHT: usize = 1 << 20;
 
 /// Uploads `file` into `queue`.
@@ -121,7 +121,7 @@ async fn take(access: &Access, queue: &str, path: &str, target: &Path) -> Result
             }
             Ok(Outcome::Differs { resumed: true }) => {}
             Ok(Outcome::Differs { resumed: false }) => return Err(differs(&name)),
-            // What is here is longer than what is there: another file's.
+            // More is here than there: it belongs to another file.
             Err(TransferError::Refused(_)) if resumed => {
                 unfinished = Unfinished::open(&unfinished_path)?;
                 unfinished.restart()?;
@@ -155,7 +155,7 @@ async fn start(access: &Access, queue: &str, command: &[&str], takes: bool) -> R
 fn bar(name: &str, size: u64) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{msg} {wide_bar} {bytes:>11} / {total_bytes:11} {bytes_per_sec:>13} {eta:>4}");
-    // On standard error, and only where that is a terminal.
+    // Drawn on standard error, and only on a terminal.
     let bar = ProgressBar::new(size).with_message(name.to_owned());
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar

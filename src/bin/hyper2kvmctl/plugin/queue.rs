@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `status`, `stats`, and the four words that change what is asked of a queue.
+//! `status`, `stats`, and the four commands that change a queue's run state.
 
 use std::fmt::Write as _;
 
@@ -63,7 +63,7 @@ fn overview(queues: &[HyperConversion]) -> String {
     text
 }
 
-/// What is wrong with a queue, in its conditions' own words, and what its state asks for.
+/// What is wrong with a queue, in its conditions' own words, and what its run state means.
 fn remarks(queue: &HyperConversion) -> String {
     let name = queue.name_any();
     let mut text = String::new();
@@ -71,7 +71,7 @@ fn remarks(queue: &HyperConversion) -> String {
     if conditions.is_empty() {
         let _ = writeln!(text, "\n{name}: nobody has looked at it yet; is the operator running?");
     }
-    // Draining is no fault while it goes on, and Ready only repeats another's.
+    // Unfinished draining is no fault, and Ready only repeats another condition.
     let faults = conditions.iter().filter(|c| c.status == "False" && c.type_ != "Drained");
     for fault in faults {
         let _ = writeln!(text, "\n{name}: {} is False, {}: {}", fault.type_, fault.reason, fault.message);

@@ -18,7 +18,7 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.trim_fmt() + "\n"
 }
 
-/// What is not known yet.
+/// A dash for what is not known yet.
 pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
@@ -28,7 +28,7 @@ pub(super) fn bytes(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
-/// How long ago, in kubectl's manner: its two largest units at most.
+/// How long ago, as kubectl writes it: with at most two units.
 pub(super) fn age(since: Option<Timestamp>, now: Timestamp) -> String {
     let Some(since) = since else { return "-".to_owned() };
     let seconds = now.duration_since(since).max(SignedDuration::ZERO).as_secs();

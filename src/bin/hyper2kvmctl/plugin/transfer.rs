@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The near end of an upload or a download; `hyper2kvm::files::transfer` tells the exchange and is the far end.
+//! The near end of an upload or a download; `hyper2kvm::files::transfer` describes the protocol and is the far end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrit
 
 const BUFFER: usize = 256 << 10;
 
-/// Why a transfer did not come to its end.
+/// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TransferError {
     #[error("cannot read {path}")]
@@ -28,7 +28,7 @@ pub(super) enum TransferError {
         #[source]
         source: io::Error,
     },
-    /// The far end's own words.
+    /// The far end's own message.
     #[error("{0}")]
     Refused(String),
     #[error("the connection ended; run the same command again, it goes on where this one ended")]
@@ -52,8 +52,8 @@ pub(super) enum TransferError {
 pub(super) enum Outcome {
     /// Whole, in place, and with this digest on both ends.
     Done { sha256: String },
-    /// The digests differ, and what was transferred is gone. Where `resumed`, the part that was there already may have
-    /// been another file's.
+    /// The digests differ, and what was transferred is removed. If `resumed`, the part that was there before may
+    /// belong to another file.
     Differs { resumed: bool },
 }
 
@@ -81,7 +81,7 @@ pub(super) async fn upload(
         let read = piece(&mut file, left, &mut buffer, &shown)?;
         hasher.update(&buffer[..read]);
         if input.write_all(&buffer[..read]).await.is_err() {
-            // The far end is gone; it may have said why.
+            // The far end is gone; it may have sent the reason.
             return Err(match next(output).await {
                 Err(error) => error,
                 Ok(line) => unexpected(&line),
@@ -104,7 +104,7 @@ pub(super) async fn upload(
     }
 }
 
-/// An unfinished download: what is there of it, whose digest goes on with what comes.
+/// An unfinished download: its bytes so far, and their digest, which continues with the next ones.
 pub(super) struct Unfinished {
     file: File,
     path: String,
@@ -113,7 +113,7 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Opens `path`, going on with what an interrupted download left there.
+    /// Opens `path`, resuming what an interrupted download left there.
     pub(super) fn open(path: &Path) -> Result<Self, TransferError> {
         let shown = path.display().to_string();
         let failed = |source| TransferError::Write { path: shown.clone(), source };
@@ -130,7 +130,7 @@ impl Unfinished {
         self.have
     }
 
-    /// Forgets what was there.
+    /// Drops the bytes so far.
     pub(super) fn restart(&mut self) -> Result<(), TransferError> {
         let cut = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         cut.map_err(|source| TransferError::Write { path: self.path.clone(), source })?;
@@ -138,8 +138,8 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Takes what the far end sends from byte [`have`](Self::have) on; `path` is this very file's. It gets the name
-    /// `target` once it is whole, checked and on disk, and replaces nothing.
+    /// Receives what the far end sends from byte [`have`](Self::have) on; `path` is this file's. The file gets the
+    /// name `target` once it is whole, checked and on disk, and replaces nothing.
     pub(super) async fn download(
         mut self,
         path: &Path,
