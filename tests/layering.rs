@@ -56,18 +56,18 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
 /// A path from the crate's root, one segment an element.
 type Segments = Vec<String>;
 
-/// What one module's source says of others.
+/// The names that one module's source uses.
 #[derive(Default)]
 struct Module {
-    /// What a name stands for that a `use` brought in.
+    /// By the names that a `use` brought in, their paths.
     names: BTreeMap<String, Segments>,
-    /// Modules whose every public name a `use` brought in.
+    /// Modules all of whose public names a `use` brought in.
     globs: Vec<Segments>,
-    /// Every path that is named, in `use` lines and elsewhere.
+    /// Every path that occurs, in `use` lines and elsewhere.
     named: BTreeSet<Segments>,
 }
 
-/// All modules of a tree of sources, tests left out.
+/// All modules of a source tree, without tests.
 struct Tree {
     modules: BTreeMap<Segments, Module>,
 }
@@ -104,12 +104,12 @@ impl Tree {
         Self { modules }
     }
 
-    /// The module that defines what `path` leads to; `pub use` is followed.
+    /// The module that defines the target of `path`; follows `pub use`.
     fn definition(&self, path: &Segments, steps: usize) -> Option<Segments> {
         let depth = (0..=path.len()).rev().find(|n| self.modules.contains_key(&path[..*n]))?;
         let (found, rest) = path.split_at(depth);
         let module = &self.modules[found];
-        // Re-exports that lead in a circle are no business of this test.
+        // Re-exports that lead in a circle are not checked here.
         let renamed = rest.first().filter(|_| steps > 0).and_then(|name| module.names.get(name));
         if let Some(target) = renamed {
             let further = target.iter().chain(&rest[1..]).cloned().collect();
@@ -251,7 +251,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         if is_for_tests(&item.attrs) {
             return;
         }
-        // A re-export is no import: whoever takes the name from here imports it.
+        // A re-export is no import: the modules that use the name from here import it.
         let named = self.module.named.clone();
         self.take_use(&item.tree, &mut Vec::new());
         if !matches!(item.vis, syn::Visibility::Inherited) {
@@ -367,16 +367,16 @@ fn a_circle_is_seen_through_re_exports_and_folders() {
     for (sources, expected) in [
         (vec![sibling, ("a::two", "fn f() { crate::a::one::One; }")], 1),
         (vec![sibling, ("a::two", "pub struct Two; #[cfg(test)] mod tests { use crate::a::one::One; }")], 0),
-        // A module for tests alone.
+        // A module only for tests.
         (vec![("a", "#[cfg(test)] mod two;"), sibling, ("a::two", "use super::one::One; pub struct Two;")], 0),
-        // By the parent, which re-exports it.
+        // By way of the parent, which re-exports it.
         (vec![("a", "pub use one::One;"), sibling, ("a::two", "use super::One;")], 1),
-        // Between two folders, by what lies in them.
+        // Between two folders, by modules in them.
         (
             vec![("a::one::deep", "use crate::a::two::Two;"), ("a::one", ""), ("a::two", "use super::one::{self, X};")],
             1,
         ),
-        // A module and what lies below it are one.
+        // A module and the modules below it count as one.
         (vec![("a", "use one::One; pub struct A;"), ("a::one", "use super::A; pub struct One;")], 0),
     ] {
         assert_eq!(files(&sources).len(), expected, "{sources:?}");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the operator's identities may do is what they do: its processes under their own tokens, judged by the API
-//! server's audit log.
+//! The operator's identities use exactly the rights that they have: its processes run under their own tokens, and the
+//! API server's audit log decides.
 
 mod draining;
 mod socket;
@@ -26,15 +26,15 @@ use crate::controller::stage::Stage;
 use crate::harness::{self, Cluster, Need, in_tree, run};
 use crate::replica::{Process, Replica, kubeconfig_of};
 
-/// The rules of a role, as the server has them.
+/// The rules of a role, as the server stores them.
 fn rules(namespace: &str, role: &str, cluster: &Cluster) -> Vec<Value> {
     let text = run(cluster.kubectl().args(["-n", namespace, "get", "role", role, "-o", "json"]));
     let role: Value = serde_json::from_str(&text).unwrap();
     role["rules"].as_array().unwrap().clone()
 }
 
-/// The chart's roles for these namespaces and its service account in the first, without anything that runs; where
-/// asked for, with those that add to Kubernetes's own.
+/// The chart's roles for these namespaces and its service account in the first, without anything that runs. With
+/// `aggregate`, also the roles that add to Kubernetes's own.
 fn grant(cluster: &Cluster, namespaces: &[&str], aggregate: bool) {
     let helm = run(Command::new(in_tree("tests/cluster/build.sh")).arg("helm"));
     let text = run(Command::new(Path::new(helm.trim()).join("helm"))
@@ -88,7 +88,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     a.until::<StatefulSet>("q-watcher", |_| true).await;
     b.until::<StatefulSet>("q-watcher", |_| true).await;
 
-    // A conversion that succeeds, one whose Job somebody removes, one that fails, one whose Job was not made yet when
+    // A conversion that succeeds, one whose Job is removed, one that fails, and one whose Job did not exist yet when
     // its attempt was recorded.
     for name in ["done-00000001", "lost-00000002", "fails-00000003"] {
         a.conversion(name, "q").await;
@@ -112,7 +112,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     a.api::<ConversionJob>().patch_status("again-00000004", &params, &Patch::Apply(recorded)).await.unwrap();
     a.until::<ConversionJob>("again-00000004", |c| job_uid(c).is_some()).await;
 
-    // No pod can be made for this one: it is told by an event alone.
+    // No pod can be made for this one: only an event shows that.
     run(b.namespace.kubectl().args(["create", "quota", "none", "--hard=pods=0"]));
     b.conversion("quota-00000001", "q").await;
     b.staged("quota-00000001", 1).await;
@@ -121,7 +121,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
         converted.is_some_and(|c| c.reason == "WorkerConfig" && c.message.contains("exceeded quota"))
     };
     b.until::<ConversionJob>("quota-00000001", told).await;
-    // One event for what is wrong, and one more word on it for each time that it became so.
+    // One event for the problem, and one update of it for each time that it reappeared.
     b.conversion("orphan-00000002", "nowhere").await;
     let refused = |c: &ConversionJob| {
         let admitted = c.status.as_ref().and_then(|status| condition(&status.conditions, "Admitted"));
@@ -135,7 +135,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     replica.process.until("told by an event", || !events().is_empty());
     assert_eq!(events(), "QueueNotFound");
 
-    // What it doesn't watch it leaves alone.
+    // It leaves objects that it doesn't watch alone.
     assert!(!other.exists::<StatefulSet>("q-watcher").await);
     assert!(other.get::<HyperConversion>("q").await.status.is_none());
 
@@ -143,8 +143,8 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     let asked = audit::requests(files, |name| name == user);
     let denied: Vec<_> = asked.iter().filter(|request| !request.allowed || request.code == 403).collect();
     assert!(denied.is_empty(), "{denied:#?}");
-    // Those of a whole cluster are the same: `wide`.
-    // Gone with its first deletion, and known to be.
+    // Those of a whole cluster are the same: see `wide`.
+    // Gone with its first deletion, which the controller knows.
     let deletions = asked.iter().filter(|request| request.verb == "delete" && request.name == "done-00000001-1");
     assert_eq!(deletions.map(|request| request.code).collect::<Vec<_>>(), [200]);
     let mut granted = audit::granted(&rules(namespaces[0], account, cluster));
@@ -154,7 +154,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     assert_eq!(
         unused,
         list(&[
-            // For the watcher's Role: nobody grants what they don't hold.
+            // For the watcher's Role: nobody can grant rights that they don't have.
             "create conversionjobs.hyper2kvm.io",
             "delete conversionjobs.hyper2kvm.io",
             "patch hyperconversions.hyper2kvm.io",
@@ -164,9 +164,9 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
             "create roles.rbac.authorization.k8s.io",
             "create serviceaccounts",
             "create statefulsets.apps",
-            // An event that happens again is patched; none did.
+            // A repeated event is patched; none was repeated.
             "patch events.events.k8s.io",
-            // Asked for by OwnerReferencesPermissionEnforcement alone.
+            // Demanded only by OwnerReferencesPermissionEnforcement.
             "update conversionjobs/finalizers.hyper2kvm.io",
             "update hyperconversions/finalizers.hyper2kvm.io",
         ])
@@ -188,7 +188,7 @@ fn whoever_views_or_edits_a_namespace_views_or_edits_its_queues() {
         let (role, user) = (format!("--clusterrole={role}"), format!("--user={user}"));
         run(namespace.kubectl().args(["create", "rolebinding", &user[7..], &role, &user]));
     }
-    // No other operator of the suite adds to view and edit; what an uninstalled release had added leaves them a moment
+    // No other operator of the suite adds to view and edit. An uninstalled release's additions disappear a moment
     // later.
     let since = std::time::Instant::now();
     while (may("viewer", "get"), may("editor", "create")) != ([false; 2], [false; 2]) {
@@ -267,7 +267,7 @@ async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_t
     stage.until::<StatefulSet>("q-watcher", |_| true).await;
     let site = Site::new();
     let [queue, output] = ["queue", "output"].map(|name| site.0.path().join(name));
-    // It asks for the object of what an earlier queue had claimed, and gives the file back.
+    // It looks for the object of an earlier queue's claim, and gives the file back.
     left_claim(&queue.join(".processing/web01-00000001"), "web01.img");
     let namespace = stage.namespace.name.as_str();
     let credentials = kubeconfig_of(cluster, namespace, "q-watcher", &site.0.path().join("kubeconfig"));
@@ -297,7 +297,7 @@ async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_t
     });
     fs::write(folder.join("metadata.json"), metadata.to_string()).unwrap();
     stage.end_pod(&job, 0, "").await;
-    // No history is kept of it.
+    // It is removed from the history.
     while !stage.api::<ConversionJob>().list(&ListParams::default()).await.unwrap().items.is_empty() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The API server refuses what is wrong, with a message that says what and what to do.
+//! The API server refuses wrong objects with a message that says what is wrong and what to do.
 
 mod objects;
 
@@ -15,7 +15,7 @@ fn api(client: &Client, namespace: &str, kind: &str) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), namespace, &resource)
 }
 
-/// The smallest queue that is in order.
+/// The smallest valid queue.
 fn queue(name: &str) -> Value {
     json!({
         "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": name},
@@ -26,7 +26,7 @@ fn queue(name: &str) -> Value {
     })
 }
 
-/// The smallest conversion that is in order.
+/// The smallest valid conversion.
 fn conversion(name: &str) -> Value {
     json!({
         "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
@@ -54,7 +54,7 @@ fn overlaid(mut object: Value, change: &Value) -> Value {
     object
 }
 
-/// Creates the object without keeping it.
+/// Creates the object as a dry run.
 async fn try_out(client: &Client, namespace: &str, object: Value) -> kube::Result<DynamicObject> {
     let kind = object["kind"].as_str().expect("an object has a kind").to_owned();
     let object = serde_json::from_value(object).expect("an object has metadata");
@@ -62,8 +62,8 @@ async fn try_out(client: &Client, namespace: &str, object: Value) -> kube::Resul
     api(client, namespace, &kind).create(&strictly, &object).await
 }
 
-/// What the API server said, without the words that every refusal begins with, and without its remark that rules were
-/// left aside because the schema refused already.
+/// The API server's message, without the words with which every refusal begins, and without its remark that it
+/// skipped rules because the schema had refused already.
 fn refusal<T>(result: kube::Result<T>) -> String {
     const REMARK: &str = ", <nil>: Invalid value: null: some validation rules were not checked because the object was \
                           invalid; correct the existing errors to complete validation";

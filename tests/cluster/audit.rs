@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the API server's audit log says about who asked for what.
+//! Who asked the API server for what, from its audit log.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -27,7 +27,7 @@ pub(crate) struct Request {
     pub answered: Timestamp,
 }
 
-/// What the log of the cluster in `state` holds of users for whom `wanted` is true.
+/// The requests in the log of the cluster in `state` by users for whom `wanted` is true.
 pub(crate) fn requests(state: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Request> {
     let log = fs::read_to_string(state.join("logs/audit.log")).expect("the API server writes it");
     log.lines().filter_map(|line| request(&serde_json::from_str(line).ok()?)).filter(|r| wanted(&r.user)).collect()
@@ -59,7 +59,7 @@ pub(crate) fn used<'a>(requests: impl IntoIterator<Item = &'a Request>) -> BTree
     requests.into_iter().map(|request| format!("{} {}", request.verb, request.resource)).collect()
 }
 
-/// `verb resource` of everything that rules of a role allow.
+/// `verb resource` of everything that the rules of a role allow.
 pub(crate) fn granted(rules: &[Value]) -> BTreeSet<String> {
     let list = |rule: &Value, field: &str| -> Vec<String> {
         rule[field].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The controller before a real API server, its Job controller and its scheduler; watcher and kubelet are played.
+//! The controller with a real API server, its Job controller and its scheduler; the tests act as watcher and kubelet.
 
 mod by_hand;
 mod remedies;
@@ -76,7 +76,7 @@ async fn a_second_queue_on_the_same_directory_gets_a_condition_and_no_watcher() 
     let Some(stage) = Stage::open("taken").await else { return };
     stage.queue("a", &json!({})).await;
     stage.until::<StatefulSet>("a-watcher", |_| true).await;
-    // Ages are told in whole seconds.
+    // Ages count in whole seconds.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     stage.queue("b", &json!({"output": {"claimName": "other", "subPath": ""}})).await;
     stage
@@ -99,7 +99,7 @@ async fn a_staged_conversion_gets_one_job_and_its_pod_s_success_is_recorded_befo
     let job = stage.get::<Job>("web01-3fa9c1d2-1").await;
     assert_eq!(job_uid(&started), job.metadata.uid);
     assert_eq!(phase(&started), Some(JobPhase::Converting));
-    // No node takes it: the scheduler's words are shown.
+    // No node takes it: the scheduler's message is shown.
     let waiting = Some(("Unknown".to_owned(), "Unschedulable".to_owned()));
     stage.until::<ConversionJob>("web01-3fa9c1d2", |c| converted(c) == waiting).await;
     let pod = stage.end_pod("web01-3fa9c1d2-1", 0, "").await;

@@ -30,7 +30,7 @@ use crate::support::{ova, vmdk};
 use disks::{guest, holds};
 use stage::{Operator, Queue, files, reasons};
 
-/// How soon after it is due an attempt begins, on a machine that runs six of these tests at once.
+/// Longest delay of an attempt after it is due, on a machine that runs six of these tests at once.
 const RETRIED_WITHIN: SignedDuration = SignedDuration::from_secs(4);
 
 /// A user and the group of root, as `OpenShift` gives to pods.
@@ -39,7 +39,7 @@ const ANY_USER: u32 = 1_000_680_000;
 #[tokio::test]
 async fn an_appliance_that_the_plugin_puts_becomes_its_disks_whoever_the_pods_are() {
     let Some(operator) = Operator::shared() else { return };
-    // What the group may write is enough.
+    // Write permission for the group is enough.
     let queue = Queue::prepare(&operator, "appliances", (0, 0)).await;
     queue.declare(&json!({"securityContext": {"runAsUser": ANY_USER, "runAsGroup": 0}}), &json!({}));
     queue.ready();
@@ -94,7 +94,7 @@ async fn an_appliance_that_the_plugin_puts_becomes_its_disks_whoever_the_pods_ar
     assert_eq!(columns[0], ["NAME", "READY", "STATE", "QUEUED", "ACTIVE", "SUCCEEDED", "FAILED", "AGE"]);
     assert_eq!(columns[1][..7], ["appliances", "True", "Running", "0", "0", "1", "0"]);
 
-    // Nobody had anything to complain of.
+    // No warning was logged.
     let words =
         ["get", "events", "-o", r"jsonpath={range .items[*]}{.involvedObject.name} {.type} {.reason}{'\n'}{end}"];
     let events = run(queue.kubectl().args(words));
@@ -135,7 +135,7 @@ async fn what_the_plugin_gets_is_the_disk() {
     queue.bring("db01.vmdk", &vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), &disk));
 
     let name = queue.ended("db01.vmdk", JobPhase::Succeeded).await.name_any();
-    // An interrupted download goes on.
+    // An interrupted download is resumed.
     let directory = here.path().join("disks");
     let whole = plugin(&queue, &["get", &name, directory.to_str().unwrap()]);
     assert!(whole.contains("db01.qcow2  sha256 "), "{whole}");
@@ -183,7 +183,7 @@ async fn a_transient_failure_is_tried_again_when_its_time_has_come() {
     queue.counted([1, 0, 0, 2, 0]).await;
 }
 
-/// Whether it waits after so many failures, with its source here and a report of when it is tried again.
+/// Whether it waits after so many failures, with its source here and a report of when the next attempt is due.
 fn is_parked(conversion: &ConversionJob, failures: u32, source: &Path) -> bool {
     let Some(status) = &conversion.status else { return false };
     let report = fs::read(source.with_added_extension("error.json")).unwrap_or_default();
@@ -195,16 +195,16 @@ fn is_parked(conversion: &ConversionJob, failures: u32, source: &Path) -> bool {
         && due.is_some_and(|due| report["retry_info"]["next_retry_at"] == due)
 }
 
-/// How a queue's slots were used.
+/// The use of a queue's slots over time.
 #[derive(Default)]
 struct Slots {
-    /// Which Jobs there are, and whether each is unfinished.
+    /// All Jobs, and whether each is unfinished.
     open: HashMap<String, bool>,
-    /// The most of them that were unfinished at one time.
+    /// Most Jobs that were unfinished at one time.
     most: usize,
-    /// Since when slots are free that were taken before.
+    /// When each slot that is free now became free.
     free: VecDeque<Instant>,
-    /// How long each was free until it was taken again.
+    /// How long each slot was free before it was used again.
     gaps: Vec<Duration>,
 }
 

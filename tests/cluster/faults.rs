@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Faults on the real node: evictions, too little memory, volumes that can't be used, compromised workers, a queue made
-//! anew, watchers that die at a given step.
+//! Faults on the real node: evictions, too little memory, unusable volumes, compromised workers, a queue that is made
+//! again, watchers that die at a given step.
 
 mod compromised;
 mod confined;
@@ -140,7 +140,7 @@ async fn a_conversion_made_by_hand_has_its_file_to_itself_and_one_of_nothing_end
     assert!(by_hand(&queue, "nothing", "nothing.img", &json!({})).status.success());
     let refused = by_hand(&queue, "outside", "../outside.img", &json!({}));
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("source.path"));
-    // What is brought settles sooner than kubectl starts; while the queue is stopped, nothing is claimed.
+    // Files settle faster than kubectl starts; while the queue is stopped, nothing is claimed.
     queue.patch(&json!({"spec": {"runState": "Stopped"}}));
     let says = |said: Vec<u8>| serde_json::from_slice::<Value>(&said).is_ok_and(|said| said["stopping"] == json!(true));
     queue.eventually("stopped", || says(queue.try_ctl(&["status", "--json"]))).await;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A real API server, and where this machine can, a real node: shared by every test of the run, a namespace each.
+//! A real API server and, where this machine can run it, a real node: shared by all tests of a run, one namespace
+//! each.
 //!
-//! `up.sh` beside this file boots it; `KUBECONFIG` given on purpose names another cluster instead, such as kind's, with
-//! `HYPER2KVM_IMAGE` and `HYPER2KVM_VOLUMES` for tests with pods. Where something is missing, the test that needs it says
-//! so on standard error and passes without having run.
+//! `up.sh` beside this file boots it. A `KUBECONFIG` that is set names another cluster instead, such as kind's, with
+//! `HYPER2KVM_IMAGE` and `HYPER2KVM_VOLUMES` for tests with pods. Where something is missing, the test that needs it
+//! says so on standard error and passes without having run.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -18,17 +19,17 @@ use std::sync::OnceLock;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-/// Label of what a test made outside its namespace.
+/// Label of objects that a test made outside its namespace.
 pub(crate) const TEST_LABEL: &str = "hyper2kvm.io/test";
 
-/// What a test needs of its cluster.
+/// What a test needs from its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     /// An API server with its controllers.
     ControlPlane,
     /// Pods that run, on volumes whose files are also this machine's.
     Node,
-    /// The same on a node of our own: its containers are killed, its parts stopped, its images ours.
+    /// The same on a node of our own: tests kill its containers, stop its parts and build its images.
     OwnNode,
 }
 
@@ -37,18 +38,19 @@ pub(crate) enum Need {
 pub(crate) struct Cluster {
     /// Credentials of an administrator.
     pub kubeconfig: PathBuf,
-    /// Directory with the cluster's files; none for a cluster that somebody else runs.
+    /// Directory with the cluster's files; `None` for a foreign cluster.
     pub state: Option<PathBuf>,
     /// Why no pods run here, if none do.
     without_node: Option<String>,
     /// Where the volumes of tests lie: here and on every node.
     volumes: PathBuf,
-    /// As long as this is open, the cluster stays.
+    /// A lock: the cluster stays up while it is held.
     user: Option<File>,
 }
 
 impl Cluster {
-    /// The cluster, booted by whoever asks first; `None` (and a loud line) where this machine can't run what is needed.
+    /// The cluster, booted by the first caller; `None` (and a line `LEFT OUT`) where this machine can't run what is
+    /// needed.
     pub(crate) fn shared(need: Need) -> Option<&'static Self> {
         static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
         let cluster = match SHARED.get_or_init(Self::find_or_boot) {
@@ -71,7 +73,7 @@ impl Cluster {
             Some(kubeconfig) => Self::foreign(kubeconfig.into())?,
             None => Self::boot()?,
         };
-        // What the checkout says now, whatever an earlier run left; tests of one run need it once.
+        // The definitions of this checkout, whatever an earlier run left; applied once a run.
         let defined = cluster.state.as_ref().map(|state| state.join("definitions"));
         let wanted = definitions();
         if defined.as_ref().is_some_and(|path| fs::read(path).is_ok_and(|text| text == wanted)) {
@@ -79,21 +81,21 @@ impl Cluster {
         }
         run(cluster.kubectl().args(["apply", "--server-side", "--force-conflicts", "-k"]).arg(in_tree("crds")));
         for kind in ["hyperconversions.hyper2kvm.io", "conversionjobs.hyper2kvm.io"] {
-            // `kubectl wait` fails on a definition so young that it has no condition yet; asking for objects does not.
+            // `kubectl wait` fails on a definition so young that it has no condition yet; listing objects does not.
             let served = || cluster.kubectl().args(["get", kind, "--all-namespaces"]).output();
             while !served().is_ok_and(|output| output.status.success()) {
                 std::thread::yield_now();
             }
         }
         if let Some(path) = defined {
-            // In one step: another test may read it.
+            // Renamed in one step: another test may read it.
             let new = path.with_extension(std::process::id().to_string());
             fs::write(&new, wanted).and_then(|()| fs::rename(new, path)).map_err(|error| error.to_string())?;
         }
         Ok(cluster)
     }
 
-    /// A cluster that somebody else runs.
+    /// A cluster that was not started by this suite.
     fn foreign(kubeconfig: PathBuf) -> Result<Self, String> {
         let volumes = std::env::var_os("HYPER2KVM_VOLUMES").map(PathBuf::from);
         let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
@@ -104,7 +106,7 @@ impl Cluster {
         };
         let volumes = volumes.unwrap_or_default();
         let cluster = Self { kubeconfig, state: None, without_node, volumes, user: None };
-        // Two controllers of one object would each undo what the other writes.
+        // Two controllers of one object would undo each other's writes.
         let operators = run(cluster
             .kubectl()
             .args(["get", "deployments", "--all-namespaces", "-o", "json"])
@@ -140,7 +142,7 @@ impl Cluster {
             let state = kubeconfig.parent().expect("a file lies in a directory").to_owned();
             let without_node =
                 said.lines().find_map(|line| line.split_once("left out: ")).map(|(_, why)| why.to_owned());
-            // Somebody may have taken it down between the boot and the lock.
+            // Another process may have taken it down between the boot and the lock.
             if let Some(user) = use_of(&state) {
                 let volumes = state.join("volumes");
                 return Ok(Self { kubeconfig, state: Some(state), without_node, volumes, user: Some(user) });
@@ -148,7 +150,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until no other test uses this cluster of ours, and lets none in as long as this one runs.
+    /// Waits until no other test uses this cluster, and keeps others out until this one ends.
     pub(crate) fn alone(&self) {
         self.user.as_ref().expect("a cluster of our own").lock().expect("its file can be locked");
     }
@@ -158,9 +160,9 @@ impl Cluster {
         Client::try_from(self.config().await).expect("the configuration makes a client")
     }
 
-    /// How the API server is reached.
+    /// The configuration of a client.
     pub(crate) async fn config(&self) -> kube::Config {
-        // One TLS provider; a second installation in the same process is no news.
+        // A second installation in the same process fails, which does no harm.
         drop(rustls::crypto::ring::default_provider().install_default());
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("up.sh wrote it");
         kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -185,7 +187,7 @@ impl Cluster {
     }
 
     /// The image of the binaries that cargo built for this run, built and brought into the node on first use; `None`
-    /// (and a loud line) where buildah is missing. A cluster that somebody else runs names its own: `HYPER2KVM_IMAGE`.
+    /// (and a line `LEFT OUT`) where buildah is missing. For a foreign cluster, `HYPER2KVM_IMAGE` names it.
     pub(crate) fn image(&self) -> Option<String> {
         if self.state.is_none() {
             let image = std::env::var("HYPER2KVM_IMAGE").ok();
@@ -211,12 +213,12 @@ impl Cluster {
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// This machine's address as pods reach it: the one by which it reaches their nodes.
+    /// This machine's address for pods: the one by which it reaches their nodes.
     pub(crate) fn host(&self) -> IpAddr {
         let path = "jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}";
         let node = run(self.kubectl().args(["get", "nodes", "-o", path]));
         let node: IpAddr = node.parse().expect("a node has one address of its own");
-        // Nothing is sent: the kernel says by which address it would be.
+        // Nothing is sent: connecting only chooses the local address.
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
         socket.connect((node, 443)).expect("the way to the cluster is known");
         socket.local_addr().expect("it is connected").ip()
@@ -228,12 +230,12 @@ impl Cluster {
         run(Command::new(in_tree("tests/cluster/part.sh")).args([what, part]).stdin(Stdio::null()));
     }
 
-    /// A namespace that another process of this run made, which stays.
+    /// A namespace that another process of this run made, and that stays.
     pub(crate) fn shared_namespace(&'static self, name: &str) -> Namespace {
         Namespace { cluster: self, name: name.to_owned(), is_shared: true }
     }
 
-    /// A namespace for one test, named after it, which lets in no pod that is not of the restricted profile.
+    /// A namespace for one test, named after it, which admits only pods of the restricted profile.
     pub(crate) fn namespace(&'static self, test: &str) -> Namespace {
         let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
         let name = format!("{test}-{:x}", unique & 0xffff_ffff);
@@ -243,7 +245,7 @@ impl Cluster {
             &serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
                 .to_string(),
         );
-        // The controller manager makes it soon after; until then a pod without an account of its own is refused.
+        // The controller manager makes it a moment later; until then, a pod without an account of its own is refused.
         run(namespace.kubectl().args(["wait", "--for=create", "serviceaccount/default", "--timeout=60s"]));
         namespace
     }
@@ -266,8 +268,8 @@ impl Namespace {
         command
     }
 
-    /// Changes a `HyperConversion` where it is stored, as if an older schema had let it in: `new` takes the place of `old`.
-    /// False where somebody else's cluster stores it.
+    /// Changes a stored `HyperConversion`, as if an older schema had accepted it: `new` replaces `old`. False where a
+    /// foreign cluster stores it.
     pub(crate) fn store(&self, queue: &str, old: &str, new: &str) -> bool {
         let is_ours = self.cluster.state.is_some();
         if is_ours {
@@ -381,26 +383,26 @@ fn definitions() -> Vec<u8> {
     files.iter().flat_map(|file| fs::read(file).expect("a file of ours")).collect()
 }
 
-/// A path below the checkout.
+/// A path below the checkout's root.
 pub(crate) fn in_tree(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Runs a command that has to succeed, and returns what it printed.
+/// Runs a command that must succeed, and returns what it printed.
 pub(crate) fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Says what did not run, where the test runner's capture doesn't swallow it.
+/// Writes which test did not run and why, past the test runner's capture.
 pub(crate) fn left_out(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
-    // In one piece: others write at the same time.
+    // In one call, because others write at the same time.
     drop(std::io::stderr().write_all(format!("LEFT OUT: {test}: {reason}\n").as_bytes()));
 }
 
-/// What containerd calls a container that runs, of a pod as kubectl shows it.
+/// The ID that containerd gives to a running container, from a pod as kubectl shows it.
 fn container_id<'a>(pod: &'a serde_json::Value, container: &str) -> Option<&'a str> {
     let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| pod["status"][list].as_array());
     let running = statuses
@@ -411,7 +413,7 @@ fn container_id<'a>(pod: &'a serde_json::Value, container: &str) -> Option<&'a s
     running?["containerID"].as_str()?.strip_prefix("containerd://")
 }
 
-/// The lock that holds the cluster up; `None` if it was taken down before we had it.
+/// The lock that keeps the cluster up; `None` if the cluster was taken down before.
 fn use_of(state: &Path) -> Option<File> {
     let path = state.join("users");
     let file = File::options().append(true).create(true).open(&path).ok()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Controller, watcher and sidecar killed at random moments on the real node, by SIGKILL and with their pods: nothing is
-//! lost, nothing half made, nothing done twice. `HYPER2KVM_CLUSTER_KILLS` says how often each, `HYPER2KVM_SEED` repeats
-//! a run.
+//! Controller, watcher and sidecar killed at random moments on the real node, by SIGKILL and with their pods: nothing
+//! is lost, nothing left half done, nothing done twice. `HYPER2KVM_CLUSTER_KILLS` sets the number of kills of each,
+//! `HYPER2KVM_SEED` repeats a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,7 +28,7 @@ const FILES: u64 = 30;
 /// Kills of each of the three.
 const KILLS: u64 = 30;
 
-/// One kill in so many takes the whole pod.
+/// One kill in this many deletes the whole pod.
 const POD_EVERY: u64 = 5;
 
 /// Longest pause between two kills.
@@ -52,7 +52,7 @@ fn every_job(api: Api<Job>, queue: &str) -> Uids {
     seen
 }
 
-/// What is killed: a container, in the pods that have this label.
+/// What is killed: a container of the pods with this label.
 struct Victim {
     container: &'static str,
     label: String,
@@ -68,7 +68,7 @@ impl Victim {
             .into()
     }
 
-    /// Kills it, if there is one now.
+    /// Kills it, if one runs now.
     fn kill(&self, queue: &Queue, takes_pod: bool) -> bool {
         let listed = queue.kubectl().args(["get", "pods", "-l", &self.label, "-o", "json"]).output().unwrap();
         let pods: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
@@ -97,7 +97,7 @@ async fn whoever_is_killed_at_any_moment_nothing_is_lost_and_nothing_is_done_twi
     let mut brought = 0;
     let begun = std::time::Instant::now();
     while victims.iter().any(|victim| victim.left > 0) {
-        // All along, so that every kill finds work.
+        // Files come all the time, so that every kill interrupts work.
         let done: u64 = victims.iter().map(|victim| kills - victim.left).sum();
         while brought < FILES && brought * 3 * kills <= done * FILES {
             bring(&queue, brought);
@@ -144,7 +144,7 @@ fn bring(queue: &Queue, n: u64) {
     queue.bring(&name_of(n), &content_of(n));
 }
 
-/// One object for each file, one Job for each attempt, one attempt for each.
+/// One object for each file, one Job for each attempt, one record for each attempt.
 async fn check_objects(queue: &Queue, ended: &[ConversionJob], jobs: &BTreeMap<String, BTreeSet<String>>) {
     assert_eq!(queue.conversions().await.len(), ended.len());
     let mut wanted = BTreeMap::new();
@@ -164,7 +164,7 @@ fn check_files(queue: &Queue) {
     let mut sources = BTreeMap::new();
     for path in files(&queue.queue("")) {
         let name = path.rsplit('/').next().unwrap().to_owned();
-        // What a watcher that died while it tried the volume leaves.
+        // Left by a watcher that died while it tried the volume.
         if !name.starts_with('.') && !name.ends_with(".error.json") && !path.contains(".probe-") {
             assert_eq!(sources.insert(name, path), None, "it lies in two places");
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The operator on a real cluster: an API server that judges, a node that runs the image of the built binaries.
+//! The operator on a real cluster: a real API server, and a node that runs the image of the built binaries.
 //!
 //! Each test runs in a process of its own; all share the cluster that the first of them boots.
 #![cfg(feature = "cluster")]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The suite's own node: what the other suites take for granted about it.
+//! The suite's own node has the properties that the other tests rely on.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -44,7 +44,7 @@ fn pods_run_the_image_on_claims_and_survive_what_is_done_to_the_node() {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o770)).expect("a node runs as root");
     }
 
-    // The image's user writes where it may, and nowhere else.
+    // The image's user may write to the volume, and nowhere else.
     namespace.apply(&pod("writes", &image, &json!(["hyper2kvm-operator", "crds", "--dir", "/crds"])));
     wait(&namespace, "writes", "jsonpath={.status.phase}=Succeeded");
     let written = fs::read_dir(volume.join("out")).expect("the volume is ours").count();
@@ -54,14 +54,14 @@ fn pods_run_the_image_on_claims_and_survive_what_is_done_to_the_node() {
     assert_eq!(fs::read_dir(volume.join("in")).expect("the volume is ours").count(), 0);
     run(namespace.kubectl().args(["delete", "pod", "refused", "--grace-period=0", "--force"]));
 
-    // Nothing that asks for more than the restricted profile gets in.
+    // Pods that need more than the restricted profile are refused.
     let greedy = volume.join("greedy.json");
     fs::write(&greedy, pod("greedy", &image, &json!([])).replace("\"drop\"", "\"add\"")).expect("the volume is ours");
     let output = namespace.kubectl().args(["apply", "-f"]).arg(&greedy).output().expect("kubectl runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("violates PodSecurity \"restricted:latest\""), "{said}");
 
-    // A container that is killed comes back; so does what was stopped.
+    // A killed container comes back, and so does a stopped part.
     namespace.apply(
         &pod("waits", "localhost/pause:1", &json!(["/program"]))
             .replace("\"runAsNonRoot\":true", "\"runAsNonRoot\":true,\"runAsUser\":65532"),

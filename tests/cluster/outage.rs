@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Parts of the cluster that go away in the middle of conversions and come back: nothing is lost, nothing done twice, and
-//! all is caught up. Nobody else uses the cluster meanwhile.
+//! Parts of the cluster that fail in the middle of conversions and come back: nothing is lost, nothing done twice,
+//! and everything is caught up. No other test uses the cluster meanwhile.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::harness::{Cluster, Need};
 /// How long the API server is away.
 const OUTAGE: Duration = Duration::from_secs(20);
 
-/// A part of the cluster that is away as long as this value lives.
+/// A part of the cluster that is stopped as long as this value lives.
 struct Away<'a> {
     queue: &'a Queue,
     part: &'static str,
@@ -78,7 +78,7 @@ async fn conversions_go_on_while_the_api_server_is_away_and_all_is_caught_up() {
     let away = Away::now(&queue, "apiserver");
     let back = Instant::now() + OUTAGE;
     queue.bring("late.img", &disk(DISKS));
-    // A worker needs nobody to finish, and the queue nobody to take what comes.
+    // A worker finishes without the API server, but the queue claims no new file.
     queue.eventually("converted meanwhile", || is_done(&queue, "disk2")).await;
     queue.eventually("claimed meanwhile", || !queue.queue("late.img").exists()).await;
     sleep_until(back).await;
@@ -111,7 +111,7 @@ async fn what_ends_while_the_kubelet_is_away_is_told_when_it_is_back() {
     queue.bring("disk.img", &guest(96, 402));
     let running = queue.conversion("disk.img", "running", runs).await;
     let held = pod(&queue, &running).await;
-    // However long the kubelet takes to stop, the conversion ends after it.
+    // The conversion ends only after the kubelet has stopped the pod, however long that takes.
     assert!(queue.operator.namespace.signal_container(&held, "worker", "SIGSTOP"));
     let away = Away::now(&queue, "kubelet");
     assert!(!is_done(&queue, "disk"), "it was through already");

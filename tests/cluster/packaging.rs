@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Chart, kustomize base and samples: rendered, checked and applied to the real API server; on a node, lived through.
+//! Chart, kustomize base and samples: rendered, checked, applied to the real API server, and run on a node.
 
 mod schemas;
 
@@ -29,7 +29,7 @@ fn helm() -> Option<PathBuf> {
     tool("helm")
 }
 
-/// A program that is built with Go, or was.
+/// A Go program, built on first use.
 fn tool(name: &str) -> Option<PathBuf> {
     let output = Command::new(in_tree("tests/cluster/build.sh")).arg(name).output().expect("build.sh runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -153,7 +153,7 @@ fn what_the_dockerfile_copies_before_the_source_is_enough_for_cargo() {
         fs::write(directory.join("main.rs"), "fn main() {}\n").unwrap();
     }
     fs::write(there.path().join("src/lib.rs"), "").unwrap();
-    // It looks at all targets before it finds that there is nothing of this name to build.
+    // Checks all targets before it finds that there is no target of this name.
     let asked = ["build", "--locked", "--offline", "--bin", "nothing"];
     let said = Command::new(env!("CARGO")).args(asked).current_dir(there.path()).output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
@@ -244,7 +244,7 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
             "-o",
             "jsonpath={.clusters[0].cluster.server}",
         ]));
-        // The administrator's certificate would outweigh the token.
+        // The administrator's certificate would win over the token.
         let output = Command::new("env")
             .args(["-u", "KUBECONFIG"])
             .arg(namespace.kubectl().get_program())
@@ -266,7 +266,7 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
         assert!(said.contains(message), "{change}: {done} {said}");
     };
     let spec = "a watcher changes nothing of a HyperConversion's spec but runState";
-    // The policy takes hold a moment after it was stored; what it let through before is no change the next time.
+    // The policy takes effect a moment after it was stored; a change that got through before is none the next time.
     let deadline = Instant::now() + Duration::from_secs(30);
     for jobs in [8, 9].into_iter().cycle() {
         let (done, said) = patch(&format!(r#"{{"spec": {{"maxConcurrentJobs": {jobs}}}}}"#));
@@ -280,7 +280,7 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
     refused(r#"{"metadata": {"labels": {"a": "b"}}}"#, "a watcher changes nothing of a HyperConversion's metadata");
     refused(r#"{"metadata": {"finalizers": ["a.b/c"]}}"#, "a watcher changes nothing of a HyperConversion's metadata");
     assert_eq!(patch(r#"{"spec": {"runState": "Paused"}}"#), (true, String::new()));
-    // Nobody else is held to it.
+    // It binds no other user.
     run(namespace.kubectl().args([
         "patch",
         "hconv",
@@ -292,7 +292,7 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
     drop(policy);
 }
 
-/// The policy is the cluster's, not the namespace's: it goes with the test.
+/// The policy belongs to the cluster, not to the namespace: it is removed with the test.
 struct Policy {
     cluster: &'static Cluster,
     text: String,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kubectl hyper2kvm` before a real API server: the words that need no pod.
+//! `kubectl hyper2kvm` with a real API server: the commands that need no pod.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -23,7 +23,7 @@ fn command(cluster: &Cluster, namespace: &Namespace, arguments: &[&str]) -> Comm
     command
 }
 
-/// An HTTP proxy for one connection: its address, and whom it was asked to connect with.
+/// An HTTP proxy for one connection: its address, and the target that was requested.
 fn proxy() -> (SocketAddr, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -43,7 +43,7 @@ fn proxy() -> (SocketAddr, JoinHandle<String>) {
             let _ = io::copy(&mut from, &mut to);
             to.shutdown(Shutdown::Both)
         });
-        // Whoever ends it, and how, is theirs.
+        // Either side may end it, in any way.
         let _ = io::copy(&mut server, &mut client);
         asked
     });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The operator's own processes beside the cluster, with the credentials of whoever they are to be.
+//! The operator's own processes, beside the cluster, with credentials of any identity.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -32,7 +32,7 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Starts `hyper2kvm-operator` with these words; what it logs goes to `log`.
+    /// Starts `hyper2kvm-operator` with these arguments; its log goes to `log`.
     pub(crate) fn start(kubeconfig: &Path, words: &[&str], log: &Path) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm-operator"))
             .args(words)
@@ -45,12 +45,12 @@ impl Process {
         Self { child, log: log.to_owned() }
     }
 
-    /// What it has logged so far.
+    /// Its log so far.
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until something is so.
+    /// Waits until `wanted` is true.
     pub(crate) fn until(&self, what: &str, wanted: impl Fn() -> bool) {
         let since = Instant::now();
         while !wanted() {
@@ -59,7 +59,7 @@ impl Process {
         }
     }
 
-    /// Waits for its end; its exit code.
+    /// Waits for its end; returns the exit code.
     pub(crate) fn ended(&mut self) -> Option<i32> {
         let since = Instant::now();
         loop {
@@ -106,7 +106,7 @@ impl Replica {
         Self { process: Process::start(kubeconfig, &words, &place.join(format!("{name}.log"))), address }
     }
 
-    /// The status and text of an answer; none while it doesn't listen.
+    /// Status and text of an answer; `None` while it doesn't listen.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
@@ -124,7 +124,7 @@ impl Replica {
         self.get("/metrics").is_some_and(|(_, text)| text.lines().any(|line| line == "hyper2kvm_leader 1"))
     }
 
-    /// Why it isn't ready, by its own word.
+    /// Why it isn't ready, in its own words.
     pub(crate) fn waits_for(&self) -> Option<String> {
         self.get("/readyz").filter(|(status, _)| *status == 503).map(|(_, why)| why.trim().to_owned())
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The controller as a process: which replica leads, what ends it, and what it says while it can't work.
+//! The controller as a process: which replica leads, what ends it, and what it reports while it can't work.
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -19,7 +19,7 @@ fn one_replica_leads_and_ends_when_its_lease_is_taken_and_the_next_one_goes_on()
     let mut first = start("first");
     first.process.until("leading", || first.leads() && first.is_ready());
     let mut second = start("second");
-    // It stands by, ready to be asked.
+    // It stands by, and is ready.
     second.process.until("standing by", || second.is_ready());
     assert!(!second.leads() && holder() == "first");
 
@@ -30,7 +30,7 @@ fn one_replica_leads_and_ends_when_its_lease_is_taken_and_the_next_one_goes_on()
     assert!(first.process.said().contains("the lease was lost"), "{}", first.process.said());
     second.process.until("leading", || second.leads() && second.is_ready());
 
-    // One that is asked to go leaves the lease to the next at once.
+    // A replica that is terminated releases the lease at once.
     second.process.terminate();
     assert_eq!(second.process.ended(), Some(0));
     assert_eq!(holder(), "");
@@ -55,7 +55,7 @@ fn without_its_definitions_it_lives_and_says_which_one_is_missing() {
     let place = tempfile::tempdir().unwrap();
     let server =
         run(cluster.kubectl().args(["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]));
-    // Below this path the server serves what it answers for kinds that nobody defined: nothing.
+    // Below this path the server answers as for kinds that are not defined.
     let bare = kubeconfig(cluster, None, Some(&format!("{server}/nothing")), &place.path().join("kubeconfig"));
     let replica = Replica::start(&bare, &["default"], "bare", place.path());
     let missing = "the CustomResourceDefinition hyperconversions.hyper2kvm.io is missing: apply the files in crds/, or \

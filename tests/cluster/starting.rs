@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What keeps an attempt from starting, and who starts it: Kueue's part is played here, images, nodes and volumes are real.
+//! What keeps an attempt from starting, and what starts it. The test acts as Kueue; images, nodes and volumes are
+//! real.
 
 mod watchers;
 
@@ -17,7 +18,7 @@ use serde_json::json;
 use crate::controller::stage::Stage;
 use crate::harness::{self, Cluster, Need, run};
 
-/// What the condition Converted says: its reason and its message.
+/// Reason and message of the condition Converted.
 fn converted(conversion: &ConversionJob) -> Option<(String, String)> {
     let condition = condition(&conversion.status.as_ref()?.conditions, "Converted")?;
     Some((condition.reason.clone(), condition.message.clone()))
@@ -37,7 +38,7 @@ fn is_suspended(job: &Job) -> bool {
     job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true)
 }
 
-/// Kueue's API group, served but for nothing.
+/// Kueue's API group is served, without a controller behind it.
 struct KueueServed(&'static Cluster);
 
 impl KueueServed {
@@ -82,7 +83,8 @@ async fn kueue_starts_jobs_and_stops_them_and_nobody_else_writes_to_them() {
         }
     }
 
-    // Made suspended, with the label by which Kueue finds it; what is suspended says so, and holds its slot.
+    // Made suspended, with the label by which Kueue finds it. A suspended Job is reported as such, and holds its
+    // slot.
     let job = stage.get::<Job>("web01-00000001-1").await;
     assert!(is_suspended(&job));
     assert_eq!(job.labels().get("kueue.x-k8s.io/queue-name").map(String::as_str), Some("migration"));
@@ -92,7 +94,7 @@ async fn kueue_starts_jobs_and_stops_them_and_nobody_else_writes_to_them() {
     let queued = |c: &ConversionJob| c.status.as_ref().and_then(|status| status.phase) == Some(JobPhase::Queued);
     stage.until::<ConversionJob>("third-00000003", queued).await;
 
-    // Kueue chooses nodes and starts it. That is another template than ours, and none of our business.
+    // Kueue chooses nodes and starts it. The template then differs from ours, which is allowed.
     let start = json!({"spec": {"suspend": false, "template": {"spec": {"nodeSelector": {"flavor": "spot"}}}}});
     stage.merge::<Job>("web01-00000001-1", &start).await;
     let pod = stage.run_pod("web01-00000001-1").await;
@@ -102,13 +104,13 @@ async fn kueue_starts_jobs_and_stops_them_and_nobody_else_writes_to_them() {
     };
     stage.until::<ConversionJob>("web01-00000001", runs).await;
 
-    // Somebody more important came: the attempt ends uncounted, and the next one waits for Kueue again.
+    // A preemption: the attempt ends uncounted, and the next one waits for Kueue again.
     stage.merge::<Job>("web01-00000001-1", &json!({"spec": {"suspend": true}})).await;
     let ended = stage.until::<ConversionJob>("web01-00000001", |c| reasons(c) == [Some(Reason::Suspended)]).await;
     assert_eq!(ended.status.unwrap().attempt_count, Some(0));
     stage.gone::<Job>("web01-00000001-1").await;
     stage.staged("web01-00000001", 2).await;
-    // Its slot went to who waited longer.
+    // Its slot goes to a conversion that has waited longer.
     stage.until::<ConversionJob>("third-00000003", |c| has_job(c, 1)).await;
     stage.merge::<Job>("third-00000003-1", &json!({"spec": {"suspend": false}})).await;
     stage.end_pod("third-00000003-1", 0, "").await;
@@ -120,7 +122,7 @@ async fn kueue_starts_jobs_and_stops_them_and_nobody_else_writes_to_them() {
         |c: &ConversionJob| c.status.as_ref().and_then(|status| status.phase) == Some(JobPhase::Publishing);
     stage.until::<ConversionJob>("web01-00000001", publishing).await;
 
-    // One that is never started waits as it was made, and nothing was written to it since.
+    // A Job that is never started waits unchanged.
     let never = stage.get::<Job>("never-00000002-1").await;
     assert!(is_suspended(&never));
     let managers = never.managed_fields();
@@ -132,7 +134,7 @@ async fn kueue_starts_jobs_and_stops_them_and_nobody_else_writes_to_them() {
     assert_eq!((reasons(&waiting), waiting.status.as_ref().unwrap().attempt_count), (vec![None], Some(0)));
 }
 
-/// What a conversion says about a worker that doesn't start, and how long after its pod or an event said it.
+/// The report of a conversion whose worker doesn't start, and its delay after the pod or an event showed that.
 async fn told(stage: &Stage, conversion: &str, reason: &str, cause: impl Fn(&Pod) -> bool + Send + Sync) -> String {
     let pod = stage.pod_of(&format!("{conversion}-1")).await;
     stage.until::<Pod>(&pod, |pod| cause(pod)).await;
@@ -142,7 +144,7 @@ async fn told(stage: &Stage, conversion: &str, reason: &str, cause: impl Fn(&Pod
     converted(&said).unwrap().1
 }
 
-/// Whether a container of the pod waits for an image that is not to be had.
+/// Whether a container of the pod waits for an image that can't be pulled.
 fn pulls(pod: &Pod) -> bool {
     let status = pod.status.clone().unwrap_or_default();
     let mut all = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
@@ -214,7 +216,7 @@ async fn a_worker_whose_volume_can_not_be_mounted_says_so_in_the_kubelet_s_words
     stage.queue("q", &json!({"worker": {}, "watcher": {}})).await;
     stage.conversion("web01-00000001", "q").await;
     stage.staged("web01-00000001", 1).await;
-    // The kubelet's first words may be that it can't read the claim: the API server learns late that it may.
+    // The kubelet's first message may be that it can't read the claim: the API server grants that a moment later.
     let words = "hostPath type check failed: /nowhere/images is not a directory";
     let worker = stage.pod_of("web01-00000001-1").await;
     let since = stage.first_event(&worker, "FailedMount", words).await;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What administrators do around a queue that is at work: `helm upgrade` to another image, and the end of its namespace.
-//! Nothing is lost, nothing is done twice.
+//! What administrators do with a queue at work: `helm upgrade` to another image, and deleting its namespace. Nothing
+//! is lost, nothing is done twice.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -106,7 +106,7 @@ async fn a_namespace_that_is_deleted_goes_and_its_files_stay() {
         assert!(fs::read(queue.queue(places[0])).unwrap() == disk(number), "{name}");
     }
     assert!(fs::read(queue.output(&published)).unwrap() == disk(1));
-    // Who watched it goes on, though nothing of it may be asked for any more.
+    // Its watchers go on, although they may request nothing of it any more.
     let path = "jsonpath={.items[*].status.containerStatuses[*]['ready','restartCount']}";
     let pods = run(operator.release().kubectl().args(["get", "pods", "-o", path]));
     assert_eq!(pods, "true 0");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The operator of a whole cluster, as the chart installs it without `watchNamespaces`. All others'
-//! namespaces have operators of their own, so it waits until none of them is there.
+//! The operator of a whole cluster, as the chart installs it without `watchNamespaces`. The namespaces of other tests
+//! have operators of their own, so it waits until those are gone.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::conversion::disks::{guest, holds};
 use crate::conversion::stage::{Operator, Queue, Record, Release};
 use crate::harness::{Cluster, Need, run};
 
-/// Converts a disk, and asks for what can't be had.
+/// Converts a disk, and requests something impossible.
 async fn works(queue: &Queue, seed: u64) {
     queue.ready();
     queue.bring("disk.img", &guest(1, seed));
@@ -56,7 +56,7 @@ async fn an_operator_of_the_whole_cluster_converts_in_each_namespace_there_is_an
     }
     join_all(queues.iter().zip(1..).map(|(queue, seed)| works(queue, seed))).await;
 
-    // No role of any namespace let it do so, and nothing was denied it.
+    // No role of a namespace allowed it that, and nothing was denied.
     let bound = "jsonpath={.items[*].subjects[*].name}";
     for queue in &queues {
         assert_eq!(run(queue.kubectl().args(["get", "rolebindings", "-o", bound])), "q-watcher");
@@ -66,7 +66,7 @@ async fn an_operator_of_the_whole_cluster_converts_in_each_namespace_there_is_an
     let asked = audit::requests(cluster.state.as_ref().expect("it is ours"), |name| name == user);
     let watched = asked.iter().filter(|request| request.verb == "watch" && request.namespace.is_empty());
     assert!(audit::used(watched).contains("watch conversionjobs.hyper2kvm.io"));
-    // In namespaces that other tests left, and that go now, nothing may be made any more.
+    // Nothing may be created any more in namespaces of other tests that are being deleted.
     let is_refused = |r: &&audit::Request| !r.allowed || r.code == 403 && names.contains(&r.namespace);
     assert_eq!(asked.iter().filter(is_refused).map(|refused| format!("{refused:?}")).collect::<Vec<_>>(), [""; 0]);
 }

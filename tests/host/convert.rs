@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `hyper2kvm convert` against qemu-img, which makes the sources and judges the outputs.
+//! `hyper2kvm convert` against qemu-img, which makes the sources and checks the outputs.
 
 mod threads;
 
@@ -39,7 +39,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a temporary path is UTF-8")
 }
 
-/// Bytes that nothing compresses, the same each time.
+/// Incompressible bytes, the same each time.
 fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
@@ -50,8 +50,8 @@ fn noise(len: usize) -> Vec<u8> {
     std::iter::repeat_with(&mut next).take(len.div_ceil(4)).flatten().collect()
 }
 
-/// A guest's disk: text that compresses, noise that doesn't, zeros that are written, and holes; data in the first and
-/// the last sector.
+/// A guest's disk: compressible text, incompressible noise, written zeros, and holes; with data in the first and the
+/// last sector.
 fn truth(place: &TempDir) -> PathBuf {
     let path = place.path().join("truth.img");
     let file = File::create_new(&path).unwrap();
@@ -86,7 +86,7 @@ const SOURCES: [(&str, &str, &[&str]); 16] = [
     ("subclusters.qcow2", "qcow2", &["-o", "extended_l2=on"]),
 ];
 
-/// Flags of ours and the format they make.
+/// Our flags, and the format that they make.
 const OUTPUTS: [(&[&str], &str); 6] = [
     (&["--format", "qcow2"], "qcow2"),
     (&["--compress"], "qcow2"),
@@ -103,7 +103,7 @@ fn converts_to_every_output(source: &Path, truth: &Path) {
 fn converts_to_every_output_in(place: &TempDir, source: &Path, truth: &Path) {
     for (flags, format) in OUTPUTS {
         let output = place.path().join(format!("out.{format}"));
-        // Our own reader, too, gives back the same guest.
+        // Our own reader, too, must return the same guest disk.
         let mut arguments = vec!["convert", text(source), "-o", text(&output), "--force", "--verify=full"];
         arguments.extend(flags);
         let converted = hyper2kvm(&arguments);
@@ -138,7 +138,7 @@ fn every_source_of_qemu_img_becomes_every_output_byte_for_byte() {
     converts_to_every_output(&raw, &truth);
 }
 
-/// SHA-256 of what [`OUTPUTS`] make of [`truth`]. Another writer or codec may change them, in a commit that says so.
+/// SHA-256 of the [`OUTPUTS`] for [`truth`]. Only another writer or codec may change them, in a commit that says so.
 const DIGESTS: [&str; 6] = [
     "ad347c2ecf750fbdf0b9d45fed0826b57ccf93312497eeb237c9d9b67c8a1cc9",
     "5eb98cb9db1397d315e20272f2dffa2ebca0b31e2f547da5b848e459178d6fc5",
@@ -167,7 +167,7 @@ fn outputs_have_the_bytes_that_they_had() {
 struct Ramfs(TempDir);
 
 impl Ramfs {
-    /// `None`, loudly, where it can't be had.
+    /// `None`, reported on standard error, where it can't be mounted.
     fn mount() -> Option<Self> {
         let place = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount").args(["-t", "ramfs", "hyper2kvm-test"]).arg(place.path()).output();
@@ -211,7 +211,7 @@ const DIRECT: [&str; 3] = ["stream.vmdk", "sparse.vmdk", "fixed.vhd"];
 struct SmallMemory(PathBuf);
 
 impl SmallMemory {
-    /// `None`, loudly, where it can't be had.
+    /// `None`, reported on standard error, where it can't be made.
     fn group(bytes: u64) -> Option<Self> {
         let first = Path::new("/sys/fs/cgroup/memory");
         let (parent, key) =
@@ -263,7 +263,7 @@ fn a_memory_limit_of_64_mib_is_enough_for_every_output_of_a_larger_disk() {
     }
 }
 
-/// Where this test, run again within a memory limit, finds its source and puts its outputs.
+/// Set where this test runs again within a memory limit: the directory of its source and its outputs.
 const PLACE: &str = "HYPER2KVM_TEST_PLACE";
 
 #[test]
@@ -527,7 +527,7 @@ fn a_terminal_sees_a_bar_with_bytes_rate_and_time_left() {
     }
     let place = tempfile::tempdir().unwrap();
     let source = place.path().join("disk.img");
-    // Nothing compresses it quickly: the bar has something to count.
+    // Slow to compress, so that the bar has something to count.
     fs::write(&source, noise(16 << 20)).unwrap();
     let (program, output) = (env!("CARGO_BIN_EXE_hyper2kvm"), place.path().join("out.qcow2"));
     let command =

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The daemon from outside: the built binaries, files dropped in, and what comes of them.
+//! The daemon from outside: the built binaries, files dropped in, and the results.
 
 mod arrival;
 mod ending;

@@ -13,7 +13,7 @@ use hyper2kvm::control::{Command, Handler, Listener, Reply, SOCKET};
 use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::stats::Snapshot;
 
-/// Answers as a paused daemon would that refuses to drain.
+/// Answers like a paused daemon that refuses to drain.
 struct Paused(Snapshot);
 
 impl Handler for Paused {
@@ -27,7 +27,7 @@ impl Handler for Paused {
     }
 }
 
-/// Runs `test` while a daemon's socket is served below the output directory that it is given.
+/// Runs `test` with an output directory below which a daemon's socket is served.
 fn with_daemon(test: impl FnOnce(&Path)) {
     let output = tempfile::tempdir().expect("a temporary directory");
     std::fs::create_dir(output.path().join(".daemon")).expect("a new directory");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The programs of one host from outside: the built binaries, and what comes of what they are given.
+//! The programs of one host from outside: the built binaries, and the results of what they are given.
 
 #[path = "../support/lib.rs"]
 mod support;

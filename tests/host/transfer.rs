@@ -107,7 +107,7 @@ fn an_upload_goes_on_where_it_was_interrupted() {
     assert_eq!(second.line(), json!({"have": 300_000}));
     second.say(&bytes[300_000..]);
     assert_eq!(second.line(), json!({"sha256": digest(&bytes)}));
-    // Gone without a word: nothing is taken for whole.
+    // The near end left without commit or discard: nothing counts as whole.
     assert_eq!(second.end(), Some(1));
     assert_eq!(names(queue.path()), ["a.raw.part"]);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `hyper2kvm worker`: the contract with whoever starts it.
+//! `hyper2kvm worker`: its contract with the process that starts it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -98,7 +98,7 @@ fn a_finished_attempt_leaves_disks_and_metadata_and_exits_with_0() {
     assert!(!bench.work().join("failure.json").exists());
 }
 
-/// A group of processes with one CPU's quota; `None` where this machine lets none be made.
+/// A group of processes with one CPU's quota; `None` where this machine forbids it.
 fn one_cpu() -> Option<PathBuf> {
     let first = Path::new("/sys/fs/cgroup/cpu");
     let (parent, key, quota) = if first.exists() {
@@ -239,7 +239,7 @@ fn while_it_reads_an_image_it_has_no_privileges_to_gain_and_no_core_to_leave() {
     child.wait_with_output().unwrap();
 }
 
-/// Whether this kernel has no Landlock, by a worker's own words.
+/// Whether this kernel has no Landlock, according to a worker.
 fn said_no_landlock() -> bool {
     said(&Bench::new("disk.raw", &[7; 8192]).run()).contains("no Landlock")
 }
@@ -247,7 +247,7 @@ fn said_no_landlock() -> bool {
 #[test]
 fn a_worker_whose_daemon_is_gone_does_nothing() {
     let bench = Bench::new("disk.raw", &[7; 8192]);
-    // Process 1 did not start it.
+    // Process 1 is not its parent.
     let output = bench.command().env("HYPER2KVM_PARENT", "1").output().unwrap();
     assert_eq!(output.status.code(), Some(143), "{}", said(&output));
     assert_eq!(fs::read_dir(bench.work()).unwrap().count(), 0);

@@ -30,7 +30,7 @@ fn a_descriptor_reaches_no_file_outside_its_group() {
     ] {
         Trap::new("vm.vmdk", flat_descriptor(extent).as_bytes()).is_refused(reason);
     }
-    // By hand a file beside the descriptor is its extent; a claim that does not hold it keeps a worker from it.
+    // By hand, a file beside the descriptor is its extent. A worker doesn't see it: its claim does not hold the file.
     Trap::new("vm.vmdk", flat_descriptor(BESIDE).as_bytes()).worker_refuses("MissingMember", &json!({}));
 }
 
@@ -194,7 +194,7 @@ fn a_disk_beyond_the_limit_or_a_grain_that_inflates_beyond_its_size_is_refused()
     let mut image = std::io::Cursor::new(Vec::new());
     bomb.write(&mut image, |n| (n == 3).then(|| vec![1; 1 << 22])).unwrap();
     Trap::new("bomb.vmdk", &image.into_inner()).is_refused("Corrupt");
-    // The last grain, whole or cut by the disk's end, is no exception.
+    // This also holds for the last grain, whole or cut by the disk's end.
     for (capacity, len) in [(1 << 20, 1 << 21), (1 << 20, (1 << 16) + 1), ((1 << 20) - 512, 1 << 21)] {
         let mut image = std::io::Cursor::new(Vec::new());
         Sparse::stream_optimized(capacity).write(&mut image, |n| (n == 15).then(|| vec![1; len])).unwrap();
@@ -237,7 +237,7 @@ fn tables_that_overlap_or_point_at_the_header_are_refused() {
     let directory = usize::try_from(u64::from_le_bytes(image[56..64].try_into().unwrap()) * 512).unwrap();
     let table = usize::try_from(u32::from_le_bytes(image[directory..directory + 4].try_into().unwrap())).unwrap() * 512;
     let first: [u8; 4] = image[table..table + 4].try_into().unwrap();
-    // The first grain's place, the descriptor, the directory.
+    // Entries that point at the first grain, at the descriptor, and at the directory.
     let place = u32::try_from(directory / 512).unwrap().to_le_bytes();
     for (at, entry) in [(table + 4, first), (table + 4, [1, 0, 0, 0]), (table, place)] {
         println!("{entry:?} at byte {at}");

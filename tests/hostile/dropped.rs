@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One pass through the daemon: what it says of hostile files, in error.json and in its log.
+//! One pass through the daemon: its reports of hostile files, in error.json and in its log.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::trap::{BESIDE, CANARY, content, quiet_below, written};
 fn hostile_files_end_in_errors_with_their_reasons_and_the_good_one_is_converted() {
     let site = Site::new("");
     let daemon = site.start();
-    // Outside the queue, where `../` leads to, and in it under a name that is no disk's.
+    // Outside the queue, where `../` leads, and inside it under a name that is not a disk's.
     fs::write(site.dir.path().join(BESIDE), CANARY.repeat(1000)).unwrap();
     fs::write(site.queue().join("canary.txt"), CANARY.repeat(1000)).unwrap();
     let mut child = Sparse::monolithic_sparse(1 << 20);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Good images with flipped, copied and cut bytes through the whole engine: the same disk or the same error at the same
-//! place by the plainest path, by the fastest, to other outputs and beside a digest; never a panic, never more extents than
-//! the disk can have.
+//! Good images with flipped, copied and cut bytes, through the whole engine. The plainest path, the fastest, other
+//! outputs and a digest beside the copy give the same disk, or the same error at the same place; never a panic, never
+//! more extents than the disk can have.
 //!
-//! Each is a fuzz target too, which cargo-bolero (<https://camshaft.github.io/bolero>) drives by what the engine's code runs
-//! through:
+//! Each is also a fuzz target, which cargo-bolero (<https://camshaft.github.io/bolero>) drives by the coverage of the
+//! engine's code:
 //!
 //! ```text
 //! cargo +nightly bolero test --no-default-features mutation::stream_vmdk   # until it finds something, or Ctrl-C
@@ -28,11 +28,11 @@ use crate::support::vmdk::{Sparse, built, descriptor};
 use crate::trap::content;
 
 const LIMITS: Limits = Limits { max_virtual_size: 64 << 20, max_scratch_bytes: 64 << 20 };
-/// Smallest extent that any format stores, but for a disk's end.
+/// Smallest extent that any format stores, except at a disk's end.
 const SMALLEST: u64 = 512;
-/// Cases of each image where nothing else is asked for.
+/// Cases of each image, unless a variable sets another number.
 const CASES: usize = 24;
-/// Numbers at the ends of what fields hold, or that many fields hold.
+/// Numbers at the limits of fields, and numbers that many fields hold.
 const EXTREMES: [u64; 8] = [0, 1, 0xFFFF, 0x1_0000, u32::MAX as u64, 1 << 63, u64::MAX - 511, u64::MAX];
 
 /// A file that is dropped, with the files beside it.
@@ -53,7 +53,7 @@ enum Change {
     Cut { at: u16 },
 }
 
-/// Structures lie in the first blocks of most formats.
+/// The structures of most formats lie in the first blocks.
 fn place(at: u16, head: bool, len: usize) -> usize {
     let range = if head { len.min(4096) } else { len };
     (usize::from(at) * range) >> 16
@@ -82,7 +82,7 @@ fn apply(image: &mut Vec<u8>, change: &Change) {
     }
 }
 
-/// Makes printable what a change of a text left: most others would be refused for one bad byte.
+/// Makes changed bytes of a text printable: one bad byte would hide all other faults.
 fn keep_text(text: &mut [u8]) {
     for byte in text.iter_mut().filter(|byte| !byte.is_ascii_graphic() && !b" \n".contains(byte)) {
         *byte = b' ' + *byte % 95;
@@ -106,7 +106,7 @@ fn others() -> [(CopyOptions, bool); 3] {
     [(zstd, false), (vdi, false), (fastest(), true)]
 }
 
-/// The guest's disks as they are read in their copies; the map is walked beside it.
+/// The guest's disks, read from their copies. Also walks the map.
 fn convert(files: &[Region], options: &CopyOptions, digested: bool) -> Result<Vec<Vec<u8>>, Error> {
     let source = source::open(&files[0], &files[1..], &LIMITS, &mut || Ok(tempfile::tempfile().unwrap()))?;
     let mut disks = Vec::new();
@@ -134,7 +134,7 @@ fn convert(files: &[Region], options: &CopyOptions, digested: bool) -> Result<Ve
     Ok(disks)
 }
 
-/// The digest that the region has.
+/// The digest of the region.
 fn digest(region: &Region) -> Expected {
     let mut bytes = vec![0; usize::try_from(region.len()).unwrap()];
     region.read_exact_at(&mut bytes, 0).unwrap();
@@ -166,7 +166,7 @@ fn both_ways(name: &str, bytes: &[u8]) -> (Region, Region) {
     (cached.clone(), cached.also_direct(direct.map(Arc::new)))
 }
 
-/// The plainest path, the fastest, and one more in turn say the same of a changed image with the files beside it.
+/// The plainest path, the fastest, and one more in turn agree on a changed image with the files beside it.
 fn agree(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)]) {
     let beside = siblings.iter().map(|(name, bytes)| both_ways(name, bytes));
     let (cached, around): (Vec<_>, Vec<_>) = std::iter::once(both_ways(name, image)).chain(beside).unzip();
@@ -175,7 +175,7 @@ fn agree(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)]) {
     for (options, digested) in [(fastest(), false), others()[turn].clone()] {
         match (&plain, convert(&around, &options, digested)) {
             (Ok(plain), Ok(fast)) => assert!(*plain == fast, "two readings differ: {options:?}"),
-            // Of several faults all tell the same.
+            // If there are several faults, all paths report the same one.
             (Err(plain), Err(fast)) => assert_eq!(
                 (plain.reason, &plain.file, plain.offset, &plain.message),
                 (fast.reason, &fast.file, fast.offset, &fast.message),
@@ -186,7 +186,7 @@ fn agree(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)]) {
     }
 }
 
-/// What is changed; made once.
+/// The images to change; made once.
 fn images() -> &'static [Dropped] {
     static IMAGES: OnceLock<Vec<Dropped>> = OnceLock::new();
     IMAGES.get_or_init(|| {

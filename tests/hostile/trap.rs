@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A directory with an image in it and a canary beside it, and what must hold after somebody tried to convert it.
+//! A directory with an image and a canary beside it, and what must hold after a conversion was tried.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,12 +9,12 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Stands in a file beside each image and nowhere else.
+/// Stands in a file beside each image, and nowhere else.
 pub(crate) const CANARY: &str = "CANARY-5f0d-of-another-tenant";
 /// Name of that file.
 pub(crate) const BESIDE: &str = "canary.raw";
 
-/// Bytes that the program may write to: what a conversion takes, and the stacks of its threads, 2 MiB each.
+/// Bytes that the program may write to: the needs of a conversion, and the stacks of its threads, 2 MiB each.
 const MEMORY: u64 = 96 << 20;
 
 /// A directory that is a claim at the same time.
@@ -24,7 +24,7 @@ pub(crate) struct Trap {
 }
 
 impl Trap {
-    /// An image called `name`, made of what `content` makes of the canary's absolute path.
+    /// An image called `name` with this content, which may hold the canary's absolute path.
     pub(crate) fn new(name: &str, content: &[u8]) -> Self {
         let trap = Self::empty(name);
         fs::write(trap.image(), content).unwrap();
@@ -63,7 +63,7 @@ impl Trap {
         self.worker_refuses(reason, options);
     }
 
-    /// Only a worker is asked, whose claim has the image as its one member.
+    /// Runs only a worker, whose claim has the image as its only member.
     pub(crate) fn worker_refuses(&self, reason: &str, options: &Value) {
         let worker = self.work(options);
         let said = text(&worker);
@@ -75,7 +75,7 @@ impl Trap {
         self.canary_sings_nowhere("work");
     }
 
-    /// Both take it; the outputs say nothing of the canary.
+    /// Both accept it; the outputs hold nothing of the canary.
     pub(crate) fn is_converted(&self) {
         let by_hand = self.convert(&[]);
         assert!(by_hand.status.success(), "{}: {}", self.name, text(&by_hand));
@@ -135,15 +135,15 @@ impl Trap {
     }
 }
 
-/// The program, which ends where it asks for more memory than a conversion may take. (Not where it prints a backtrace:
-/// Rust's library waits for ever if there is no memory for that.)
+/// The program, which is ended where it needs more memory than a conversion may. (Without backtraces: Rust's library
+/// waits for ever if there is no memory for one.)
 fn bounded() -> Command {
     let mut command = Command::new("prlimit");
     command.arg(format!("--data={MEMORY}")).arg(env!("CARGO_BIN_EXE_hyper2kvm")).env("RUST_BACKTRACE", "0");
     command
 }
 
-/// No file below `directory` has the canary's text.
+/// Checks that no file below `directory` contains the canary's text.
 pub(crate) fn quiet_below(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().map(Result::unwrap) {
         let path = entry.path();
@@ -164,7 +164,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs qemu-img; false, said loudly, where it is not installed.
+/// Runs qemu-img; false, reported on standard error, where it is not installed.
 pub(crate) fn qemu_img(directory: &Path, arguments: &[&str]) -> bool {
     match Command::new("qemu-img").current_dir(directory).args(arguments).output() {
         Ok(output) => {
@@ -178,7 +178,7 @@ pub(crate) fn qemu_img(directory: &Path, arguments: &[&str]) -> bool {
     }
 }
 
-/// Bytes that do not compress, then zeros, then text: no cut or flip in them goes unseen.
+/// Incompressible bytes, then zeros, then text: any cut or flip in them shows.
 pub(crate) fn content(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = vec![0; len];

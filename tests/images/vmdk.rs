@@ -225,7 +225,7 @@ fn marker(sectors: u64, kind: u32) -> [u8; 512] {
     marker
 }
 
-/// Directory and tables in one stretch from sector `at`.
+/// Directory and tables, contiguous from sector `at`.
 fn write_tables<W: Write>(out: &mut W, entries: &[u32], at: u64, tables: u64) -> io::Result<()> {
     let first = at + (tables * 4).div_ceil(SECTOR);
     let directory: Vec<u32> = (0..tables).map(|table| u32::try_from(first + table * 4).unwrap()).collect();

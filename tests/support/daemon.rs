@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A daemon of the built binaries on directories of its own, and what a test asks of it.
+//! A daemon of the built binaries on directories of its own, and queries for tests.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 /// Deadline for what takes seconds on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// How often a daemon looks at files that are to settle, in milliseconds.
+/// Variable for the interval of looks at settling files, in milliseconds.
 pub(crate) const LOOK_INTERVAL: &str = "HYPER2KVM_TEST_LOOK_INTERVAL_MS";
 
-/// As often as without tests: for those that are about settling.
+/// The normal interval: for tests about settling.
 pub(crate) const EACH_SECOND: &[(&str, &str)] = &[(LOOK_INTERVAL, "1000")];
 
 /// Queue and output directory, which outlive the daemons that work on them.
@@ -36,7 +36,7 @@ pub(crate) struct Daemon<'a> {
 }
 
 impl Site {
-    /// Directories, and these lines of YAML beside their names.
+    /// Directories, and a configuration that names them and has these lines of YAML.
     pub(crate) fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("queue")).unwrap();
@@ -180,7 +180,7 @@ impl Daemon<'_> {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Lines of the log that say this.
+    /// Lines of the log that contain this.
     pub(crate) fn lines(&self, text: &str) -> Vec<String> {
         self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
@@ -221,13 +221,13 @@ impl Daemon<'_> {
 
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
-        // Ended already, mostly.
+        // It has mostly ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Bytes out, all bytes back.
+/// Sends bytes, and returns all bytes of the answer.
 pub(crate) fn exchange(output: &Path, request: &[u8]) -> Option<Vec<u8>> {
     let mut stream = UnixStream::connect(output.join(".daemon/control.sock")).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -249,8 +249,8 @@ fn wait(what: &str, mut condition: impl FnMut() -> bool, log: impl Fn() -> Strin
     }
 }
 
-/// For what takes a fixed time on a machine that does nothing else: it must be so once in three times, for others keep
-/// this one busy now and then, and a program that is too slow always is.
+/// For durations on an idle machine: one of three tries must succeed, because other work disturbs some; a program
+/// that is too slow fails all three.
 pub(crate) fn at_best(mut attempt: impl FnMut() -> Result<(), String>) {
     let missed: Vec<String> = (0..3).map_while(|_| attempt().err()).collect();
     assert!(missed.len() < 3, "each time: {missed:?}");

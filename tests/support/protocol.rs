@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the control socket answers, byte for byte, and what stats.json looks like: the daemon's, and a queue's in the
-//! cluster. Nothing waits and nothing has ever been done.
+//! The control socket's answers, byte for byte, and the form of stats.json: the same for a daemon and for a queue in
+//! the cluster. Nothing waits and nothing was ever done.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// What ends a daemon that has nothing to do, what is answered before, and how the state is called that follows.
+/// The commands that end an idle daemon, their answers, and the names of the states that follow.
 pub(crate) const LAST_WORDS: [(&str, &str, &str); 2] =
     [("drain", "Draining queue", "draining"), ("stop", "Stopping daemon", "stopping")];
 
-/// stats.json, with a 0 for each of its figures and times.
+/// stats.json, with a 0 for each figure and time.
 const STATISTICS: &str = r#"{
   "daemon_start_time": "0-0-0T0:0:0Z",
   "uptime_seconds": 0,
@@ -51,7 +51,7 @@ pub(crate) fn ask(socket: &Path, request: &[u8]) -> String {
     answer
 }
 
-/// Goes through everything that can be asked, but for [`LAST_WORDS`]; with each of many idle clients on the line.
+/// Sends every command but [`LAST_WORDS`] and checks the answers, with many idle clients connected.
 pub(crate) fn answers(socket: &Path) {
     let idle: Vec<_> = (0..8).map(|_| UnixStream::connect(socket).unwrap()).collect();
     let long = format!("{{\"command\":\"status\",\"extra\":\"{}\"}}", "x".repeat(6 << 10));
@@ -87,13 +87,13 @@ pub(crate) fn answers(socket: &Path) {
     drop(idle);
 }
 
-/// Whether stats.json is what it is to be while the queue is in this state.
+/// Whether stats.json has the expected content while the queue is in this state.
 pub(crate) fn is_written(file: &Path, state: &str) -> bool {
     let statistics = STATISTICS.replace(&format!(r#""{state}": false"#), &format!(r#""{state}": true"#));
     std::fs::read_to_string(file).is_ok_and(|text| without_figures(&text) == statistics)
 }
 
-/// The answer to `status` while the queue is in this state, or none of these.
+/// The answer to `status` in this state.
 pub(crate) fn status(state: &str) -> String {
     let [draining, paused, stopping] = ["draining", "paused", "stopping"].map(|word| word == state);
     let version = env!("CARGO_PKG_VERSION");

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Chance that can be repeated: `HYPER2KVM_SEED` names the seed, and every run prints its own.
+//! Random numbers that can be repeated: `HYPER2KVM_SEED` sets the seed, and every run prints its own.
 
 /// `SplitMix64`.
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// The seed that is asked for, else one of the moment.
+    /// Seeded by `HYPER2KVM_SEED`, else by the clock.
     pub(crate) fn seeded(test: &str) -> Self {
         let seed = number("HYPER2KVM_SEED").unwrap_or_else(|| {
             let now = jiff::Timestamp::now().as_nanosecond();
@@ -27,7 +27,7 @@ impl Random {
         self.next() % bound
     }
 
-    /// Bytes that no compression shortens.
+    /// Incompressible bytes.
     pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(len).collect()
     }

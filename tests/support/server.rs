@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A server for webhooks on a port of its own: it answers, fails, or says nothing at all.
+//! A server for webhooks on a port of its own: it answers, fails, or never answers.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
@@ -12,16 +12,16 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
     Answers,
-    /// 500 to everybody.
+    /// Answers 500 to every request.
     Fails,
-    /// Takes connections and never says a word.
+    /// Accepts connections and never answers.
     Hangs,
 }
 
 pub(crate) struct Server {
     address: IpAddr,
     pub port: u16,
-    /// What was posted, in its order.
+    /// The posted bodies, in order.
     pub posted: Receiver<Value>,
     /// One for each connection.
     pub connected: Receiver<()>,
@@ -42,7 +42,7 @@ impl Server {
         thread::spawn(move || {
             let mut held = Vec::new();
             for stream in listener.incoming().map(Result::unwrap) {
-                // The test may have heard enough.
+                // The test may have dropped its receiver.
                 let _ = connections.send(());
                 match manner {
                     Manner::Hangs => held.push(stream),
@@ -64,7 +64,7 @@ impl Server {
     }
 }
 
-/// One request on a connection, which is closed then.
+/// One request on a connection, which is then closed.
 fn serve(stream: TcpStream, status: &str, bodies: &Sender<Value>) {
     let mut reader = BufReader::new(stream);
     let mut length = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A queue with more files than are claimed ahead, drained across a restart of its watcher. Nobody converts anything.
+//! A queue with more files than are claimed ahead, drained across a restart of its watcher. Nothing is converted.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use crate::controller::stage::Stage;
 use crate::harness::{Cluster, Need};
 use crate::support::protocol;
 
-/// One more than `maxConcurrentJobs` and those that are claimed ahead of it.
+/// One more than `maxConcurrentJobs` and the artifacts that are claimed ahead.
 const FILES: usize = 1 + 32 + 1;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,7 +37,7 @@ async fn what_was_queued_when_draining_began_is_claimed_whoever_watches_and_what
     sidecar.until("queued", || shows(&format!("\"current_queue_depth\":{FILES},")));
     let last = waiting();
     assert_eq!(last.len(), 1, "{last:?}");
-    // With a change besides, for which the watcher begins anew.
+    // Another change in the same patch makes the watcher start a new engine.
     let change = json!({"spec": {"runState": "Draining", "companionTimeoutSeconds": 3601}});
     stage.merge::<HyperConversion>("q", &change).await;
     sidecar.until("draining", || shows("\"draining\":true,"));
@@ -58,7 +58,7 @@ async fn what_was_queued_when_draining_began_is_claimed_whoever_watches_and_what
     // It does not wait for a slot.
     watcher.until("counted", || shows(&format!("\"current_queue_depth\":{},", FILES - 2)));
 
-    // Asked for anew while nobody watches: what came late is queued when that begins.
+    // Draining begins anew while no watcher runs: files that came meanwhile count as queued.
     drop(watcher);
     for run_state in ["Running", "Draining"] {
         stage.merge::<HyperConversion>("q", &json!({"spec": {"runState": run_state}})).await;
@@ -66,7 +66,7 @@ async fn what_was_queued_when_draining_began_is_claimed_whoever_watches_and_what
     let watcher = site.start_one("watcher", &cluster.kubeconfig, namespace, &uid);
     watcher.until("drained of what came late", || waiting().is_empty());
 
-    // As a watcher leaves it that dies before it has noted what is queued.
+    // The state that a watcher leaves if it dies before it recorded what is queued.
     drop(watcher);
     fs::remove_file(site.0.path().join("output/.daemon/draining.json")).unwrap();
     fs::write(queue.join("later.img"), [7; 12288]).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The control socket of a queue in the cluster: what one host answers, before a real API server.
+//! The control socket of a queue in the cluster gives the answers of one host, with a real API server.
 
 use hyper2kvm::cluster::api::HyperConversion;
 use kube::ResourceExt as _;
@@ -21,7 +21,7 @@ async fn a_queue_s_socket_and_statistics_are_byte_for_byte_those_of_one_host() {
     let (socket, file) = (site.socket(), site.socket().with_file_name("stats.json"));
     protocol::answers(&socket);
     sidecar.until("written down", || protocol::is_written(&file, ""));
-    // A queue lives on: it is told, and shows it until it is told otherwise.
+    // Unlike a daemon, a queue goes on: it gets the new state, and shows it until the next change.
     for (word, answer, state) in protocol::LAST_WORDS {
         assert_eq!(protocol::ask(&socket, word.as_bytes()), protocol::done(answer));
         assert_eq!(protocol::ask(&socket, b"status"), protocol::status(state));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The operator of a whole cluster: its role holds in every namespace, and is what those of single namespaces are.
+//! The operator of a whole cluster: its role holds in every namespace, and equals the roles of single namespaces.
 //!
-//! It may not work here, for the namespaces of other tests have controllers of their own: it stands by, while another
-//! has its lease, and what its role lets it do is asked of the API server, verb by verb.
+//! It must not work here, because the namespaces of other tests have controllers of their own. So it stands by while
+//! another holds its lease, and the API server is asked verb by verb what its role allows.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::replica::{Replica, kubeconfig_of};
 /// Every verb that Kubernetes knows for objects.
 const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
 
-/// What the chart makes for a whole cluster, and takes away with the test: a part of it lies in no namespace.
+/// What the chart makes for a whole cluster, removed with the test: a part of it lies in no namespace.
 struct Granted {
     cluster: &'static Cluster,
     file: tempfile::NamedTempFile,
@@ -48,8 +48,8 @@ impl Drop for Granted {
     }
 }
 
-/// `verb resource` as the audit log has it, where the API server lets the user do that in this namespace, or with none
-/// in all of them at once.
+/// `verb resource` as the audit log has it, where the API server allows it to the user in this namespace; without
+/// one, in all namespaces at once.
 async fn allowed(client: &Client, user: &str, namespace: &str, verb: &str, kind: &str) -> Option<String> {
     let (resource, group) = kind.split_once('.').unwrap_or((kind, ""));
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
@@ -99,7 +99,7 @@ async fn a_controller_of_the_whole_cluster_may_in_every_namespace_what_it_uses_a
             stream::iter(asked).buffer_unordered(32).filter_map(std::future::ready).collect().await;
         assert_eq!(may, named, "in namespace {namespace:?}");
     }
-    // Roles are handed out with what their author holds, never beyond.
+    // Roles are granted with rights that their author has, never beyond.
     for verb in ["bind", "escalate", "impersonate"] {
         for kind in
             ["roles.rbac.authorization.k8s.io", "clusterroles.rbac.authorization.k8s.io", "users", "serviceaccounts"]
@@ -122,7 +122,7 @@ async fn a_controller_of_the_whole_cluster_may_in_every_namespace_what_it_uses_a
     let asked = audit::requests(files, |name| name == user);
     let denied: Vec<_> = asked.iter().filter(|request| !request.allowed || request.code == 403).collect();
     assert!(denied.is_empty(), "{denied:#?}");
-    // It has seen that both kinds are served, to whoever asks for all of them.
+    // It listed both kinds in all namespaces, and so found that they are served.
     let everywhere = audit::used(asked.iter().filter(|request| request.namespace.is_empty()));
     assert_eq!(everywhere, list(&["list conversionjobs.hyper2kvm.io", "list hyperconversions.hyper2kvm.io"]));
     drop(granted);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Objects that the API server has to refuse, each with what it has to say; and some that it has to take.
+//! Objects that the API server must refuse, each with its message; and some that it must accept.
 
 use serde_json::{Value, json};
 
@@ -307,7 +307,7 @@ pub(super) fn conversions() -> Vec<(Value, &'static str)> {
     ]
 }
 
-/// Changes that a stored queue must not take.
+/// Changes that must be refused for a stored queue.
 pub(super) fn queue_changes() -> Vec<(Value, &'static str)> {
     vec![
         (
@@ -325,7 +325,7 @@ pub(super) fn queue_changes() -> Vec<(Value, &'static str)> {
     ]
 }
 
-/// Changes that a stored conversion must not take.
+/// Changes that must be refused for a stored conversion.
 pub(super) fn conversion_changes() -> Vec<(Value, &'static str)> {
     vec![
         (
@@ -347,7 +347,7 @@ pub(super) fn conversion_changes() -> Vec<(Value, &'static str)> {
     ]
 }
 
-/// Changes that leave a queue in order.
+/// Changes that leave a queue valid.
 pub(super) fn good_queues() -> Vec<Value> {
     vec![
         json!({}),
@@ -370,7 +370,7 @@ pub(super) fn good_queues() -> Vec<Value> {
     ]
 }
 
-/// Changes that leave a conversion in order.
+/// Changes that leave a conversion valid.
 pub(super) fn good_conversions() -> Vec<Value> {
     vec![
         json!({}),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Conversions that somebody asks for by an object of theirs.
+//! Conversions that a person requests by creating an object.
 
 use std::fs;
 
@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use super::{job_uid, phase, saying};
 use crate::controller::stage::Stage;
 
-/// What the condition Admitted says: its reason and its message.
+/// Reason and message of the condition Admitted.
 fn admitted(conversion: &ConversionJob) -> Option<(&str, &str)> {
     let condition = condition(&conversion.status.as_ref()?.conditions, "Admitted")?;
     Some((&condition.reason, &condition.message))
 }
 
-/// Makes a conversion of `web01.img` with this metadata, and with this in its specification besides.
+/// Makes a conversion of `web01.img` with this metadata and these further fields in its specification.
 async fn make(stage: &Stage, metadata: Value, further: &Value) {
     let mut spec = json!({"queueRef": {"name": "q"}, "source": {"path": "web01.img"}});
     spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
@@ -87,7 +87,7 @@ async fn an_object_of_the_queue_that_no_claim_stands_for_is_taken_up() {
     let Some(stage) = Stage::open("orphan").await else { return };
     let root = tempfile::tempdir().unwrap();
     stage.queue("q", &json!({})).await;
-    // As `kubectl get -o yaml` shows one, and as one is left whose claim and ledger are lost.
+    // As `kubectl get -o yaml` shows one, and as it remains when its claim and the ledger are lost.
     let owner = stage.get::<HyperConversion>("q").await.controller_owner_ref(&()).unwrap();
     make(&stage, json!({"name": "copied", "ownerReferences": [owner]}), &json!({})).await;
     make(&stage, json!({"name": "repeated"}), &json!({"duplicateOf": "web01.img"})).await;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A watcher to which something is wrong from the start: it says so, stays, and goes on once that is set right.
+//! A watcher that meets a problem at its start reports it, stays, and goes on once it is mended.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use super::{phase, saying};
 use crate::controller::stage::Stage;
 use crate::harness::{Need, left_out};
 
-/// What a condition says, once it has this status and reason.
+/// The message of a condition, once it has this status and reason.
 async fn says(stage: &Stage, kind: &str, status: &str, reason: &str) -> String {
     let wanted = (status.to_owned(), reason.to_owned());
     let queue = stage.until::<HyperConversion>("q", |queue| saying(queue, kind).as_ref() == Some(&wanted)).await;
@@ -48,7 +48,7 @@ async fn a_ledger_that_is_damaged_or_newer_is_a_condition_until_it_is_moved_asid
     fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
     assert!(stage.first_conversion().await.starts_with("web01-"));
 
-    // Nor does it lose anything by one that is damaged while it works.
+    // Nor does it lose anything when the ledger is damaged while it works.
     fs::write(&ledger, [0x5a; 8192]).unwrap();
     fs::write(root.path().join("queue/web02.img"), [8; 4096]).unwrap();
     let said = says(&stage, "StorageReady", "False", "LedgerUnusable").await;
@@ -74,7 +74,7 @@ async fn a_specification_that_only_an_older_schema_let_in_is_a_condition_until_i
     let said = says(&stage, "Ready", "False", "InvalidSpec").await;
     assert!(said.starts_with("spec.conversion.maxVirtualSize: \"64 TB\" is no size: a whole number"), "{said}");
     stage.watch("q", root.path()).await;
-    // The volumes are looked at; the queue isn't.
+    // The volumes are checked; the queue isn't.
     stage.file(&root.path().join("output/.daemon/deduplication.db")).await;
     fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
     let spec = json!({"spec": {"conversion": {"maxVirtualSize": "64Ti"}}});
@@ -82,7 +82,7 @@ async fn a_specification_that_only_an_older_schema_let_in_is_a_condition_until_i
     assert!(stage.first_conversion().await.starts_with("web01-"));
     says(&stage, "Ready", "False", "WatcherUnavailable").await;
 
-    // Nor does it end one that works.
+    // Nor does a bad specification end a watcher that works.
     stage.namespace.store("q", r#""backoffMultiplier":"2.0""#, r#""backoffMultiplier":"x2""#);
     stage.replace_controller(image).await;
     let said = says(&stage, "Ready", "False", "InvalidSpec").await;
@@ -145,7 +145,7 @@ async fn a_duplicate_whose_names_are_longer_than_its_object_holds_is_reported_al
     let daemon = root.path().join("output/.daemon");
     fs::create_dir_all(&daemon).unwrap();
     let (name, now) = (format!("{}.img", "n".repeat(200)), Timestamp::now());
-    // As the original program made it.
+    // As the original program makes it.
     let before = Connection::open(daemon.join("deduplication.db")).unwrap();
     before
         .execute_batch(&format!(
@@ -162,7 +162,7 @@ async fn a_duplicate_whose_names_are_longer_than_its_object_holds_is_reported_al
     says(&stage, "StorageReady", "True", "Probed").await;
     fs::write(root.path().join("queue").join(&name), [7; 4096]).unwrap();
     let conversion = stage.first_conversion().await;
-    // Phase and report are two writes, in either order.
+    // Phase and conditions are two writes, in either order.
     let is_over = |c: &ConversionJob| {
         let duplicate_of = c.status.as_ref().and_then(|status| status.duplicate_of.as_ref());
         phase(c) == Some(JobPhase::Duplicate) && duplicate_of.is_some()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A namespace with a controller of its own, and the parts that tests play: the watcher's and the kubelet's.
+//! A namespace with a controller of its own, where tests act as the watcher and the kubelet.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -35,7 +35,7 @@ pub(crate) struct Stage {
     controller: JoinHandle<()>,
 }
 
-/// A controller of this namespace alone.
+/// A controller of this namespace only.
 fn control(config: &kube::Config, namespace: &str, image: Image) -> JoinHandle<()> {
     let options = Options {
         image,
@@ -57,7 +57,7 @@ impl Drop for Stage {
 }
 
 impl Stage {
-    /// A fresh namespace under a controller; `None` where no API server can be had.
+    /// A fresh namespace under a controller; `None` where no API server is available.
     pub(crate) async fn open(test: &str) -> Option<Self> {
         Self::open_where(
             test,
@@ -67,14 +67,14 @@ impl Stage {
         .await
     }
 
-    /// The same where this is to be had, with this image of the workers.
+    /// The same where `need` is available, with this image of the workers.
     pub(crate) async fn open_where(test: &str, need: Need, image: Image) -> Option<Self> {
         let mut stage = Self::empty(test, need).await?;
         stage.controller = control(&stage.config, &stage.namespace.name, image);
         Some(stage)
     }
 
-    /// A fresh namespace that no controller looks at yet.
+    /// A fresh namespace without a controller.
     pub(crate) async fn empty(test: &str, need: Need) -> Option<Self> {
         let cluster = Cluster::shared(need)?;
         let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("hyper2kvm=debug").try_init();
@@ -109,7 +109,7 @@ impl Stage {
         self.api::<K>().get_opt(name).await.unwrap().is_some()
     }
 
-    /// Waits until an object is as it should be, and returns it.
+    /// Waits until `holds` is true of an object, and returns it.
     pub(crate) async fn until<K>(&self, name: &str, holds: impl Fn(&K) -> bool + Send + Sync) -> K
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -145,7 +145,7 @@ impl Stage {
         timeout(PATIENCE, await_condition(self.api::<K>(), name, deleted)).await.expect("it goes").unwrap();
     }
 
-    /// A queue whose workers no node takes: their pods are played here.
+    /// A queue whose workers no node takes: the tests set the status of their pods.
     pub(crate) async fn queue(&self, name: &str, spec: &Value) {
         let mut object = json!({
             "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": name},
@@ -169,7 +169,7 @@ impl Stage {
         .await;
     }
 
-    /// A conversion of this path, as a person asks for it.
+    /// A conversion of this path, as a person requests it.
     pub(crate) async fn request(&self, name: &str, queue: &str, path: &str) {
         self.apply(&json!({
             "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
@@ -194,7 +194,7 @@ impl Stage {
         self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
     }
 
-    /// The watcher's part: the work directory of this attempt exists.
+    /// Acts as the watcher: the work directory of this attempt exists.
     pub(crate) async fn staged(&self, name: &str, attempt: u32) {
         let patch = json!({
             "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
@@ -219,7 +219,8 @@ impl Stage {
         .expect("the Job controller makes a pod")
     }
 
-    /// When an event of this reason, with these words in it, was first told of an object, once it is; in whole seconds.
+    /// Waits for an event about an object with this reason and these words; when it was published first, in whole
+    /// seconds.
     pub(crate) async fn first_event(&self, object: &str, reason: &str, words: &str) -> Timestamp {
         let params = ListParams::default().fields(&format!("involvedObject.name={object},reason={reason}"));
         timeout(PATIENCE, async {
@@ -236,7 +237,7 @@ impl Stage {
         .expect("it is told")
     }
 
-    /// The kubelet's part: the container of this Job's pod runs. Returns the pod's name.
+    /// Acts as the kubelet: the container of this Job's pod runs. Returns the pod's name.
     pub(crate) async fn run_pod(&self, job: &str) -> String {
         let pod = self.pod_of(job).await;
         let status = json!({"status": {"phase": "Running", "containerStatuses": [{
@@ -247,7 +248,7 @@ impl Stage {
         pod
     }
 
-    /// The kubelet's part: the pod of this Job ended. Returns the pod's name.
+    /// Acts as the kubelet: the pod of this Job ended. Returns the pod's name.
     pub(crate) async fn end_pod(&self, job: &str, code: i32, message: &str) -> String {
         let pod = self.pod_of(job).await;
         let status = json!({"status": {"phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": [{
@@ -301,7 +302,7 @@ impl Stage {
         timeout(PATIENCE, there).await.unwrap_or_else(|_| panic!("{} does not come", path.display()))
     }
 
-    /// All conversions, as soon as they are as wanted.
+    /// All conversions, once `wanted` is true of them.
     pub(crate) async fn conversions_once(&self, wanted: impl Fn(&[ConversionJob]) -> bool) -> Vec<ConversionJob> {
         timeout(PATIENCE, async {
             loop {
@@ -316,7 +317,7 @@ impl Stage {
         .expect("the watcher makes them")
     }
 
-    /// Where the one conversion of a queue is, once the watcher has made it.
+    /// The name of a queue's only conversion, once the watcher has made it.
     pub(crate) async fn first_conversion(&self) -> String {
         self.conversions_once(|all| !all.is_empty()).await[0].name_any()
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is asked of a queue, by whichever way, and how everybody shows it.
+//! Run states of a queue, set in every way, and shown everywhere.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -18,7 +18,7 @@ use crate::harness::{Cluster, Need, run};
 
 const HANG: &str = "test.hyper2kvm.io/hang";
 
-/// Waits until object, column, socket and stats.json say this of the queue.
+/// Waits until object, column, socket and stats.json show this run state.
 async fn shown(queue: &Queue, run_state: RunState) {
     queue.asked(run_state).await;
     let columns = run(queue.kubectl().args(["get", "hconv", &queue.name, "--no-headers"]));
@@ -62,7 +62,7 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     queue.ended("first.img", JobPhase::Succeeded).await;
     shown(&queue, RunState::Running).await;
 
-    // Stopped, what runs ends uncounted, and nothing more is taken.
+    // Stopped: running attempts end uncounted, and nothing more is claimed.
     queue.patch(&json!({"metadata": {"annotations": {HANG: "1"}}}));
     queue.bring("second.img", &guest(1, 6));
     let running = queue.conversion("second.img", "running", runs).await;
@@ -70,7 +70,8 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     shown(&queue, RunState::Stopped).await;
     let pod = format!("pod/{}", pod_of(&running).unwrap());
     run(queue.kubectl().args(["wait", "--for=delete", "--timeout=60s", &pod]));
-    // As the kubelet does where the pod was only starting: it makes what it is to mount, for nobody else to look into.
+    // As the kubelet does for a pod that was only starting: it creates the directory to mount, with no access for
+    // others.
     let work = queue.output(&format!(".work/{}/1", running.name_any()));
     queue.eventually("cleared", || !work.exists()).await;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).unwrap();
@@ -88,7 +89,7 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     holds(&queue.output(&over.status.unwrap().outputs[0].path), &guest(1, 6));
     queue.ended("third.img", JobPhase::Succeeded).await;
 
-    // Drained, what was queued is finished, its retries too, and nothing more is taken.
+    // Drained: what was queued is finished, retries included, and nothing more is claimed.
     queue.patch(&json!({"metadata": {"annotations": {HANG: "1"}}}));
     queue.bring("fourth.img", &guest(1, 8));
     let running = queue.conversion("fourth.img", "running", runs).await;
@@ -126,7 +127,7 @@ async fn a_retry_that_is_due_while_the_queue_is_paused_waits_whoever_watches() {
     let due = waiting.status.unwrap().state.next_retry_time.unwrap();
     queue.eventually("due", || Timestamp::now() > due).await;
     queue.kill("watcher").await;
-    // One that has seen to this one has seen to that one too.
+    // A watcher that has seen this file has seen the earlier one, too.
     queue.bring("other.img", &guest(1, 12));
     queue.conversion("other.img", "staged", is_staged).await;
     let still = queue.conversion("disk.img", "there", |_| true).await.status.unwrap().state;
@@ -143,7 +144,7 @@ async fn a_retry_that_is_due_while_the_queue_is_paused_waits_whoever_watches() {
 async fn where_the_output_takes_no_socket_it_is_elsewhere_and_found_there() {
     let Some(operator) = Operator::shared() else { return };
     let queue = Queue::prepare(&operator, "no-socket", (65532, 0)).await;
-    // What no socket can be bound over stands for a volume that takes none.
+    // A directory in the socket's place: like a volume that refuses sockets.
     fs::create_dir_all(queue.output(".daemon/control.sock")).unwrap();
     own(&queue.output(".daemon"), (65532, 0));
     queue.declare(&json!({}), &json!({}));

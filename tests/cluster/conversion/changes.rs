@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A specification that changes under a queue that is watched, and a source that failed for good, tried again by hand.
+//! A specification that changes while its queue is watched, and a source that failed for good, tried again by hand.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use super::plugin;
 use crate::conversion::disks::{guest, holds};
 use crate::conversion::stage::{Queue, files, reasons, runs};
 
-/// Which pod this is, and how often each of its containers was started again.
+/// Identity of a pod, and how often each of its containers was restarted.
 fn life(pod: &Pod) -> (Option<String>, Vec<i32>) {
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
@@ -38,8 +38,8 @@ async fn a_changed_specification_reaches_the_watcher_that_runs_and_only_what_sha
     let pod = queue.api::<Pod>().get(&queue.pod()).await.unwrap();
     assert_eq!(life(&pod).1, [0, 0]);
 
-    // The cause is gone: the source is converted from where it lies. What the watcher adds to the disk is what the
-    // specification says now.
+    // The cause is gone: the source is converted from where it lies. The watcher's additions to the disk follow the
+    // present specification.
     let raised = json!({"maxVirtualSize": "64Ti", "emitDomainXml": true});
     queue.patch(&json!({"spec": {"maxConcurrentJobs": 2, "conversion": raised}}));
     plugin(&queue, &["retry", &failed.name_any()]);
@@ -54,7 +54,7 @@ async fn a_changed_specification_reaches_the_watcher_that_runs_and_only_what_sha
     queue.counted([1, 1, 0, 0, 0]).await;
     assert_eq!(stored(&queue, &failed.name_any()).await, before);
 
-    // There is room for two now.
+    // Two slots now.
     queue.patch(&json!({"metadata": {"annotations": {"test.hyper2kvm.io/hang": "1"}}}));
     for name in ["one.img", "two.img"] {
         queue.bring(name, &guest(1, 52));
@@ -64,7 +64,7 @@ async fn a_changed_specification_reaches_the_watcher_that_runs_and_only_what_sha
     }
     assert_eq!(life(&queue.api::<Pod>().get(&queue.pod()).await.unwrap()), life(&pod));
 
-    // Of what can't be changed in a pod that runs, there is another one, which goes on with what is under way.
+    // A change that a running pod can't take replaces the pod; the new one continues the work under way.
     queue.patch(&json!({"spec": {"watcher": {"resources": {"requests": {"cpu": "11m"}}}}}));
     let is_other = |now: &Pod| now.uid() != pod.uid() && now.status.as_ref().is_some_and(is_ready);
     let other = queue.until::<Pod>(&queue.pod(), "another, ready", is_other).await;

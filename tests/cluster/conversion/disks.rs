@@ -28,7 +28,7 @@ pub(crate) fn guest(mib: usize, seed: u64) -> Vec<u8> {
     disk
 }
 
-/// Whether a guest would find these bytes on the disk, by QEMU's word.
+/// Whether a guest would find these bytes on the disk, according to QEMU.
 pub(crate) fn holds(disk: &Path, truth: &[u8]) {
     if Command::new("qemu-img").arg("--version").output().is_err() {
         return left_out("comparing the disks: qemu-img is missing (Debian: qemu-utils)");

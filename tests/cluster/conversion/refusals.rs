@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Images that can't be converted: each fails at once, everybody who should hear of it does, and nothing else is told.
+//! Images that can't be converted: each fails at once, is reported everywhere it should be, and reveals nothing else.
 
 use std::fs;
 
@@ -47,7 +47,7 @@ async fn what_can_not_be_converted_fails_at_once_and_says_what_to_do() {
     queue.says("NotificationsReady", "True", "Configured").await;
     let disk = guest(1, 3);
     let mut corrupt = vmdk::built(&vmdk::Sparse::monolithic_sparse(disk.len() as u64), &disk);
-    // The grain directory lies behind the end.
+    // The grain directory lies behind the end of the file.
     corrupt[56..64].copy_from_slice(&0x00ff_ffff_u64.to_le_bytes());
     fs::write(queue.queue(".canary"), CANARY.repeat(1024)).unwrap();
     let extent = vmdk::descriptor("monolithicFlat", 4096)
@@ -84,7 +84,7 @@ async fn what_can_not_be_converted_fails_at_once_and_says_what_to_do() {
     }
     assert_eq!(queue.conversions().await.len(), 3);
 
-    // What lies outside is told to nobody.
+    // The content of files outside appears nowhere.
     let read = |path: &String| String::from_utf8_lossy(&fs::read(queue.output(path)).unwrap()).into_owned();
     told.extend(files(&queue.output("")).iter().map(read));
     for words in

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the scenarios on the real node share: the operator as Helm installs it, and queues on volumes of the node.
+//! Shared by the scenarios on the real node: the operator as Helm installs it, and queues on volumes of the node.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -26,13 +26,13 @@ use tokio::time::timeout;
 
 use crate::harness::{Cluster, Namespace, Need, in_tree, run};
 
-/// How long anything may take on a machine that is busy with other tests.
+/// Deadline for anything, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The image's user and its group.
 const IMAGE_USER: u32 = 65532;
 
-/// What Helm installed; uninstalled when nobody needs it any more.
+/// What Helm installed; uninstalled when the last test has dropped it.
 #[derive(Debug)]
 pub(crate) struct Release {
     cluster: &'static Cluster,
@@ -40,7 +40,7 @@ pub(crate) struct Release {
 }
 
 impl Release {
-    /// Installs the chart in `namespace`; it watches whatever namespace there is, unless `values` name some.
+    /// Installs the chart in `namespace`; it watches every namespace, unless `values` name some.
     pub(crate) fn install(
         cluster: &'static Cluster,
         image: &str,
@@ -80,14 +80,14 @@ impl Drop for Release {
 pub(crate) struct Operator {
     pub cluster: &'static Cluster,
     release: Arc<Release>,
-    /// Where the queues are.
+    /// The namespace of the queues.
     pub namespace: Arc<Namespace>,
 }
 
 impl Operator {
-    /// The one that the tests of a run share, each a process of its own: the first of them installs it, and it goes with
-    /// the cluster. On a cluster that somebody else runs each test has its own. `None` (and a loud line) where no pods
-    /// run.
+    /// The operator that the tests of a run share, although each is a process of its own: the first of them installs
+    /// it, and it is removed with the cluster. On a foreign cluster each test has its own. `None` (and a line `LEFT
+    /// OUT`) where no pods can run.
     pub(crate) fn shared() -> Option<Arc<Self>> {
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
@@ -105,14 +105,14 @@ impl Operator {
         Some(Arc::new(operator))
     }
 
-    /// One for this test, which does something to it; otherwise like [`Operator::shared`].
+    /// An operator for this test, which manipulates it; otherwise like [`Operator::shared`].
     pub(crate) fn own(test: &str) -> Option<Arc<Self>> {
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
         Some(Arc::new(Self::install(cluster, &image, cluster.namespace(test), None)))
     }
 
-    /// Installs the chart in `release` to watch `namespace`, or in that itself.
+    /// Installs the chart in `release`, to watch `namespace` or else the release's own.
     pub(crate) fn install(
         cluster: &'static Cluster,
         image: &str,
@@ -125,7 +125,7 @@ impl Operator {
         Self { cluster, release: Release::install(cluster, image, release, &[watched]), namespace }
     }
 
-    /// What is installed already, in another namespace that it watches.
+    /// The installed operator, with another namespace that it watches.
     pub(crate) fn within(release: &Arc<Release>, namespace: Namespace) -> Self {
         Self { cluster: release.cluster, release: Arc::clone(release), namespace: Arc::new(namespace) }
     }
@@ -149,14 +149,14 @@ impl Drop for Operator {
     }
 }
 
-/// What says which namespace the shared operator of a run is in; locked as long as it is open.
+/// The file that says in which namespace the shared operator of a run is; locked while it is open.
 pub(crate) struct Record {
     cluster: &'static Cluster,
     file: File,
 }
 
 impl Record {
-    /// `None` for a cluster that somebody else runs.
+    /// `None` for a foreign cluster.
     pub(crate) fn open(cluster: &'static Cluster) -> Option<Self> {
         let path = cluster.state.as_ref()?.join("operator");
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path).unwrap();
@@ -164,7 +164,7 @@ impl Record {
         Some(Self { cluster, file })
     }
 
-    /// What tells one run of the suite from the next.
+    /// Identifies one run of the suite.
     fn run() -> String {
         std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| std::process::id().to_string())
     }
@@ -187,7 +187,7 @@ impl Record {
         write!(self.file, "{} {namespace}", Self::run()).unwrap();
     }
 
-    /// Takes down what is installed, by this run or by an earlier one.
+    /// Uninstalls the operator of this run or of an earlier one.
     pub(crate) fn uninstall(&mut self) {
         let Some((_, name)) = self.read() else { return };
         self.file.set_len(0).unwrap();
@@ -197,7 +197,7 @@ impl Record {
     }
 }
 
-/// Whether what a test made stays, for a person to look at.
+/// Whether the objects of a test stay, for a person to look at.
 fn is_kept() -> bool {
     std::thread::panicking() && std::env::var_os("HYPER2KVM_KEEP_FAILED").is_some()
 }
@@ -213,7 +213,7 @@ pub(crate) struct Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // What is not shared is deleted with its namespace.
+        // In a namespace of its own, it is deleted with that.
         if self.operator.namespace.is_shared && !is_kept() {
             drop(self.kubectl().args(["delete", "hconv", &self.name, "--wait=false"]).output());
         }
@@ -226,7 +226,7 @@ impl Queue {
         Some(Self::open_with(&Operator::shared()?, name, &spec, &annotations).await)
     }
 
-    /// The same of any operator.
+    /// The same with any operator.
     pub(crate) async fn open_with(operator: &Arc<Operator>, name: &str, spec: &Value, annotations: &Value) -> Self {
         let queue = Self::prepare(operator, name, (IMAGE_USER, 0)).await;
         queue.declare(spec, annotations);
@@ -256,7 +256,7 @@ impl Queue {
         Self { operator: Arc::clone(operator), name: name.to_owned(), volume, client }
     }
 
-    /// Another queue, which sees the same directories by a claim of its own.
+    /// Another queue on the same directories, by a claim of its own.
     pub(crate) async fn beside(&self, name: &str) -> Self {
         self.operator.namespace.claim(name, "ReadWriteMany", &self.volume);
         let client = self.operator.cluster.client().await;
@@ -277,7 +277,7 @@ impl Queue {
         );
     }
 
-    /// Waits until it is watched.
+    /// Waits until the queue is watched.
     pub(crate) fn ready(&self) {
         let object = format!("hconv/{}", self.name);
         run(self.kubectl().args(["wait", "--for=condition=Ready", "--timeout=90s", &object]));
@@ -326,7 +326,7 @@ impl Queue {
         fs::rename(upload, self.queue(name)).unwrap();
     }
 
-    /// Waits until an object is as wanted.
+    /// Waits until `wanted` is true of an object.
     pub(crate) async fn until<K>(&self, name: &str, what: &str, wanted: impl Fn(&K) -> bool) -> K
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -349,7 +349,7 @@ impl Queue {
         object
     }
 
-    /// Waits until something on the volume is so.
+    /// Waits until `wanted` is true of the volume.
     pub(crate) async fn eventually(&self, what: &str, wanted: impl Fn() -> bool) {
         let seen = timeout(PATIENCE, async {
             while !wanted() {
@@ -359,7 +359,7 @@ impl Queue {
         assert!(seen.await.is_ok(), "not {what}: {:#?}\n{}", files(&self.volume), self.account());
     }
 
-    /// What a person would look at next.
+    /// What a person would look at after a failure.
     fn account(&self) -> String {
         let mut text = String::new();
         let watcher = self.pod();
@@ -386,7 +386,7 @@ impl Queue {
         all
     }
 
-    /// The newest conversion of a file, once it is as wanted.
+    /// The newest conversion of a file, once `wanted` is true of it.
     pub(crate) async fn conversion(
         &self,
         source: &str,
@@ -410,7 +410,7 @@ impl Queue {
         conversion
     }
 
-    /// The newest conversion of a file, once it is over in this way.
+    /// The newest conversion of a file, once it has ended in this phase.
     pub(crate) async fn ended(&self, source: &str, phase: JobPhase) -> ConversionJob {
         self.conversion(source, &format!("{phase:?}"), |conversion| {
             let status = conversion.status.clone().unwrap_or_default();
@@ -436,7 +436,7 @@ impl Queue {
         run(self.kubectl().args(["patch", "hconv", &self.name, "--type=merge", "--patch", &change]));
     }
 
-    /// Waits until this is asked of the queue.
+    /// Waits until the queue's specification has this run state.
     pub(crate) async fn asked(&self, run_state: RunState) {
         let what = format!("{run_state:?}");
         self.until::<HyperConversion>(&self.name, &what, |queue| queue.spec.run_state == run_state).await;
@@ -457,14 +457,14 @@ impl Queue {
         run(self.kubectl().args(["exec", &self.pod(), "-c", "sidecar", "--", "hyper2kvmctl", word]))
     }
 
-    /// The same while it may be refused.
+    /// The same where the command may fail.
     pub(crate) fn try_ctl(&self, words: &[&str]) -> Vec<u8> {
         let mut exec = self.kubectl();
         exec.args(["exec", &self.pod(), "-c", "sidecar", "--", "hyper2kvmctl"]).args(words);
         exec.output().unwrap().stdout
     }
 
-    /// Kills a container of the queue's pod, and waits until it is there again.
+    /// Kills a container of the queue's pod, and waits until it runs again.
     pub(crate) async fn kill(&self, container: &str) {
         let restarts = |pod: &Pod| {
             let status = pod.status.clone().unwrap_or_default();
@@ -476,14 +476,14 @@ impl Queue {
         self.until(&self.pod(), "restarted", |pod| restarts(pod) > restarts(&before)).await;
     }
 
-    /// Names of the batch Jobs of a conversion that are there.
+    /// Names of a conversion's batch Jobs.
     pub(crate) async fn jobs_of(&self, conversion: &ConversionJob) -> Vec<String> {
         let label = format!("hyper2kvm.io/conversion={}", conversion.name_any());
         let jobs = self.api::<Job>().list(&ListParams::default().labels(&label)).await.unwrap();
         jobs.items.iter().map(ResourceExt::name_any).collect()
     }
 
-    /// What lies beside a source in `.errors/`.
+    /// The error report of a source in `.errors/`.
     pub(crate) fn error_file(&self, name: &str) -> Value {
         let path = self.queue(".errors").join(format!("{name}.error.json"));
         let text = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -491,7 +491,7 @@ impl Queue {
     }
 }
 
-/// Gives a directory to this user and group, and to nobody else.
+/// Makes this user and group the owners of a directory, without access for others.
 pub(crate) fn own(directory: &Path, (user, group): (u32, u32)) {
     chown(directory, Some(user), Some(group)).unwrap();
     fs::set_permissions(directory, fs::Permissions::from_mode(0o770)).unwrap();
@@ -502,7 +502,7 @@ pub(crate) fn runs(conversion: &ConversionJob) -> bool {
     pod_of(conversion).is_some()
 }
 
-/// The pod of the attempt that is under way.
+/// The pod of the attempt that runs.
 pub(crate) fn pod_of(conversion: &ConversionJob) -> Option<String> {
     conversion.status.as_ref()?.state.open_attempt()?.pod_name.clone()
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Workers that their images have taken over: whatever one leaves, the watcher neither waits for it nor reads what is
-//! not the worker's nor publishes it, and nothing of what lies elsewhere is told to anybody.
+//! Workers that their images have taken over. Whatever one leaves, the watcher does not wait for it, reads nothing
+//! that is not the worker's, publishes none of it, and reveals nothing from elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,10 +19,10 @@ use crate::harness::{Cluster, Need, binaries, in_tree, run};
 
 const CANARY: &str = "canary-71e0c4";
 
-/// Where the watcher sees it.
+/// The canary's path for the watcher.
 const CANARY_FILE: &str = "/var/lib/hyper2kvm/queue/.canary";
 
-/// What the watcher reads every day, beside a text that nothing else bears. `%` stands for the conversion's name.
+/// Files that the watcher reads, each with a text that occurs nowhere else. `%` stands for the conversion's name.
 const ITS_OWN: [(&str, &str, &str); 3] = [
     ("claim", "/var/lib/hyper2kvm/queue/.processing/%/claim.json", "claimedAt"),
     ("ledger", "/var/lib/hyper2kvm/output/.daemon/deduplication.db", "SQLite format 3"),
@@ -30,7 +30,7 @@ const ITS_OWN: [(&str, &str, &str); 3] = [
 ];
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-/// An image of the real operator, whose worker obeys its images.
+/// An image of the real operator with a worker that obeys the disk image.
 fn image(cluster: &Cluster) -> Option<String> {
     let place = tempfile::tempdir_in(binaries()).unwrap();
     for program in ["hyper2kvmctl", "hyper2kvm-operator"] {
@@ -41,7 +41,7 @@ fn image(cluster: &Cluster) -> Option<String> {
     cluster.image_of(place.path())
 }
 
-/// metadata.json that speaks of this disk, in a line of orders.
+/// metadata.json that names this disk, as a line of orders.
 fn metadata(file: &str) -> String {
     let metadata = json!({
         "contractVersion": 1, "id": "%", "toolVersion": "0", "startTime": "2026-01-17T09:00:00Z",
@@ -52,7 +52,7 @@ fn metadata(file: &str) -> String {
     format!("write @/metadata.json {metadata}")
 }
 
-/// The token that a pod on our node has, as the kubelet keeps it.
+/// The token of a pod on our node, as the kubelet keeps it.
 pub(super) fn token(cluster: &Cluster, pod: &Pod) -> String {
     let pods = cluster.state.as_ref().unwrap().join("kubelet/pods");
     let volumes = pods.join(pod.uid().unwrap()).join("volumes/kubernetes.io~projected");
@@ -60,7 +60,7 @@ pub(super) fn token(cluster: &Cluster, pod: &Pod) -> String {
     fs::read_to_string(volume.path().join("token")).unwrap()
 }
 
-/// Whether anything below a directory bears this text; links are not followed, and nothing is waited for.
+/// Whether any file below a directory contains this text. Follows no links, and never blocks.
 fn tells(directory: &Path, text: &str) -> bool {
     fs::read_dir(directory).unwrap().map(Result::unwrap).any(|entry| match entry.file_type().unwrap() {
         kind if kind.is_dir() => tells(&entry.path(), text),
@@ -95,7 +95,7 @@ async fn what_a_compromised_worker_leaves_is_neither_waited_for_nor_read_nor_pub
         queue.bring(&format!("{name}.img"), (orders.join("\n") + "\n").as_bytes());
     }
     let mut refused: Vec<String> = refused.iter().map(|(name, _)| format!("{name}.img")).collect();
-    // Instead of what the watcher reads of an attempt, and instead of its disk.
+    // Links in place of what the watcher reads of an attempt, and in place of its disk.
     for (name, target) in ITS_OWN.map(|(name, target, _)| (name, target)).into_iter().chain([("token", TOKEN)]) {
         let files = ["progress.json", "failure.json", "@/metadata.json"].map(|file| format!("link {file} {target}"));
         let disk = format!("{honest}\nlink @/x.qcow2 {target}");
@@ -126,7 +126,7 @@ async fn what_a_compromised_worker_leaves_is_neither_waited_for_nor_read_nor_pub
     assert_eq!(files(&queue.output("")).iter().filter(|path| !path.starts_with('.')).count(), 2);
     queue.eventually("tidied up", || fs::read_dir(queue.output(".work")).unwrap().next().is_none()).await;
 
-    // The watcher lived through it, and told nobody.
+    // The watcher survived, and logged nothing of it.
     let pod = queue.api::<Pod>().get(&queue.pod()).await.unwrap();
     assert_eq!(pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0].restart_count, 0);
     let token = token(cluster, &pod);
@@ -138,6 +138,6 @@ async fn what_a_compromised_worker_leaves_is_neither_waited_for_nor_read_nor_pub
         assert!(!said.iter().any(|said| said.contains(secret)), "{secret} is told");
         assert!(!days.iter().any(|day| tells(day, secret)) && !tells(&queue.queue(".errors"), secret), "{secret}");
     }
-    // Each is where the links say, and such as it would be found.
+    // Each text is where its link points, and the search would find it.
     assert!(tells(&queue.output(".daemon"), ITS_OWN[1].2) && token.split('.').count() == 3);
 }

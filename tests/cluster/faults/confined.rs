@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a worker's pod sees, and when it is ended, on claims that one node alone may mount; what a watcher's token may do.
+//! What a worker's pod sees, and how it is ended, on claims that only one node may mount; what a watcher's token may
+//! do.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +20,7 @@ use crate::conversion::disks::guest;
 use crate::conversion::stage::{Operator, Queue, pod_of, reasons, runs};
 use crate::harness::run;
 
-/// The mounts of a process below its root: where each is, what of its volume it shows, and whether it may be written.
+/// The mounts of a process below its root: mount point, the path within the volume, and whether it is writable.
 fn mounts(process: u32) -> Vec<(String, String, bool)> {
     // proc_pid_mountinfo(5): ID, parent, device, root, mount point, options.
     let table = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Watchers that die exactly between two steps, at each step there is; those that follow finish rightly.
+//! Watchers that die exactly between two steps, at every step; their successors finish correctly.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,20 +17,20 @@ use crate::conversion::stage::{Operator, Queue, files, reasons};
 
 /// A conversion during which the watcher dies again and again.
 struct Life {
-    /// Of the queue, which is this conversion's alone.
+    /// Name of the queue, which has only this conversion.
     name: &'static str,
-    /// What its worker is told to end with.
+    /// The reason that its worker is told to fail with.
     fault: Option<&'static str>,
-    /// Where the watcher dies, in the order in which one that was never killed comes by.
+    /// The steps at which the watcher dies, in the order in which a watcher that lives reaches them.
     deaths: &'static [Step],
-    /// How each attempt of the conversion ends, and with them the conversion.
+    /// How each attempt of the conversion ends; the last one ends the conversion.
     attempts: &'static [Option<Reason>],
     end: JobPhase,
     seed: u64,
 }
 
-/// Every step is in one of them. Those of one life are far enough apart that a restart comes by the next one, whatever
-/// of the last one had reached the disk.
+/// Every step is in one of them. The steps of one life are far enough apart that a restart reaches the next one,
+/// whatever reached the disk before the last death.
 const LIVES: [Life; 5] = [
     Life {
         name: "dies-claiming",
@@ -91,7 +91,7 @@ async fn watchers_that_die_between_any_two_steps_are_followed_by_ones_that_finis
     for life in &LIVES {
         let queue = Queue::prepare(&operator, life.name, (65532, 0)).await;
         let annotations = life.fault.map_or_else(|| json!({}), |fault| json!({FAIL: fault}));
-        // Long enough that nothing is due before it was parked.
+        // Long enough that no retry is due before the artifact was parked.
         queue.declare(&json!({"retryPolicy": {"maxRetries": 3, "retryDelaySeconds": 5}}), &annotations);
         queues.push(queue);
     }
@@ -101,16 +101,16 @@ async fn watchers_that_die_between_any_two_steps_are_followed_by_ones_that_finis
         fs::write(queue.output(".daemon").join(ORDER_FILE), deaths.join("\n")).unwrap();
         queue.bring("disk.img", &guest(1, life.seed));
     }
-    // Each for itself: what ends one is to be done before another is through.
+    // In parallel, because the end of one must not depend on another.
     futures::future::join_all(queues.iter().zip(&LIVES).map(|(queue, life)| finishes(queue, life))).await;
 }
 
-/// Waits for all of its deaths, and for the end that it would have come to without them.
+/// Waits for all deaths, and for the end that the conversion would have had without them.
 async fn finishes(queue: &Queue, life: &Life) {
     let order = queue.output(".daemon").join(ORDER_FILE);
     let is_given_back = life.deaths.contains(&Step::Returned);
     if is_given_back {
-        // It is read when a worker's pod is made: the next one's is another conversion's.
+        // The annotation is read when a worker's pod is made; the next pod belongs to another conversion.
         queue.conversion("disk.img", "given back", |c| reasons(c) == [Some(Reason::SourceChanged)]).await;
         annotate(queue, FAIL, Value::Null);
     }
@@ -120,7 +120,8 @@ async fn finishes(queue: &Queue, life: &Life) {
     let deaths = i32::try_from(life.deaths.len()).unwrap();
     queue.until::<Pod>(&queue.pod(), &format!("dead {deaths} times"), |pod| restarts(pod) == Some(deaths)).await;
 
-    // One object (and that of what was given back), one published directory or none, the source in one place, nothing else.
+    // One object (and one of the conversion that was given back), one published directory or none, the source in one
+    // place, nothing else.
     let others: Vec<_> = queue.conversions().await.into_iter().filter(|c| c.uid() != over.uid()).collect();
     assert!(others.iter().all(|c| reasons(c) == [Some(Reason::SourceChanged)]), "{}: {others:#?}", life.name);
     assert_eq!(others.is_empty(), !is_given_back, "{}: {others:#?}", life.name);
@@ -146,7 +147,7 @@ async fn finishes(queue: &Queue, life: &Life) {
     assert_eq!(kept("queue"), in_queue, "{}", life.name);
     assert!(fs::read(queue.queue(&source)).unwrap() == guest(1, life.seed), "{}", life.name);
     if life.end == JobPhase::Failed {
-        // Whoever wrote it last still knew what the worker had left.
+        // The last writer of the report still knew what the worker had left.
         let error = queue.error_file("disk.img");
         assert!(error["reason"] == "Corrupt" && error["exception_traceback"].is_string(), "{error}");
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes that can't be used, or not by this watcher: a condition says so, and nothing is touched.
+//! Volumes that this watcher, or any, can't use: a condition says so, and nothing is touched.
 
 use std::fs;
 use std::path::PathBuf;
@@ -96,7 +96,7 @@ async fn of_those_who_want_one_directory_the_first_has_it_and_the_others_wait() 
         told.ends_with("is in use by first-watcher-0: give this queue directories of its own, or end the other"),
         "{told}"
     );
-    // Whatever the twin says of their queue, who has the directories has the last word.
+    // Whatever the twin reports of their queue, the holder of the locks reports last.
     let is_corrected = |said: &[String]| said.contains(&"Locked".to_owned()) && said.ends_with(&["Probed".to_owned()]);
     first.eventually("corrected", || is_corrected(&said.lock().unwrap())).await;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! JSON schemas of what the chart renders, made of what Kubernetes and our own definitions say about themselves.
+//! JSON schemas for what the chart renders, made from Kubernetes's and our own definitions.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ pub(super) fn write(swagger: &Path, directory: &Path) {
     let swagger: Value = serde_json::from_slice(&text).expect("an OpenAPI description is JSON");
     let mut definitions = swagger["definitions"].as_object().expect("a description has definitions").clone();
     for (name, kind) in [("pkg.util.intstr.IntOrString", "integer"), ("pkg.api.resource.Quantity", "number")] {
-        // Both are written as strings or as numbers; the description knows one type alone.
+        // Both may be strings or numbers; the description has only one type.
         definitions[&format!("io.k8s.apimachinery.{name}")] = json!({"type": ["string", kind]});
     }
     for definition in definitions.values_mut() {
@@ -53,7 +53,7 @@ fn store(directory: &Path, group: &str, version: &str, kind: &str, schema: &Valu
     fs::write(file, schema.to_string()).expect("a directory of ours");
 }
 
-/// Closes, at every depth, what lists its fields.
+/// Forbids unknown fields wherever fields are listed.
 fn refuse_unknown(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
@@ -67,7 +67,7 @@ fn refuse_unknown(schema: &mut Value) {
     }
 }
 
-/// The definition of that name, and those that it speaks of.
+/// The definition of that name, and those that it refers to.
 fn reachable(definitions: &Map<String, Value>, name: &str) -> Map<String, Value> {
     fn references(schema: &Value, found: &mut BTreeSet<String>) {
         match schema {

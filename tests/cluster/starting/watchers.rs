@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What keeps a queue's watcher from running, and what its `HyperConversion` says of it.
+//! What keeps a queue's watcher from running, and how its `HyperConversion` shows that.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::{image, pulls};
 use crate::controller::stage::Stage;
 use crate::harness::Need;
 
-/// What the condition `WatcherAvailable` says, once it has this reason and its message holds `words`.
+/// The message of the condition `WatcherAvailable`, once it has this reason and the message contains `words`.
 pub(super) async fn unavailable(stage: &Stage, queue: &str, reason: &str, words: &str) -> String {
     let message = |queue: &HyperConversion| {
         let said = condition(&queue.status.as_ref()?.conditions, "WatcherAvailable")?.clone();
@@ -56,7 +56,7 @@ async fn a_watcher_whose_image_or_claim_is_not_to_be_had_says_so() {
 
 #[tokio::test]
 async fn a_watcher_that_may_not_start_or_does_not_stay_says_how_that_ended() {
-    // An image that the node has, of another program and without a user.
+    // An image of another program, present on the node, and without a user.
     let Some(stage) = Stage::open_where("watcher-crash", Need::OwnNode, image("localhost/pause:1")).await else {
         return;
     };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The same source and output make the same bytes, whatever the number of threads: passed through or not, through the page
+//! The same source and output make the same bytes with any number of threads: passed through or not, through the page
 //! cache or around it, with a digest beside the copy or without.
 
 use std::fs::{self, File};

@@ -79,7 +79,7 @@ fn stop_is_answered_at_once_and_leaves_no_partial_output() {
     assert_eq!(daemon.end_within(Duration::from_secs(10)).code(), Some(0));
     assert!(!Path::new(&format!("/proc/{worker}")).exists());
     assert_eq!((site.published(), site.in_errors()), (vec![], vec![]));
-    // Of the conversion, which is to go on, the directory alone.
+    // Of the conversion that is to go on, only the directory remains.
     let works = site.names("output/.work");
     assert!(works.iter().all(|id| site.names(&format!("output/.work/{id}")).is_empty()), "{works:?}");
 }

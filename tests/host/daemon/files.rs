@@ -194,7 +194,7 @@ fn a_preallocated_file_is_not_converted_while_it_is_filled() {
     filled.set_len(whole.len() as u64).unwrap();
     site.drop_file("still.raw", &disk(0));
     daemon.until("the finished one is archived", || {
-        // Its size never changes again, and only its last byte is what it will be.
+        // Its size never changes again, and only its last byte is still to be written.
         filled.write_all_at(&[9], 0).unwrap();
         site.archived() == ["still.raw"]
     });

@@ -61,7 +61,7 @@ fn members_of_a_claim_are_gone_from_the_queue_while_it_runs() {
     assert_eq!(claim["primary"], "vm.vmdk");
 }
 
-/// A streamOptimized disk of one grain, of this byte.
+/// A streamOptimized disk of one grain, filled with this byte.
 fn stream_optimized(byte: u8) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
     let grain = |number| (number == 0).then(|| vec![byte; usize::try_from(vmdk::GRAIN).unwrap()]);
@@ -88,8 +88,8 @@ fn an_ova_with_two_disks_is_one_conversion() {
 
 #[test]
 fn an_ovf_and_its_two_disks_are_one_conversion_in_every_order_of_arrival() {
-    // A disk that comes before its OVF is converted by itself once it is stable, and recalled when the OVF comes: the
-    // test is of files that come within the three seconds, as those of one copy do.
+    // A disk that comes before its OVF is converted by itself once it is stable, and recalled when the OVF comes.
+    // This test is about files that come within the three seconds, as those of one copy do.
     let members = ["vm.ovf", "vm-1.vmdk", "vm-2.vmdk"];
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         let site = Site::new("");
@@ -98,7 +98,7 @@ fn an_ovf_and_its_two_disks_are_one_conversion_in_every_order_of_arrival() {
         let content = [ovf.into_bytes(), stream_optimized(1), stream_optimized(2)];
         for n in order {
             site.drop_file(members[n], &content[n]);
-            // One after the other for the daemon too.
+            // Separate arrivals for the daemon, too.
             std::thread::sleep(std::time::Duration::from_millis(200));
         }
         daemon.until("all are archived", || site.archived() == ["vm-1.vmdk", "vm-2.vmdk", "vm.ovf"]);
@@ -142,7 +142,7 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// As large as split disks get, with names as long as they get: claim.json has some 3.5 MB.
+/// The largest split disk, with the longest names: claim.json has some 3.5 MB.
 #[test]
 fn a_split_disk_of_8192_extents_is_converted_with_256_open_files_at_first() {
     const EXTENTS: usize = 8192;

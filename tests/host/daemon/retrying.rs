@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Retries: their schedule, what lies where in between, and what a restart keeps.
+//! Retries: their schedule, the files between attempts, and what survives a restart.
 
 use std::fs;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn a_transient_failure_is_tried_at_0_2_6_and_14_seconds_over_a_restart() {
         let starts = starts_of_what_fails_for_good();
         for (n, due) in [(1, 2.0), (2, 6.0), (3, 14.0)] {
             let waited = starts[n] - starts[0];
-            // A clock that is behind by a rounding is still on time.
+            // A clock that is off by a rounding error is still on time.
             assert!(waited >= due - 0.01, "attempt {} after {waited} s, due after {due} s", n + 1);
             if waited > due + 0.5 {
                 return Err(format!("attempt {} after {waited} s, due after {due} s", n + 1));
@@ -27,8 +27,8 @@ fn a_transient_failure_is_tried_at_0_2_6_and_14_seconds_over_a_restart() {
     });
 }
 
-/// When each attempt of a file started that fails every time, with a restart in between; what is said and left is looked
-/// at on the way.
+/// Start times of all attempts at a file that always fails, across a restart. Checks the messages and files on the
+/// way.
 fn starts_of_what_fails_for_good() -> Vec<f64> {
     let server = Server::start(Manner::Answers);
     let site = Site::new(&format!("{POLICY}\nnotifications: {{enabled: true, webhook_url: \"{}\"}}", server.url()));

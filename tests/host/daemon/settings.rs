@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the configuration says of conversions, seen in what is published.
+//! Settings of conversions, seen in what is published.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The control socket against clients that mean harm or know no better.
+//! The control socket against hostile and broken clients.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;

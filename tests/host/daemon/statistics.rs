@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Statistics while the daemon works: the socket answers throughout, and the file never gets old.
+//! Statistics while the daemon works: the socket always answers, and the file never gets old.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use crate::support::daemon::{Site, disk};
 
-/// How long the second and third file come after the first: longer than any interval of the daemon.
+/// Delay of the second and third file after the first: longer than any interval of the daemon.
 const LATER: Duration = Duration::from_secs(60);
 
-/// Oldest that stats.json may be: its interval, and what a busy machine takes to write it.
+/// Greatest age of stats.json: its interval, and what a busy machine takes to write it.
 const OLDEST: Duration = Duration::from_secs(62);
 
 #[test]

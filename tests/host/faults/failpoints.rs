@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A daemon that dies exactly between two steps, at each of them in turn; the next one finishes rightly.
+//! A daemon that dies exactly between two steps, at each of them in turn; its successor finishes correctly.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::support::daemon::{Daemon, SOON, Site, disk};
 
-/// What the conversion that dies is of.
+/// What the dying daemon converts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
     /// One file.
@@ -22,12 +22,12 @@ enum Case {
     Broken,
     /// Its first attempt fails and is tried again.
     Retried,
-    /// Its first attempt finds that it changed.
+    /// Its first attempt finds that the source changed.
     Returned,
 }
 
 impl Case {
-    /// The steps that it comes by.
+    /// The steps that it passes.
     fn steps(self) -> Vec<Step> {
         let claim = [
             Step::ClaimWritten,
@@ -81,7 +81,7 @@ fn has_ended(site: &Site, sources: usize) -> bool {
     settled && is_idle("queue/.processing") && is_idle("output/.work") && site.waiting().is_empty()
 }
 
-/// Dies after the step, goes on, and has lost and doubled nothing.
+/// Dies after the step; after the restart nothing is lost or doubled.
 fn survives(case: Case, step: Step) {
     let site = Site::new("out_format: raw\nretry_policy: {max_retries: 3, retry_delay: 1, backoff_multiplier: 1}");
     let order = site.output().join(".daemon").join(ORDER_FILE);
@@ -111,7 +111,7 @@ fn survives(case: Case, step: Step) {
     if is_broken {
         assert_eq!((archived, in_errors, published), (vec![], vec!["vm.vhdx".to_owned()], vec![]), "{here}");
         let error = site.error_file("vm.vhdx");
-        // Whoever wrote it last still knew what the worker had left.
+        // The last writer of the report still knew what the worker had left.
         assert!(error["reason"] == "Corrupt" && error["exception_traceback"].is_string(), "{error} {here}");
         return;
     }
@@ -138,7 +138,7 @@ fn a_daemon_that_dies_between_any_two_steps_is_followed_by_one_that_finishes() {
         cases.into_iter().flat_map(|case| case.steps().into_iter().map(move |step| (case, step))).collect();
     let tried: BTreeSet<String> = all.iter().map(|(_, step)| format!("{step:?}")).collect();
     assert_eq!(tried.len(), Step::ALL.len(), "a step is not tried");
-    // Most of each is waiting for files to settle.
+    // Each spends most of its time waiting for files to settle.
     let failed: Vec<_> = thread::scope(|scope| {
         let running: Vec<_> = all.iter().map(|&(case, step)| scope.spawn(move || survives(case, step))).collect();
         running.into_iter().zip(&all).filter_map(|(one, at)| one.join().is_err().then_some(at)).collect()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A full output volume: the queue holds, says so once, and goes on by itself. Needs root, to mount a small tmpfs.
+//! A full output volume: the queue waits, reports it once, and goes on by itself. Needs root, to mount a small tmpfs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ use crate::support::server::{Manner, Server};
 
 const MIB: usize = 1 << 20;
 
-/// A site whose output directory is a volume of this many MiB; `None`, loudly, where it can't be had.
+/// A site whose output directory is a volume of this many MiB; `None`, reported on standard error, where it can't be
+/// mounted.
 struct Volume {
     site: Site,
     server: Server,
@@ -49,7 +50,7 @@ impl Volume {
         fs::write(self.ballast(), vec![1; mib * MIB]).unwrap();
     }
 
-    /// Takes every byte that is left.
+    /// Fills every byte that is left.
     fn fill_up(&self) {
         let mut chunk = 64 << 10;
         let mut file = fs::File::create(self.ballast()).unwrap();
@@ -60,7 +61,7 @@ impl Volume {
         }
     }
 
-    /// One notification came, with figures that say why.
+    /// Expects one notification, with figures that explain it.
     fn expect_told(&self, needed_at_least: usize) {
         let told = self.server.next();
         assert_eq!(told["event"], "output_full", "{told}");
@@ -69,7 +70,7 @@ impl Volume {
         assert!(figure("free_bytes") < figure("needed_bytes"), "{told}");
     }
 
-    /// Nothing half-written, nothing failed, the source kept.
+    /// Expects nothing half-written, nothing failed, the source kept.
     fn expect_held(&self, daemon: &Daemon<'_>, published: &[&str]) {
         let site = &self.site;
         assert_eq!(site.disks(), published);
@@ -80,7 +81,7 @@ impl Volume {
         assert_eq!(left, Vec::<PathBuf>::new());
     }
 
-    /// Room is made: what waits goes on, and nobody hears of it again.
+    /// Makes room, and expects that what waits goes on without another notification.
     fn expect_going_on(&self, daemon: &Daemon<'_>, archived: &[&str], disks: &[&str]) {
         fs::remove_file(self.ballast()).unwrap();
         daemon.until("it goes on", || self.site.archived() == archived);
@@ -124,7 +125,7 @@ fn what_finds_no_room_waits_while_what_fits_goes_on() {
 
 #[test]
 fn a_copy_that_finds_the_volume_full_in_the_middle_waits_too() {
-    // What a compressed output takes is not known before.
+    // The size of a compressed output is not known before.
     let Some(volume) = Volume::of(48, "compress: zstd") else { return };
     let mut random = Random::seeded("no room in the middle");
     volume.fill(30);
@@ -202,15 +203,14 @@ fn a_daemon_that_waits_for_room_at_its_start_obeys_stop_and_sigterm() {
     }
 }
 
-/// A few seconds after the first look.
+/// A few seconds after the first check of the volume.
 fn waited(daemon: &Daemon<'_>) -> bool {
     let Some(held) = daemon.lines("the queue holds").pop() else { return false };
     let now = jiff::Timestamp::now().as_duration().as_secs_f64();
     now - crate::support::daemon::second(&held) > Duration::from_secs(5).as_secs_f64()
 }
 
-/// A disk of 24 MiB that zstd makes smaller and zlib does not: its clusters repeat themselves farther back than zlib
-/// looks.
+/// A disk of 24 MiB that zstd shrinks and zlib does not: its clusters repeat at distances beyond zlib's window.
 fn small_source_of_a_large_disk(dir: &Path, random: &mut Random) -> Vec<u8> {
     const CLUSTER: usize = 64 << 10;
     let mut disk = Vec::new();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kill -9` at random moments, of the daemon and of its children: nothing is lost, nothing half made, nothing counted
-//! twice. `HYPER2KVM_KILLS` says how often.
+//! `kill -9` at random moments, of the daemon and of its children: nothing is lost, nothing left half done, nothing
+//! counted twice. `HYPER2KVM_KILLS` sets the number of kills.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,11 +19,11 @@ const FILES: usize = 50;
 
 const KILLS: u64 = 10;
 
-/// Longest time from work to a kill, where there are few; many are spread over the time that fifty conversions take. The
-/// eleventh that hits one conversion ends it in `.errors/`, as it should.
+/// Longest time from work to a kill, where there are few kills; many are spread over the time that fifty conversions
+/// take. The eleventh kill of one conversion ends it in `.errors/`, as it should.
 const LATEST: Duration = Duration::from_millis(600);
 
-/// A child that was killed is a failure that is counted: there must be retries enough for all of them.
+/// A killed child is a counted failure, so there must be enough retries for all of them.
 const CONFIG: &str = "out_format: raw
 retry_policy: {max_retries: 100, retry_delay: 1, backoff_multiplier: 1}";
 
@@ -87,7 +87,7 @@ fn a_signal_right_after_the_first_answer_is_obeyed() {
     let site = Site::new("");
     for _ in 0..10 {
         let mut daemon = site.spawn(&[]);
-        // As soon as it can be: the moment counts.
+        // Not a moment later: the time of the kill matters.
         while daemon.try_ask("status").is_none() {
             std::thread::yield_now();
         }
@@ -97,7 +97,7 @@ fn a_signal_right_after_the_first_answer_is_obeyed() {
     }
 }
 
-/// Waits until something is claimed. `false` where everything has ended before.
+/// Waits until something is claimed. `false` where everything ended before.
 fn wait_for_work(run: &Run, daemon: &Daemon<'_>) -> bool {
     let begun = Instant::now();
     while run.site.names("queue/.processing").iter().all(|name| name.starts_with('.')) {
@@ -117,11 +117,11 @@ fn kill_child(daemon: &Daemon<'_>, random: &mut Random) -> bool {
     }
     let chosen = workers[usize::try_from(random.below(workers.len() as u64)).unwrap()];
     let Ok(child) = pidfd_open(Pid::from_raw(chosen.cast_signed()).unwrap(), PidfdFlags::empty()) else { return false };
-    // Still the daemon's child now that the descriptor holds it: no other process has got its number.
+    // Checked after the descriptor was opened: it is still the daemon's child, so the PID was not reused.
     daemon.workers().contains(&chosen) && pidfd_send_signal(child, Signal::KILL).is_ok()
 }
 
-/// Runs of fifty conversions on one site, and what must come of them.
+/// Runs of fifty conversions on one site, and the expected results.
 struct Run {
     site: Site,
     random: Random,
@@ -129,7 +129,7 @@ struct Run {
     disks: BTreeMap<String, Vec<u8>>,
     /// Everything that was dropped.
     names: BTreeSet<String>,
-    /// What no retry helps.
+    /// Sources that no retry can convert.
     broken: BTreeSet<String>,
     runs: usize,
 }
@@ -171,7 +171,7 @@ impl Run {
         self.site.waiting().is_empty()
             && self.site.names("queue/.processing").iter().all(|name| name.starts_with('.'))
             && self.archived().len() + self.in_errors().len() == self.names.len()
-            // Not one that waits for its retry.
+            // Except those that wait for a retry.
             && self.in_errors().iter().all(|name| self.is_final(name))
     }
 
@@ -195,7 +195,7 @@ impl Run {
     fn check_places(&self) {
         let mut found = Vec::new();
         walk(&self.site.queue(), &mut |path| {
-            // A daemon that was killed while it tried the directory leaves that.
+            // Left by a daemon that was killed while it tried the directory.
             if path.to_string_lossy().contains("/.probe-") {
                 return;
             }

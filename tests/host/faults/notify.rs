@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Servers of notifications that are of no use: nobody waits for them.
+//! Broken notification servers delay nothing.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::server::{Manner, Server};
 
 const FILES: u8 = 6;
 
-/// Six conversions, each announced to this server; then the daemon is told to end.
+/// Six conversions, each announced to this server; then the daemon is terminated.
 fn convert_beside(notifications: &str) -> String {
     let site = Site::new(&format!("notifications: {{enabled: true, on_success: true, {notifications}}}"));
     let mut daemon = site.start();
@@ -54,7 +54,7 @@ fn a_server_that_answers_500_holds_nothing_up() {
 
 #[test]
 fn a_server_that_refuses_holds_nothing_up() {
-    // A port that was ours a moment ago.
+    // A port that was ours, and is free again.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     convert_beside(&format!("webhook_url: \"http://127.0.0.1:{port}/hook\""));
 }

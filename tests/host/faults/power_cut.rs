@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A power cut, as far as a test can have it: the traced calls of one run show that nothing is reported as published,
-//! archived or counted before the disk has it.
+//! A power cut, as far as a test can simulate it: the traced calls of one run show that nothing is reported as
+//! published, archived or counted before it is on the disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn what_is_reported_is_on_the_disk_before() {
     traced.every_commit_is_on_the_disk_before_it_is_told();
 }
 
-/// The calls of a daemon and its workers on one good and one broken source.
+/// The system calls of a daemon and its workers for one good and one broken source.
 struct Traced {
     site: Site,
     calls: Vec<Call>,
@@ -70,25 +70,25 @@ impl Traced {
         self.site.output().join(".daemon/deduplication.db-journal")
     }
 
-    /// Snapshots and heartbeats, which are written anew after a power cut.
+    /// Whether the file must survive a power cut: snapshots and heartbeats are written anew after one.
     fn is_promised(&self, path: &Path) -> bool {
         let inside = path.starts_with(self.site.queue()) || path.starts_with(self.site.output());
         let passing = ["progress.json", "stats.json", "owner", ".probe", "control.sock", "-journal", ".lock"];
         inside && !passing.iter().any(|part| path.to_string_lossy().contains(part))
     }
 
-    /// Whether the file or directory was synced in full between these moments.
+    /// Whether the file or directory was synced completely between these moments.
     fn is_synced(&self, path: &Path, after: usize, before: usize) -> bool {
         self.calls.iter().any(|call| call.syncs() && call.is_of(path) && call.began > after && call.ended < before)
     }
 
-    /// Whether a move is one within a work directory: a worker's.
+    /// Whether a move is a worker's: one within a work directory.
     fn is_of_a_worker(&self, call: &Call) -> bool {
         let work = self.site.output().join(".work");
         call.paths.iter().all(|path| path.starts_with(&work))
     }
 
-    /// Whether whoever made a call synced this afterwards.
+    /// Whether the process that made a call synced this afterwards.
     fn is_synced_by_its_maker(&self, path: &Path, call: &Call) -> bool {
         let mut later = self.calls.iter().filter(|later| later.thread == call.thread && later.began > call.ended);
         later.any(|later| later.syncs() && later.is_of(path))
@@ -154,7 +154,7 @@ impl Traced {
             let parents = if call.paths[0].parent() == call.paths[1].parent() { 1..2 } else { 0..2 };
             for path in &call.paths[parents] {
                 let parent = path.parent().unwrap();
-                // The ledger goes on with a worker's word when that has ended; with what else there is at any moment.
+                // The ledger relies on a worker's moves once the worker has ended, and on all others at any moment.
                 let is_synced = if self.is_of_a_worker(call) {
                     self.is_synced_by_its_maker(parent, call)
                 } else {
@@ -172,8 +172,8 @@ impl Traced {
         for call in self.calls.iter().filter(|call| call.name.starts_with("mkdir") && self.is_promised(&call.paths[0]))
         {
             let path = &call.paths[0];
-            // Without an attempt's nothing was published and it is made again; with it, its folder is looked at with the
-            // publication.
+            // Without an attempt's directory, nothing was published and the attempt is repeated; with it, the
+            // publication checks its folder.
             if path.starts_with(&work) && *path != work {
                 continue;
             }
@@ -191,7 +191,7 @@ impl Traced {
             let written = self.last_write(&journal, call.began).expect("the journal is written first");
             assert!(self.is_synced(&journal, written, call.began), "the journal is not synced before {call:?}");
         }
-        // Its signature and the number of its pages: with them it counts, so the pages are there before.
+        // Its signature and the number of its pages make it valid, so the pages must be there before.
         let makes_it_count = |call: &&Call| call.is_of(&journal) && call.arguments.ends_with(", 12, 0");
         let heads: Vec<&Call> = self.calls.iter().filter(makes_it_count).collect();
         assert!(heads.len() > 4, "{} transactions", heads.len());
@@ -203,7 +203,7 @@ impl Traced {
 
     fn every_commit_is_on_the_disk_before_it_is_told(&self) {
         let (database, journal) = (self.database(), self.journal());
-        // The commit is the end of the journal: 28 zeros over its head, and from then on it does not count.
+        // The commit is the end of the journal: 28 zeros over its head make it invalid.
         let is_commit = |call: &&Call| call.is_of(&journal) && call.blanks(28);
         let commits: Vec<&Call> = self.calls.iter().filter(is_commit).collect();
         assert!(commits.len() > 4, "{} commits", commits.len());

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a traced program asked of the file system, in the order in which it was done.
+//! A traced program's file system calls, in the order in which they completed.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// A call that succeeded. Its number is that of the trace's line in which it began, or ended.
+/// A call that succeeded. Its number is that of the line of the trace in which it began or ended.
 #[derive(Debug)]
 pub(super) struct Call {
     /// Number of the thread that made it.
@@ -14,7 +14,7 @@ pub(super) struct Call {
     pub name: String,
     /// Paths: of the descriptor that it was given, or by name.
     pub paths: Vec<PathBuf>,
-    /// Arguments as the trace has them.
+    /// Arguments, as in the trace.
     pub arguments: String,
 }
 
@@ -60,7 +60,7 @@ fn call(thread: &str, text: &str, began: usize, ended: usize) -> Option<Call> {
     })
 }
 
-/// The paths that a call is about: of its result for what opens, of its names for what moves, else of its descriptor.
+/// The paths of a call: those of its result where it opens, of its names where it moves, else of its descriptor.
 fn paths(name: &str, arguments: &str, result: &str) -> Vec<PathBuf> {
     if name.starts_with("open") {
         return described(result).into_iter().collect();
@@ -112,7 +112,7 @@ impl Call {
         self.name.starts_with("unlink") || self.name.starts_with("rmdir")
     }
 
-    /// Whether it writes so many zeros over the beginning of a file.
+    /// Whether it overwrites the beginning of a file with so many zeros.
     pub(super) fn blanks(&self, bytes: usize) -> bool {
         let zeros = "\\0".repeat(bytes);
         self.name == "pwrite64" && self.arguments.ends_with(&format!(", \"{zeros}\", {bytes}, 0"))

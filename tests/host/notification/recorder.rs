@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Collects what a test logs.
+//! Records what a test logs.
 
 use std::io;
 use std::sync::{Arc, Mutex};

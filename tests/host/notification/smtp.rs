@@ -14,8 +14,8 @@ use hyper2kvm::notification::{EmailConfig, Encryption, Event, NotificationConfig
 
 use super::recorder::Log;
 
-/// Set for the process that does the work: trust in a certificate's maker is given by environment, which a test can't
-/// set for itself.
+/// Set in the process that does the work: trusted certificates come from the environment, which a test can't change
+/// for itself.
 const CHILD: &str = "HYPER2KVM_TEST_SMTP_PORT";
 
 const PATIENCE: Patience = Patience { timeout: Duration::from_secs(5), pause: Duration::from_millis(10), retries: 1 };
@@ -35,7 +35,7 @@ impl Drop for Server {
     }
 }
 
-/// Where aiosmtpd lies; nothing where neither it nor pip is to be had.
+/// The directory of aiosmtpd; `None` where neither it nor pip is available.
 fn aiosmtpd() -> Option<PathBuf> {
     static INSTALLED: OnceLock<Option<PathBuf>> = OnceLock::new();
     INSTALLED.get_or_init(install).clone()
@@ -57,7 +57,7 @@ fn install() -> Option<PathBuf> {
     Some(target)
 }
 
-/// A certificate for `localhost`, and who vouches for it.
+/// A certificate for `localhost`, and its authority.
 fn certificates(directory: &Path) -> Option<()> {
     let openssl = |arguments: &[&str]| {
         let ran = Command::new("openssl").args(arguments).current_dir(directory).stderr(Stdio::null()).status();
@@ -131,7 +131,7 @@ fn event() -> Event {
     Event::OutputFull { needed_bytes: 2, free_bytes: 1, output_path: "/out".to_owned(), at: Timestamp::UNIX_EPOCH }
 }
 
-/// Runs this very test again as a process that trusts the server's certificate.
+/// Runs this test again in a process that trusts the server's certificate.
 fn again(test: &str, server: &Server) {
     let status = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture"])

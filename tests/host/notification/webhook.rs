@@ -135,7 +135,7 @@ async fn a_server_that_hangs_holds_up_nobody() {
     Mock::given(method("POST")).respond_with(hanging).mount(&server).await;
     let notifier = Notifier::with_patience(config(&server.uri(), WebhookKind::Generic), IMPATIENT);
 
-    // No task runs in between: sending is no await.
+    // Sending does not await, so no other task runs in between.
     for _ in 0..1000 {
         notifier.send(&failure());
     }
@@ -149,7 +149,7 @@ async fn a_server_that_hangs_holds_up_nobody() {
 #[tokio::test]
 async fn a_server_that_refuses_is_told_without_its_url() {
     let log = Log::collect();
-    // Bound but not listened on: refuses, and nobody else can take the port meanwhile.
+    // Bound without listening: it refuses connections, and no other process can take the port.
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&socket, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = std::net::SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
