@@ -44,7 +44,7 @@ pub use copy::{Copied, copy};
 pub use digest::digest;
 pub use error::Error;
 pub use extent::{Extent, Location};
-pub use image::{Image, Layout};
+pub use image::{Image, Reader};
 pub use region::{Cancellation, Region};
 pub use verify::verify;
 

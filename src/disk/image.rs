@@ -16,12 +16,12 @@ use super::{Error, Extent, Location, Region, raw, vmdk};
 pub struct Image {
     /// The files that [`Location`]s number.
     pub regions: Vec<Region>,
-    pub layout: Layout,
+    pub reader: Reader,
 }
 
-/// How the regions make up the disk.
+/// The reader of its format, which knows how the regions make up the disk.
 #[derive(Clone, Debug)]
-pub enum Layout {
+pub enum Reader {
     Raw(Raw),
     Qcow2(Qcow2),
     Vdi(Vdi),
@@ -44,71 +44,71 @@ pub enum Layout {
 impl Image {
     /// A raw image.
     pub fn raw(region: &Region) -> Result<Self, Error> {
-        Ok(Self::of(region, Layout::Raw(raw::open(region)?)))
+        Ok(Self::of(region, Reader::Raw(raw::open(region)?)))
     }
 
     /// A monolithicSparse or streamOptimized VMDK whose virtual size is at most `limit` bytes.
     pub fn vmdk(region: &Region, limit: u64) -> Result<Self, Error> {
-        Ok(Self::of(region, Layout::Vmdk(vmdk::open(region, limit)?)))
+        Ok(Self::of(region, Reader::Vmdk(vmdk::open(region, limit)?)))
     }
 
     /// A qcow2 whose virtual size is at most `limit` bytes.
     pub fn qcow2(region: &Region, limit: u64) -> Result<Self, Error> {
-        Ok(Self::of(region, Layout::Qcow2(Qcow2::open(region, limit)?)))
+        Ok(Self::of(region, Reader::Qcow2(Qcow2::open(region, limit)?)))
     }
 
     /// A VDI whose virtual size is at most `limit` bytes.
     pub fn vdi(region: &Region, limit: u64) -> Result<Self, Error> {
-        Ok(Self::of(region, Layout::Vdi(Vdi::open(region, limit)?)))
+        Ok(Self::of(region, Reader::Vdi(Vdi::open(region, limit)?)))
     }
 
     /// A VHD whose virtual size is at most `limit` bytes.
     pub fn vhd(region: &Region, limit: u64) -> Result<Self, Error> {
-        Ok(Self::of(region, Layout::Vhd(Vhd::open(region, limit)?)))
+        Ok(Self::of(region, Reader::Vhd(Vhd::open(region, limit)?)))
     }
 
     /// A VHDX whose virtual size is at most `limit` bytes.
     pub fn vhdx(region: &Region, limit: u64) -> Result<Self, Error> {
-        Ok(Self::of(region, Layout::Vhdx(Vhdx::open(region, limit)?)))
+        Ok(Self::of(region, Reader::Vhdx(Vhdx::open(region, limit)?)))
     }
 
-    fn of(region: &Region, layout: Layout) -> Self {
-        Self { regions: vec![region.clone()], layout }
+    fn of(region: &Region, reader: Reader) -> Self {
+        Self { regions: vec![region.clone()], reader }
     }
 
     /// Joins disks, one behind the other, to one disk. Locations count the parts' regions in order.
     #[must_use]
     pub fn joined(kind: &'static str, parts: Vec<Self>) -> Self {
         let regions = parts.iter().flat_map(|part| part.regions.iter().cloned()).collect();
-        Self { regions, layout: Layout::Joined { kind, parts } }
+        Self { regions, reader: Reader::Joined { kind, parts } }
     }
 
     /// Size of the guest's disk in bytes.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
-        match &self.layout {
-            Layout::Raw(raw) => raw.virtual_size(),
-            Layout::Qcow2(qcow2) => qcow2.virtual_size(),
-            Layout::Vdi(vdi) => vdi.virtual_size(),
-            Layout::Vhd(vhd) => vhd.virtual_size(),
-            Layout::Vhdx(vhdx) => vhdx.virtual_size(),
-            Layout::Vmdk(vmdk) => vmdk.virtual_size(),
-            Layout::Listed { extents, .. } => extents.last().map_or(0, |last| last.guest.end),
-            Layout::Joined { parts, .. } => parts.iter().map(Self::virtual_size).sum(),
+        match &self.reader {
+            Reader::Raw(raw) => raw.virtual_size(),
+            Reader::Qcow2(qcow2) => qcow2.virtual_size(),
+            Reader::Vdi(vdi) => vdi.virtual_size(),
+            Reader::Vhd(vhd) => vhd.virtual_size(),
+            Reader::Vhdx(vhdx) => vhdx.virtual_size(),
+            Reader::Vmdk(vmdk) => vmdk.virtual_size(),
+            Reader::Listed { extents, .. } => extents.last().map_or(0, |last| last.guest.end),
+            Reader::Joined { parts, .. } => parts.iter().map(Self::virtual_size).sum(),
         }
     }
 
     /// What it is, in words for a person.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        match &self.layout {
-            Layout::Raw(_) => "raw",
-            Layout::Qcow2(qcow2) => qcow2.kind(),
-            Layout::Vdi(vdi) => vdi.kind(),
-            Layout::Vhd(vhd) => vhd.kind(),
-            Layout::Vhdx(vhdx) => vhdx.kind(),
-            Layout::Vmdk(vmdk) => vmdk.kind(),
-            Layout::Listed { kind, .. } | Layout::Joined { kind, .. } => kind,
+        match &self.reader {
+            Reader::Raw(_) => "raw",
+            Reader::Qcow2(qcow2) => qcow2.kind(),
+            Reader::Vdi(vdi) => vdi.kind(),
+            Reader::Vhd(vhd) => vhd.kind(),
+            Reader::Vhdx(vhdx) => vhdx.kind(),
+            Reader::Vmdk(vmdk) => vmdk.kind(),
+            Reader::Listed { kind, .. } | Reader::Joined { kind, .. } => kind,
         }
     }
 
@@ -116,13 +116,13 @@ impl Image {
     /// end.
     #[must_use]
     pub fn unit(&self) -> usize {
-        let unit = match &self.layout {
-            Layout::Qcow2(qcow2) => qcow2.cluster(),
-            Layout::Vmdk(vmdk) => vmdk.grain(),
+        let unit = match &self.reader {
+            Reader::Qcow2(qcow2) => qcow2.cluster(),
+            Reader::Vmdk(vmdk) => vmdk.grain(),
             // Only tests list compressed extents, and none of theirs is larger.
-            Layout::Listed { .. } => MAX_COMPRESSED,
-            Layout::Raw(_) | Layout::Vdi(_) | Layout::Vhd(_) | Layout::Vhdx(_) => 0,
-            Layout::Joined { parts, .. } => return parts.last().map_or(0, Self::unit),
+            Reader::Listed { .. } => MAX_COMPRESSED,
+            Reader::Raw(_) | Reader::Vdi(_) | Reader::Vhd(_) | Reader::Vhdx(_) => 0,
+            Reader::Joined { parts, .. } => return parts.last().map_or(0, Self::unit),
         };
         usize::try_from(unit).expect("2 MiB at most")
     }
@@ -131,32 +131,32 @@ impl Image {
     /// finds out.
     #[must_use]
     pub fn data_bytes(&self) -> Option<u64> {
-        match &self.layout {
-            Layout::Raw(raw) => raw.data_bytes(),
-            Layout::Qcow2(qcow2) => Some(qcow2.data_bytes()),
-            Layout::Vdi(vdi) => Some(vdi.data_bytes()),
-            Layout::Vhd(vhd) => Some(vhd.data_bytes()),
-            Layout::Vhdx(vhdx) => Some(vhdx.data_bytes()),
-            Layout::Vmdk(vmdk) => Some(vmdk.data_bytes()),
-            Layout::Listed { extents, .. } => {
+        match &self.reader {
+            Reader::Raw(raw) => raw.data_bytes(),
+            Reader::Qcow2(qcow2) => Some(qcow2.data_bytes()),
+            Reader::Vdi(vdi) => Some(vdi.data_bytes()),
+            Reader::Vhd(vhd) => Some(vhd.data_bytes()),
+            Reader::Vhdx(vhdx) => Some(vhdx.data_bytes()),
+            Reader::Vmdk(vmdk) => Some(vmdk.data_bytes()),
+            Reader::Listed { extents, .. } => {
                 Some(extents.iter().filter(|extent| extent.at != Location::Zero).map(Extent::len).sum())
             }
-            Layout::Joined { parts, .. } => parts.iter().map(Self::data_bytes).sum(),
+            Reader::Joined { parts, .. } => parts.iter().map(Self::data_bytes).sum(),
         }
     }
 
     /// What a person should know about it.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        match &self.layout {
-            Layout::Raw(raw) => raw.warnings().to_vec(),
-            Layout::Qcow2(qcow2) => qcow2.warnings().to_vec(),
-            Layout::Vdi(vdi) => vdi.warnings().to_vec(),
-            Layout::Vhd(vhd) => vhd.warnings().to_vec(),
-            Layout::Vhdx(vhdx) => vhdx.warnings().to_vec(),
-            Layout::Vmdk(vmdk) => vmdk.warnings().to_vec(),
-            Layout::Listed { .. } => Vec::new(),
-            Layout::Joined { parts, .. } => parts.iter().flat_map(Self::warnings).collect(),
+        match &self.reader {
+            Reader::Raw(raw) => raw.warnings().to_vec(),
+            Reader::Qcow2(qcow2) => qcow2.warnings().to_vec(),
+            Reader::Vdi(vdi) => vdi.warnings().to_vec(),
+            Reader::Vhd(vhd) => vhd.warnings().to_vec(),
+            Reader::Vhdx(vhdx) => vhdx.warnings().to_vec(),
+            Reader::Vmdk(vmdk) => vmdk.warnings().to_vec(),
+            Reader::Listed { .. } => Vec::new(),
+            Reader::Joined { parts, .. } => parts.iter().flat_map(Self::warnings).collect(),
         }
     }
 
@@ -164,15 +164,15 @@ impl Image {
     /// its files are zeros.
     #[must_use]
     pub fn extents(&self) -> Extents<'_> {
-        let map: Extents<'_> = match &self.layout {
-            Layout::Raw(raw) => Box::new(raw.extents()),
-            Layout::Qcow2(qcow2) => Box::new(qcow2.extents()),
-            Layout::Vdi(vdi) => Box::new(vdi.extents()),
-            Layout::Vhd(vhd) => Box::new(vhd.extents()),
-            Layout::Vhdx(vhdx) => Box::new(vhdx.extents()),
-            Layout::Vmdk(vmdk) => Box::new(vmdk.extents()),
-            Layout::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
-            Layout::Joined { parts, .. } => return Box::new(joined(parts)),
+        let map: Extents<'_> = match &self.reader {
+            Reader::Raw(raw) => Box::new(raw.extents()),
+            Reader::Qcow2(qcow2) => Box::new(qcow2.extents()),
+            Reader::Vdi(vdi) => Box::new(vdi.extents()),
+            Reader::Vhd(vhd) => Box::new(vhd.extents()),
+            Reader::Vhdx(vhdx) => Box::new(vhdx.extents()),
+            Reader::Vmdk(vmdk) => Box::new(vmdk.extents()),
+            Reader::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
+            Reader::Joined { parts, .. } => return Box::new(joined(parts)),
         };
         Box::new(without_holes(map, &self.regions))
     }

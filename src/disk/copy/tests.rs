@@ -19,7 +19,7 @@ use crate::conversion::{Compression, OutputFormat, Reason};
 use crate::disk::manifest::{Algorithm, Expected};
 use crate::disk::replay::decode::Decode;
 use crate::disk::replay::{Stretch, replay};
-use crate::disk::{Extent, Layout, Location, Region, digest, verify};
+use crate::disk::{Extent, Location, Reader, Region, digest, verify};
 
 use crate::disk::sample_vmdk::{Sparse, built};
 
@@ -251,7 +251,7 @@ fn a_stream_that_qemu_can_not_inflate_is_encoded_again() {
 
     let at = Location::Deflate { file: 0, offset: 0, len: u32::try_from(stream.len()).unwrap(), zlib: true };
     let extents = vec![Extent { guest: 0..65536, at }];
-    let image = Image { regions: vec![region(&stream)], layout: Layout::Listed { kind: "listed", extents } };
+    let image = Image { regions: vec![region(&stream)], reader: Reader::Listed { kind: "listed", extents } };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
     copied(&image, &path, &CopyOptions { compress: Compression::Zlib, ..CopyOptions::default() }).unwrap();
@@ -327,7 +327,7 @@ fn a_full_volume_is_output_full() {
 fn maps_with_gaps_or_overlaps_are_internal_errors() {
     let zero = |guest| Extent { guest, at: Location::Zero };
     for extents in [vec![zero(0..512), zero(1024..2048)], vec![zero(0..1024), zero(512..2048)], vec![zero(512..2048)]] {
-        let image = Image { regions: vec![region(&[1; 512])], layout: Layout::Listed { kind: "listed", extents } };
+        let image = Image { regions: vec![region(&[1; 512])], reader: Reader::Listed { kind: "listed", extents } };
         let folder = tempfile::tempdir().unwrap();
         let error = copied(&image, &folder.path().join("out"), &CopyOptions::default()).unwrap_err();
         assert_eq!(error.reason, Reason::Internal);

@@ -4,7 +4,7 @@
 use super::accepted::Limits;
 use crate::conversion::Reason;
 use crate::conversion::options::ByteSize;
-use crate::disk::image::Layout;
+use crate::disk::image::Reader;
 use crate::disk::{Error, Extent, Image, Location, Region};
 
 pub(super) fn check_size(file: &str, size: u64, limits: &Limits) -> Result<(), Error> {
@@ -34,5 +34,5 @@ pub(super) fn read_text(region: &Region, most: usize) -> Result<Vec<u8>, Error> 
 /// A disk of zeros, stored nowhere.
 pub(super) fn blank(size: u64, kind: &'static str) -> Image {
     let extents = vec![Extent { guest: 0..size, at: Location::Zero }];
-    Image { regions: Vec::new(), layout: Layout::Listed { kind, extents } }
+    Image { regions: Vec::new(), reader: Reader::Listed { kind, extents } }
 }

@@ -7,7 +7,7 @@ use crate::conversion::Reason;
 use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine};
 use crate::disk::descriptor::{MAX_BYTES, shown};
 use crate::disk::detect::{self, Content};
-use crate::disk::image::{Image, Layout};
+use crate::disk::image::{Image, Reader};
 use crate::disk::units::SECTOR;
 use crate::disk::{Error, Region};
 
@@ -43,8 +43,8 @@ fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> 
         ExtentKind::Zero => unreachable!("it has no name"),
         ExtentKind::Flat => open_flat(region, extent.offset, size),
         ExtentKind::Sparse => {
-            let layout = Layout::Vmdk(crate::disk::vmdk::open_extent(region, size)?);
-            Ok(Image { regions: vec![(*region).clone()], layout })
+            let reader = Reader::Vmdk(crate::disk::vmdk::open_extent(region, size)?);
+            Ok(Image { regions: vec![(*region).clone()], reader })
         }
     }
 }

@@ -254,7 +254,7 @@ fn a_part_of_a_split_disk_needs_no_descriptor() {
     let content = content(2 * 65536);
     let region = region(&built(&kind, &content));
     let part = open_extent(&region, 2 * 65536).unwrap();
-    let image = Image { regions: vec![region], layout: crate::disk::Layout::Vmdk(part) };
+    let image = Image { regions: vec![region], reader: crate::disk::Reader::Vmdk(part) };
     let both = Image::joined("vmdk twoGbMaxExtentSparse", vec![image.clone(), image]);
     assert!(guest(&both).unwrap() == [content.clone(), content].concat());
 }
@@ -337,8 +337,8 @@ fn the_parts_of_a_split_disk_that_qemu_makes_are_read() {
     qemu_img(folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", options, "a.raw", "a.vmdk"]);
     let region = region_of(&folder.path().join("a-s001.vmdk"));
     assert_eq!(Image::vmdk(&region, u64::MAX).unwrap_err().reason, Reason::MissingMember);
-    let layout = crate::disk::Layout::Vmdk(open_extent(&region, 40 * 65536).unwrap());
-    assert!(guest(&Image { regions: vec![region], layout }).unwrap() == content);
+    let reader = crate::disk::Reader::Vmdk(open_extent(&region, 40 * 65536).unwrap());
+    assert!(guest(&Image { regions: vec![region], reader }).unwrap() == content);
 }
 
 #[test]

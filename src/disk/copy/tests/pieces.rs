@@ -131,7 +131,7 @@ pub(super) fn image_in_order(
     extents.sort_by_key(|extent| extent.guest.start);
     let image = move |region| Image {
         regions: vec![region],
-        layout: Layout::Listed { kind: "listed", extents: extents.clone() },
+        reader: Reader::Listed { kind: "listed", extents: extents.clone() },
     };
     (file, image, guest)
 }
