@@ -26,7 +26,7 @@ pub(crate) fn without_holes<'a>(
         };
         let Location::Stored { file, offset } = extent.at else { return Some(Ok(extent)) };
         let place = offset..offset + extent.len();
-        Some(known.stretch(file, &regions[file], &place).map(|(is_data, end)| {
+        Some(known.range_at(file, &regions[file], &place).map(|(is_data, end)| {
             let border = extent.guest.start + (end - offset);
             if border < extent.guest.end {
                 let at = Location::Stored { file, offset: end };
@@ -47,7 +47,7 @@ struct Known {
 
 impl Known {
     /// Whether `place`, which is not empty, begins with data, and where in `place` that data or hole ends.
-    fn stretch(&mut self, file: usize, region: &Region, place: &Range<u64>) -> Result<(bool, u64), Error> {
+    fn range_at(&mut self, file: usize, region: &Region, place: &Range<u64>) -> Result<(bool, u64), Error> {
         if self.file != file || !self.data.contains(&place.start) {
             let failed = |e| Error::reading(region.name(), place.start, e);
             let data = match seek(region, SeekFrom::Data, place.start) {

@@ -13,9 +13,9 @@ use super::control::CopyControl;
 use super::units::CLUSTER_BYTES;
 use super::{Error, Image};
 
-/// A stretch of guest bytes.
+/// Guest bytes, in one of two forms.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Stretch<'a> {
+pub(super) enum GuestBytes<'a> {
     /// So many zeros, as far as the map knows.
     Zero(u64),
     Data(&'a [u8]),
@@ -29,7 +29,7 @@ pub(super) enum Stretch<'a> {
 pub(super) fn replay(
     image: &Image,
     control: &CopyControl,
-    mut sink: impl FnMut(u64, Stretch) -> Result<(), Error>,
+    mut sink: impl FnMut(u64, GuestBytes) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let name = image.regions.first().map_or("source", |region| region.name()).to_owned();
     let mut batches = Batches::new(image.extents(), image.virtual_size(), name.clone());
@@ -40,7 +40,7 @@ pub(super) fn replay(
         control.check(&name)?;
         match step {
             Step::Zero(end) => {
-                sink(at, Stretch::Zero(end - at))?;
+                sink(at, GuestBytes::Zero(end - at))?;
                 at = end;
             }
             Step::Data(batch) => {
@@ -51,7 +51,7 @@ pub(super) fn replay(
                 }
                 let mut loaded = load(&image.regions, batch, buffer, input)?;
                 decode.run(image, &mut loaded)?;
-                sink(at, Stretch::Data(&loaded.buffer[..len]))?;
+                sink(at, GuestBytes::Data(&loaded.buffer[..len]))?;
                 at = loaded.guest.end;
                 Loaded { buffer, input, .. } = loaded;
             }

@@ -11,7 +11,7 @@ use self::qcow2::qcow2;
 use self::vdi::vdi;
 use super::buffer::is_zero;
 use super::control::CopyControl;
-use super::replay::{Stretch, replay};
+use super::replay::{GuestBytes, replay};
 use super::{Error, Image, Region};
 use crate::conversion::{OutputFormat, Reason};
 
@@ -58,16 +58,16 @@ fn same_guest(
     std::thread::scope(|scope| {
         let theirs = scope.spawn(|| {
             // The receiver is dropped after a difference: the rest need not be read.
-            replay(&copy, control, |_, stretch| sender.send(Owned::from(stretch)).map_err(|_| differ(0)))
+            replay(&copy, control, |_, found| sender.send(Owned::from(found)).map_err(|_| differ(0)))
                 .inspect(|()| drop(sender))
         });
-        let mut ahead = Ahead { receiver, stretch: Owned::Zero(0), used: 0 };
-        let ours = replay(image, control, |at, stretch| {
-            let len = match &stretch {
-                Stretch::Zero(len) => *len,
-                Stretch::Data(bytes) => bytes.len() as u64,
+        let mut ahead = Ahead { receiver, held: Owned::Zero(0), used: 0 };
+        let ours = replay(image, control, |at, found| {
+            let len = match &found {
+                GuestBytes::Zero(len) => *len,
+                GuestBytes::Data(bytes) => bytes.len() as u64,
             };
-            if !ahead.matches(&stretch) {
+            if !ahead.matches(&found) {
                 return Err(differ(at));
             }
             control.advance(len);
@@ -94,17 +94,17 @@ fn open_output(file: &File, name: &str, format: OutputFormat, control: &CopyCont
     }
 }
 
-/// A stretch that outlives its buffer.
+/// Guest bytes that outlive their buffer.
 enum Owned {
     Zero(u64),
     Data(Vec<u8>),
 }
 
-impl From<Stretch<'_>> for Owned {
-    fn from(stretch: Stretch<'_>) -> Self {
-        match stretch {
-            Stretch::Zero(len) => Self::Zero(len),
-            Stretch::Data(bytes) => Self::Data(bytes.to_vec()),
+impl From<GuestBytes<'_>> for Owned {
+    fn from(found: GuestBytes<'_>) -> Self {
+        match found {
+            GuestBytes::Zero(len) => Self::Zero(len),
+            GuestBytes::Data(bytes) => Self::Data(bytes.to_vec()),
         }
     }
 }
@@ -118,31 +118,31 @@ impl Owned {
     }
 }
 
-/// The copy's stretches as they come, used up piece by piece.
+/// The output's guest bytes as they arrive, used up piece by piece.
 struct Ahead {
     receiver: std::sync::mpsc::Receiver<Owned>,
-    stretch: Owned,
+    held: Owned,
     used: u64,
 }
 
 impl Ahead {
-    /// Whether the copy goes on with `stretch`.
-    fn matches(&mut self, stretch: &Stretch) -> bool {
-        let (mut left, mut at) = match stretch {
-            Stretch::Zero(len) => (*len, 0),
-            Stretch::Data(bytes) => (bytes.len() as u64, 0),
+    /// Whether the next guest bytes of the output are `wanted`.
+    fn matches(&mut self, wanted: &GuestBytes) -> bool {
+        let (mut left, mut at) = match wanted {
+            GuestBytes::Zero(len) => (*len, 0),
+            GuestBytes::Data(bytes) => (bytes.len() as u64, 0),
         };
         while left > 0 {
-            if self.used == self.stretch.len() {
+            if self.used == self.held.len() {
                 let Ok(next) = self.receiver.recv() else { return false };
-                (self.stretch, self.used) = (next, 0);
+                (self.held, self.used) = (next, 0);
             }
-            let len = left.min(self.stretch.len() - self.used);
-            let same = match (stretch, &self.stretch) {
-                (Stretch::Zero(_), Owned::Zero(_)) => true,
-                (Stretch::Zero(_), Owned::Data(theirs)) => is_zero(piece(theirs, self.used, len)),
-                (Stretch::Data(ours), Owned::Zero(_)) => is_zero(piece(ours, at, len)),
-                (Stretch::Data(ours), Owned::Data(theirs)) => piece(ours, at, len) == piece(theirs, self.used, len),
+            let len = left.min(self.held.len() - self.used);
+            let same = match (wanted, &self.held) {
+                (GuestBytes::Zero(_), Owned::Zero(_)) => true,
+                (GuestBytes::Zero(_), Owned::Data(theirs)) => is_zero(piece(theirs, self.used, len)),
+                (GuestBytes::Data(ours), Owned::Zero(_)) => is_zero(piece(ours, at, len)),
+                (GuestBytes::Data(ours), Owned::Data(theirs)) => piece(ours, at, len) == piece(theirs, self.used, len),
             };
             if !same {
                 return false;
@@ -155,8 +155,8 @@ impl Ahead {
     }
 }
 
-/// `len` bytes of a stretch from its byte `at` on.
-fn piece(stretch: &[u8], at: u64, len: u64) -> &[u8] {
+/// `len` of the bytes, from byte `at` on.
+fn piece(bytes: &[u8], at: u64, len: u64) -> &[u8] {
     let index = |at: u64| usize::try_from(at).expect("within a batch");
-    &stretch[index(at)..index(at + len)]
+    &bytes[index(at)..index(at + len)]
 }

@@ -18,7 +18,7 @@ use super::*;
 use crate::conversion::{Compression, OutputFormat, Reason};
 use crate::disk::manifest::{Algorithm, Expected};
 use crate::disk::replay::decode::Decode;
-use crate::disk::replay::{Stretch, replay};
+use crate::disk::replay::{GuestBytes, replay};
 use crate::disk::{Extent, Location, Reader, Region, digest, verify};
 
 use crate::disk::sample_vmdk::{Sparse, built};
@@ -355,11 +355,11 @@ fn a_second_pass_finds_a_difference() {
 fn replay_covers_the_disk_in_order() {
     let (image, guest) = image(&[Piece::Absent, Piece::Zlib(3), Piece::Absent, Piece::Absent], 4096, 4 * 4096);
     let mut seen = Vec::new();
-    replay(&image, &CopyControl::default(), |at, stretch| {
+    replay(&image, &CopyControl::default(), |at, found| {
         assert_eq!(at, seen.len() as u64);
-        match stretch {
-            Stretch::Zero(len) => seen.resize(seen.len() + usize::try_from(len).unwrap(), 0),
-            Stretch::Data(bytes) => seen.extend_from_slice(bytes),
+        match found {
+            GuestBytes::Zero(len) => seen.resize(seen.len() + usize::try_from(len).unwrap(), 0),
+            GuestBytes::Data(bytes) => seen.extend_from_slice(bytes),
         }
         Ok(())
     })

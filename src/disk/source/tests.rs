@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::conversion::Reason;
-use crate::disk::replay::{Stretch, replay};
+use crate::disk::replay::{GuestBytes, replay};
 use crate::disk::sample_ova::{self, END, member, ovf, tar};
 use crate::disk::sample_vmdk::{GRAIN, Sparse};
 use crate::disk::{CopyControl, Error, Image, Region};
@@ -44,11 +44,11 @@ fn refused(primary: (&str, &[u8]), siblings: &[(&str, &[u8])]) -> Reason {
 
 fn guest(image: &Image) -> Vec<u8> {
     let mut guest = Vec::new();
-    replay(image, &CopyControl::default(), |at, stretch| {
+    replay(image, &CopyControl::default(), |at, found| {
         assert_eq!(at, guest.len() as u64);
-        match stretch {
-            Stretch::Zero(len) => guest.resize(guest.len() + usize::try_from(len).unwrap(), 0),
-            Stretch::Data(bytes) => guest.extend_from_slice(bytes),
+        match found {
+            GuestBytes::Zero(len) => guest.resize(guest.len() + usize::try_from(len).unwrap(), 0),
+            GuestBytes::Data(bytes) => guest.extend_from_slice(bytes),
         }
         Ok(())
     })

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::*;
 use crate::conversion::{Compression, OutputFormat};
 use crate::disk::Image;
-use crate::disk::replay::{Stretch, replay};
+use crate::disk::replay::{GuestBytes, replay};
 use crate::disk::resolve::{qemu_img, region_of, sample_disk};
 use crate::disk::{CopyControl, CopyOptions, copy, verify};
 
@@ -28,11 +28,11 @@ fn region(bytes: &[u8]) -> Region {
 
 fn guest(image: &Image) -> Result<Vec<u8>, Error> {
     let mut guest = Vec::new();
-    replay(image, &CopyControl::default(), |at, stretch| {
+    replay(image, &CopyControl::default(), |at, found| {
         assert_eq!(at, guest.len() as u64);
-        match stretch {
-            Stretch::Zero(len) => guest.resize(guest.len() + usize::try_from(len).unwrap(), 0),
-            Stretch::Data(bytes) => guest.extend_from_slice(bytes),
+        match found {
+            GuestBytes::Zero(len) => guest.resize(guest.len() + usize::try_from(len).unwrap(), 0),
+            GuestBytes::Data(bytes) => guest.extend_from_slice(bytes),
         }
         Ok(())
     })?;

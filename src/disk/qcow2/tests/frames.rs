@@ -6,7 +6,7 @@ use std::io::Write;
 use super::*;
 use crate::disk::CopyControl;
 use crate::disk::Image;
-use crate::disk::replay::{Stretch, replay};
+use crate::disk::replay::{GuestBytes, replay};
 
 /// Bytes of a cluster of the images here.
 const CLUSTER: usize = 4096;
@@ -38,10 +38,10 @@ fn disk(streams: [&[u8]; 2], size: u64) -> Vec<u8> {
 fn copied(file: &[u8]) -> Result<Vec<u8>, Error> {
     let image = Image::qcow2(&region_over(file), LIMIT)?;
     let mut guest = Vec::new();
-    replay(&image, &CopyControl::default(), |_, stretch| {
-        match stretch {
-            Stretch::Zero(len) => guest.resize(guest.len() + len as usize, 0),
-            Stretch::Data(bytes) => guest.extend_from_slice(bytes),
+    replay(&image, &CopyControl::default(), |_, found| {
+        match found {
+            GuestBytes::Zero(len) => guest.resize(guest.len() + len as usize, 0),
+            GuestBytes::Data(bytes) => guest.extend_from_slice(bytes),
         }
         Ok(())
     })?;

@@ -100,8 +100,8 @@ fn a_split_disk_of_three_files_is_read_in_order() {
         let image = open_path(&directory.path().join("vm.vmdk")).unwrap().disks.remove(0).image;
         assert_eq!((image.virtual_size(), image.regions.len()), (5 << 30, 3));
         let mut runs: Vec<(u64, u8, u64)> = Vec::new();
-        replay(&image, &CopyControl::default(), |start, stretch| {
-            let Stretch::Data(bytes) = stretch else { return Ok(()) };
+        replay(&image, &CopyControl::default(), |start, found| {
+            let GuestBytes::Data(bytes) = found else { return Ok(()) };
             for (at, byte) in (start..).zip(bytes).filter(|(_, byte)| **byte != 0) {
                 match runs.last_mut().filter(|(first, value, len)| value == byte && first + len == at) {
                     Some((_, _, len)) => *len += 1,
