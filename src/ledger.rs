@@ -30,6 +30,7 @@ use deferred::Deferred;
 mod conversions;
 mod deferred;
 mod left;
+mod outbox;
 mod processed;
 mod rows;
 mod schema;
@@ -38,6 +39,7 @@ mod writer;
 
 pub use conversions::NewConversion;
 pub use left::LeftSource;
+pub use outbox::{Fate, NewNotification, Notification, OUTBOX_ROWS};
 pub use processed::ProcessedFile;
 pub use rows::{Change, ClaimState, ConversionRow};
 pub use totals::retries;

@@ -173,6 +173,17 @@ impl Totals {
     }
 }
 
+/// What became of notifications since the ledger began, and how many wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NotificationTotals {
+    /// Decided on, and not delivered yet.
+    pub pending: u64,
+    pub sent: u64,
+    /// Refused by the receiver, older than a day, or too many.
+    pub given_up: u64,
+}
+
 /// The state at one moment. Also the file by which a watcher reports to its sidecar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -197,6 +208,8 @@ pub struct Snapshot {
     /// The last [`RECENT`] conversions that ended, the oldest first.
     pub recent_completed: Vec<JobStats>,
     pub totals: Totals,
+    #[serde(default)]
+    pub notifications: NotificationTotals,
     /// The room that the output volume lacks, while something waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortage: Option<Shortage>,
@@ -227,6 +240,7 @@ impl Snapshot {
             current_jobs: Vec::new(),
             recent_completed: Vec::new(),
             totals: Totals::default(),
+            notifications: NotificationTotals::default(),
             shortage: None,
         }
     }

@@ -21,8 +21,8 @@ use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::files::{Method, Paths};
 use crate::ledger::{Ledger, Writer};
-use crate::notification::Notifier;
 use crate::queue::engine;
+use crate::queue::engine::outbox::{Outbox, Patience};
 use crate::queue::engine::{Engine, Home, Remote, Settings, World, events};
 use crate::queue::lock::LockError;
 use crate::queue::settle::look_interval;
@@ -44,6 +44,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Reason of `StorageReady` while the ledger can't be used.
 const LEDGER_UNUSABLE: &str = "LedgerUnusable";
+
+/// How long a new specification waits for notifications that are on their way: one that is cut off may arrive twice.
+const DELIVERY_END: Duration = Duration::from_secs(5);
 
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
@@ -153,11 +156,11 @@ impl Agent {
                 }
             };
             let secrets = Secrets::read(&queue.spec.notifications, &identity.secrets_dir);
-            let notifier = Notifier::start(secrets.config.clone());
-            reporter.tell(|report| report.notifications(&secrets.wrong, notifier.unusable()));
+            let (outbox, deliveries) = Outbox::start(secrets.config.clone(), ledger.clone(), Patience::default());
+            reporter.tell(|report| report.notifications(&secrets.wrong, outbox.unusable()));
             let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), paths.clone()).await?;
             let (_events, hints) = events::watch(paths.queue());
-            let (engine, remote) = Engine::start(settings, executor, ledger.clone(), notifier, hints, *started).await?;
+            let (engine, remote) = Engine::start(settings, executor, ledger.clone(), outbox, hints, *started).await?;
             reporter.tell(report::Report::storage_usable);
             tracing::info!(queue = identity.queue, "watching");
             // The engine blocks on files, so the snapshots are passed on in a task of their own, which ends with the
@@ -169,6 +172,7 @@ impl Agent {
                 () = respecified(wanted, &queue, &remote, reporter) => {}
                 () = secrets.changed(&queue.spec.notifications, &identity.secrets_dir) => {}
             }
+            deliveries.end(DELIVERY_END).await;
             tracing::info!(queue = identity.queue, "the specification or a Secret changed; starting anew");
         }
     }

@@ -7,7 +7,8 @@ use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{Claim, ConversionId};
 
 use super::deferred::Pending;
-use super::left::{self, LeftSource};
+use super::left;
+use super::outbox;
 use super::processed::{self, Outcome};
 use super::rows::{self, Change, ClaimState, ConversionRow};
 use super::{Error, Ledger, Result, query, totals};
@@ -75,16 +76,16 @@ impl Ledger {
         let is_counted =
             before.status.end != after.status.end || totals::retries(&before.status) != totals::retries(&after.status);
         if is_counted || !change.may_wait(&before) {
-            self.write_now(&before, &after, change.left())?;
+            self.write_now(&before, &after, change)?;
         } else if after != before {
             self.deferred.put(after.clone());
         }
         Ok(after)
     }
 
-    fn write_now(&mut self, before: &ConversionRow, after: &ConversionRow, left: &[LeftSource]) -> Result<()> {
+    fn write_now(&mut self, before: &ConversionRow, after: &ConversionRow, change: &Change) -> Result<()> {
         let writing = || query("write a conversion");
-        if after == before && left.is_empty() {
+        if after == before && change.left().is_empty() {
             return self.flush();
         }
         let transaction =
@@ -95,8 +96,11 @@ impl Ledger {
         if before.status.end.is_none() {
             record_outcome(&transaction, after)?;
         }
-        for source in left {
+        for source in change.left() {
             left::remember(&transaction, source)?;
+        }
+        if before.state != after.state {
+            outbox::add(&transaction, change.notifications())?;
         }
         transaction.commit().map_err(writing())?;
         self.deferred.clear();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Changes of rows that wait for the next transaction.
+//! Changes of rows that wait for the next transaction, and notifications that are done with.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use rusqlite::Connection;
 
 use crate::conversion::ConversionId;
 
+use super::outbox::{self, Fate};
 use super::rows::{self, ConversionRow};
 use super::{Result, query};
 
@@ -19,34 +20,47 @@ pub(super) enum Pending {
 
 /// Rows as they are to be. They stay until a transaction that wrote them is committed.
 #[derive(Debug, Default)]
-pub(super) struct Deferred(BTreeMap<ConversionId, Pending>);
+pub(super) struct Deferred {
+    rows: BTreeMap<ConversionId, Pending>,
+    /// Notifications by number: a restart delivers once more what was delivered a moment ago.
+    closed: BTreeMap<i64, Fate>,
+}
 
 impl Deferred {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.rows.is_empty() && self.closed.is_empty()
     }
 
     /// What is to become of a row, if anything is.
     pub(super) fn find(&self, id: &ConversionId) -> Option<&Pending> {
-        self.0.get(id)
+        self.rows.get(id)
     }
 
     pub(super) fn put(&mut self, row: ConversionRow) {
-        self.0.insert(row.id.clone(), Pending::Changed(Box::new(row)));
+        self.rows.insert(row.id.clone(), Pending::Changed(Box::new(row)));
     }
 
     pub(super) fn forget(&mut self, id: &ConversionId) {
-        self.0.insert(id.clone(), Pending::Gone);
+        self.rows.insert(id.clone(), Pending::Gone);
+    }
+
+    /// A notification that is to be removed and counted.
+    pub(super) fn close(&mut self, number: i64, fate: Fate) {
+        self.closed.insert(number, fate);
+    }
+
+    pub(super) fn closed(&self) -> &BTreeMap<i64, Fate> {
+        &self.closed
     }
 
     /// As if it had never been put.
     pub(super) fn take_back(&mut self, id: &ConversionId) {
-        self.0.remove(id);
+        self.rows.remove(id);
     }
 
     /// Writes everything. The caller commits, and then clears.
     pub(super) fn write(&self, connection: &Connection) -> Result<()> {
-        for (id, pending) in &self.0 {
+        for (id, pending) in &self.rows {
             match pending {
                 Pending::Changed(row) => rows::write(connection, row)?,
                 Pending::Gone => {
@@ -56,10 +70,11 @@ impl Deferred {
                 }
             }
         }
-        Ok(())
+        outbox::remove(connection, &self.closed)
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.rows.clear();
+        self.closed.clear();
     }
 }

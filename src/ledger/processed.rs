@@ -65,7 +65,7 @@ impl Ledger {
 }
 
 /// Microseconds as the original wrote, always six digits: texts of one length compare as the times do.
-fn text_of(at: Timestamp) -> String {
+pub(super) fn text_of(at: Timestamp) -> String {
     format!("{at:.6}")
 }
 

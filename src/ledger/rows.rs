@@ -11,6 +11,7 @@ use crate::conversion::{Claim, ConversionId, Reason};
 use crate::files::placement::Placement;
 
 use super::left::LeftSource;
+use super::outbox::NewNotification;
 use super::{Error, Result, query};
 
 /// How far the files of a claim have moved, as drawn in [`crate::ledger`].
@@ -74,6 +75,8 @@ pub enum Change {
         output_path: Option<String>,
         /// Sources that stay in the queue directory from now on, converted.
         left: Vec<LeftSource>,
+        /// What is announced of the end.
+        notifications: Vec<NewNotification>,
     },
 }
 
@@ -114,7 +117,7 @@ impl Change {
                 row.uid = uid.or(row.uid);
             }
             Self::State(state) => row.state = state,
-            Self::Ended { placement, status, output_path, left: _ } => {
+            Self::Ended { placement, status, output_path, left: _, notifications: _ } => {
                 row.state = ClaimState::Terminal { placement };
                 row.status = status.unwrap_or(row.status);
                 row.output_path = output_path.or(row.output_path);
@@ -127,6 +130,14 @@ impl Change {
     pub(super) fn left(&self) -> &[LeftSource] {
         match self {
             Self::Ended { left, .. } => left,
+            Self::Submitted(_) | Self::Observed { .. } | Self::Shown { .. } | Self::State(_) => &[],
+        }
+    }
+
+    /// What is announced by it.
+    pub(crate) fn notifications(&self) -> &[NewNotification] {
+        match self {
+            Self::Ended { notifications, .. } => notifications,
             Self::Submitted(_) | Self::Observed { .. } | Self::Shown { .. } | Self::State(_) => &[],
         }
     }

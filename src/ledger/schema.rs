@@ -48,8 +48,18 @@ CREATE TABLE IF NOT EXISTS left_in_place (
     size INTEGER NOT NULL,
     mtime_ns TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS outbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    channel TEXT NOT NULL,
+    event TEXT NOT NULL,
+    decided_at TEXT NOT NULL,
+    not_before TEXT
+);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
+
+/// Tables that came without a new version: an older program opens the database, and leaves them alone.
+const ADDED: [&str; 1] = ["outbox"];
 
 /// Makes what is missing, in one transaction.
 pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
@@ -59,13 +69,19 @@ pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
         return Err(Error::TooNew { path: path.to_owned(), found, known: VERSION });
     }
     check_columns(connection, path)?;
-    if found < VERSION {
+    if found < VERSION || !has_added(connection).map_err(opening)? {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(opening)?;
         transaction.execute_batch(TABLES).map_err(opening)?;
         transaction.pragma_update(None, "user_version", VERSION).map_err(opening)?;
         transaction.commit().map_err(opening)?;
     }
     Ok(())
+}
+
+fn has_added(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1")?;
+    let found = ADDED.map(|table| statement.query_row([table], |row| row.get::<_, i64>(0)));
+    found.into_iter().try_fold(true, |all, count| Ok(all && count? > 0))
 }
 
 /// A table of that name must be the one we know; none yet is fine.

@@ -9,7 +9,7 @@ use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Member, Reason};
 
 use crate::files::placement::Placement;
-use crate::stats::{JobStatus, Totals};
+use crate::stats::{JobStatus, NotificationTotals, Totals};
 
 use super::*;
 
@@ -73,6 +73,7 @@ fn ended(claim: &Claim, status: &ConversionStatus, output: &str) -> Change {
         status: Some(status.clone()),
         output_path: Some(output.to_owned()),
         left: Vec::new(),
+        notifications: Vec::new(),
     }
 }
 
@@ -279,8 +280,13 @@ fn a_pause_and_sources_left_in_place_survive_a_restart() {
     let claim = claim("vm.raw", 1);
     ledger.claim(new(claim.clone())).unwrap();
     let left = LeftSource { path: "vm.raw".to_owned(), inode: u64::MAX, size_bytes: 4096, mtime_ns: -5 };
-    let change =
-        Change::Ended { placement: placement(&claim), status: None, output_path: None, left: vec![left.clone()] };
+    let change = Change::Ended {
+        placement: placement(&claim),
+        status: None,
+        output_path: None,
+        left: vec![left.clone()],
+        notifications: vec![],
+    };
     ledger.update(&claim.id, &change).unwrap();
     drop(ledger);
     let ledger = open(&directory);
@@ -498,4 +504,76 @@ fn a_finished_conversion_is_known_by_its_name_for_a_while() {
     assert_eq!(ledger.finished_since("disk.vmdk", at(2_003)).unwrap().as_deref(), Some("/out/disk"));
     assert_eq!(ledger.finished_since("disk.vmdk", at(2_004)).unwrap(), None);
     assert_eq!(ledger.finished_since("other.vmdk", at(0)).unwrap(), None);
+}
+
+fn announced(channel: &'static str, n: i64) -> NewNotification {
+    let decided_at = Timestamp::from_second(n).unwrap();
+    NewNotification { channel, event: format!("event {n}"), decided_at }
+}
+
+#[test]
+fn an_end_and_its_notification_are_one_and_told_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let claim = claim("vm.vmdk", 1);
+    ledger.claim(new(claim.clone())).unwrap();
+    let status = published(attempt(ConversionStatus::default(), Ok(()), 1), 9);
+    let Change::Ended { placement, status, output_path, left, .. } = ended(&claim, &status, "/out/vm") else {
+        unreachable!("that is what it makes")
+    };
+    let notifications = vec![announced("webhook", 7), announced("email", 7)];
+    let change = Change::Ended { placement, status, output_path, left, notifications };
+    ledger.update(&claim.id, &change).unwrap();
+    // Whoever could not tell whether it was written writes it again.
+    ledger.update(&claim.id, &change).unwrap();
+    drop(ledger);
+
+    let mut ledger = open(&directory);
+    assert_eq!(ledger.notification_totals().unwrap(), NotificationTotals { pending: 2, sent: 0, given_up: 0 });
+    let next = ledger.next_notification("webhook").unwrap().unwrap();
+    let expected = Notification {
+        number: 1,
+        event: "event 7".to_owned(),
+        decided_at: Timestamp::from_second(7).unwrap(),
+        not_before: None,
+    };
+    assert_eq!(next, expected);
+    let later = Timestamp::from_second(99).unwrap();
+    ledger.hold_notification(next.number, later).unwrap();
+    assert_eq!(ledger.next_notification("webhook").unwrap().unwrap().not_before, Some(later));
+
+    ledger.close_notification(next.number, Fate::Sent);
+    let after = NotificationTotals { pending: 1, sent: 1, given_up: 0 };
+    assert_eq!((ledger.next_notification("webhook").unwrap(), ledger.notification_totals().unwrap()), (None, after));
+    ledger.flush().unwrap();
+    ledger.close_notification(next.number, Fate::GivenUp);
+    ledger.flush().unwrap();
+    assert_eq!(ledger.notification_totals().unwrap(), after, "what is gone is counted once");
+}
+
+#[test]
+fn the_outbox_is_bounded_and_what_no_channel_delivers_goes_after_its_day() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let many: Vec<_> = (0..1003).map(|n| announced(if n % 2 == 0 { "webhook" } else { "email" }, n)).collect();
+    ledger.post(&many).unwrap();
+    assert_eq!(ledger.notification_totals().unwrap(), NotificationTotals { pending: 1000, sent: 0, given_up: 3 });
+    assert_eq!(ledger.next_notification("email").unwrap().unwrap().event, "event 3");
+
+    let at = Timestamp::from_second(103).unwrap();
+    assert_eq!(ledger.give_up_notifications(at, &["webhook"]).unwrap(), 50);
+    assert_eq!(ledger.next_notification("email").unwrap().unwrap().event, "event 103");
+    assert_eq!(ledger.next_notification("webhook").unwrap().unwrap().event, "event 4");
+    assert_eq!(ledger.notification_totals().unwrap(), NotificationTotals { pending: 950, sent: 0, given_up: 53 });
+}
+
+#[test]
+fn a_ledger_of_an_older_program_gets_the_outbox_and_stays_one_that_it_opens() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(&directory));
+    let path = directory.path().join("deduplication.db");
+    Connection::open(&path).unwrap().execute_batch("DROP TABLE outbox").unwrap();
+    open(&directory).post(&[announced("webhook", 1)]).unwrap();
+    let version: i64 = Connection::open(&path).unwrap().query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    assert_eq!(version, 1);
 }

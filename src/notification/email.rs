@@ -10,6 +10,7 @@ use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
 
 use tokio::time::timeout;
 
+use super::again::Again;
 use super::config::{EmailConfig, Encryption};
 use super::event::Message;
 use super::payload;
@@ -26,12 +27,12 @@ pub(super) enum EmailError {
 }
 
 impl EmailError {
-    /// Whether it may be taken the next time.
-    pub(super) fn is_transient(&self) -> bool {
+    /// Whether it is tried again: a refusal that passes (4xx, as greylisting says it) is.
+    pub(super) fn again(&self) -> Again {
         match self {
-            Self::Build(_) => false,
-            Self::Timeout => true,
-            Self::Smtp(error) => !(error.is_permanent() || error.is_client() || error.is_tls()),
+            Self::Timeout => Again::Later,
+            Self::Smtp(error) if !(error.is_permanent() || error.is_client() || error.is_tls()) => Again::Later,
+            Self::Build(_) | Self::Smtp(_) => Again::Never,
         }
     }
 }

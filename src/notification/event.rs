@@ -4,14 +4,16 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::conversion::failure::without_name;
 
 use super::config::NotificationConfig;
 
-/// Something that people want to know.
-#[derive(Clone, Debug, PartialEq)]
+/// Something that people want to know. Serialised as the ledger keeps it until it is delivered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// A conversion was published in the directory `output_path`.
     Success { filename: String, duration: Duration, output_path: String, at: Timestamp },

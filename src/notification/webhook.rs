@@ -4,9 +4,12 @@
 use std::error::Error as _;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use reqwest::header::RETRY_AFTER;
 use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode};
 
+use super::again::{Again, retry_after};
 use super::config::{WebhookConfig, WebhookKind};
 use super::event::Message;
 use super::payload;
@@ -16,8 +19,9 @@ use super::payload;
 pub(super) enum WebhookError {
     #[error("{0}")]
     Request(String, #[source] reqwest::Error),
+    /// With what the server says of the next try.
     #[error("the server answers {0}")]
-    Status(StatusCode),
+    Status(StatusCode, Option<Duration>),
 }
 
 impl WebhookError {
@@ -35,14 +39,18 @@ impl WebhookError {
         Self::Request(text, error)
     }
 
-    /// Whether it may be taken the next time.
-    pub(super) fn is_transient(&self) -> bool {
+    /// Whether it is tried again.
+    pub(super) fn again(&self) -> Again {
         match self {
-            Self::Request(_, error) => !error.is_builder(),
-            Self::Status(status) => {
-                status.is_server_error()
-                    || matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
-            }
+            Self::Request(_, error) if error.is_builder() => Again::Never,
+            Self::Request(..) => Again::Later,
+            Self::Status(status, retry_after) => match *status {
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => {
+                    retry_after.map_or(Again::Later, Again::After)
+                }
+                status if status.is_server_error() => retry_after.map_or(Again::Later, Again::After),
+                _ => Again::Never,
+            },
         }
     }
 }
@@ -76,7 +84,12 @@ impl Webhook {
             WebhookKind::Generic => payload::generic(message),
         };
         let request = self.client.post(self.config.url.expose().clone()).json(&body);
-        let status = request.send().await.map_err(WebhookError::of)?.status();
-        if status.is_success() { Ok(()) } else { Err(WebhookError::Status(status)) }
+        let answer = request.send().await.map_err(WebhookError::of)?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let told = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        Err(WebhookError::Status(status, told.and_then(|text| retry_after(text, Timestamp::now()))))
     }
 }

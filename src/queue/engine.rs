@@ -23,8 +23,8 @@ use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
 use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress, chain};
 use crate::executor::{self, Executor};
-use crate::ledger::{self, ConversionRow};
-use crate::notification::{Event, Notifier, StallWatch};
+use crate::ledger::{self, ConversionRow, NewNotification};
+use crate::notification::StallWatch;
 use crate::stats::Snapshot;
 
 use super::claim::ClaimError;
@@ -44,6 +44,7 @@ mod drain;
 mod duplicates;
 pub mod events;
 mod intake;
+pub mod outbox;
 mod publish;
 mod recovery;
 mod requests;
@@ -61,6 +62,7 @@ use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
 use intake::{Intake, Pace};
+use outbox::Outbox;
 use requests::Requests;
 use space::Space;
 
@@ -165,7 +167,9 @@ pub struct Engine<E> {
     settings: Settings,
     executor: E,
     ledger: ledger::Writer,
-    notifier: Notifier,
+    outbox: Outbox,
+    /// What is announced beside conversions and not recorded yet.
+    unposted: Vec<NewNotification>,
     run_state: RunState,
     intake: Intake,
     requests: Requests,
@@ -181,6 +185,8 @@ pub struct Engine<E> {
     snapshot: watch::Sender<Snapshot>,
     /// The snapshot as it will be published.
     view: Snapshot,
+    /// Until when notifications hold up the end, while nothing else does.
+    outbox_until: Option<Duration>,
     /// Moment that the engine's durations count from.
     origin: Instant,
     /// When something was last started, progressed or finished.
@@ -241,15 +247,13 @@ impl<E: Executor> Engine<E> {
         settings: Settings,
         executor: E,
         ledger: ledger::Writer,
-        notifier: Notifier,
+        outbox: Outbox,
         hints: Hints,
         started: Timestamp,
     ) -> Result<(Self, Remote)> {
-        let (left, paused, totals, history) = ledger
-            .call(|ledger| Ok((ledger.left_in_place()?, ledger.is_paused()?, ledger.totals()?, ledger.history()?)))
-            .await?;
+        let (left, paused) = ledger.call(|ledger| Ok((ledger.left_in_place()?, ledger.is_paused()?))).await?;
         let run_state = if paused && settings.home == Home::Host { RunState::Paused } else { settings.run_state };
-        let view = Snapshot { run_state, totals, recent_completed: history, ..Snapshot::new(started) };
+        let view = Snapshot { run_state, ..Snapshot::new(started) };
         let (snapshot, receiver) = watch::channel(view.clone());
         let (sender, commands) = mpsc::unbounded_channel();
         let pace = Pace {
@@ -272,7 +276,8 @@ impl<E: Executor> Engine<E> {
             settings,
             executor,
             ledger,
-            notifier,
+            outbox,
+            unposted: Vec::new(),
             run_state,
             intake,
             requests: Requests::default(),
@@ -285,12 +290,14 @@ impl<E: Executor> Engine<E> {
             hints,
             snapshot,
             view,
+            outbox_until: None,
             origin: Instant::now(),
             last_activity: None,
             stall: StallWatch::default(),
             next_prune: Duration::ZERO,
             claim_pause: Duration::ZERO,
         };
+        engine.refresh_totals().await?;
         engine.remember_drain();
         engine.executor.set_run_state(run_state).await?;
         engine.recover().await?;
@@ -304,10 +311,12 @@ impl<E: Executor> Engine<E> {
         let mut hints_open = true;
         loop {
             self.pass().await;
-            if self.is_over() {
+            let now = self.now();
+            if self.is_over(now) {
                 break;
             }
             let wake = self.origin + self.wake();
+            let closed = self.notification_closed();
             tokio::select! {
                 biased;
                 command = self.commands.recv(), if commands_open => match command {
@@ -320,6 +329,7 @@ impl<E: Executor> Engine<E> {
                     None => hints_open = false,
                 },
                 digest = self.digests.next() => self.digests.put(digest),
+                () = closed => self.refresh_notifications().await,
                 () = sleep_until(wake) => {}
             }
         }
@@ -347,6 +357,7 @@ impl<E: Executor> Engine<E> {
         }
         self.show();
         self.watch_for_stall();
+        self.post().await;
     }
 
     /// Moment that the engine's durations tell of.
@@ -364,11 +375,21 @@ impl<E: Executor> Engine<E> {
         let held = self.conversions.values().map(|c| c.hold_until).filter(|at| *at > now).min();
         let due = self.next_retry().map(|delay| now + delay);
         let claim = (self.claim_pause > now).then_some(self.claim_pause);
-        [Some(self.intake.wake()), held, due, claim, self.next_request(), self.space.next_look(), Some(self.next_prune)]
-            .into_iter()
-            .flatten()
-            .fold(now + RESCAN_AT_LEAST, Duration::min)
-            .max(now + SHORTEST_WAIT)
+        let over = self.outbox_until;
+        [
+            Some(self.intake.wake()),
+            held,
+            due,
+            claim,
+            over,
+            self.next_request(),
+            self.space.next_look(),
+            Some(self.next_prune),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(now + RESCAN_AT_LEAST, Duration::min)
+        .max(now + SHORTEST_WAIT)
     }
 
     fn take_hints(&mut self, first: &str) {
@@ -390,21 +411,22 @@ impl<E: Executor> Engine<E> {
             Ok(rows) => tracing::info!(rows, "removed aged rows of processed_files"),
             Err(error) => tracing::warn!(error = %chain(&error), "cannot remove aged rows"),
         }
+        self.prune_outbox().await;
     }
 
-    fn is_over(&self) -> bool {
+    fn is_over(&mut self, now: Duration) -> bool {
         if self.settings.home != Home::Host {
             return false;
         }
-        match self.run_state {
-            RunState::Stopped => self.conversions.values().all(|c| !c.may_run),
-            RunState::Draining => self.conversions.is_empty() && !self.has_to_drain(),
-            RunState::Running | RunState::Paused => false,
-        }
-    }
-
-    fn notify(&self, event: &Event) {
-        self.notifier.send(event);
+        let limit = match self.run_state {
+            RunState::Stopped if self.conversions.values().all(|c| !c.may_run) => outbox::WAIT_AT_STOP,
+            RunState::Draining if self.conversions.is_empty() && !self.has_to_drain() => outbox::WAIT_AT_DRAIN,
+            RunState::Running | RunState::Paused | RunState::Stopped | RunState::Draining => {
+                self.outbox_until = None;
+                return false;
+            }
+        };
+        !self.outbox_holds(now, limit)
     }
 }
 

@@ -31,6 +31,9 @@ pub struct StatsReport {
     pub settling: u64,
     /// Conversions that wait for their next attempt.
     pub retrying: u64,
+    /// Notifications that wait for their delivery.
+    pub notifications_pending: u64,
+    pub notifications_given_up: u64,
     pub current_jobs: Vec<JobStats>,
     pub by_file_type: BTreeMap<String, TypeReport>,
     pub recent_completed: Vec<JobStats>,
@@ -85,6 +88,8 @@ impl Snapshot {
             active_jobs: self.active_jobs(),
             settling: self.settling,
             retrying: self.retrying,
+            notifications_pending: self.notifications.pending,
+            notifications_given_up: self.notifications.given_up,
             current_jobs: self.current_jobs.clone(),
             by_file_type: self.totals.by_type.iter().map(|(name, totals)| (name.clone(), totals.into())).collect(),
             recent_completed: self.recent_completed.clone(),

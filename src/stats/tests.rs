@@ -9,7 +9,8 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn busy() -> Snapshot {
-    let mut snapshot = Snapshot { queue_depth: 3, settling: 1, retrying: 1, ..Snapshot::new(at(0)) };
+    let notifications = NotificationTotals { pending: 2, sent: 9, given_up: 1 };
+    let mut snapshot = Snapshot { queue_depth: 3, settling: 1, retrying: 1, notifications, ..Snapshot::new(at(0)) };
     snapshot.version = "1.2.3".to_owned();
     snapshot.last_activity = Some(at(45_000));
     snapshot.run_state = RunState::Paused;
@@ -50,6 +51,8 @@ fn stats_json_has_the_keys_its_readers_know() {
             "active_jobs": 1,
             "settling": 1,
             "retrying": 1,
+            "notifications_pending": 2,
+            "notifications_given_up": 1,
             "current_jobs": [{
                 "filename": "big.OVA", "file_type": "ova", "file_size_mb": 3072.0,
                 "start_time": "2026-01-17T22:09:50Z", "end_time": null, "duration_seconds": null,

@@ -25,6 +25,7 @@ pub fn render(snapshot: &Snapshot, now: Timestamp) -> String {
     let mut registry = Registry::with_prefix("hyper2kvm");
     legacy(&mut registry, snapshot, now);
     outcomes(&mut registry, snapshot);
+    notifications(&mut registry, snapshot);
     present(&mut registry, snapshot);
     exposition(&registry)
 }
@@ -66,6 +67,16 @@ fn outcomes(registry: &mut Registry, snapshot: &Snapshot) {
     #[expect(clippy::cast_precision_loss, reason = "exact up to 285,000 years")]
     let seconds = totals.all.succeeded_ms as f64 / 1000.0;
     registry.register("conversion_seconds", "Time that successful conversions took", ConstCounter::new(seconds));
+}
+
+fn notifications(registry: &mut Registry, snapshot: &Snapshot) {
+    let totals = &snapshot.notifications;
+    let ended = Family::<Labels, Counter>::default();
+    for (outcome, count) in [("sent", totals.sent), ("given_up", totals.given_up)] {
+        ended.get_or_create(&vec![("outcome", outcome.to_owned())]).inc_by(count);
+    }
+    registry.register("notifications", "Notifications that were sent or given up", ended);
+    gauge(registry, "notifications_pending", "Notifications that wait for their delivery", totals.pending);
 }
 
 fn present(registry: &mut Registry, snapshot: &Snapshot) {
@@ -154,7 +165,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::stats::JobStats;
+    use crate::stats::{JobStats, NotificationTotals};
 
     fn busy() -> Snapshot {
         let start = Timestamp::from_second(1_768_642_800).unwrap();
@@ -162,6 +173,7 @@ mod tests {
         snapshot.version = "1.2.3".to_owned();
         snapshot.last_activity = Some(start);
         snapshot.run_state = RunState::Paused;
+        snapshot.notifications = NotificationTotals { pending: 2, sent: 5, given_up: 1 };
         snapshot.current_jobs = vec![JobStats::started("a.ova", 1, 0, start)];
         snapshot.totals.count_success("a.vmdk", Duration::from_millis(2500));
         snapshot.totals.count_success("a.vmdk", Duration::from_millis(1000));
@@ -199,6 +211,8 @@ mod tests {
             "hyper2kvm_conversions_by_type_total{type=\"vmdk\",outcome=\"failed\"} 1",
             "hyper2kvm_retries_total 0",
             "hyper2kvm_conversion_seconds_total 4.5",
+            "hyper2kvm_notifications_total{outcome=\"given_up\"} 1",
+            "hyper2kvm_notifications_pending 2",
             "hyper2kvm_active_conversions 1",
             "hyper2kvm_settling_files 1",
             "hyper2kvm_retrying_conversions 2",

@@ -5,5 +5,6 @@ mod failpoints;
 mod full;
 mod kill;
 mod notify;
+mod outbox;
 mod power_cut;
 mod trace;

@@ -43,6 +43,11 @@ impl Site {
         Self { dir, config: config.to_owned(), starts: std::cell::Cell::new(0) }
     }
 
+    /// Lines of YAML for daemons that start from now on.
+    pub(crate) fn configure(&mut self, config: &str) {
+        config.clone_into(&mut self.config);
+    }
+
     pub(crate) fn queue(&self) -> PathBuf {
         self.dir.path().join("queue")
     }

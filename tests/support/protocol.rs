@@ -29,6 +29,8 @@ const STATISTICS: &str = r#"{
   "active_jobs": 0,
   "settling": 0,
   "retrying": 0,
+  "notifications_pending": 0,
+  "notifications_given_up": 0,
   "current_jobs": [],
   "by_file_type": {},
   "recent_completed": [],

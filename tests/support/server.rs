@@ -12,6 +12,10 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
     Answers,
+    /// Answers half a second late.
+    AnswersLate,
+    /// Answers 429 to the first request, asking for three seconds; then answers.
+    IsBusyFirst,
     /// Answers 500 to every request.
     Fails,
     /// Accepts connections and never answers.
@@ -41,12 +45,19 @@ impl Server {
         let (connections, connected) = channel();
         thread::spawn(move || {
             let mut held = Vec::new();
-            for stream in listener.incoming().map(Result::unwrap) {
+            for (number, stream) in listener.incoming().map(Result::unwrap).enumerate() {
                 // The test may have dropped its receiver.
                 let _ = connections.send(());
                 match manner {
                     Manner::Hangs => held.push(stream),
-                    Manner::Answers => serve(stream, "200 OK", &bodies),
+                    Manner::AnswersLate => {
+                        thread::sleep(Duration::from_millis(500));
+                        serve(stream, "200 OK", &bodies);
+                    }
+                    Manner::IsBusyFirst if number == 0 => {
+                        serve(stream, "429 Too Many Requests\r\nretry-after: 3", &bodies);
+                    }
+                    Manner::Answers | Manner::IsBusyFirst => serve(stream, "200 OK", &bodies),
                     Manner::Fails => serve(stream, "500 Internal Server Error", &bodies),
                 }
             }

@@ -20,7 +20,7 @@ use hyper2kvm::executor::process::{ProcessConfig, ProcessExecutor};
 use hyper2kvm::executor::progress::STALL_AFTER;
 use hyper2kvm::files::{Method, Paths};
 use hyper2kvm::ledger::{Ledger, Writer};
-use hyper2kvm::notification::Notifier;
+use hyper2kvm::queue::engine::outbox::{Outbox, Patience};
 use hyper2kvm::queue::engine::{Engine, Home, Settings, World, events};
 use hyper2kvm::queue::lock::{Contender, Contest, Locks, Owner};
 use hyper2kvm::queue::probe;
@@ -40,6 +40,9 @@ use waiting::{Waited, wait_for_space};
 
 /// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
 const LEDGER_FILE: &str = "deduplication.db";
+
+/// How long the end waits for a notification that is on its way, beyond what the engine has waited.
+const DELIVERY_END: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -224,7 +227,7 @@ async fn serve(
     }
     let ledger = Writer::start(ledger);
     let entered = beside.enter();
-    let notifier = Notifier::start(config.notifications.clone());
+    let (outbox, deliveries) = Outbox::start(config.notifications.clone(), ledger.clone(), Patience::default());
     let socket = Listener::bind(&paths.output().join(SOCKET)).map_err(|error| Refusal::fault(chain(&error)))?;
     drop(entered);
 
@@ -246,7 +249,7 @@ async fn serve(
     .map_err(|error| Refusal::fault(format!("cannot prepare to start workers: {error}")))?;
     let (events, hints) = events::watch(paths.queue());
     let settings = settings(&config, paths.clone());
-    let (engine, remote) = Engine::start(settings, executor, ledger, notifier, hints, started)
+    let (engine, remote) = Engine::start(settings, executor, ledger, outbox, hints, started)
         .await
         .map_err(|error| Refusal::fault(chain(&error)))?;
     let services = Services::start(beside, remote.clone(), waited.signals, socket, endpoint, locks, &paths);
@@ -260,6 +263,7 @@ async fn serve(
         tokio::spawn(async move { remote.set_run_state(RunState::Draining).await });
     }
     engine.run().await;
+    deliveries.end(DELIVERY_END).await;
     drop(events);
     Ok(Some(services))
 }

@@ -211,8 +211,12 @@ impl<E: Executor> Engine<E> {
     /// Writes a change of a row, ledger first.
     pub(super) async fn change(&mut self, id: &ConversionId, change: Change) -> Result<()> {
         let key = id.clone();
+        let is_announced = !change.notifications().is_empty();
         let row = self.ledger.call(move |ledger| ledger.update(&key, &change)).await?;
         self.take_row(id, row);
+        if is_announced {
+            self.outbox.posted();
+        }
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::executor::Executor;
 use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
 use crate::files::store;
-use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, retries};
+use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, NewNotification, retries};
 use crate::notification::Event;
 use crate::queue::claim;
 use crate::queue::dispose::{self, Disposal};
@@ -125,29 +125,36 @@ impl<E: Executor> Engine<E> {
         };
         let left = if disposal == Disposal::InPlace { left_sources(&paths, &placement) } else { Vec::new() };
         self.intake.leave(&left);
-        let change = Change::Ended { placement, status: None, output_path: None, left };
+        let notifications = self.announcement(&row, end);
+        let change = Change::Ended { placement, status: None, output_path: None, left, notifications };
         self.change(id, change).await?;
         failpoint::reach(&self.settings.paths, Step::EndNoted);
         self.refresh_totals().await?;
         self.show();
         self.last_activity = Some(self.wall());
-        self.announce_end(&row, end);
+        Self::log_end(&row, end);
         Ok(())
     }
 
-    fn announce_end(&self, row: &ConversionRow, end: End) {
+    fn announcement(&self, row: &ConversionRow, end: End) -> Vec<NewNotification> {
+        let (End::Failed, Some(failure)) = (end, &row.status.failure) else { return Vec::new() };
+        let at = self.wall();
+        let event = Event::Failure {
+            filename: row.claim.primary.clone(),
+            error: failure.message.clone(),
+            retry_count: retries(&row.status),
+            at,
+        };
+        self.outbox.announce(&event, at)
+    }
+
+    fn log_end(row: &ConversionRow, end: End) {
         let name = &row.claim.primary;
         let failure = row.status.failure.as_ref();
         let why = failure.map_or("", |failure| without_name(&failure.message, name));
         match (end, failure) {
             (End::Failed, Some(failure)) => {
                 tracing::error!(conversion = %row.id, reason = %failure.reason, "❌ Failed: {name}: {why}");
-                self.notify(&Event::Failure {
-                    filename: name.clone(),
-                    error: failure.message.clone(),
-                    retry_count: retries(&row.status),
-                    at: self.wall(),
-                });
             }
             (End::Cancelled, Some(failure)) => {
                 tracing::warn!(conversion = %row.id, reason = %failure.reason, "Cancelled: {name}: {why}");

@@ -100,16 +100,23 @@ impl<E: Executor> Engine<E> {
         let start = status.attempts.last().and_then(|last| last.start_time).unwrap_or(now);
         let output_path = target.to_string_lossy().into_owned();
         self.intake.leave(&left);
-        let change = Change::Ended { placement, status: Some(status), output_path: Some(output_path.clone()), left };
+        let duration = std::time::Duration::try_from(now.duration_since(start)).unwrap_or_default();
+        let event = Event::Success { filename: name.clone(), duration, output_path: output_path.clone(), at: now };
+        let notifications = self.outbox.announce(&event, now);
+        let change = Change::Ended {
+            placement,
+            status: Some(status),
+            output_path: Some(output_path.clone()),
+            left,
+            notifications,
+        };
         self.change(id, change).await?;
         failpoint::reach(&self.settings.paths, failpoint::Step::EndNoted);
         self.last_activity = Some(now);
         self.refresh_totals().await?;
         // Whoever finds the source archived finds it counted.
         self.show();
-        let duration = std::time::Duration::try_from(now.duration_since(start)).unwrap_or_default();
         tracing::info!(conversion = %id, "✅ Completed: {name} in {:.1}s, {output_path}", duration.as_secs_f64());
-        self.notify(&Event::Success { filename: name, duration, output_path, at: now });
         Ok(())
     }
 

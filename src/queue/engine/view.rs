@@ -4,7 +4,7 @@
 use crate::conversion::Progress;
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::executor::Executor;
-use crate::ledger::{ClaimState, retries};
+use crate::ledger::{ClaimState, Ledger, retries};
 use crate::notification::Event;
 use crate::stats::JobStats;
 
@@ -36,9 +36,11 @@ impl<E: Executor> Engine<E> {
 
     /// Reads totals and history anew, after something was counted.
     pub(super) async fn refresh_totals(&mut self) -> Result<()> {
-        let (totals, history) = self.ledger.call(|ledger| Ok((ledger.totals()?, ledger.history()?))).await?;
+        let read = |ledger: &mut Ledger| Ok((ledger.totals()?, ledger.history()?, ledger.notification_totals()?));
+        let (totals, history, notifications) = self.ledger.call(read).await?;
         self.view.totals = totals;
         self.view.recent_completed = history;
+        self.view.notifications = notifications;
         Ok(())
     }
 

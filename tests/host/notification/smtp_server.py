@@ -13,6 +13,15 @@ from aiosmtpd.smtp import SMTP, AuthResult
 
 
 class Collector:
+    greylisted = set()
+
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        if address.startswith("greylisted@") and address not in self.greylisted:
+            self.greylisted.add(address)
+            return "451 4.7.1 Greylisted, try again later"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
     async def handle_DATA(self, server, session, envelope):
         print(
             json.dumps(

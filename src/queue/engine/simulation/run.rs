@@ -17,8 +17,9 @@ use crate::conversion::admission::RunState;
 use crate::files::Paths;
 use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 use crate::ledger::{self, Ledger};
-use crate::notification::{NotificationConfig, Notifier};
+use crate::notification::NotificationConfig;
 use crate::queue::engine::events::Hints;
+use crate::queue::engine::outbox::Outbox;
 use crate::queue::engine::{Engine, Home, Remote, Settings, World as Machine};
 
 use crate::queue::writers::Writers;
@@ -200,12 +201,12 @@ impl<'a> Play<'a> {
         let Ok(ledger) = self.open() else { return (Ending::Itself, false) };
         let writer = ledger::Writer::inline(ledger);
         let executor = Worker::new(Rc::clone(&self.world), writer.clone());
-        let notifier = Notifier::start(NotificationConfig::default());
+        let outbox = Outbox::kept(NotificationConfig { on_success: true, ..NotificationConfig::default() });
         let (_events, names) = mpsc::channel(1);
         let hints = Hints { names, writers: Writers::default() };
         let started = self.time.now();
         self.volume.note("starts".to_owned());
-        let starting = Engine::start(self.settings(), executor, writer.clone(), notifier, hints, started);
+        let starting = Engine::start(self.settings(), executor, writer.clone(), outbox, hints, started);
         let remote = match AssertUnwindSafe(starting).catch_unwind().await {
             Ok(Ok((engine, remote))) => {
                 let running = AssertUnwindSafe(engine.run()).catch_unwind();

@@ -392,6 +392,7 @@ impl Site {
                 "counted {counted:?}, happened {happened:?} (succeeded, failed, duplicate, cancelled)"
             ));
         }
+        check_announced(ledger, happened[0], happened[1])?;
         if published.len() as u64 != happened[0] {
             return Err(format!("{} published, {} succeeded", published.len(), happened[0]));
         }
@@ -427,6 +428,16 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// Each success and each failure was announced once.
+fn check_announced(ledger: &mut Ledger, succeeded: u64, failed: u64) -> Check {
+    let announced = |ledger: &Ledger, kind: &str| ledger.count_notifications(kind).map_err(|error| error.to_string());
+    let told = [announced(ledger, "success")?, announced(ledger, "failure")?];
+    if told != [succeeded, failed] {
+        return Err(format!("announced {told:?}, happened {:?} (succeeded, failed)", [succeeded, failed]));
+    }
+    Ok(())
 }
 
 /// The mark in a source's content.
