@@ -3,6 +3,7 @@
 //!
 //! Everything here is synchronous and blocking. Of the queue it knows only the paths. Each effect is safe to repeat.
 
+pub mod fingerprint;
 pub mod moves;
 pub mod names;
 pub mod paths;

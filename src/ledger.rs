@@ -40,7 +40,7 @@ mod writer;
 pub use conversions::NewConversion;
 pub use left::LeftSource;
 pub use outbox::{Fate, NewNotification, Notification, OUTBOX_ROWS};
-pub use processed::ProcessedFile;
+pub use processed::{Content, ProcessedFile};
 pub use rows::{Change, ClaimState, ConversionRow};
 pub use totals::retries;
 pub use writer::Writer;

@@ -52,6 +52,9 @@ pub struct Claim {
     /// claimed at a person's word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_by: Option<Witness>,
+    /// What was sampled of the members' content, in the order of their names; absent where nobody asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     /// Whether domain.xml is written beside the disks, where the conversion says otherwise than its queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emit_domain_xml: Option<bool>,

@@ -146,6 +146,7 @@ fn record_outcome(connection: &Connection, row: &ConversionRow) -> Result<()> {
             filepath: &row.filepath,
             size_bytes: row.claim.size_bytes(),
             md5: row.md5.as_deref(),
+            fingerprint: row.claim.fingerprint.as_deref(),
             processed_at: row.status.completion_time.unwrap_or(row.claim.claimed_at),
             output_path: row.output_path.as_deref(),
             succeeded,

@@ -16,26 +16,40 @@ pub struct ProcessedFile {
     pub output_path: Option<String>,
 }
 
+/// What is known of the content of an artifact, besides its size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    pub md5: Option<String>,
+    /// See [`crate::files::fingerprint`].
+    pub fingerprint: Option<String>,
+}
+
 /// A row to write.
 pub(super) struct Outcome<'a> {
     pub filename: &'a str,
     pub filepath: &'a str,
     pub size_bytes: u64,
     pub md5: Option<&'a str>,
+    pub fingerprint: Option<&'a str>,
     pub processed_at: Timestamp,
     pub output_path: Option<&'a str>,
     pub succeeded: bool,
 }
 
 impl Ledger {
-    /// The earlier success that a file of this name and size matches, or one of this MD5 where it is given.
-    pub fn find_success(&self, filename: &str, size_bytes: u64, md5: Option<&str>) -> Result<Option<ProcessedFile>> {
+    /// The earlier success that a file of this name and size matches whose content is the same as far as it is known of
+    /// both; or one of this MD5. Of what the original program recorded, nothing but the MD5 is known.
+    pub fn find_success(&self, filename: &str, size_bytes: u64, content: &Content) -> Result<Option<ProcessedFile>> {
         self.connection
             .query_row(
                 "SELECT filename, processed_at, output_path FROM processed_files
-                 WHERE status = 'success' AND ((filename = ?1 AND file_size = ?2) OR (?3 IS NOT NULL AND md5_hash = ?3))
+                 WHERE status = 'success' AND (
+                     md5_hash = ?3
+                     OR filename = ?1 AND file_size = ?2
+                        AND coalesce(md5_hash = ?3, 1) AND coalesce(fingerprint = ?4, 1)
+                 )
                  ORDER BY id LIMIT 1",
-                params![filename, to_sql(size_bytes), md5],
+                params![filename, to_sql(size_bytes), content.md5, content.fingerprint],
                 |row| Ok(ProcessedFile { filename: row.get(0)?, processed_at: row.get(1)?, output_path: row.get(2)? }),
             )
             .optional()
@@ -73,10 +87,12 @@ pub(super) fn text_of(at: Timestamp) -> String {
 pub(super) fn record(connection: &Connection, outcome: &Outcome<'_>) -> Result<()> {
     connection
         .execute(
-            "INSERT INTO processed_files(filename, filepath, file_size, md5_hash, processed_at, output_path, status)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            "INSERT INTO processed_files(filename, filepath, file_size, md5_hash, processed_at, output_path, status,
+                 fingerprint)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT(filename, file_size) DO UPDATE SET
-                 filepath = ?2, md5_hash = coalesce(?4, md5_hash), processed_at = ?5, output_path = ?6, status = ?7
+                 filepath = ?2, md5_hash = CASE WHEN fingerprint IS ?8 THEN coalesce(?4, md5_hash) ELSE ?4 END,
+                 processed_at = ?5, output_path = ?6, status = ?7, fingerprint = ?8
              WHERE ?7 = 'success' OR status <> 'success'",
             params![
                 outcome.filename,
@@ -86,6 +102,7 @@ pub(super) fn record(connection: &Connection, outcome: &Outcome<'_>) -> Result<(
                 text_of(outcome.processed_at),
                 outcome.output_path,
                 if outcome.succeeded { "success" } else { "failed" },
+                outcome.fingerprint,
             ],
         )
         .map(|_| ())

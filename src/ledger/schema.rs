@@ -61,6 +61,9 @@ CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 /// Tables that came without a new version: an older program opens the database, and leaves them alone.
 const ADDED: [&str; 1] = ["outbox"];
 
+/// A column that came without a new version: what an older program writes leaves it empty.
+const ADD_FINGERPRINT: &str = "ALTER TABLE processed_files ADD COLUMN fingerprint TEXT";
+
 /// Makes what is missing, in one transaction.
 pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
     let opening = |source| classify(path, source);
@@ -72,6 +75,9 @@ pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
     if found < VERSION || !has_added(connection).map_err(opening)? {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(opening)?;
         transaction.execute_batch(TABLES).map_err(opening)?;
+        if !has_fingerprint(&transaction).map_err(opening)? {
+            transaction.execute_batch(ADD_FINGERPRINT).map_err(opening)?;
+        }
         transaction.pragma_update(None, "user_version", VERSION).map_err(opening)?;
         transaction.commit().map_err(opening)?;
     }
@@ -81,7 +87,12 @@ pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
 fn has_added(connection: &Connection) -> rusqlite::Result<bool> {
     let mut statement = connection.prepare("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1")?;
     let found = ADDED.map(|table| statement.query_row([table], |row| row.get::<_, i64>(0)));
-    found.into_iter().try_fold(true, |all, count| Ok(all && count? > 0))
+    found.into_iter().try_fold(has_fingerprint(connection)?, |all, count| Ok(all && count? > 0))
+}
+
+fn has_fingerprint(connection: &Connection) -> rusqlite::Result<bool> {
+    let sql = "SELECT count(*) FROM pragma_table_info('processed_files') WHERE name = 'fingerprint'";
+    connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
 }
 
 /// A table of that name must be the one we know; none yet is fine.

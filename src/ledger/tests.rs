@@ -27,6 +27,7 @@ fn claim(name: &str, random: u32) -> Claim {
         members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7 }],
         claimed_at: at(1_000),
         complete_by: None,
+        fingerprint: None,
         emit_domain_xml: None,
         date: "1970-01-01".to_owned(),
     }
@@ -100,8 +101,8 @@ fn a_success_is_counted_once_and_found_as_a_duplicate() {
         processed_at: "1970-01-01T00:33:23.000000Z".to_owned(),
         output_path: Some("/out/1970-01-01/vm".to_owned()),
     };
-    assert_eq!(ledger.find_success("vm.VMDK", 4096, None).unwrap(), Some(found));
-    assert_eq!(ledger.find_success("vm.VMDK", 4097, None).unwrap(), None);
+    assert_eq!(ledger.find_success("vm.VMDK", 4096, &Content::default()).unwrap(), Some(found));
+    assert_eq!(ledger.find_success("vm.VMDK", 4097, &Content::default()).unwrap(), None);
     assert_eq!(ledger.history().unwrap().len(), 1);
 }
 
@@ -119,7 +120,7 @@ fn retries_are_counted_when_they_are_scheduled_and_a_failure_when_it_is_final() 
     }
     let totals = ledger.totals().unwrap();
     assert_eq!((totals.all.failed, totals.all.succeeded), (1, 0));
-    assert_eq!(ledger.find_success("vm.raw", 4096, None).unwrap(), None);
+    assert_eq!(ledger.find_success("vm.raw", 4096, &Content::default()).unwrap(), None);
     let history = ledger.history().unwrap();
     assert_eq!((history[0].status, history[0].retry_count), (JobStatus::Failed, 3));
 }
@@ -189,7 +190,7 @@ fn a_failure_does_not_hide_an_earlier_success() {
         ledger.claim(new(claim.clone())).unwrap();
         ledger.update(&claim.id, &with_status(&status)).unwrap();
     }
-    assert!(ledger.find_success("vm.raw", 4096, None).unwrap().is_some());
+    assert!(ledger.find_success("vm.raw", 4096, &Content::default()).unwrap().is_some());
 }
 
 #[test]
@@ -210,9 +211,9 @@ fn a_database_of_the_original_is_adopted_and_its_failures_do_not_match() {
         .unwrap();
     drop(original);
     let ledger = open(&directory);
-    assert!(ledger.find_success("ok.vmdk", 10, None).unwrap().is_some());
-    assert!(ledger.find_success("other.vmdk", 99, Some("aa")).unwrap().is_some());
-    assert_eq!(ledger.find_success("bad.vmdk", 10, Some("bb")).unwrap(), None);
+    assert!(ledger.find_success("ok.vmdk", 10, &Content::default()).unwrap().is_some());
+    assert!(ledger.find_success("other.vmdk", 99, &md5("aa")).unwrap().is_some());
+    assert_eq!(ledger.find_success("bad.vmdk", 10, &md5("bb")).unwrap(), None);
     assert!(!path.with_extension("db-wal").exists());
     let now: Timestamp = "2026-04-17T09:00:00Z".parse().unwrap();
     assert_eq!(ledger.prune(now).unwrap(), 0);
@@ -395,7 +396,7 @@ fn the_database_stays_open_to_those_who_query_it_and_who_delete_rows() {
     assert_eq!(seen(), 1);
     theirs.execute("DELETE FROM processed_files", []).unwrap();
     assert!(!path.with_extension("db-journal").exists());
-    assert_eq!(ledger.find_success("1.raw", 4096, None).unwrap(), None);
+    assert_eq!(ledger.find_success("1.raw", 4096, &Content::default()).unwrap(), None);
     convert(&mut ledger, 2);
     assert_eq!(seen(), 1);
     assert!(path.with_extension("db-journal").exists());
@@ -576,4 +577,41 @@ fn a_ledger_of_an_older_program_gets_the_outbox_and_stays_one_that_it_opens() {
     open(&directory).post(&[announced("webhook", 1)]).unwrap();
     let version: i64 = Connection::open(&path).unwrap().query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
     assert_eq!(version, 1);
+}
+
+fn md5(hash: &str) -> Content {
+    Content { md5: Some(hash.to_owned()), fingerprint: None }
+}
+
+#[test]
+fn a_file_of_one_name_and_size_is_a_duplicate_only_with_the_content_that_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = open(&directory);
+    let sampled = |text: &str| Content { md5: None, fingerprint: Some(text.to_owned()) };
+    let both = |hash: &str, text: &str| Content { fingerprint: Some(text.to_owned()), ..md5(hash) };
+    let record = |content: &Content| {
+        let outcome = processed::Outcome {
+            filename: "vm.raw",
+            filepath: "/queue/vm.raw",
+            size_bytes: 4096,
+            md5: content.md5.as_deref(),
+            fingerprint: content.fingerprint.as_deref(),
+            processed_at: at(0),
+            output_path: None,
+            succeeded: true,
+        };
+        processed::record(&ledger.connection, &outcome).unwrap();
+    };
+    let is_found = |content: &Content| ledger.find_success("vm.raw", 4096, content).unwrap().is_some();
+    // As the original wrote it: name and size are all that is known.
+    record(&Content::default());
+    assert!(is_found(&sampled("aa")) && is_found(&both("11", "aa")));
+    record(&both("11", "aa"));
+    assert!(is_found(&sampled("aa")) && is_found(&both("11", "aa")) && is_found(&Content::default()));
+    assert!(!is_found(&sampled("bb")), "a repaired upload");
+    assert!(!is_found(&both("22", "aa")), "samples that are equal by chance");
+    // What is known of the earlier content is not known of the later.
+    record(&sampled("bb"));
+    assert!(is_found(&sampled("bb")) && is_found(&both("22", "bb")));
+    assert!(!is_found(&both("11", "aa")) && !is_found(&sampled("aa")));
 }

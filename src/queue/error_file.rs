@@ -207,6 +207,7 @@ mod tests {
             members: vec![member],
             claimed_at: Timestamp::UNIX_EPOCH,
             complete_by: None,
+            fingerprint: None,
             emit_domain_xml: None,
             date: "2026-01-17".to_owned(),
         };

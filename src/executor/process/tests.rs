@@ -64,6 +64,7 @@ impl Bench {
             members: vec![Member { name: name.to_owned(), size_bytes: 1, mtime_ns: 0, inode: 1 }],
             claimed_at: Timestamp::UNIX_EPOCH,
             complete_by: None,
+            fingerprint: None,
             emit_domain_xml: None,
             date: "1970-01-01".to_owned(),
         };

@@ -26,6 +26,7 @@ fn claim(dir: &TempDir, names: &[&str]) -> (Claim, PathBuf, PathBuf) {
         members: members.collect(),
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
         complete_by: None,
+        fingerprint: None,
         emit_domain_xml: None,
         date: "2026-01-17".to_owned(),
     };

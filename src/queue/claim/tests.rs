@@ -32,6 +32,7 @@ pub(in crate::queue) fn dropped(paths: &Paths, names: &[&str]) -> Claim {
         members: members.collect(),
         claimed_at: Timestamp::UNIX_EPOCH,
         complete_by: None,
+        fingerprint: None,
         emit_domain_xml: None,
         date: "2026-01-17".to_owned(),
     }

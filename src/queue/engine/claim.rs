@@ -10,7 +10,7 @@ use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, advance};
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Reason, chain};
 use crate::executor::{Executor, Submission};
-use crate::ledger::{Change, ClaimState, ConversionRow, NewConversion};
+use crate::ledger::{Change, ClaimState, Content, ConversionRow, NewConversion};
 use crate::queue::claim::{self, Taken};
 use crate::queue::companions::Elsewhere;
 use crate::queue::failpoint::{self, Step};
@@ -110,15 +110,15 @@ impl<E: Executor> Engine<E> {
 
     /// `false` where it is not its turn yet.
     async fn claim_one(&mut self, artifact: &Artifact) -> Result<bool> {
-        let (md5, duplicate_of) = match self.check_duplicate(artifact).await? {
-            Verdict::New { md5 } => (md5, None),
-            Verdict::Duplicate { md5, of } => (md5, Some(of)),
+        let (content, duplicate_of) = match self.check_duplicate(artifact).await? {
+            Verdict::New(content) => (content, None),
+            Verdict::Duplicate { content, of } => (content, Some(of)),
             Verdict::Later => return Ok(false),
         };
         self.cancel_parked(artifact).await?;
-        let claim = self.new_claim(artifact);
+        let claim = self.new_claim(artifact, &content);
         let id = claim.id.clone();
-        let row = self.record_claim(claim, md5, duplicate_of).await?;
+        let row = self.record_claim(claim, content.md5, duplicate_of).await?;
         let conversion = Conversion { rejected: artifact.failure.clone(), ..Conversion::new(row) };
         self.conversions.insert(id.clone(), conversion);
         self.intake.claimed(artifact);
@@ -161,7 +161,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    fn new_claim(&self, artifact: &Artifact) -> Claim {
+    fn new_claim(&self, artifact: &Artifact, content: &Content) -> Claim {
         let now = self.wall();
         let id = loop {
             let id = ConversionId::for_file(&artifact.primary, self.settings.world.random());
@@ -178,6 +178,7 @@ impl<E: Executor> Engine<E> {
             members: artifact.members.iter().map(crate::queue::scan::Entry::member).collect(),
             claimed_at: now,
             complete_by: artifact.complete_by,
+            fingerprint: content.fingerprint.clone(),
             emit_domain_xml: None,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
         }

@@ -131,6 +131,7 @@ mod tests {
             members: vec![],
             claimed_at: at(0),
             complete_by: None,
+            fingerprint: None,
             emit_domain_xml: None,
             date: "1970-01-01".to_owned(),
         };

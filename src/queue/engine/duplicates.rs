@@ -11,8 +11,8 @@ use md5::{Digest as _, Md5};
 use tokio::sync::mpsc;
 
 use crate::executor::Executor;
-use crate::files::store;
-use crate::ledger::ProcessedFile;
+use crate::files::{fingerprint, store};
+use crate::ledger::{Content, ProcessedFile};
 
 use super::intake::{Artifact, Fingerprint};
 use super::world::World;
@@ -25,14 +25,14 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// Not seen before.
-    New { md5: Option<String> },
+    New(Content),
     /// Seen before: as whom, for a person.
-    Duplicate { md5: Option<String>, of: String },
+    Duplicate { content: Content, of: String },
     /// Not known yet: it is being hashed, or its like is being converted.
     Later,
 }
 
-/// Digests of artifacts in the queue, made beside everything else, one at a time.
+/// Digests of artifacts in the queue, made beside everything else.
 #[derive(Debug)]
 pub(super) struct Digests {
     known: HashMap<Fingerprint, Hashed>,
@@ -69,17 +69,15 @@ impl Digests {
         self.known.insert(fingerprint, digest);
     }
 
-    /// The digest, or `None` while it is being made.
-    fn of(&mut self, world: &World, directory: &Path, artifact: &Artifact) -> Option<Hashed> {
+    /// The digest, or `None` while it is being made: of at most `limit` artifacts at once.
+    fn of(&mut self, world: &World, directory: &Path, artifact: &Artifact, limit: usize) -> Option<Hashed> {
         let fingerprint = artifact.fingerprint();
         if let Some(digest) = self.known.remove(&fingerprint) {
             // Asked for once more only where the claim fails, and then the files are others.
             return Some(digest);
         }
-        if self.under_way.is_empty() {
-            self.under_way.insert(fingerprint.clone());
-            let mut names: Vec<PathBuf> = artifact.members.iter().map(|m| PathBuf::from(m.name.as_ref())).collect();
-            names.sort();
+        if self.under_way.len() < limit && self.under_way.insert(fingerprint.clone()) {
+            let names = names(artifact);
             let (sender, directory) = (self.sender.clone(), directory.to_owned());
             world.beside(move || {
                 let digest = digest(&directory, &names)
@@ -96,14 +94,14 @@ impl Digests {
 impl<E: Executor> Engine<E> {
     pub(super) async fn check_duplicate(&mut self, artifact: &Artifact) -> Result<Verdict> {
         if !self.settings.deduplicate || artifact.failure.is_some() {
-            return Ok(Verdict::New { md5: None });
+            return Ok(Verdict::New(Content::default()));
         }
         let (name, size) = (artifact.primary.as_ref().to_owned(), artifact.size_bytes());
         if self.is_under_way(|row| row.claim.primary == name && row.claim.size_bytes() == size) {
             return Ok(Verdict::Later);
         }
         let md5 = if self.settings.deduplicate_by_md5 {
-            match self.digests.of(&self.settings.world, self.settings.paths.queue(), artifact) {
+            match self.digests.of(&self.settings.world, self.settings.paths.queue(), artifact, self.settings.limit) {
                 Some(Hashed::Digest(digest)) => Some(digest),
                 Some(Hashed::Unreadable) => None,
                 None => return Ok(Verdict::Later),
@@ -115,11 +113,15 @@ impl<E: Executor> Engine<E> {
             // Hashed again when its like has ended: rare, and cheaper than keeping digests of what may be gone.
             return Ok(Verdict::Later);
         }
-        let key = md5.clone();
-        let found = self.ledger.call(move |ledger| ledger.find_success(&name, size, key.as_deref())).await?;
-        let Some(found) = found else { return Ok(Verdict::New { md5 }) };
+        let fingerprint = sampled(self.settings.paths.queue(), &names(artifact))
+            .inspect_err(|error| tracing::warn!(%error, file = %artifact.primary, "cannot sample for deduplication"))
+            .ok();
+        let content = Content { md5, fingerprint };
+        let asked = content.clone();
+        let found = self.ledger.call(move |ledger| ledger.find_success(&name, size, &asked)).await?;
+        let Some(found) = found else { return Ok(Verdict::New(content)) };
         tracing::info!("⏭️ Skipping duplicate: {} (originally processed: {})", artifact.primary, found.processed_at);
-        Ok(Verdict::Duplicate { md5, of: describe(&found) })
+        Ok(Verdict::Duplicate { content, of: describe(&found) })
     }
 
     /// Whether a conversion that may yet succeed is like that. One that waits for its retry is not waited for by a
@@ -137,6 +139,21 @@ fn describe(found: &ProcessedFile) -> String {
         Some(path) => format!("{} of {} in {path}", found.filename, found.processed_at),
         None => format!("{} of {}", found.filename, found.processed_at),
     }
+}
+
+/// The members' names in their order.
+fn names(artifact: &Artifact) -> Vec<PathBuf> {
+    let mut names: Vec<PathBuf> = artifact.members.iter().map(|m| PathBuf::from(m.name.as_ref())).collect();
+    names.sort();
+    names
+}
+
+/// The fingerprint of these files of a directory.
+fn sampled(directory: &Path, names: &[PathBuf]) -> io::Result<String> {
+    let opened = store::open_dir(directory).map_err(io::Error::other)?;
+    let open =
+        |name: &PathBuf| store::open_untrusted(&opened, directory, &name.to_string_lossy()).map_err(io::Error::other);
+    fingerprint::of(names.iter().map(open))
 }
 
 /// MD5 over the files in this order, as lower-case hex: a fingerprint that users know, nothing for security.

@@ -130,6 +130,7 @@ impl<E: Executor> Engine<E> {
             members: members.iter().map(Entry::member).collect(),
             claimed_at: now,
             complete_by: None,
+            fingerprint: None,
             emit_domain_xml: request.emit_domain_xml,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
         };

@@ -96,6 +96,22 @@ fn a_duplicate_is_archived_and_counted_and_another_size_is_none() {
 }
 
 #[test]
+fn a_repaired_upload_of_the_same_name_and_size_is_converted() {
+    for config in ["", "deduplication_use_md5: true"] {
+        let site = Site::new(config);
+        let daemon = site.start();
+        site.drop_file("vm.raw", &disk(1));
+        daemon.until("it is archived", || site.archived() == ["vm.raw"]);
+        site.drop_file("vm.raw", &disk(2));
+        daemon.until("the other is converted", || site.published() == ["vm", "vm-1"]);
+        // The last one is what is compared with.
+        site.drop_file("vm.raw", &disk(2));
+        daemon.until("it is a duplicate", || daemon.stats()["total_duplicates"] == 1);
+        assert_eq!(daemon.stats()["total_processed"], 2);
+    }
+}
+
+#[test]
 fn by_md5_a_file_of_another_name_is_a_duplicate_too() {
     let site = Site::new("deduplication_use_md5: true");
     let daemon = site.start();
