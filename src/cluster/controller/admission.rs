@@ -37,7 +37,7 @@ impl Display for Key {
 
 /// What a conversion needs of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum SlotNeed {
     /// Its next attempt may start.
     Ready(Attempt),
     /// An attempt is recorded and has not ended.
@@ -54,7 +54,7 @@ pub enum Message {
     /// A queue is gone.
     QueueGone { queue: Key },
     /// A conversion as the cache now shows it.
-    Conversion { queue: Key, id: ConversionId, created: Timestamp, standing: Standing },
+    Conversion { queue: Key, id: ConversionId, created: Timestamp, need: SlotNeed },
     /// A conversion is gone.
     ConversionGone { namespace: String, id: ConversionId },
     /// A Job as the cache now shows it.
@@ -104,7 +104,7 @@ pub struct Slots {
 
 impl Slots {
     /// Updates the state by a message; returns the conversions that got a slot by it.
-    pub fn note(&mut self, message: Message) -> Vec<(Key, ConversionId)> {
+    pub fn receive(&mut self, message: Message) -> Vec<(Key, ConversionId)> {
         match message {
             Message::Warm => {
                 self.warm = true;
@@ -122,9 +122,9 @@ impl Slots {
                 }
                 self.grant(&queue)
             }
-            Message::Conversion { queue, id, created, standing } => {
-                self.forget(&queue.namespace, &id, Some(standing));
-                self.place(&queue, id, created, standing);
+            Message::Conversion { queue, id, created, need } => {
+                self.forget(&queue.namespace, &id, Some(need));
+                self.place(&queue, id, created, need);
                 self.grant(&queue)
             }
             Message::ConversionGone { namespace, id } => {
@@ -161,15 +161,15 @@ impl Slots {
     }
 
     /// Takes a conversion off its lists; a reservation outlives a view of the cache that is older than it.
-    fn forget(&mut self, namespace: &str, id: &ConversionId, now: Option<Standing>) -> Option<Key> {
+    fn forget(&mut self, namespace: &str, id: &ConversionId, now: Option<SlotNeed>) -> Option<Key> {
         let place = (namespace.to_owned(), id.clone());
         let (queue, created) = if now.is_some() { self.seen.get(&place).cloned() } else { self.seen.remove(&place) }?;
         let state = self.queues.get_mut(&queue)?;
         state.ready.remove(&(created, id.clone()));
         state.open.retain(|(other, _)| other != id);
         match now {
-            Some(Standing::Ready(n)) => state.reserved.retain(|(other, m)| other != id || *m == n),
-            Some(Standing::Open(_) | Standing::Idle) | None => state.reserved.retain(|(other, _)| other != id),
+            Some(SlotNeed::Ready(n)) => state.reserved.retain(|(other, m)| other != id || *m == n),
+            Some(SlotNeed::Open(_) | SlotNeed::Idle) | None => state.reserved.retain(|(other, _)| other != id),
         }
         if state.is_empty() {
             self.queues.remove(&queue);
@@ -177,19 +177,19 @@ impl Slots {
         Some(queue)
     }
 
-    fn place(&mut self, queue: &Key, id: ConversionId, created: Timestamp, standing: Standing) {
-        match standing {
-            Standing::Ready(attempt) => {
+    fn place(&mut self, queue: &Key, id: ConversionId, created: Timestamp, need: SlotNeed) {
+        match need {
+            SlotNeed::Ready(attempt) => {
                 let state = self.queues.entry(queue.clone()).or_default();
                 if !state.reserved.contains(&(id.clone(), attempt)) {
                     state.ready.insert((created, id.clone()), attempt);
                 }
             }
-            Standing::Open(attempt) => {
+            SlotNeed::Open(attempt) => {
                 self.queues.entry(queue.clone()).or_default().open.insert((id.clone(), attempt));
             }
             // Idle conversions are not remembered: there may be ten thousand of them.
-            Standing::Idle => {
+            SlotNeed::Idle => {
                 self.seen.remove(&(queue.namespace.clone(), id));
                 return;
             }
@@ -230,7 +230,7 @@ impl Admission {
         tokio::spawn(async move {
             let mut slots = Slots::default();
             while let Some(message) = inbox.recv().await {
-                for grant in slots.note(message) {
+                for grant in slots.receive(message) {
                     // The receiver is gone only while the controller shuts down.
                     let _ = granted.send(grant);
                 }
@@ -242,7 +242,7 @@ impl Admission {
     }
 
     /// Sends the task a message.
-    pub fn tell(&self, message: Message) {
+    pub fn send(&self, message: Message) {
         // The task ends only with the controller.
         let _ = self.messages.send(message);
     }
@@ -250,7 +250,7 @@ impl Admission {
     /// Whether this attempt holds a slot; if not, its conversion is granted one later.
     pub async fn may_start(&self, queue: Key, id: ConversionId, attempt: Attempt) -> bool {
         let (answer, answered) = oneshot::channel();
-        self.tell(Message::MayStart { queue, id, attempt, answer });
+        self.send(Message::MayStart { queue, id, attempt, answer });
         answered.await.unwrap_or(false)
     }
 }

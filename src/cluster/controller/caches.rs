@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 
-use super::admission::{Admission, Key, Message, Standing};
+use super::admission::{Admission, Key, Message, SlotNeed};
 use super::decision;
 use super::metrics::Metrics;
 use super::outcome;
@@ -41,11 +41,11 @@ pub fn conversion_changed(change: &Change<ConversionJob>, admission: &Admission,
     };
     let namespace = conversion.namespace().unwrap_or_default();
     if matches!(change, Change::Gone(_)) {
-        return admission.tell(Message::ConversionGone { namespace, id });
+        return admission.send(Message::ConversionGone { namespace, id });
     }
     let queue = Key { namespace, name: conversion.spec.queue_ref.name.clone() };
     let created = conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    admission.tell(Message::Conversion { queue, id, created, standing: standing(conversion) });
+    admission.send(Message::Conversion { queue, id, created, need: slot_need(conversion) });
     let _ = wake.send(ObjectRef::from_obj(conversion));
 }
 
@@ -77,14 +77,14 @@ impl Census {
 
 /// What the conversion needs of slots.
 #[must_use]
-pub fn standing(conversion: &ConversionJob) -> Standing {
+pub fn slot_need(conversion: &ConversionJob) -> SlotNeed {
     if decision::needs_no_job(conversion) {
-        return Standing::Idle;
+        return SlotNeed::Idle;
     }
     match next_step(&decision::state(conversion)) {
-        Step::Start(attempt) => Standing::Ready(attempt),
-        Step::Watch(attempt) => Standing::Open(attempt),
-        _ => Standing::Idle,
+        Step::Start(attempt) => SlotNeed::Ready(attempt),
+        Step::Watch(attempt) => SlotNeed::Open(attempt),
+        _ => SlotNeed::Idle,
     }
 }
 
@@ -93,7 +93,7 @@ pub fn job_changed(change: &Change<Job>, admission: &Admission, wake: &Trigger<C
     let (Change::Seen(job) | Change::Gone(job)) = change;
     let Some((queue, id, attempt)) = identity(job) else { return };
     let conversion = ObjectRef::new(id.as_str()).within(&queue.namespace);
-    admission.tell(match change {
+    admission.send(match change {
         Change::Seen(job) => Message::Job { queue, id, attempt, finished: outcome::is_finished(job) },
         Change::Gone(_) => Message::JobGone { queue, id, attempt },
     });
@@ -148,7 +148,7 @@ impl QueueChanges {
         let name = ObjectRef::from_obj(*queue);
         if matches!(change, Change::Gone(_)) {
             self.seen.remove(&name);
-            admission.tell(Message::QueueGone { queue: Key::of(*queue) });
+            admission.send(Message::QueueGone { queue: Key::of(*queue) });
             return true;
         }
         let storage =
@@ -171,7 +171,7 @@ impl QueueChanges {
         });
         self.seen.insert(name.clone(), concern);
         let limit = usize::try_from(queue.spec.max_concurrent_jobs).unwrap_or(usize::MAX);
-        admission.tell(Message::Queue { queue: Key::of(*queue), limit, run_state: queue.spec.run_state });
+        admission.send(Message::Queue { queue: Key::of(*queue), limit, run_state: queue.spec.run_state });
         let _ = wake.send(name);
         specification
     }

@@ -145,7 +145,7 @@ impl Context {
         };
         let modes: Vec<_> = found.into_iter().flatten().filter_map(modes).collect();
         if modes.len() == wanted {
-            self.modes.note(Key::of(queue).to_string(), modes.clone());
+            self.modes.remember(Key::of(queue).to_string(), modes.clone());
         }
         Ok(modes)
     }

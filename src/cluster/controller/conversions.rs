@@ -16,7 +16,7 @@ use super::admission::Key;
 use super::context::{Context, RESYNC_INTERVAL};
 use super::decision::{self, Decision, View};
 use super::error::Error;
-use super::objects::worker::{self, Surroundings};
+use super::objects::worker::{self, JobContext};
 use super::outcome;
 use super::starting::{self, PENDING_POLL};
 use super::status;
@@ -141,14 +141,14 @@ impl Reconcile<'_> {
             Decision::Wait if self.conversion.status.is_none() && self.is_young(now) => Action::requeue(YOUNG),
             Decision::Wait => {
                 let held = status::held(&state, self.queue.spec.run_state);
-                self.say(state, held, None).await?;
+                self.report(state, held, None).await?;
                 Action::requeue(RESYNC_INTERVAL)
             }
             Decision::Start(attempt) => self.start(state, attempt).await?,
             Decision::Create(attempt) => self.recreate(attempt).await?,
             Decision::Search(attempt) => self.search(state, attempt).await?,
-            Decision::Note(observation) => {
-                self.note(decision::witnessed(state, &pods), observation).await?;
+            Decision::Record(observation) => {
+                self.record(decision::witnessed(state, &pods), observation).await?;
                 Action::requeue(RESYNC_INTERVAL)
             }
             Decision::Pending(why) => self.pending(state, why, job.as_deref(), &pods).await?,
@@ -182,7 +182,7 @@ impl Reconcile<'_> {
         let namespace = self.conversion.namespace();
         let cached = self.context.caches.pods.state_filter(|pod| pod.metadata.namespace == namespace && owned(pod));
         let pods: Vec<&Pod> = cached.iter().map(AsRef::as_ref).collect();
-        if !outcome::is_untold(job, &pods) {
+        if !outcome::awaits_its_pods(job, &pods) {
             return Ok(cached);
         }
         let api = self.context.api::<Pod>(&namespace.unwrap_or_default());
@@ -192,7 +192,7 @@ impl Reconcile<'_> {
     }
 
     /// Writes what changed of the status, and continues with the written object.
-    async fn say(
+    async fn report(
         &mut self,
         state: ConversionStatus,
         admitted: Option<ConditionState>,
@@ -219,13 +219,13 @@ impl Reconcile<'_> {
                 status::WAITING_FOR_SLOT,
                 format!("maxConcurrentJobs is {limit}, older ones first"),
             );
-            self.say(state, Some(waits), None).await?;
+            self.report(state, Some(waits), None).await?;
             return Ok(Action::requeue(RESYNC_INTERVAL));
         }
         let job = self.job(attempt).await?;
         let starting = Observation::Starting { attempt, job_name: Some(names::job(&self.id, attempt)) };
         let (state, _) = advance(state, starting, &self.policy, Timestamp::now());
-        self.say(state, Some(ConditionState::new("True", "Admitted", "holds a slot")), None).await?;
+        self.report(state, Some(ConditionState::new("True", "Admitted", "holds a slot")), None).await?;
         self.create(attempt, &job).await
     }
 
@@ -243,12 +243,12 @@ impl Reconcile<'_> {
 
     async fn job(&self, attempt: Attempt) -> Result<batch::Job, Error> {
         let claims = self.context.recent_access_modes(&self.queue).await?;
-        let surroundings = Surroundings {
+        let context = JobContext {
             image: self.context.image.clone(),
             one_node: claims.iter().any(|claim| !claim.modes.iter().any(|mode| mode == "ReadWriteMany")),
             kueue: *self.context.kueue.borrow(),
         };
-        Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, &surroundings)?)
+        Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, &context)?)
     }
 
     async fn create(&mut self, attempt: Attempt, job: &batch::Job) -> Result<Action, Error> {
@@ -265,7 +265,7 @@ impl Reconcile<'_> {
         }
         let running = Observation::Running { attempt, job_uid: created.metadata.uid, pod_name: None, node_name: None };
         let (state, _) = advance(decision::state(&self.conversion), running, &self.policy, Timestamp::now());
-        self.say(state, None, None).await?;
+        self.report(state, None, None).await?;
         tracing::info!(conversion = %self.id, attempt = attempt.0, "attempt started");
         Ok(Action::requeue(PENDING_POLL))
     }
@@ -280,16 +280,16 @@ impl Reconcile<'_> {
             return Ok(Action::requeue(PENDING_POLL));
         }
         let failure = Failure::new(Reason::JobLost, format!("Job {name} is gone"));
-        self.note(state, Observation::Failed { attempt, failure }).await?;
+        self.record(state, Observation::Failed { attempt, failure }).await?;
         Ok(Action::requeue(RESYNC_INTERVAL))
     }
 
     /// Advances the state by what was observed, writes it, then counts and publishes it.
-    async fn note(&mut self, state: ConversionStatus, observation: Observation) -> Result<(), Error> {
+    async fn record(&mut self, state: ConversionStatus, observation: Observation) -> Result<(), Error> {
         let open = state.open_attempt().cloned();
         let told = observation.clone();
         let (state, step) = advance(state, observation, &self.policy, Timestamp::now());
-        self.say(state, None, None).await?;
+        self.report(state, None, None).await?;
         let outcome = match &told {
             Observation::Done { .. } => "Succeeded".to_owned(),
             Observation::Failed { failure, .. } => failure.reason.to_string(),
@@ -323,11 +323,11 @@ impl Reconcile<'_> {
                 // Once there is a pod, the Job's events about creating it are out of date.
                 let job = job.filter(|_| pods.is_empty()).map(|job| &job.metadata);
                 let about: Vec<_> = pods.iter().map(|pod| &pod.metadata).chain(job).collect();
-                starting::told_by_events(self.context, &about).await?
+                starting::failure_from_events(self.context, &about).await?
             }
             other => other,
         };
-        self.say(state, None, why.as_ref()).await?;
+        self.report(state, None, why.as_ref()).await?;
         Ok(Action::requeue(if suspended { RESYNC_INTERVAL } else { PENDING_POLL }))
     }
 

@@ -40,7 +40,7 @@ pub enum Decision {
     /// The Job of a known UID is not in the cache: look for it, and if it is gone, the attempt is lost.
     Search(Attempt),
     /// Record this observation.
-    Note(Observation),
+    Record(Observation),
     /// The open attempt's pod doesn't start; the reason, if known.
     Pending(Option<Failure>),
 }
@@ -68,7 +68,7 @@ pub fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
 #[must_use]
 pub fn witnessed(mut state: ConversionStatus, pods: &[&Pod]) -> ConversionStatus {
     if let Some(open) = state.attempts.last_mut().filter(|open| open.is_open() && open.pod_name.is_none())
-        && let Some((pod_name, node_name)) = outcome::whereabouts(pods)
+        && let Some((pod_name, node_name)) = outcome::pod_and_node(pods)
     {
         open.pod_name = Some(pod_name);
         open.node_name = node_name;
@@ -96,7 +96,7 @@ pub fn decide(view: &View) -> Decision {
             None => Decision::Wait,
         },
         Step::Publish { .. } => match unpublishable(view.conversion) {
-            Some(failure) => Decision::Note(Observation::Unpublishable { failure }),
+            Some(failure) => Decision::Record(Observation::Unpublishable { failure }),
             None => Decision::Wait,
         },
         _ => Decision::Wait,
@@ -116,20 +116,20 @@ fn watch(view: &View, open: &AttemptRecord) -> Decision {
     let uid = job.metadata.uid.clone();
     match &open.job_uid {
         None => {
-            return Decision::Note(Observation::Running { attempt, job_uid: uid, pod_name: None, node_name: None });
+            return Decision::Record(Observation::Running { attempt, job_uid: uid, pod_name: None, node_name: None });
         }
         Some(known) if uid.as_ref() != Some(known) => return Decision::Search(attempt),
         Some(_) => {}
     }
-    match outcome::judge(attempt, job, view.pods, open.pod_name.is_some()) {
-        Outcome::Ended(observation) => Decision::Note(observation),
+    match outcome::outcome_of(attempt, job, view.pods, open.pod_name.is_some()) {
+        Outcome::Ended(observation) => Decision::Record(observation),
         _ if view.run_state == RunState::Stopped => stopped(),
         Outcome::Running { .. } if let Some(why) = stall(view.conversion) => failed(attempt, Reason::Stalled, why),
         Outcome::Running { pod_name, node_name } => {
             if open.pod_name.as_ref() == Some(&pod_name) && open.node_name == node_name {
                 return Decision::Wait;
             }
-            Decision::Note(Observation::Running { attempt, job_uid: None, pod_name: Some(pod_name), node_name })
+            Decision::Record(Observation::Running { attempt, job_uid: None, pod_name: Some(pod_name), node_name })
         }
         Outcome::Waiting(_) if is_superseded(view, job, open) => {
             failed(attempt, Reason::Superseded, "the specification changed before the attempt had started")
@@ -139,7 +139,7 @@ fn watch(view: &View, open: &AttemptRecord) -> Decision {
 }
 
 fn failed(attempt: Attempt, reason: Reason, message: &str) -> Decision {
-    Decision::Note(Observation::Failed { attempt, failure: Failure::new(reason, message) })
+    Decision::Record(Observation::Failed { attempt, failure: Failure::new(reason, message) })
 }
 
 /// Whether a Job that never ran was built from another template than the present specification's.

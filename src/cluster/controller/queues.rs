@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::admission::Key;
 use super::context::{ClaimModes, Context, RESYNC_INTERVAL};
 use super::error::Error;
-use super::objects::worker::{self, Surroundings};
+use super::objects::worker::{self, JobContext};
 use super::objects::{access, network, watcher};
 use super::starting::{self, PENDING_POLL};
 use crate::cluster::api::owners::Writer;
@@ -64,11 +64,11 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
         .get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&Key::of(queue).namespace));
     let (available, again) = match available(&set, pod.as_deref()) {
         Some(available) => (available, RESYNC_INTERVAL),
-        None => untold(&set, pod.as_deref(), context).await?,
+        None => by_events(&set, pod.as_deref(), context).await?,
     };
     let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
     let ready = ready(&available, storage);
-    say(queue, context, &[(ConditionType::WatcherAvailable, available), (ConditionType::Ready, ready)]).await?;
+    report(queue, context, &[(ConditionType::WatcherAvailable, available), (ConditionType::Ready, ready)]).await?;
     Ok(again)
 }
 
@@ -89,8 +89,8 @@ async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Er
     };
     let mut conversion = ConversionJob::new(id.as_str(), spec);
     (conversion.metadata.namespace, conversion.metadata.uid) = (queue.namespace(), queue.uid());
-    let surroundings = Surroundings { image: context.image.clone(), one_node: false, kueue: false };
-    let job = worker::job(queue, &conversion, &id, Attempt(1), &surroundings)?;
+    let job_context = JobContext { image: context.image.clone(), one_node: false, kueue: false };
+    let job = worker::job(queue, &conversion, &id, Attempt(1), &job_context)?;
     match context.try_create(&job).await.map_err(Error::of_part("worker")) {
         Err(error @ Error::InvalidPod { .. }) => Err(error),
         // Any other refusal, such as an exhausted quota, is not the specification's fault.
@@ -162,13 +162,13 @@ fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<ConditionState> {
 }
 
 /// The same where the pod shows nothing, or there is none: after a while, its events may. Also when to look again.
-async fn untold(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Result<(ConditionState, Duration), Error> {
+async fn by_events(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Result<(ConditionState, Duration), Error> {
     // Once there is a pod, the set's events about creating it are out of date.
     let about = pod.map_or(&set.metadata, |pod| &pod.metadata);
     if let Some(early) = starting::early(about, Timestamp::now()) {
         return Ok((not_ready_yet(), early));
     }
-    let told = starting::told_by_events(context, &[about]).await?;
+    let told = starting::failure_from_events(context, &[about]).await?;
     Ok((told.as_ref().map_or_else(not_ready_yet, unavailable), PENDING_POLL))
 }
 
@@ -201,7 +201,7 @@ fn ready(available: &ConditionState, storage: Option<&Condition>) -> ConditionSt
 pub async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, state: ConditionState) {
     let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::Ready));
     let is_new = before.is_none_or(|before| before.reason != state.reason);
-    if let Err(error) = say(&queue, &context, &[(ConditionType::Ready, state.clone())]).await {
+    if let Err(error) = report(&queue, &context, &[(ConditionType::Ready, state.clone())]).await {
         tracing::debug!(queue = %queue.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
     if is_new {
@@ -210,7 +210,7 @@ pub async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, state: C
 }
 
 /// Applies the controller's conditions, if any of them changed.
-async fn say(
+async fn report(
     queue: &HyperConversion,
     context: &Context,
     states: &[(ConditionType, ConditionState)],

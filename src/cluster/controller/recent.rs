@@ -23,7 +23,7 @@ impl<V> Default for Recent<V> {
 
 impl<V: Clone> Recent<V> {
     /// Remembers a value from now on.
-    pub fn note(&self, name: String, value: V) {
+    pub fn remember(&self, name: String, value: V) {
         let mut values = self.values();
         // Entries of objects that are gone may never be forgotten explicitly.
         values.retain(|_, (since, _)| since.elapsed() < MEMORY);
@@ -52,15 +52,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_value_is_remembered_for_a_minute_and_takes_no_room_after_it() {
         let recent = Recent::default();
-        recent.note("a".into(), 1);
+        recent.remember("a".into(), 1);
         tokio::time::advance(MEMORY / 2).await;
-        recent.note("b".into(), 2);
-        recent.note("c".into(), 3);
+        recent.remember("b".into(), 2);
+        recent.remember("c".into(), 3);
         recent.forget("c");
         assert_eq!(["a", "b", "c"].map(|name| recent.get(name)), [Some(1), Some(2), None]);
         tokio::time::advance(MEMORY / 2).await;
         assert_eq!(["a", "b"].map(|name| recent.get(name)), [None, Some(2)]);
-        recent.note("d".into(), 4);
+        recent.remember("d".into(), 4);
         assert_eq!(recent.values().len(), 2);
     }
 }

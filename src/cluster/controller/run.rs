@@ -209,7 +209,7 @@ async fn work(
         return Err(RunError::WatchEnded);
     }
     let kueue = watch_kueue(client.clone()).await;
-    admission.tell(Message::Warm);
+    admission.send(Message::Warm);
     ready.send_replace(Readiness::Ready);
     tracing::info!(queues = caches.queues.len(), conversions = caches.conversions.len(), "caches are warm");
     let reporter =

@@ -100,7 +100,7 @@ fn ours_first(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
 }
 
 /// The newest event that says why one of these objects has no pod that runs.
-pub(super) async fn told_by_events(context: &Context, objects: &[&ObjectMeta]) -> Result<Option<Failure>, Error> {
+pub(super) async fn failure_from_events(context: &Context, objects: &[&ObjectMeta]) -> Result<Option<Failure>, Error> {
     for object in objects {
         let (Some(namespace), Some(uid)) = (&object.namespace, &object.uid) else { continue };
         let params = ListParams::default().fields(&format!("involvedObject.uid={uid}"));

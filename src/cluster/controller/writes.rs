@@ -19,7 +19,7 @@ pub struct Writes {
 impl Writes {
     /// Remembers an object as a write returned it.
     pub fn wrote(&self, object: &impl ResourceExt) {
-        self.versions.note(Key::of(object).to_string(), version(object));
+        self.versions.remember(Key::of(object).to_string(), version(object));
     }
 
     /// Whether this object is older than our last write. The newer one arrives by itself.
@@ -34,7 +34,7 @@ impl Writes {
 
     /// Remembers that an object was removed.
     pub fn removed(&self, object: &impl ResourceExt) {
-        self.removed.note(object.uid().unwrap_or_default(), ());
+        self.removed.remember(object.uid().unwrap_or_default(), ());
     }
 
     /// Whether this object was removed a moment ago.

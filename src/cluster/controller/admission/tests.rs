@@ -13,13 +13,13 @@ fn id(n: u32) -> ConversionId {
     ConversionId::for_file("a.vmdk", n)
 }
 
-fn conversion(n: u32, standing: Standing) -> Message {
+fn conversion(n: u32, need: SlotNeed) -> Message {
     let created = Timestamp::from_second(i64::from(n)).unwrap();
-    Message::Conversion { queue: queue(), id: id(n), created, standing }
+    Message::Conversion { queue: queue(), id: id(n), created, need }
 }
 
 fn ready(n: u32) -> Message {
-    conversion(n, Standing::Ready(Attempt(1)))
+    conversion(n, SlotNeed::Ready(Attempt(1)))
 }
 
 fn job(n: u32, finished: bool) -> Message {
@@ -33,13 +33,13 @@ fn spec(limit: usize, run_state: RunState) -> Message {
 /// A warm state that knows its queue.
 fn slots() -> Slots {
     let mut slots = Slots::default();
-    assert_eq!(slots.note(spec(LIMIT, RunState::Running)), []);
-    assert_eq!(slots.note(Message::Warm), []);
+    assert_eq!(slots.receive(spec(LIMIT, RunState::Running)), []);
+    assert_eq!(slots.receive(Message::Warm), []);
     slots
 }
 
 fn granted(slots: &mut Slots, message: Message) -> Vec<ConversionId> {
-    slots.note(message).into_iter().map(|(_, id)| id).collect()
+    slots.receive(message).into_iter().map(|(_, id)| id).collect()
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn a_reservation_stands_until_the_caches_show_the_attempt_and_is_counted_once() 
     let mut slots = slots();
     assert_eq!(granted(&mut slots, ready(1)), [id(1)]);
     assert_eq!(granted(&mut slots, ready(1)), [], "an old view of the cache");
-    assert_eq!(granted(&mut slots, conversion(1, Standing::Open(Attempt(1)))), []);
+    assert_eq!(granted(&mut slots, conversion(1, SlotNeed::Open(Attempt(1)))), []);
     assert_eq!(granted(&mut slots, job(1, false)), []);
     assert_eq!(granted(&mut slots, ready(2)), [id(2)]);
     assert_eq!(granted(&mut slots, ready(3)), []);
@@ -67,11 +67,11 @@ fn a_reservation_stands_until_the_caches_show_the_attempt_and_is_counted_once() 
 fn a_slot_is_free_when_both_the_attempt_has_ended_and_its_job_has_finished_or_gone() {
     for gone in [job(1, true), Message::JobGone { queue: queue(), id: id(1), attempt: Attempt(1) }] {
         let mut slots = slots();
-        for message in [ready(1), conversion(1, Standing::Open(Attempt(1))), job(1, false), ready(2)] {
-            slots.note(message);
+        for message in [ready(1), conversion(1, SlotNeed::Open(Attempt(1))), job(1, false), ready(2)] {
+            slots.receive(message);
         }
         assert_eq!(granted(&mut slots, ready(3)), []);
-        assert_eq!(granted(&mut slots, conversion(1, Standing::Idle)), [], "its Job still runs");
+        assert_eq!(granted(&mut slots, conversion(1, SlotNeed::Idle)), [], "its Job still runs");
         assert_eq!(granted(&mut slots, gone), [id(3)]);
     }
 }
@@ -80,7 +80,7 @@ fn a_slot_is_free_when_both_the_attempt_has_ended_and_its_job_has_finished_or_go
 fn a_conversion_that_goes_gives_its_slot_or_its_place_back() {
     let mut slots = slots();
     for message in [ready(1), ready(2), ready(3), ready(4)] {
-        slots.note(message);
+        slots.receive(message);
     }
     let gone = |n| Message::ConversionGone { namespace: "n".into(), id: id(n) };
     assert_eq!(granted(&mut slots, gone(3)), []);
@@ -90,7 +90,7 @@ fn a_conversion_that_goes_gives_its_slot_or_its_place_back() {
 #[test]
 fn pausing_grants_nothing_and_resuming_or_a_higher_limit_does() {
     let mut slots = slots();
-    slots.note(spec(1, RunState::Paused));
+    slots.receive(spec(1, RunState::Paused));
     for message in [ready(1), ready(2), ready(3)] {
         assert_eq!(granted(&mut slots, message), []);
     }
@@ -102,10 +102,10 @@ fn pausing_grants_nothing_and_resuming_or_a_higher_limit_does() {
 #[test]
 fn the_next_attempt_of_a_conversion_waits_anew() {
     let mut slots = slots();
-    slots.note(ready(1));
-    slots.note(conversion(1, Standing::Open(Attempt(1))));
-    slots.note(conversion(1, Standing::Idle));
-    assert_eq!(granted(&mut slots, conversion(1, Standing::Ready(Attempt(2)))), [id(1)]);
+    slots.receive(ready(1));
+    slots.receive(conversion(1, SlotNeed::Open(Attempt(1))));
+    slots.receive(conversion(1, SlotNeed::Idle));
+    assert_eq!(granted(&mut slots, conversion(1, SlotNeed::Ready(Attempt(2)))), [id(1)]);
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn who_holds_a_slot_is_told_so() {
     let (granted, mut grants) = mpsc::unbounded_channel();
     let admission = Admission::start(granted, |_, _| {});
     for message in [spec(1, RunState::Running), ready(1), ready(2), Message::Warm] {
-        admission.tell(message);
+        admission.send(message);
     }
     assert!(admission.may_start(queue(), id(1), Attempt(1)).await);
     assert!(!admission.may_start(queue(), id(1), Attempt(2)).await);

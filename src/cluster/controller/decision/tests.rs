@@ -52,7 +52,7 @@ fn decide_on(conversion: &ConversionJob, run_state: RunState, job: Option<&Job>,
 
 fn reason(decision: &Decision) -> Option<Reason> {
     match decision {
-        Decision::Note(Observation::Failed { failure, .. } | Observation::Unpublishable { failure }) => {
+        Decision::Record(Observation::Failed { failure, .. } | Observation::Unpublishable { failure }) => {
             Some(failure.reason)
         }
         _ => None,
@@ -79,7 +79,7 @@ fn a_recorded_attempt_gets_its_job_once_and_never_again() {
     let known = conversion(&open(Some("j"), None));
     assert_eq!(decide_on(&unknown, RunState::Running, None, &[]), Decision::Create(N));
     let found = Observation::Running { attempt: N, job_uid: Some("j".into()), pod_name: None, node_name: None };
-    assert_eq!(decide_on(&unknown, RunState::Running, Some(&plain_job()), &[]), Decision::Note(found));
+    assert_eq!(decide_on(&unknown, RunState::Running, Some(&plain_job()), &[]), Decision::Record(found));
     assert_eq!(decide_on(&known, RunState::Running, None, &[]), Decision::Search(N));
     let other = job("k", TEMPLATE, &json!([]));
     assert_eq!(decide_on(&known, RunState::Running, Some(&other), &[]), Decision::Search(N));
@@ -102,7 +102,7 @@ fn an_attempt_that_the_watcher_calls_stalled_is_ended_once() {
     // An attempt that has ended meanwhile ended by itself; one that doesn't run can't stall.
     let done = pod(&json!({"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:01Z"}}), "Succeeded");
     let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[&done]);
-    assert!(matches!(decision, Decision::Note(Observation::Done { .. })), "{decision:?}");
+    assert!(matches!(decision, Decision::Record(Observation::Done { .. })), "{decision:?}");
     let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[]);
     assert_eq!(decision, Decision::Pending(None));
 }
@@ -112,11 +112,11 @@ fn what_runs_is_noted_once_and_what_ended_is_noted() {
     let running = pod(&json!({"running": {"startedAt": "2026-01-17T09:00:01Z"}}), "Running");
     let noted = Observation::Running { attempt: N, job_uid: None, pod_name: Some("p".into()), node_name: None };
     let new = conversion(&open(Some("j"), None));
-    assert_eq!(decide_on(&new, RunState::Running, Some(&plain_job()), &[&running]), Decision::Note(noted));
+    assert_eq!(decide_on(&new, RunState::Running, Some(&plain_job()), &[&running]), Decision::Record(noted));
     let old = conversion(&open(Some("j"), Some("p")));
     assert_eq!(decide_on(&old, RunState::Running, Some(&plain_job()), &[&running]), Decision::Wait);
     let done = pod(&json!({"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:01Z"}}), "Succeeded");
-    let ended = Decision::Note(Observation::Done { attempt: N, folder: "p".into() });
+    let ended = Decision::Record(Observation::Done { attempt: N, folder: "p".into() });
     assert_eq!(decide_on(&old, RunState::Running, Some(&plain_job()), &[&done]), ended);
     assert_eq!(decide_on(&old, RunState::Stopped, Some(&plain_job()), &[&done]), ended, "done before it was stopped");
 }

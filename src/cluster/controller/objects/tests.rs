@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cluster::api::ConversionJob;
 use crate::conversion::Attempt;
-use worker::Surroundings;
+use worker::JobContext;
 
 fn queue(spec: Value) -> HyperConversion {
     let mut object = json!({
@@ -69,13 +69,13 @@ fn image() -> Image {
     Image { name: "example.com/hyper2kvm:1".into(), pull_policy: "IfNotPresent".into() }
 }
 
-fn job(queue: &HyperConversion, surroundings: &Surroundings) -> k8s_openapi::api::batch::v1::Job {
+fn job(queue: &HyperConversion, context: &JobContext) -> k8s_openapi::api::batch::v1::Job {
     let id = "web01-3fa9c1d2".parse().unwrap();
-    worker::job(queue, &conversion(), &id, Attempt(2), surroundings).unwrap()
+    worker::job(queue, &conversion(), &id, Attempt(2), context).unwrap()
 }
 
-fn shared() -> Surroundings {
-    Surroundings { image: image(), one_node: false, kueue: false }
+fn shared() -> JobContext {
+    JobContext { image: image(), one_node: false, kueue: false }
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn the_job_of_a_plain_queue() {
 
 #[test]
 fn the_job_of_a_queue_with_everything_on_volumes_of_one_node_under_kueue() {
-    insta::assert_yaml_snapshot!(job(&ornate(), &Surroundings { one_node: true, kueue: true, ..shared() }));
+    insta::assert_yaml_snapshot!(job(&ornate(), &JobContext { one_node: true, kueue: true, ..shared() }));
 }
 
 #[test]
@@ -118,13 +118,13 @@ fn a_job_is_left_to_run_where_kueue_is_not_served() {
 
 #[test]
 fn a_template_s_digest_changes_with_what_shapes_the_pod_alone() {
-    let digest = |queue: &HyperConversion, surroundings: &Surroundings| {
-        job(queue, surroundings).metadata.annotations.unwrap()[names::ANNOTATION_TEMPLATE].clone()
+    let digest = |queue: &HyperConversion, context: &JobContext| {
+        job(queue, context).metadata.annotations.unwrap()[names::ANNOTATION_TEMPLATE].clone()
     };
     let first = digest(&plain(), &shared());
     assert_eq!(first, digest(&queue(json!({"maxConcurrentJobs": 7, "runState": "Paused"})), &shared()));
     let corrected = Image { name: "example.com/hyper2kvm:2".into(), ..image() };
-    assert_ne!(first, digest(&plain(), &Surroundings { image: corrected, ..shared() }));
+    assert_ne!(first, digest(&plain(), &JobContext { image: corrected, ..shared() }));
 }
 
 #[test]

@@ -23,7 +23,7 @@ const TMP_SIZE: &str = "64Mi";
 
 /// What a Job depends on besides the two specifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct JobContext {
     pub image: Image,
     /// Whether a claim may be mounted on one node only, which is then the watcher's.
     pub one_node: bool,
@@ -40,13 +40,13 @@ pub fn job(
     conversion: &ConversionJob,
     id: &ConversionId,
     attempt: Attempt,
-    surroundings: &Surroundings,
+    context: &JobContext,
 ) -> Result<Job, InvalidSetting> {
-    let built = digest(queue, conversion, id, attempt, &surroundings.image)?;
-    let template = template(queue, conversion, id, attempt, &surroundings.image, surroundings.one_node)?;
+    let built = digest(queue, conversion, id, attempt, &context.image)?;
+    let template = template(queue, conversion, id, attempt, &context.image, context.one_node)?;
     let mut labels = labels(queue, id, attempt);
     let queue_name = &queue.spec.worker.queue_name;
-    let kueue = surroundings.kueue && !queue_name.is_empty();
+    let kueue = context.kueue && !queue_name.is_empty();
     if kueue {
         labels.insert(names::LABEL_KUEUE.to_owned(), queue_name.clone());
     }

@@ -75,8 +75,8 @@ fn message(reason: Reason) -> String {
     TerminationMessage { contract_version: 1, failure }.to_json()
 }
 
-fn judge_one(job: &Job, pod: &Pod) -> Outcome {
-    judge(N, job, &[pod], false)
+fn outcome_of_one(job: &Job, pod: &Pod) -> Outcome {
+    outcome_of(N, job, &[pod], false)
 }
 
 fn reason_of(outcome: &Outcome) -> (Option<Reason>, Option<Class>) {
@@ -150,14 +150,14 @@ fn what_ended_is_judged_by_disruption_then_message_then_exit_code_then_status() 
         ("a node that refuses", json!({"phase": "Failed", "reason": "OutOfcpu"}), Reason::Killed, Class::Transient),
         ("deleted before it ran", json!({"phase": "Failed"}), Reason::Killed, Class::Transient),
     ] {
-        let outcome = judge_one(&running_job(), &pod(status));
+        let outcome = outcome_of_one(&running_job(), &pod(status));
         assert_eq!(reason_of(&outcome), (Some(reason), Some(class)), "{name}: {outcome:?}");
     }
 }
 
 #[test]
 fn the_worker_s_account_is_kept_whole() {
-    let outcome = judge_one(&running_job(), &pod(ended(10, "Error", &message(Reason::Corrupt))));
+    let outcome = outcome_of_one(&running_job(), &pod(ended(10, "Error", &message(Reason::Corrupt))));
     let failure = Failure::in_phase(Reason::Corrupt, Phase::Conversion, "grain 7 is short").at_stage(Stage::Copy);
     assert_eq!(outcome, Outcome::Ended(Observation::Failed { attempt: N, failure }));
 }
@@ -166,25 +166,25 @@ fn the_worker_s_account_is_kept_whole() {
 fn a_pod_that_succeeded_wins_with_its_name_even_beside_a_disrupted_one() {
     let lost = named_pod("a-2-x", true, with(ended(143, "Error", ""), "conditions", disrupted()));
     let won = named_pod("a-2-y", false, ended(0, "Completed", ""));
-    let outcome = judge(N, &job(json!([{"type": "Complete", "status": "True"}]), false), &[&lost, &won], true);
+    let outcome = outcome_of(N, &job(json!([{"type": "Complete", "status": "True"}]), false), &[&lost, &won], true);
     assert_eq!(outcome, Outcome::Ended(Observation::Done { attempt: N, folder: "a-2-y".into() }));
 }
 
 #[test]
 fn an_announced_disruption_counts_once_the_pod_is_on_its_way_out() {
     let status = with(running(), "conditions", disrupted());
-    assert!(matches!(judge_one(&running_job(), &pod(status.clone())), Outcome::Running { .. }));
-    let outcome = judge_one(&running_job(), &named_pod("a-2-x", true, status));
+    assert!(matches!(outcome_of_one(&running_job(), &pod(status.clone())), Outcome::Running { .. }));
+    let outcome = outcome_of_one(&running_job(), &named_pod("a-2-x", true, status));
     assert_eq!(reason_of(&outcome).0, Some(Reason::Disrupted));
 }
 
 #[test]
 fn a_job_suspended_in_the_middle_is_suspended_and_one_not_yet_released_waits() {
     let suspended = job(json!([{"type": "Suspended", "status": "True"}]), true);
-    assert_eq!(judge(N, &suspended, &[], false), Outcome::Waiting(None));
-    assert_eq!(reason_of(&judge(N, &suspended, &[], true)).0, Some(Reason::Suspended));
+    assert_eq!(outcome_of(N, &suspended, &[], false), Outcome::Waiting(None));
+    assert_eq!(reason_of(&outcome_of(N, &suspended, &[], true)).0, Some(Reason::Suspended));
     let dying = named_pod("a-2-x", true, ended(143, "Error", ""));
-    assert_eq!(reason_of(&judge(N, &suspended, &[&dying], false)).0, Some(Reason::Suspended));
+    assert_eq!(reason_of(&outcome_of(N, &suspended, &[&dying], false)).0, Some(Reason::Suspended));
 }
 
 #[test]
@@ -206,13 +206,13 @@ fn a_pod_that_does_not_start_says_why_in_its_own_words() {
         (json!({}), None),
     ] {
         let expected = failure.map(|(reason, message)| Failure::new(reason, message));
-        assert_eq!(judge_one(&running_job(), &pod(status)), Outcome::Waiting(expected));
+        assert_eq!(outcome_of_one(&running_job(), &pod(status)), Outcome::Waiting(expected));
     }
 }
 
 #[test]
 fn a_running_pod_names_itself_and_its_node() {
-    let outcome = judge_one(&running_job(), &pod(running()));
+    let outcome = outcome_of_one(&running_job(), &pod(running()));
     assert_eq!(outcome, Outcome::Running { pod_name: "a-2-x".into(), node_name: Some("node1".into()) });
 }
 
@@ -220,7 +220,7 @@ fn a_running_pod_names_itself_and_its_node() {
 fn a_job_that_failed_without_a_pod_failed_in_its_own_words() {
     let conditions =
         json!([{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it did"}]);
-    let outcome = judge(N, &job(conditions, false), &[], true);
+    let outcome = outcome_of(N, &job(conditions, false), &[], true);
     let failure = Failure::new(Reason::Killed, "BackoffLimitExceeded: it did");
     assert_eq!(outcome, Outcome::Ended(Observation::Failed { attempt: N, failure }));
 }
@@ -228,7 +228,7 @@ fn a_job_that_failed_without_a_pod_failed_in_its_own_words() {
 #[test]
 fn a_job_that_is_complete_while_its_pod_is_gone_is_lost() {
     let complete = job(json!([{"type": "Complete", "status": "True"}]), false);
-    assert_eq!(reason_of(&judge(N, &complete, &[], true)).0, Some(Reason::JobLost));
+    assert_eq!(reason_of(&outcome_of(N, &complete, &[], true)).0, Some(Reason::JobLost));
 }
 
 #[test]
@@ -237,12 +237,12 @@ fn a_job_that_is_over_is_not_judged_by_pods_that_seem_to_run_or_to_be_missing() 
         job(json!([{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": ""}]), false);
     let ended = pod(ended(10, "Error", ""));
     let running = pod(json!({"phase": "Running"}));
-    assert!(is_untold(&over, &[]));
-    assert!(is_untold(&over, &[&running]));
-    assert!(!is_untold(&over, &[&running, &ended]));
+    assert!(awaits_its_pods(&over, &[]));
+    assert!(awaits_its_pods(&over, &[&running]));
+    assert!(!awaits_its_pods(&over, &[&running, &ended]));
     let proxied = pod(beside(with(self::ended(0, "Completed", ""), "phase", json!("Running")), json!({"running": {}})));
-    assert!(!is_untold(&over, &[&proxied]), "the worker's end is known");
-    assert!(!is_untold(&running_job(), &[]));
+    assert!(!awaits_its_pods(&over, &[&proxied]), "the worker's end is known");
+    assert!(!awaits_its_pods(&running_job(), &[]));
 }
 
 /// The same status with another container, injected and listed before the worker's.
@@ -284,6 +284,6 @@ fn an_attempt_is_judged_by_our_container_and_not_by_one_that_was_injected_before
         ),
         ("ours is being made, it runs", waiting_for("ContainerCreating", ""), runs(), Outcome::Waiting(None)),
     ] {
-        assert_eq!(judge_one(&running_job(), &pod(beside(status, other))), outcome, "{name}");
+        assert_eq!(outcome_of_one(&running_job(), &pod(beside(status, other))), outcome, "{name}");
     }
 }
