@@ -123,12 +123,12 @@ impl Slots {
                 self.grant(&queue)
             }
             Message::Conversion { queue, id, created, need } => {
-                self.forget(&queue.namespace, &id, Some(need));
+                self.unlist(&queue.namespace, &id, |reserved| need == SlotNeed::Ready(reserved));
                 self.place(&queue, id, created, need);
                 self.grant(&queue)
             }
             Message::ConversionGone { namespace, id } => {
-                self.forget(&namespace, &id, None).map(|queue| self.grant(&queue)).unwrap_or_default()
+                self.unlist(&namespace, &id, |_| false).map(|queue| self.grant(&queue)).unwrap_or_default()
             }
             Message::Job { queue, id, attempt, finished } => {
                 let state = self.queues.entry(queue.clone()).or_default();
@@ -160,17 +160,14 @@ impl Slots {
         self.queues.values().fold((0, 0), |(taken, ready), state| (taken + state.taken(), ready + state.ready.len()))
     }
 
-    /// Takes a conversion off its lists; a reservation outlives a view of the cache that is older than it.
-    fn forget(&mut self, namespace: &str, id: &ConversionId, now: Option<SlotNeed>) -> Option<Key> {
-        let place = (namespace.to_owned(), id.clone());
-        let (queue, created) = if now.is_some() { self.seen.get(&place).cloned() } else { self.seen.remove(&place) }?;
+    /// Takes a conversion off the lists of the queue where it was last seen, and returns that queue. Of its reservations
+    /// those stay that `keeps` names: a reservation outlives a view of the cache that is older than it.
+    fn unlist(&mut self, namespace: &str, id: &ConversionId, keeps: impl Fn(Attempt) -> bool) -> Option<Key> {
+        let (queue, created) = self.seen.remove(&(namespace.to_owned(), id.clone()))?;
         let state = self.queues.get_mut(&queue)?;
         state.ready.remove(&(created, id.clone()));
         state.open.retain(|(other, _)| other != id);
-        match now {
-            Some(SlotNeed::Ready(n)) => state.reserved.retain(|(other, m)| other != id || *m == n),
-            Some(SlotNeed::Open(_) | SlotNeed::Idle) | None => state.reserved.retain(|(other, _)| other != id),
-        }
+        state.reserved.retain(|(other, attempt)| other != id || keeps(*attempt));
         if state.is_empty() {
             self.queues.remove(&queue);
         }
@@ -189,10 +186,7 @@ impl Slots {
                 self.queues.entry(queue.clone()).or_default().open.insert((id.clone(), attempt));
             }
             // Idle conversions are not remembered: there may be ten thousand of them.
-            SlotNeed::Idle => {
-                self.seen.remove(&(queue.namespace.clone(), id));
-                return;
-            }
+            SlotNeed::Idle => return,
         }
         self.seen.insert((queue.namespace.clone(), id), (queue.clone(), created));
     }
