@@ -2,20 +2,23 @@
 //! What the controller's caches keep of objects, and which reconcilers a change wakes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use kube::ResourceExt;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Client, ResourceExt};
 use tokio::sync::mpsc;
 
 use super::admission::{Admission, Key, Message, SlotNeed};
+use super::context::Caches;
 use super::decision;
 use super::metrics::Metrics;
 use super::outcome;
 use crate::cluster::api::{ConditionType, ConversionJob, HyperConversion, condition};
-use crate::cluster::cache::Change;
+use crate::cluster::cache::{self, Change, Listed};
 use crate::cluster::names;
-use crate::cluster::seen::{Job, Pod};
+use crate::cluster::seen::{Job, Pod, StatefulSet};
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId};
@@ -23,41 +26,137 @@ use crate::conversion::{Attempt, ConversionId};
 /// Sends objects to a reconciler.
 pub type Trigger<K> = mpsc::UnboundedSender<ObjectRef<K>>;
 
+/// Starts the watches that fill the caches. Each change goes to `receivers` after its cache has it.
+pub fn watch_all(
+    client: &Client,
+    namespaces: &[String],
+    receivers: &Receivers,
+    metrics: &Arc<Metrics>,
+) -> (Caches, [Listed; 5]) {
+    let everything = watcher::Config::default();
+    let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
+    let (to, metrics, mut census) = (receivers.clone(), Arc::clone(metrics), Census::default());
+    let (conversions, conversions_listed) =
+        cache::watch(client, namespaces, &everything, slim_conversion, move |change| {
+            census.changed(&change, &metrics);
+            to.conversion_changed(&change);
+        });
+    let (to, all, mut changes) = (receivers.clone(), conversions.clone(), QueueChanges::default());
+    let (queues, queues_listed) = cache::watch(client, namespaces, &everything, whole, move |change| {
+        to.queue_changed(&change, &mut changes, &all);
+    });
+    let to = receivers.clone();
+    let (jobs, jobs_listed) = cache::watch(client, namespaces, &ours, whole, move |change| to.job_changed(&change));
+    let to = receivers.clone();
+    let (pods, pods_listed) = cache::watch(client, namespaces, &ours, whole, move |change| to.pod_changed(&change));
+    let to = receivers.clone();
+    let (stateful_sets, sets_listed) =
+        cache::watch(client, namespaces, &ours, whole, move |change| to.stateful_set_changed(&change));
+    let caches = Caches { queues, conversions, jobs, pods, stateful_sets };
+    (caches, [queues_listed, conversions_listed, jobs_listed, pods_listed, sets_listed])
+}
+
 /// Keeps of a finished conversion only what shows that it has finished: there may be ten thousand of them.
-pub fn slim_conversion(conversion: &mut ConversionJob) {
+fn slim_conversion(conversion: &mut ConversionJob) {
     if let Some(status) = &mut conversion.status {
         status.outputs.clear();
         status.progress = None;
     }
 }
 
-/// Reports a change of a conversion to admission and wakes its reconciler.
-pub fn conversion_changed(change: &Change<ConversionJob>, admission: &Admission, wake: &Trigger<ConversionJob>) {
-    let (Change::Seen(conversion) | Change::Gone(conversion)) = change;
-    let Ok(id) = conversion.name_any().parse::<ConversionId>() else {
-        // Its reconcile reports the problem on the object.
-        let _ = wake.send(ObjectRef::from_obj(conversion));
-        return;
-    };
-    let namespace = conversion.namespace().unwrap_or_default();
-    if matches!(change, Change::Gone(_)) {
-        return admission.send(Message::ConversionGone { namespace, id });
+/// Keeps all of an object.
+fn whole<K>(_: &mut K) {}
+
+/// Receives changes of all kinds: admission, and the triggers of both reconcilers.
+#[derive(Clone)]
+pub struct Receivers {
+    pub admission: Admission,
+    pub queues: Trigger<HyperConversion>,
+    pub conversions: Trigger<ConversionJob>,
+}
+
+impl Receivers {
+    /// Reports a change of a conversion to admission and wakes its reconciler.
+    fn conversion_changed(&self, change: &Change<ConversionJob>) {
+        let (Change::Seen(conversion) | Change::Gone(conversion)) = change;
+        let Ok(id) = conversion.name_any().parse::<ConversionId>() else {
+            // Its reconcile reports the problem on the object.
+            let _ = self.conversions.send(ObjectRef::from_obj(conversion));
+            return;
+        };
+        let namespace = conversion.namespace().unwrap_or_default();
+        if matches!(change, Change::Gone(_)) {
+            return self.admission.send(Message::ConversionGone { namespace, id });
+        }
+        let queue = Key { namespace, name: conversion.spec.queue_ref.name.clone() };
+        let created = conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        self.admission.send(Message::Conversion { queue, id, created, need: slot_need(conversion) });
+        let _ = self.conversions.send(ObjectRef::from_obj(conversion));
     }
-    let queue = Key { namespace, name: conversion.spec.queue_ref.name.clone() };
-    let created = conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    admission.send(Message::Conversion { queue, id, created, need: slot_need(conversion) });
-    let _ = wake.send(ObjectRef::from_obj(conversion));
+
+    /// Reports a change of a queue to admission, and wakes its reconciler and those of its conversions in `all`.
+    fn queue_changed(&self, change: &Change<HyperConversion>, changes: &mut QueueChanges, all: &Store<ConversionJob>) {
+        if changes.changed(change, &self.admission, &self.queues) {
+            let (Change::Seen(queue) | Change::Gone(queue)) = change;
+            self.wake_conversions_of(queue, all);
+        }
+    }
+
+    /// Wakes the conversions of a queue that have not ended, after its specification changed.
+    fn wake_conversions_of(&self, queue: &HyperConversion, all: &Store<ConversionJob>) {
+        let (name, namespace) = (queue.name_any(), queue.namespace());
+        let concerned = all.state_filter(|conversion| {
+            conversion.metadata.namespace == namespace
+                && conversion.spec.queue_ref.name == name
+                && conversion.status.as_ref().is_none_or(|status| !status.state.is_terminal())
+        });
+        for conversion in concerned {
+            let _ = self.conversions.send(ObjectRef::from_obj(conversion.as_ref()));
+        }
+    }
+
+    /// Reports a change of a Job to admission and wakes its conversion's reconciler.
+    fn job_changed(&self, change: &Change<Job>) {
+        let (Change::Seen(job) | Change::Gone(job)) = change;
+        let Some((queue, id, attempt)) = identity(job) else { return };
+        let conversion = ObjectRef::new(id.as_str()).within(&queue.namespace);
+        self.admission.send(match change {
+            Change::Seen(job) => Message::Job { queue, id, attempt, finished: outcome::is_finished(job) },
+            Change::Gone(_) => Message::JobGone { queue, id, attempt },
+        });
+        let _ = self.conversions.send(conversion);
+    }
+
+    /// Wakes the conversion of a worker's pod, or the queue of a watcher's pod.
+    fn pod_changed(&self, change: &Change<Pod>) {
+        let (Change::Seen(pod) | Change::Gone(pod)) = change;
+        let namespace = pod.namespace().unwrap_or_default();
+        let labels = pod.labels();
+        if let Some(conversion) = labels.get(names::LABEL_CONVERSION) {
+            let _ = self.conversions.send(ObjectRef::new(conversion).within(&namespace));
+        } else if let Some(queue) = labels.get(names::LABEL_QUEUE) {
+            let _ = self.queues.send(ObjectRef::new(queue).within(&namespace));
+        }
+    }
+
+    /// Wakes the queue of a watcher's stateful set.
+    fn stateful_set_changed(&self, change: &Change<StatefulSet>) {
+        let (Change::Seen(set) | Change::Gone(set)) = change;
+        if let Some(queue) = set.labels().get(names::LABEL_QUEUE) {
+            let _ = self.queues.send(ObjectRef::new(queue).within(&set.namespace().unwrap_or_default()));
+        }
+    }
 }
 
 /// Counts ends of conversions: only of those seen open before, so that a restart counts none again.
 #[derive(Debug, Default)]
-pub struct Census {
+struct Census {
     open: HashSet<ObjectRef<ConversionJob>>,
 }
 
 impl Census {
     /// Counts by a change.
-    pub fn changed(&mut self, change: &Change<ConversionJob>, metrics: &Metrics) {
+    fn changed(&mut self, change: &Change<ConversionJob>, metrics: &Metrics) {
         let (Change::Seen(conversion) | Change::Gone(conversion)) = change;
         let name = ObjectRef::from_obj(*conversion);
         let state = decision::state(conversion);
@@ -76,8 +175,7 @@ impl Census {
 }
 
 /// What the conversion needs of slots.
-#[must_use]
-pub fn slot_need(conversion: &ConversionJob) -> SlotNeed {
+fn slot_need(conversion: &ConversionJob) -> SlotNeed {
     if decision::needs_no_job(conversion) {
         return SlotNeed::Idle;
     }
@@ -88,36 +186,12 @@ pub fn slot_need(conversion: &ConversionJob) -> SlotNeed {
     }
 }
 
-/// Reports a change of a Job to admission and wakes its conversion's reconciler.
-pub fn job_changed(change: &Change<Job>, admission: &Admission, wake: &Trigger<ConversionJob>) {
-    let (Change::Seen(job) | Change::Gone(job)) = change;
-    let Some((queue, id, attempt)) = identity(job) else { return };
-    let conversion = ObjectRef::new(id.as_str()).within(&queue.namespace);
-    admission.send(match change {
-        Change::Seen(job) => Message::Job { queue, id, attempt, finished: outcome::is_finished(job) },
-        Change::Gone(_) => Message::JobGone { queue, id, attempt },
-    });
-    let _ = wake.send(conversion);
-}
-
 fn identity(job: &Job) -> Option<(Key, ConversionId, Attempt)> {
     let labels = job.labels();
     let name = labels.get(names::LABEL_QUEUE)?.clone();
     let id = labels.get(names::LABEL_CONVERSION)?.parse().ok()?;
     let attempt = Attempt(labels.get(names::LABEL_ATTEMPT)?.parse().ok()?);
     Some((Key { namespace: job.namespace()?, name }, id, attempt))
-}
-
-/// Wakes the conversion of a worker's pod, or the queue of a watcher's pod.
-pub fn pod_changed(change: &Change<Pod>, conversions: &Trigger<ConversionJob>, queues: &Trigger<HyperConversion>) {
-    let (Change::Seen(pod) | Change::Gone(pod)) = change;
-    let namespace = pod.namespace().unwrap_or_default();
-    let labels = pod.labels();
-    if let Some(conversion) = labels.get(names::LABEL_CONVERSION) {
-        let _ = conversions.send(ObjectRef::new(conversion).within(&namespace));
-    } else if let Some(queue) = labels.get(names::LABEL_QUEUE) {
-        let _ = queues.send(ObjectRef::new(queue).within(&namespace));
-    }
 }
 
 /// What of a queue matters to the controller. Its watcher writes counters all the time, which do not.
@@ -132,13 +206,13 @@ struct Concern {
 
 /// Reports queues to admission, and wakes reconcilers when a specification changed.
 #[derive(Debug, Default)]
-pub struct QueueChanges {
+struct QueueChanges {
     seen: HashMap<ObjectRef<HyperConversion>, Concern>,
 }
 
 impl QueueChanges {
     /// Handles a change; true if the queue's conversions should be reconciled, too.
-    pub fn changed(
+    fn changed(
         &mut self,
         change: &Change<HyperConversion>,
         admission: &Admission,

@@ -162,7 +162,11 @@ fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<ConditionState> {
 }
 
 /// The same where the pod shows nothing, or there is none: after a while, its events may. Also when to look again.
-async fn by_events(set: &StatefulSet, pod: Option<&Pod>, context: &Context) -> Result<(ConditionState, Duration), Error> {
+async fn by_events(
+    set: &StatefulSet,
+    pod: Option<&Pod>,
+    context: &Context,
+) -> Result<(ConditionState, Duration), Error> {
     // Once there is a pod, the set's events about creating it are out of date.
     let about = pod.map_or(&set.metadata, |pod| &pod.metadata);
     if let Some(early) = starting::early(about, Timestamp::now()) {

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use kube::api::{Api, ListParams};
 use kube::core::NamespaceResourceScope;
+use kube::runtime::applier;
 use kube::runtime::controller::{self, Action, ReconcileRequest};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{applier, watcher};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Message};
 use super::backoff::Backoff;
-use super::caches::{self, Census, QueueChanges};
-use super::context::{Caches, Context};
+use super::caches::{self, Receivers};
+use super::context::Context;
 use super::error::{Error, TIME_LIMIT};
 use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
@@ -33,10 +33,8 @@ use super::recent::Recent;
 use super::writes::Writes;
 use super::{conversions, queues};
 use crate::cluster::api::{ConditionState, ConversionJob, HyperConversion};
-use crate::cluster::cache::{self, Listed};
 use crate::cluster::client::client;
 use crate::cluster::names;
-use crate::cluster::seen::StatefulSet;
 use crate::telemetry::endpoint::{self, Probes};
 
 /// How soon to look again for an API that isn't served.
@@ -198,8 +196,9 @@ async fn work(
     let (grant, mut grants) = mpsc::unbounded_channel();
     let shown = Arc::clone(&metrics);
     let admission = Admission::start(grant, move |running, queued| shown.slots(running, queued));
-    let (caches, listed) = watch_all(&client, options, &admission, &metrics, &wake_queues, &wake_conversions);
     let granted = wake_conversions.clone();
+    let receivers = Receivers { admission: admission.clone(), queues: wake_queues, conversions: wake_conversions };
+    let (caches, listed) = caches::watch_all(&client, &options.namespaces, &receivers, &metrics);
     tokio::spawn(async move {
         while let Some((queue, id)) = grants.recv().await {
             let _ = granted.send(ObjectRef::new(id.as_str()).within(&queue.namespace));
@@ -231,93 +230,6 @@ async fn work(
         reconciling(conversion_wakes, caches.conversions, context, conversions::reconcile, conversions::refuse);
     tokio::join!(queues, conversions);
     Err(RunError::WatchEnded)
-}
-
-fn watch_all(
-    client: &Client,
-    options: &Options,
-    admission: &Admission,
-    metrics: &Arc<Metrics>,
-    wake_queues: &caches::Trigger<HyperConversion>,
-    wake_conversions: &caches::Trigger<ConversionJob>,
-) -> (Caches, [Listed; 5]) {
-    let (namespaces, everything) = (&options.namespaces, watcher::Config::default());
-    let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
-    let (tell, wake, counted) = (admission.clone(), wake_conversions.clone(), Arc::clone(metrics));
-    let mut census = Census::default();
-    let (conversions, conversions_listed) =
-        cache::watch(client, namespaces, &everything, caches::slim_conversion, move |change| {
-            census.changed(&change, &counted);
-            caches::conversion_changed(&change, &tell, &wake);
-        });
-    let (tell, wake, all) = (admission.clone(), wake_queues.clone(), conversions.clone());
-    let mut changes = QueueChanges::default();
-    let wake_all = wake_conversions.clone();
-    let (queues, queues_listed) = cache::watch(
-        client,
-        namespaces,
-        &everything,
-        |_| {},
-        move |change| {
-            if changes.changed(&change, &tell, &wake) {
-                let (cache::Change::Seen(queue) | cache::Change::Gone(queue)) = change;
-                wake_conversions_of(queue, &all, &wake_all);
-            }
-        },
-    );
-    let (tell, wake) = (admission.clone(), wake_conversions.clone());
-    let (jobs, jobs_listed) = cache::watch(
-        client,
-        namespaces,
-        &ours,
-        |_| {},
-        move |change| {
-            caches::job_changed(&change, &tell, &wake);
-        },
-    );
-    let (conversion, queue) = (wake_conversions.clone(), wake_queues.clone());
-    let (pods, pods_listed) = cache::watch(
-        client,
-        namespaces,
-        &ours,
-        |_| {},
-        move |change| {
-            caches::pod_changed(&change, &conversion, &queue);
-        },
-    );
-    let wake = wake_queues.clone();
-    let (stateful_sets, sets_listed) = cache::watch(
-        client,
-        namespaces,
-        &ours,
-        |_| {},
-        move |change| {
-            let (cache::Change::Seen(set) | cache::Change::Gone(set)) = change;
-            let set: &StatefulSet = set;
-            if let Some(queue) = set.labels().get(names::LABEL_QUEUE) {
-                let _ = wake.send(ObjectRef::new(queue).within(&set.namespace().unwrap_or_default()));
-            }
-        },
-    );
-    let caches = Caches { queues, conversions, jobs, pods, stateful_sets };
-    (caches, [queues_listed, conversions_listed, jobs_listed, pods_listed, sets_listed])
-}
-
-/// Wakes the conversions of a queue that have not ended, after its specification changed.
-fn wake_conversions_of(
-    queue: &HyperConversion,
-    conversions: &Store<ConversionJob>,
-    wake: &caches::Trigger<ConversionJob>,
-) {
-    let (name, namespace) = (queue.name_any(), queue.namespace());
-    let concerned = conversions.state_filter(|conversion| {
-        conversion.metadata.namespace == namespace
-            && conversion.spec.queue_ref.name == name
-            && conversion.status.as_ref().is_none_or(|status| !status.state.is_terminal())
-    });
-    for conversion in concerned {
-        let _ = wake.send(ObjectRef::from_obj(conversion.as_ref()));
-    }
 }
 
 /// Reconciles objects as they are woken, with a time limit, a backoff by object, and metrics. `refuse` reports on the

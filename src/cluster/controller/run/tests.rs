@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
+use crate::cluster::controller::context::Caches;
 use crate::cluster::controller::context::RESYNC_INTERVAL;
 
 type ApiServer = mock::Handle<Request<Body>, Response<Body>>;
