@@ -115,7 +115,7 @@ impl Agent {
             };
             let message = format!("{why}; it is tried again by itself");
             tracing::error!(reason, "{message}");
-            self.reporter.tell(|report| report.storage_unready(reason, message));
+            self.reporter.update(|report| report.storage_unready(reason, message));
             if begun.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
@@ -157,11 +157,11 @@ impl Agent {
             };
             let secrets = Secrets::read(&queue.spec.notifications, &identity.secrets_dir);
             let (outbox, deliveries) = Outbox::start(secrets.config.clone(), ledger.clone(), Patience::default());
-            reporter.tell(|report| report.notifications(&secrets.wrong, outbox.unusable()));
+            reporter.update(|report| report.notifications(&secrets.wrong, outbox.unusable()));
             let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), paths.clone()).await?;
             let (_events, hints) = events::watch(paths.queue());
             let (engine, remote) = Engine::start(settings, executor, ledger.clone(), outbox, hints, *started).await?;
-            reporter.tell(report::Report::storage_usable);
+            reporter.update(report::Report::storage_usable);
             tracing::info!(queue = identity.queue, "watching");
             // The engine blocks on files, so the snapshots are passed on in a task of their own, which ends with the
             // engine.
@@ -190,17 +190,17 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
     let without_state =
         |spec: &HyperConversionSpec| HyperConversionSpec { run_state: RunState::default(), ..spec.clone() };
     let held = without_state(&before.spec);
-    let mut told = None;
+    let mut sent = None;
     loop {
         let now = wanted.borrow_and_update().clone();
         match now {
             Some(queue) if without_state(&queue.spec) == held => {
                 let asked = (queue.spec.run_state, revision(&queue));
-                if told != Some(asked) {
+                if sent != Some(asked) {
                     remote.ask(asked.0, asked.1).await;
-                    told = Some(asked);
+                    sent = Some(asked);
                 }
-                reporter.tell(|report| report.asked(&queue));
+                reporter.update(|report| report.requested(&queue));
             }
             Some(queue) => {
                 // Also to the engine that is about to end: it knows what was queued when draining began.

@@ -49,7 +49,7 @@ pub fn watch<K>(
     namespaces: &[String],
     config: &watcher::Config,
     slim: impl Fn(&mut K) + Clone + Send + 'static,
-    mut tell: impl FnMut(Change<K>) + Send + 'static,
+    mut on_change: impl FnMut(Change<K>) + Send + 'static,
 ) -> (Store<K>, Listed)
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -87,7 +87,7 @@ where
         let mut listed = Some(listed);
         while let Some((scope, event)) = events.next().await {
             match event {
-                Ok(event) => cache.take(scope, event, &mut tell),
+                Ok(event) => cache.apply(scope, event, &mut on_change),
                 Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; it is tried again"),
             }
             if let Some(listed) = listed.take_if(|_| cache.unlisted.is_empty()) {
@@ -115,7 +115,7 @@ struct Cache<K: Resource<DynamicType = ()> + Clone + 'static> {
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
-    fn take(&mut self, scope: Option<String>, event: Event<K>, tell: &mut impl FnMut(Change<K>)) {
+    fn apply(&mut self, scope: Option<String>, event: Event<K>, on_change: &mut impl FnMut(Change<K>)) {
         match event {
             Event::Init => {
                 let held = self.reader.state().into_iter().map(|object| ObjectRef::from_obj(object.as_ref()));
@@ -127,34 +127,34 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
                 if let Some(left) = self.left.get_mut(&scope) {
                     left.remove(&ObjectRef::from_obj(&object));
                 }
-                self.seen(object, tell);
+                self.seen(object, on_change);
             }
             Event::InitDone => {
                 for gone in self.left.remove(&scope).into_iter().flatten() {
                     if let Some(object) = self.reader.get(&gone) {
-                        self.gone(K::clone(&object), tell);
+                        self.gone(K::clone(&object), on_change);
                     }
                 }
                 self.unlisted.remove(&scope);
             }
-            Event::Apply(object) => self.seen(object, tell),
-            Event::Delete(object) => self.gone(object, tell),
+            Event::Apply(object) => self.seen(object, on_change),
+            Event::Delete(object) => self.gone(object, on_change),
         }
     }
 
-    fn seen(&mut self, object: K, tell: &mut impl FnMut(Change<K>)) {
+    fn seen(&mut self, object: K, on_change: &mut impl FnMut(Change<K>)) {
         let event = Event::Apply(object);
         self.writer.apply_watcher_event(&event);
         if let Event::Apply(object) = &event {
-            tell(Change::Seen(object));
+            on_change(Change::Seen(object));
         }
     }
 
-    fn gone(&mut self, object: K, tell: &mut impl FnMut(Change<K>)) {
+    fn gone(&mut self, object: K, on_change: &mut impl FnMut(Change<K>)) {
         let event = Event::Delete(object);
         self.writer.apply_watcher_event(&event);
         if let Event::Delete(object) = &event {
-            tell(Change::Gone(object));
+            on_change(Change::Gone(object));
         }
     }
 }
@@ -193,7 +193,7 @@ mod tests {
             (&a, Event::InitDone, true),
             (&b, Event::Delete(object("b", "other")), true),
         ] {
-            cache.take(scope.clone(), event, &mut |change| {
+            cache.apply(scope.clone(), event, &mut |change| {
                 let (word, object) = match change {
                     Change::Seen(object) => ("seen", object),
                     Change::Gone(object) => ("gone", object),

@@ -20,16 +20,16 @@ mod state;
 
 pub use state::{ClusterExecutor, WatchEnded};
 
-use objects::{EndFields, Said, completed, duration, in_progress, original, outputs, published};
-use progress::Look;
-use running::made;
-use state::{Heard, Known, Written};
+use objects::{EndFields, WatcherStatus, completed, duration, in_progress, original, outputs, published};
+use progress::PolledProgress;
+use running::poll_result;
+use state::{Known, WatchEvent, Written};
 
 /// What [`ClusterExecutor::next`] was woken by.
 enum Wake {
-    Heard(Option<Heard>),
+    Changed(Option<WatchEvent>),
     Tick,
-    Looked(Vec<Look>),
+    Polled(Vec<PolledProgress>),
     Written(Box<Written>),
 }
 
@@ -55,20 +55,20 @@ impl Executor for ClusterExecutor {
             && let Some(state) = state.filter(|state| !state.is_terminal())
         {
             let (state, _) = advance(state, Observation::Duplicate, &RetryPolicy::default(), Timestamp::now());
-            let said = Said { staged: state.staged, end: Some(&state), ..Said::default() };
-            self.say(DOING, &id, said).await?;
+            let status = WatcherStatus { staged: state.staged, end: Some(&state), ..WatcherStatus::default() };
+            self.apply_status(DOING, &id, status).await?;
         }
-        self.show(&id);
+        self.publish(&id);
         Ok(())
     }
 
     async fn staged(&mut self, id: &ConversionId, attempt: Attempt) -> Result<(), Error> {
-        let said = Said {
+        let status = WatcherStatus {
             staged: attempt.0,
             conditions: vec![in_progress(format!("attempt {attempt} may start"))],
-            ..Said::default()
+            ..WatcherStatus::default()
         };
-        self.say("stage", id, said).await
+        self.apply_status("stage", id, status).await
     }
 
     /// The controller reads the run state from the specification itself.
@@ -78,25 +78,25 @@ impl Executor for ClusterExecutor {
 
     async fn cancel(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
         let Some(state) = self.update(id).and_then(|update| update.status).filter(|state| !state.is_terminal()) else {
-            self.show(id);
+            self.publish(id);
             return Ok(());
         };
         let ended = ConditionState::new("False", failure.reason.to_string(), failure.advice());
         let (state, _) = advance(state, Observation::Cancelled(failure), &RetryPolicy::default(), Timestamp::now());
-        let said = Said {
+        let status = WatcherStatus {
             staged: state.staged,
             conditions: vec![(ConditionType::Succeeded, ended)],
             end: Some(&state),
-            ..Said::default()
+            ..WatcherStatus::default()
         };
-        self.say("cancel", id, said).await
+        self.apply_status("cancel", id, status).await
     }
 
     async fn refuse(&mut self, id: &ConversionId, failure: Failure) -> Result<(), Error> {
         let staged = self.update(id).and_then(|update| update.status).map_or(0, |state| state.staged);
         let refused = ConditionState::new("False", failure.reason.to_string(), failure.message);
         let conditions = vec![(ConditionType::Published, refused), in_progress("nothing could be published")];
-        self.say("refuse", id, Said { staged, conditions, ..Said::default() }).await
+        self.apply_status("refuse", id, WatcherStatus { staged, conditions, ..WatcherStatus::default() }).await
     }
 
     async fn report(&mut self, row: &ConversionRow, metadata: Option<&Metadata>) -> Result<(), Error> {
@@ -122,8 +122,8 @@ impl Executor for ClusterExecutor {
             duplicate_of: row.duplicate_of.as_deref().map(original),
             duration: duration(state),
         };
-        let said = Said { staged: state.staged, conditions, end: Some(state), fields };
-        self.say("report", &row.id, said).await
+        let status = WatcherStatus { staged: state.staged, conditions, end: Some(state), fields };
+        self.apply_status("report", &row.id, status).await
     }
 
     async fn forget(&mut self, id: &ConversionId) -> Result<(), Error> {
@@ -145,30 +145,30 @@ impl Executor for ClusterExecutor {
                 return update;
             }
             match self.wake().await {
-                Wake::Heard(Some(heard)) => self.hear(&heard),
+                Wake::Changed(Some(event)) => self.receive(&event),
                 // The watches live as long as this executor; without them nothing more happens.
-                Wake::Heard(None) => std::future::pending().await,
+                Wake::Changed(None) => std::future::pending().await,
                 Wake::Tick => {
                     self.prune();
                     // The poll before may still wait for its file system.
-                    if self.look.is_none() {
-                        self.look();
+                    if self.poll.is_none() {
+                        self.poll_progress();
                     }
                 }
-                Wake::Looked(looks) => self.looked(looks),
+                Wake::Polled(polled) => self.receive_poll(polled),
                 Wake::Written(written) => self.written(*written),
             }
-            self.say_stalled().await;
+            self.report_stalled().await;
         }
     }
 
     fn take_next(&mut self) -> Option<Update> {
         // Drains all pending changes first: of several of one conversion, only the newest is published.
-        while let Ok(heard) = self.changes.try_recv() {
-            self.hear(&heard);
+        while let Ok(event) = self.changes.try_recv() {
+            self.receive(&event);
         }
         while let Some(id) = self.outbox.pop_front() {
-            if let Some(update) = self.update(&id).or_else(|| self.told_of_request(&id)) {
+            if let Some(update) = self.update(&id).or_else(|| self.request_update(&id)) {
                 return Some(update);
             }
         }
@@ -180,25 +180,25 @@ impl ClusterExecutor {
     /// Waits for something to happen. Dropping the future loses nothing.
     async fn wake(&mut self) -> Wake {
         tokio::select! {
-            heard = self.changes.recv() => Wake::Heard(heard),
+            event = self.changes.recv() => Wake::Changed(event),
             _ = self.tick.tick() => Wake::Tick,
-            looks = made(&mut self.look) => Wake::Looked(looks),
+            polled = poll_result(&mut self.poll) => Wake::Polled(polled),
             Some(Ok(written)) = self.writes.join_next() => Wake::Written(Box::new(written)),
         }
     }
 
-    fn hear(&mut self, heard: &Heard) {
-        let (Heard::Changed(name) | Heard::Gone(name, _)) = heard;
+    fn receive(&mut self, event: &WatchEvent) {
+        let (WatchEvent::Changed(name) | WatchEvent::Gone(name, _)) = event;
         let Ok(id) = name.parse::<ConversionId>() else { return };
-        if let Heard::Gone(_, Some(uid)) = heard {
+        if let WatchEvent::Gone(_, Some(uid)) = event {
             self.done.remove(uid);
         }
-        let Some(known) = self.known.get_mut(&id) else { return self.hear_of_request(&id) };
-        if let Heard::Gone(_, uid) = heard
+        let Some(known) = self.known.get_mut(&id) else { return self.receive_request(&id) };
+        if let WatchEvent::Gone(_, uid) = event
             && known.uid == *uid
         {
             known.is_gone = true;
         }
-        self.show(&id);
+        self.publish(&id);
     }
 }

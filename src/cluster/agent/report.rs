@@ -39,19 +39,19 @@ pub(super) struct Report {
     /// Generation of the specification that the report is about.
     generation: Option<i64>,
     /// The newest specification, until the engine obeys its run state.
-    asked: Option<(RunState, Option<i64>)>,
+    requested: Option<(RunState, Option<i64>)>,
     /// Present only while the locks are held.
     snapshot: Option<Snapshot>,
 }
 
 impl Report {
-    fn say(&mut self, kind: ConditionType, status: &'static str, reason: &str, message: impl Into<String>) {
+    fn set(&mut self, kind: ConditionType, status: &'static str, reason: &str, message: impl Into<String>) {
         let state = ConditionState::new(status, reason, message);
         set_condition(&mut self.conditions, kind, state, self.generation, Timestamp::now());
     }
 
     fn storage_ready(&mut self) {
-        self.say(ConditionType::StorageReady, "True", "Probed", "both volumes can do what is asked of them");
+        self.set(ConditionType::StorageReady, "True", "Probed", "both volumes can do what is asked of them");
     }
 
     /// Reports that nothing hinders the work any more.
@@ -62,7 +62,7 @@ impl Report {
     }
 
     pub(super) fn storage_unready(&mut self, reason: &str, message: impl Into<String>) {
-        self.say(ConditionType::StorageReady, "False", reason, message);
+        self.set(ConditionType::StorageReady, "False", reason, message);
     }
 
     fn lacks_space(&self) -> bool {
@@ -95,7 +95,7 @@ impl Report {
              is {}/{FALLBACK_SOCKET_NAME}, where hyper2kvmctl in the pod finds it",
             names::RUN_DIR
         );
-        self.say(ConditionType::StorageReady, "True", "SocketElsewhere", message);
+        self.set(ConditionType::StorageReady, "True", "SocketElsewhere", message);
         self.conditions != before
     }
 
@@ -107,22 +107,22 @@ impl Report {
             None => ("Unusable", unusable.to_vec()),
         };
         if messages.is_empty() {
-            self.say(ConditionType::NotificationsReady, "True", "Configured", "every Secret is there");
+            self.set(ConditionType::NotificationsReady, "True", "Configured", "every Secret is there");
         } else {
-            self.say(ConditionType::NotificationsReady, "False", reason, messages.join("; "));
+            self.set(ConditionType::NotificationsReady, "False", reason, messages.join("; "));
         }
     }
 
     /// The specification is now `queue`. The report is about it as soon as the engine obeys it: clients that wait for
     /// a condition ignore those of an older generation.
-    pub(super) fn asked(&mut self, queue: &HyperConversion) {
-        self.asked = Some((queue.spec.run_state, queue.metadata.generation));
+    pub(super) fn requested(&mut self, queue: &HyperConversion) {
+        self.requested = Some((queue.spec.run_state, queue.metadata.generation));
         self.observe();
     }
 
     fn observe(&mut self) {
         let obeyed = self.snapshot.as_ref().map(|snapshot| snapshot.run_state);
-        if let Some((_, generation)) = self.asked.take_if(|(run_state, _)| obeyed == Some(*run_state)) {
+        if let Some((_, generation)) = self.requested.take_if(|(run_state, _)| obeyed == Some(*run_state)) {
             self.generation = generation;
             for condition in &mut self.conditions {
                 condition.observed_generation = generation;
@@ -134,7 +134,7 @@ impl Report {
         if snapshot.run_state == RunState::Draining {
             let is_empty = snapshot.queue_depth == 0 && snapshot.retrying == 0 && snapshot.current_jobs.is_empty();
             let (status, reason) = if is_empty { ("True", "Empty") } else { ("False", "Draining") };
-            self.say(ConditionType::Drained, status, reason, "what was queued when draining began");
+            self.set(ConditionType::Drained, status, reason, "what was queued when draining began");
         } else {
             self.conditions.retain(|condition| condition.type_ != ConditionType::Drained.as_str());
         }
@@ -175,7 +175,7 @@ impl Reporter {
     /// set keep their times.
     pub(super) fn start(client: Client, identity: &Identity, queue: &HyperConversion, there: Wanted) -> Self {
         let conditions = ours(queue).into_iter().cloned().collect();
-        let report = Report { conditions, generation: queue.metadata.generation, asked: None, snapshot: None };
+        let report = Report { conditions, generation: queue.metadata.generation, requested: None, snapshot: None };
         let (sender, receiver) = watch::channel(report);
         let api = Api::namespaced(client, &identity.namespace);
         tokio::spawn(write(api, queue.name_any(), queue.uid(), receiver, there));
@@ -183,7 +183,7 @@ impl Reporter {
     }
 
     /// Changes the report.
-    pub(super) fn tell(&self, change: impl FnOnce(&mut Report)) {
+    pub(super) fn update(&self, change: impl FnOnce(&mut Report)) {
         self.report.send_modify(change);
     }
 
@@ -194,7 +194,7 @@ impl Reporter {
         }
     }
 
-    fn tell_of_socket(&self) {
+    fn report_socket(&self) {
         if let Some(refused) = snapshot::refused_socket(&self.run_dir) {
             self.report.send_if_modified(|report| report.socket_elsewhere(&refused));
         }
@@ -209,9 +209,9 @@ impl Reporter {
             if let Err(error) = left {
                 tracing::warn!(error = %chain(&error), "cannot leave the snapshot for the sidecar");
             }
-            self.tell(|report| report.progress(stats));
+            self.update(|report| report.progress(stats));
             loop {
-                self.tell_of_socket();
+                self.report_socket();
                 match timeout(SOCKET_POLL, snapshots.changed()).await {
                     Ok(Ok(())) => break,
                     Ok(Err(_)) => return,
@@ -230,10 +230,10 @@ async fn write(
     mut there: Wanted,
 ) {
     let params = PatchParams::apply(names::MANAGER_WATCHER).force();
-    let mut told = Value::Null;
+    let mut last = Value::Null;
     let mut written: Option<HyperConversion> = None;
     loop {
-        let is_told = tokio::select! {
+        let is_new = tokio::select! {
             changed = reports.changed() => match changed {
                 Ok(()) => true,
                 Err(_) => return,
@@ -247,7 +247,7 @@ async fn write(
             report.snapshot.is_some()
                 && there.as_ref().zip(written.as_ref()).is_some_and(|(there, written)| is_overwritten(there, written))
         };
-        if !is_lost && (!is_told || status == told) {
+        if !is_lost && (!is_new || status == last) {
             continue;
         }
         let patch = json!({
@@ -255,7 +255,7 @@ async fn write(
             "metadata": {"name": name, "uid": uid}, "status": status,
         });
         match api.patch_status(&name, &params, &Patch::Apply(patch)).await {
-            Ok(now) => (told, written) = (status, Some(now)),
+            Ok(now) => (last, written) = (status, Some(now)),
             Err(error) => {
                 tracing::warn!(%error, "cannot write the queue's status");
                 reports.mark_changed();

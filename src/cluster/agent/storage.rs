@@ -30,7 +30,7 @@ pub(super) async fn volumes(identity: &Identity, reporter: &Reporter) -> Paths {
             Ok(Ok(paths)) => return paths,
             Ok(Err((reason, message))) => {
                 tracing::error!(reason, "{message}");
-                reporter.tell(|report| report.storage_unready(reason, message));
+                reporter.update(|report| report.storage_unready(reason, message));
             }
             Err(error) => tracing::error!(%error, "the volumes could not be tried"),
         }
@@ -71,7 +71,7 @@ pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter
                     Ok(Contest::Waiting { contender: again, until, holder }) => {
                         contender = again;
                         reporter.unlocked();
-                        reporter.tell(|report| {
+                        reporter.update(|report| {
                             report.storage_unready(
                                 "Locked",
                                 format!("{holder} had these directories; waiting for its heartbeat to stand still"),
@@ -91,7 +91,7 @@ pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter
         };
         let message = format!("{}{remedy}", chain(&refused));
         tracing::warn!(reason, "{message}");
-        reporter.tell(|report| report.storage_unready(reason, message));
+        reporter.update(|report| report.storage_unready(reason, message));
         sleep(STORAGE_RETRY).await;
     }
 }

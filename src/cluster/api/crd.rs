@@ -52,7 +52,7 @@ fn write_whole_numbers(value: &mut Value) {
 /// Adds what the derived schema can't express, or expresses in words that the API server doesn't know.
 fn finished(mut crd: Value) -> Value {
     let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    say_it_as_kubernetes_does(schema);
+    follow_kubernetes(schema);
     bound_status(&mut schema["properties"]["status"]);
     schema["properties"]["spec"]["description"] = json!("What is wanted.");
     schema["properties"]["status"]["description"] = json!("What is so; written by the operator alone.");
@@ -64,7 +64,7 @@ fn finished(mut crd: Value) -> Value {
 /// - formats of Rust's integers, which OpenAPI doesn't know and the API server warns about;
 /// - `nullable`: without it the API server drops a null, so that it means the same as nothing, in rules too;
 /// - line breaks of doc comments inside a paragraph.
-fn say_it_as_kubernetes_does(schema: &mut Value) {
+fn follow_kubernetes(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
             match map.get("format").and_then(Value::as_str) {
@@ -87,9 +87,9 @@ fn say_it_as_kubernetes_does(schema: &mut Value) {
                 let paragraphs: Vec<_> = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect();
                 *text = paragraphs.join("\n\n");
             }
-            map.values_mut().for_each(say_it_as_kubernetes_does);
+            map.values_mut().for_each(follow_kubernetes);
         }
-        Value::Array(list) => list.iter_mut().for_each(say_it_as_kubernetes_does),
+        Value::Array(list) => list.iter_mut().for_each(follow_kubernetes),
         _ => {}
     }
 }

@@ -25,7 +25,7 @@ const MAX_DUPLICATE_OF: usize = 253;
 
 /// What the watcher reports in a status.
 #[derive(Debug, Default)]
-pub(super) struct Said<'a> {
+pub(super) struct WatcherStatus<'a> {
     pub staged: u32,
     pub conditions: Vec<(ConditionType, ConditionState)>,
     /// How it ended, if the watcher decided or carried out the end.
@@ -44,7 +44,7 @@ pub(super) struct EndFields {
     pub duration: Option<String>,
 }
 
-impl Said<'_> {
+impl WatcherStatus<'_> {
     /// The server-side apply that reports it on this version of the object.
     pub(super) fn patch(self, object: &ConversionJob) -> Value {
         let generation = object.meta().generation;
@@ -200,7 +200,7 @@ mod tests {
         };
         let state = || ConditionState::new("False", "R", "m");
         let own = ConditionType::OF_CONVERSION.iter().filter(|kind| kind.writer() == Writer::Watcher);
-        let said = Said {
+        let status = WatcherStatus {
             staged: 1,
             conditions: own.map(|kind| (*kind, state())).collect(),
             end: Some(&ended),
@@ -212,7 +212,7 @@ mod tests {
                 duration: Some("1s".to_owned()),
             },
         };
-        let status = &said.patch(&object)["status"];
+        let status = &status.patch(&object)["status"];
         assert_whole(status, &OF_CONVERSION, ConditionType::OF_CONVERSION, Writer::Watcher);
     }
 }

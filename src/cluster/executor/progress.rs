@@ -29,20 +29,20 @@ pub(super) struct Running {
 
 /// What one poll of an attempt found.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(super) struct PolledProgress {
     pub id: ConversionId,
     pub attempt: Attempt,
     pub found: Result<Option<Progress>, StoreError>,
 }
 
 /// Polls all of them, on a thread that may block on a file system.
-pub(super) fn look(running: Vec<Running>) -> JoinHandle<Vec<Look>> {
+pub(super) fn poll(running: Vec<Running>) -> JoinHandle<Vec<PolledProgress>> {
     tokio::task::spawn_blocking(move || {
-        let looks = running.into_iter().map(|Running { id, attempt, work }| {
+        let polled = running.into_iter().map(|Running { id, attempt, work }| {
             let found = progress::read(&work);
-            Look { id, attempt, found }
+            PolledProgress { id, attempt, found }
         });
-        looks.collect()
+        polled.collect()
     })
 }
 
@@ -82,14 +82,15 @@ impl Watch {
 
     /// Receives a poll's result; whether the attempt made progress. One that could not be polled is not called
     /// stalled.
-    pub(super) fn take(&mut self, look: Look, now: Instant, wall: Timestamp) -> bool {
-        let Some(watched) = self.attempts.get_mut(&look.id).filter(|watched| watched.attempt == look.attempt) else {
+    pub(super) fn receive(&mut self, polled: PolledProgress, now: Instant, wall: Timestamp) -> bool {
+        let Some(watched) = self.attempts.get_mut(&polled.id).filter(|watched| watched.attempt == polled.attempt)
+        else {
             return false;
         };
-        let progress = match look.found {
+        let progress = match polled.found {
             Ok(progress) => progress,
             Err(error @ StoreError::Read { .. }) => {
-                tracing::debug!(conversion = %look.id, %error, "cannot look at the progress");
+                tracing::debug!(conversion = %polled.id, %error, "cannot look at the progress");
                 return false;
             }
             // A file that breaks the format counts as no progress.

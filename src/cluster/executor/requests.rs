@@ -13,7 +13,7 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::{Class, ConversionId, Failure, Reason};
 use crate::executor::{Error, Request, Update};
 
-use super::objects::Said;
+use super::objects::WatcherStatus;
 use super::state::{ClusterExecutor, Known};
 
 impl ClusterExecutor {
@@ -27,20 +27,20 @@ impl ClusterExecutor {
     }
 
     /// Receives the change of an object without a claim.
-    pub(super) fn hear_of_request(&mut self, id: &ConversionId) {
+    pub(super) fn receive_request(&mut self, id: &ConversionId) {
         let reference = ObjectRef::new(id.as_str()).within(&self.queue.namespace().unwrap_or_default());
         let is_done = |object: &ConversionJob| object.uid().is_some_and(|uid| self.done.contains(&uid));
         match self.conversions.get(&reference).filter(|object| self.is_request(object) && !is_done(object)) {
             Some(object) => {
                 self.asked.insert(id.clone(), object);
-                self.show(id);
+                self.publish(id);
             }
             None => drop(self.asked.remove(id)),
         }
     }
 
     /// An update that only makes the engine ask for requests.
-    pub(super) fn told_of_request(&self, id: &ConversionId) -> Option<Update> {
+    pub(super) fn request_update(&self, id: &ConversionId) -> Option<Update> {
         let object = self.asked.get(id)?;
         let status = object.status.clone().unwrap_or_default().state;
         let uid = object.uid();
@@ -70,9 +70,9 @@ impl ClusterExecutor {
         };
         let (state, _) = advance(state, observation, &RetryPolicy::default(), Timestamp::now());
         let conditions = vec![(ConditionType::Succeeded, ended)];
-        let said = Said { staged: state.staged, conditions, end: Some(&state), ..Said::default() };
+        let status = WatcherStatus { staged: state.staged, conditions, end: Some(&state), ..WatcherStatus::default() };
         self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false });
-        match self.say("decline", id, said).await {
+        match self.apply_status("decline", id, status).await {
             Ok(()) => {
                 self.drop_known(id);
                 Ok(())

@@ -19,20 +19,20 @@ use crate::cluster::seen::Pod;
 use crate::conversion::{ConversionId, chain};
 use crate::executor::progress::STALL_AFTER;
 
-use super::objects::{Said, in_progress};
-use super::progress::{self, Look, Running};
+use super::objects::{WatcherStatus, in_progress};
+use super::progress::{self, PolledProgress, Running};
 use super::state::{ClusterExecutor, Known, Written};
 
 /// The results of the poll under way; waits for ever where there is none.
-pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> {
-    match look {
+pub(super) async fn poll_result(poll: &mut Option<JoinHandle<Vec<PolledProgress>>>) -> Vec<PolledProgress> {
+    match poll {
         Some(handle) => {
-            let made = handle.await.unwrap_or_else(|error| {
+            let polled = handle.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a look at the progress failed");
                 Vec::new()
             });
-            *look = None;
-            made
+            *poll = None;
+            polled
         }
         None => std::future::pending().await,
     }
@@ -40,7 +40,7 @@ pub(super) async fn made(look: &mut Option<JoinHandle<Vec<Look>>>) -> Vec<Look> 
 
 impl ClusterExecutor {
     /// Begins to poll every attempt whose container runs.
-    pub(super) fn look(&mut self) {
+    pub(super) fn poll_progress(&mut self) {
         let pods = self.pods.state();
         let running: HashSet<(&str, &str)> = pods
             .iter()
@@ -55,25 +55,25 @@ impl ClusterExecutor {
         let running: Vec<Running> = self.known.iter().filter_map(of_attempt).collect();
         self.progress.keep(&running, Instant::now());
         if !running.is_empty() {
-            self.look = Some(progress::look(running));
+            self.poll = Some(progress::poll(running));
         }
     }
 
-    pub(super) fn looked(&mut self, looks: Vec<Look>) {
+    pub(super) fn receive_poll(&mut self, polled: Vec<PolledProgress>) {
         let (now, wall) = (Instant::now(), Timestamp::now());
-        for look in looks {
-            let id = look.id.clone();
-            if self.progress.take(look, now, wall) {
-                self.show(&id);
+        for found in polled {
+            let id = found.id.clone();
+            if self.progress.receive(found, now, wall) {
+                self.publish(&id);
             }
         }
         for (id, report) in self.progress.due(now) {
-            self.say_progress(id, &report);
+            self.apply_progress(id, &report);
         }
     }
 
     /// Progress has a field manager of its own: it is written independently of everything else, on any version.
-    fn say_progress(&mut self, id: ConversionId, report: &ProgressReport) {
+    fn apply_progress(&mut self, id: ConversionId, report: &ProgressReport) {
         let Some(uid) = self.refresh(&id).and_then(|object| object.uid()) else { return };
         let patch = json!({
             "apiVersion": ConversionJob::api_version(&()),
@@ -104,7 +104,7 @@ impl ClusterExecutor {
 
     /// Reports attempts that have made no progress for too long: the controller ends them. After an interruption they
     /// are reported the next time. Staging the next attempt removes the report.
-    pub(super) async fn say_stalled(&mut self) {
+    pub(super) async fn report_stalled(&mut self) {
         for (id, attempt) in self.progress.stalled() {
             let Some(status) = self.refresh(&id).and_then(|object| object.status.clone()) else { continue };
             let is_open = status.state.open_attempt().is_some_and(|open| open.number == attempt);
@@ -115,8 +115,8 @@ impl ClusterExecutor {
             let message = format!("attempt {attempt} made no progress for {minutes} minutes");
             let stalled = ConditionState::new("True", "NoProgress", message.clone());
             let conditions = vec![in_progress(message), (ConditionType::Stalled, stalled)];
-            let said = Said { staged: status.state.staged, conditions, ..Said::default() };
-            match self.say("stall", &id, said).await {
+            let status = WatcherStatus { staged: status.state.staged, conditions, ..WatcherStatus::default() };
+            match self.apply_status("stall", &id, status).await {
                 Ok(()) => tracing::warn!(conversion = %id, attempt = attempt.0, "no progress; the attempt is to end"),
                 Err(error) => tracing::warn!(conversion = %id, error = %chain(&error), "cannot say that it stalled"),
             }

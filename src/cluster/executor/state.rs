@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::objects::{Said, object};
-use super::progress::{self, Look};
+use super::objects::{WatcherStatus, object};
+use super::progress::{self, PolledProgress};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change, version};
 use crate::cluster::containers::{is_worker, worker_is_over};
@@ -34,7 +34,7 @@ pub struct ClusterExecutor {
     pub(super) queue: Arc<HyperConversion>,
     pub(super) conversions: Store<ConversionJob>,
     pub(super) pods: Store<Pod>,
-    pub(super) changes: mpsc::UnboundedReceiver<Heard>,
+    pub(super) changes: mpsc::UnboundedReceiver<WatchEvent>,
     pub(super) known: HashMap<ConversionId, Known>,
     pub(super) outbox: VecDeque<ConversionId>,
     /// Objects without a claim that wait for one.
@@ -47,7 +47,7 @@ pub struct ClusterExecutor {
     pub(super) tick: Interval,
     pub(super) next_prune: Instant,
     /// A poll of the running attempts that is under way.
-    pub(super) look: Option<JoinHandle<Vec<Look>>>,
+    pub(super) poll: Option<JoinHandle<Vec<PolledProgress>>>,
     /// Writes of progress that are under way.
     pub(super) writes: JoinSet<Written>,
 }
@@ -57,7 +57,7 @@ pub(super) type Written = (ConversionId, Result<ConversionJob, kube::Error>);
 
 /// What a watch reported.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum WatchEvent {
     /// Something about this conversion or its pods.
     Changed(String),
     /// The object of this UID is gone.
@@ -96,11 +96,11 @@ impl ClusterExecutor {
             &of_queue,
             |_| {},
             move |change| {
-                let heard = match change {
-                    Change::Seen(object) => Heard::Changed(ResourceExt::name_any(object)),
-                    Change::Gone(object) => Heard::Gone(ResourceExt::name_any(object), ResourceExt::uid(object)),
+                let event = match change {
+                    Change::Seen(object) => WatchEvent::Changed(ResourceExt::name_any(object)),
+                    Change::Gone(object) => WatchEvent::Gone(ResourceExt::name_any(object), ResourceExt::uid(object)),
                 };
-                let _ = told.send(heard);
+                let _ = told.send(event);
             },
         );
         // Pods of every queue: an earlier queue with these directories may have had another name.
@@ -115,7 +115,7 @@ impl ClusterExecutor {
             let (Change::Seen(pod) | Change::Gone(pod)) = change;
             let pod: &Pod = pod;
             if let Some(conversion) = pod.labels().get(names::LABEL_CONVERSION) {
-                let _ = tell.send(Heard::Changed(conversion.clone()));
+                let _ = tell.send(WatchEvent::Changed(conversion.clone()));
             }
         });
         let filled = tokio::join!(conversions_listed, pods_listed);
@@ -138,7 +138,7 @@ impl ClusterExecutor {
             progress: progress::Watch::default(),
             tick,
             next_prune: Instant::now() + PRUNE_INTERVAL,
-            look: None,
+            poll: None,
             writes: JoinSet::new(),
         })
     }
@@ -151,7 +151,7 @@ impl ClusterExecutor {
         Api::namespaced(self.client.clone(), &self.queue.namespace().unwrap_or_default())
     }
 
-    pub(super) fn show(&mut self, id: &ConversionId) {
+    pub(super) fn publish(&mut self, id: &ConversionId) {
         if !self.outbox.contains(id) {
             self.outbox.push_back(id.clone());
         }
@@ -176,7 +176,7 @@ impl ClusterExecutor {
             known.uid = written.uid();
             known.newest = Some(Arc::new(written));
         }
-        self.show(id);
+        self.publish(id);
     }
 
     pub(super) fn update(&mut self, id: &ConversionId) -> Option<Update> {
@@ -229,9 +229,14 @@ impl ClusterExecutor {
     }
 
     /// Applies everything that the watcher reports of a conversion, on the version that the report is based on.
-    pub(super) async fn say(&mut self, doing: &'static str, id: &ConversionId, said: Said<'_>) -> Result<(), Error> {
+    pub(super) async fn apply_status(
+        &mut self,
+        doing: &'static str,
+        id: &ConversionId,
+        status: WatcherStatus<'_>,
+    ) -> Result<(), Error> {
         let Some(object) = self.refresh(id) else { return Ok(()) };
-        let patch = said.patch(&object);
+        let patch = status.patch(&object);
         let params = PatchParams::apply(names::MANAGER_WATCHER).force();
         match self.api().patch_status(id.as_str(), &params, &Patch::Apply(patch)).await {
             Ok(written) => {
