@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A claim: the members of an artifact as they were when it was claimed.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +21,28 @@ pub enum Witness {
     Quiet,
 }
 
+/// What tells one state of a file from another: all that changes when somebody writes to it. Its mode, owner and number of
+/// links, whose changes alone move its ctime, are none of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    pub size_bytes: u64,
+    /// Modification time, nanoseconds since the epoch.
+    pub mtime_ns: i128,
+    pub inode: u64,
+}
+
+impl Stamp {
+    /// Of what the system says of a file.
+    #[must_use]
+    pub fn of(found: &Metadata) -> Self {
+        Self {
+            size_bytes: found.len(),
+            mtime_ns: i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec()),
+            inode: found.ino(),
+        }
+    }
+}
+
 /// One file of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -28,6 +53,14 @@ pub struct Member {
     /// Modification time, nanoseconds since the epoch.
     pub mtime_ns: i128,
     pub inode: u64,
+}
+
+impl Member {
+    /// Its state when it was claimed.
+    #[must_use]
+    pub const fn stamp(&self) -> Stamp {
+        Stamp { size_bytes: self.size_bytes, mtime_ns: self.mtime_ns, inode: self.inode }
+    }
 }
 
 /// Content of `.processing/<id>/claim.json`: written and synced before any member is moved in.

@@ -3,6 +3,8 @@
 
 use rusqlite::{Connection, params};
 
+use crate::conversion::Stamp;
+
 use super::{Ledger, Result, from_sql, query, to_sql};
 
 /// A source that was converted and left where it was. The same path with anything else changed is a new file.
@@ -13,6 +15,14 @@ pub struct LeftSource {
     pub inode: u64,
     pub size_bytes: u64,
     pub mtime_ns: i128,
+}
+
+impl LeftSource {
+    /// Its state when it was left.
+    #[must_use]
+    pub const fn stamp(&self) -> Stamp {
+        Stamp { size_bytes: self.size_bytes, mtime_ns: self.mtime_ns, inode: self.inode }
+    }
 }
 
 impl Ledger {

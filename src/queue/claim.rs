@@ -11,11 +11,10 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::conversion::contract::{CLAIM_FILE, MAX_CLAIM_BYTES};
-use crate::conversion::{Claim, ConversionId, Member};
+use crate::conversion::{Claim, ConversionId, Member, Stamp};
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
 use crate::files::paths::{Paths, is_plain_name};
@@ -272,8 +271,7 @@ fn is_unchanged(planned: &PlannedMove) -> bool {
 }
 
 fn is_same(found: &fs::Metadata, member: &Member) -> bool {
-    let mtime_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
-    found.is_file() && (found.len(), mtime_ns, found.ino()) == (member.size_bytes, member.mtime_ns, member.inode)
+    found.is_file() && Stamp::of(found) == member.stamp()
 }
 
 /// What makes a record no claim: we wrote none that is so.

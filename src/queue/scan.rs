@@ -12,8 +12,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
-use crate::conversion::Member;
 use crate::conversion::contract::{EXTENSIONS, UNFINISHED};
+use crate::conversion::{Member, Stamp};
 use crate::files::volume;
 
 /// Entries looked at in one listing: a directory with more is read in part, and said so.
@@ -58,6 +58,12 @@ impl Entry {
             mtime_ns: self.mtime_ns,
             inode: self.inode,
         }
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        Stamp { size_bytes: self.size, mtime_ns: self.mtime_ns, inode: self.inode }
     }
 
     /// The entry called `name`, of which the system says this.

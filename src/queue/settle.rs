@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::scan::{Entry, Name};
+use crate::conversion::Stamp;
 
 /// Time between two looks that count.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,18 +55,9 @@ pub enum Event {
     Gone,
 }
 
-/// What is compared between looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Look {
-    size: u64,
-    mtime_ns: i128,
-    ctime_ns: i128,
-    inode: u64,
-}
-
 #[derive(Clone, Debug)]
 struct Clock {
-    seen: Look,
+    seen: Stamp,
     first_sight: Duration,
     last_change: Duration,
     growing_from: Duration,
@@ -134,7 +126,7 @@ impl Settling {
     /// Takes note of a look at a file. A change counts at once; an equal look counts an interval after the one
     /// before.
     pub fn observe(&mut self, entry: &Entry, now: Duration) -> Vec<Event> {
-        let seen = Look { size: entry.size, mtime_ns: entry.mtime_ns, ctime_ns: entry.ctime_ns, inode: entry.inode };
+        let seen = entry.stamp();
         let Some(clock) = self.clocks.get_mut(&entry.name) else {
             let watch = Watch::begun(now, self.pace);
             self.schedule.insert((watch.due, entry.name.clone()));
@@ -251,9 +243,9 @@ impl Settling {
 }
 
 /// Advances one clock.
-fn look_again(clock: &mut Clock, seen: Look, now: Duration, pace: Pace) -> Vec<Event> {
+fn look_again(clock: &mut Clock, seen: Stamp, now: Duration, pace: Pace) -> Vec<Event> {
     let mut events = Vec::new();
-    let size = seen.size;
+    let size = seen.size_bytes;
     if seen != clock.seen {
         let was_stable = clock.is_stable();
         let begun = Watch::begun(now, pace);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::conversion::Witness;
+use crate::conversion::{Stamp, Witness};
 use crate::disk::ending::{Ending, ending};
 use crate::files::store;
 use crate::queue::arrival::{Arrival, Observed, Patience, settle};
@@ -26,7 +26,7 @@ pub(super) struct Arrivals {
 /// A file that stands still.
 #[derive(Debug)]
 struct Standing {
-    entry: Entry,
+    stamp: Stamp,
     /// What its format says; absent until it is asked for.
     ending: Option<Ending>,
     last: Option<Arrival>,
@@ -40,8 +40,8 @@ impl Arrivals {
     /// Decides about a file that has not changed for `quiet`.
     pub(super) fn look(&mut self, entry: &Entry, quiet: Duration) -> Arrival {
         let writer = self.writers.of(&entry.name);
-        if self.files.get(&entry.name).is_none_or(|standing| standing.entry != *entry) {
-            let standing = Standing { entry: entry.clone(), ending: None, last: None };
+        if self.files.get(&entry.name).is_none_or(|standing| standing.stamp != entry.stamp()) {
+            let standing = Standing { stamp: entry.stamp(), ending: None, last: None };
             self.files.insert(entry.name.clone(), standing);
         }
         let standing = self.files.get_mut(&entry.name).expect("inserted above");

@@ -14,7 +14,7 @@ use crate::executor::Executor;
 use crate::files::{fingerprint, store};
 use crate::ledger::{Content, ProcessedFile};
 
-use super::intake::{Artifact, Fingerprint};
+use super::intake::{Artifact, State};
 use super::world::World;
 use super::{Engine, Result};
 
@@ -35,13 +35,13 @@ pub(super) enum Verdict {
 /// Digests of artifacts in the queue, made beside everything else.
 #[derive(Debug)]
 pub(super) struct Digests {
-    known: HashMap<Fingerprint, Hashed>,
-    under_way: HashSet<Fingerprint>,
+    known: HashMap<State, Hashed>,
+    under_way: HashSet<State>,
     sender: mpsc::UnboundedSender<Done>,
     receiver: mpsc::UnboundedReceiver<Done>,
 }
 
-pub(super) type Done = (Fingerprint, Hashed);
+pub(super) type Done = (State, Hashed);
 
 /// What became of hashing an artifact.
 #[derive(Debug)]
@@ -64,19 +64,19 @@ impl Digests {
         self.receiver.recv().await.expect("this struct holds a sender itself")
     }
 
-    pub(super) fn put(&mut self, (fingerprint, digest): Done) {
-        self.under_way.remove(&fingerprint);
-        self.known.insert(fingerprint, digest);
+    pub(super) fn put(&mut self, (state, digest): Done) {
+        self.under_way.remove(&state);
+        self.known.insert(state, digest);
     }
 
     /// The digest, or `None` while it is being made: of at most `limit` artifacts at once.
     fn of(&mut self, world: &World, directory: &Path, artifact: &Artifact, limit: usize) -> Option<Hashed> {
-        let fingerprint = artifact.fingerprint();
-        if let Some(digest) = self.known.remove(&fingerprint) {
+        let state = artifact.state();
+        if let Some(digest) = self.known.remove(&state) {
             // Asked for once more only where the claim fails, and then the files are others.
             return Some(digest);
         }
-        if self.under_way.len() < limit && self.under_way.insert(fingerprint.clone()) {
+        if self.under_way.len() < limit && self.under_way.insert(state.clone()) {
             let names = names(artifact);
             let (sender, directory) = (self.sender.clone(), directory.to_owned());
             world.beside(move || {
@@ -84,7 +84,7 @@ impl Digests {
                     .inspect_err(|error| tracing::warn!(%error, ?names, "cannot hash for deduplication"))
                     .map_or(Hashed::Unreadable, Hashed::Digest);
                 // The engine has ended: nobody asks any more.
-                let _ = sender.send((fingerprint, digest));
+                let _ = sender.send((state, digest));
             });
         }
         None

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::conversion::{ConversionId, Failure, Member, Witness};
+use crate::conversion::{ConversionId, Failure, Member, Stamp, Witness};
 use crate::disk::descriptor::References;
 use crate::ledger::LeftSource;
 use crate::queue::arrival::{Arrival, Patience};
@@ -47,12 +47,12 @@ impl Artifact {
     }
 
     /// This very state of these very files.
-    pub(super) fn fingerprint(&self) -> Fingerprint {
-        self.members.iter().map(|member| (member.name.clone(), member.inode, member.size, member.mtime_ns)).collect()
+    pub(super) fn state(&self) -> State {
+        self.members.iter().map(|member| (member.name.clone(), member.stamp())).collect()
     }
 }
 
-pub(super) type Fingerprint = Vec<(Name, u64, u64, i128)>;
+pub(super) type State = Vec<(Name, Stamp)>;
 
 /// An artifact as it is kept while it waits: ten thousand of them are.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ pub(super) struct Intake {
     arrivals: Arrivals,
     entries: BTreeMap<Name, Seen>,
     /// What descriptors name, by their state when they were read.
-    references: HashMap<Name, (Entry, Arc<References>)>,
+    references: HashMap<Name, (Stamp, Arc<References>)>,
     /// What all others name.
     no_references: Arc<References>,
     refused: HashSet<Refused>,
@@ -310,7 +310,12 @@ impl Intake {
 
     fn put_entry(&mut self, entry: Entry) {
         let before = self.entries.get(&entry.name);
-        if before.is_none_or(|before| before.entry != entry) {
+        if before.is_some_and(|before| before.entry.stamp() == entry.stamp() && before.entry.kind == entry.kind) {
+            // A change of mode or owner, at most, which a claim looks at again.
+            if let Some(seen) = self.entries.get_mut(&entry.name) {
+                seen.entry = entry;
+            }
+        } else {
             self.is_dirty = true;
             let is_announced = before.is_some_and(|before| before.is_announced && before.entry.inode == entry.inode);
             let age = if self.has_scanned { Duration::ZERO } else { self.age(&entry) };
@@ -351,18 +356,12 @@ impl Intake {
     /// Whether it was converted and stays where it is: there is nothing to wait for, not even after a
     /// restart.
     fn is_left(&self, entry: &Entry) -> bool {
-        self.left.get(entry.name.as_ref()).is_some_and(|left| {
-            left.inode == entry.inode && left.size_bytes == entry.size && left.mtime_ns == entry.mtime_ns
-        })
+        self.left.get(entry.name.as_ref()).is_some_and(|left| left.stamp() == entry.stamp())
     }
 
     /// Whether all of these were converted and stay where they are.
     pub(super) fn are_left(&self, members: &[Member]) -> bool {
-        members.iter().all(|member| {
-            self.left.get(&member.name).is_some_and(|left| {
-                left.inode == member.inode && left.size_bytes == member.size_bytes && left.mtime_ns == member.mtime_ns
-            })
-        })
+        members.iter().all(|member| self.left.get(&member.name).is_some_and(|left| left.stamp() == member.stamp()))
     }
 
     /// Everything that may belong to an artifact, as the grouping wants it.
@@ -388,11 +387,11 @@ impl Intake {
                 continue;
             }
             let references = match self.references.get(name) {
-                Some((seen, references)) if seen == entry => references.clone(),
+                Some((seen, references)) if *seen == entry.stamp() => references.clone(),
                 _ if companions::may_be_descriptor(entry) => {
                     let references = companions::read_references(&self.directory, name).unwrap_or_default();
                     let references = Arc::new(references);
-                    self.references.insert(name.clone(), (entry.clone(), references.clone()));
+                    self.references.insert(name.clone(), (entry.stamp(), references.clone()));
                     references
                 }
                 _ => self.no_references.clone(),

@@ -46,20 +46,27 @@ fn looks_in_quick_succession_count_once() {
 }
 
 #[test]
-fn size_and_both_times_and_the_inode_each_begin_it_anew() {
+fn size_and_time_and_the_inode_each_begin_it_anew() {
     let vm = file("vm.raw", 5);
-    for changed in [
-        Entry { size: 6, ..vm.clone() },
-        Entry { mtime_ns: 2, ..vm.clone() },
-        Entry { ctime_ns: 2, ..vm.clone() },
-        Entry { inode: 8, ..vm.clone() },
-    ] {
+    for changed in
+        [Entry { size: 6, ..vm.clone() }, Entry { mtime_ns: 2, ..vm.clone() }, Entry { inode: 8, ..vm.clone() }]
+    {
         let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
         settling.observe(&vm, ms(0));
         run(&mut settling, &vm, 1, 2500);
         assert_eq!(settling.observe(&changed, ms(2500)), [Event::Growing { size: changed.size }]);
         assert_eq!(run(&mut settling, &changed, 2501, 9000), [(5500, Event::Stable { size: changed.size })]);
     }
+}
+
+#[test]
+fn a_change_of_mode_or_owner_costs_nothing() {
+    let mut settling = Settling::new(LOOK_INTERVAL, TIMEOUT);
+    let vm = file("vm.raw", 5);
+    settling.observe(&vm, ms(0));
+    run(&mut settling, &vm, 1, 2500);
+    let changed = Entry { ctime_ns: 2, ..vm };
+    assert_eq!(run(&mut settling, &changed, 2500, 9000), [(3000, Event::Stable { size: 5 })]);
 }
 
 #[test]
