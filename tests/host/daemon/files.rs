@@ -174,7 +174,7 @@ fn a_broken_image_fails_once_with_a_reason() {
             },
             "retry_info": {"retry_count": 0, "max_retries": 3, "next_retry_at": null},
             "reason": "Corrupt",
-            "class": "Permanent",
+            "complete_by": "Writer", "class": "Permanent",
             "stage": "inspect",
             "id": null,
         })
