@@ -3,7 +3,7 @@
 
 pub mod attempt;
 pub mod contain;
-pub mod convert;
+pub mod copy;
 pub mod group;
 pub mod interrupt;
 pub mod log;

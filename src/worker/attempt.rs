@@ -20,7 +20,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::contain::{self, Enforcement};
-use super::convert::{Conversion, convert};
+use super::copy::{Conversion, convert};
 use super::group::Group;
 use super::interrupt::Interrupts;
 use super::log::LogTail;

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
 use hyper2kvm::conversion::{Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason};
 use hyper2kvm::disk::MAX_THREADS;
-use hyper2kvm::worker::convert::{Conversion, convert};
+use hyper2kvm::worker::copy::{Conversion, convert};
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::output;
