@@ -240,8 +240,8 @@ fn attempt(
     };
     let metadata = convert::<Failure>(&conversion, meter, |_| Ok(()))?;
     drop(progress);
-    write_synced(&folder, METADATA_FILE, &metadata).map_err(|e| output_failure(&folder, &e))?;
-    sync_directory(&spec.work).map_err(|e| output_failure(&spec.work, &e))?;
+    write_synced(&folder, METADATA_FILE, &metadata)?;
+    sync_directory(&spec.work)?;
     Ok(metadata)
 }
 
@@ -286,8 +286,8 @@ fn leave_failure(spec: &AttemptSpec, places: &Places, failure: &Failure, log: &L
         failure: failure.clone(),
         log_tail: log.lines(),
     };
-    if let Err(error) = write_synced(&spec.work, FAILURE_FILE, &report) {
-        tracing::warn!(%error, "cannot write failure.json");
+    if let Err(failure) = write_synced(&spec.work, FAILURE_FILE, &report) {
+        tracing::warn!(error = failure.message, "cannot write failure.json");
     }
     let message = TerminationMessage { contract_version: CONTRACT_VERSION, failure: failure.clone() };
     if let Some(mut file) = places.termination_log.as_ref()

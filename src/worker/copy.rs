@@ -23,6 +23,7 @@ use crate::conversion::{
 use crate::disk::manifest::{self, Expected, Outcome};
 use crate::disk::source::{self, Limits, Source, SourceDisk};
 use crate::disk::{self, CopyOptions, Error};
+use crate::files::space::told_free;
 
 /// Share of the output's file system that is kept free: its size divided by this, at most [`MAX_RESERVE`].
 const RESERVE_SHARE: u64 = 100;
@@ -136,8 +137,8 @@ impl Space {
     fn of(directory: &Path) -> Result<Self, Failure> {
         let stat = rustix::fs::statvfs(directory).map_err(|e| output_failure(directory, &e.into()))?;
         Ok(Self {
-            // Some file systems (ramfs, buckets behind FUSE) tell of no blocks at all: the copy finds out.
-            free: if stat.f_blocks == 0 { u64::MAX } else { stat.f_bavail.saturating_mul(stat.f_frsize) },
+            // Where a file system does not tell, the copy finds out.
+            free: told_free(&stat).unwrap_or(u64::MAX),
             reserve: (stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_SHARE).min(MAX_RESERVE),
         })
     }

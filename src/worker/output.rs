@@ -1,25 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Writing that lasts: files that are whole or not there, and what a failed write means.
+//! What a write that fails in the output directory means for the conversion.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use crate::conversion::{Failure, Phase, Reason};
+use crate::files::store::{self, StoreError};
+use crate::files::volume;
 
-/// Writes `value` as JSON under a temporary name, syncs, renames and syncs the directory.
-pub(super) fn write_synced(directory: &Path, name: &str, value: &impl serde::Serialize) -> io::Result<()> {
-    let temporary = directory.join(format!(".{name}.tmp"));
-    let mut file = File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, directory.join(name))?;
-    sync_directory(directory)
+/// Writes `value` as JSON in one step that lasts.
+pub(super) fn write_synced(directory: &Path, name: &str, value: &impl serde::Serialize) -> Result<(), Failure> {
+    store::write_json(&directory.join(name), value).map_err(|error| match error {
+        StoreError::Write { source, .. } => output_failure(directory, &source),
+        error => Failure::new(Reason::Internal, error.to_string()),
+    })
 }
 
 /// Makes the directory's entries last.
-pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+pub(super) fn sync_directory(directory: &Path) -> Result<(), Failure> {
+    volume::sync_dir(directory).map_err(|e| output_failure(directory, &e))
 }
 
 /// What a failed write in the output directory means.

@@ -126,7 +126,7 @@ pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Re
         placed.domain = Some(path);
     }
     move_all(&moves, target.replace)?;
-    sync_directory(target.directory).map_err(|e| output_failure(target.directory, &e))?;
+    sync_directory(target.directory)?;
     Ok(placed)
 }
 

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How far a conversion is, counted in memory and written to a small file for whoever watches.
 
-use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -13,6 +11,7 @@ use jiff::Timestamp;
 
 use crate::conversion::{CONTRACT_VERSION, Progress, Stage};
 use crate::disk::CopyControl;
+use crate::files::store;
 
 /// Shortest time between two writes of the file.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -97,7 +96,6 @@ impl Ticker {
 
     /// Starts to write progress.json at `path`, at most once a second and only when something moved.
     pub fn write_file(meter: Arc<Meter>, path: PathBuf) -> Self {
-        let temporary = path.with_extension("json.tmp");
         let mut last = None;
         Self::start(meter, INTERVAL, move |progress| {
             let seen = (progress.stage, progress.bytes_done, progress.bytes_total);
@@ -105,13 +103,9 @@ impl Ticker {
                 return;
             }
             last = Some(seen);
-            // A progress file that can't be written is no reason to lose the conversion, and its next write or the
-            // watcher's clock tells; no fsync, since a stale one misleads nobody after a crash.
-            let written = serde_json::to_vec(&progress)
-                .map_err(std::io::Error::from)
-                .and_then(|json| fs::File::create(&temporary)?.write_all(&json))
-                .and_then(|()| fs::rename(&temporary, &path));
-            if let Err(error) = written {
+            // A conversion is not lost for want of a progress file: the next write may go well, and the executor sees
+            // that nothing moves. No fsync: after a crash a stale one misleads nobody.
+            if let Err(error) = store::replace_json(&path, &progress) {
                 tracing::debug!(%error, "cannot write the progress file");
             }
         })
@@ -131,6 +125,8 @@ impl Drop for Ticker {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
