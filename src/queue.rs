@@ -18,4 +18,5 @@ pub mod probe;
 pub mod publish;
 pub mod scan;
 pub mod settle;
+pub mod work;
 pub mod writers;

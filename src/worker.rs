@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One artifact, one attempt, one work directory, no memory of others: inspect → plan → copy → verify → report.
+//! One artifact, one attempt, one work directory, no memory of others: copy → verify → digest → seal.
 
 pub mod attempt;
 pub mod contain;
@@ -7,7 +7,9 @@ pub mod copy;
 pub mod group;
 pub mod interrupt;
 pub mod log;
+pub mod marker;
 pub mod names;
 pub mod output;
 pub mod place;
 pub mod progress;
+pub mod steps;

@@ -14,6 +14,14 @@ pub const CONTRACT_VERSION: u32 = 1;
 pub const CLAIM_FILE: &str = "claim.json";
 /// Name of the record that completes an attempt's folder.
 pub const METADATA_FILE: &str = "metadata.json";
+/// Names of the markers in an attempt's folder: its disks are copied, are verified, have their digests.
+pub const COPIED_FILE: &str = "copied.json";
+pub const VERIFIED_FILE: &str = "verified.json";
+pub const DIGESTED_FILE: &str = "digested.json";
+/// Name of the folder, with markers, that an earlier attempt left and a later one may go on with.
+pub const KEPT_DIR: &str = "kept";
+/// Longest marker that is read, in bytes.
+pub const MAX_MARKER_BYTES: usize = 1 << 20;
 /// Name of a failed attempt's report in its work directory.
 pub const FAILURE_FILE: &str = "failure.json";
 /// Name of a running attempt's progress in its work directory.
@@ -87,6 +95,8 @@ pub mod variable {
     pub const TEST_FAIL: &str = "HYPER2KVM_TEST_FAIL";
     /// Set: no progress is made from the middle of the copy on.
     pub const TEST_HANG: &str = "HYPER2KVM_TEST_HANG";
+    /// `<marker>[:<attempts>]`: the first attempts (all without a number) are killed once they have left this marker.
+    pub const TEST_DIE: &str = "HYPER2KVM_TEST_DIE";
 }
 
 /// Exit codes of a worker, and of a conversion by hand.

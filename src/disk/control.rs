@@ -38,6 +38,12 @@ impl CopyControl {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 
+    /// Counts bytes of a pass that need not be made: an earlier attempt made it.
+    pub fn skip(&self, bytes: u64) {
+        self.expect(bytes);
+        self.advance(bytes);
+    }
+
     /// Adds the guest bytes of another pass to the total.
     pub(super) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::volume;
+use crate::conversion::contract::COPIED_FILE;
 
 /// Removes a directory with its content, or a file; a missing one is no error. Follows no symlinks, and needs three
 /// open files at any depth: directories are moved up to the top before they are emptied.
@@ -36,6 +37,13 @@ pub fn empty(path: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     }
+}
+
+/// Whether an attempt's folder is more than waste: it has a whole copy, by the marker that stands in it. Whether that is
+/// to be believed, the next attempt sees.
+#[must_use]
+pub fn holds_copy(folder: &Path) -> bool {
+    folder.join(COPIED_FILE).symlink_metadata().is_ok_and(|found| found.is_file())
 }
 
 enum Removed {

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where sources end, and what is tidied up behind a conversion.
+//! Where sources end.
 
-use super::claim::{self, ClaimError};
-use crate::conversion::ConversionId;
+use super::claim;
 use crate::conversion::{Claim, status::End};
 use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
-use crate::files::waste;
 
 /// What becomes of the source when a conversion has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +29,7 @@ impl Disposal {
     }
 }
 
-/// Chooses where the members go that lie in their claim. Record it, carry it out, then [`tidy`].
+/// Chooses where the members go that lie in their claim. Record it, carry it out, then tidy up.
 pub fn plan(paths: &Paths, claim: &Claim, disposal: Disposal) -> Result<Placement, PlacementError> {
     let from = paths.claim_dir(&claim.id);
     let archive = || Placement::choose(claim, &from, &paths.processed(&claim.date));
@@ -45,25 +43,6 @@ pub fn plan(paths: &Paths, claim: &Claim, disposal: Disposal) -> Result<Placemen
     }
 }
 
-/// Removes the claim's directory and every work directory of the conversion. Gone already is fine.
-pub fn tidy(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
-    remove_work(paths, id)?;
-    claim::remove(paths, id)
-}
-
-/// Removes every work directory of the conversion: waste, once nothing of it runs any more.
-pub fn remove_work(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
-    let work = paths.work_of(id);
-    waste::remove(&work).map_err(|source| ClaimError::Look { path: work, source })
-}
-
-/// The same between two attempts. What they lie in stays: a pod that is starting while its attempt ends has the kubelet
-/// make whatever directory is missing, as root's.
-pub fn clear_work(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
-    let work = paths.work_of(id);
-    waste::empty(&work).map_err(|source| ClaimError::Look { path: work, source })
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -73,7 +52,6 @@ mod tests {
 
     use super::super::claim::tests::{dropped, paths, visible};
     use super::*;
-    use crate::conversion::Attempt;
     use crate::files::Method;
 
     #[rstest]
@@ -86,24 +64,21 @@ mod tests {
         let paths = paths(&dir);
         let claim = dropped(&paths, &["vm.ovf", "a.vmdk"]);
         claim::take(&paths, &claim, method).unwrap();
-        let work = paths.work_dir(&claim.id, Attempt::FIRST);
-        fs::create_dir_all(work.join("worker")).unwrap();
-        fs::write(work.join("worker/waste"), "").unwrap();
         let placement = plan(&paths, &claim, disposal).unwrap();
         fs::create_dir_all(&placement.dir).unwrap();
         for planned in &placement.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
         placement.carry_out(method).unwrap();
-        tidy(&paths, &claim.id).unwrap();
-        tidy(&paths, &claim.id).unwrap();
+        claim::remove(&paths, &claim.id).unwrap();
+        claim::remove(&paths, &claim.id).unwrap();
         let end = match disposal {
             Disposal::Archive => paths.processed("2026-01-17"),
             Disposal::InPlace => paths.queue().to_owned(),
             Disposal::Errors => paths.errors(),
         };
         assert_eq!(visible(&end), ["a.vmdk", "vm.ovf"]);
-        assert_eq!((visible(&paths.processing()), visible(&paths.work())), (vec![], vec![]));
+        assert_eq!(visible(&paths.processing()), Vec::<String>::new());
     }
 
     #[test]
@@ -114,7 +89,7 @@ mod tests {
             let claim = dropped(&paths, &["vm.vmdk"]);
             claim::take(&paths, &claim, Method::NoReplace).unwrap();
             plan(&paths, &claim, Disposal::Archive).unwrap().carry_out(Method::NoReplace).unwrap();
-            tidy(&paths, &claim.id).unwrap();
+            claim::remove(&paths, &claim.id).unwrap();
         }
         assert_eq!(visible(&paths.processed("2026-01-17")), ["vm-1.vmdk", "vm-2.vmdk", "vm.vmdk"]);
     }
@@ -129,18 +104,6 @@ mod tests {
         plan(&paths, &claim, Disposal::InPlace).unwrap().carry_out(Method::NoReplace).unwrap();
         assert_eq!(visible(&paths.processed("2026-01-17")), ["vm.vmdk"]);
         assert_eq!(fs::read_to_string(paths.queue().join("vm.vmdk")).unwrap(), "the next one");
-    }
-
-    #[test]
-    fn between_attempts_the_directory_of_all_of_them_stays_whose_it_is() {
-        let dir = tempdir().unwrap();
-        let paths = paths(&dir);
-        let claim = dropped(&paths, &["vm.vmdk"]);
-        clear_work(&paths, &claim.id).unwrap();
-        let work = paths.work_dir(&claim.id, Attempt::FIRST);
-        fs::create_dir_all(work.join("worker")).unwrap();
-        clear_work(&paths, &claim.id).unwrap();
-        assert_eq!(fs::read_dir(paths.work_of(&claim.id)).unwrap().count(), 0);
     }
 
     #[test]

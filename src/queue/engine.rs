@@ -29,6 +29,7 @@ use crate::stats::Snapshot;
 
 use super::claim::ClaimError;
 use super::publish::PublishError;
+use super::work::WorkError;
 use crate::files::moves::Method;
 use crate::files::paths::Paths;
 use crate::files::placement::PlacementError;
@@ -146,6 +147,8 @@ pub enum Error {
     Store(#[from] StoreError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Work(#[from] WorkError),
     #[error(transparent)]
     Move(#[from] crate::files::moves::MoveError),
     #[error("cannot look at {path}")]

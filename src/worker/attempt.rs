@@ -2,8 +2,10 @@
 //! One attempt as the executor starts it: everything from environment variables, results into a work directory.
 //!
 //! ```text
+//! <work>/kept/                    the folder of an earlier attempt, to go on with
 //! <work>/progress.json            while it runs
 //! <work>/<folder>/<disks>         the output
+//! <work>/<folder>/copied.json     and other markers: this step is done
 //! <work>/<folder>/metadata.json   last: with it the folder is complete
 //! <work>/failure.json             instead, when the attempt failed
 //! ```
@@ -20,19 +22,22 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::contain::{self, Enforcement};
-use super::copy::{Conversion, convert};
+use super::copy::Conversion;
 use super::group::Group;
 use super::interrupt::Interrupts;
 use super::log::LogTail;
-use super::output::{output_failure, sync_directory, write_synced};
+use super::marker::{Markers, Step};
+use super::output::write_synced;
 use super::progress::{Meter, Ticker};
-use crate::conversion::contract::{CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, METADATA_FILE, PROGRESS_FILE, variable};
+use super::steps;
+use crate::conversion::contract::{CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, PROGRESS_FILE, variable};
 use crate::conversion::{
     Attempt, CONTRACT_VERSION, Claim, ConversionOptions, Failure, FailureReport, Metadata, Phase, Reason, Stage,
     TerminationMessage,
 };
 use crate::disk::available_threads;
 use crate::files::store::{self, StoreError};
+use crate::files::waste;
 
 /// What an executor asks of a worker, by the variables of [`variable`].
 #[derive(Clone, Debug)]
@@ -56,12 +61,14 @@ pub struct AttemptSpec {
     sabotage: Option<Sabotage>,
 }
 
-/// A fault in the middle of the copy, by [`variable::TEST_FAIL`] or [`variable::TEST_HANG`]; builds without debug
-/// assertions know none.
+/// A fault, by [`variable::TEST_FAIL`], [`variable::TEST_HANG`] or [`variable::TEST_DIE`]; builds without debug assertions
+/// know none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sabotage {
     Fail(Reason),
     Hang,
+    /// Killed once this step has left its file.
+    Die(Step),
 }
 
 impl AttemptSpec {
@@ -89,7 +96,10 @@ impl AttemptSpec {
             require_landlock: text(variable::REQUIRE_LANDLOCK).as_deref() == Some("1"),
             parent: text(variable::PARENT).and_then(|p| p.parse().ok()),
             sabotage: if cfg!(debug_assertions) {
-                sabotage(text(variable::TEST_FAIL), text(variable::TEST_HANG).is_some(), Attempt(attempt))
+                let hangs = text(variable::TEST_HANG).map(|_| Sabotage::Hang);
+                let fails = || sabotage(&text(variable::TEST_FAIL)?, Attempt(attempt), fails);
+                let dies = || sabotage(&text(variable::TEST_DIE)?, Attempt(attempt), dies);
+                hangs.or_else(fails).or_else(dies)
             } else {
                 None
             },
@@ -97,17 +107,21 @@ impl AttemptSpec {
     }
 }
 
-fn sabotage(fail: Option<String>, hang: bool, attempt: Attempt) -> Option<Sabotage> {
-    if hang {
-        return Some(Sabotage::Hang);
-    }
-    let fail = fail?;
-    let (reason, last) = match fail.split_once(':') {
-        Some((reason, last)) => (reason, last.parse().ok()?),
-        None => (fail.as_str(), u32::MAX),
+/// What `<fault>[:<attempts>]` asks of this attempt.
+fn sabotage(text: &str, attempt: Attempt, fault: impl Fn(&str) -> Option<Sabotage>) -> Option<Sabotage> {
+    let (name, last) = match text.split_once(':') {
+        Some((name, last)) => (name, last.parse().ok()?),
+        None => (text, u32::MAX),
     };
-    let reason = Reason::ALL.iter().copied().find(|r| r.to_string() == reason)?;
-    (attempt.0 <= last).then_some(Sabotage::Fail(reason))
+    fault(name).filter(|_| attempt.0 <= last)
+}
+
+fn fails(reason: &str) -> Option<Sabotage> {
+    Reason::ALL.iter().copied().find(|r| r.to_string() == reason).map(Sabotage::Fail)
+}
+
+fn dies(marker: &str) -> Option<Sabotage> {
+    Step::ALL.into_iter().find(|step| step.file() == marker).map(Sabotage::Die)
 }
 
 /// What the attempt is opened with before anything is parsed.
@@ -215,14 +229,22 @@ fn attempt(
     interrupts.watch(meter);
     let progress = Ticker::write_file(Arc::clone(meter), spec.work.join(PROGRESS_FILE));
     let folder = spec.work.join(&spec.folder);
-    fs::create_dir(&folder).map_err(|e| output_failure(&folder, &e))?;
+    let dies_after = match spec.sabotage {
+        Some(Sabotage::Die(step)) => Some(step),
+        _ => None,
+    };
+    let markers = Markers::new(&folder, &claim, &spec.options, dies_after);
+    let done = markers.open(&spec.work)?;
+    if let Some((step, _)) = &done {
+        tracing::info!(after = step.file(), "goes on with what an earlier attempt left");
+    }
     match spec.sabotage {
         Some(Sabotage::Hang) => hang(meter),
         Some(Sabotage::Fail(reason)) => {
             meter.enter(Stage::Copy);
             return Err(Failure::new(reason, "as the test asks"));
         }
-        None => {}
+        Some(Sabotage::Die(_)) | None => {}
     }
     let stem = spec
         .options
@@ -238,10 +260,8 @@ fn attempt(
         threads: Some(places.threads),
         verify_full: false,
     };
-    let metadata = convert::<Failure>(&conversion, meter, |_| Ok(()))?;
+    let metadata = steps::attempt(&conversion, meter, &markers, done, &spec.work)?;
     drop(progress);
-    write_synced(&folder, METADATA_FILE, &metadata)?;
-    sync_directory(&spec.work)?;
     Ok(metadata)
 }
 
@@ -272,10 +292,14 @@ fn read_claim(directory: &Path) -> Result<Claim, Failure> {
     Ok(claim)
 }
 
-/// Leaves failure.json and the termination message, and removes what was written.
+/// Leaves failure.json and the termination message, and removes what was written. A whole copy of an attempt that was
+/// only told to end stays: after any failure of its own nobody knows whether the copy is to blame.
 fn leave_failure(spec: &AttemptSpec, places: &Places, failure: &Failure, log: &LogTail) {
+    let folder = spec.work.join(&spec.folder);
+    let is_kept = failure.reason == Reason::Disrupted && waste::holds_copy(&folder);
     // Nothing here may turn one failure into another: what can't be left is logged.
-    if let Err(error) = fs::remove_dir_all(spec.work.join(&spec.folder))
+    if !is_kept
+        && let Err(error) = fs::remove_dir_all(&folder)
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "cannot remove the partial output");
@@ -303,10 +327,11 @@ mod tests {
 
     #[test]
     fn a_test_can_make_the_first_attempts_fail() {
-        let fail = |text: &str, n| sabotage(Some(text.to_owned()), false, Attempt(n));
+        let fail = |text: &str, n| sabotage(text, Attempt(n), fails);
         assert_eq!(fail("SourceIO", 7), Some(Sabotage::Fail(Reason::SourceIO)));
         assert_eq!(fail("SourceIO:2", 2), Some(Sabotage::Fail(Reason::SourceIO)));
         assert_eq!(fail("SourceIO:2", 3), None);
         assert_eq!(fail("Nonsense", 1), None);
+        assert_eq!(sabotage("copied.json:1", Attempt(1), dies), Some(Sabotage::Die(Step::Copy)));
     }
 }

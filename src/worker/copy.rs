@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The steps of a conversion, the same by hand and in a worker: inspect → plan → copy → verify → report.
+//! The first step of a conversion, the same by hand and in a worker: inspect → plan → copy.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -46,16 +46,24 @@ pub struct Conversion<'a> {
     pub verify_full: bool,
 }
 
-/// Converts, and returns the report once every byte of every disk is on stable storage. `accept` hears the names of the
-/// disks' files once the source is accepted, and may refuse before the first byte is copied.
+impl Conversion<'_> {
+    /// How often progress goes through the guest's disks: copied, and on request compared and digested.
+    pub(super) fn passes(&self) -> u64 {
+        1 + u64::from(self.verify_full) + u64::from(self.options.checksum)
+    }
+}
+
+/// Copies every disk of the source, and returns it with a report once every byte is on stable storage and the digests
+/// that the source states are right. `accept` hears the names of the disks' files once the source is accepted, and may
+/// refuse before the first byte is copied.
 ///
 /// # Errors
-/// Why not, with the step it happened in, or why it was not accepted; the directory then holds waste.
-pub fn convert<E: From<Failure>>(
+/// Why not, with the stage it happened in, or why it was not accepted; the directory then holds waste.
+pub(super) fn copy<E: From<Failure>>(
     conversion: &Conversion<'_>,
     meter: &Meter,
     accept: impl FnOnce(&[String]) -> Result<(), E>,
-) -> Result<Metadata, E> {
+) -> Result<(Source, Metadata), E> {
     let start_time = Timestamp::now();
     meter.enter(Stage::Inspect);
     let group = conversion.group;
@@ -72,43 +80,39 @@ pub fn convert<E: From<Failure>>(
     let names = names::disk_names(conversion.stem, source.disks.len(), conversion.options.out_format);
     accept(&names)?;
     plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
-    let sizes: Vec<u64> = source.disks.iter().map(|d| d.image.virtual_size()).collect();
-    let passes = passes(conversion);
-    meter.set_total(sizes.iter().sum::<u64>() * passes);
+    let all: u64 = source.disks.iter().map(|d| d.image.virtual_size()).sum();
+    meter.set_total(all * conversion.passes());
 
     meter.enter(Stage::Copy);
-    let disks = copy_and_verify(conversion, &source, names, meter).map_err(|failure| match failure.reason {
+    let disks = copy_disks(conversion, &source, names, meter).map_err(|failure| match failure.reason {
         Reason::OutputFull => {
             let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
-            let copied = copied_bytes(meter.copy.progress().0, passes, &sizes);
             let written = allocated_bytes(conversion.directory);
-            let needed = needed_after_all(written, copied, sizes.iter().sum(), bound);
+            let needed = needed_after_all(written, meter.copy.progress().0, all, bound);
             Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure }
         }
         _ => failure,
     })?;
     group.check_unchanged()?;
-
-    meter.enter(Stage::Report);
-    let end_time = Timestamp::now();
-    Ok(Metadata {
+    let report = Metadata {
         contract_version: CONTRACT_VERSION,
         id: conversion.id.to_owned(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         start_time,
-        end_time,
-        duration_ms: u64::try_from(end_time.as_millisecond() - start_time.as_millisecond()).unwrap_or(0),
+        end_time: start_time,
+        duration_ms: 0,
         source: SourceReport {
             name: group.primary.name().to_owned(),
             size_bytes: group.size_bytes(),
             format: source.format.clone(),
             sha256: None,
         },
-        hardware: source.hardware.map(|hardware| by_output(hardware, &disks)),
+        hardware: source.hardware.clone().map(|hardware| by_output(hardware, &disks)),
         disks,
         side_files: Vec::new(),
-        warnings: source.warnings,
-    })
+        warnings: source.warnings.clone(),
+    };
+    Ok((source, report))
 }
 
 /// Bounds what the copy may do: the largest offset of a file, the space on the volume.
@@ -163,17 +167,6 @@ fn needed_bytes(options: &ConversionOptions, source: &Source) -> u64 {
     source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(0)).sum()
 }
 
-/// Guest bytes that were copied, of `done` in all passes over disks of these sizes, one disk after the other.
-fn copied_bytes(done: u64, passes: u64, sizes: &[u64]) -> u64 {
-    let mut left = done;
-    let mut copied = 0;
-    for size in sizes {
-        copied += left.min(*size);
-        left = left.saturating_sub(size * passes);
-    }
-    copied
-}
-
 /// What a copy that filled the volume would have needed: as much as it wrote for the guest bytes it had copied, for all
 /// of them; but no more than `bound`, the source's data as it is, and never less than it wrote.
 fn needed_after_all(written: u64, copied: u64, all: u64, bound: u64) -> u64 {
@@ -201,14 +194,9 @@ fn copy_options(conversion: &Conversion<'_>, digests: Vec<Expected>) -> CopyOpti
     }
 }
 
-/// How often progress goes through the guest's disks: copied, and on request compared and digested.
-fn passes(conversion: &Conversion<'_>) -> u64 {
-    1 + u64::from(conversion.verify_full) + u64::from(conversion.options.checksum)
-}
-
-/// Makes every disk. The digests of what is copied are computed on the way; those of other members beside it, and
+/// Copies every disk. The digests of what is copied are computed on the way; those of other members beside it, and
 /// whichever fails first ends the other.
-fn copy_and_verify(
+fn copy_disks(
     conversion: &Conversion<'_>,
     source: &Source,
     names: Vec<String>,
@@ -228,7 +216,7 @@ fn copy_and_verify(
         });
         let options = copy_options(conversion, on_the_way);
         let made =
-            source.disks.iter().zip(names).map(|(disk, name)| make_disk(conversion, disk, name, &options, meter));
+            source.disks.iter().zip(names).map(|(disk, name)| copy_disk(conversion, disk, name, &options, meter));
         let copied = made.collect::<Result<Vec<_>, _>>();
         if copied.is_err() {
             digests.cancel.store(true, Ordering::Relaxed);
@@ -250,8 +238,7 @@ fn copy_and_verify(
     })
 }
 
-/// Makes one disk: copy → verify → digest.
-fn make_disk(
+fn copy_disk(
     conversion: &Conversion<'_>,
     disk: &SourceDisk,
     name: String,
@@ -262,27 +249,17 @@ fn make_disk(
     let path = conversion.directory.join(&name);
     let output =
         File::options().read(true).write(true).create_new(true).open(&path).map_err(|e| output_failure(&path, &e))?;
-    meter.enter(Stage::Copy);
     let copied = disk::copy(image, &output, &name, options, &meter.copy).map_err(|e| {
         // The manifest's digests are computed while the source is copied, but they verify it.
         let stage = if e.reason == Reason::ManifestMismatch { Stage::Verify } else { Stage::Copy };
         Failure::from(&e).at_stage(stage)
     })?;
-    meter.enter(Stage::Verify);
-    let failed = |e: Error| Failure::from(&e).at_stage(Stage::Verify);
-    let compared = conversion.verify_full.then_some(image);
-    disk::verify(&output, &name, options.format, compared, &meter.copy).map_err(failed)?;
-    let sha256 = if conversion.options.checksum {
-        Some(disk::digest(&output, &name, image.virtual_size(), &meter.copy).map_err(failed)?)
-    } else {
-        None
-    };
     Ok(DiskReport {
         file: name,
         format: options.format,
         virtual_size_bytes: image.virtual_size(),
         allocated_bytes: copied.allocated,
-        sha256,
+        sha256: None,
         source_member: disk.member.clone(),
     })
 }
@@ -309,15 +286,6 @@ mod tests {
             [(100, 250, 1000, 400), (100, 250, 300, 300), (100, 0, 700, 700), (100, 1000, 60, 100), (0, 0, 0, 0)]
         {
             assert_eq!(needed_after_all(written, copied, 1000, bound), needed);
-        }
-    }
-
-    #[test]
-    fn of_several_passes_only_the_first_copies() {
-        for (done, passes, copied) in
-            [(0, 1, 0), (250, 1, 250), (700, 1, 700), (250, 3, 250), (900, 3, 300), (950, 3, 350), (600, 3, 300)]
-        {
-            assert_eq!(copied_bytes(done, passes, &[300, 700]), copied, "{done} in {passes} passes");
         }
     }
 }

@@ -13,12 +13,13 @@ use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
 use hyper2kvm::conversion::{Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason};
 use hyper2kvm::disk::MAX_THREADS;
-use hyper2kvm::worker::copy::{Conversion, convert};
+use hyper2kvm::worker::copy::Conversion;
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::output;
 use hyper2kvm::worker::place::{self, PlaceError, Placed};
 use hyper2kvm::worker::progress::{Meter, Ticker};
+use hyper2kvm::worker::steps::convert;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 const EXAMPLES: &str = "Examples:

@@ -19,7 +19,7 @@ use crate::conversion::{
     Attempt, CONTRACT_VERSION, ConversionId, Failure, FailureReport, Progress, TerminationMessage,
 };
 use crate::executor::progress::{self, LOOK, Seen};
-use crate::files::store;
+use crate::files::{store, waste};
 
 use super::outcome::{KillCause, MAX_TEXT, Remains, judge};
 
@@ -191,13 +191,15 @@ fn read_message(path: &Path) -> Option<TerminationMessage> {
     store::read_json(directory, name, TerminationMessage::MAX_BYTES).ok()?
 }
 
-/// Output of a failed attempt is waste, and may be what fills the output volume.
+/// Output of a failed attempt is waste, and may be what fills the output volume; a whole copy is kept for the next
+/// attempt. A worker that found fault with its copy has removed it itself.
 fn remove_waste(spec: &ChildSpec) {
-    match std::fs::remove_dir_all(spec.work.join(spec.folder)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(conversion = %spec.id, %error, "cannot remove what a failed attempt left");
-        }
-        _ => {}
+    let folder = spec.work.join(spec.folder);
+    if waste::holds_copy(&folder) {
+        return;
+    }
+    if let Err(error) = waste::remove(&folder) {
+        tracing::warn!(conversion = %spec.id, %error, "cannot remove what a failed attempt left");
     }
 }
 

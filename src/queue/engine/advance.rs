@@ -6,9 +6,8 @@ use std::time::Duration;
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::{Attempt, Class, ConversionId, ConversionStatus, Failure, Reason, chain};
 use crate::executor::{Executor, Update};
-use crate::files::volume;
 use crate::ledger::{Change, ClaimState, ConversionRow, retries};
-use crate::queue::{dispose, failpoint};
+use crate::queue::{failpoint, work};
 
 use super::decide::{Action, Circumstances, decide};
 use super::{Engine, Error, PAUSE, Result};
@@ -114,8 +113,8 @@ impl<E: Executor> Engine<E> {
                 tracing::warn!(conversion = %id, needed_bytes = failure.needed_bytes, "no room for {name}; it waits");
                 self.space.hold();
             }
-            // Not counted and never looked at: nothing of it is to be reported.
-            dispose::clear_work(&self.settings.paths, id)?;
+            // Not counted: nothing of it is to be reported.
+            work::clear(&self.settings.paths, id)?;
         }
         Ok(())
     }
@@ -183,11 +182,7 @@ impl<E: Executor> Engine<E> {
             tracing::info!("🔄 Retrying {name} (attempt {})", retries(status) + 1);
         }
         let paths = &self.settings.paths;
-        // What earlier attempts left is waste, and nobody is at it any more.
-        dispose::clear_work(paths, id)?;
-        let work = paths.work_dir(id, attempt);
-        // Not synced: without it after a power cut, nothing was published and the attempt is made again.
-        volume::create_dir_all(&work, 0o755).map_err(|source| Error::Look { path: work.clone(), source })?;
+        work::prepare(paths, id, attempt)?;
         failpoint::reach(paths, failpoint::Step::WorkMade);
         self.executor.staged(id, attempt).await?;
         failpoint::reach(&self.settings.paths, failpoint::Step::Staged);

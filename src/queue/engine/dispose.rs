@@ -16,6 +16,7 @@ use crate::queue::dispose::{self, Disposal};
 use crate::queue::error_file::{self, RetryInfo, SystemInfo};
 use crate::queue::failpoint::{self, Step};
 use crate::queue::park::{self, Parked};
+use crate::queue::work;
 
 use super::{Engine, Result};
 
@@ -195,7 +196,8 @@ impl<E: Executor> Engine<E> {
     }
 
     async fn drop_conversion(&mut self, id: &ConversionId) -> Result<()> {
-        dispose::tidy(&self.settings.paths, id)?;
+        work::remove(&self.settings.paths, id)?;
+        claim::remove(&self.settings.paths, id)?;
         failpoint::reach(&self.settings.paths, Step::Tidied);
         self.executor.forget(id).await?;
         self.forget_row(id).await

@@ -9,7 +9,7 @@ use crate::executor::Executor;
 use crate::files::moves;
 use crate::ledger::{ClaimState, ConversionRow, Ledger, NewConversion};
 use crate::queue::claim::{self, ClaimError};
-use crate::queue::dispose;
+use crate::queue::work;
 
 use super::space::waits_for_room;
 use super::{Conversion, Engine, Error, Result};
@@ -112,7 +112,7 @@ impl<E: Executor> Engine<E> {
                 continue;
             };
             if !known.contains(&id)
-                && let Err(error) = dispose::remove_work(&self.settings.paths, &id)
+                && let Err(error) = work::remove(&self.settings.paths, &id)
             {
                 tracing::warn!(conversion = %id, error = %chain(&error), "cannot remove what is left of it");
             }

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Markers: what a finished step leaves in the attempt's folder, so that a later attempt goes on after it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use rustix::process::{Signal, getpid, kill_process};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::output::{output_failure, sync_directory, write_synced};
+use crate::conversion::contract::{
+    COPIED_FILE, DIGESTED_FILE, KEPT_DIR, MAX_MARKER_BYTES, METADATA_FILE, VERIFIED_FILE,
+};
+use crate::conversion::{CONTRACT_VERSION, Claim, ConversionOptions, Failure, Metadata, Reason, chain};
+use crate::files::{store, transfer};
+
+/// A step of an attempt, in the order in which they are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    Copy,
+    Verify,
+    Digest,
+    Seal,
+}
+
+impl Step {
+    /// Every step, the first one first.
+    pub const ALL: [Self; 4] = [Self::Copy, Self::Verify, Self::Digest, Self::Seal];
+
+    /// Name of the file that stands once the step is done.
+    #[must_use]
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::Copy => COPIED_FILE,
+            Self::Verify => VERIFIED_FILE,
+            Self::Digest => DIGESTED_FILE,
+            Self::Seal => METADATA_FILE,
+        }
+    }
+}
+
+/// Content of a marker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Marker {
+    /// Digest of what was claimed: names and identities of the members.
+    claim: String,
+    options: ConversionOptions,
+    /// What the steps so far know of the disks.
+    report: Metadata,
+}
+
+/// The markers of one attempt. They lie in its folder, and publishing removes them with all that metadata.json does not
+/// name.
+#[derive(Debug)]
+pub struct Markers<'a> {
+    folder: &'a Path,
+    id: &'a str,
+    claim: String,
+    options: &'a ConversionOptions,
+    /// The step after which the process dies; tests alone ask for that.
+    dies_after: Option<Step>,
+}
+
+impl<'a> Markers<'a> {
+    /// Markers in `folder` that hold for this claim and these options alone.
+    #[must_use]
+    pub fn new(folder: &'a Path, claim: &'a Claim, options: &'a ConversionOptions, dies_after: Option<Step>) -> Self {
+        Self { folder, id: claim.id.as_str(), claim: digest(claim), options, dies_after }
+    }
+
+    /// Makes the folder ready: an earlier run of this attempt may have left it, or an earlier attempt one to go on with;
+    /// where neither is worth anything, it is empty. Returns the last step that was done in it, with its report.
+    ///
+    /// # Errors
+    /// What the system says of the work directory.
+    pub fn open(&self, work: &Path) -> Result<Option<(Step, Metadata)>, Failure> {
+        let kept = work.join(KEPT_DIR);
+        let (own, earlier) = (self.last(self.folder), self.last(&kept));
+        let made = if own.is_some() {
+            Ok(())
+        } else if earlier.is_some() {
+            remove(self.folder).and_then(|()| fs::rename(&kept, self.folder))
+        } else {
+            remove(&kept).and_then(|()| remove(self.folder)).and_then(|()| fs::create_dir(self.folder))
+        };
+        made.map_err(|e| output_failure(self.folder, &e))?;
+        Ok(own.or(earlier))
+    }
+
+    /// The last step that is done in `folder`, with its report: only where its marker is this conversion's, was made by
+    /// this version of the program for the same members and options, and every disk is there.
+    fn last(&self, folder: &Path) -> Option<(Step, Metadata)> {
+        let steps = [Step::Digest, Step::Verify, Step::Copy];
+        steps.into_iter().find_map(|step| self.read(folder, step.file()).map(|report| (step, report)))
+    }
+
+    fn read(&self, folder: &Path, name: &str) -> Option<Metadata> {
+        let read = store::read_json::<Marker>(folder, name, MAX_MARKER_BYTES).unwrap_or_else(|error| {
+            tracing::info!(error = chain(&error), "an earlier attempt's marker is not used");
+            None
+        });
+        let Marker { claim, options, report } = read?;
+        let is_ours = claim == self.claim
+            && options == *self.options
+            && report.id == self.id
+            && report.contract_version == CONTRACT_VERSION
+            && report.tool_version == env!("CARGO_PKG_VERSION");
+        let is_whole =
+            !report.disks.is_empty() && report.disks.iter().all(|disk| open_disk(folder, &disk.file).is_ok());
+        (is_ours && is_whole).then_some(report)
+    }
+
+    /// Leaves the marker of `step`, synced. The disks are on stable storage before.
+    ///
+    /// # Errors
+    /// What the system says of the folder.
+    pub fn leave(&self, step: Step, report: &Metadata) -> Result<(), Failure> {
+        if step == Step::Seal {
+            write_synced(self.folder, step.file(), report)?;
+        } else {
+            // The disks' names first: a marker never stands without them.
+            sync_directory(self.folder)?;
+            let marker = Marker { claim: self.claim.clone(), options: self.options.clone(), report: report.clone() };
+            write_synced(self.folder, step.file(), &marker)?;
+        }
+        self.reached(step);
+        Ok(())
+    }
+
+    /// Dies here, where a test asks for it.
+    fn reached(&self, step: Step) {
+        if cfg!(debug_assertions) && self.dies_after == Some(step) {
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+    }
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Opens a disk of the output for reading: a regular file that lies in `folder` itself.
+///
+/// # Errors
+/// `OutputIO` with what the system says of it.
+pub(super) fn open_disk(folder: &Path, name: &str) -> Result<File, Failure> {
+    let opened = store::open_dir(folder).and_then(|dir| store::open_untrusted(dir, folder, name));
+    opened.map_err(|e| Failure::new(Reason::OutputIO, chain(&e)))
+}
+
+/// Digest of the members of a claim, by which they are known again.
+fn digest(claim: &Claim) -> String {
+    let json = serde_json::to_vec(&(&claim.id, &claim.primary, &claim.members)).expect("names and numbers serialise");
+    transfer::hex(Sha256::new_with_prefix(json))
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The steps of a conversion, the same by hand and in a worker.
+//!
+//! ```text
+//!  copy ──▶ (fix) ──▶ verify ──▶ digest ──▶ seal            a worker's attempt
+//!    │                  │          │         │
+//!  copied.json   verified.json  digested.json  metadata.json
+//!
+//!  copy ──▶ (fix) ──▶ verify ──▶ digest ──▶ place           by hand: no markers
+//! ```
+//!
+//! A step's file is synced once its work is on stable storage, so an attempt that begins where it stands goes on after
+//! that step. Without metadata.json, which only *seal* writes, nothing is published. A step that changes what is on the
+//! disks belongs at *fix*: all that is told of their bytes is found out after it.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::copy::{Conversion, copy};
+use super::marker::{Markers, Step, open_disk};
+use super::output::sync_directory;
+use super::progress::Meter;
+use crate::conversion::{Failure, Metadata, Stage};
+use crate::disk::source::Source;
+use crate::disk::{self, Error};
+
+/// Converts by hand, and returns the report once every byte of every disk is on stable storage. `accept` hears the names
+/// of the disks' files once the source is accepted, and may refuse before the first byte is copied.
+///
+/// # Errors
+/// Why not, with the stage it happened in, or why it was not accepted; the directory then holds waste.
+pub fn convert<E: From<Failure>>(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    accept: impl FnOnce(&[String]) -> Result<(), E>,
+) -> Result<Metadata, E> {
+    let (source, report) = copy(conversion, meter, accept)?;
+    Ok(finish(conversion, meter, Some(&source), (Step::Copy, report), |_, _| Ok(()))?)
+}
+
+/// Converts in an attempt of a worker, from the step after `done` on, and seals the result.
+///
+/// # Errors
+/// As [`convert`].
+pub(super) fn attempt(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    markers: &Markers<'_>,
+    done: Option<(Step, Metadata)>,
+    work: &Path,
+) -> Result<Metadata, Failure> {
+    let report = if let Some((done, report)) = done {
+        skip(conversion, meter, done, &report);
+        finish(conversion, meter, None, (done, report), |step, report| markers.leave(step, report))?
+    } else {
+        let (source, report) = copy::<Failure>(conversion, meter, |_| Ok(()))?;
+        markers.leave(Step::Copy, &report)?;
+        finish(conversion, meter, Some(&source), (Step::Copy, report), |step, report| markers.leave(step, report))?
+    };
+    seal(markers, &report, work)?;
+    Ok(report)
+}
+
+/// Counts the passes that an earlier attempt made.
+fn skip(conversion: &Conversion<'_>, meter: &Meter, done: Step, report: &Metadata) {
+    let all = report.disks.iter().map(|disk| disk.virtual_size_bytes).fold(0, u64::saturating_add);
+    meter.set_total(all.saturating_mul(conversion.passes()));
+    meter.copy.skip(all);
+    if done >= Step::Digest {
+        meter.copy.skip(all);
+    }
+}
+
+/// Makes the steps after `done`, the copy or a later one. `source` is what the output is compared with, if that is
+/// asked for; `leave` takes note of each step that is done.
+fn finish(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    source: Option<&Source>,
+    (done, mut report): (Step, Metadata),
+    leave: impl Fn(Step, &Metadata) -> Result<(), Failure>,
+) -> Result<Metadata, Failure> {
+    meter.enter(Stage::Verify);
+    if done < Step::Verify {
+        verify(conversion, meter, source, &report)?;
+        leave(Step::Verify, &report)?;
+    }
+    if done < Step::Digest && conversion.options.checksum {
+        digest(conversion, meter, &mut report)?;
+        leave(Step::Digest, &report)?;
+    }
+    conversion.group.check_unchanged()?;
+    meter.enter(Stage::Report);
+    report.end_time = Timestamp::now();
+    let duration = report.end_time.as_millisecond() - report.start_time.as_millisecond();
+    report.duration_ms = u64::try_from(duration).unwrap_or(0);
+    Ok(report)
+}
+
+/// Reads back the tables of every disk, and on request compares its guest with the source's.
+fn verify(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    source: Option<&Source>,
+    report: &Metadata,
+) -> Result<(), Failure> {
+    for (n, disk) in report.disks.iter().enumerate() {
+        let output = open_disk(conversion.directory, &disk.file)?;
+        let compared = source.filter(|_| conversion.verify_full).map(|source| &source.disks[n].image);
+        disk::verify(&output, &disk.file, disk.format, compared, &meter.copy).map_err(|e| failed(&e))?;
+    }
+    Ok(())
+}
+
+/// Computes the digest of every disk.
+fn digest(conversion: &Conversion<'_>, meter: &Meter, report: &mut Metadata) -> Result<(), Failure> {
+    for disk in &mut report.disks {
+        let output = open_disk(conversion.directory, &disk.file)?;
+        let digest = disk::digest(&output, &disk.file, disk.virtual_size_bytes, &meter.copy);
+        disk.sha256 = Some(digest.map_err(|e| failed(&e))?);
+    }
+    Ok(())
+}
+
+fn failed(error: &Error) -> Failure {
+    Failure::from(error).at_stage(Stage::Verify)
+}
+
+/// Makes an attempt's result final: metadata.json, and the name of the folder around it. Nothing else writes it.
+fn seal(markers: &Markers<'_>, report: &Metadata, work: &Path) -> Result<(), Failure> {
+    markers.leave(Step::Seal, report)?;
+    sync_directory(work)
+}
