@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod steps;
+
 /// A claim of one raw disk, and an empty work directory.
 struct Bench {
     place: TempDir,

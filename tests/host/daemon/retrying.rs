@@ -2,8 +2,10 @@
 //! Retries: their schedule, the files between attempts, and what survives a restart.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+use rstest::rstest;
 use rustix::process::Signal;
 
 use crate::support::daemon::{Site, at_best, disk, second};
@@ -73,6 +75,33 @@ fn a_success_removes_what_was_said_about_earlier_attempts() {
     daemon.until("it is converted", || site.archived() == ["vm.raw"]);
     assert_eq!(site.names("queue/.errors"), Vec::<String>::new());
     assert_eq!(daemon.lines("🔄 Retrying vm.raw (attempt 2)").len(), 1);
+}
+
+#[rstest]
+fn a_worker_killed_between_two_steps_is_followed_by_one_that_goes_on(
+    #[values("copied.json", "verified.json", "digested.json", "metadata.json")] marker: &str,
+    #[values(false, true)] restarts: bool,
+) {
+    let site = Site::new("checksum: true\nretry_policy: {retry_delay: 2}");
+    let mut daemon = site.start_with(&[("HYPER2KVM_TEST_DIE", &format!("{marker}:1"))]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is parked", || site.in_errors() == ["vm.raw"]);
+    assert_eq!(site.published(), Vec::<String>::new());
+    let id = site.names("output/.work").remove(0);
+    let folder = site.output().join(".work").join(id).join("1/worker");
+    assert_eq!(folder.join("metadata.json").exists(), marker == "metadata.json");
+    let copied = fs::metadata(folder.join("vm.qcow2")).unwrap().ino();
+    if restarts {
+        drop(daemon);
+        daemon = site.start();
+    }
+    daemon.until("it is converted", || site.archived() == ["vm.raw"]);
+    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
+    let published = format!("output/{day}/vm");
+    assert_eq!(site.names(&published), ["metadata.json", "vm.qcow2"]);
+    let disk = site.dir.path().join(published).join("vm.qcow2");
+    assert_eq!(fs::metadata(disk).unwrap().ino(), copied, "it was copied again");
+    daemon.until("its work directory is gone", || site.names("output/.work").is_empty());
 }
 
 #[test]
