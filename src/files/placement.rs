@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the members of an artifact go: chosen, recorded by the caller, then carried out; safe to repeat.
+//! Where the members of an artifact go: chosen, recorded by the caller, then carried out. Each is safe to repeat.
 //!
 //! A single file takes the first free of `vm.vmdk`, `vm-1.vmdk`, …; a group keeps its members' names, and where one
 //! of them is taken goes whole into the first free of `vm-1/`, `vm-2/`, ….
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::moves::{self, Method, MoveError, create_dir, is_same_file, is_taken};
 use super::names;
-use super::paths::Paths;
+use super::recorded::Recorded;
 use crate::conversion::{Claim, Member};
 
 /// How many names are tried before we call it a fault.
@@ -113,16 +113,6 @@ impl Placement {
         choose(&found.collect::<Vec<_>>(), parent, stem)
     }
 
-    /// Moves every member that has not arrived, and brings the moves to disk. Repeating it after a crash, or after
-    /// success, is safe.
-    pub fn carry_out(&self, method: Method) -> Result<(), PlacementError> {
-        create_dir(&self.dir)?;
-        let moved = self.move_members(method);
-        // Even where it went wrong halfway: what is recorded next tells where each member is.
-        self.sync()?;
-        moved
-    }
-
     fn move_members(&self, method: Method) -> Result<(), PlacementError> {
         let mut gone = Vec::new();
         for planned in &self.moves {
@@ -150,36 +140,22 @@ impl Placement {
         Ok(())
     }
 
-    /// Records the placement, carries it out, and while names are taken chooses again below `parent`. Returns what was
-    /// carried out in the end.
-    pub fn carry_out_recorded<E: From<PlacementError>>(
-        self,
-        parent: &Path,
-        stem: &str,
-        method: Method,
-        mut record: impl FnMut(&Self) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let mut placement = self;
-        loop {
-            record(&placement)?;
-            match placement.carry_out(method) {
-                Ok(()) => return Ok(placement),
-                Err(PlacementError::Taken(_)) => placement = placement.again(parent, stem)?,
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
     /// Where the primary goes.
     #[must_use]
     pub fn primary(&self) -> &Path {
         self.moves.first().map_or(&self.dir, |planned| &planned.to)
     }
+}
 
-    /// Whether every member has arrived.
-    #[must_use]
-    pub fn is_carried_out(&self) -> bool {
-        self.moves.iter().all(|planned| planned.whereabouts() == Whereabouts::AtTarget)
+impl Recorded<Placement> {
+    /// Moves every member that has not arrived, and brings the moves to disk. Repeating it after a crash, or after
+    /// success, is safe.
+    pub fn carry_out(&self, method: Method) -> Result<(), PlacementError> {
+        create_dir(&self.dir)?;
+        let moved = self.move_members(method);
+        // Even where it went wrong halfway: what is recorded next tells where each member is.
+        self.sync()?;
+        moved
     }
 }
 
@@ -238,12 +214,6 @@ fn choose(found: &[(PathBuf, Member)], dir: &Path, stem: &str) -> Result<Placeme
         }
     }
     Err(PlacementError::NoName { dir: dir.to_owned(), name: stem.to_owned() })
-}
-
-/// `path` relative to the queue directory, as the ledger and statuses write it.
-#[must_use]
-pub fn relative(paths: &Paths, path: &Path) -> String {
-    path.strip_prefix(paths.queue()).unwrap_or(path).to_string_lossy().into_owned()
 }
 
 fn taken(path: &Path) -> Result<bool, PlacementError> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::conversion::lifecycle::Observation;
 use crate::conversion::status::ConversionStatus;
 use crate::conversion::{Claim, ConversionId, Reason};
-use crate::files::placement::Placement;
+use crate::files::{Placement, Recorded};
 
 use super::left::LeftSource;
 use super::outbox::NewNotification;
@@ -36,6 +36,19 @@ pub enum ClaimState {
     Reported,
 }
 
+impl ClaimState {
+    /// The same with another placement, where it has one.
+    #[must_use]
+    pub fn moved_to(&self, placement: Placement) -> Self {
+        match self {
+            Self::Parked { .. } => Self::Parked { placement },
+            Self::Returning { reason, .. } => Self::Returning { reason: *reason, placement },
+            Self::Terminal { .. } => Self::Terminal { placement },
+            Self::Claimed | Self::Submitted | Self::Publishing { .. } | Self::Disposed | Self::Reported => self.clone(),
+        }
+    }
+}
+
 /// One unfinished (or unreported) conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConversionRow {
@@ -54,6 +67,32 @@ pub struct ConversionRow {
     pub output_path: Option<String>,
     /// Where the primary ended, relative to the queue directory.
     pub source_location: Option<String>,
+}
+
+impl ConversionRow {
+    /// Where its state says that the members go.
+    #[must_use]
+    pub fn placement(&self) -> Option<Recorded<Placement>> {
+        match &self.state {
+            ClaimState::Parked { placement }
+            | ClaimState::Returning { placement, .. }
+            | ClaimState::Terminal { placement } => Some(Recorded::found(placement.clone())),
+            ClaimState::Claimed
+            | ClaimState::Submitted
+            | ClaimState::Publishing { .. }
+            | ClaimState::Disposed
+            | ClaimState::Reported => None,
+        }
+    }
+
+    /// The directory that its state says is delivered to, relative to the output directory.
+    #[must_use]
+    pub fn target(&self) -> Option<Recorded<&str>> {
+        match &self.state {
+            ClaimState::Publishing { target } => Some(Recorded::found(target)),
+            _ => None,
+        }
+    }
 }
 
 /// What becomes of a row, in one transaction with everything that follows from it.

@@ -19,6 +19,7 @@ use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
 use crate::files::paths::{Paths, is_plain_name};
 use crate::files::placement::{Placement, PlacementError, PlannedMove, Whereabouts};
+use crate::files::recorded::Recorded;
 use crate::files::store::{self, StoreError};
 use crate::files::volume;
 
@@ -105,7 +106,7 @@ pub fn record(paths: &Paths, claim: &Claim) -> Result<(), ClaimError> {
 /// Completes or reverses a claim whose claim.json stands: the second step of [`take`], and what a restart does.
 pub fn resume(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
     let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
-    let inward = inward(paths, claim);
+    let inward = Recorded::found(inward(paths, claim));
     let changed: Vec<_> = inward
         .moves
         .iter()
@@ -133,10 +134,14 @@ fn reverse(paths: &Paths, claim: &Claim, method: Method) -> Result<(), ClaimErro
             continue;
         }
         let alone = Claim { members: vec![planned.member.clone()], ..claim.clone() };
-        let (placement, _) = plan_return(paths, &alone).map_err(moving)?;
-        placement
-            .carry_out_recorded(&paths.errors(), claim.stem(), method, |_| Ok::<_, PlacementError>(()))
-            .map_err(moving)?;
+        let (mut placement, _) = plan_return(paths, &alone).map_err(moving)?;
+        // claim.json stands until all are back: a restart looks where each member is, and does the rest.
+        while let Err(error) = Recorded::found(placement.clone()).carry_out(method) {
+            if !matches!(error, PlacementError::Taken(_)) {
+                return Err(moving(error));
+            }
+            placement = placement.again(&paths.errors(), claim.stem()).map_err(moving)?;
+        }
     }
     remove(paths, &claim.id)
 }

@@ -52,7 +52,7 @@ mod tests {
 
     use super::super::claim::tests::{dropped, paths, visible};
     use super::*;
-    use crate::files::Method;
+    use crate::files::{Method, Recorded};
 
     #[rstest]
     fn sources_end_where_users_look_for_them(
@@ -69,7 +69,7 @@ mod tests {
         for planned in &placement.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
-        placement.carry_out(method).unwrap();
+        Recorded::found(placement).carry_out(method).unwrap();
         claim::remove(&paths, &claim.id).unwrap();
         claim::remove(&paths, &claim.id).unwrap();
         let end = match disposal {
@@ -88,7 +88,7 @@ mod tests {
         for _ in 0..3 {
             let claim = dropped(&paths, &["vm.vmdk"]);
             claim::take(&paths, &claim, Method::NoReplace).unwrap();
-            plan(&paths, &claim, Disposal::Archive).unwrap().carry_out(Method::NoReplace).unwrap();
+            Recorded::found(plan(&paths, &claim, Disposal::Archive).unwrap()).carry_out(Method::NoReplace).unwrap();
             claim::remove(&paths, &claim.id).unwrap();
         }
         assert_eq!(visible(&paths.processed("2026-01-17")), ["vm-1.vmdk", "vm-2.vmdk", "vm.vmdk"]);
@@ -101,7 +101,7 @@ mod tests {
         let claim = dropped(&paths, &["vm.vmdk"]);
         claim::take(&paths, &claim, Method::NoReplace).unwrap();
         fs::write(paths.queue().join("vm.vmdk"), "the next one").unwrap();
-        plan(&paths, &claim, Disposal::InPlace).unwrap().carry_out(Method::NoReplace).unwrap();
+        Recorded::found(plan(&paths, &claim, Disposal::InPlace).unwrap()).carry_out(Method::NoReplace).unwrap();
         assert_eq!(visible(&paths.processed("2026-01-17")), ["vm.vmdk"]);
         assert_eq!(fs::read_to_string(paths.queue().join("vm.vmdk")).unwrap(), "the next one");
     }

@@ -7,6 +7,7 @@ use super::scan::Entry;
 use crate::conversion::Claim;
 use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
+use crate::files::recorded::Recorded;
 
 /// Chooses where the members of a claim are parked. Record it, carry it out, then write error.json beside
 /// [`Placement::primary`]. claim.json stays: the claim goes on.
@@ -14,10 +15,11 @@ pub fn plan(paths: &Paths, claim: &Claim) -> Result<Placement, PlacementError> {
     Placement::choose(claim, &paths.claim_dir(&claim.id), &paths.errors())
 }
 
-/// The way back into the claim from where it is parked. Record it if need be: it follows from what is recorded.
+/// The way back into the claim from where it is parked. It follows from what is recorded, so it needs no record of its
+/// own.
 #[must_use]
-pub fn plan_back(paths: &Paths, claim: &Claim, parked: &Placement) -> Placement {
-    parked.reversed(&paths.claim_dir(&claim.id))
+pub fn plan_back(paths: &Paths, claim: &Claim, parked: &Recorded<Placement>) -> Recorded<Placement> {
+    parked.map(|parked| parked.reversed(&paths.claim_dir(&claim.id)))
 }
 
 /// How parked members compare with their claim.
@@ -74,7 +76,7 @@ mod tests {
         let paths = paths(&dir);
         let claim = dropped(&paths, &["vm.ovf", "a.vmdk"]);
         claim::take(&paths, &claim, method).unwrap();
-        let parked = plan(&paths, &claim).unwrap();
+        let parked = Recorded::found(plan(&paths, &claim).unwrap());
         for planned in &parked.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
@@ -97,7 +99,7 @@ mod tests {
         let paths = paths(&dir);
         let claim = dropped(&paths, &["vm.ovf", "a.vmdk"]);
         claim::take(&paths, &claim, Method::NoReplace).unwrap();
-        let parked = plan(&paths, &claim).unwrap();
+        let parked = Recorded::found(plan(&paths, &claim).unwrap());
         parked.carry_out(Method::NoReplace).unwrap();
         fs::write(paths.errors().join("a.vmdk"), "corrected in place").unwrap();
         assert_eq!(look(&parked), Parked::Changed(vec!["a.vmdk".to_owned()]));

@@ -79,7 +79,7 @@ fn a_claim_cut_short_anywhere_is_completed(
     for planned in &placement.moves[..moved] {
         fs::rename(&planned.from, &planned.to).unwrap();
     }
-    placement.carry_out(method).unwrap();
+    Recorded::found(placement).carry_out(method).unwrap();
     remove(&paths, &claim.id).unwrap();
     remove(&paths, &claim.id).unwrap();
     assert_eq!(visible(paths.queue()), sorted(&NAMES));
@@ -141,7 +141,7 @@ fn what_is_given_back_goes_to_errors_where_its_name_is_taken() {
     fs::write(paths.queue().join("b.vmdk"), "a corrected one").unwrap();
     let (placement, to) = plan_return(&paths, &claim).unwrap();
     assert_eq!(to, ReturnTo::Errors);
-    placement.carry_out(Method::NoReplace).unwrap();
+    Recorded::found(placement).carry_out(Method::NoReplace).unwrap();
     remove(&paths, &claim.id).unwrap();
     assert_eq!(visible(&paths.errors()), sorted(&NAMES));
     assert_eq!(visible(paths.queue()), ["b.vmdk"]);
@@ -173,7 +173,7 @@ fn a_conversion_made_by_hand_is_given_back_to_where_it_came_from() {
     fs::rename(paths.queue().join("a.raw"), origin.join("a.raw")).unwrap();
     assert_eq!(take(&paths, &claim, Method::NoReplace).unwrap(), Taken::Whole);
     assert_eq!(list(&paths, "").unwrap().own, std::slice::from_ref(&claim));
-    plan_return(&paths, &claim).unwrap().0.carry_out(Method::NoReplace).unwrap();
+    Recorded::found(plan_return(&paths, &claim).unwrap().0).carry_out(Method::NoReplace).unwrap();
     assert!(origin.join("a.raw").exists());
 }
 
@@ -242,6 +242,6 @@ fn names_of_255_bytes_are_claimed_and_given_back() {
     assert_eq!(take(&paths, &claim, Method::Fallback).unwrap(), Taken::Whole);
     fs::write(paths.queue().join(&long), "").unwrap();
     fs::write(paths.errors().join(&long), "").unwrap();
-    plan_return(&paths, &claim).unwrap().0.carry_out(Method::Fallback).unwrap();
+    Recorded::found(plan_return(&paths, &claim).unwrap().0).carry_out(Method::Fallback).unwrap();
     assert_eq!(visible(&paths.errors()).len(), 2);
 }

@@ -8,6 +8,7 @@ use crate::conversion::{ConversionId, Failure, FailureReport, Reason};
 use crate::executor::Executor;
 use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
+use crate::files::recorded::Recorded;
 use crate::files::store;
 use crate::ledger::{Change, ClaimState, ConversionRow, LeftSource, NewNotification, retries};
 use crate::notification::Event;
@@ -38,9 +39,8 @@ impl<E: Executor> Engine<E> {
 
     pub(super) async fn carry_park(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
-        let ClaimState::Parked { placement } = &row.state else { return Ok(()) };
-        let rename = |placement| ClaimState::Parked { placement };
-        let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        let Some(placement) = row.placement() else { return Ok(()) };
+        let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Parked);
         if arrival == Arrival::Whole {
             self.write_error_file(&row, &placement)?;
@@ -54,10 +54,10 @@ impl<E: Executor> Engine<E> {
     /// Moves parked members back into the claim, unless somebody changed or took them.
     pub(super) async fn unpark(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
-        let ClaimState::Parked { placement } = &row.state else { return Ok(()) };
-        match park::look(placement) {
+        let Some(placement) = row.placement() else { return Ok(()) };
+        match park::look(&placement) {
             Parked::Unchanged => {
-                let back = park::plan_back(&self.settings.paths, &row.claim, placement);
+                let back = park::plan_back(&self.settings.paths, &row.claim, &placement);
                 back.carry_out(self.settings.method)?;
                 failpoint::reach(&self.settings.paths, Step::TakenBack);
                 error_file::remove(placement.primary(), &self.settings.paths.errors())?;
@@ -87,8 +87,8 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn plan_return(&mut self, id: &ConversionId, reason: Reason) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let paths = self.settings.paths.clone();
-        if let ClaimState::Parked { placement } = &row.state {
-            match park::plan_back(&paths, &row.claim, placement).carry_out(self.settings.method) {
+        if let Some(placement) = row.placement() {
+            match park::plan_back(&paths, &row.claim, &placement).carry_out(self.settings.method) {
                 Ok(()) | Err(PlacementError::Gone(_)) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -103,9 +103,8 @@ impl<E: Executor> Engine<E> {
 
     pub(super) async fn carry_return(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
-        let ClaimState::Returning { reason, placement } = &row.state else { return Ok(()) };
-        let rename = |placement| ClaimState::Returning { reason: *reason, placement };
-        let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        let Some(placement) = row.placement() else { return Ok(()) };
+        let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Returned);
         if arrival == Arrival::Whole && placement.dir.starts_with(self.settings.paths.errors()) {
             self.write_error_file(&row, &placement)?;
@@ -166,9 +165,8 @@ impl<E: Executor> Engine<E> {
 
     pub(super) async fn carry_end(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
-        let ClaimState::Terminal { placement } = &row.state else { return self.drop_conversion(id).await };
-        let rename = |placement| ClaimState::Terminal { placement };
-        let (placement, arrival) = self.carry(&row, placement.clone(), rename).await?;
+        let Some(placement) = row.placement() else { return self.drop_conversion(id).await };
+        let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Disposed);
         match (row.status.end, arrival) {
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
@@ -203,20 +201,23 @@ impl<E: Executor> Engine<E> {
         self.forget_row(id).await
     }
 
-    /// Carries a recorded placement out, choosing again where a name was taken meanwhile.
+    /// Carries a placement out, choosing again where a name was taken meanwhile.
     async fn carry(
         &mut self,
         row: &ConversionRow,
-        mut placement: Placement,
-        rename: impl Fn(Placement) -> ClaimState,
-    ) -> Result<(Placement, Arrival)> {
+        mut placement: Recorded<Placement>,
+    ) -> Result<(Recorded<Placement>, Arrival)> {
         loop {
             match placement.carry_out(self.settings.method) {
                 Ok(()) => return Ok((placement, Arrival::Whole)),
-                Err(PlacementError::Taken(_)) => {
+                Err(error @ PlacementError::Taken(_)) => {
                     let parent = self.parent_of(row, &placement);
-                    placement = placement.again(&parent, row.claim.stem())?;
-                    self.change(&row.id, Change::State(rename(placement.clone()))).await?;
+                    let again = placement.again(&parent, row.claim.stem())?;
+                    self.change(&row.id, Change::State(row.state.moved_to(again))).await?;
+                    let Some(recorded) = self.row(&row.id).and_then(|row| row.placement()) else {
+                        return Err(error.into());
+                    };
+                    placement = recorded;
                 }
                 Err(PlacementError::Gone(names)) => {
                     tracing::warn!(conversion = %row.id, ?names, "somebody took members away");
