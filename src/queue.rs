@@ -18,5 +18,6 @@ pub mod probe;
 pub mod publish;
 pub mod scan;
 pub mod settle;
+pub mod target;
 pub mod work;
 pub mod writers;

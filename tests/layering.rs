@@ -346,6 +346,22 @@ fn no_modules_of_a_folder_import_each_other_in_a_circle() {
 }
 
 #[test]
+fn a_plan_is_called_recorded_only_where_records_are_read() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut callers: Vec<_> = rust_files(&source)
+        .into_iter()
+        .filter(|file| !file.ends_with("tests.rs"))
+        .filter(|file| {
+            let text = fs::read_to_string(file).expect("a source file");
+            text.split("#[cfg(test)]").next().expect("a first part").contains("Recorded::found(")
+        })
+        .map(|file| file.strip_prefix(&source).expect("below src").to_string_lossy().into_owned())
+        .collect();
+    callers.sort();
+    assert_eq!(callers, ["ledger/rows.rs", "queue/claim.rs"]);
+}
+
+#[test]
 fn every_folder_of_the_library_is_a_layer() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for entry in fs::read_dir(source).expect("src") {

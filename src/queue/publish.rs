@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From an attempt's folder to the output directory: whole, under a free name, and nothing that is not named.
+//! What an attempt left: inspected, and sealed so that it can be delivered.
 //!
 //! ```text
-//!  .work/<id>/<n>/<folder>/ ──inspect──▶ Finished ──strip, domain.xml, record, rename──▶ <date>/<stem>[-k]/
+//!  .work/<id>/<n>/<folder>/ ──inspect──▶ Finished ──plan, seal, record, deliver, confirm──▶ <date>/<stem>[-k]/
 //!                              │
 //!                              └──▶ Unpublishable: the attempt failed after all
 //! ```
+//!
+//! The target and the way to it are in [`super::target`].
 //!
 //! A worker is not trusted: it may have planted symlinks, FIFOs or other people's names.
 
@@ -22,11 +24,10 @@ use rustix::io::Errno;
 
 use crate::conversion::contract::{DOMAIN_FILE, METADATA_FILE};
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
-use crate::files::moves::{self, Method, MoveError};
-use crate::files::names;
+use crate::files::moves::{self, MoveError};
 use crate::files::paths::{Paths, is_plain_name};
 use crate::files::store::{self, StoreError};
-use crate::files::{volume, waste};
+use crate::files::waste;
 
 /// Longest metadata.json that is read.
 pub const MAX_METADATA_BYTES: usize = 64 << 10;
@@ -35,10 +36,7 @@ pub const MAX_METADATA_BYTES: usize = 64 << 10;
 const MAX_WARNING: usize = 1024;
 const MAX_WARNINGS: usize = 32;
 
-/// How many names are tried before we call it a fault.
-const MAX_SUFFIX: u32 = 100_000;
-
-/// Why we could not find out whether, or could not, publish. The attempt is not to blame.
+/// Why we could not look at a result, or could not publish it. The attempt is not to blame.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     #[error("cannot look into {}", .path.display())]
@@ -125,73 +123,31 @@ pub fn read_published(target: &Path, id: &ConversionId) -> Option<Metadata> {
     read(&dir, target, id).ok().map(|(metadata, _)| metadata)
 }
 
-/// Whether the attempt's folder has left its place: with `publishing` this target recorded, it is published then,
-/// and whoever waited for it may have taken it already. A folder that is gone with the directory around it went in a
-/// power cut, unless it is found at the target.
-pub fn has_left(
-    paths: &Paths,
-    id: &ConversionId,
-    attempt: Attempt,
-    folder: &str,
-    target: &Path,
-) -> Result<bool, PublishError> {
-    let work = paths.work_dir(id, attempt);
-    let is_there = |path: PathBuf| moves::is_taken(&path).map_err(|source| PublishError::Look { path, source });
-    Ok(!is_there(work.join(folder))? && (is_there(work)? || read_published(target, id).is_some()))
-}
-
-/// Brings to the disk that a directory was published as `target`.
-pub fn sync(target: &Path) -> Result<(), PublishError> {
-    let parent = target.parent().unwrap_or(target);
-    moves::sync_dir(parent).map_err(|source| PublishError::Move { path: target.to_owned(), source })
-}
-
 impl Finished {
-    /// Publishes the folder as the first free of `{output}/<date>/<stem>/`, `<stem>-1/`, …. Before each try, `domain`
-    /// makes the text of domain.xml for that directory (`None`: none is wanted) and `record` takes note of it.
-    /// Returns the directory. Repeating all of it after a crash is safe as long as [`has_left`] says no.
-    pub fn publish<E: From<PublishError>>(
-        &self,
-        paths: &Paths,
-        date: &str,
-        stem: &str,
-        method: Method,
-        domain: impl Fn(&Path, &Metadata) -> Option<String>,
-        mut record: impl FnMut(&Path) -> Result<(), E>,
-    ) -> Result<PathBuf, E> {
-        let dir = paths.published(date);
-        let cannot = |path: &Path| {
-            let path = path.to_owned();
-            move |source| PublishError::Move { path, source }
-        };
+    /// Makes the folder ready to be delivered, and brings it to disk: nothing in it that metadata.json does not name, and
+    /// domain.xml with this text, if any. Safe to repeat.
+    pub fn seal(&self, domain: Option<&str>) -> Result<(), PublishError> {
         self.strip()?;
-        // Also where nothing was removed: whoever removed it may have died before that was on the disk.
-        moves::sync_dir(&self.inside()).map_err(cannot(&self.folder))?;
-        // Its name, too: where a power cut takes that alone, the folder would seem to have been published.
-        let work = self.folder.parent().unwrap_or(&self.folder);
-        moves::sync_dir(work).map_err(cannot(&self.folder))?;
-        moves::create_dir(&dir).map_err(cannot(&dir))?;
-        for k in 0..MAX_SUFFIX {
-            let target = dir.join(names::suffixed_dir(stem, k));
-            if moves::is_taken(&target).map_err(|source| PublishError::Look { path: target.clone(), source })? {
-                continue;
-            }
-            if let Some(text) = domain(&target, &self.metadata) {
-                store::write(&self.inside().join(DOMAIN_FILE), text.as_bytes()).map_err(PublishError::Domain)?;
-            }
-            record(&target)?;
-            match moves::move_dir(&self.folder, &target, method) {
-                Ok(()) => {}
-                Err(MoveError::Taken(_)) => continue,
-                Err(e) => return Err(cannot(&self.folder)(e).into()),
-            }
-            if self.is_at(&target) {
-                return Ok(target);
-            }
-            self.take_down(&target, method)?;
-            return Err(PublishError::Swapped { target }.into());
+        if let Some(text) = domain {
+            store::write(&self.inside().join(DOMAIN_FILE), text.as_bytes()).map_err(PublishError::Domain)?;
         }
-        Err(PublishError::NoName { dir, stem: stem.to_owned() }.into())
+        let syncing = |source| PublishError::Move { path: self.folder.clone(), source };
+        // Even where nothing was removed: an earlier run may have died before that was on the disk.
+        moves::sync_dir(&self.inside()).map_err(syncing)?;
+        // Its name, too: where a power cut takes that alone, the folder would seem to have been published.
+        moves::sync_dir(self.folder.parent().unwrap_or(&self.folder)).map_err(syncing)
+    }
+
+    /// Where the attempt left it.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether what lies at `path` is the very directory that was inspected.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let found = fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
+        let inspected = fstat(&self.dir).map(|s| (s.st_dev, s.st_ino));
+        matches!((found, inspected), (Ok(a), Ok(b)) if a == b)
     }
 
     /// Removes everything that metadata.json doesn't name.
@@ -212,22 +168,6 @@ impl Finished {
     /// A path to the inspected directory itself, wherever it is and whatever has its name now.
     fn inside(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))
-    }
-
-    /// Takes what was swapped in out of the output directory again.
-    fn take_down(&self, target: &Path, method: Method) -> Result<(), PublishError> {
-        let is_dir = fs::symlink_metadata(target).is_ok_and(|found| found.is_dir());
-        let cannot = |source| PublishError::Move { path: target.to_owned(), source };
-        if is_dir {
-            return moves::move_dir(target, &self.folder, method).map_err(cannot);
-        }
-        volume::remove_file(target).map_err(|source| PublishError::Look { path: target.to_owned(), source })
-    }
-
-    fn is_at(&self, target: &Path) -> bool {
-        let found = fs::symlink_metadata(target).map(|m| (m.dev(), m.ino()));
-        let inspected = fstat(&self.dir).map(|s| (s.st_dev, s.st_ino));
-        matches!((found, inspected), (Ok(a), Ok(b)) if a == b)
     }
 }
 
@@ -284,4 +224,4 @@ fn clamp(metadata: &mut Metadata) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

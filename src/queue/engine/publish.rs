@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a finished attempt to a published directory and a row that says so.
+//! From a finished attempt to a published directory, and a row that says so: inspect → plan → seal → record → deliver →
+//! confirm → conclude.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +9,24 @@ use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId, Failure, Metadata, Reason};
 use crate::executor::Executor;
-use crate::ledger::{Change, ClaimState};
+use crate::files::paths::Paths;
+use crate::files::recorded::Recorded;
+use crate::ledger::{Change, ClaimState, ConversionRow};
 use crate::notification::Event;
 use crate::queue::claim;
 use crate::queue::dispose::{self, Disposal};
 use crate::queue::failpoint;
-use crate::queue::publish::{self, Inspection};
+use crate::queue::publish::{self, Finished, Inspection, PublishError};
+use crate::queue::target::{Delivery, Target};
 
 use super::{Engine, Error, Result};
+
+/// How often a target is planned anew because somebody takes each name before the result is there.
+const MAX_PLANS: usize = 100;
+
+fn recorded_target(paths: &Paths, row: &ConversionRow) -> Option<Recorded<Target>> {
+    Some(row.target()?.map(|name| Target::read(paths, name)))
+}
 
 impl<E: Executor> Engine<E> {
     /// Publishes what the last attempt left. `false` where the executor has to be heard first.
@@ -24,17 +35,12 @@ impl<E: Executor> Engine<E> {
         let row = conversion.row.clone();
         let Step::Publish { attempt, folder } = next_step(&row.status) else { return Ok(false) };
         let paths = self.settings.paths.clone();
-        let recorded = match &row.state {
-            ClaimState::Publishing { target } => Some(paths.output().join(target)),
-            _ => None,
-        };
-        if let Some(target) = recorded
-            && publish::has_left(&paths, id, attempt, &folder, &target)?
+        if let Some(target) = recorded_target(&paths, &row)
+            && target.has_arrived(&paths, id, attempt, &folder)?
         {
-            // Whoever moved it there may have died, or failed, before that was on the disk.
-            publish::sync(&target)?;
-            let metadata = publish::read_published(&target, id);
-            self.conclude(id, &target, metadata).await?;
+            target.sync()?;
+            let metadata = publish::read_published(target.path(), id);
+            self.conclude(id, target.path(), metadata).await?;
             return Ok(true);
         }
         let claim_dir = paths.claim_dir(id);
@@ -52,31 +58,48 @@ impl<E: Executor> Engine<E> {
                 return Ok(false);
             }
         };
-        let options = &self.settings.options;
-        let emits = row.claim.emit_domain_xml.unwrap_or(options.emit_domain_xml);
-        let domain = |target: &Path, metadata: &Metadata| {
-            emits.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
-        };
-        let ledger = self.ledger.clone();
-        let mut noted = None;
-        let record = |target: &Path| -> Result<()> {
-            let target = target.strip_prefix(paths.output()).unwrap_or(target).to_string_lossy().into_owned();
-            let change = Change::State(ClaimState::Publishing { target });
-            let key = id.clone();
-            noted = Some(ledger.wait(move |ledger| ledger.update(&key, &change))?);
-            failpoint::reach(&paths, failpoint::Step::PublicationNoted);
-            Ok(())
-        };
-        let published =
-            finished.publish(&paths, &row.claim.date, row.claim.stem(), self.settings.method, domain, record);
-        // Whatever came of it: it may stand there, and is looked for there next time.
-        if let Some(row) = noted {
-            self.take_row(id, row);
-        }
-        let target = published?;
-        failpoint::reach(&self.settings.paths, failpoint::Step::Published);
-        self.conclude(id, &target, Some(finished.metadata)).await?;
+        let target = self.deliver(&row, &finished).await?;
+        failpoint::reach(&paths, failpoint::Step::Published);
+        self.conclude(id, target.path(), Some(finished.metadata)).await?;
         Ok(true)
+    }
+
+    /// Seals a result and brings it to a target, each step after the record of the one before.
+    async fn deliver(&mut self, row: &ConversionRow, finished: &Finished) -> Result<Recorded<Target>> {
+        let (paths, method) = (self.settings.paths.clone(), self.settings.method);
+        let (date, stem) = (&row.claim.date, row.claim.stem());
+        for _ in 0..MAX_PLANS {
+            let plan = Target::plan(&paths, date, stem)?;
+            let domain = self.domain(row, &finished.metadata, plan.path());
+            finished.seal(domain.as_deref())?;
+            let target = self.record_target(&row.id, plan).await?;
+            failpoint::reach(&paths, failpoint::Step::PublicationNoted);
+            match target.deliver(finished, method)? {
+                Delivery::Taken => {}
+                Delivery::Moved => {
+                    target.confirm(finished, method)?;
+                    return Ok(target);
+                }
+            }
+        }
+        Err(PublishError::NoName { dir: paths.published(date), stem: stem.to_owned() }.into())
+    }
+
+    /// Text of domain.xml for disks that lie at `target`; `None` where none is wanted.
+    fn domain(&self, row: &ConversionRow, metadata: &Metadata, target: &Path) -> Option<String> {
+        let options = &self.settings.options;
+        let is_wanted = row.claim.emit_domain_xml.unwrap_or(options.emit_domain_xml);
+        is_wanted.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
+    }
+
+    /// Writes a target into the row. Whatever comes of the delivery, it is looked for there next time.
+    async fn record_target(&mut self, id: &ConversionId, plan: Target) -> Result<Recorded<Target>> {
+        let (key, target) = (id.clone(), plan.name(&self.settings.paths));
+        let change = Change::State(ClaimState::Publishing { target });
+        let row = self.ledger.call(move |ledger| ledger.update(&key, &change)).await?;
+        let target = recorded_target(&self.settings.paths, &row).expect("the row has the state that was just written");
+        self.take_row(id, row);
+        Ok(target)
     }
 
     async fn refuse(&mut self, id: &ConversionId, attempt: Attempt, failure: Failure) -> Result<()> {
