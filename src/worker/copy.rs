@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::group::Group;
+use super::marker::open_disk;
 use super::output::output_failure;
 use super::progress::Meter;
 use super::{contain, names};
@@ -94,6 +95,11 @@ pub(super) fn copy<E: From<Failure>>(
         _ => failure,
     })?;
     group.check_unchanged()?;
+    if group.was_touched()? {
+        meter.set_total(all * (conversion.passes() + 1));
+        compare(conversion, &source, &disks, meter)?;
+        group.check_unchanged()?;
+    }
     let report = Metadata {
         contract_version: CONTRACT_VERSION,
         id: conversion.id.to_owned(),
@@ -113,6 +119,25 @@ pub(super) fn copy<E: From<Failure>>(
         warnings: source.warnings.clone(),
     };
     Ok((source, report))
+}
+
+/// Compares what was copied with what the source is now: somebody changed its mode or owner during the copy, or wrote to
+/// it and set its time back.
+fn compare(conversion: &Conversion<'_>, source: &Source, disks: &[DiskReport], meter: &Meter) -> Result<(), Failure> {
+    meter.enter(Stage::Verify);
+    tracing::info!("mode, owner or links of the source changed during the copy: comparing its content");
+    for (disk, made) in source.disks.iter().zip(disks) {
+        let output = open_disk(conversion.directory, &made.file)?;
+        disk::verify(&output, &made.file, made.format, Some(&disk.image), &meter.copy).map_err(|error| {
+            // Not a fault of ours: the output is what was read.
+            if error.reason != Reason::Internal {
+                return Failure::from(&error).at_stage(Stage::Verify);
+            }
+            let message = format!("{}: was written to while it was copied", conversion.group.primary.name());
+            Failure::new(Reason::SourceChanged, message).at_stage(Stage::Verify)
+        })?;
+    }
+    Ok(())
 }
 
 /// Bounds what the copy may do: the largest offset of a file, the space on the volume.

@@ -57,6 +57,11 @@ impl Stamp {
             ctime_ns: i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec),
         }
     }
+
+    /// What changes with the content, unless its writer sets the time back.
+    const fn content(&self) -> (u64, u64, i64, i128) {
+        (self.device, self.inode, self.size, self.mtime_ns)
+    }
 }
 
 impl Group {
@@ -138,22 +143,40 @@ impl Group {
         self.opened.iter().any(|o| (o.stamp.device, o.stamp.inode) == (there.device, there.inode))
     }
 
-    /// Fails when a file is no longer what was opened.
+    /// Fails when the content of a file is no longer what was opened, as far as size and time tell.
     ///
     /// # Errors
     /// `SourceChanged`, naming the file.
     pub fn check_unchanged(&self) -> Result<(), Failure> {
         for file in &self.opened {
-            let now = fstat(file.file.as_fd()).map_err(|e| open_failure(&file.name, &e.into()))?;
-            if Stamp::of(&now) != file.stamp {
+            if file.now()?.content() != file.stamp.content() {
                 return Err(changed(&file.name));
             }
         }
         Ok(())
     }
+
+    /// Whether the status of a file changed since it was opened: its mode, owner or links, or its content by somebody who
+    /// set its time back.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn was_touched(&self) -> Result<bool, Failure> {
+        for file in &self.opened {
+            if file.now()? != file.stamp {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 impl Opened {
+    /// What the file looks like now.
+    fn now(&self) -> Result<Stamp, Failure> {
+        fstat(self.file.as_fd()).map(|stat| Stamp::of(&stat)).map_err(|e| open_failure(&self.name, &e.into()))
+    }
+
     fn region(&self) -> Region {
         let len = u64::try_from(self.stamp.size).unwrap_or(0);
         Region::whole(Arc::clone(&self.file), self.name.as_str(), len).also_direct(self.direct.clone())

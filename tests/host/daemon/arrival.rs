@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Uploads that pause: nothing half-written is taken while somebody can know that it is.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -101,4 +102,22 @@ fn what_waited_long_before_the_start_need_not_wait_again() {
     let daemon = site.start();
     daemon.until("it is published", || site.published() == ["old"]);
     assert_eq!(daemon.lines("nobody can see its writer").len(), 0, "{}", daemon.log());
+}
+
+#[test]
+fn a_change_of_mode_costs_no_attempt() {
+    let site = Site::new("compress: zlib");
+    let content: Vec<u8> = (0..96_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let daemon = site.start_with(EACH_SECOND);
+    site.drop_file("vm.raw", &content);
+    // By its descriptor the mode of the file changes wherever it is moved.
+    let file = File::open(site.queue().join("vm.raw")).unwrap();
+    let mut changes = 0;
+    daemon.until("it is published", || {
+        changes += 1;
+        file.set_permissions(Permissions::from_mode(0o600 + (changes & 1) * 0o040)).unwrap();
+        site.published() == ["vm"]
+    });
+    assert_eq!(daemon.lines("attempt started").len(), 1, "{}", daemon.log());
+    assert_eq!(guest_bytes(&site, "vm"), content);
 }
