@@ -9,7 +9,7 @@ pub mod ovf;
 pub mod vmdk;
 
 pub(crate) use self::names::shown;
-pub use self::names::{MAX_BYTES, MAX_MEMBERS, References, plain_name};
+pub use self::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name};
 use super::Error;
 
 /// Which base names belong to the artifact whose primary is called `name` and begins with `bytes` (the whole file, or

@@ -265,7 +265,7 @@ pub fn read_references(dir: &Path, name: &str) -> Result<References, StoreError>
 
 fn references(name: &str, bytes: &[u8]) -> References {
     descriptor::references(name, bytes)
-        .unwrap_or_else(|_| References { required: Vec::new(), optional: seemingly_named(name, bytes) })
+        .unwrap_or_else(|_| References { optional: seemingly_named(name, bytes), ..References::default() })
 }
 
 /// Plain names in the places where a descriptor has those of its files, whatever is around them.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Names that a descriptor may give to other files, and bounds of descriptors.
 
+use std::collections::BTreeMap;
+
 use crate::conversion::Reason;
 use crate::conversion::contract::{MAX_EXTENTS, NAME_MAX};
 use crate::disk::Error;
@@ -20,6 +22,28 @@ pub struct References {
     pub required: Vec<String>,
     /// These belong to the artifact where they are there: manifest, certificate, NVRAM, CD images.
     pub optional: Vec<String>,
+    /// Sizes of the files, as far as the descriptor states them: by these a member is told from another machine's file
+    /// of its name.
+    pub sizes: BTreeMap<String, StatedSize>,
+}
+
+/// What a descriptor says of a file's size, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatedSize {
+    /// `ovf:size` of a file.
+    Exactly(u64),
+    /// The end of a flat extent's range: writers may leave room behind it.
+    AtLeast(u64),
+}
+
+impl StatedSize {
+    /// The number as it is stated.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Exactly(bytes) | Self::AtLeast(bytes) => bytes,
+        }
+    }
 }
 
 impl References {

@@ -14,7 +14,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 
 pub use self::parts::{OvfDisk, OvfFile};
 use self::xml::{attribute, children, unit_bytes};
-use super::names::{MAX_BYTES, MAX_MEMBERS, References, plain_name, shown};
+use super::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name, shown};
 use crate::conversion::Reason;
 use crate::conversion::report::Hardware;
 use crate::disk::Error;
@@ -81,6 +81,10 @@ impl Ovf {
         for (index, file) in self.files.iter().enumerate() {
             let list = if is_disk(index) { &mut references.required } else { &mut references.optional };
             list.push(file.href.clone());
+            // Exporters disagree whether the size of a compressed file is the one before or after.
+            if let Some(size) = file.size.filter(|size| *size > 0 && !file.gzip) {
+                references.sizes.insert(file.href.clone(), StatedSize::Exactly(size));
+            }
         }
         let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
         for extension in ["mf", "cert"] {

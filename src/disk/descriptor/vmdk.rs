@@ -4,7 +4,7 @@
 //! Format: VMware, *Virtual Disk Format 5.0*, section "The Descriptor File". Lines are `key=value` or
 //! `ACCESS SECTORS KIND "name" [OFFSET]`; case and quotes vary between writers. Bytes need not be ASCII.
 
-use super::names::{MAX_BYTES, References, plain_name, shown};
+use super::names::{MAX_BYTES, References, StatedSize, plain_name, shown};
 use crate::conversion::Reason;
 use crate::conversion::contract::MAX_EXTENTS;
 use crate::disk::Error;
@@ -182,7 +182,7 @@ impl Descriptor {
             let message = format!("is a text of createType {kind}, which belongs inside a sparse file");
             return Err(Error::refuse(Reason::Corrupt, file, message));
         }
-        let mut required = Vec::new();
+        let mut references = References::default();
         let mut seen = std::collections::HashSet::new();
         for extent in &self.extents {
             let Some(name) = extent.file_name(file)? else { continue };
@@ -193,9 +193,12 @@ impl Descriptor {
                 let message = format!("names the extent {} twice", shown(&name));
                 return Err(Error::refuse(Reason::UnsafeReference, file, message));
             }
-            required.push(name);
+            if let Some(bytes) = extent.file_bytes() {
+                references.sizes.insert(name.clone(), StatedSize::AtLeast(bytes));
+            }
+            references.required.push(name);
         }
-        Ok(References { required, optional: Vec::new() })
+        Ok(references)
     }
 
     fn check_shape(&self, file: &str) -> Result<(), Error> {
@@ -238,6 +241,11 @@ impl Descriptor {
 }
 
 impl ExtentLine {
+    /// What a flat extent's file has at least, in bytes; `None` where the line doesn't tell.
+    fn file_bytes(&self) -> Option<u64> {
+        (self.kind == ExtentKind::Flat).then(|| self.offset.checked_add(self.sectors)?.checked_mul(SECTOR)).flatten()
+    }
+
     /// The base name of its file; `None` for `ZERO`.
     ///
     /// # Errors

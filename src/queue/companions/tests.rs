@@ -27,7 +27,7 @@ struct Queue(BTreeMap<Name, File>);
 
 impl Queue {
     fn with(mut self, name: &str, is_stable: bool, required: &[&str], optional: &[&str]) -> Self {
-        let references = References { required: texts(required), optional: texts(optional) };
+        let references = References { required: texts(required), optional: texts(optional), ..References::default() };
         let file = File { is_stable, first_sight: s(100), last_change: s(100), references: references.into() };
         self.0.insert(name.into(), file);
         self
@@ -196,9 +196,9 @@ fn every_candidate_stands_in_one_verdict() {
 #[test]
 fn a_broken_descriptor_names_what_it_seems_to_name() {
     let ovf = b"<Envelope><References><File ovf:href=\"a.vmdk\" id=\"x\"/><File ovf:href='../b'/><File href=\"c";
-    assert_eq!(references("vm.ovf", ovf), References { required: vec![], optional: texts(&["a.vmdk"]) });
+    assert_eq!(references("vm.ovf", ovf), References { optional: texts(&["a.vmdk"]), ..References::default() });
     let vmdk = b"# Disk DescriptorFile\nRW 1 FLAT \"a-flat.vmdk\" 0\nRW 1 FLAT \"/etc/shadow\" 0\nx=\"b\"\n";
-    assert_eq!(references("vm.vmdk", vmdk), References { required: vec![], optional: texts(&["a-flat.vmdk"]) });
+    assert_eq!(references("vm.vmdk", vmdk), References { optional: texts(&["a-flat.vmdk"]), ..References::default() });
     assert_eq!(references("vm.raw", vmdk), References::default());
     assert_eq!(references("vm.ovf", b"\xff\xfe href="), References::default());
 }

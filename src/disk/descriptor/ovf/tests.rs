@@ -100,6 +100,11 @@ fn disks_are_required_and_all_else_is_welcome() {
     let references = super::super::references("web.OVF", VMWARE.as_bytes()).unwrap();
     assert_eq!(references.required, ["web-disk1.vmdk"]);
     assert_eq!(references.optional, ["web.nvram", "web.mf", "web.cert"]);
+    let sizes = [("web-disk1.vmdk", 70_144), ("web.nvram", 8_684)];
+    assert_eq!(references.sizes, sizes.map(|(name, size)| (name.to_owned(), StatedSize::Exactly(size))).into());
+    // Of a compressed file nobody knows which size is meant.
+    let gzip = VMWARE.replace("ovf:size=\"70144\"", "ovf:size=\"70144\" ovf:compression=\"gzip\"");
+    assert_eq!(super::super::references("web.ovf", gzip.as_bytes()).unwrap().sizes.len(), 1);
 }
 
 #[test]

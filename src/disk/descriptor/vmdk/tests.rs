@@ -44,6 +44,8 @@ fn a_split_disk_names_its_extents_in_order() {
     let references = descriptor.references("vm.vmdk").unwrap();
     assert_eq!(references.required, ["vm-s001.vmdk", "vm disk-s002.vmdk"]);
     assert_eq!(references.optional, Vec::<String>::new());
+    // A sparse file is as long as it is.
+    assert_eq!(references.sizes.len(), 0);
 }
 
 #[test]
@@ -58,6 +60,8 @@ fn quotes_and_case_may_vary_and_offsets_count() {
         let descriptor = parse("vm.vmdk", text("MONOLITHICFLAT", line).as_bytes()).unwrap();
         assert_eq!(descriptor.references("vm.vmdk").unwrap().required, [name], "{line}");
         assert_eq!(descriptor.extents[0].offset, offset, "{line}");
+        let least = StatedSize::AtLeast((offset + 8) * 512);
+        assert_eq!(descriptor.references("vm.vmdk").unwrap().sizes.get(name), Some(&least), "{line}");
     }
     let esx = text("vmfs", "RW 8 VMFS \"vm-flat.vmdk\"").replace('"', "");
     assert_eq!(parse("vm.vmdk", esx.as_bytes()).unwrap().create_type, CreateType::Vmfs);
