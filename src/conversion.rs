@@ -13,7 +13,7 @@ pub mod report;
 pub mod status;
 pub mod verdict;
 
-pub use claim::{Claim, Member, Stamp, Witness};
+pub use claim::{Alone, Claim, Member, Stamp, Witness};
 pub use contract::CONTRACT_VERSION;
 pub use domain::domain_xml;
 pub use failure::{Class, Failure, Phase, Reason, Stage, chain};

@@ -27,6 +27,7 @@ use crate::conversion::chain;
 
 use deferred::Deferred;
 
+mod alone;
 mod conversions;
 mod deferred;
 mod left;
@@ -37,6 +38,7 @@ mod schema;
 mod totals;
 mod writer;
 
+pub use alone::AloneSource;
 pub use conversions::NewConversion;
 pub use left::LeftSource;
 pub use outbox::{Fate, NewNotification, Notification, OUTBOX_ROWS};
@@ -179,9 +181,9 @@ impl Ledger {
         self.set_setting("paused", if paused { "1" } else { "0" })
     }
 
-    /// Removes what has aged: rows of `processed_files` older than [`PROCESSED_DAYS`].
+    /// Removes what has aged: rows of files that were processed more than [`PROCESSED_DAYS`] ago.
     pub fn prune(&self, now: Timestamp) -> Result<usize> {
-        self.prune_processed(now)
+        Ok(self.prune_processed(now)? + self.prune_alone(now)?)
     }
 
     fn setting(&self, key: &str) -> Result<Option<String>> {

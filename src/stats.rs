@@ -140,6 +140,8 @@ pub struct Totals {
     pub retried: u64,
     pub duplicates: u64,
     pub cancelled: u64,
+    /// Outputs of single files that turned out to be members of what was converted later.
+    pub superseded: u64,
     /// The same as `all` by file type (extension without dot, lower case).
     pub by_type: BTreeMap<String, TypeTotals>,
 }
@@ -165,6 +167,11 @@ impl Totals {
     /// Counts a file skipped because it was converted before.
     pub fn count_duplicate(&mut self) {
         self.duplicates += 1;
+    }
+
+    /// Counts outputs that a whole replaces.
+    pub fn count_superseded(&mut self, outputs: u64) {
+        self.superseded += outputs;
     }
 
     /// Counts a conversion that ended as cancelled.
@@ -210,6 +217,9 @@ pub struct Snapshot {
     pub totals: Totals,
     #[serde(default)]
     pub notifications: NotificationTotals,
+    /// Entries of the queue directory that are never taken.
+    #[serde(default)]
+    pub ignored: u64,
     /// The room that the output volume lacks, while something waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortage: Option<Shortage>,
@@ -241,6 +251,7 @@ impl Snapshot {
             recent_completed: Vec::new(),
             totals: Totals::default(),
             notifications: NotificationTotals::default(),
+            ignored: 0,
             shortage: None,
         }
     }

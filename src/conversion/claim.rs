@@ -53,6 +53,21 @@ pub struct Member {
     /// Modification time, nanoseconds since the epoch.
     pub mtime_ns: i128,
     pub inode: u64,
+    /// The conversion that it was the only member of, and where that left it: it comes from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<Box<Alone>>,
+}
+
+/// An ended conversion of one file, which turned out to be a member of another artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Alone {
+    pub id: ConversionId,
+    /// Where its source was left, relative to the queue directory.
+    pub location: String,
+    /// Directory of its output; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_path: Option<String>,
 }
 
 impl Member {
@@ -96,6 +111,11 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Conversions of single members whose outputs the whole replaces.
+    pub fn superseded(&self) -> impl Iterator<Item = &Alone> {
+        self.members.iter().filter_map(|member| member.alone.as_deref()).filter(|alone| alone.output_path.is_some())
+    }
+
     /// Sum of the members' sizes in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

@@ -32,6 +32,10 @@ pub struct Metadata {
     /// What was odd but handled, for a person.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Directory of the output that replaces this one: its source was a member of what was converted there. Written
+    /// when that is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<String>,
 }
 
 /// The source as the worker saw it.

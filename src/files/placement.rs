@@ -34,7 +34,7 @@ pub struct PlannedMove {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Placement {
-    /// Directory that all go to.
+    /// Directory that all go to, but those that came from elsewhere and go back there.
     pub dir: PathBuf,
     pub moves: Vec<PlannedMove>,
 }
@@ -80,10 +80,20 @@ impl Placement {
 
     /// Names as they are, in `dir` itself and without suffix; `None` where one is taken.
     pub fn original(claim: &Claim, source: &Path, dir: &Path) -> Result<Option<Self>, PlacementError> {
+        Self::exactly(claim, source, dir, |member| dir.join(&member.name))
+    }
+
+    /// Each member to the path that `place` gives it, most of them in `dir`; `None` where one is taken.
+    pub fn exactly(
+        claim: &Claim,
+        source: &Path,
+        dir: &Path,
+        place: impl Fn(&Member) -> PathBuf,
+    ) -> Result<Option<Self>, PlacementError> {
         let moves: Vec<_> = claim
             .members
             .iter()
-            .map(|m| PlannedMove { from: source.join(&m.name), to: dir.join(&m.name), member: m.clone() })
+            .map(|m| PlannedMove { from: source.join(&m.name), to: place(m), member: m.clone() })
             .collect();
         for planned in &moves {
             if taken(&planned.to)? && planned.whereabouts() == Whereabouts::AtSource {
@@ -113,6 +123,12 @@ impl Placement {
         choose(&found.collect::<Vec<_>>(), parent, stem)
     }
 
+    /// Directories that members go to.
+    fn targets(&self) -> BTreeSet<&Path> {
+        let parents = self.moves.iter().filter_map(|planned| planned.to.parent());
+        parents.chain([self.dir.as_path()]).collect()
+    }
+
     fn move_members(&self, method: Method) -> Result<(), PlacementError> {
         let mut gone = Vec::new();
         for planned in &self.moves {
@@ -128,9 +144,12 @@ impl Placement {
 
     /// Each directory once. The new names first: a crash in between may show two of a member, never none.
     fn sync(&self) -> Result<(), PlacementError> {
-        moves::sync_dir(&self.dir)?;
+        let targets = self.targets();
+        for dir in &targets {
+            moves::sync_dir(dir)?;
+        }
         let left: BTreeSet<&Path> = self.moves.iter().filter_map(|planned| planned.from.parent()).collect();
-        for dir in left.into_iter().filter(|dir| *dir != self.dir) {
+        for dir in left.difference(&targets) {
             match moves::sync_dir(dir) {
                 // An earlier run had moved all of them, and tidied up.
                 Err(e) if e.io().is_some_and(|source| source.kind() == io::ErrorKind::NotFound) => {}
@@ -151,7 +170,9 @@ impl Recorded<Placement> {
     /// Moves every member that has not arrived, and brings the moves to disk. Repeating it after a crash, or after
     /// success, is safe.
     pub fn carry_out(&self, method: Method) -> Result<(), PlacementError> {
-        create_dir(&self.dir)?;
+        for dir in self.targets() {
+            create_dir(dir)?;
+        }
         let moved = self.move_members(method);
         // Even where it went wrong halfway: what is recorded next tells where each member is.
         self.sync()?;

@@ -6,6 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{Claim, ConversionId};
 
+use super::alone;
 use super::deferred::Pending;
 use super::left;
 use super::outbox;
@@ -96,6 +97,7 @@ impl Ledger {
         if before.status.end.is_none() {
             record_outcome(&transaction, after)?;
         }
+        alone::record(&transaction, after)?;
         for source in change.left() {
             left::remember(&transaction, source)?;
         }

@@ -56,19 +56,6 @@ impl Ledger {
             .map_err(query("look for an earlier conversion"))
     }
 
-    /// Where the output lies of a file of this name that was converted since then.
-    pub fn finished_since(&self, filename: &str, since: Timestamp) -> Result<Option<String>> {
-        self.connection
-            .query_row(
-                "SELECT coalesce(output_path, '') FROM processed_files
-                 WHERE status = 'success' AND filename = ?1 AND processed_at >= ?2 ORDER BY processed_at DESC LIMIT 1",
-                params![filename, text_of(since)],
-                |row| row.get(0),
-            )
-            .optional()
-            .map_err(query("look for a finished conversion"))
-    }
-
     /// Texts compare as times here: both the original's and our own begin with year, month and day.
     pub(super) fn prune_processed(&self, now: Timestamp) -> Result<usize> {
         let Ok(limit) = now.checked_sub((PROCESSED_DAYS * 24).hours()) else { return Ok(0) };

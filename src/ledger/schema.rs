@@ -55,11 +55,23 @@ CREATE TABLE IF NOT EXISTS outbox (
     decided_at TEXT NOT NULL,
     not_before TEXT
 );
+CREATE TABLE IF NOT EXISTS alone (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    path TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns TEXT NOT NULL,
+    is_duplicate INTEGER NOT NULL,
+    ended_at TEXT NOT NULL,
+    output_path TEXT,
+    superseded_by TEXT
+);
+CREATE INDEX IF NOT EXISTS idx_alone_name ON alone(name);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
 
 /// Tables that came without a new version: an older program opens the database, and leaves them alone.
-const ADDED: [&str; 1] = ["outbox"];
+const ADDED: [&str; 2] = ["outbox", "alone"];
 
 /// A column that came without a new version: what an older program writes leaves it empty.
 const ADD_FINGERPRINT: &str = "ALTER TABLE processed_files ADD COLUMN fingerprint TEXT";

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::{ConversionStatus, End};
-use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Member, Reason};
+use crate::conversion::{Alone, CONTRACT_VERSION, Claim, ConversionId, Failure, Member, Reason};
 
 use crate::files::placement::Placement;
 use crate::stats::{JobStatus, NotificationTotals, Totals};
@@ -24,7 +24,7 @@ fn claim(name: &str, random: u32) -> Claim {
         queue_uid: String::new(),
         origin: String::new(),
         primary: name.to_owned(),
-        members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7 }],
+        members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7, alone: None }],
         claimed_at: at(1_000),
         complete_by: None,
         fingerprint: None,
@@ -492,19 +492,40 @@ fn the_writer_brings_deferred_changes_to_the_disk_by_itself() {
 }
 
 #[test]
-fn a_finished_conversion_is_known_by_its_name_for_a_while() {
+fn the_source_of_a_file_converted_alone_is_known_until_a_whole_is_made_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut ledger = open(&directory);
-    let claim = claim("disk.vmdk", 1);
-    ledger.claim(new(claim.clone())).unwrap();
+    let lone = claim("disk.vmdk", 1);
+    ledger.claim(new(lone.clone())).unwrap();
     let status = published(attempt(ConversionStatus::default(), Ok(()), 2_000), 2_003);
-    let change = ended(&claim, &status, "/out/disk");
-    ledger.update(&claim.id, &change).unwrap();
+    ledger.update(&lone.id, &ended(&lone, &status, "/out/disk")).unwrap();
     drop(ledger);
-    let ledger = open(&directory);
-    assert_eq!(ledger.finished_since("disk.vmdk", at(2_003)).unwrap().as_deref(), Some("/out/disk"));
-    assert_eq!(ledger.finished_since("disk.vmdk", at(2_004)).unwrap(), None);
-    assert_eq!(ledger.finished_since("other.vmdk", at(0)).unwrap(), None);
+    let mut ledger = open(&directory);
+    let found = ledger.alone("disk.vmdk", at(2_003), at(2_004)).unwrap();
+    let [source] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((&source.id, source.output_path.as_deref()), (&lone.id, Some("/out/disk")));
+    assert_eq!((source.size_bytes, source.mtime_ns, source.is_duplicate, source.is_recent), (4096, -5, false, false));
+    assert_eq!(ledger.alone("disk.vmdk", at(2_004), at(2_004)).unwrap(), []);
+    assert_eq!(ledger.alone("other.vmdk", at(0), at(0)).unwrap(), []);
+
+    let mut whole = claim("vm.ovf", 2);
+    let alone = Alone { id: lone.id, location: "disk.vmdk".to_owned(), output_path: source.output_path.clone() };
+    whole.members.push(Member { alone: Some(Box::new(alone)), ..claim("disk.vmdk", 1).members.remove(0) });
+    for (n, failed) in [(3, true), (4, false)] {
+        let whole = Claim { id: ConversionId::for_file("vm.ovf", n), ..whole.clone() };
+        ledger.claim(new(whole.clone())).unwrap();
+        let outcome = if failed { Err(Reason::Corrupt) } else { Ok(()) };
+        let status = attempt(ConversionStatus::default(), outcome, 2_010);
+        let status = if failed { status } else { published(status, 2_013) };
+        let change = ended(&whole, &status, "/out/vm");
+        let Change::Ended { placement, .. } = &change else { panic!() };
+        let target = placement.moves[1].to.clone();
+        ledger.update(&whole.id, &change).unwrap();
+        // A failed one leaves it for the next.
+        let found: Vec<_> = ledger.alone("disk.vmdk", at(0), at(0)).unwrap().into_iter().map(|s| s.path).collect();
+        assert_eq!(found, if failed { vec![target] } else { vec![] });
+    }
+    assert_eq!(ledger.totals().unwrap().superseded, 1);
 }
 
 fn announced(channel: &'static str, n: i64) -> NewNotification {

@@ -65,6 +65,7 @@ pub(super) fn count(
             End::Cancelled => totals.count_cancelled(),
             End::Succeeded => {
                 totals.count_success(&claim.primary, duration(claim, after));
+                totals.count_superseded(claim.superseded().count() as u64);
                 remember(connection, &finished(claim, after, JobStatus::Success))?;
             }
             End::Failed => {

@@ -158,7 +158,7 @@ pub enum ReturnTo {
 /// Chooses where the members of a whole claim go when it is given back. Record it, carry it out, then [`remove`].
 pub fn plan_return(paths: &Paths, claim: &Claim) -> Result<(Placement, ReturnTo), PlacementError> {
     let from = paths.claim_dir(&claim.id);
-    match Placement::original(claim, &from, &origin(paths, claim))? {
+    match Placement::exactly(claim, &from, &origin(paths, claim), |member| came_from(paths, claim, member))? {
         Some(placement) => Ok((placement, ReturnTo::Origin)),
         None => Ok((Placement::choose(claim, &from, &paths.errors())?, ReturnTo::Errors)),
     }
@@ -252,16 +252,24 @@ pub fn remove(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
     moves::sync_dir(&paths.processing()).map_err(|source| ClaimError::Directory { id: id.clone(), source })
 }
 
-/// The directory that the members came from.
+/// The directory that the members came from, but those that were converted alone before.
 #[must_use]
 pub fn origin(paths: &Paths, claim: &Claim) -> PathBuf {
     if claim.origin.is_empty() { paths.queue().to_owned() } else { paths.queue().join(&claim.origin) }
 }
 
+/// Where a member lay when it was claimed, and goes when it is given back.
+fn came_from(paths: &Paths, claim: &Claim, member: &Member) -> PathBuf {
+    match &member.alone {
+        Some(alone) => paths.queue().join(&alone.location),
+        None => origin(paths, claim).join(&member.name),
+    }
+}
+
 fn inward(paths: &Paths, claim: &Claim) -> Placement {
-    let (from, dir) = (origin(paths, claim), paths.claim_dir(&claim.id));
+    let dir = paths.claim_dir(&claim.id);
     let moves = claim.members.iter().map(|m| PlannedMove {
-        from: from.join(&m.name),
+        from: came_from(paths, claim, m),
         to: dir.join(&m.name),
         member: m.clone(),
     });
@@ -282,7 +290,9 @@ fn is_same(found: &fs::Metadata, member: &Member) -> bool {
 /// What makes a record no claim: we wrote none that is so.
 fn fault(claim: &Claim, id: &ConversionId) -> Option<String> {
     let names: std::collections::BTreeSet<_> = claim.members.iter().map(|m| m.name.as_str()).collect();
-    let is_below = Path::new(&claim.origin).components().all(|c| matches!(c, Component::Normal(_)));
+    let locations = claim.members.iter().filter_map(|m| m.alone.as_ref()).map(|alone| &alone.location);
+    let mut below = locations.chain([&claim.origin]).flat_map(|path| Path::new(path).components());
+    let is_below = below.all(|c| matches!(c, Component::Normal(_)));
     let is_date = claim.date.len() == 10 && claim.date.bytes().all(|b| b.is_ascii_digit() || b == b'-');
     let fault = if claim.id != *id {
         "its claim.json is another claim's"

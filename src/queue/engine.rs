@@ -11,7 +11,7 @@
 //!
 //! The engine blocks on the file system; whoever serves a socket does so on another thread and reads the snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -36,6 +36,7 @@ use crate::files::placement::PlacementError;
 use crate::files::store::StoreError;
 
 mod advance;
+mod alone;
 mod arrivals;
 mod claim;
 mod control;
@@ -178,6 +179,8 @@ pub struct Engine<E> {
     requests: Requests,
     digests: Digests,
     space: Space,
+    /// Conversions of single files whose ends a descriptor waits for.
+    awaited: BTreeSet<ConversionId>,
     conversions: BTreeMap<ConversionId, Conversion>,
     /// What is still to be claimed while draining; `None` while not draining, or where that is to be found out first.
     drain: Option<Drain>,
@@ -286,6 +289,7 @@ impl<E: Executor> Engine<E> {
             requests: Requests::default(),
             digests: Digests::default(),
             space: Space::default(),
+            awaited: BTreeSet::new(),
             conversions: BTreeMap::new(),
             drain,
             has_settled,

@@ -197,7 +197,7 @@ mod tests {
     use crate::conversion::Member;
 
     fn error_file(report: Option<&FailureReport>) -> ErrorFile {
-        let member = Member { name: "vm.vmdk".to_owned(), size_bytes: 3 << 19, mtime_ns: 0, inode: 1 };
+        let member = Member { name: "vm.vmdk".to_owned(), size_bytes: 3 << 19, mtime_ns: 0, inode: 1, alone: None };
         let claim = Claim {
             contract_version: 1,
             id: ConversionId::for_file("vm.vmdk", 1),

@@ -47,6 +47,8 @@ pub enum Step {
     EndNoted,
     /// They lie there.
     Disposed,
+    /// An output of a single member says that it is superseded.
+    Superseded,
     /// Everybody knows the end but the ledger.
     Reported,
     /// Nothing is left of the claim but its row.

@@ -42,7 +42,7 @@ pub fn look(parked: &Placement) -> Parked {
             .into_iter()
             .filter_map(|path| fs::symlink_metadata(path).ok().map(|found| Entry::of(&planned.member.name, &found)))
             .collect();
-        if found.iter().any(|entry| entry.member() == planned.member) {
+        if found.iter().any(|entry| entry.stamp() == planned.member.stamp()) {
             continue;
         }
         let name = planned.member.name.clone();

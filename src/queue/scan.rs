@@ -57,6 +57,7 @@ impl Entry {
             size_bytes: self.size,
             mtime_ns: self.mtime_ns,
             inode: self.inode,
+            alone: None,
         }
     }
 

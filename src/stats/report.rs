@@ -43,6 +43,10 @@ pub struct StatsReport {
     pub draining: bool,
     pub stopping: bool,
     pub version: String,
+    /// Outputs of single files that turned out to be members of what was converted later.
+    pub total_superseded: u64,
+    /// Entries of the queue directory that are never taken.
+    pub ignored: u64,
     /// In the file only: when it was written.
     #[serde(with = "whole_seconds::option", skip_serializing_if = "Option::is_none")]
     pub last_updated: Option<Timestamp>,
@@ -98,6 +102,8 @@ impl Snapshot {
             draining: self.run_state == RunState::Draining,
             stopping: self.run_state == RunState::Stopped,
             version: self.version.clone(),
+            total_superseded: self.totals.superseded,
+            ignored: self.ignored,
             last_updated: None,
         }
     }

@@ -22,6 +22,8 @@ fn busy() -> Snapshot {
     snapshot.totals.count_retry();
     snapshot.totals.count_duplicate();
     snapshot.totals.count_cancelled();
+    snapshot.totals.count_superseded(2);
+    snapshot.ignored = 3;
     let failed = JobStats::started("b.VMDK", 1_572_864, 3, at(100)).ended(
         JobStatus::Failed,
         Some("grain table beyond the end".to_owned()),
@@ -71,6 +73,8 @@ fn stats_json_has_the_keys_its_readers_know() {
             "draining": false,
             "stopping": false,
             "version": "1.2.3",
+            "total_superseded": 2,
+            "ignored": 3,
             "last_updated": "2026-01-17T22:10:00Z",
         })
     );

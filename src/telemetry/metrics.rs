@@ -64,6 +64,8 @@ fn outcomes(registry: &mut Registry, snapshot: &Snapshot) {
     registry.register("conversions_by_type", "Conversions that ended, by file type and outcome", by_type);
 
     registry.register("retries", "Attempts after the first that were scheduled", ConstCounter::new(totals.retried));
+    let help = "Outputs of single files that turned out to be members of what was converted later";
+    registry.register("superseded_outputs", help, ConstCounter::new(totals.superseded));
     #[expect(clippy::cast_precision_loss, reason = "exact up to 285,000 years")]
     let seconds = totals.all.succeeded_ms as f64 / 1000.0;
     registry.register("conversion_seconds", "Time that successful conversions took", ConstCounter::new(seconds));
@@ -83,6 +85,7 @@ fn present(registry: &mut Registry, snapshot: &Snapshot) {
     gauge(registry, "active_conversions", "Attempts that run now", snapshot.active_jobs());
     gauge(registry, "settling_files", "Files seen that are not stable yet", snapshot.settling);
     gauge(registry, "retrying_conversions", "Conversions that wait for their next attempt", snapshot.retrying);
+    gauge(registry, "ignored_files", "Entries of the queue directory that are never taken", snapshot.ignored);
 
     let states = Family::<Labels, Gauge>::default();
     for state in [RunState::Running, RunState::Paused, RunState::Draining, RunState::Stopped] {

@@ -117,6 +117,7 @@ pub(super) fn copy<E: From<Failure>>(
         disks,
         side_files: Vec::new(),
         warnings: source.warnings.clone(),
+        superseded_by: None,
     };
     Ok((source, report))
 }

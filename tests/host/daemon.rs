@@ -5,6 +5,7 @@ mod arrival;
 mod ending;
 mod files;
 mod groups;
+mod members;
 mod retrying;
 mod settings;
 mod socket;

@@ -28,6 +28,7 @@ fn metadata(hardware: Option<Hardware>, disks: &[(&str, OutputFormat)]) -> Metad
         hardware,
         side_files: Vec::new(),
         warnings: Vec::new(),
+        superseded_by: None,
     }
 }
 

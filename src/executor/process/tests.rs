@@ -61,7 +61,7 @@ impl Bench {
             queue_uid: String::new(),
             origin: String::new(),
             primary: name.to_owned(),
-            members: vec![Member { name: name.to_owned(), size_bytes: 1, mtime_ns: 0, inode: 1 }],
+            members: vec![Member { name: name.to_owned(), size_bytes: 1, mtime_ns: 0, inode: 1, alone: None }],
             claimed_at: Timestamp::UNIX_EPOCH,
             complete_by: None,
             fingerprint: None,

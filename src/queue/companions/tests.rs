@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Artifacts of several files, in every order of arrival.
 
+use super::named::references;
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(3600);
@@ -28,7 +29,8 @@ struct Queue(BTreeMap<Name, File>);
 impl Queue {
     fn with(mut self, name: &str, is_stable: bool, required: &[&str], optional: &[&str]) -> Self {
         let references = References { required: texts(required), optional: texts(optional), ..References::default() };
-        let file = File { is_stable, first_sight: s(100), last_change: s(100), references: references.into() };
+        let file =
+            File { is_stable, size: 1000, first_sight: s(100), last_change: s(100), references: references.into() };
         self.0.insert(name.into(), file);
         self
     }
@@ -42,10 +44,14 @@ impl Queue {
     }
 
     fn verdicts_at(&self, now: u64) -> Vec<Verdict> {
-        self.verdicts_with(|_| None, now)
+        self.verdicts_with(|_, _| None, now)
     }
 
-    fn verdicts_with(&self, elsewhere: impl Fn(&str) -> Option<Elsewhere>, now: u64) -> Vec<Verdict> {
+    fn verdicts_with(
+        &self,
+        elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>,
+        now: u64,
+    ) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         group(&self.0, elsewhere, s(now), TIMEOUT, |verdict| verdicts.push(verdict));
         verdicts
@@ -57,7 +63,7 @@ impl Queue {
 }
 
 fn ready(members: &[&str]) -> Verdict {
-    Verdict::Ready { primary: members[0].into(), members: names(members) }
+    Verdict::Ready { primary: members[0].into(), members: names(members), taken_back: Vec::new() }
 }
 
 fn settling(primary: &str, unsettled: &[&str]) -> Verdict {
@@ -140,7 +146,7 @@ fn each_arrival_gives_the_missing_ones_new_time() {
 #[test]
 fn a_disk_that_was_taken_alone_is_recalled_when_its_ovf_comes() {
     let queue = Queue::default().with("vm.ovf", false, &["a.vmdk", "b.vmdk"], &[]).stable("b.vmdk");
-    let elsewhere = |name: &str| (name == "a.vmdk").then(|| Elsewhere::Alone(id("a-1")));
+    let elsewhere = |name: &str, _| (name == "a.vmdk").then(|| Elsewhere::Alone(id("a-1")));
     let recall = Verdict::Recall { primary: "vm.ovf".into(), member: "a.vmdk".to_owned(), id: id("a-1") };
     // Known as soon as the OVF can be read: the sooner, the less is done in vain.
     assert_eq!(queue.verdicts_with(elsewhere, 110), [recall.clone(), settling("vm.ovf", &["vm.ovf"])]);
@@ -148,23 +154,143 @@ fn a_disk_that_was_taken_alone_is_recalled_when_its_ovf_comes() {
     assert_eq!(queue.verdicts_with(elsewhere, 9999), [recall]);
 }
 
-#[test]
-fn a_disk_already_converted_alone_fails_its_ovf_with_a_message_that_says_so() {
-    let queue = Queue::default().with("vm.ovf", true, &["a.vmdk"], &[]);
-    let verdicts = queue.verdicts_with(|_| Some(Elsewhere::Finished("into /out/a".to_owned())), 110);
-    let [Verdict::Incomplete { members, failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
-    assert_eq!(*members, names(&["vm.ovf"]));
-    assert_eq!(failure.message, "vm.ovf: a.vmdk arrived first and was already converted by itself, into /out/a");
+/// The source of an ended conversion.
+fn ended(name: &str) -> TakenBack {
+    let kind = scan::Kind::Regular;
+    let entry = Entry { name: name.into(), kind, size: 1000, mtime_ns: 0, ctime_ns: 0, inode: 1, device: 1 };
+    let location = format!(".processed/2026-01-17/{name}");
+    TakenBack { entry, alone: Alone { id: id("a-1"), location, output_path: Some("/out/a".to_owned()) } }
 }
 
 #[test]
-fn of_two_descriptors_that_name_one_disk_the_first_has_it() {
+fn a_disk_that_was_converted_alone_is_taken_back_when_all_else_is_there() {
+    let elsewhere = |name: &str, _| (name == "a.vmdk").then(|| Elsewhere::Ended(Box::new(ended(name))));
+    let queue = Queue::default().with("vm.ovf", true, &["a.vmdk", "b.vmdk"], &[]);
+    assert_eq!(queue.verdicts_with(elsewhere, 110), [waiting("vm.ovf", &["b.vmdk"])]);
+    let queue = queue.growing("b.vmdk");
+    assert_eq!(queue.verdicts_with(elsewhere, 110), [settling("vm.ovf", &["b.vmdk"])]);
+    let queue = queue.stable("b.vmdk");
+    let (primary, members) = ("vm.ovf".into(), names(&["vm.ovf", "b.vmdk"]));
+    let whole = Verdict::Ready { primary, members, taken_back: vec![ended("a.vmdk")] };
+    assert_eq!(queue.verdicts_with(elsewhere, 110), [whole]);
+    // One that is about to end is waited for, however long.
+    assert_eq!(queue.verdicts_with(|_, _| Some(Elsewhere::Ending), 9999), []);
+}
+
+#[test]
+fn a_disk_that_was_converted_alone_and_is_gone_fails_its_ovf_unless_it_comes_again() {
+    let queue = Queue::default().with("vm.ovf", true, &["a.vmdk"], &[]);
+    let elsewhere = |_: &str, _| Some(Elsewhere::Lost("a.vmdk is gone".to_owned()));
+    let until = s(115);
+    assert_eq!(
+        queue.verdicts_with(elsewhere, 110),
+        [Verdict::Waiting { primary: "vm.ovf".into(), missing: vec![], until }]
+    );
+    let verdicts = queue.verdicts_with(elsewhere, 115);
+    let [Verdict::Incomplete { members, failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
+    assert_eq!(*members, names(&["vm.ovf"]));
+    assert_eq!(failure.message, "vm.ovf: a.vmdk is gone");
+}
+
+/// Says what size the descriptor states of a file.
+fn stating(mut queue: Queue, descriptor: &str, sizes: &[(&str, StatedSize)]) -> Queue {
+    let file = queue.0.get_mut(descriptor).unwrap();
+    let sizes = sizes.iter().map(|(name, size)| ((*name).to_owned(), *size)).collect();
+    file.references = References { sizes, ..file.references.as_ref().clone() }.into();
+    queue
+}
+
+fn sized(mut queue: Queue, name: &str, size: u64) -> Queue {
+    queue.0.get_mut(name).unwrap().size = size;
+    queue
+}
+
+#[test]
+fn a_file_of_another_size_is_no_member_and_the_message_says_so() {
+    let exactly = [("d.vmdk", StatedSize::Exactly(5_678))];
+    let ovf = |size| {
+        let queue = stating(Queue::default().with("vm.ovf", true, &["d.vmdk"], &[]), "vm.ovf", &exactly);
+        sized(queue.stable("d.vmdk"), "d.vmdk", size)
+    };
+    // An upload may go on where less is there; more belongs to another machine.
+    assert_eq!(ovf(1_234).verdicts(), [waiting("vm.ovf", &["d.vmdk"])]);
+    assert_eq!(ovf(5_679).verdicts(), [ready(&["d.vmdk"]), waiting("vm.ovf", &["d.vmdk"])]);
+    assert_eq!(ovf(5_678).verdicts(), [ready(&["vm.ovf", "d.vmdk"])]);
+    let verdicts = ovf(1_234).verdicts_at(3700);
+    let [Verdict::Incomplete { members, failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
+    assert_eq!(*members, names(&["vm.ovf"]));
+    assert_eq!(
+        failure.message,
+        "vm.ovf: d.vmdk is there with 1,234 bytes, vm.ovf says 5,678: it belongs to another machine or is incomplete"
+    );
+    // It still grows.
+    let growing = sized(ovf(0).growing("d.vmdk"), "d.vmdk", 5_000);
+    assert_eq!(growing.verdicts(), [settling("vm.ovf", &["d.vmdk"])]);
+    // Another one, which was converted meanwhile.
+    let without = stating(Queue::default().with("vm.ovf", true, &["d.vmdk"], &[]), "vm.ovf", &exactly);
+    let verdicts = without.verdicts_with(|_, _| Some(Elsewhere::Another(9_999)), 3700);
+    let [Verdict::Incomplete { failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
+    assert_eq!(
+        failure.message,
+        "vm.ovf: d.vmdk (one of 9,999 bytes was converted by itself, 5,678 are stated) did not come within 3600 s"
+    );
+}
+
+#[test]
+fn a_flat_extent_may_be_longer_than_its_descriptor_says_but_not_shorter() {
+    let least = [("d-flat.vmdk", StatedSize::AtLeast(1024))];
+    let disk = |size| {
+        let queue = stating(Queue::default().with("d.vmdk", true, &["d-flat.vmdk"], &[]), "d.vmdk", &least);
+        sized(queue.stable("d-flat.vmdk"), "d-flat.vmdk", size)
+    };
+    assert_eq!(disk(1024).verdicts(), [ready(&["d.vmdk", "d-flat.vmdk"])]);
+    assert_eq!(disk(2048).verdicts(), [ready(&["d.vmdk", "d-flat.vmdk"])]);
+    assert_eq!(disk(512).verdicts(), [waiting("d.vmdk", &["d-flat.vmdk"])]);
+}
+
+#[test]
+fn of_two_descriptors_that_name_one_disk_the_one_whose_size_it_has_gets_it() {
+    let both = || {
+        let queue = Queue::default().with("a.ovf", true, &["d.vmdk"], &[]).with("b.ovf", true, &["d.vmdk"], &[]);
+        stating(queue, "b.ovf", &[("d.vmdk", StatedSize::Exactly(1000))]).stable("d.vmdk")
+    };
+    // One states nothing, the other its very size.
+    assert_eq!(both().verdicts(), [waiting("a.ovf", &["d.vmdk"]), ready(&["b.ovf", "d.vmdk"])]);
+    let verdicts = both().verdicts_at(3700);
+    let Verdict::Incomplete { failure, .. } = &verdicts[0] else { panic!("{verdicts:?}") };
+    assert_eq!(failure.message, "a.ovf: d.vmdk (which belongs to b.ovf) did not come within 3600 s");
+    let queue = stating(both(), "a.ovf", &[("d.vmdk", StatedSize::Exactly(1000))]);
+    let queue = stating(queue, "b.ovf", &[("d.vmdk", StatedSize::Exactly(999))]);
+    assert_eq!(queue.verdicts(), [ready(&["a.ovf", "d.vmdk"]), waiting("b.ovf", &["d.vmdk"])]);
+}
+
+#[test]
+fn a_disk_that_fits_two_descriptors_equally_fails_both_and_names_them() {
     let queue =
         Queue::default().with("a.ovf", true, &["d.vmdk"], &[]).with("b.ovf", true, &["d.vmdk"], &[]).stable("d.vmdk");
-    assert_eq!(queue.verdicts(), [ready(&["a.ovf", "d.vmdk"]), waiting("b.ovf", &["d.vmdk"])]);
-    let verdicts = queue.verdicts_at(3700);
-    let Verdict::Incomplete { failure, .. } = &verdicts[1] else { panic!("{verdicts:?}") };
-    assert_eq!(failure.message, "b.ovf: d.vmdk (which belongs to a.ovf) did not come within 3600 s");
+    let verdicts = queue.verdicts();
+    let failed = |verdict: &Verdict| match verdict {
+        Verdict::Incomplete { members, failure, .. } => (members.clone(), failure.message.clone()),
+        other => panic!("{other:?}"),
+    };
+    let (one, other) = (failed(&verdicts[0]), failed(&verdicts[1]));
+    // It goes with the one that is claimed first, so that nobody takes it for a machine of its own.
+    assert_eq!((one.0, other.0), (names(&["a.ovf", "d.vmdk"]), names(&["b.ovf", "d.vmdk"])));
+    let why = "d.vmdk is named by a.ovf and b.ovf and fits them equally, so nobody can tell whose it is: drop the files \
+               of one machine when those of the other are converted";
+    assert_eq!((one.1, other.1), (format!("a.ovf: {why}"), format!("b.ovf: {why}")));
+    // While any of them still arrives, nothing is decided.
+    let arriving = Queue(queue.0.clone()).growing("d.vmdk");
+    assert_eq!(arriving.verdicts(), [settling("a.ovf", &["d.vmdk"]), settling("b.ovf", &["d.vmdk"])]);
+    let queue = queue.with("b.ovf", false, &["d.vmdk"], &[]);
+    assert_eq!(queue.verdicts(), [settling("a.ovf", &["b.ovf"]), settling("b.ovf", &["b.ovf"])]);
+}
+
+#[test]
+fn what_two_descriptors_may_have_goes_to_the_first() {
+    let queue =
+        Queue::default().with("a.ovf", true, &[], &["x.iso"]).with("b.ovf", true, &[], &["x.iso"]).stable("x.iso");
+    assert_eq!(queue.verdicts(), [ready(&["a.ovf", "x.iso"]), ready(&["b.ovf"])]);
 }
 
 #[test]

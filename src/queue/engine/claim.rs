@@ -1,47 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Taking artifacts out of the directory: checked against what was seen before, recorded, claimed.
 
+use jiff::Timestamp;
 use std::collections::HashSet;
-use std::time::Duration;
-
-use jiff::{SignedDuration, Timestamp};
 
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, advance};
-use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Reason, chain};
+use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Member, Reason, chain};
 use crate::executor::{Executor, Submission};
 use crate::ledger::{Change, ClaimState, Content, ConversionRow, NewConversion};
 use crate::queue::claim::{self, Taken};
-use crate::queue::companions::Elsewhere;
 use crate::queue::failpoint::{self, Step};
+use crate::queue::scan::Entry;
 
 use super::duplicates::Verdict;
 use super::intake::Artifact;
 use super::{CLAIMED_AHEAD, Conversion, Engine, PAUSE, Result};
 
 impl<E: Executor> Engine<E> {
-    pub(super) fn group(&mut self, now: Duration) {
-        let conversions = &self.conversions;
-        let timeout = self.settings.companion_timeout;
-        let since = self.wall() - SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX);
-        let elsewhere = |name: &str| {
-            if let Some(alone) = conversions.values().find(|c| is_alone(c, name)) {
-                let (id, status) = (&alone.row.id, &alone.row.status);
-                if status.converted.is_some() {
-                    return Some(Elsewhere::Finished(format!("as {id}")));
-                }
-                if status.end.is_none() {
-                    return Some(Elsewhere::Alone(id.clone()));
-                }
-            }
-            let asked = name.to_owned();
-            let found = self.ledger.wait(move |ledger| ledger.finished_since(&asked, since));
-            let output = found.inspect_err(|error| tracing::warn!(error = %chain(error), "cannot look for {name}"));
-            output.ok().flatten().map(|output| Elsewhere::Finished(format!("into {output}")))
-        };
-        self.intake.group(elsewhere, now);
-    }
-
     /// Calls members back that a descriptor names which came after them.
     pub(super) async fn recall(&mut self) {
         for recall in self.intake.recalls() {
@@ -105,7 +81,7 @@ impl<E: Executor> Engine<E> {
     fn is_being_claimed(&self, artifact: &Artifact) -> bool {
         let moving = |c: &&Conversion| matches!(c.row.state, ClaimState::Claimed | ClaimState::Returning { .. });
         let mut members = self.conversions.values().filter(moving).flat_map(|c| &c.row.claim.members);
-        members.any(|member| artifact.members.iter().any(|other| other.inode == member.inode))
+        members.any(|member| artifact.entries().any(|other| other.inode == member.inode))
     }
 
     /// `false` where it is not its turn yet.
@@ -175,7 +151,7 @@ impl<E: Executor> Engine<E> {
             queue_uid: self.settings.home.queue_uid().to_owned(),
             origin: String::new(),
             primary: artifact.primary.as_ref().to_owned(),
-            members: artifact.members.iter().map(crate::queue::scan::Entry::member).collect(),
+            members: members_of(artifact),
             claimed_at: now,
             complete_by: artifact.complete_by,
             fingerprint: content.fingerprint.clone(),
@@ -206,7 +182,10 @@ impl<E: Executor> Engine<E> {
         let row = conversion.row.clone();
         let status = initial_status(&row, conversion.rejected.as_ref(), &self.settings.policy, self.wall());
         match claim::resume(&self.settings.paths, &row.claim, self.settings.method)? {
-            Taken::Whole => failpoint::reach(&self.settings.paths, Step::MembersTaken),
+            Taken::Whole => {
+                failpoint::reach(&self.settings.paths, Step::MembersTaken);
+                self.remove_reports_of_taken_back(&row.claim)?;
+            }
             Taken::Reversed { changed } => {
                 tracing::info!(conversion = %id, ?changed, "files changed while they were claimed; they settle anew");
                 self.forget_row(id).await?;
@@ -240,6 +219,17 @@ impl<E: Executor> Engine<E> {
     }
 }
 
+/// The primary first, the others in the order of their names.
+fn members_of(artifact: &Artifact) -> Vec<Member> {
+    let taken_back = artifact
+        .taken_back
+        .iter()
+        .map(|taken| Member { alone: Some(Box::new(taken.alone.clone())), ..taken.entry.member() });
+    let mut members: Vec<Member> = artifact.members.iter().map(Entry::member).chain(taken_back).collect();
+    members.sort_by(|a, b| (a.name != *artifact.primary, &a.name).cmp(&(b.name != *artifact.primary, &b.name)));
+    members
+}
+
 /// What is known of a conversion before any attempt.
 fn initial_status(
     row: &ConversionRow,
@@ -253,8 +243,4 @@ fn initial_status(
         (None, None) => return row.status.clone(),
     };
     advance(row.status.clone(), observation, policy, now).0
-}
-
-fn is_alone(conversion: &Conversion, name: &str) -> bool {
-    matches!(conversion.row.claim.members.as_slice(), [only] if only.name == name)
 }

@@ -166,6 +166,10 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn carry_end(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let Some(placement) = row.placement() else { return self.drop_conversion(id).await };
+        if row.status.end == Some(End::Succeeded) {
+            // Whoever finds the source archived finds it said.
+            self.mark_superseded(&row)?;
+        }
         let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Disposed);
         match (row.status.end, arrival) {
@@ -198,7 +202,11 @@ impl<E: Executor> Engine<E> {
         claim::remove(&self.settings.paths, id)?;
         failpoint::reach(&self.settings.paths, Step::Tidied);
         self.executor.forget(id).await?;
-        self.forget_row(id).await
+        self.forget_row(id).await?;
+        if self.awaited.remove(id) {
+            self.intake.regroup();
+        }
+        Ok(())
     }
 
     /// Carries a placement out, choosing again where a name was taken meanwhile.

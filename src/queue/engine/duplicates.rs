@@ -77,11 +77,10 @@ impl Digests {
             return Some(digest);
         }
         if self.under_way.len() < limit && self.under_way.insert(state.clone()) {
-            let names = names(artifact);
-            let (sender, directory) = (self.sender.clone(), directory.to_owned());
+            let (sender, files) = (self.sender.clone(), files(directory, artifact));
             world.beside(move || {
-                let digest = digest(&directory, &names)
-                    .inspect_err(|error| tracing::warn!(%error, ?names, "cannot hash for deduplication"))
+                let digest = digest(&files)
+                    .inspect_err(|error| tracing::warn!(%error, ?files, "cannot hash for deduplication"))
                     .map_or(Hashed::Unreadable, Hashed::Digest);
                 // The engine has ended: nobody asks any more.
                 let _ = sender.send((state, digest));
@@ -113,7 +112,7 @@ impl<E: Executor> Engine<E> {
             // Hashed again when its like has ended: rare, and cheaper than keeping digests of what may be gone.
             return Ok(Verdict::Later);
         }
-        let fingerprint = sampled(self.settings.paths.queue(), &names(artifact))
+        let fingerprint = fingerprint::of(files(self.settings.paths.queue(), artifact).iter().map(|path| open(path)))
             .inspect_err(|error| tracing::warn!(%error, file = %artifact.primary, "cannot sample for deduplication"))
             .ok();
         let content = Content { md5, fingerprint };
@@ -141,29 +140,29 @@ fn describe(found: &ProcessedFile) -> String {
     }
 }
 
-/// The members' names in their order.
-fn names(artifact: &Artifact) -> Vec<PathBuf> {
-    let mut names: Vec<PathBuf> = artifact.members.iter().map(|m| PathBuf::from(m.name.as_ref())).collect();
-    names.sort();
-    names
+/// The members, wherever they lie, in the order of their names.
+fn files(queue: &Path, artifact: &Artifact) -> Vec<PathBuf> {
+    let waiting = artifact.members.iter().map(|member| (member.name.as_ref(), queue.join(member.name.as_ref())));
+    let taken_back = artifact.taken_back.iter();
+    let taken_back = taken_back.map(|taken| (taken.entry.name.as_ref(), queue.join(&taken.alone.location)));
+    let mut files: Vec<(&str, PathBuf)> = waiting.chain(taken_back).collect();
+    files.sort();
+    files.into_iter().map(|(_, path)| path).collect()
 }
 
-/// The fingerprint of these files of a directory.
-fn sampled(directory: &Path, names: &[PathBuf]) -> io::Result<String> {
+fn open(path: &Path) -> io::Result<File> {
+    let directory = path.parent().unwrap_or(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let opened = store::open_dir(directory).map_err(io::Error::other)?;
-    let open =
-        |name: &PathBuf| store::open_untrusted(&opened, directory, &name.to_string_lossy()).map_err(io::Error::other);
-    fingerprint::of(names.iter().map(open))
+    store::open_untrusted(&opened, directory, &name).map_err(io::Error::other)
 }
 
 /// MD5 over the files in this order, as lower-case hex: a fingerprint that users know, nothing for security.
-fn digest(directory: &Path, names: &[PathBuf]) -> io::Result<String> {
-    let opened = store::open_dir(directory).map_err(io::Error::other)?;
+fn digest(files: &[PathBuf]) -> io::Result<String> {
     let mut hash = Md5::new();
     let mut buffer = vec![0; CHUNK];
-    for name in names {
-        let name = name.to_string_lossy();
-        let mut file: File = store::open_untrusted(&opened, directory, &name).map_err(io::Error::other)?;
+    for path in files {
+        let mut file = open(path)?;
         loop {
             match file.read(&mut buffer)? {
                 0 => break,

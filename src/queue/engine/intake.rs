@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::conversion::{ConversionId, Failure, Member, Stamp, Witness};
-use crate::disk::descriptor::References;
+use crate::disk::descriptor::{References, StatedSize};
 use crate::ledger::LeftSource;
 use crate::queue::arrival::{Arrival, Patience};
-use crate::queue::companions::{self, Elsewhere, File, Verdict};
+use crate::queue::companions::{self, Elsewhere, File, TakenBack, Verdict};
 use crate::queue::scan::{self, Entry, Name, Refusal, Refused, Role};
 use crate::queue::settle::{Event, Settling};
 use crate::queue::writers::Writers;
@@ -34,6 +34,8 @@ pub(super) struct Artifact {
     pub primary: Name,
     /// The primary first.
     pub members: Vec<Entry>,
+    /// Further members, which were converted by themselves before.
+    pub taken_back: Vec<TakenBack>,
     /// Why it fails without an attempt.
     pub failure: Option<Failure>,
     /// The weakest of what told that its members are complete; absent where nobody asked.
@@ -43,12 +45,17 @@ pub(super) struct Artifact {
 impl Artifact {
     /// Sum of its members' sizes.
     pub(super) fn size_bytes(&self) -> u64 {
-        self.members.iter().map(|member| member.size).sum()
+        self.entries().map(|member| member.size).sum()
+    }
+
+    /// All its members, wherever they lie.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.members.iter().chain(self.taken_back.iter().map(|taken| &taken.entry))
     }
 
     /// This very state of these very files.
     pub(super) fn state(&self) -> State {
-        self.members.iter().map(|member| (member.name.clone(), member.stamp())).collect()
+        self.entries().map(|member| (member.name.clone(), member.stamp())).collect()
     }
 }
 
@@ -60,6 +67,7 @@ struct Ready {
     primary: Name,
     /// The other members.
     companions: Vec<Name>,
+    taken_back: Vec<TakenBack>,
     failure: Option<Box<Failure>>,
 }
 
@@ -173,7 +181,7 @@ impl Intake {
     }
 
     /// Makes the groups again where something changed. `elsewhere` tells of members that aren't in the directory.
-    pub(super) fn group(&mut self, elsewhere: impl Fn(&str) -> Option<Elsewhere>, now: Duration) {
+    pub(super) fn group(&mut self, elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>, now: Duration) {
         let due = self.next_group.is_some_and(|at| at <= now);
         if !(self.is_dirty && now >= self.last_group + REGROUP || due) {
             return;
@@ -207,11 +215,12 @@ impl Intake {
 
     /// The artifact of [`Intake::primary_at`].
     pub(super) fn ready_at(&self, index: usize) -> Option<Artifact> {
-        let Ready { primary, companions, failure } = self.ready.get(index)?;
+        let Ready { primary, companions, taken_back, failure } = self.ready.get(index)?;
         let names = std::iter::once(primary).chain(companions);
         let members: Vec<_> = names.filter_map(|name| self.entries.get(name)).map(|seen| seen.entry.clone()).collect();
         let complete_by = members.iter().filter_map(|member| self.arrivals.witness(&member.name)).max();
-        Some(Artifact { primary: primary.clone(), members, failure: failure.as_deref().cloned(), complete_by })
+        let (primary, taken_back) = (primary.clone(), taken_back.clone());
+        Some(Artifact { primary, members, taken_back, failure: failure.as_deref().cloned(), complete_by })
     }
 
     /// Conversions that are to give their member back.
@@ -397,7 +406,8 @@ impl Intake {
                 _ => self.no_references.clone(),
             };
             let first_sight = self.settling.first_sight(name).unwrap_or_default();
-            files.insert(name.clone(), File { is_stable, first_sight, last_change, references });
+            let size = entry.size;
+            files.insert(name.clone(), File { is_stable, size, first_sight, last_change, references });
         }
         self.report_refused(empty);
         files
@@ -405,8 +415,10 @@ impl Intake {
 
     fn take_in(&mut self, verdict: Verdict) {
         match verdict {
-            Verdict::Ready { primary, members } => self.add_ready(primary, members, None),
-            Verdict::Incomplete { primary, members, failure } => self.add_ready(primary, members, Some(failure)),
+            Verdict::Ready { primary, members, taken_back } => self.add_ready(primary, members, taken_back, None),
+            Verdict::Incomplete { primary, members, failure } => {
+                self.add_ready(primary, members, Vec::new(), Some(failure));
+            }
             Verdict::Waiting { until, .. } => {
                 self.next_group = Some(self.next_group.map_or(until, |at| at.min(until)));
             }
@@ -415,14 +427,20 @@ impl Intake {
         }
     }
 
-    fn add_ready(&mut self, primary: Name, mut members: Vec<Name>, failure: Option<Failure>) {
+    fn add_ready(
+        &mut self,
+        primary: Name,
+        mut members: Vec<Name>,
+        taken_back: Vec<TakenBack>,
+        failure: Option<Failure>,
+    ) {
         let Some(seen) = self.entries.get_mut(&primary) else { return };
         if !std::mem::replace(&mut seen.is_announced, true) {
             tracing::info!("📥 New file queued: {primary}");
         }
         members.retain(|name| *name != primary);
         members.shrink_to_fit();
-        self.ready.push(Ready { primary, companions: members, failure: failure.map(Box::new) });
+        self.ready.push(Ready { primary, companions: members, taken_back, failure: failure.map(Box::new) });
     }
 
     fn report_refused(&mut self, refused: Vec<Refused>) {
@@ -488,7 +506,7 @@ mod tests {
         for n in 2..5 {
             assert_eq!((intake.unsettled(), intake.ready().len()), (1, 0));
             intake.look(n * second);
-            intake.group(|_| None, n * second);
+            intake.group(|_, _| None, n * second);
         }
         assert_eq!(intake.ready().map(AsRef::as_ref).collect::<Vec<&str>>(), ["vm.raw"]);
     }

@@ -138,7 +138,9 @@ impl<E: Executor> Engine<E> {
         let row = self.record_claim(claim, None, None).await?;
         self.conversions.insert(request.id.clone(), Conversion::new(row));
         if origin.is_empty() {
-            self.intake.claimed(&Artifact { primary: primary.into(), members, failure: None, complete_by: None });
+            let primary = primary.into();
+            let artifact = Artifact { primary, members, taken_back: Vec::new(), failure: None, complete_by: None };
+            self.intake.claimed(&artifact);
         }
         if let Err(error) = self.advance_one(&request.id).await {
             self.note_error(&request.id, &error);

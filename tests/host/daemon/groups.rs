@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Cursor;
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
-use crate::support::daemon::{EACH_SECOND, SOON, Site, disk};
+use crate::support::daemon::{EACH_SECOND, Site, disk};
 use crate::support::{ova, vmdk};
 
 const EXTENT: usize = 64 << 10;
@@ -62,14 +62,14 @@ fn members_of_a_claim_are_gone_from_the_queue_while_it_runs() {
 }
 
 /// A streamOptimized disk of one grain, filled with this byte.
-fn stream_optimized(byte: u8) -> Vec<u8> {
+pub(super) fn stream_optimized(byte: u8) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
     let grain = |number| (number == 0).then(|| vec![byte; usize::try_from(vmdk::GRAIN).unwrap()]);
     vmdk::Sparse::stream_optimized(vmdk::GRAIN * 2).write(&mut file, grain).unwrap();
     file.into_inner()
 }
 
-const CAPACITY: u64 = vmdk::GRAIN * 2;
+pub(super) const CAPACITY: u64 = vmdk::GRAIN * 2;
 
 #[test]
 fn an_ova_with_two_disks_is_one_conversion() {
@@ -88,8 +88,7 @@ fn an_ova_with_two_disks_is_one_conversion() {
 
 #[test]
 fn an_ovf_and_its_two_disks_are_one_conversion_in_every_order_of_arrival() {
-    // A disk that comes before its OVF is converted by itself once it is stable, and recalled when the OVF comes.
-    // This test is about files that come within the three seconds, as those of one copy do.
+    // Within the three seconds, as the files of one copy do; `members` has them further apart.
     let members = ["vm.ovf", "vm-1.vmdk", "vm-2.vmdk"];
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         let site = Site::new("");
@@ -121,24 +120,7 @@ fn a_disk_that_runs_already_is_recalled_when_its_ovf_comes() {
     assert_eq!(daemon.stats()["total_cancelled"], 0);
 }
 
-#[test]
-fn an_ovf_whose_disk_was_converted_alone_fails_and_says_so_also_after_a_restart() {
-    let site = Site::new("");
-    let mut daemon = site.start();
-    site.drop_file("vm-1.vmdk", &stream_optimized(1));
-    daemon.until("the disk is converted", || site.archived() == ["vm-1.vmdk"]);
-    daemon.signal(Signal::TERM);
-    assert!(daemon.end_within(SOON).success());
-    let daemon = site.start();
-    site.drop_file("vm.ovf", ova::ovf(&[("vm-1.vmdk", CAPACITY)]).as_bytes());
-    daemon.until("its report is there", || site.queue().join(".errors/vm.ovf.error.json").exists());
-    let report = site.error_file("vm.ovf");
-    assert_eq!(report["reason"], "MissingMember", "{report}");
-    let error = report["error"].as_str().unwrap();
-    assert!(error.contains("vm-1.vmdk arrived first and was already converted by itself, into "), "{error}");
-}
-
-fn names(names: &[&str]) -> Vec<String> {
+pub(super) fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 

@@ -18,6 +18,8 @@ enum Case {
     Alone,
     /// A descriptor and its extent.
     Group,
+    /// A descriptor whose extent was converted alone before.
+    TakenBack,
     /// Nothing that can be converted.
     Broken,
     /// Its first attempt fails and is tried again.
@@ -42,6 +44,7 @@ impl Case {
         let end = [Step::EndNoted, Step::Disposed, Step::Reported, Step::Tidied];
         match self {
             Self::Alone | Self::Group => [&claim[..], &publication, &end].concat(),
+            Self::TakenBack => [&claim[..], &publication, &end, &[Step::Superseded]].concat(),
             Self::Broken => end.to_vec(),
             Self::Retried => vec![Step::ParkNoted, Step::Parked, Step::TakenBack],
             Self::Returned => vec![Step::ReturnNoted, Step::Returned, Step::Reported, Step::Tidied],
@@ -52,7 +55,7 @@ impl Case {
         match self {
             Self::Retried => Some(("HYPER2KVM_TEST_FAIL", "SourceIO:1")),
             Self::Returned => Some(("HYPER2KVM_TEST_FAIL", "SourceChanged")),
-            Self::Alone | Self::Group | Self::Broken => None,
+            Self::Alone | Self::Group | Self::TakenBack | Self::Broken => None,
         }
     }
 
@@ -66,6 +69,14 @@ impl Case {
                 site.drop_file("vm-flat.vmdk", &disk(1));
                 site.drop_file("vm.vmdk", super::kill::flat_descriptor("vm-flat.vmdk", 128).as_bytes());
                 vec!["vm-flat.vmdk", "vm.vmdk"]
+            }
+            Self::TakenBack => {
+                site.drop_file("part.raw", &disk(1));
+                let mut daemon = site.start();
+                daemon.until("the part is converted", || has_ended(site, 1));
+                end(&mut daemon);
+                site.drop_file("vm.vmdk", super::kill::flat_descriptor("part.raw", 128).as_bytes());
+                vec!["part.raw", "vm.vmdk"]
             }
             Self::Alone | Self::Retried | Self::Returned => {
                 site.drop_file("vm.raw", &disk(1));
@@ -86,9 +97,9 @@ fn survives(case: Case, step: Step) {
     let site = Site::new("out_format: raw\nretry_policy: {max_retries: 3, retry_delay: 1, backoff_multiplier: 1}");
     let order = site.output().join(".daemon").join(ORDER_FILE);
     fs::create_dir_all(order.parent().unwrap()).unwrap();
-    fs::write(&order, format!("{step:?}")).unwrap();
     let mut sources = case.drop_into(&site);
     sources.sort_unstable();
+    fs::write(&order, format!("{step:?}")).unwrap();
     let mut daemon = site.spawn(case.fault().as_slice());
     let ended = daemon.end_within(SOON);
     assert_eq!(ended.signal(), Some(Signal::ABORT.as_raw()), "{case:?} {step:?}: {ended}\n{}", daemon.log());
@@ -101,10 +112,13 @@ fn survives(case: Case, step: Step) {
     end(&mut daemon);
     let here = format!("{case:?} {step:?}: {stats}\n{}", daemon.log());
     let is_broken = case == Case::Broken;
+    let is_taken_back = case == Case::TakenBack;
     let retries = u64::from(case == Case::Retried);
     assert_eq!(
         counted,
-        [u64::from(!is_broken), u64::from(is_broken), retries, 0].map(serde_json::Value::from).each_ref(),
+        [u64::from(!is_broken) + u64::from(is_taken_back), u64::from(is_broken), retries, 0]
+            .map(serde_json::Value::from)
+            .each_ref(),
         "{here}"
     );
     let (archived, in_errors, published) = (site.archived(), site.in_errors(), site.published());
@@ -117,11 +131,20 @@ fn survives(case: Case, step: Step) {
     }
     assert_eq!(
         (archived, in_errors, published),
-        (sources.iter().map(|&n| n.to_owned()).collect(), vec![], vec!["vm".to_owned()]),
+        (
+            sources.iter().map(|&n| n.to_owned()).collect(),
+            vec![],
+            ["part", "vm"].into_iter().filter(|name| is_taken_back || *name == "vm").map(str::to_owned).collect()
+        ),
         "{here}"
     );
     let days = site.names("output");
     let day = days.iter().find(|name| !name.starts_with('.')).unwrap();
+    if is_taken_back {
+        let metadata = fs::read_to_string(site.output().join(day).join("part/metadata.json")).unwrap();
+        assert!(metadata.contains("\"supersededBy\""), "{metadata} {here}");
+        assert_eq!(stats["total_superseded"], 1, "{here}");
+    }
     assert_eq!(site.names(&format!("output/{day}/vm")), ["metadata.json", "vm.raw"], "{here}");
     assert!(fs::read(site.output().join(day).join("vm/vm.raw")).unwrap() == disk(1), "{here}");
 }
@@ -133,7 +156,7 @@ fn end(daemon: &mut Daemon<'_>) {
 
 #[test]
 fn a_daemon_that_dies_between_any_two_steps_is_followed_by_one_that_finishes() {
-    let cases = [Case::Alone, Case::Group, Case::Broken, Case::Retried, Case::Returned];
+    let cases = [Case::Alone, Case::Group, Case::TakenBack, Case::Broken, Case::Retried, Case::Returned];
     let all: Vec<(Case, Step)> =
         cases.into_iter().flat_map(|case| case.steps().into_iter().map(move |step| (case, step))).collect();
     let tried: BTreeSet<String> = all.iter().map(|(_, step)| format!("{step:?}")).collect();

@@ -149,7 +149,7 @@ impl<'a> Play<'a> {
                     self.volume.note(format!("the power was cut: {keeps:?}"));
                 }
                 self.site.check_places(false)?;
-                self.site.check_published()?;
+                self.site.check_published(false)?;
             } else {
                 self.world.borrow_mut().engine_died();
             }
@@ -340,6 +340,7 @@ impl<'a> Play<'a> {
             Act::Drop => self.site.drop_file(),
             Act::DropGroup => self.site.drop_group(),
             Act::DropAgain => self.site.drop_again(),
+            Act::DropLate => self.site.drop_late(),
             Act::Rename => self.site.rename(),
             Act::Grow => self.site.grow(),
             Act::Chmod => self.site.chmod(),

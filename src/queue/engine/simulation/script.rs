@@ -17,6 +17,8 @@ pub(super) enum Act {
     DropGroup,
     /// A file of a name that was dropped before.
     DropAgain,
+    /// A descriptor of a file that was dropped before.
+    DropLate,
     /// Somebody renames, lengthens, touches, closes or removes a file that waits in the queue.
     Rename,
     Grow,
@@ -106,7 +108,7 @@ fn drop_of(random: &mut Random) -> Act {
 }
 
 fn act(random: &mut Random, is_cluster: bool) -> Act {
-    match random.below(20) {
+    match random.below(22) {
         0..=2 => drop_of(random),
         3 => Act::DropAgain,
         4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Remove]),
@@ -120,6 +122,7 @@ fn act(random: &mut Random, is_cluster: bool) -> Act {
         11 => Act::Die,
         12..=15 => Act::DieIn(1 + random.below(60)),
         16 => Act::Cut(random.pick(&[Keeps::Prefix, Keeps::Any])),
+        20 | 21 => Act::DropLate,
         _ => Act::CutIn(1 + random.below(60), random.pick(&[Keeps::Prefix, Keeps::Any])),
     }
 }

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where the sources of single files ended: an OVF that comes later may name one, and takes it back.
+
+use std::path::PathBuf;
+
+use jiff::{Timestamp, ToSpan as _};
+use rusqlite::{Connection, params};
+
+use crate::conversion::ConversionId;
+use crate::conversion::status::End;
+use crate::files::placement::PlannedMove;
+
+use super::processed::text_of;
+use super::rows::{ClaimState, ConversionRow};
+use super::{Ledger, PROCESSED_DAYS, Result, from_sql, query, to_sql};
+
+/// The source of an ended conversion of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AloneSource {
+    pub id: ConversionId,
+    /// Where it was left.
+    pub path: PathBuf,
+    /// Directory of its output, where it has one.
+    pub output_path: Option<String>,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Modification time, nanoseconds since the epoch.
+    pub mtime_ns: i128,
+    /// Whether it was skipped as a duplicate.
+    pub is_duplicate: bool,
+    /// Whether it ended no longer ago than asked.
+    pub is_recent: bool,
+}
+
+impl Ledger {
+    /// Sources of this base name whose conversions ended since `since`, and of which no later artifact was made; the
+    /// last one first. Those since `recent` are marked so.
+    pub fn alone(&self, name: &str, since: Timestamp, recent: Timestamp) -> Result<Vec<AloneSource>> {
+        let reading = || query("look for sources converted alone");
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, ended_at >= ?3 FROM alone
+                 WHERE name = ?1 AND ended_at >= ?2 AND superseded_by IS NULL ORDER BY ended_at DESC, rowid DESC",
+            )
+            .map_err(reading())?;
+        let found = statement.query_map(params![name, text_of(since), text_of(recent)], |row| {
+            let (id, path, mtime): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(4)?);
+            // Written by us: an id that is none is nobody's.
+            let Ok(id) = id.parse::<ConversionId>() else { return Ok(None) };
+            Ok(Some(AloneSource {
+                id,
+                path: path.into(),
+                output_path: row.get(2)?,
+                size_bytes: from_sql(row.get(3)?),
+                mtime_ns: mtime.parse().unwrap_or_default(),
+                is_duplicate: row.get(5)?,
+                is_recent: row.get(6)?,
+            }))
+        });
+        let found: Vec<Option<AloneSource>> = found.and_then(Iterator::collect).map_err(reading())?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    pub(super) fn prune_alone(&self, now: Timestamp) -> Result<usize> {
+        let Ok(limit) = now.checked_sub((PROCESSED_DAYS * 24).hours()) else { return Ok(0) };
+        self.connection
+            .execute("DELETE FROM alone WHERE ended_at < ?1", [text_of(limit)])
+            .map_err(query("remove aged rows"))
+    }
+}
+
+/// Records where the source of a single file goes when its conversion has ended, and what became of those that a later
+/// artifact took back. The caller holds the transaction that records the end.
+pub(super) fn record(connection: &Connection, row: &ConversionRow) -> Result<()> {
+    let (ClaimState::Terminal { placement }, Some(end)) = (&row.state, row.status.end) else { return Ok(()) };
+    if let [only] = placement.moves.as_slice() {
+        insert(connection, row, only, end == End::Duplicate)?;
+    }
+    let is_made = matches!(end, End::Succeeded | End::Duplicate);
+    let made = if is_made { row.output_path.as_ref().or(row.duplicate_of.as_ref()) } else { None };
+    for planned in &placement.moves {
+        let Some(alone) = &planned.member.alone else { continue };
+        connection
+            .execute(
+                "UPDATE alone SET path = ?2, superseded_by = ?3 WHERE id = ?1",
+                params![alone.id.as_str(), planned.to.to_string_lossy(), made],
+            )
+            .map_err(query("record a source that was taken back"))?;
+    }
+    Ok(())
+}
+
+fn insert(connection: &Connection, row: &ConversionRow, only: &PlannedMove, is_duplicate: bool) -> Result<()> {
+    let ended_at = row.status.completion_time.unwrap_or(row.claim.claimed_at);
+    connection
+        .execute(
+            "INSERT INTO alone(id, name, path, size, mtime_ns, is_duplicate, ended_at, output_path)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT(id) DO UPDATE SET path = ?3",
+            params![
+                row.id.as_str(),
+                only.member.name,
+                only.to.to_string_lossy(),
+                to_sql(only.member.size_bytes),
+                only.member.mtime_ns.to_string(),
+                is_duplicate,
+                text_of(ended_at),
+                row.output_path,
+            ],
+        )
+        .map(|_| ())
+        .map_err(query("record where a source ended"))
+}

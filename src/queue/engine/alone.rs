@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Files that were converted by themselves before the OVF came that names them: where they are, and what becomes of
+//! their outputs.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::conversion::contract::METADATA_FILE;
+use crate::conversion::{Alone, Claim, ConversionId, Metadata, chain};
+use crate::disk::descriptor::StatedSize;
+use crate::executor::Executor;
+use crate::files::paths::Paths;
+use crate::files::store::{self, StoreError};
+use crate::ledger::{self, AloneSource, ConversionRow};
+use crate::queue::companions::{Elsewhere, TakenBack};
+use crate::queue::failpoint::{self, Step};
+use crate::queue::scan::{self, Kind};
+use crate::queue::{error_file, publish};
+
+use super::{Conversion, Engine, Result};
+
+/// How long a source is known by its name and the size that a descriptor states. Longer than the upload of a machine
+/// takes; not for ever, because disks that aren't compressed have the same size in many machines.
+const KNOWN_BY_SIZE: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+impl<E: Executor> Engine<E> {
+    pub(super) fn group(&mut self, now: Duration) {
+        let search = Search {
+            paths: &self.settings.paths,
+            ledger: &self.ledger,
+            since: self.wall() - KNOWN_BY_SIZE,
+            recent: self.wall() - SignedDuration::try_from(self.settings.companion_timeout).unwrap_or(KNOWN_BY_SIZE),
+        };
+        let (conversions, awaited) = (&self.conversions, RefCell::new(BTreeSet::new()));
+        let elsewhere = |name: &str, stated: Option<StatedSize>| {
+            if let Some(conversion) = conversions.values().find(|c| is_alone(c, name, stated)) {
+                awaited.borrow_mut().insert(conversion.row.id.clone());
+                let status = &conversion.row.status;
+                let is_ending = status.converted.is_some() || status.end.is_some();
+                return Some(if is_ending { Elsewhere::Ending } else { Elsewhere::Alone(conversion.row.id.clone()) });
+            }
+            search.look(name, stated)
+        };
+        self.intake.group(elsewhere, now);
+        self.awaited.append(&mut awaited.into_inner());
+    }
+
+    /// Removes what was said of members that lay in `.errors/` by themselves.
+    pub(super) fn remove_reports_of_taken_back(&self, claim: &Claim) -> Result<()> {
+        let paths = &self.settings.paths;
+        for alone in claim.members.iter().filter_map(|member| member.alone.as_ref()) {
+            let path = paths.queue().join(&alone.location);
+            if path.starts_with(paths.errors()) {
+                error_file::remove(&path, &paths.errors())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says in the outputs of single members that the whole replaces them. Nothing is removed.
+    pub(super) fn mark_superseded(&self, row: &ConversionRow) -> Result<()> {
+        let Some(whole) = &row.output_path else { return Ok(()) };
+        for alone in row.claim.superseded() {
+            let Some(output) = &alone.output_path else { continue };
+            match mark(Path::new(output), &alone.id, whole) {
+                Ok(true) => tracing::info!(conversion = %row.id, "{output} is superseded by {whole}"),
+                Ok(false) => {}
+                Err(StoreError::Write { path, source }) if is_lasting(&source) => {
+                    tracing::warn!(path = %path.display(), error = %source, "cannot mark {output} as superseded");
+                }
+                Err(error) => return Err(error.into()),
+            }
+            failpoint::reach(&self.settings.paths, Step::Superseded);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the conversion has this file as its only member.
+fn is_alone(conversion: &Conversion, name: &str, stated: Option<StatedSize>) -> bool {
+    matches!(conversion.row.claim.members.as_slice(), [only] if only.name == name && fits(only.size_bytes, stated))
+}
+
+fn fits(size: u64, stated: Option<StatedSize>) -> bool {
+    match stated {
+        None => true,
+        Some(StatedSize::Exactly(bytes)) => size == bytes,
+        Some(StatedSize::AtLeast(bytes)) => size >= bytes,
+    }
+}
+
+/// Looks for ended conversions of single files.
+struct Search<'a> {
+    paths: &'a Paths,
+    ledger: &'a ledger::Writer,
+    since: Timestamp,
+    recent: Timestamp,
+}
+
+impl Search<'_> {
+    fn look(&self, name: &str, stated: Option<StatedSize>) -> Option<Elsewhere> {
+        let (asked, since, recent) = (name.to_owned(), self.since, self.recent);
+        let found = self.ledger.wait(move |ledger| ledger.alone(&asked, since, recent));
+        let found = found.inspect_err(|error| tracing::warn!(error = %chain(error), "cannot look for {name}")).ok()?;
+        let is_proved = |source: &AloneSource| stated.is_some_and(|stated| source.size_bytes == stated.bytes());
+        let (fitting, others): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .filter(|source| source.is_recent || is_proved(source))
+            .partition(|source| fits(source.size_bytes, stated));
+        let Some(last) = fitting.first() else {
+            return others.first().map(|source| Elsewhere::Another(source.size_bytes));
+        };
+        let mut there: Vec<(&AloneSource, TakenBack)> =
+            fitting.iter().filter_map(|source| Some((source, self.taken_back(name, source)?))).collect();
+        // Duplicates have the content of the one before them.
+        if there.iter().filter(|(source, _)| !source.is_duplicate).count() <= 1 {
+            there.truncate(1);
+        }
+        match there.as_slice() {
+            [] => Some(Elsewhere::Lost(describe_gone(name, last))),
+            [(_, only)] => Some(Elsewhere::Ended(Box::new(only.clone()))),
+            [(_, one), (_, other), ..] => Some(Elsewhere::Lost(format!(
+                "{name} was converted by itself more than once, and {} and {} fit equally: move the one that belongs to it \
+                 into the queue directory as {name}",
+                one.alone.location, other.alone.location
+            ))),
+        }
+    }
+
+    /// The source, if it still lies where it was left and as it was.
+    fn taken_back(&self, name: &str, source: &AloneSource) -> Option<TakenBack> {
+        let location = source.path.strip_prefix(self.paths.queue()).ok()?.to_str()?.to_owned();
+        let (directory, file) = (source.path.parent()?, source.path.file_name()?.to_str()?);
+        let found = scan::look(directory, file).ok().flatten()?;
+        let is_it = found.kind == Kind::Regular && (found.size, found.mtime_ns) == (source.size_bytes, source.mtime_ns);
+        let alone = Alone { id: source.id.clone(), location, output_path: source.output_path.clone() };
+        is_it.then(|| TakenBack { entry: scan::Entry { name: name.into(), ..found }, alone })
+    }
+}
+
+fn describe_gone(name: &str, source: &AloneSource) -> String {
+    let output = source.output_path.as_ref().map(|output| format!(", into {output}")).unwrap_or_default();
+    format!(
+        "{name} arrived first and was already converted by itself{output}, and its source {} is gone or was changed: copy \
+         {name} into the queue directory again",
+        source.path.display()
+    )
+}
+
+/// Writes into the metadata.json of the directory `output`, which conversion `id` published, that `whole` replaces it.
+/// `false` where it is gone or says so already.
+fn mark(output: &Path, id: &ConversionId, whole: &str) -> std::result::Result<bool, StoreError> {
+    let Some(metadata) = publish::read_published(output, id) else { return Ok(false) };
+    if metadata.superseded_by.as_deref() == Some(whole) {
+        return Ok(false);
+    }
+    let marked = Metadata { superseded_by: Some(whole.to_owned()), ..metadata };
+    store::write_json(&output.join(METADATA_FILE), &marked)?;
+    Ok(true)
+}
+
+/// Whether writing there will not go better next time.
+fn is_lasting(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotFound
+    )
+}
