@@ -19,10 +19,9 @@
 //! | conditions `Ready`, `WatcherAvailable` | ✓ | |
 //! | conditions `StorageReady`, `NotificationsReady`, `Drained` | | ✓ |
 //!
-//! Three fields have two writers, because both may end a conversion: the controller by an attempt that failed for
-//! good, the watcher by publishing, by cancelling or as a duplicate. That is sound because
-//! - both compute them by [`crate::conversion::lifecycle::advance`] from the status that they read, and send its
-//! resource
+//! Three fields have two writers, because both may end a conversion: the controller by an attempt that failed for good,
+//! the watcher by publishing, by cancelling or as a duplicate. That is sound because
+//! - both compute them by [`crate::conversion::lifecycle::advance`] from the status that they read, and send its resource
 //!   version: a writer that decided on an older status is refused, reads again and decides anew;
 //! - a status that has ended never changes again, so a later writer applies the same values;
 //! - the watcher applies them only together with the end.
