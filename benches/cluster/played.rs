@@ -22,7 +22,7 @@ use crate::{line, processor_time, resident};
 /// Requests under way at a time.
 const AT_ONCE: usize = 32;
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A namespace with one queue, and a place on this machine that is its volume.
 struct Stage {
@@ -97,7 +97,7 @@ impl Stage {
             if wanted(&queue) {
                 return Ok(());
             }
-            ensure!(since.elapsed() < PATIENCE, "not {what}: {:#?}", queue.status);
+            ensure!(since.elapsed() < DEADLINE, "not {what}: {:#?}", queue.status);
             // Seldom, since each look is work for the API server that is measured.
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -139,7 +139,7 @@ pub(crate) async fn memory(finished: usize) -> Result<()> {
     let controller = stage.controller();
     let since = Instant::now();
     while !controller.is_ready() || stage.api::<Job>().list(&ListParams::default()).await?.items.len() < ACTIVE {
-        ensure!(since.elapsed() < PATIENCE, "{}", controller.process.said());
+        ensure!(since.elapsed() < DEADLINE, "{}", controller.process.said());
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     println!(
@@ -184,7 +184,7 @@ pub(crate) async fn many(artifacts: usize) -> Result<()> {
     let player = tokio::spawn(play(stage.api(), stage.path("output")));
     let since = Instant::now();
     while !controller.is_ready() {
-        ensure!(since.elapsed() < PATIENCE, "{}", controller.process.said());
+        ensure!(since.elapsed() < DEADLINE, "{}", controller.process.said());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let uploads = Instant::now();

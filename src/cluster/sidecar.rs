@@ -25,12 +25,12 @@ use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::stats::{self, Snapshot, Totals};
 
-use handler::Control;
+use handler::QueueControl;
 
 /// Where stats.json lies below the output.
 const STATS: &str = ".daemon/stats.json";
 /// How often the snapshot is polled: one `open` and `read` of some hundred bytes in memory.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const SNAPSHOT_POLL: Duration = Duration::from_millis(250);
 /// Greatest age of stats.json.
 const STATS_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -38,19 +38,19 @@ const STATS_INTERVAL: Duration = Duration::from_secs(60);
 pub async fn run(client: Client, identity: Identity, shutdown: CancellationToken) {
     let (publish, snapshots) = watch::channel(None);
     let mut sidecar = Sidecar {
-        control: Control::new(client, &identity, snapshots),
+        control: QueueControl::new(client, &identity, snapshots),
         identity,
         publish,
         served: None,
         written: None,
         problem: None,
     };
-    let mut looks = interval(LOOK_INTERVAL);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut polls = interval(SNAPSHOT_POLL);
+    polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            _ = looks.tick() => sidecar.look().await,
+            _ = polls.tick() => sidecar.poll().await,
         }
     }
     sidecar.write_stats();
@@ -59,7 +59,7 @@ pub async fn run(client: Client, identity: Identity, shutdown: CancellationToken
 
 struct Sidecar {
     identity: Identity,
-    control: Control,
+    control: QueueControl,
     publish: watch::Sender<Option<WatcherSnapshot>>,
     served: Option<Served>,
     /// When stats.json was written last, and the content whose change is written at once.
@@ -75,7 +75,7 @@ struct Served {
 }
 
 impl Sidecar {
-    async fn look(&mut self) {
+    async fn poll(&mut self) {
         match WatcherSnapshot::read(&self.identity.run_dir) {
             Ok(Some(found)) => {
                 self.publish.send_if_modified(|known| {

@@ -14,7 +14,7 @@ use crate::files::store::{self, StoreError};
 pub const STALL_AFTER: Duration = Duration::from_secs(600);
 
 /// How often progress is looked at: the worker writes it at most so often.
-pub const LOOK: Duration = Duration::from_secs(1);
+pub const PROGRESS_POLL: Duration = Duration::from_secs(1);
 
 /// Largest progress file that is read.
 const MAX_PROGRESS: usize = 4 << 10;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::harness::{Cluster, run};
 
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A process, ended with its test.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Process {
     pub(crate) fn until(&self, what: &str, wanted: impl Fn() -> bool) {
         let since = Instant::now();
         while !wanted() {
-            assert!(since.elapsed() < PATIENCE, "not {what}: {}", self.said());
+            assert!(since.elapsed() < DEADLINE, "not {what}: {}", self.said());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -66,7 +66,7 @@ impl Process {
             if let Some(status) = self.child.try_wait().expect("a child of ours") {
                 return status.code();
             }
-            assert!(since.elapsed() < PATIENCE, "it goes on: {}", self.said());
+            assert!(since.elapsed() < DEADLINE, "it goes on: {}", self.said());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -21,7 +21,7 @@ use crate::cluster::containers::{is_worker, worker_is_over};
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
 use crate::conversion::ConversionId;
-use crate::executor::progress::LOOK;
+use crate::executor::progress::PROGRESS_POLL;
 use crate::executor::{Error, Submission, Update};
 use crate::files::Paths;
 
@@ -122,7 +122,7 @@ impl ClusterExecutor {
         if filled.0.is_err() || filled.1.is_err() {
             return Err(WatchEnded);
         }
-        let mut tick = interval(LOOK);
+        let mut tick = interval(PROGRESS_POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             client,

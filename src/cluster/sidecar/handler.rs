@@ -25,14 +25,14 @@ const OBEY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Answers for one queue.
 #[derive(Clone)]
-pub(super) struct Control {
+pub(super) struct QueueControl {
     api: Api<HyperConversion>,
     queue: String,
     uid: String,
     snapshots: watch::Receiver<Option<WatcherSnapshot>>,
 }
 
-impl Control {
+impl QueueControl {
     pub(super) fn new(
         client: Client,
         identity: &Identity,
@@ -75,7 +75,7 @@ pub(super) fn intent(queue: &str, uid: &str, run_state: RunState) -> Value {
     })
 }
 
-impl Handler for Control {
+impl Handler for QueueControl {
     async fn handle(&self, command: Command) -> Reply {
         if let Some(run_state) = command.run_state() {
             if let Err(message) = self.ask_for(run_state).await {

@@ -94,7 +94,7 @@ async fn socket_and_statistics_exist_only_while_the_watcher_holds_its_locks() {
     let stage = Stage::open(false);
     stage.tell(false, |_| {});
     // Several polls, of which nothing must come.
-    sleep(LOOK_INTERVAL * 3).await;
+    sleep(SNAPSHOT_POLL * 3).await;
     assert!(!stage.socket().exists() && !stage.stats().exists());
 
     stage.tell(true, |_| {});

@@ -18,7 +18,7 @@ use crate::conversion::verdict::{Exit, clean};
 use crate::conversion::{
     Attempt, CONTRACT_VERSION, ConversionId, Failure, FailureReport, Progress, TerminationMessage,
 };
-use crate::executor::progress::{self, LOOK, Seen};
+use crate::executor::progress::{self, PROGRESS_POLL, Seen};
 use crate::files::{store, waste};
 
 use super::outcome::{KillCause, MAX_TEXT, Remains, judge};
@@ -96,7 +96,7 @@ pub(super) async fn watch(
     let log = tokio::spawn(read_tail(stderr));
     let (exit, cause) = wait(&spec, &mut child, &mut kill_causes, &events).await;
     // A grandchild that keeps the pipe open must not delay the report.
-    let log = tokio::time::timeout(LOOK, log).await.ok().and_then(Result::ok).unwrap_or_default();
+    let log = tokio::time::timeout(PROGRESS_POLL, log).await.ok().and_then(Result::ok).unwrap_or_default();
     let (id, attempt) = (spec.id.clone(), spec.attempt);
     let oom_killed = oom_kills() > memory_kills;
     let collected = tokio::task::spawn_blocking(move || {
@@ -125,7 +125,7 @@ async fn wait(
     kill_causes: &mut mpsc::Receiver<KillCause>,
     events: &mpsc::UnboundedSender<ChildEvent>,
 ) -> (Exit, Option<KillCause>) {
-    let mut look = interval(LOOK);
+    let mut look = interval(PROGRESS_POLL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = Seen::nothing(Instant::now());
     let mut cause = None;

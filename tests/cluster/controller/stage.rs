@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use crate::harness::{Cluster, Namespace, Need};
 
 /// Longest wait for anything: a busy machine is slow, a broken one is stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One test's part of the cluster.
 pub(crate) struct Stage {
@@ -121,7 +121,7 @@ impl Stage {
             + 'static,
     {
         let waited =
-            timeout(PATIENCE, await_condition(self.api::<K>(), name, |object: Option<&K>| object.is_some_and(&holds)));
+            timeout(DEADLINE, await_condition(self.api::<K>(), name, |object: Option<&K>| object.is_some_and(&holds)));
         if let Ok(object) = waited.await {
             return object.unwrap().expect("the condition asks for it");
         }
@@ -142,7 +142,7 @@ impl Stage {
         let Some(object) = self.api::<K>().get_opt(name).await.unwrap() else { return };
         let uid = object.uid().unwrap();
         let deleted = conditions::is_deleted(&uid);
-        timeout(PATIENCE, await_condition(self.api::<K>(), name, deleted)).await.expect("it goes").unwrap();
+        timeout(DEADLINE, await_condition(self.api::<K>(), name, deleted)).await.expect("it goes").unwrap();
     }
 
     /// A queue whose workers no node takes: the tests set the status of their pods.
@@ -207,7 +207,7 @@ impl Stage {
     /// Name of the pod that the Job controller made for a Job.
     pub(crate) async fn pod_of(&self, job: &str) -> String {
         let params = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
-        timeout(PATIENCE, async {
+        timeout(DEADLINE, async {
             loop {
                 if let Some(pod) = self.api::<Pod>().list(&params).await.unwrap().items.pop() {
                     return pod.name_any();
@@ -223,7 +223,7 @@ impl Stage {
     /// seconds.
     pub(crate) async fn first_event(&self, object: &str, reason: &str, words: &str) -> Timestamp {
         let params = ListParams::default().fields(&format!("involvedObject.name={object},reason={reason}"));
-        timeout(PATIENCE, async {
+        timeout(DEADLINE, async {
             loop {
                 let events = self.api::<Event>().list(&params).await.unwrap().items;
                 let told = events.into_iter().find(|event| event.message.as_ref().is_some_and(|m| m.contains(words)));
@@ -299,12 +299,12 @@ impl Stage {
                 }
             }
         };
-        timeout(PATIENCE, there).await.unwrap_or_else(|_| panic!("{} does not come", path.display()))
+        timeout(DEADLINE, there).await.unwrap_or_else(|_| panic!("{} does not come", path.display()))
     }
 
     /// All conversions, once `wanted` is true of them.
     pub(crate) async fn conversions_once(&self, wanted: impl Fn(&[ConversionJob]) -> bool) -> Vec<ConversionJob> {
-        timeout(PATIENCE, async {
+        timeout(DEADLINE, async {
             loop {
                 let all = self.api::<ConversionJob>().list(&ListParams::default()).await.unwrap().items;
                 if wanted(&all) {

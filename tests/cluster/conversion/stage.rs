@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use crate::harness::{Cluster, Namespace, Need, in_tree, run};
 
 /// Deadline for anything, on a machine that is busy with other tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 
 /// The image's user and its group.
 const IMAGE_USER: u32 = 65532;
@@ -332,7 +332,7 @@ impl Queue {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
         let mut last = None;
-        let seen = timeout(PATIENCE, async {
+        let seen = timeout(DEADLINE, async {
             loop {
                 let object = self.api::<K>().get_opt(name).await.unwrap();
                 if let Some(mut object) = object {
@@ -351,7 +351,7 @@ impl Queue {
 
     /// Waits until `wanted` is true of the volume.
     pub(crate) async fn eventually(&self, what: &str, wanted: impl Fn() -> bool) {
-        let seen = timeout(PATIENCE, async {
+        let seen = timeout(DEADLINE, async {
             while !wanted() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -393,7 +393,7 @@ impl Queue {
         what: &str,
         wanted: impl Fn(&ConversionJob) -> bool,
     ) -> ConversionJob {
-        let made = timeout(PATIENCE, async {
+        let made = timeout(DEADLINE, async {
             loop {
                 let mut of_source = self.conversions().await;
                 of_source.retain(|conversion| conversion.spec.source.path == source && wanted(conversion));
@@ -444,7 +444,7 @@ impl Queue {
 
     /// Waits until the API server answers.
     pub(crate) async fn reachable(&self) {
-        let asked = timeout(PATIENCE, async {
+        let asked = timeout(DEADLINE, async {
             while self.api::<Pod>().list(&ListParams::default().limit(1)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use super::*;
 
 /// Far more than a copy of a few MiB takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Whether the copy ends, and by a panic.
 fn ends_by_panicking(image: Image, options: CopyOptions) -> bool {
@@ -22,7 +22,7 @@ fn ends_by_panicking(image: Image, options: CopyOptions) -> bool {
         let copy = || copy(&image, &file, "out", &options, &CopyControl::default());
         sender.send(catch_unwind(AssertUnwindSafe(copy)).is_err())
     });
-    receiver.recv_timeout(PATIENCE).unwrap_or(false)
+    receiver.recv_timeout(DEADLINE).unwrap_or(false)
 }
 
 /// `bytes` as a region that panics at a read of a length that is `fatal`.
