@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The digest of an output.
 
-use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -10,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::Error;
 use super::control::CopyControl;
+use crate::conversion::hex;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -40,9 +40,5 @@ pub fn digest(file: &File, name: &str, size: u64, control: &CopyControl) -> Resu
         at += wanted;
     }
     let _ = fadvise(file, 0, None, Advice::DontNeed);
-    let mut hex = String::with_capacity(64);
-    for byte in digest.finalize() {
-        write!(hex, "{byte:02x}").expect("a string takes every write");
-    }
-    Ok(hex)
+    Ok(hex(digest.finalize()))
 }

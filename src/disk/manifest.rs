@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use super::descriptor::shown;
 use super::{Error, Region};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, hex};
 
 /// Longest manifest that is read, in bytes: 128 lines of SHA512 have 50 KiB.
 pub const MAX_BYTES: usize = 64 << 10;
@@ -242,14 +242,6 @@ impl Hasher {
             Running::Sha512(hasher) => hasher.finalize().to_vec(),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes every write");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt as _;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::conversion::hex;
+
 /// Bytes of a sampled block.
 const BLOCK: usize = 4 << 10;
 
@@ -34,7 +36,7 @@ pub fn of(files: impl IntoIterator<Item = io::Result<File>>) -> io::Result<Strin
             hash.update(&block[..read]);
         }
     }
-    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()[..16]))
 }
 
 /// Offsets of the blocks that are sampled, rising; blocks of a small file are all of it.

@@ -4,6 +4,7 @@
 use sha2::{Digest, Sha256};
 
 use crate::conversion::contract::NAME_MAX;
+use crate::conversion::hex;
 
 const ERROR_SUFFIX: &str = ".error.json";
 
@@ -62,8 +63,7 @@ pub fn temporary(name: &str) -> String {
 }
 
 fn fingerprint(name: &str) -> String {
-    let digest = Sha256::digest(name.as_bytes());
-    format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
+    hex(&Sha256::digest(name.as_bytes())[..4])
 }
 
 /// The longest beginning of `text` of at most `bytes` that splits no character.

@@ -14,7 +14,6 @@
 //! watcher touches, and is not sent again. A line `{"error":…}` may stand in place of any other.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek as _, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,6 +30,7 @@ use super::paths::is_plain_name;
 use super::space::told_free;
 use super::store::{self, StoreError};
 use crate::conversion::contract::{NAME_MAX, PART, UNFINISHED};
+use crate::conversion::hex;
 
 /// Longest line that either side reads, in bytes.
 pub const MAX_LINE: u64 = 16 << 10;
@@ -228,7 +228,7 @@ impl<'a> Part<'a> {
             written.map_err(|source| TransferError::Write { path: path.clone(), source })?;
             done += read as u64;
         }
-        Ok(hex(hasher))
+        Ok(hex(hasher.finalize()))
     }
 
     fn commit(&self) -> Result<(), TransferError> {
@@ -273,7 +273,7 @@ pub fn send(directory: &Path, path: &str, offset: u64, output: &mut impl Write) 
         output.write_all(&buffer[..read]).map_err(TransferError::Stream)?;
         left -= read as u64;
     }
-    Line::Sha256(hex(hasher)).write(output).map_err(TransferError::Stream)
+    Line::Sha256(hex(hasher.finalize())).write(output).map_err(TransferError::Stream)
 }
 
 /// Opens a regular file below `directory`, one component after the other, without following symlinks.
@@ -344,13 +344,4 @@ fn read_some(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
             read => return read,
         }
     }
-}
-
-/// The digest in lower-case hex.
-#[must_use]
-pub fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all text");
-        text
-    })
 }

@@ -64,9 +64,7 @@ fn content(length: usize) -> Vec<u8> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(bytes);
-    hyper2kvm::files::transfer::hex(hasher)
+    hyper2kvm::conversion::hex(Sha256::digest(bytes))
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -2,7 +2,6 @@
 //! Whether an artifact was converted before, by name and size or by MD5.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -10,6 +9,7 @@ use std::path::{Path, PathBuf};
 use md5::{Digest as _, Md5};
 use tokio::sync::mpsc;
 
+use crate::conversion::hex;
 use crate::executor::Executor;
 use crate::files::{fingerprint, store};
 use crate::ledger::{Content, ProcessedFile};
@@ -170,10 +170,5 @@ fn digest(files: &[PathBuf]) -> io::Result<String> {
             }
         }
     }
-    let mut hex = String::new();
-    for byte in hash.finalize() {
-        // Writing to a string can't fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    Ok(hex)
+    Ok(hex(hash.finalize()))
 }

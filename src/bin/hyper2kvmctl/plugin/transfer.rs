@@ -5,8 +5,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
+use hyper2kvm::conversion::hex;
 use hyper2kvm::files::moves::{self, Method, MoveError};
-use hyper2kvm::files::transfer::{Line, MAX_LINE, hex};
+use hyper2kvm::files::transfer::{Line, MAX_LINE};
 use indicatif::ProgressBar;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -93,7 +94,7 @@ pub(super) async fn upload(
     input.flush().await.map_err(|_| TransferError::Ended)?;
     bar.set_message("checking");
     let Line::Sha256(theirs) = next(output).await? else { return Err(TransferError::Unexpected("no digest".into())) };
-    let ours = hex(hasher);
+    let ours = hex(hasher.finalize());
     let word = if ours == theirs { "commit\n" } else { "discard\n" };
     input.write_all(word.as_bytes()).await.map_err(|_| TransferError::Ended)?;
     input.flush().await.map_err(|_| TransferError::Ended)?;
@@ -173,7 +174,7 @@ impl Unfinished {
             return Err(TransferError::Unexpected("no digest".into()));
         };
         let failed = |source| TransferError::Write { path: self.path.clone(), source };
-        let ours = hex(self.hasher);
+        let ours = hex(self.hasher.finalize());
         if ours != theirs {
             std::fs::remove_file(path).map_err(failed)?;
             return Ok(Outcome::Differs { resumed: self.have > 0 });

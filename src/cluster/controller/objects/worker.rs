@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One attempt as a batch Job: one artifact read-only, one work directory, nothing else.
 
-use std::fmt::Write as _;
-
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
@@ -16,7 +14,7 @@ use super::{Image, pod};
 use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
 use crate::cluster::names;
 use crate::conversion::contract::{self, variable};
-use crate::conversion::{Attempt, ConversionId};
+use crate::conversion::{Attempt, ConversionId, hex};
 
 /// Room for temporary files of libraries; the disks go to the work directory.
 const TMP_SIZE: &str = "64Mi";
@@ -96,10 +94,7 @@ pub fn digest(
 ) -> Result<String, InvalidSetting> {
     let template = template(queue, conversion, id, attempt, image, false)?;
     let json = serde_json::to_vec(&template).expect("an object for the API server serialises");
-    Ok(Sha256::digest(&json).iter().take(8).fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a string takes any text");
-        hex
-    }))
+    Ok(hex(&Sha256::digest(&json)[..8]))
 }
 
 fn labels(queue: &HyperConversion, id: &ConversionId, attempt: Attempt) -> std::collections::BTreeMap<String, String> {
