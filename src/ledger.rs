@@ -47,6 +47,9 @@ pub use rows::{Change, ClaimState, ConversionRow};
 pub use totals::retries;
 pub use writer::Writer;
 
+/// Name of the database below `{output}/.daemon/`: users run SQL on it.
+pub const LEDGER_FILE: &str = "deduplication.db";
+
 /// How long a statement waits for a reader that holds the database: users run SQL on it.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

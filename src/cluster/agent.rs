@@ -20,7 +20,7 @@ use crate::cluster::identity::Identity;
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::files::{Method, Paths};
-use crate::ledger::{Ledger, Writer};
+use crate::ledger::{LEDGER_FILE, Ledger, Writer};
 use crate::queue::engine;
 use crate::queue::engine::outbox::{Outbox, Patience};
 use crate::queue::engine::{Engine, Home, Remote, Settings, World, events};
@@ -47,9 +47,6 @@ const LEDGER_UNUSABLE: &str = "LedgerUnusable";
 
 /// How long a new specification waits for notifications that are on their way: one that is cut off may arrive twice.
 const DELIVERY_END: Duration = Duration::from_secs(5);
-
-/// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
-const LEDGER_FILE: &str = "deduplication.db";
 
 /// Why the watcher ended; the kubelet restarts its container.
 #[derive(Debug, thiserror::Error)]

@@ -19,7 +19,7 @@ use hyper2kvm::conversion::chain;
 use hyper2kvm::executor::process::{ProcessConfig, ProcessExecutor};
 use hyper2kvm::executor::progress::STALL_AFTER;
 use hyper2kvm::files::{Method, Paths};
-use hyper2kvm::ledger::{Ledger, Writer};
+use hyper2kvm::ledger::{LEDGER_FILE, Ledger, Writer};
 use hyper2kvm::queue::engine::outbox::{Outbox, Patience};
 use hyper2kvm::queue::engine::{Engine, Home, Settings, World, events};
 use hyper2kvm::queue::lock::{Contender, Contest, Locks, Owner};
@@ -37,9 +37,6 @@ mod waiting;
 
 use services::Services;
 use waiting::{Waited, wait_for_space};
-
-/// Name of the ledger below `{output}/.daemon/`: users run SQL on it.
-const LEDGER_FILE: &str = "deduplication.db";
 
 /// How long the end waits for a notification that is on its way, beyond what the engine has waited.
 const DELIVERY_END: Duration = Duration::from_secs(1);
