@@ -6,6 +6,7 @@ pub mod claim;
 pub mod contract;
 pub mod domain;
 pub mod failure;
+pub mod file_name;
 pub mod hex;
 pub mod id;
 pub mod lifecycle;

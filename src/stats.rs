@@ -15,6 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::conversion::admission::RunState;
+use crate::conversion::file_name::extension;
 
 pub use file::{WriteError, write};
 pub use report::{StatsReport, TypeReport, summary};
@@ -272,9 +273,9 @@ impl Snapshot {
 /// The type a file is counted under: its extension, lower case and without the dot; `unknown` without one.
 #[must_use]
 pub fn file_type(filename: &str) -> String {
-    match filename.rsplit_once('.') {
-        Some((_, extension)) if !extension.is_empty() => extension.to_lowercase(),
-        _ => "unknown".to_owned(),
+    match extension(filename) {
+        "" => "unknown".to_owned(),
+        extension => extension.to_lowercase(),
     }
 }
 

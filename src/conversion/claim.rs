@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConversionId;
+use super::file_name::stem;
 
 /// What told that an artifact had arrived whole, the weakest last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, strum::Display)]
@@ -125,6 +126,6 @@ impl Claim {
     /// The primary's name without its extension: the stem of what is published.
     #[must_use]
     pub fn stem(&self) -> &str {
-        self.primary.rsplit_once('.').map_or(self.primary.as_str(), |(stem, _)| stem)
+        stem(&self.primary)
     }
 }

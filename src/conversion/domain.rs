@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use super::file_name::stem;
 use super::options::DomainOptions;
 use super::report::{Hardware, Metadata, Nic};
 
@@ -122,10 +123,6 @@ fn domain_name(name: &str) -> String {
     let name: String =
         name.trim().chars().map(|c| if c == '/' || c.is_control() { '-' } else { c }).take(128).collect();
     if name.is_empty() || name == "." || name == ".." { "vm".to_owned() } else { name }
-}
-
-fn stem(name: &str) -> &str {
-    name.rsplit_once('.').map_or(name, |(stem, _)| stem)
 }
 
 /// Text for an element or an attribute; characters that XML can't hold are left out.

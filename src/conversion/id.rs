@@ -7,6 +7,8 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::file_name::stem;
+
 /// Longest identifier, so that `<id>-<attempt>` and its pods' names stay DNS labels of 63 characters.
 pub const MAX_ID_LENGTH: usize = 52;
 const SUFFIX_LENGTH: usize = 8;
@@ -29,9 +31,8 @@ impl ConversionId {
     /// Names the conversion of the file `name` by its stem; `random` makes it unique.
     #[must_use]
     pub fn for_file(name: &str, random: u32) -> Self {
-        let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
         let mut slug = String::new();
-        for c in stem.chars().flat_map(char::to_lowercase) {
+        for c in stem(name).chars().flat_map(char::to_lowercase) {
             let c = if c.is_ascii_alphanumeric() { c } else { '-' };
             if c != '-' || !(slug.is_empty() || slug.ends_with('-')) {
                 slug.push(c);

@@ -11,6 +11,7 @@ pub mod vmdk;
 pub(crate) use self::names::shown;
 pub use self::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name};
 use super::Error;
+use crate::conversion::file_name::extension;
 
 /// Which base names belong to the artifact whose primary is called `name` and begins with `bytes` (the whole file, or
 /// its first [`MAX_BYTES`] + 1).
@@ -21,7 +22,7 @@ use super::Error;
 /// `UnsafeReference` where it names a parent, a device, or anything but a plain base name; `Corrupt` and
 /// `UnsupportedFormat` where the text can't be understood.
 pub fn references(name: &str, bytes: &[u8]) -> Result<References, Error> {
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    let extension = extension(name);
     if extension.eq_ignore_ascii_case("ovf") {
         return Ok(ovf::parse(name, bytes)?.references(name));
     }

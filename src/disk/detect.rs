@@ -9,6 +9,7 @@ use super::descriptor::vmdk;
 use super::{Error, Region};
 use crate::conversion::Reason;
 use crate::conversion::contract::EXTENSIONS;
+use crate::conversion::file_name::extension;
 
 /// Bytes looked at from the start of a file.
 pub(super) const HEAD_BYTES: usize = 4096;
@@ -203,7 +204,7 @@ pub(super) fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
 /// `UnsupportedFormat` for an extension that is not accepted, `Corrupt` where the extension demands a signature and
 /// there is none at all, `FormatMismatch` where the content is another format.
 pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error> {
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
+    let extension = extension(name).to_ascii_lowercase();
     if content.agrees_with(&extension) {
         return Ok(());
     }

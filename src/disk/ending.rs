@@ -11,6 +11,7 @@ use super::descriptor::{self, References};
 use super::detect::{self, Content};
 use super::fields::{be32, be64, le32, le64};
 use super::{Region, ova, vmdk};
+use crate::conversion::file_name::extension;
 
 /// What the format says of the file's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ fn by(is_there: bool, then: Ending) -> Ending {
 /// A raw disk has whole sectors. A file whose extension demands a signature and that has none was given its length
 /// before its content.
 fn is_raw(region: &Region) -> bool {
-    let extension = region.name().rsplit_once('.').map_or("", |(_, extension)| extension);
+    let extension = extension(region.name());
     Content::Raw.agrees_with(extension) && region.len().is_multiple_of(512)
 }
 
@@ -84,7 +85,7 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
 }
 
 fn is_disk(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, extension)| extension.eq_ignore_ascii_case("vmdk"))
+    extension(name).eq_ignore_ascii_case("vmdk")
 }
 
 fn names(ovf: &Region) -> Option<References> {

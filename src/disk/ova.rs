@@ -8,7 +8,7 @@ mod archive;
 
 use super::descriptor::{MAX_BYTES, MAX_MEMBERS, plain_name, shown};
 use super::{Error, Region, manifest};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, file_name};
 
 /// The members of an OVA, each a plain file with a plain name, no name twice.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub(super) fn open(region: &Region) -> Result<Ova, Error> {
 
 /// The only member with an extension, of at most `most` bytes.
 fn only(file: &str, members: &[OvaMember], extension: &str, most: usize) -> Result<Option<usize>, Error> {
-    let has = |name: &str| name.rsplit_once('.').is_some_and(|(_, e)| e.eq_ignore_ascii_case(extension));
+    let has = |name: &str| file_name::extension(name).eq_ignore_ascii_case(extension);
     let mut found = members.iter().enumerate().filter(|(_, m)| has(&m.name));
     let first = found.next();
     if found.next().is_some() {

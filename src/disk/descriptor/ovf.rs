@@ -16,6 +16,7 @@ pub use self::parts::{OvfDisk, OvfFile};
 use self::xml::{attribute, children, unit_bytes};
 use super::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name, shown};
 use crate::conversion::Reason;
+use crate::conversion::file_name::stem;
 use crate::conversion::report::Hardware;
 use crate::disk::Error;
 
@@ -86,7 +87,7 @@ impl Ovf {
                 references.sizes.insert(file.href.clone(), StatedSize::Exactly(size));
             }
         }
-        let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+        let stem = stem(name);
         for extension in ["mf", "cert"] {
             let beside = format!("{stem}.{extension}");
             if !references.names(&beside) {

@@ -6,6 +6,7 @@ use super::checks::{blank, check_size, read_text};
 use super::disk::open_disk;
 use crate::conversion::Reason;
 use crate::conversion::contract;
+use crate::conversion::file_name::{extension, stem};
 use crate::conversion::report::Hardware;
 use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile};
 use crate::disk::descriptor::{MAX_BYTES, shown};
@@ -35,7 +36,7 @@ pub(super) fn open_ovf(
     let name = envelope.name();
     let mut members: Members = vec![(name, envelope)];
     members.extend(siblings.iter().map(|region| (region.name(), region)));
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    let stem = stem(name);
     let manifest = format!("{stem}.mf");
     let manifest = members.iter().find(|(name, _)| *name == manifest).map(|(_, region)| *region);
     open_package("ovf", (name, envelope), manifest, &members, limits, scratch)
@@ -136,7 +137,7 @@ fn open_file(
     };
     let content = detect::detect_region(region)?;
     // Some exporters give disks names without an extension; there the content alone decides.
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
+    let extension = extension(name).to_ascii_lowercase();
     if contract::EXTENSIONS.contains(&extension.as_str()) {
         detect::check_extension(name, content).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
     }
