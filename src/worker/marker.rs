@@ -13,8 +13,9 @@ use super::output::{output_failure, sync_directory, write_synced};
 use crate::conversion::contract::{
     COPIED_FILE, DIGESTED_FILE, KEPT_DIR, MAX_MARKER_BYTES, METADATA_FILE, VERIFIED_FILE,
 };
+use crate::conversion::hex::hex;
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionOptions, Failure, Metadata, Reason, chain};
-use crate::files::{store, transfer};
+use crate::files::store;
 
 /// A step of an attempt, in the order in which they are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,5 +158,5 @@ pub(super) fn open_disk(folder: &Path, name: &str) -> Result<File, Failure> {
 /// Digest of the members of a claim, by which they are known again.
 fn digest(claim: &Claim) -> String {
     let json = serde_json::to_vec(&(&claim.id, &claim.primary, &claim.members)).expect("names and numbers serialise");
-    transfer::hex(Sha256::new_with_prefix(json))
+    hex(Sha256::digest(json))
 }
