@@ -36,6 +36,9 @@ pub struct Metadata {
     /// when that is published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<String>,
+    /// When it was found that somebody had written to the source after it was taken: it is converted again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_changed_at: Option<Timestamp>,
 }
 
 /// The source as the worker saw it.

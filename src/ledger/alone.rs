@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use jiff::{Timestamp, ToSpan as _};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::conversion::ConversionId;
 use crate::conversion::status::End;
@@ -18,6 +18,8 @@ use super::{Ledger, PROCESSED_DAYS, Result, from_sql, query, to_sql};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AloneSource {
     pub id: ConversionId,
+    /// As which it was dropped.
+    pub name: String,
     /// Where it was left.
     pub path: PathBuf,
     /// Directory of its output, where it has one.
@@ -40,26 +42,36 @@ impl Ledger {
         let mut statement = self
             .connection
             .prepare_cached(
-                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, ended_at >= ?3 FROM alone
+                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, ended_at >= ?3, name FROM alone
                  WHERE name = ?1 AND ended_at >= ?2 AND superseded_by IS NULL ORDER BY ended_at DESC, rowid DESC",
             )
             .map_err(reading())?;
-        let found = statement.query_map(params![name, text_of(since), text_of(recent)], |row| {
-            let (id, path, mtime): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(4)?);
-            // Written by us: an id that is none is nobody's.
-            let Ok(id) = id.parse::<ConversionId>() else { return Ok(None) };
-            Ok(Some(AloneSource {
-                id,
-                path: path.into(),
-                output_path: row.get(2)?,
-                size_bytes: from_sql(row.get(3)?),
-                mtime_ns: mtime.parse().unwrap_or_default(),
-                is_duplicate: row.get(5)?,
-                is_recent: row.get(6)?,
-            }))
-        });
+        let found = statement.query_map(params![name, text_of(since), text_of(recent)], read);
         let found: Vec<Option<AloneSource>> = found.and_then(Iterator::collect).map_err(reading())?;
         Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Sources that lie where ended conversions left them, of conversions that ended since then.
+    pub fn alone_since(&self, since: Timestamp) -> Result<Vec<AloneSource>> {
+        let reading = || query("look for sources that ended");
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, 1, name FROM alone
+                 WHERE ended_at >= ?1 AND superseded_by IS NULL ORDER BY ended_at, rowid",
+            )
+            .map_err(reading())?;
+        let found = statement.query_map([text_of(since)], read);
+        let found: Vec<Option<AloneSource>> = found.and_then(Iterator::collect).map_err(reading())?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// The source of this conversion lies there no longer: it changed, and became the file at `path`.
+    pub fn alone_changed(&self, id: &ConversionId, path: &str) -> Result<()> {
+        self.connection
+            .execute("UPDATE alone SET superseded_by = ?2 WHERE id = ?1", params![id.as_str(), path])
+            .map(|_| ())
+            .map_err(query("record a source that changed"))
     }
 
     pub(super) fn prune_alone(&self, now: Timestamp) -> Result<usize> {
@@ -68,6 +80,22 @@ impl Ledger {
             .execute("DELETE FROM alone WHERE ended_at < ?1", [text_of(limit)])
             .map_err(query("remove aged rows"))
     }
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Option<AloneSource>> {
+    let (id, path, mtime): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(4)?);
+    // Written by us: an id that is none is nobody's.
+    let Ok(id) = id.parse::<ConversionId>() else { return Ok(None) };
+    Ok(Some(AloneSource {
+        id,
+        path: path.into(),
+        output_path: row.get(2)?,
+        size_bytes: from_sql(row.get(3)?),
+        mtime_ns: mtime.parse().unwrap_or_default(),
+        is_duplicate: row.get(5)?,
+        is_recent: row.get(6)?,
+        name: row.get(7)?,
+    }))
 }
 
 /// Records where the source of a single file goes when its conversion has ended, and what became of those that a later

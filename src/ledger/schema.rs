@@ -67,6 +67,7 @@ CREATE TABLE IF NOT EXISTS alone (
     superseded_by TEXT
 );
 CREATE INDEX IF NOT EXISTS idx_alone_name ON alone(name);
+CREATE INDEX IF NOT EXISTS idx_alone_ended ON alone(ended_at);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
 

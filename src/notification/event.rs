@@ -19,6 +19,8 @@ pub enum Event {
     Success { filename: String, duration: Duration, output_path: String, at: Timestamp },
     /// A conversion failed for good.
     Failure { filename: String, error: String, retry_count: u32, at: Timestamp },
+    /// Somebody wrote to a source after it was converted: it is converted again, beside what was made of it.
+    Changed { filename: String, output_path: String, at: Timestamp },
     /// Files wait and nothing has happened for long.
     Stalled { queue_depth: u64, idle: Duration, last_activity: Option<Timestamp>, at: Timestamp },
     /// The queue holds until the output volume has space.
@@ -62,7 +64,7 @@ impl Event {
     pub fn is_wanted(&self, config: &NotificationConfig) -> bool {
         match self {
             Self::Success { .. } => config.on_success,
-            Self::Failure { .. } | Self::OutputFull { .. } => config.on_failure,
+            Self::Failure { .. } | Self::Changed { .. } | Self::OutputFull { .. } => config.on_failure,
             Self::Stalled { .. } => config.on_stalled,
         }
     }
@@ -93,6 +95,18 @@ impl Event {
                     ("filename", json!(filename)),
                     ("error", json!(error)),
                     ("retry_count", json!(retry_count)),
+                    ("timestamp", rfc3339(*at)),
+                ],
+                at: *at,
+            },
+            Self::Changed { filename, output_path, at } => Message {
+                title: "⚠️ Source Changed",
+                text: format!("{filename} changed after it was converted, and is converted again beside {output_path}"),
+                level: Level::Warning,
+                details: vec![
+                    ("event", json!("source_changed")),
+                    ("filename", json!(filename)),
+                    ("output_path", json!(output_path)),
                     ("timestamp", rfc3339(*at)),
                 ],
                 at: *at,

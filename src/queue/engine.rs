@@ -38,6 +38,7 @@ use crate::files::store::StoreError;
 mod advance;
 mod alone;
 mod arrivals;
+mod changed;
 mod claim;
 mod control;
 mod decide;
@@ -60,6 +61,7 @@ mod simulation;
 pub use control::Remote;
 pub use world::World;
 
+use changed::Ended;
 use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
@@ -198,6 +200,7 @@ pub struct Engine<E> {
     /// When something was last started, progressed or finished.
     last_activity: Option<Timestamp>,
     stall: StallWatch,
+    ended: Ended,
     next_prune: Duration,
     /// When the intake's last claim failed, nothing is claimed before then.
     claim_pause: Duration,
@@ -301,6 +304,7 @@ impl<E: Executor> Engine<E> {
             origin: Instant::now(),
             last_activity: None,
             stall: StallWatch::default(),
+            ended: Ended::default(),
             next_prune: Duration::ZERO,
             claim_pause: Duration::ZERO,
         };
@@ -353,6 +357,7 @@ impl<E: Executor> Engine<E> {
         self.intake.look(now);
         self.group(now);
         self.look_at_drain(now);
+        self.look_at_ended(now).await;
         self.recall().await;
         self.space_look(now);
         self.advance_all().await;

@@ -118,6 +118,7 @@ pub(super) fn copy<E: From<Failure>>(
         side_files: Vec::new(),
         warnings: source.warnings.clone(),
         superseded_by: None,
+        source_changed_at: None,
     };
     Ok((source, report))
 }

@@ -29,6 +29,7 @@ fn metadata(hardware: Option<Hardware>, disks: &[(&str, OutputFormat)]) -> Metad
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,
+        source_changed_at: None,
     }
 }
 

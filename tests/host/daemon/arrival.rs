@@ -121,3 +121,39 @@ fn a_change_of_mode_costs_no_attempt() {
     assert_eq!(daemon.lines("attempt started").len(), 1, "{}", daemon.log());
     assert_eq!(guest_bytes(&site, "vm"), content);
 }
+
+#[test]
+fn what_is_written_after_its_conversion_is_noticed_marked_and_converted_again() {
+    let site = Site::new("quiet_period: 1");
+    let daemon = site.start();
+    let (half, whole) = (disk(1)[..32 << 10].to_vec(), disk(1));
+    // Renamed here with its writer still at it, as some programs do: nothing tells.
+    let aside = site.dir.path().join("aside");
+    let mut raw = File::create(&aside).unwrap();
+    raw.write_all(&half).unwrap();
+    fs::rename(&aside, site.queue().join("vm.raw")).unwrap();
+    fs::write(&aside, [1; 100]).unwrap();
+    let mut broken = File::options().write(true).open(&aside).unwrap();
+    fs::rename(&aside, site.queue().join("late.qcow2")).unwrap();
+    daemon.until("one is archived, one failed", || {
+        site.archived() == ["vm.raw"] && site.in_errors() == ["late.qcow2"] && daemon.stats()["total_failed"] == 1
+    });
+    raw.write_all(&whole[32 << 10..]).unwrap();
+    let (plain, qcow2) = (site.dir.path().join("whole.raw"), site.dir.path().join("vm.qcow2"));
+    fs::write(&plain, &whole).unwrap();
+    let made = Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([&plain, &qcow2]).status().unwrap();
+    assert!(made.success());
+    broken.write_all(&fs::read(qcow2).unwrap()).unwrap();
+    drop((raw, broken));
+    daemon.until("both are converted", || site.published() == ["late", "vm", "vm-1"]);
+    assert_eq!(guest_bytes(&site, "late"), whole);
+    assert_eq!(daemon.lines("changed after it was taken").len(), 2, "{}", daemon.log());
+    daemon.until("no report is left", || site.names("queue/.errors").is_empty());
+    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
+    let metadata = |stem: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(site.output().join(&day).join(stem).join("metadata.json")).unwrap()).unwrap()
+    };
+    assert!(metadata("vm")["sourceChangedAt"].is_string(), "{}", metadata("vm"));
+    assert_eq!(metadata("vm-1").get("sourceChangedAt"), None);
+    assert_eq!(metadata("vm-1")["source"]["sizeBytes"], whole.len());
+}

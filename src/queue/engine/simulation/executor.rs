@@ -357,6 +357,7 @@ fn convert(paths: &Paths, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Op
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,
+        source_changed_at: None,
     };
     let text = serde_json::to_vec(&metadata).expect("a struct of texts and numbers has a JSON form");
     // What an earlier attempt sealed, or lied, is replaced.

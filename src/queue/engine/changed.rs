@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sources that somebody writes to after their conversion has ended: their writer was not done, whatever we thought.
+//!
+//! ```text
+//!  .errors/vm.raw, .processed/DATE/vm.raw ── changed, then quiet ──▶ output marked ──▶ vm.raw in the queue directory
+//! ```
+//!
+//! The file is moved back under its name, and settles like any other. Dying between two steps is safe: the mark is made
+//! once, and a file that has left its place is the queue's again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::conversion::contract::METADATA_FILE;
+use crate::conversion::{Metadata, chain};
+use crate::executor::Executor;
+use crate::files::moves;
+use crate::files::store;
+use crate::ledger::AloneSource;
+use crate::notification::Event;
+use crate::queue::scan::{self, Entry, Kind};
+use crate::queue::{error_file, publish};
+
+use super::{Engine, Error, Result};
+
+/// How long after its end a source is looked at.
+const WATCHED: SignedDuration = SignedDuration::from_hours(1);
+
+/// How far back the first look after a start goes.
+const WATCHED_AT_START: SignedDuration = SignedDuration::from_hours(90 * 24);
+
+/// Between two looks at all of them.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// When sources that ended are looked at.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    next_look: Duration,
+    has_looked: bool,
+}
+
+impl<E: Executor> Engine<E> {
+    /// Takes up again what changed after its conversion ended.
+    pub(super) async fn look_at_ended(&mut self, now: Duration) {
+        if now < self.ended.next_look {
+            return;
+        }
+        self.ended.next_look = now + LOOK_AGAIN;
+        let back = if std::mem::replace(&mut self.ended.has_looked, true) { WATCHED } else { WATCHED_AT_START };
+        let since = self.wall() - back;
+        let sources = match self.ledger.call(move |ledger| ledger.alone_since(since)).await {
+            Ok(sources) => sources,
+            Err(error) => return tracing::warn!(error = %chain(&error), "cannot look for sources that changed"),
+        };
+        for source in sources {
+            if let Some(entry) = self.changed(&source)
+                && let Err(error) = self.take_up_again(&source, &entry).await
+            {
+                tracing::warn!(path = %source.path.display(), error = %chain(&error), "cannot take up a changed source");
+            }
+        }
+    }
+
+    /// What the source is now, where its content is another and has stood still for the quiet period.
+    fn changed(&self, source: &AloneSource) -> Option<Entry> {
+        let (directory, name) = (source.path.parent()?, source.path.file_name()?.to_str()?);
+        if directory == self.settings.paths.queue() {
+            // Left in place: the intake sees that it changed.
+            return None;
+        }
+        let found = scan::look(directory, name).ok().flatten()?;
+        let is_changed = (found.size, found.mtime_ns) != (source.size_bytes, source.mtime_ns);
+        (found.kind == Kind::Regular && is_changed && self.is_quiet(&found)).then_some(found)
+    }
+
+    fn is_quiet(&self, entry: &Entry) -> bool {
+        let touched = Timestamp::from_nanosecond(entry.mtime_ns).unwrap_or(Timestamp::MAX);
+        let quiet = SignedDuration::try_from(self.settings.quiet_period).unwrap_or(SignedDuration::MAX);
+        self.wall().duration_since(touched) >= quiet
+    }
+
+    async fn take_up_again(&mut self, source: &AloneSource, entry: &Entry) -> Result<()> {
+        let (paths, now) = (self.settings.paths.clone(), self.wall());
+        let name = source.name.clone();
+        let back = paths.queue().join(&name);
+        if moves::is_taken(&back).map_err(|source| Error::Look { path: back.clone(), source })? {
+            // Somebody dropped it again: that one counts.
+            return Ok(());
+        }
+        let outcome = match &source.output_path {
+            Some(output) => {
+                mark(Path::new(output), source, now)?;
+                format!("{output} was made of what it was before")
+            }
+            None => "its conversion had failed".to_owned(),
+        };
+        tracing::warn!(
+            conversion = %source.id,
+            "{name} changed after it was taken ({} bytes then, {} now), and is taken again: {outcome}",
+            source.size_bytes,
+            entry.size
+        );
+        moves::move_file(&source.path, &back, self.settings.method)?;
+        if source.path.starts_with(paths.errors()) {
+            error_file::remove(&source.path, &paths.errors())?;
+        }
+        let (id, place) = (source.id.clone(), back.to_string_lossy().into_owned());
+        self.ledger.call(move |ledger| ledger.alone_changed(&id, &place)).await?;
+        if let Some(output_path) = source.output_path.clone() {
+            self.notify(&Event::Changed { filename: name, output_path, at: now });
+        }
+        Ok(())
+    }
+}
+
+/// Says in metadata.json of what was published that its source changed afterwards; once.
+fn mark(output: &Path, source: &AloneSource, now: Timestamp) -> Result<()> {
+    let Some(metadata) = publish::read_published(output, &source.id) else { return Ok(()) };
+    if metadata.source_changed_at.is_some() {
+        return Ok(());
+    }
+    let marked = Metadata { source_changed_at: Some(now), ..metadata };
+    Ok(store::write_json(&output.join(METADATA_FILE), &marked)?)
+}
