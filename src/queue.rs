@@ -12,6 +12,8 @@ pub mod dispose;
 pub mod engine;
 pub mod error_file;
 pub mod failpoint;
+pub mod guard;
+pub mod identity;
 pub mod lock;
 pub mod park;
 pub mod probe;

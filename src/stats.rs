@@ -224,6 +224,9 @@ pub struct Snapshot {
     /// The room that the output volume lacks, while something waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortage: Option<Shortage>,
+    /// Why nothing is done, while a volume is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
 }
 
 /// Missing room on the output volume.
@@ -254,6 +257,7 @@ impl Snapshot {
             notifications: NotificationTotals::default(),
             ignored: 0,
             shortage: None,
+            waiting_for: None,
         }
     }
 

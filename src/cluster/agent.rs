@@ -24,7 +24,8 @@ use crate::ledger::{LEDGER_FILE, Ledger, Writer};
 use crate::queue::engine;
 use crate::queue::engine::outbox::{Outbox, Patience};
 use crate::queue::engine::{Engine, Home, Remote, Settings, World, events};
-use crate::queue::lock::LockError;
+use crate::queue::guard::Guard;
+use crate::queue::lock::{Keeper, LockError};
 use crate::queue::settle::look_interval;
 
 mod notifications;
@@ -66,10 +67,11 @@ pub async fn run(client: Client, identity: Identity) -> Result<(), AgentError> {
     let mut wanted = watch_queue(&client, &identity);
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
     let reporter = Reporter::start(client.clone(), &identity, &queue, wanted.clone());
-    let paths = storage::volumes(&identity, &reporter).await;
+    let (paths, volumes) = storage::volumes(&identity, &reporter, &wanted).await;
     let locks = storage::lock(&paths, &identity, &reporter).await;
-    let mut lost = tokio::spawn(storage::beat(locks));
-    let agent = Agent { client, identity, paths, reporter: reporter.clone(), started };
+    let guard = Guard::new(volumes.clone(), Some(locks.ownership()));
+    let mut lost = tokio::spawn(storage::beat(Keeper::new(locks, volumes, Duration::ZERO)));
+    let agent = Agent { client, identity, paths, guard, reporter: reporter.clone(), started };
     // The other future is dropped wherever it is: every step of the engine is safe to repeat.
     tokio::select! {
         done = agent.work(wanted) => done,
@@ -82,6 +84,7 @@ struct Agent {
     client: Client,
     identity: Identity,
     paths: Paths,
+    guard: Guard,
     reporter: Reporter,
     started: Timestamp,
 }
@@ -136,10 +139,10 @@ impl Agent {
 
     /// One engine after the other, each for a specification and its Secrets, until the queue is gone.
     async fn engines(&self, wanted: &mut Wanted, ledger: &Writer) -> Result<(), AgentError> {
-        let Self { client, identity, paths, reporter, started } = self;
+        let Self { client, identity, paths, guard, reporter, started } = self;
         loop {
             let Some(queue) = known(wanted).await else { return Ok(()) };
-            let settings = match settings(&queue, paths.clone()) {
+            let settings = match settings(&queue, paths.clone(), guard.clone()) {
                 Ok(settings) => settings,
                 Err(invalid) => {
                     // The controller reports it on the object.
@@ -157,7 +160,8 @@ impl Agent {
             reporter.update(|report| report.notifications(&secrets.wrong, outbox.unusable()));
             let executor = ClusterExecutor::start(client.clone(), Arc::clone(&queue), paths.clone()).await?;
             let (_events, hints) = events::watch(paths.queue());
-            let (engine, remote) = Engine::start(settings, executor, ledger.clone(), outbox, hints, *started).await?;
+            let starting = Engine::start(settings, executor, ledger.clone(), outbox, hints, *started);
+            let (engine, remote) = Box::pin(starting).await?;
             reporter.update(report::Report::storage_usable);
             tracing::info!(queue = identity.queue, "watching");
             // The engine blocks on files, so the snapshots are passed on in a task of their own, which ends with the
@@ -212,11 +216,12 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
     }
 }
 
-fn settings(queue: &HyperConversion, paths: Paths) -> Result<Settings, InvalidSetting> {
+fn settings(queue: &HyperConversion, paths: Paths, guard: Guard) -> Result<Settings, InvalidSetting> {
     let spec = &queue.spec;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     Ok(Settings {
         paths,
+        guard,
         home: Home::Cluster { uid: queue.uid().unwrap_or_default(), revision: revision(queue) },
         method: Method::NoReplace,
         limit: usize::try_from(spec.max_concurrent_jobs).unwrap_or(usize::MAX),

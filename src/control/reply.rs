@@ -34,6 +34,9 @@ pub struct StatusReport {
     pub queue_depth: u64,
     pub active_jobs: u64,
     pub version: String,
+    /// Why nothing is done, while a volume is away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
 }
 
 impl Reply {
@@ -47,6 +50,7 @@ impl Reply {
             queue_depth: snapshot.queue_depth,
             active_jobs: snapshot.active_jobs(),
             version: snapshot.version.clone(),
+            waiting_for: snapshot.waiting_for.clone(),
         })
     }
 

@@ -28,6 +28,8 @@ use crate::notification::StallWatch;
 use crate::stats::Snapshot;
 
 use super::claim::ClaimError;
+use super::guard::Guard;
+use super::identity;
 use super::publish::PublishError;
 use super::work::WorkError;
 use crate::files::moves::Method;
@@ -35,6 +37,7 @@ use crate::files::paths::Paths;
 use crate::files::placement::PlacementError;
 use crate::files::store::StoreError;
 
+mod absence;
 mod advance;
 mod alone;
 mod arrivals;
@@ -62,6 +65,7 @@ pub use control::Remote;
 pub use world::World;
 
 use changed::Ended;
+use absence::Absence;
 use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
@@ -108,6 +112,8 @@ impl Home {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub paths: Paths,
+    /// Asked before anything in the directories is touched.
+    pub guard: Guard,
     pub home: Home,
     /// How moves are done, as the probe of both directories found.
     pub method: Method,
@@ -154,6 +160,8 @@ pub enum Error {
     Work(#[from] WorkError),
     #[error(transparent)]
     Move(#[from] crate::files::moves::MoveError),
+    #[error("nothing is touched")]
+    Away(#[from] identity::Away),
     #[error("cannot look at {path}")]
     Look {
         path: std::path::PathBuf,
@@ -204,6 +212,7 @@ pub struct Engine<E> {
     next_prune: Duration,
     /// When the intake's last claim failed, nothing is claimed before then.
     claim_pause: Duration,
+    absence: Absence,
 }
 
 /// A conversion as the engine holds it.
@@ -307,6 +316,7 @@ impl<E: Executor> Engine<E> {
             ended: Ended::default(),
             next_prune: Duration::ZERO,
             claim_pause: Duration::ZERO,
+            absence: Absence::default(),
         };
         engine.refresh_totals().await?;
         engine.remember_drain();
@@ -334,7 +344,7 @@ impl<E: Executor> Engine<E> {
                     Some(command) => self.obey(command).await,
                     None => commands_open = false,
                 },
-                update = self.executor.next() => self.take_updates(update).await,
+                update = self.executor.next(), if self.takes_updates() => self.take_updates(update).await,
                 hint = self.hints.recv(), if hints_open => match hint {
                     Some(name) => self.take_hints(&name),
                     None => hints_open = false,
@@ -353,6 +363,10 @@ impl<E: Executor> Engine<E> {
     /// One round over everything that may have become due.
     async fn pass(&mut self) {
         let now = self.now();
+        if !self.may_touch(now) {
+            self.show();
+            return;
+        }
         self.prune(now).await;
         self.intake.look(now);
         self.group(now);
@@ -384,6 +398,9 @@ impl<E: Executor> Engine<E> {
 
     fn wake(&self) -> Duration {
         let now = self.now();
+        if let Some(at) = self.absence.next_look() {
+            return at.max(now + SHORTEST_WAIT);
+        }
         let held = self.conversions.values().map(|c| c.hold_until).filter(|at| *at > now).min();
         let due = self.next_retry().map(|delay| now + delay);
         let claim = (self.claim_pause > now).then_some(self.claim_pause);

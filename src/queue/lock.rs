@@ -14,6 +14,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::identity::{Away, Volumes};
+use super::probe;
 use crate::files::paths::Paths;
 use crate::files::store::{self, StoreError};
 
@@ -66,12 +68,31 @@ pub enum LockError {
     /// The kernel doesn't say which boot this is.
     #[error("cannot tell this machine from others by {BOOT_ID}")]
     Machine(#[source] io::Error),
+    /// The lock file can't be looked at, or is not there: whose it is, is not known.
+    #[error("cannot look at {}", .path.display())]
+    Look {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot keep the owner file of {}", .dir.display())]
     Owner {
         dir: PathBuf,
         #[source]
         source: StoreError,
     },
+}
+
+impl LockError {
+    /// Whether only a person can mend it: another daemon, other directories. All else may pass by itself.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Held { .. } => true,
+            Self::Lock { source, .. } => probe::is_lasting(source),
+            Self::Lost { .. } | Self::Machine(_) | Self::Look { .. } | Self::Owner { .. } => false,
+        }
+    }
 }
 
 /// Whether we may take a directory whose lock we got.
@@ -156,11 +177,92 @@ pub struct Locks {
     output: Directory,
 }
 
+/// By what the directories are known to be ours, without the locks themselves: for whoever must not touch them else.
+#[derive(Clone, Debug)]
+pub struct Ownership {
+    token: String,
+    directories: [Held; 2],
+}
+
+/// A directory and its lock file's device and inode.
+#[derive(Clone, Debug)]
+struct Held {
+    path: PathBuf,
+    lock: (u64, u64),
+}
+
+/// What a heartbeat found out.
+#[derive(Debug)]
+pub enum Beat {
+    /// Both directories are ours.
+    Held,
+    /// They are ours, but others can't see that we live.
+    Unseen(LockError),
+    /// It can't be said whose they are. It is tried again until the lease's time is over.
+    Doubtful(LockError),
+    /// A volume is away. Nobody may touch anything until it is back; then the next beat tells whose it is.
+    Away(Away),
+    /// They are another's, or must be taken for that: nothing may be touched any more.
+    Lost(LockError),
+}
+
+/// Shows that we live, for as long as the directories are ours.
+#[derive(Debug)]
+pub struct Keeper {
+    locks: Locks,
+    volumes: Volumes,
+    /// When the directories were last known to be ours, on the caller's monotonic clock.
+    held_at: Duration,
+}
+
+impl Keeper {
+    /// `now` is of any monotonic clock, always the same one.
+    #[must_use]
+    pub fn new(locks: Locks, volumes: Volumes, now: Duration) -> Self {
+        Self { locks, volumes, held_at: now }
+    }
+
+    /// To be called every [`HEARTBEAT_INTERVAL`]; after [`Beat::Lost`] nothing may be touched.
+    pub fn beat(&mut self, wall: Timestamp, now: Duration) -> Beat {
+        if let Err(away) = self.volumes.look() {
+            self.held_at = now;
+            return Beat::Away(away);
+        }
+        match self.locks.beat(wall) {
+            Ok(()) => {
+                self.held_at = now;
+                Beat::Held
+            }
+            Err(error @ LockError::Lost { .. }) => match self.volumes.look() {
+                Ok(()) => Beat::Lost(error),
+                // It went between the two looks: what was seen is the directory under the mount.
+                Err(away) => Beat::Away(away),
+            },
+            // They were looked at before: only the heartbeat could not be written.
+            Err(error @ LockError::Owner { source: StoreError::Write { .. }, .. }) => {
+                self.held_at = now;
+                Beat::Unseen(error)
+            }
+            Err(error) if now.saturating_sub(self.held_at) >= TAKE_OVER_AFTER => Beat::Lost(error),
+            Err(error) => Beat::Doubtful(error),
+        }
+    }
+
+    /// The locks, to be released.
+    #[must_use]
+    pub fn into_locks(self) -> Locks {
+        self.locks
+    }
+}
+
 /// A directory whose lock we hold.
 #[derive(Debug)]
 struct Directory {
     path: PathBuf,
-    lock: File,
+    /// Locked for as long as it is open.
+    _lock: File,
+    /// Its device and inode.
+    place: (u64, u64),
     watched: Option<Watched>,
 }
 
@@ -204,18 +306,22 @@ impl Locks {
         self.write_owner_files()
     }
 
-    /// Makes sure that both directories are still ours: before a step that must not be done twice.
+    /// By what they are known to be ours.
+    #[must_use]
+    pub fn ownership(&self) -> Ownership {
+        let held = |directory: &Directory| Held { path: directory.path.clone(), lock: directory.place };
+        Ownership { token: self.me.token.clone(), directories: [held(&self.queue), held(&self.output)] }
+    }
+
+    /// Makes sure that both directories are still ours.
     pub fn check(&self) -> Result<(), LockError> {
-        for directory in [&self.queue, &self.output] {
-            directory.check(&self.me)?;
-        }
-        Ok(())
+        self.ownership().check()
     }
 
     /// Gives both directories up, so that whoever comes next need not wait.
     pub fn release(self) -> Result<(), LockError> {
+        self.check()?;
         for directory in [&self.output, &self.queue] {
-            directory.check(&self.me)?;
             let removed = store::remove(&directory.path.join(OWNER_FILE));
             removed.map_err(|source| LockError::Owner { dir: directory.path.clone(), source })?;
         }
@@ -255,8 +361,13 @@ impl Directory {
                 Err(TryLockError::Error(source)) => return Err(cannot(source)),
             }
             // Somebody removed the file between our opening and locking it: what we hold is no longer there.
-            if is_at(&lock, &file_path) {
-                return Ok(Self { path, lock, watched: None });
+            let place = lock.metadata().map(|held| (held.dev(), held.ino())).map_err(cannot)?;
+            match std::fs::symlink_metadata(&file_path) {
+                Ok(there) if (there.dev(), there.ino()) == place => {
+                    return Ok(Self { path, _lock: lock, place, watched: None });
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
+                _ => {}
             }
         }
     }
@@ -264,17 +375,26 @@ impl Directory {
     fn owner(&self) -> Result<Option<Owner>, LockError> {
         owner(&self.path).map_err(|source| LockError::Owner { dir: self.path.clone(), source })
     }
+}
 
-    fn check(&self, me: &Owner) -> Result<(), LockError> {
-        let lost = |holder: String| LockError::Lost { dir: self.path.clone(), holder };
-        if !is_at(&self.lock, &self.path.join(LOCK_FILE)) {
-            return Err(lost("whoever removed its lock file".to_owned()));
+impl Ownership {
+    /// Makes sure that both directories are still ours. `Lost` where another's lock or owner file was seen there; any
+    /// other error says nothing of whose they are.
+    pub fn check(&self) -> Result<(), LockError> {
+        for Held { path, lock } in &self.directories {
+            let lost = |holder: String| LockError::Lost { dir: path.clone(), holder };
+            let file = path.join(LOCK_FILE);
+            let there = std::fs::symlink_metadata(&file).map_err(|source| LockError::Look { path: file, source })?;
+            if (there.dev(), there.ino()) != *lock {
+                return Err(lost("whoever replaced its lock file".to_owned()));
+            }
+            match owner(path).map_err(|source| LockError::Owner { dir: path.clone(), source })? {
+                Some(owner) if owner.token != self.token => return Err(lost(owner.holder)),
+                // Removed by a person: the next heartbeat writes it again.
+                _ => {}
+            }
         }
-        match self.owner()? {
-            Some(owner) if owner.token != me.token => Err(lost(owner.holder)),
-            // Removed by a person: the next heartbeat writes it again.
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -283,13 +403,6 @@ fn owner(dir: &Path) -> Result<Option<Owner>, StoreError> {
     match store::read_json(dir, OWNER_FILE, MAX_OWNER_BYTES) {
         Err(StoreError::Malformed { .. }) => Ok(None),
         read => read,
-    }
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), std::fs::symlink_metadata(path)) {
-        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
-        _ => false,
     }
 }
 

@@ -55,7 +55,13 @@ impl NotReady {
     /// Whether only room is missing.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        is_no_space(&self.source)
+    }
+
+    /// Whether a person must choose other directories, or mend the volume.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        is_lasting(&self.source)
     }
 
     /// Whether we lack the right to.
@@ -63,6 +69,30 @@ impl NotReady {
     pub fn is_denied(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
     }
+}
+
+/// Whether an error of the system says that only room is missing.
+#[must_use]
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether an error of the system is one that a person must mend by another directory or another volume: what may pass by
+/// itself (a server that does not answer, rights that are being changed, no room) is not.
+#[must_use]
+pub fn is_lasting(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotADirectory
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::DirectoryNotEmpty
+            | io::ErrorKind::CrossesDevices
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::Unsupported
+            // What we say ourselves.
+            | io::ErrorKind::Other
+    )
 }
 
 /// Two directories that can't be queue and output of one another.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The daemon under faults, from outside: kills, a full volume, servers that don't answer, a power cut.
+//! The daemon under faults, from outside: kills, volumes that are full or away, servers that don't answer, a power cut.
 
 mod failpoints;
 mod full;
@@ -8,3 +8,4 @@ mod notify;
 mod outbox;
 mod power_cut;
 mod trace;
+mod volumes;

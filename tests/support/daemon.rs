@@ -78,6 +78,11 @@ impl Site {
     }
 
     pub(crate) fn spawn(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
+        self.spawn_with(&[], environment)
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn spawn_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Daemon<'_> {
         let start = self.starts.replace(self.starts.get() + 1);
         let log = self.dir.path().join(format!("log-{start}"));
         let config = self.dir.path().join("daemon.yaml");
@@ -90,6 +95,7 @@ impl Site {
         let child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
             .args(["daemon", "--config"])
             .arg(&config)
+            .args(arguments)
             .env(LOOK_INTERVAL, "50")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())

@@ -4,10 +4,9 @@
 //! The engine and its children live on the main thread, for a child dies with the thread that started it. Whoever
 //! asks (socket, metrics, statistics, notifications) is served by another thread, from the engine's snapshot.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -22,8 +21,8 @@ use hyper2kvm::files::{Method, Paths};
 use hyper2kvm::ledger::{LEDGER_FILE, Ledger, Writer};
 use hyper2kvm::queue::engine::outbox::{Outbox, Patience};
 use hyper2kvm::queue::engine::{Engine, Home, Settings, World, events};
-use hyper2kvm::queue::lock::{Contender, Contest, Locks, Owner};
-use hyper2kvm::queue::probe;
+use hyper2kvm::queue::guard::Guard;
+use hyper2kvm::queue::lock::{Contender, Contest, Keeper, LockError, Locks, Owner};
 use hyper2kvm::queue::settle::look_interval;
 use hyper2kvm::telemetry::logging::{LogFormat, LogOptions};
 use hyper2kvm::telemetry::{install_crypto, logging};
@@ -33,10 +32,12 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
 mod services;
+mod volumes;
 mod waiting;
 
 use services::Services;
-use waiting::{Waited, wait_for_space};
+use volumes::Ready;
+use waiting::{Waited, wait_for_volumes};
 
 /// How long the end waits for a notification that is on its way, beyond what the engine has waited.
 const DELIVERY_END: Duration = Duration::from_secs(1);
@@ -62,6 +63,9 @@ pub(crate) struct Arguments {
     /// Serve /healthz, /readyz and /metrics there (off by default)
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Take these two directories for a pair, whatever they belonged to: for a new volume in the place of a lost one
+    #[arg(long)]
+    adopt: bool,
     /// Print the effective configuration, secrets masked, and exit
     #[arg(long)]
     check_config: bool,
@@ -79,7 +83,8 @@ enum Format {
     Json,
 }
 
-/// Why the program can't begin or go on: 1 for a fault, 2 for configuration and locks.
+/// Why the program can't begin or go on: 2 for what only a person can mend (configuration, another daemon on a
+/// directory), 1 for all else, after which the service is started again.
 #[derive(Debug)]
 struct Refusal {
     code: u8,
@@ -140,7 +145,10 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let paths = prepare(&config)?;
+    if let Some(scratch) = &config.workdir {
+        fs::create_dir_all(scratch)
+            .map_err(|error| Refusal::setting(format!("cannot use workdir {}: {error}", scratch.display())))?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -151,66 +159,26 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .enable_all()
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
-    let served = runtime.block_on(serve(config, paths, arguments.listen, started, beside.handle()));
+    let served = runtime.block_on(serve(config, arguments, started, beside.handle()));
     if let Some(services) = served? {
         services.end(beside);
     }
     Ok(())
 }
 
-/// Makes the directories.
-fn prepare(config: &Config) -> Result<Paths, Refusal> {
-    let mut canonical = Vec::new();
-    for dir in [&config.watch_dir, &config.output_dir] {
-        let made = make_directory(dir);
-        canonical.push(made.map_err(|error| Refusal::setting(format!("cannot use {}: {error}", dir.display())))?);
-    }
-    let [queue, output] = canonical.as_slice() else {
-        return Err(Refusal::fault("two directories are no longer two"));
-    };
-    let paths = Paths::new(queue, output);
-    match probe::check_directories(&paths) {
-        Ok(Ok(())) => {}
-        Ok(Err(conflict)) => return Err(Refusal::setting(conflict.to_string())),
-        Err(error) => return Err(Refusal::setting(format!("cannot look at the directories: {error}"))),
-    }
-    if let Some(scratch) = &config.workdir {
-        fs::create_dir_all(scratch)
-            .map_err(|error| Refusal::setting(format!("cannot use workdir {}: {error}", scratch.display())))?;
-    }
-    Ok(paths)
-}
-
-/// Makes a directory and the parents it lacks, and brings their names to disk: what is reported from now on lies below.
-fn make_directory(dir: &Path) -> io::Result<PathBuf> {
-    let dir = std::path::absolute(dir)?;
-    let missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.exists()).collect();
-    fs::create_dir_all(&dir)?;
-    for parent in missing.into_iter().filter_map(Path::parent) {
-        File::open(parent)?.sync_all()?;
-    }
-    dir.canonicalize()
-}
-
 /// Serves the queue until it ends; `None` where that was before it began.
 async fn serve(
     config: Config,
-    paths: Paths,
-    listen: Option<SocketAddr>,
+    arguments: &Arguments,
     started: Timestamp,
     beside: &Handle,
 ) -> Result<Option<Services>, Refusal> {
-    // What will be asked of the directories is tried.
-    let waited = match probe::probe(&paths, Method::NoReplace) {
-        Ok(()) => Waited { run_state: RunState::Running, signals: None },
-        Err(error) if error.is_no_space() => wait_for_space(&paths, &error, started, beside).await?,
-        Err(error) => return Err(Refusal::setting(chain(&error))),
-    };
-    if waited.run_state == RunState::Stopped {
-        return Ok(None);
-    }
+    let Waited { ready, run_state, signals } = wait_for_volumes(&config, arguments.adopt, started, beside).await?;
+    let Some(Ready { paths, volumes }) = ready else { return Ok(None) };
     let locks = lock(&paths).await?;
-    let endpoint = match listen {
+    let guard = Guard::new(volumes.clone(), Some(locks.ownership()));
+    let keeper = Keeper::new(locks, volumes, Duration::ZERO);
+    let endpoint = match arguments.listen {
         Some(address) => {
             let bound = TcpListener::bind(address).await;
             let bound = bound.and_then(TcpListener::into_std);
@@ -219,7 +187,7 @@ async fn serve(
         None => None,
     };
     let ledger = Ledger::open(&paths.daemon().join(LEDGER_FILE)).map_err(|error| Refusal::fault(chain(&error)))?;
-    if waited.run_state == RunState::Paused {
+    if run_state == RunState::Paused {
         ledger.set_paused(true).map_err(|error| Refusal::fault(chain(&error)))?;
     }
     let ledger = Writer::start(ledger);
@@ -245,18 +213,18 @@ async fn serve(
     )
     .map_err(|error| Refusal::fault(format!("cannot prepare to start workers: {error}")))?;
     let (events, hints) = events::watch(paths.queue());
-    let settings = settings(&config, paths.clone());
+    let settings = settings(&config, paths.clone(), guard);
     let (engine, remote) = Engine::start(settings, executor, ledger, outbox, hints, started)
         .await
         .map_err(|error| Refusal::fault(chain(&error)))?;
-    let services = Services::start(beside, remote.clone(), waited.signals, socket, endpoint, locks, &paths);
+    let services = Services::start(beside, remote.clone(), signals, socket, endpoint, keeper, &paths);
     tracing::info!(
         watch_dir = %paths.queue().display(),
         output_dir = %paths.output().display(),
         jobs = config.max_concurrent_jobs,
         "Daemon ready"
     );
-    if waited.run_state == RunState::Draining {
+    if run_state == RunState::Draining {
         tokio::spawn(async move { remote.set_run_state(RunState::Draining).await });
     }
     engine.run().await;
@@ -265,9 +233,10 @@ async fn serve(
     Ok(Some(services))
 }
 
-fn settings(config: &Config, paths: Paths) -> Settings {
+fn settings(config: &Config, paths: Paths, guard: Guard) -> Settings {
     Settings {
         paths,
+        guard,
         home: Home::Host,
         method: Method::NoReplace,
         limit: config.max_concurrent_jobs,
@@ -289,7 +258,9 @@ fn settings(config: &Config, paths: Paths) -> Settings {
 
 /// Takes both directories, waiting where another machine's daemon may still live.
 async fn lock(paths: &Paths) -> Result<Locks, Refusal> {
-    let refuse = |error| Refusal::setting(chain(&error));
+    let refuse = |error: LockError| {
+        if error.is_lasting() { Refusal::setting(chain(&error)) } else { Refusal::fault(chain(&error)) }
+    };
     let holder = format!("process {} on {}", std::process::id(), rustix::system::uname().nodename().to_string_lossy());
     let token = format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
     let mut contender = Owner::this(holder, "", token).and_then(|me| Contender::new(paths, me)).map_err(refuse)?;

@@ -32,6 +32,9 @@ const SOCKET_POLL: Duration = Duration::from_secs(5);
 /// The reason of `StorageReady` while conversions wait for room.
 const NO_SPACE: &str = "NoSpace";
 
+/// The reason of `StorageReady` while one volume is not the one that belongs to the other.
+pub(super) const OTHER_VOLUME: &str = "OtherVolume";
+
 /// Everything that the watcher reports of its queue.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Report {
@@ -80,6 +83,16 @@ impl Report {
                 ),
             ),
             None if self.lacks_space() => self.storage_ready(),
+            None => {}
+        }
+    }
+
+    fn volumes(&mut self, away: Option<&str>) {
+        let is_told = condition(&self.conditions, ConditionType::StorageReady)
+            .is_some_and(|c| c.status == "False" && c.reason == OTHER_VOLUME);
+        match away {
+            Some(why) => self.storage_unready(OTHER_VOLUME, format!("{why}; nothing is touched until it is back")),
+            None if is_told => self.storage_ready(),
             None => {}
         }
     }
@@ -139,6 +152,7 @@ impl Report {
             self.conditions.retain(|condition| condition.type_ != ConditionType::Drained.as_str());
         }
         self.space(snapshot.shortage);
+        self.volumes(snapshot.waiting_for.as_deref());
         self.snapshot = Some(snapshot);
         self.observe();
     }

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use kube::ResourceExt as _;
 use tokio::time::sleep;
 
-use super::report::Reporter;
+use super::report::{OTHER_VOLUME, Reporter};
+use super::specification::Wanted;
 use crate::cluster::identity::Identity;
 use crate::conversion::chain;
 use crate::files::{Method, Paths};
-use crate::queue::lock::{Contender, Contest, HEARTBEAT_INTERVAL, LockError, Locks, Owner};
+use crate::queue::identity::{self, IdentityError, Volumes};
+use crate::queue::lock::{Beat, Contender, Contest, HEARTBEAT_INTERVAL, Keeper, LockError, Locks, Owner};
 use crate::queue::probe;
 
 /// How soon volumes or locks that can't be used are tried again.
@@ -21,13 +24,17 @@ const STORAGE_RETRY: Duration = Duration::from_secs(10);
 /// Reason of `StorageReady` while something on the volumes can't be read or written.
 pub(super) const UNREADABLE: &str = "Unreadable";
 
+/// Annotation of a HyperConversion whose volumes are a pair from now on, whatever they belonged to.
+const ADOPT: &str = "hyper2kvm.io/adopt-volumes";
+
 /// Tries the volumes until they can do what the engine needs, and reports what they can't.
-pub(super) async fn volumes(identity: &Identity, reporter: &Reporter) -> Paths {
+pub(super) async fn volumes(identity: &Identity, reporter: &Reporter, wanted: &Wanted) -> (Paths, Volumes) {
     loop {
         let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
-        let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output)).await;
+        let is_meant = wanted.borrow().as_ref().is_some_and(|queue| queue.annotations().contains_key(ADOPT));
+        let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output, is_meant)).await;
         match tried {
-            Ok(Ok(paths)) => return paths,
+            Ok(Ok(ready)) => return ready,
             Ok(Err((reason, message))) => {
                 tracing::error!(reason, "{message}");
                 reporter.update(|report| report.storage_unready(reason, message));
@@ -38,13 +45,26 @@ pub(super) async fn volumes(identity: &Identity, reporter: &Reporter) -> Paths {
     }
 }
 
-fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Paths, (&'static str, String)> {
+fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths, Volumes), (&'static str, String)> {
     let paths = Paths::new(queue, output);
     match probe::check_directories(&paths) {
         Ok(Ok(())) => {}
         Ok(Err(conflict)) => return Err(("PathConflict", conflict.to_string())),
         Err(error) => return Err((UNREADABLE, format!("cannot look at the volumes: {error}"))),
     }
+    let volumes = identity::plan(paths.queue(), paths.output(), is_meant)
+        .and_then(|plan| plan.carry_out(&paths))
+        .map_err(|error| match (&error, error.io()) {
+            (IdentityError::Refused(_), _) => {
+                let text = chain(&error);
+                (
+                    OTHER_VOLUME,
+                    format!("{text} Where these volumes are meant, annotate the HyperConversion with {ADOPT}"),
+                )
+            }
+            (_, Some(source)) if probe::is_no_space(source) => ("NoSpace", chain(&error)),
+            _ => (UNREADABLE, chain(&error)),
+        })?;
     probe::probe(&paths, Method::NoReplace).map_err(|error| {
         let reason = if error.is_no_space() {
             "NoSpace"
@@ -55,7 +75,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf) -> Result<Paths, (&'static str, 
         };
         (reason, chain(&error))
     })?;
-    Ok(paths)
+    Ok((paths, volumes))
 }
 
 /// Locks both directories, waiting as long as another engine holds them.
@@ -97,13 +117,19 @@ pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter
 }
 
 /// Renews the heartbeat; returns the error by which a lock was lost.
-pub(super) async fn beat(mut locks: Locks) -> LockError {
+pub(super) async fn beat(mut keeper: Keeper) -> LockError {
+    let begun = Instant::now();
     loop {
         sleep(HEARTBEAT_INTERVAL).await;
-        match locks.beat(Timestamp::now()) {
-            Ok(()) => {}
-            Err(error @ LockError::Lost { .. }) => return error,
-            Err(error) => tracing::warn!(error = %chain(&error), "cannot show that this watcher lives"),
+        match keeper.beat(Timestamp::now(), begun.elapsed()) {
+            Beat::Held => {}
+            Beat::Lost(error) => return error,
+            Beat::Unseen(error) => tracing::warn!(error = %chain(&error), "cannot show that this watcher lives"),
+            Beat::Doubtful(error) => {
+                tracing::warn!(error = %chain(&error), "cannot tell whose the directories are; looking again");
+            }
+            // The engine says it.
+            Beat::Away(away) => tracing::debug!(error = %chain(&away), "no heartbeat"),
         }
     }
 }

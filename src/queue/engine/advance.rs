@@ -145,7 +145,11 @@ impl<E: Executor> Engine<E> {
                 is_in_place: conversion.is_in_place,
                 has_room: conversion.has_room,
             };
-            match decide(&conversion.row, circumstances) {
+            let action = decide(&conversion.row, circumstances);
+            if !matches!(action, Action::Wait | Action::WaitUntil(_) | Action::WaitForRoom) {
+                self.confirm()?;
+            }
+            match action {
                 Action::Wait | Action::WaitUntil(_) | Action::WaitForRoom => return Ok(()),
                 Action::CompleteClaim => self.complete_claim(id).await?,
                 Action::Submit => self.submit(id).await?,

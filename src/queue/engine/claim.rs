@@ -91,6 +91,7 @@ impl<E: Executor> Engine<E> {
             Verdict::Duplicate { content, of } => (content, Some(of)),
             Verdict::Later => return Ok(false),
         };
+        self.confirm()?;
         self.cancel_parked(artifact).await?;
         let claim = self.new_claim(artifact, &content);
         let id = claim.id.clone();
@@ -187,6 +188,7 @@ impl<E: Executor> Engine<E> {
                 self.remove_reports_of_taken_back(&row.claim)?;
             }
             Taken::Reversed { changed } => {
+                self.confirm()?;
                 tracing::info!(conversion = %id, ?changed, "files changed while they were claimed; they settle anew");
                 self.forget_row(id).await?;
                 self.intake.regroup();

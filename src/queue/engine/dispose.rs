@@ -55,7 +55,11 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn unpark(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let Some(placement) = row.placement() else { return Ok(()) };
-        match park::look(&placement) {
+        let parked = park::look(&placement);
+        if parked != Parked::Unchanged {
+            self.confirm()?;
+        }
+        match parked {
             Parked::Unchanged => {
                 let back = park::plan_back(&self.settings.paths, &row.claim, &placement);
                 back.carry_out(self.settings.method)?;
@@ -89,7 +93,8 @@ impl<E: Executor> Engine<E> {
         let paths = self.settings.paths.clone();
         if let Some(placement) = row.placement() {
             match park::plan_back(&paths, &row.claim, &placement).carry_out(self.settings.method) {
-                Ok(()) | Err(PlacementError::Gone(_)) => {}
+                Ok(()) => {}
+                Err(PlacementError::Gone(_)) => self.confirm()?,
                 Err(error) => return Err(error.into()),
             }
             error_file::remove(placement.primary(), &paths.errors())?;
@@ -228,6 +233,7 @@ impl<E: Executor> Engine<E> {
                     placement = recorded;
                 }
                 Err(PlacementError::Gone(names)) => {
+                    self.confirm()?;
                     tracing::warn!(conversion = %row.id, ?names, "somebody took members away");
                     return Ok((placement, Arrival::Gone));
                 }

@@ -47,6 +47,7 @@ impl<E: Executor> Engine<E> {
         let changed =
             claim::changed(&claim_dir, &row.claim).map_err(|source| Error::Look { path: claim_dir, source })?;
         if !changed.is_empty() {
+            self.confirm()?;
             let failure = Failure::new(Reason::SourceChanged, format!("{} changed meanwhile", changed.join(", ")));
             self.executor.cancel(id, failure).await?;
             return Ok(false);
@@ -54,6 +55,7 @@ impl<E: Executor> Engine<E> {
         let finished = match publish::inspect(&paths, &row.claim, attempt, &folder)? {
             Inspection::Finished(finished) => finished,
             Inspection::Unpublishable(failure) => {
+                self.confirm()?;
                 self.refuse(id, attempt, failure).await?;
                 return Ok(false);
             }

@@ -79,6 +79,7 @@ impl<E: Executor> Engine<E> {
         let id = row.id.clone();
         let is_claimed = row.state == ClaimState::Claimed;
         if is_claimed && !present.contains(&id) {
+            self.confirm()?;
             // Its members never left, or went back: the directory speaks for itself.
             let key = id.clone();
             self.ledger

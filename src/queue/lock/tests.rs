@@ -6,6 +6,7 @@ use std::fs;
 use tempfile::{TempDir, tempdir};
 
 use super::*;
+use crate::queue::identity;
 
 fn paths(dir: &TempDir) -> Paths {
     let paths = Paths::new(dir.path().join("q"), dir.path().join("o"));
@@ -146,15 +147,60 @@ fn one_who_slept_while_another_took_over_notices() {
 }
 
 #[test]
-fn a_removed_lock_file_is_a_lost_lock_and_a_removed_owner_file_is_written_again() {
+fn another_lock_file_is_a_lost_lock_a_missing_one_is_not_and_a_removed_owner_file_is_written_again() {
     let dir = tempdir().unwrap();
     let paths = paths(&dir);
     let mut locks = won(&paths, owner("a", "boot-1", "", 0));
     fs::remove_file(paths.daemon().join(OWNER_FILE)).unwrap();
     locks.beat(Timestamp::UNIX_EPOCH).unwrap();
     assert!(paths.daemon().join(OWNER_FILE).exists());
-    fs::remove_file(paths.daemon().join(LOCK_FILE)).unwrap();
+    fs::rename(paths.daemon().join(LOCK_FILE), paths.daemon().join("aside")).unwrap();
+    assert!(matches!(locks.beat(Timestamp::UNIX_EPOCH), Err(LockError::Look { .. })));
+    fs::write(paths.daemon().join(LOCK_FILE), "").unwrap();
     assert!(matches!(locks.beat(Timestamp::UNIX_EPOCH), Err(LockError::Lost { .. })));
+}
+
+fn keeper(paths: &Paths) -> Keeper {
+    let volumes = identity::plan(paths.queue(), paths.output(), false).unwrap().carry_out(paths).unwrap();
+    Keeper::new(won(paths, owner("a", "boot-1", "", 0)), volumes, s(0))
+}
+
+#[test]
+fn a_failed_look_is_no_loss_until_another_may_have_taken_over() {
+    let dir = tempdir().unwrap();
+    let paths = paths(&dir);
+    let mut keeper = keeper(&paths);
+    let mut beat = |now| keeper.beat(Timestamp::UNIX_EPOCH, s(now));
+    assert!(matches!(beat(5), Beat::Held));
+    let (lock, aside) = (paths.processing().join(LOCK_FILE), paths.processing().join("aside"));
+    fs::rename(&lock, &aside).unwrap();
+    assert!(matches!(beat(10), Beat::Doubtful(_)));
+    assert!(matches!(beat(34), Beat::Doubtful(_)));
+    fs::rename(&aside, &lock).unwrap();
+    assert!(matches!(beat(36), Beat::Held));
+    fs::rename(&lock, &aside).unwrap();
+    assert!(matches!(beat(65), Beat::Doubtful(_)));
+    assert!(matches!(beat(66), Beat::Lost(LockError::Look { .. })));
+}
+
+#[test]
+fn a_volume_that_is_away_is_no_loss_however_long_and_another_on_it_is_one() {
+    let dir = tempdir().unwrap();
+    let paths = paths(&dir);
+    let mut keeper = keeper(&paths);
+    let mut beat = |now| keeper.beat(Timestamp::UNIX_EPOCH, s(now));
+    let aside = dir.path().join("aside");
+    fs::rename(paths.queue(), &aside).unwrap();
+    fs::create_dir_all(paths.processing()).unwrap();
+    fs::write(paths.processing().join(LOCK_FILE), "").unwrap();
+    assert!(matches!(beat(5), Beat::Away(_)));
+    assert!(matches!(beat(500), Beat::Away(_)));
+    assert_eq!(fs::read_dir(paths.processing()).unwrap().count(), 1, "nothing is written there");
+    fs::remove_dir_all(paths.queue()).unwrap();
+    fs::rename(&aside, paths.queue()).unwrap();
+    assert!(matches!(beat(505), Beat::Held));
+    left_behind(&paths, &owner("far", "boot-2", "", 1));
+    assert!(matches!(beat(510), Beat::Lost(LockError::Lost { .. })));
 }
 
 #[test]

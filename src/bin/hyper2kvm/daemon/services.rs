@@ -10,7 +10,7 @@ use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
 use hyper2kvm::files::Paths;
 use hyper2kvm::queue::engine::Remote;
-use hyper2kvm::queue::lock::{HEARTBEAT_INTERVAL, LockError, Locks};
+use hyper2kvm::queue::lock::{Beat, HEARTBEAT_INTERVAL, Keeper, LockError};
 use hyper2kvm::stats::{self, Snapshot};
 use hyper2kvm::telemetry::endpoint::{self, Probes};
 use jiff::Timestamp;
@@ -40,7 +40,7 @@ pub(super) struct Services {
     stats_file: PathBuf,
     shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
-    heartbeat: JoinHandle<Locks>,
+    heartbeat: JoinHandle<Keeper>,
 }
 
 impl Services {
@@ -50,7 +50,7 @@ impl Services {
         signals: Option<Signals>,
         socket: control::Listener,
         endpoint: Option<TcpListener>,
-        locks: Locks,
+        keeper: Keeper,
         paths: &Paths,
     ) -> Self {
         let shutdown = CancellationToken::new();
@@ -71,7 +71,7 @@ impl Services {
             let probes = Probes::of_daemon(remote.watch(), ready);
             tasks.push(runtime.spawn(serve_endpoint(listener, probes, shutdown.clone())));
         }
-        let heartbeat = runtime.spawn(beat(locks, shutdown.clone()));
+        let heartbeat = runtime.spawn(beat(keeper, shutdown.clone()));
         Self { remote, stats_file, shutdown, tasks, heartbeat }
     }
 
@@ -88,8 +88,8 @@ impl Services {
                 }
             }
             match self.heartbeat.await {
-                Ok(locks) => {
-                    if let Err(error) = locks.release() {
+                Ok(keeper) => {
+                    if let Err(error) = keeper.into_locks().release() {
                         tracing::warn!(error = %chain(&error), "cannot give the directories up");
                     }
                 }
@@ -227,20 +227,31 @@ async fn serve_endpoint(listener: TcpListener, probes: Probes, shutdown: Cancell
 }
 
 /// Shows that we live, and ends the process when the directories are no longer ours: not a file may be moved then.
-async fn beat(mut locks: Locks, shutdown: CancellationToken) -> Locks {
+async fn beat(mut keeper: Keeper, shutdown: CancellationToken) -> Keeper {
     let mut timer = interval(HEARTBEAT_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let begun = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return locks,
+            () = shutdown.cancelled() => return keeper,
             _ = timer.tick() => {}
         }
-        if let Err(error) = locks.beat(Timestamp::now()) {
-            if matches!(error, LockError::Lost { .. }) {
-                tracing::error!(error = %chain(&error), "the directories are another's now");
+        match keeper.beat(Timestamp::now(), begun.elapsed()) {
+            Beat::Held => {}
+            Beat::Lost(error) => {
+                let what = match error {
+                    LockError::Lost { .. } => "the directories are another's now",
+                    _ => "another may have taken the directories by now; ending, to be started again",
+                };
+                tracing::error!(error = %chain(&error), "{what}");
                 std::process::exit(1);
             }
-            tracing::warn!(error = %chain(&error), "cannot write the heartbeat");
+            Beat::Unseen(error) => tracing::warn!(error = %chain(&error), "cannot write the heartbeat"),
+            Beat::Doubtful(error) => {
+                tracing::warn!(error = %chain(&error), "cannot tell whose the directories are; looking again");
+            }
+            // The engine says it.
+            Beat::Away(away) => tracing::debug!(error = %chain(&away), "no heartbeat"),
         }
     }
 }

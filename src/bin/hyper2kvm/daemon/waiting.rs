@@ -1,37 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A start on a full volume: the daemon waits for room, and answers meanwhile.
+//! A start on volumes that can't be used yet: the daemon waits for them, and answers where it can.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper2kvm::config::Config;
 use hyper2kvm::control::{Command, Handler, Listener, Reply, SOCKET};
 use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
-use hyper2kvm::files::{Method, Paths};
-use hyper2kvm::queue::probe;
+use hyper2kvm::files::{Paths, moves};
 use hyper2kvm::stats::Snapshot;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Refusal;
 use super::services::Signals;
+use super::volumes::{Ready, Unready, ready};
 
-/// How often a full volume is tried again.
+/// How often a volume that can't be used is tried again.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What was asked for while the daemon waited.
+/// What the wait came to.
 #[derive(Debug)]
 pub(super) struct Waited {
+    /// None where the daemon was told to stop before.
+    pub ready: Option<Ready>,
+    /// What was asked for meanwhile.
     pub run_state: RunState,
-    /// Signals that came since, and those that come until the services take over.
+    /// Signals that came since, and those that come until the services take over; none where nothing was waited for.
     pub signals: Option<Signals>,
+}
+
+/// What a start waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Why {
+    text: String,
+    is_full: bool,
+    /// Where the control socket may be.
+    output: Option<PathBuf>,
+}
+
+impl Why {
+    /// Whether it is the same wait: a full volume is told by another file each time.
+    fn is_same(&self, other: &Self) -> bool {
+        self == other || (self.is_full && other.is_full)
+    }
 }
 
 /// The control socket's commands, before there is an engine.
 #[derive(Debug)]
 struct Waiting {
     started: Timestamp,
+    why: String,
+    is_full: bool,
     run_state: watch::Sender<RunState>,
 }
 
@@ -44,60 +68,95 @@ impl Handler for Waiting {
             }
             None if command == Command::Status => {
                 let run_state = *self.run_state.borrow();
-                Reply::status(&Snapshot { run_state, ..Snapshot::new(self.started) })
+                let waiting_for = Some(self.why.clone());
+                Reply::status(&Snapshot { run_state, waiting_for, ..Snapshot::new(self.started) })
             }
-            None => Reply::Failed("the volume is full: the daemon waits for space, and counts from then on".to_owned()),
+            None if self.is_full => {
+                Reply::Failed("the volume is full: the daemon waits for space, and counts from then on".to_owned())
+            }
+            None => Reply::Failed(self.why.clone()),
         }
     }
 }
 
-/// Waits until the directories can be worked in. A full volume is no reason to end: nobody would start the daemon again
-/// when there is room. Nothing else is open yet. A [`RunState::Stopped`] in the answer: it was told to stop.
-pub(super) async fn wait_for_space(
-    paths: &Paths,
-    why: &probe::NotReady,
+/// Waits until the directories can be worked in. That a volume is full or away is no reason to end: nobody would start the
+/// daemon again when it is back. Nothing else is open yet.
+pub(super) async fn wait_for_volumes(
+    config: &Config,
+    is_meant: bool,
     started: Timestamp,
     beside: &Handle,
 ) -> Result<Waited, Refusal> {
-    tracing::warn!(error = %chain(why), "the volume is full; waiting for space");
     let (run_state, mut asked) = watch::channel(RunState::Running);
-    let shutdown = CancellationToken::new();
-    let mut signals = Signals::listen();
-    let mut serving = None;
-    let tried = loop {
-        if serving.is_none() {
-            // Where not even a socket finds room, the next look tries again.
+    let mut signals = None;
+    let mut socket: Option<(Why, CancellationToken, JoinHandle<()>)> = None;
+    let mut told: Option<Why> = None;
+    let found = loop {
+        let why = match ready(config, is_meant) {
+            Ok(ready) => break Ok(Some(ready)),
+            Err(Unready::Refused(refusal)) => break Err(refusal),
+            Err(Unready::Full { why, output }) => Why { text: why, is_full: true, output: Some(output) },
+            Err(Unready::Away { why, output }) => Why { text: why, is_full: false, output },
+        };
+        if !told.as_ref().is_some_and(|told| told.is_same(&why)) {
+            tell(&why);
+            told = Some(why.clone());
+        }
+        signals = signals.or_else(Signals::listen);
+        if socket.as_ref().is_some_and(|(of, ..)| !of.is_same(&why)) {
+            close(socket.take()).await;
+        }
+        if socket.is_none() {
+            let end = CancellationToken::new();
             let entered = beside.enter();
-            let bound = Listener::bind(&paths.output().join(SOCKET));
+            let bound = bind(&why);
             drop(entered);
-            let bound = bound.inspect_err(|error| tracing::debug!(error = %chain(error), "no control socket yet"));
-            serving = bound.ok().map(|socket| {
-                let handler = Waiting { started, run_state: run_state.clone() };
-                beside.spawn(socket.serve(handler, shutdown.clone()))
+            socket = bound.map(|listener| {
+                let (text, is_full) = (why.text.clone(), why.is_full);
+                let handler = Waiting { started, why: text, is_full, run_state: run_state.clone() };
+                (why, end.clone(), beside.spawn(listener.serve(handler, end)))
             });
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => match probe::probe(paths, Method::NoReplace) {
-                Err(error) if error.is_no_space() => {}
-                tried => break tried,
-            },
+            () = tokio::time::sleep(LOOK) => {}
             changed = asked.changed() => if changed.is_ok() && *asked.borrow_and_update() == RunState::Stopped {
-                break Ok(());
+                break Ok(None);
             },
-            () = stop_signal(&mut signals) => {
-                run_state.send_replace(RunState::Stopped);
-                break Ok(());
-            }
+            () = stop_signal(&mut signals) => break Ok(None),
         }
     };
-    shutdown.cancel();
-    if let Some(serving) = serving {
-        // It answers what is on its way, and ends by itself.
+    // It answers what is on its way, and ends by itself.
+    close(socket).await;
+    let ready = found?;
+    let run_state = *run_state.borrow();
+    Ok(Waited { ready, run_state, signals })
+}
+
+/// Once for each thing that is waited for.
+fn tell(why: &Why) {
+    if why.is_full {
+        tracing::warn!(error = why.text, "the volume is full; waiting for space");
+    } else {
+        tracing::error!("{}", why.text);
+    }
+}
+
+/// Where not even a socket finds room, or its place is what is away, the next look tries again.
+fn bind(why: &Why) -> Option<Listener> {
+    let output = why.output.as_ref()?;
+    if let Err(error) = moves::create_dir(&Paths::new("", output).daemon()) {
+        tracing::debug!(error = %chain(&error), "no place for a control socket yet");
+    }
+    let bound = Listener::bind(&output.join(SOCKET));
+    bound.inspect_err(|error| tracing::debug!(error = %chain(error), "no control socket yet")).ok()
+}
+
+async fn close(socket: Option<(Why, CancellationToken, JoinHandle<()>)>) {
+    if let Some((_, end, serving)) = socket {
+        end.cancel();
+        // It answers what is on its way; a panic in it was told of already.
         let _ = serving.await;
     }
-    tried.map_err(|error| Refusal::setting(chain(&error)))?;
-    let run_state = *run_state.borrow();
-    Ok(Waited { run_state, signals })
 }
 
 async fn stop_signal(signals: &mut Option<Signals>) {

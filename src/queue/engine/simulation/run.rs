@@ -21,6 +21,8 @@ use crate::notification::NotificationConfig;
 use crate::queue::engine::events::Hints;
 use crate::queue::engine::outbox::Outbox;
 use crate::queue::engine::{Engine, Home, Remote, Settings, World as Machine};
+use crate::queue::guard::Guard;
+use crate::queue::identity;
 
 use crate::queue::writers::Writers;
 
@@ -168,11 +170,12 @@ impl<'a> Play<'a> {
         Ledger::open(&self.place.join("ledger.db")).map_err(|error| format!("the ledger: {error}"))
     }
 
-    fn settings(&self) -> Settings {
+    fn settings(&self, guard: Guard) -> Settings {
         let script = &self.script;
         let is_cluster = script.is_cluster;
         Settings {
             paths: self.site.paths.clone(),
+            guard,
             home: if is_cluster {
                 Home::Cluster { uid: "queue".to_owned(), revision: self.asked.1 }
             } else {
@@ -198,6 +201,21 @@ impl<'a> Play<'a> {
 
     /// One life of an engine, until it ends or all is at rest.
     async fn live(&mut self, acts: &mut std::collections::VecDeque<(Duration, Act)>) -> (Ending, bool) {
+        let paths = self.site.paths.clone();
+        let taken = AssertUnwindSafe(async { identity::plan(paths.queue(), paths.output(), false)?.carry_out(&paths) });
+        let guard = match taken.catch_unwind().await {
+            Ok(Ok(volumes)) => Guard::new(volumes, None),
+            Ok(Err(error)) => {
+                let root = self.place.display().to_string();
+                self.volume.note(format!("cannot take the volumes: {error}").replace(&root, ""));
+                self.while_down(acts);
+                return (Ending::Itself, false);
+            }
+            Err(thrown) => {
+                self.died(thrown);
+                return (Ending::Death, false);
+            }
+        };
         let Ok(ledger) = self.open() else { return (Ending::Itself, false) };
         let writer = ledger::Writer::inline(ledger);
         let executor = Worker::new(Rc::clone(&self.world), writer.clone());
@@ -206,7 +224,7 @@ impl<'a> Play<'a> {
         let hints = Hints { names, writers: Writers::default() };
         let started = self.time.now();
         self.volume.note("starts".to_owned());
-        let starting = Engine::start(self.settings(), executor, writer.clone(), outbox, hints, started);
+        let starting = Engine::start(self.settings(guard), executor, writer.clone(), outbox, hints, started);
         let remote = match AssertUnwindSafe(starting).catch_unwind().await {
             Ok(Ok((engine, remote))) => {
                 let running = AssertUnwindSafe(engine.run()).catch_unwind();

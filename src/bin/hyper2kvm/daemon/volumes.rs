@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether both directories can be worked with: a pair, on volumes that do what will be asked of them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hyper2kvm::config::Config;
+use hyper2kvm::conversion::chain;
+use hyper2kvm::files::{Method, Paths};
+use hyper2kvm::queue::identity::{self, IdentityError, Volumes};
+use hyper2kvm::queue::probe;
+
+use super::Refusal;
+
+/// Both directories, ready.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub paths: Paths,
+    pub volumes: Volumes,
+}
+
+/// Why they aren't.
+#[derive(Debug)]
+pub(super) enum Unready {
+    /// A volume is not there, or is another one. The person on call mounts it, and the daemon goes on by itself.
+    Away {
+        why: String,
+        /// The output directory, where that is the right one.
+        output: Option<PathBuf>,
+    },
+    /// A volume is full. Nobody would start the daemon again when there is room.
+    Full { why: String, output: PathBuf },
+    /// The daemon ends with this.
+    Refused(Refusal),
+}
+
+/// Tries them. Writes nothing to a directory that may be an empty mount point. `is_meant`: these two are a pair from now
+/// on, whatever they belonged to.
+pub(super) fn ready(config: &Config, is_meant: bool) -> Result<Ready, Unready> {
+    let (queue, output) = (&config.watch_dir, &config.output_dir);
+    if queue.exists() && output.exists() {
+        check(&Paths::new(queue, output))?;
+    }
+    let plan = identity::plan(queue, output, is_meant).map_err(|error| unfit(&error, output))?;
+    let paths = Paths::new(make_directory(queue)?, make_directory(output)?);
+    check(&paths)?;
+    if is_meant && plan.makes_a_pair() {
+        tracing::warn!(queue = %queue.display(), output = %output.display(), "adopted: these directories are a pair now");
+    }
+    let volumes = plan.carry_out(&paths).map_err(|error| unfit(&error, output))?;
+    match probe::probe(&paths, Method::NoReplace) {
+        Ok(()) => Ok(Ready { paths, volumes }),
+        Err(error) if error.is_no_space() => Err(full(chain(&error), output)),
+        Err(error) => Err(refused(error.is_lasting(), chain(&error))),
+    }
+}
+
+fn unfit(error: &IdentityError, output: &Path) -> Unready {
+    let text = chain(error);
+    match (error, error.io()) {
+        (IdentityError::Refused(refusal), _) => {
+            let why = format!(
+                "{text} Mount it, and the daemon goes on by itself; where these directories are meant, start it once \
+                 with --adopt"
+            );
+            let is_output_right = matches!(refusal, identity::Refusal::Unmarked { dir, .. } if dir != output);
+            Unready::Away { why, output: is_output_right.then(|| output.to_owned()) }
+        }
+        (_, Some(source)) if probe::is_no_space(source) => full(text, output),
+        (_, source) => refused(source.is_some_and(probe::is_lasting), text),
+    }
+}
+
+fn full(why: String, output: &Path) -> Unready {
+    Unready::Full { why, output: output.to_owned() }
+}
+
+/// What may pass by itself ends with a code by which the service is started again.
+fn refused(is_lasting: bool, text: String) -> Unready {
+    Unready::Refused(if is_lasting { Refusal::setting(text) } else { Refusal::fault(text) })
+}
+
+fn check(paths: &Paths) -> Result<(), Unready> {
+    match probe::check_directories(paths) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(conflict)) => Err(refused(true, conflict.to_string())),
+        Err(error) => Err(refused(probe::is_lasting(&error), format!("cannot look at the directories: {error}"))),
+    }
+}
+
+/// Makes a directory and the parents it lacks, and brings their names to disk: what is reported from now on lies below.
+fn make_directory(dir: &Path) -> Result<PathBuf, Unready> {
+    let made = || -> io::Result<PathBuf> {
+        let dir = std::path::absolute(dir)?;
+        let missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.exists()).collect();
+        fs::create_dir_all(&dir)?;
+        for parent in missing.into_iter().filter_map(Path::parent) {
+            File::open(parent)?.sync_all()?;
+        }
+        dir.canonicalize()
+    };
+    made().map_err(|error| refused(probe::is_lasting(&error), format!("cannot use {}: {error}", dir.display())))
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//! While a volume is away nothing is touched: what is not seen then is not gone.
+
+use std::time::Duration;
+
+use crate::conversion::admission::RunState;
+use crate::conversion::chain;
+use crate::executor::Executor;
+
+use super::{Engine, Result};
+
+/// How often a volume that is away is looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Whether a volume is away, and when it is looked for next.
+#[derive(Debug, Default)]
+pub(super) struct Absence {
+    why: Option<String>,
+    next_look: Duration,
+}
+
+impl Absence {
+    /// Why nothing is touched, for a person; none while all is there.
+    pub(super) fn why(&self) -> Option<&str> {
+        self.why.as_deref()
+    }
+
+    /// When the volume is looked for next.
+    pub(super) fn next_look(&self) -> Option<Duration> {
+        self.why.is_some().then_some(self.next_look)
+    }
+}
+
+impl<E: Executor> Engine<E> {
+    /// Whether a round may be made. Says once when it may not any more, and when it may again.
+    pub(super) fn may_touch(&mut self, now: Duration) -> bool {
+        let guard = &self.settings.guard;
+        if self.absence.why.is_none() {
+            let Err(away) = guard.look() else { return true };
+            let why = chain(&away);
+            tracing::error!("{why}; nothing is touched until it is back");
+            self.absence = Absence { why: Some(why), next_look: now + LOOK };
+            return false;
+        }
+        if now < self.absence.next_look {
+            return false;
+        }
+        match guard.look_again() {
+            Ok(()) => {
+                tracing::info!("the volumes are there again; going on");
+                self.absence = Absence::default();
+                // Nobody has looked meanwhile: it is no stall.
+                self.last_activity = Some(self.wall());
+                true
+            }
+            Err(barred) => {
+                self.absence = Absence { why: Some(chain(&barred)), next_look: now + LOOK };
+                false
+            }
+        }
+    }
+
+    /// Makes sure, before something is done and before what was not found is called gone, that it was looked for in the
+    /// right place.
+    pub(super) fn confirm(&self) -> Result<()> {
+        Ok(self.settings.guard.look()?)
+    }
+
+    /// Whether what the executor has to say is heard: what follows from it is recorded on the volumes. A stop needs to
+    /// hear of the workers' ends.
+    pub(super) fn takes_updates(&self) -> bool {
+        self.absence.why.is_none() || self.run_state == RunState::Stopped
+    }
+}
