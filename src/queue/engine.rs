@@ -363,7 +363,7 @@ impl<E: Executor> Engine<E> {
     /// One round over everything that may have become due.
     async fn pass(&mut self) {
         let now = self.now();
-        if !self.may_touch(now) {
+        if !self.may_touch(now).await {
             self.show();
             return;
         }

@@ -33,13 +33,14 @@ impl Absence {
 
 impl<E: Executor> Engine<E> {
     /// Whether a round may be made. Says once when it may not any more, and when it may again.
-    pub(super) fn may_touch(&mut self, now: Duration) -> bool {
+    pub(super) async fn may_touch(&mut self, now: Duration) -> bool {
         let guard = &self.settings.guard;
         if self.absence.why.is_none() {
             let Err(away) = guard.look() else { return true };
             let why = chain(&away);
             tracing::error!("{why}; nothing is touched until it is back");
             self.absence = Absence { why: Some(why), next_look: now + LOOK };
+            self.tell_executor().await;
             return false;
         }
         if now < self.absence.next_look {
@@ -51,12 +52,22 @@ impl<E: Executor> Engine<E> {
                 self.absence = Absence::default();
                 // Nobody has looked meanwhile: it is no stall.
                 self.last_activity = Some(self.wall());
+                self.tell_executor().await;
                 true
             }
             Err(barred) => {
                 self.absence = Absence { why: Some(chain(&barred)), next_look: now + LOOK };
                 false
             }
+        }
+    }
+
+    /// Tells the executor what may start: nothing, while what a worker would read or write is away.
+    pub(super) async fn tell_executor(&mut self) {
+        let is_held = self.absence.why.is_some() && self.run_state.starts_attempts();
+        let run_state = if is_held { RunState::Paused } else { self.run_state };
+        if let Err(error) = self.executor.set_run_state(run_state).await {
+            tracing::error!(error = %chain(&error), "cannot tell the executor of the run state");
         }
     }
 

@@ -88,9 +88,7 @@ impl<E: Executor> Engine<E> {
                 tracing::error!(error = %chain(&error), "cannot remember the pause; a restart will not know of it");
             }
         }
-        if let Err(error) = self.executor.set_run_state(run_state).await {
-            tracing::error!(error = %chain(&error), "cannot tell the executor of the run state");
-        }
+        self.tell_executor().await;
     }
 
     /// Whether files that were queued when draining began are still to be claimed.

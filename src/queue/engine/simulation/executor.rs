@@ -70,6 +70,8 @@ pub(super) struct World {
     pub run_state: RunState,
     /// Whether attempts fail, hang and are heard of late. Not at the end: all must come to rest then.
     pub is_rough: bool,
+    /// Whether a volume is away: no worker begins, and none comes to its end.
+    pub is_away: bool,
     known: BTreeMap<ConversionId, Known>,
     /// Asked for, and not claimed yet.
     asked: BTreeMap<ConversionId, Request>,
@@ -100,6 +102,7 @@ impl World {
             volume,
             run_state,
             is_rough: true,
+            is_away: false,
             known,
             asked,
             ended,
@@ -252,6 +255,9 @@ impl World {
 
     /// The next attempt that ends, if one is running.
     fn next_end(&self) -> Option<(Instant, ConversionId)> {
+        if self.is_away {
+            return None;
+        }
         let ends = self.known.iter().filter_map(|(id, known)| Some((known.work.as_ref()?.ends, id.clone())));
         ends.min()
     }
@@ -416,6 +422,9 @@ impl Worker {
 
     /// Starts what may start.
     async fn fill(&mut self) -> Result<(), Error> {
+        if self.world.borrow().is_away {
+            return Ok(());
+        }
         if self.world.borrow().is_cluster {
             self.world.borrow_mut().control();
             return Ok(());

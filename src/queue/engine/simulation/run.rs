@@ -63,7 +63,7 @@ pub(super) fn run(seed: u64) -> Ran {
         let volume = Volume::new(&root, seed ^ 1);
         let _entered = volume.enter();
         let mut play = Play::new(seed, place.path(), paths, Rc::clone(&volume));
-        let outcome = play.play().await;
+        let outcome = Box::pin(play.play()).await;
         Ran { outcome, trace: volume.trace() }
     })
 }
@@ -90,6 +90,8 @@ struct Play<'a> {
     begun: Instant,
     /// Whether everything came to rest before.
     is_last: bool,
+    /// What may never happen, and did.
+    violation: Option<String>,
     random: Random,
 }
 
@@ -122,6 +124,7 @@ impl<'a> Play<'a> {
             cut: None,
             begun: Instant::now(),
             is_last: false,
+            violation: None,
             random,
         }
     }
@@ -129,8 +132,8 @@ impl<'a> Play<'a> {
     async fn play(&mut self) -> Result<(), String> {
         let mut acts = self.script.acts.clone().into();
         loop {
-            let (ending, is_at_rest) = self.live(&mut acts).await;
-            if let Some(violation) = self.volume.violation() {
+            let (ending, is_at_rest) = Box::pin(self.live(&mut acts)).await;
+            if let Some(violation) = self.volume.violation().or(self.violation.take()) {
                 return Err(violation);
             }
             if is_at_rest {
@@ -150,8 +153,10 @@ impl<'a> Play<'a> {
                     self.site.power_was_cut();
                     self.volume.note(format!("the power was cut: {keeps:?}"));
                 }
-                self.site.check_places(false)?;
-                self.site.check_published(false)?;
+                if !self.site.is_away() {
+                    self.site.check_places(false)?;
+                    self.site.check_published(false)?;
+                }
             } else {
                 self.world.borrow_mut().engine_died();
             }
@@ -310,7 +315,7 @@ impl<'a> Play<'a> {
             }
             rest = (acts.is_empty() && self.is_at_rest(remote)).then(|| rest.unwrap_or_else(Instant::now));
             let is_over = rest.is_some_and(|since| since.elapsed() > REST) || self.begun.elapsed() > REST_WITHIN;
-            if is_over || self.volume.violation().is_some() {
+            if is_over || self.volume.violation().is_some() || self.violation.is_some() {
                 return (Ending::Itself, is_over);
             }
         }
@@ -318,6 +323,7 @@ impl<'a> Play<'a> {
 
     /// Nothing fails any more.
     fn calm(&mut self) {
+        self.mount();
         self.volume.fail(None);
         self.volume.die_in(None);
         self.volume.set_free(1 << 40);
@@ -334,6 +340,14 @@ impl<'a> Play<'a> {
             && world.is_idle()
             && !world.has_asked()
             && self.site.holds_no_claim()
+    }
+
+    /// Brings back what is away.
+    fn mount(&mut self) {
+        if let Err(why) = self.site.mount() {
+            self.violation.get_or_insert(why);
+        }
+        self.world.borrow_mut().is_away = false;
     }
 
     fn command(&mut self, run_state: RunState, remote: Option<&Remote>) {
@@ -354,7 +368,28 @@ impl<'a> Play<'a> {
     /// Whether the process is dead of it.
     fn act(&mut self, act: Act, remote: Option<&Remote>) -> bool {
         self.volume.note(format!("{:?}: {act:?}", self.begun.elapsed()));
+        // Nobody finds anything where a volume is away.
+        let is_of_files = matches!(
+            act,
+            Act::Drop
+                | Act::DropGroup
+                | Act::DropAgain
+                | Act::DropLate
+                | Act::Rename
+                | Act::Grow
+                | Act::Chmod
+                | Act::Remove
+                | Act::Retry
+                | Act::Correct
+                | Act::WriteOn
+                | Act::Ask
+        );
+        if is_of_files && self.site.is_away() {
+            return false;
+        }
         match act {
+            Act::Away(role) => self.world.borrow_mut().is_away |= self.site.unmount(role),
+            Act::Back => self.mount(),
             Act::Drop => self.site.drop_file(),
             Act::DropGroup => self.site.drop_group(),
             Act::DropAgain => self.site.drop_again(),

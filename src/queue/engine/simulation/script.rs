@@ -7,6 +7,7 @@ use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
 use crate::files::Method;
 use crate::files::volume::simulated::{Fault, Keeps, Random};
+use crate::queue::identity::Role;
 
 /// Something that happens beside the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,9 @@ pub(super) enum Act {
     Fault(Option<Fault>),
     /// The output volume is full, or has room again.
     Full(bool),
+    /// The volume of the queue, or that of the output, goes; or all are back.
+    Away(Role),
+    Back,
     /// The process dies where it stands, or in the middle of what it does next.
     Die,
     DieIn(u64),
@@ -83,10 +87,13 @@ impl Script {
             let act = act(random, is_cluster);
             acts.push((at(random), act));
             // What dies in the middle of something is most often met by what follows at once.
-            if matches!(act, Act::Fault(Some(_)) | Act::Full(true)) {
-                let end = if matches!(act, Act::Full(_)) { Act::Full(false) } else { Act::Fault(None) };
-                acts.push((at(random), end));
-            }
+            let end = match act {
+                Act::Fault(Some(_)) => Act::Fault(None),
+                Act::Full(true) => Act::Full(false),
+                Act::Away(_) => Act::Back,
+                _ => continue,
+            };
+            acts.push((at(random), end));
         }
         acts.sort_by_key(|(at, _)| *at);
         Self {
@@ -108,7 +115,7 @@ fn drop_of(random: &mut Random) -> Act {
 }
 
 fn act(random: &mut Random, is_cluster: bool) -> Act {
-    match random.below(22) {
+    match random.below(23) {
         0..=2 => drop_of(random),
         3 => Act::DropAgain,
         4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Remove]),
@@ -123,6 +130,7 @@ fn act(random: &mut Random, is_cluster: bool) -> Act {
         12..=15 => Act::DieIn(1 + random.below(60)),
         16 => Act::Cut(random.pick(&[Keeps::Prefix, Keeps::Any])),
         20 | 21 => Act::DropLate,
+        22 => Act::Away(random.pick(&[Role::Queue, Role::Output])),
         _ => Act::CutIn(1 + random.below(60), random.pick(&[Keeps::Prefix, Keeps::Any])),
     }
 }

@@ -14,6 +14,7 @@ use crate::conversion::status::End;
 use crate::files::volume::simulated::{Random, Volume};
 use crate::files::{Paths, volume};
 use crate::ledger::Ledger;
+use crate::queue::identity::Role;
 
 use super::Simulated;
 use super::executor::{World, converted};
@@ -302,6 +303,51 @@ impl Site {
         for source in self.sources.values_mut() {
             source.open = None;
         }
+    }
+
+    /// The volume of one directory goes: an empty directory lies there. Whether it was there.
+    pub(super) fn unmount(&self, role: Role) -> bool {
+        let (at, aside) = self.mount_of(role);
+        if self.is_away() {
+            return false;
+        }
+        let root = at.parent().expect("the directories lie below the volume's root");
+        self.volume.other(|| {
+            volume::rename(&at, &aside).expect("a directory of ours");
+            volume::create_dir(&at, 0o755).expect("a name that was just given up");
+            volume::sync_dir(root).expect("a directory of ours");
+        });
+        true
+    }
+
+    /// What is away comes back. Nobody has written to where it was missing.
+    pub(super) fn mount(&self) -> Check {
+        for (at, aside) in [Role::Queue, Role::Output].map(|role| self.mount_of(role)) {
+            if !aside.exists() {
+                continue;
+            }
+            let written = names(&at);
+            if !written.is_empty() {
+                return Err(format!("{written:?} was written where {} was not mounted", at.display()));
+            }
+            let root = at.parent().expect("the directories lie below the volume's root");
+            self.volume.other(|| {
+                volume::remove_dir(&at).expect("a directory of ours");
+                volume::rename(&aside, &at).expect("a directory of ours");
+                volume::sync_dir(root).expect("a directory of ours");
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        [Role::Queue, Role::Output].into_iter().any(|role| self.mount_of(role).1.exists())
+    }
+
+    /// Where a volume is mounted, and where it lies while it is not.
+    fn mount_of(&self, role: Role) -> (PathBuf, PathBuf) {
+        let at = if role == Role::Queue { self.paths.queue() } else { self.paths.output() };
+        (at.to_owned(), at.with_extension("away"))
     }
 
     pub(super) fn holds_no_claim(&self) -> bool {
