@@ -13,6 +13,8 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::Access;
+
 use crate::conversion::contract::{CLAIM_FILE, MAX_CLAIM_BYTES};
 use crate::conversion::{Claim, ConversionId, Member, Stamp};
 use crate::files::moves::{self, Method, MoveError};
@@ -56,6 +58,23 @@ pub enum ClaimError {
         #[source]
         source: io::Error,
     },
+}
+
+impl ClaimError {
+    /// The member that may not be moved out of its directory, and what the system says; `None` where something else is
+    /// wrong, or where nothing may be moved out of it.
+    #[must_use]
+    pub fn denied(&self, paths: &Paths) -> Option<(&Path, &io::Error)> {
+        let Self::Move { source: PlacementError::Move(error), .. } = self else { return None };
+        let (MoveError::Move { from, source, .. } | MoveError::Unsupported { from, source }) = error else {
+            return None;
+        };
+        let is_inward = !from.starts_with(paths.processing());
+        let may_move_others =
+            || from.parent().is_some_and(|dir| rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok());
+        let is_denied = is_inward && source.kind() == io::ErrorKind::PermissionDenied && may_move_others();
+        is_denied.then_some((from, source))
+    }
 }
 
 /// How taking an artifact ended.
@@ -127,6 +146,12 @@ pub fn resume(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, Cla
 
 /// Puts back what [`take`] has moved, and removes the claim.
 fn reverse(paths: &Paths, claim: &Claim, method: Method) -> Result<(), ClaimError> {
+    put_back(paths, claim, method)?;
+    remove(paths, &claim.id)
+}
+
+/// Puts back what [`take`] has moved; the claim stands.
+pub fn put_back(paths: &Paths, claim: &Claim, method: Method) -> Result<(), ClaimError> {
     let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
     // Each member for itself: an artifact that is incomplete anyway need not stay together.
     for planned in inward(paths, claim).moves {
@@ -143,7 +168,16 @@ fn reverse(paths: &Paths, claim: &Claim, method: Method) -> Result<(), ClaimErro
             placement = placement.again(&paths.errors(), claim.stem()).map_err(moving)?;
         }
     }
-    remove(paths, &claim.id)
+    Ok(())
+}
+
+/// Whether every member lies where it was dropped, and none in the claim.
+#[must_use]
+pub fn is_outside(paths: &Paths, claim: &Claim) -> bool {
+    inward(paths, claim).moves.iter().all(|planned| {
+        fs::symlink_metadata(&planned.from).is_ok_and(|found| is_same(&found, &planned.member))
+            && matches!(moves::is_taken(&planned.to), Ok(false))
+    })
 }
 
 /// Where given back members go.

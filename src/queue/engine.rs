@@ -45,6 +45,7 @@ mod changed;
 mod claim;
 mod control;
 mod decide;
+mod denied;
 mod dispose;
 mod drain;
 mod duplicates;

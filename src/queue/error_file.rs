@@ -127,13 +127,17 @@ pub fn write(primary: &Path, content: &ErrorFile) -> Result<(), StoreError> {
     store::write_json(&path_for(primary), content)
 }
 
+/// What stands beside `primary`; `None` where there is nothing that we wrote.
+#[must_use]
+pub fn read(primary: &Path) -> Option<ErrorFile> {
+    let path = path_for(primary);
+    store::read_json(path.parent()?, &path.file_name()?.to_string_lossy(), MAX_LENGTH).ok().flatten()
+}
+
 /// Whether that beside `primary` is this conversion's.
 #[must_use]
 pub fn is_of(primary: &Path, id: &ConversionId) -> bool {
-    let path = path_for(primary);
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return false };
-    let told = store::read_json::<ErrorFile>(dir, &name.to_string_lossy(), MAX_LENGTH);
-    told.is_ok_and(|told| told.is_some_and(|told| told.id == id.as_str()))
+    read(primary).is_some_and(|told| told.id == id.as_str())
 }
 
 /// Removes the error.json beside where `primary` once lay, and the group's directory where nothing else is left in

@@ -83,6 +83,19 @@ impl Site {
 
     /// The same with further arguments.
     pub(crate) fn spawn_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Daemon<'_> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"));
+        command.args(["daemon"]).args(arguments).envs(environment.iter().copied());
+        self.spawn_command(command).unwrap()
+    }
+
+    /// The same by a program that takes another as its last arguments; `None` where it is missing.
+    pub(crate) fn spawn_by(&self, program: &str, arguments: &[&str]) -> Option<Daemon<'_>> {
+        let mut command = Command::new(program);
+        command.args(arguments).args([env!("CARGO_BIN_EXE_hyper2kvm"), "daemon"]);
+        self.spawn_command(command)
+    }
+
+    fn spawn_command(&self, mut command: Command) -> Option<Daemon<'_>> {
         let start = self.starts.replace(self.starts.get() + 1);
         let log = self.dir.path().join(format!("log-{start}"));
         let config = self.dir.path().join("daemon.yaml");
@@ -92,18 +105,18 @@ impl Site {
         let (queue, output) = (queue.display(), output.display());
         let text = format!("watch_dir: {queue}\noutput_dir: {output}\n{quiet}{}\n", self.config);
         fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
-            .args(["daemon", "--config"])
+        if command.get_envs().all(|(name, _)| name != LOOK_INTERVAL) {
+            command.env(LOOK_INTERVAL, "50");
+        }
+        let child = command
+            .arg("--config")
             .arg(&config)
-            .args(arguments)
-            .env(LOOK_INTERVAL, "50")
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())
             .spawn()
-            .unwrap();
-        Daemon { site: self, child, log }
+            .ok()?;
+        Some(Daemon { site: self, child, log })
     }
 
     /// Base names in a directory below the site, sorted; none where it is not there.

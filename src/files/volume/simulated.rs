@@ -124,6 +124,8 @@ pub(crate) struct Volume {
     /// Paths that a running worker uses: nobody else may touch anything below them.
     busy: RefCell<BTreeSet<PathBuf>>,
     violation: RefCell<Option<String>>,
+    /// Files that may not be moved.
+    immovable: RefCell<BTreeSet<u64>>,
 }
 
 /// Ends the simulation on this thread when it is dropped.
@@ -151,6 +153,7 @@ impl Volume {
             trace: RefCell::default(),
             busy: RefCell::default(),
             violation: RefCell::default(),
+            immovable: RefCell::default(),
         });
         volume.settle();
         volume
@@ -189,6 +192,23 @@ impl Volume {
         let done = act();
         self.is_other.set(before);
         done
+    }
+
+    /// A file may not be moved any more by the process, or may again.
+    pub(crate) fn set_immovable(&self, inode: u64, is_immovable: bool) {
+        let mut immovable = self.immovable.borrow_mut();
+        if if is_immovable { immovable.insert(inode) } else { immovable.remove(&inode) } {
+            drop(immovable);
+            self.touched(inode);
+        }
+    }
+
+    /// All may be moved again.
+    pub(crate) fn release(&self) {
+        let immovable = self.immovable.borrow().clone();
+        for inode in immovable {
+            self.set_immovable(inode, false);
+        }
     }
 
     /// Records that a file was written to or its mode changed.
@@ -257,6 +277,10 @@ impl Volume {
             Change::Rename { from, .. } | Change::Link { from, .. } => inode_of(from),
             _ => None,
         };
+        if !self.is_other.get() && inode.is_some_and(|inode| self.immovable.borrow().contains(&inode)) {
+            self.note("fails: it may not be moved".to_owned());
+            return Err(Errno::PERM.into());
+        }
         let replaced = match &change {
             Change::Rename { to, .. } => inode_of(to),
             _ => None,

@@ -62,10 +62,15 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// How many more may be claimed: those that wait for a retry take up no room.
+    /// How many more may be claimed: those that wait for a retry, or for room on the output, take up no place. What fits
+    /// goes first.
     pub(super) fn room(&self) -> usize {
-        let unfinished =
-            self.conversions.values().filter(|c| !matches!(c.row.state, ClaimState::Parked { .. })).count();
+        let takes_place = |c: &&Conversion| {
+            // What has ended, and can't be moved to its place, keeps nobody from starting.
+            let is_over = matches!(c.row.state, ClaimState::Terminal { .. } | ClaimState::Returning { .. });
+            !is_over && c.has_room && !matches!(c.row.state, ClaimState::Parked { .. })
+        };
+        let unfinished = self.conversions.values().filter(takes_place).count();
         (self.settings.limit + CLAIMED_AHEAD).saturating_sub(unfinished)
     }
 
@@ -182,7 +187,11 @@ impl<E: Executor> Engine<E> {
         let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
         let row = conversion.row.clone();
         let status = initial_status(&row, conversion.rejected.as_ref(), &self.settings.policy, self.wall());
-        match claim::resume(&self.settings.paths, &row.claim, self.settings.method)? {
+        let taken = match claim::resume(&self.settings.paths, &row.claim, self.settings.method) {
+            Ok(taken) => taken,
+            Err(error) => return self.deny(id, error).await,
+        };
+        match taken {
             Taken::Whole => {
                 failpoint::reach(&self.settings.paths, Step::MembersTaken);
                 self.remove_reports_of_taken_back(&row.claim)?;
@@ -195,6 +204,7 @@ impl<E: Executor> Engine<E> {
                 return Ok(());
             }
         }
+        self.forget_denial(&row.claim)?;
         self.change(id, Change::Submitted(status)).await?;
         failpoint::reach(&self.settings.paths, Step::SubmissionNoted);
         self.submit(id).await?;

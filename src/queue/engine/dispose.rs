@@ -126,6 +126,10 @@ impl<E: Executor> Engine<E> {
         let placement = match &row.state {
             // It lies in `.errors/` already.
             ClaimState::Parked { placement } => placement.clone(),
+            // It could not be moved.
+            ClaimState::Submitted if end == End::Failed && claim::is_outside(&paths, &row.claim) => {
+                Placement { dir: claim::origin(&paths, &row.claim), moves: Vec::new() }
+            }
             _ => dispose::plan(&paths, &row.claim, disposal)?,
         };
         let left = if disposal == Disposal::InPlace { left_sources(&paths, &placement) } else { Vec::new() };
@@ -178,6 +182,11 @@ impl<E: Executor> Engine<E> {
         let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Disposed);
         match (row.status.end, arrival) {
+            (Some(End::Failed), Arrival::Whole) if placement.moves.is_empty() => {
+                let told_at =
+                    Placement { dir: self.settings.paths.errors().join(&row.claim.primary), moves: Vec::new() };
+                self.write_error_file(&row, &told_at)?;
+            }
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
             // Whoever took the source away has no use for what is said about it.
             (Some(End::Failed | End::Cancelled), Arrival::Gone) => {
@@ -192,9 +201,11 @@ impl<E: Executor> Engine<E> {
     async fn let_go(&mut self, id: &ConversionId, placement: &Placement) -> Result<()> {
         let metadata = self.published_metadata(id);
         let queue = self.settings.paths.queue();
-        let location = placement.primary().strip_prefix(queue).unwrap_or(placement.primary());
-        let location = location.to_string_lossy().into_owned();
         if let Some(conversion) = self.conversions.get_mut(id) {
+            let stays =
+                || claim::origin(&self.settings.paths, &conversion.row.claim).join(&conversion.row.claim.primary);
+            let primary = if placement.moves.is_empty() { stays() } else { placement.primary().to_owned() };
+            let location = primary.strip_prefix(queue).unwrap_or(&primary).to_string_lossy().into_owned();
             conversion.row.source_location = Some(location);
             self.executor.report(&conversion.row, metadata.as_ref()).await?;
         }

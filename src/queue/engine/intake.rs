@@ -19,6 +19,8 @@ use crate::queue::writers::Writers;
 use super::arrivals::Arrivals;
 use super::world::World;
 
+use super::denied::Denied;
+
 /// Shortest time between two listings of the directory. Where events come through, they are what is fast.
 const RESCAN: Duration = Duration::from_secs(1);
 
@@ -117,6 +119,7 @@ pub(super) struct Intake {
     no_references: Arc<References>,
     refused: HashSet<Refused>,
     left: HashMap<String, LeftSource>,
+    denied: Denied,
     ready: Vec<Ready>,
     recalls: Vec<Recall>,
     /// Whether the groups must be made again.
@@ -144,6 +147,7 @@ impl Intake {
             no_references: Arc::default(),
             refused: HashSet::new(),
             left: left.into_iter().map(|source| (source.path.clone(), source)).collect(),
+            denied: Denied::default(),
             ready: Vec::new(),
             recalls: Vec::new(),
             is_dirty: true,
@@ -261,6 +265,14 @@ impl Intake {
         self.is_dirty = true;
     }
 
+    /// This artifact may not be moved.
+    pub(super) fn deny(&mut self, primary: &Name, members: &[Entry]) {
+        self.denied.hold(&self.directory, primary, members);
+        for member in members {
+            self.drop_entry(&member.name);
+        }
+    }
+
     /// What is elsewhere changed: the groups may be others.
     pub(super) fn regroup(&mut self) {
         self.is_dirty = true;
@@ -268,6 +280,7 @@ impl Intake {
 
     fn scan(&mut self, now: Duration) {
         let begun = tokio::time::Instant::now();
+        self.denied.look_at_directory(&self.directory);
         let mut listing = match scan::list(&self.directory) {
             Ok(listing) => listing,
             Err(error) => {
@@ -283,6 +296,7 @@ impl Intake {
         if listing.is_partial {
             tracing::warn!(limit = scan::MAX_ENTRIES, "the queue directory holds more files than are looked at");
         }
+        listing.entries.iter().for_each(|entry| self.denied.look_at(entry));
         listing.entries.retain(|entry| !self.is_left(entry));
         let events = self.settling.observe_all(&listing.entries, now);
         for entry in listing.entries {
@@ -296,7 +310,11 @@ impl Intake {
     }
 
     fn look_at(&mut self, name: &str, now: Duration) {
-        match scan::look(&self.directory, name) {
+        let looked = scan::look(&self.directory, name);
+        if let Ok(Some(entry)) = &looked {
+            self.denied.look_at(entry);
+        }
+        match looked {
             Ok(Some(entry)) if self.is_left(&entry) => self.drop_entry(name),
             Ok(Some(entry)) => match scan::role(&entry) {
                 Role::Candidate | Role::Companion => {
@@ -363,9 +381,10 @@ impl Intake {
     }
 
     /// Whether it was converted and stays where it is: there is nothing to wait for, not even after a
-    /// restart.
+    /// restart. Or it may not be moved.
     fn is_left(&self, entry: &Entry) -> bool {
-        self.left.get(entry.name.as_ref()).is_some_and(|left| left.stamp() == entry.stamp())
+        let is_converted = self.left.get(entry.name.as_ref()).is_some_and(|left| left.stamp() == entry.stamp());
+        is_converted || self.denied.holds(&entry.name)
     }
 
     /// Whether all of these were converted and stay where they are.

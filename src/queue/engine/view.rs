@@ -14,7 +14,9 @@ impl<E: Executor> Engine<E> {
     /// Publishes how things stand, if anything changed.
     pub(super) fn show(&mut self) {
         let count = |wanted: fn(&Conversion) -> bool| self.conversions.values().filter(|c| wanted(c)).count() as u64;
-        let waiting = count(is_waiting);
+        // What could not be moved into its claim yet is counted as the file that it still is.
+        let is_file = |c: &Conversion| c.row.state == ClaimState::Claimed && self.intake.may_hold(&c.row.claim.primary);
+        let waiting = self.conversions.values().filter(|c| is_waiting(c) && !is_file(c)).count() as u64;
         let retrying = count(|c| matches!(c.row.state, ClaimState::Parked { .. }));
         let current_jobs = self.conversions.values().filter_map(running).collect();
         self.view.run_state = self.run_state;

@@ -325,6 +325,7 @@ impl<'a> Play<'a> {
     fn calm(&mut self) {
         self.mount();
         self.volume.fail(None);
+        self.volume.release();
         self.volume.die_in(None);
         self.volume.set_free(1 << 40);
         self.world.borrow_mut().is_rough = false;
@@ -378,6 +379,7 @@ impl<'a> Play<'a> {
                 | Act::Rename
                 | Act::Grow
                 | Act::Chmod
+                | Act::Deny
                 | Act::Remove
                 | Act::Retry
                 | Act::Correct
@@ -397,6 +399,8 @@ impl<'a> Play<'a> {
             Act::Rename => self.site.rename(),
             Act::Grow => self.site.grow(),
             Act::Chmod => self.site.chmod(),
+            Act::Deny => self.site.deny(),
+            Act::Allow => self.volume.release(),
             Act::Remove => self.site.remove(),
             Act::Retry => self.site.retry(),
             Act::Correct => self.site.correct(),

@@ -24,6 +24,9 @@ pub(super) enum Act {
     Rename,
     Grow,
     Chmod,
+    /// Somebody takes the right to move it, and gives it to all again.
+    Deny,
+    Allow,
     Remove,
     /// Somebody moves a file from `.errors/` back into the queue.
     Retry,
@@ -91,6 +94,7 @@ impl Script {
                 Act::Fault(Some(_)) => Act::Fault(None),
                 Act::Full(true) => Act::Full(false),
                 Act::Away(_) => Act::Back,
+                Act::Deny => Act::Allow,
                 _ => continue,
             };
             acts.push((at(random), end));
@@ -118,7 +122,7 @@ fn act(random: &mut Random, is_cluster: bool) -> Act {
     match random.below(23) {
         0..=2 => drop_of(random),
         3 => Act::DropAgain,
-        4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Remove]),
+        4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Deny, Act::Remove]),
         5 => random.pick(&[Act::Retry, Act::Correct, Act::WriteOn]),
         6 | 7 => {
             Act::Command(random.pick(&[RunState::Running, RunState::Paused, RunState::Draining, RunState::Stopped]))

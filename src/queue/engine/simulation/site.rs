@@ -267,6 +267,15 @@ impl Site {
         self.volume.touched(fs::metadata(&path).expect("a file of ours").ino());
     }
 
+    /// Takes the right to move a file.
+    pub(super) fn deny(&mut self) {
+        let Some((path, mark)) = self.some_waiting() else { return };
+        self.volume.note(format!("may not be moved: {mark}"));
+        self.volume.set_immovable(fs::metadata(&path).expect("a file of ours").ino(), true);
+        // It fails, and is converted when it may be moved again.
+        self.touch(&mark);
+    }
+
     pub(super) fn remove(&mut self) {
         let Some((path, mark)) = self.some_waiting() else { return };
         self.volume.note(format!("removed: {mark}"));
