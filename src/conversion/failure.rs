@@ -121,6 +121,9 @@ pub enum Stage {
     Report,
 }
 
+/// What to do about an output that the whole volume could not hold.
+pub const LARGER_VOLUME: &str = "Use a larger output volume, or a compressed output";
+
 impl Reason {
     /// Every reason, in the order of the table.
     pub const ALL: &'static [Self] = Self::VARIANTS;

@@ -2,6 +2,7 @@
 //! What the end of a worker means, on one host and in a pod alike.
 
 use super::contract::exit_code;
+use super::failure::LARGER_VOLUME;
 use super::{Class, Failure, Reason};
 
 /// How a worker's process exited.
@@ -25,6 +26,9 @@ pub fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failur
     let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message));
     failure.stage = told.stage;
     failure.needed_bytes = told.needed_bytes;
+    if failure.reason == Reason::TooLarge && failure.needed_bytes.is_some() {
+        LARGER_VOLUME.clone_into(&mut failure.suggestion);
+    }
     Some(failure)
 }
 

@@ -16,6 +16,7 @@ use super::marker::open_disk;
 use super::output::output_failure;
 use super::progress::Meter;
 use super::{contain, names};
+use crate::conversion::failure::LARGER_VOLUME;
 use crate::conversion::options::ByteSize;
 use crate::conversion::report::{DiskReport, Hardware, SourceReport};
 use crate::conversion::{
@@ -90,7 +91,7 @@ pub(super) fn copy<E: From<Failure>>(
             let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
             let written = allocated_bytes(conversion.directory);
             let needed = needed_after_all(written, meter.copy.progress().0, all, bound);
-            Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure }
+            space.lacking(needed, conversion.group.primary.name(), failure)
         }
         _ => failure,
     })?;
@@ -153,7 +154,7 @@ fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space) -> Result<(
         let message =
             format!("{name}: needs {} on the output volume, {} are free", ByteSize(needed), ByteSize(space.free));
         let failure = Failure::in_phase(Reason::OutputFull, Phase::OutputDirectoryCreation, message);
-        return Err(Failure { needed_bytes: Some(needed.saturating_add(space.reserve)), ..failure });
+        return Err(space.lacking(needed, name, failure));
     }
     Ok(())
 }
@@ -161,6 +162,8 @@ fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space) -> Result<(
 /// Room on the output's volume, in bytes.
 struct Space {
     free: u64,
+    /// Of the whole volume.
+    size: u64,
     reserve: u64,
 }
 
@@ -170,8 +173,25 @@ impl Space {
         Ok(Self {
             // Where a file system does not tell, the copy finds out.
             free: told_free(&stat).unwrap_or(u64::MAX),
+            size: if stat.f_blocks == 0 { u64::MAX } else { stat.f_blocks.saturating_mul(stat.f_frsize) },
             reserve: (stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_SHARE).min(MAX_RESERVE),
         })
+    }
+
+    /// The failure of an output that needs so many bytes: one to wait with, unless it would not fit if the volume were
+    /// empty.
+    fn lacking(&self, needed: u64, name: &str, full: Failure) -> Failure {
+        let needed_bytes = Some(needed.saturating_add(self.reserve));
+        if needed <= self.size {
+            return Failure { needed_bytes, ..full };
+        }
+        let message = format!(
+            "{name}: needs {} on the output volume, which has {} in all",
+            ByteSize(needed),
+            ByteSize(self.size)
+        );
+        let failure = Failure::in_phase(Reason::TooLarge, Phase::OutputDirectoryCreation, message);
+        Failure { needed_bytes, suggestion: LARGER_VOLUME.to_owned(), ..failure }
     }
 
     const fn usable(&self) -> u64 {

@@ -133,7 +133,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         }
         Err(PlaceError::Failed(failure)) => {
             let suggestion = match failure.reason {
-                Reason::TooLarge => "Raise --max-virtual-size if this image is trusted",
+                Reason::TooLarge if failure.needed_bytes.is_none() => {
+                    "Raise --max-virtual-size if this image is trusted"
+                }
                 Reason::MissingMember => "Copy every file of the export into one directory",
                 _ => &failure.suggestion,
             };

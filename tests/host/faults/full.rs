@@ -17,20 +17,21 @@ const MIB: usize = 1 << 20;
 /// A site whose output directory is a volume of this many MiB; `None`, reported on standard error, where it can't be
 /// mounted.
 struct Volume {
+    /// Goes before the directory around it.
+    _mount: Mount,
     site: Site,
     server: Server,
 }
 
-impl Volume {
-    fn of(mib: usize, config: &str) -> Option<Self> {
-        let server = Server::start(Manner::Answers);
-        let notifications = format!("notifications: {{enabled: true, webhook_url: \"{}\"}}", server.url());
-        let site = Site::new(&format!("{config}\n{notifications}"));
-        fs::create_dir(site.output()).unwrap();
+/// A small volume.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn tmpfs(at: &Path, mib: usize) -> Option<Self> {
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "hyper2kvm-test"]).arg(site.output());
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "hyper2kvm-test"]).arg(at);
         match mount.output() {
-            Ok(done) if done.status.success() => Some(Self { site, server }),
+            Ok(done) if done.status.success() => Some(Self(at.to_owned())),
             Ok(done) => {
                 eprintln!("left out: a full volume: {}", String::from_utf8_lossy(&done.stderr));
                 None
@@ -40,6 +41,35 @@ impl Volume {
                 None
             }
         }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Before the directory around it is removed; the daemon has ended.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Takes every byte that is left, with this file.
+fn fill_up(ballast: &Path) {
+    let mut chunk = 64 << 10;
+    let mut file = fs::File::create(ballast).unwrap();
+    while chunk > 0 {
+        if std::io::Write::write_all(&mut file, &vec![1; chunk]).is_err() {
+            chunk /= 2;
+        }
+    }
+}
+
+impl Volume {
+    fn of(mib: usize, config: &str) -> Option<Self> {
+        let server = Server::start(Manner::Answers);
+        let notifications = format!("notifications: {{enabled: true, webhook_url: \"{}\"}}", server.url());
+        let site = Site::new(&format!("{config}\n{notifications}"));
+        fs::create_dir(site.output()).unwrap();
+        let mount = Mount::tmpfs(&site.output(), mib)?;
+        Some(Self { _mount: mount, site, server })
     }
 
     fn ballast(&self) -> PathBuf {
@@ -52,13 +82,7 @@ impl Volume {
 
     /// Fills every byte that is left.
     fn fill_up(&self) {
-        let mut chunk = 64 << 10;
-        let mut file = fs::File::create(self.ballast()).unwrap();
-        while chunk > 0 {
-            if std::io::Write::write_all(&mut file, &vec![1; chunk]).is_err() {
-                chunk /= 2;
-            }
-        }
+        fill_up(&self.ballast());
     }
 
     /// Expects one notification, with figures that explain it.
@@ -88,13 +112,6 @@ impl Volume {
         assert_eq!(self.site.disks(), disks);
         assert_eq!(daemon.stats()["total_failed"], 0);
         assert_eq!(self.server.posted.try_iter().collect::<Vec<Value>>(), Vec::<Value>::new());
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        // Before the directory around it is removed; the daemon has ended.
-        let _ = Command::new("umount").arg("-l").arg(self.site.output()).status();
     }
 }
 
@@ -201,6 +218,72 @@ fn a_daemon_that_waits_for_room_at_its_start_obeys_stop_and_sigterm() {
         assert!(daemon.end_within(Duration::from_secs(5)).success());
         assert!(!volume.site.output().join(".daemon/control.sock").exists());
     }
+}
+
+#[test]
+fn what_is_larger_than_the_whole_volume_fails_at_once_and_says_so() {
+    let Some(volume) = Volume::of(16, "") else { return };
+    let daemon = volume.site.start();
+    volume.site.drop_file("huge.raw", &Random::seeded("larger than the volume").bytes(24 * MIB));
+    daemon.until("it fails", || daemon.stats()["total_failed"] == 1);
+    daemon.until("its report is there", || volume.site.queue().join(".errors/huge.raw.error.json").exists());
+    let report = volume.site.error_file("huge.raw");
+    assert_eq!((&report["reason"], &report["retry_info"]["next_retry_at"]), (&"TooLarge".into(), &Value::Null));
+    assert!(report["error"].as_str().unwrap().contains("in all"), "{report}");
+    assert!(report["suggestion"].as_str().unwrap().contains("larger output volume"), "{report}");
+}
+
+#[test]
+fn any_number_of_disks_that_find_no_room_keep_none_that_fits() {
+    let Some(volume) = Volume::of(48, "") else { return };
+    // Little to copy, much to write.
+    let (raw, qcow2) = (volume.site.dir.path().join("large.raw"), volume.site.dir.path().join("large.qcow2"));
+    fs::write(&raw, vec![7; 24 * MIB]).unwrap();
+    let mut convert = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"));
+    let made = convert.args(["convert", "--compress=zlib", "-o"]).arg(&qcow2).arg(&raw).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let content = fs::read(&qcow2).unwrap();
+    volume.fill(30);
+    let daemon = volume.site.start();
+    // More than are claimed at once.
+    for n in 0..38 {
+        volume.site.drop_file(&format!("large{n}.qcow2"), &content);
+    }
+    daemon.until("none fits", || daemon.lines("no room for large").len() == 38);
+    volume.site.drop_file("small.raw", &Random::seeded("what fits").bytes(MIB));
+    daemon.until("what fits is converted", || volume.site.archived() == ["small.raw"]);
+    volume.expect_held(&daemon, &["small.qcow2"]);
+}
+
+#[test]
+fn a_full_queue_volume_holds_the_queue_is_told_once_and_leaves_nothing() {
+    let server = Server::start(Manner::Answers);
+    let notifications = format!("notifications: {{enabled: true, webhook_url: \"{}\"}}", server.url());
+    let site = Site::new(&notifications);
+    let Some(mount) = Mount::tmpfs(&site.queue(), 4) else { return };
+    let mut daemon = site.start();
+    let (part, ballast) = (site.queue().join("vm.raw.part"), site.queue().join(".ballast"));
+    fs::write(&part, crate::support::daemon::disk(0)).unwrap();
+    fill_up(&ballast);
+    fs::rename(&part, site.queue().join("vm.raw")).unwrap();
+    let told = server.next();
+    assert_eq!((&told["event"], &told["level"]), (&"queue_full".into(), &"warning".into()), "{told}");
+    assert_eq!(told["queue_path"], site.queue().to_str().unwrap());
+    let waiting = daemon.ask("status")["waiting_for"].clone();
+    assert!(waiting.as_str().is_some_and(|text| text.contains("full")), "{waiting}");
+    // Two more tries.
+    std::thread::sleep(Duration::from_secs(11));
+    let claims = || site.names("queue/.processing").into_iter().filter(|name| !name.starts_with('.')).count();
+    assert_eq!(claims(), 0);
+    assert_eq!(daemon.lines("the queue holds").len(), 1, "{}", daemon.log());
+    assert!(daemon.lines("heartbeat").len() < 2, "{}", daemon.log());
+    assert!(daemon.child.try_wait().unwrap().is_none());
+    fs::remove_file(ballast).unwrap();
+    daemon.until("it goes on", || site.archived() == ["vm.raw"]);
+    assert!(daemon.ask("status").get("waiting_for").is_none());
+    assert_eq!(server.posted.try_iter().collect::<Vec<Value>>(), Vec::<Value>::new());
+    drop(daemon);
+    drop(mount);
 }
 
 /// A few seconds after the first check of the volume.
