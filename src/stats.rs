@@ -224,6 +224,9 @@ pub struct Snapshot {
     /// The room that the output volume lacks, while something waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortage: Option<Shortage>,
+    /// What the queue's own volume lacks, while a file can't be claimed for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_shortage: Option<Shortage>,
     /// Why nothing is done, while a volume is away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
@@ -257,6 +260,7 @@ impl Snapshot {
             notifications: NotificationTotals::default(),
             ignored: 0,
             shortage: None,
+            queue_shortage: None,
             waiting_for: None,
         }
     }

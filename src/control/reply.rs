@@ -34,7 +34,7 @@ pub struct StatusReport {
     pub queue_depth: u64,
     pub active_jobs: u64,
     pub version: String,
-    /// Why nothing is done, while a volume is away.
+    /// Why nothing is taken, while a volume is away or the queue's is full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
 }
@@ -50,7 +50,10 @@ impl Reply {
             queue_depth: snapshot.queue_depth,
             active_jobs: snapshot.active_jobs(),
             version: snapshot.version.clone(),
-            waiting_for: snapshot.waiting_for.clone(),
+            waiting_for: snapshot
+                .waiting_for
+                .clone()
+                .or_else(|| snapshot.queue_shortage.map(|_| "room on the queue's volume, which is full".to_owned())),
         })
     }
 

@@ -25,6 +25,8 @@ pub enum Event {
     Stalled { queue_depth: u64, idle: Duration, last_activity: Option<Timestamp>, at: Timestamp },
     /// The queue holds until the output volume has space.
     OutputFull { needed_bytes: u64, free_bytes: u64, output_path: String, at: Timestamp },
+    /// The queue holds until its own volume has space.
+    QueueFull { needed_bytes: u64, free_bytes: u64, queue_path: String, at: Timestamp },
 }
 
 /// How bad it is.
@@ -64,7 +66,9 @@ impl Event {
     pub fn is_wanted(&self, config: &NotificationConfig) -> bool {
         match self {
             Self::Success { .. } => config.on_success,
-            Self::Failure { .. } | Self::Changed { .. } | Self::OutputFull { .. } => config.on_failure,
+            Self::Failure { .. } | Self::Changed { .. } | Self::OutputFull { .. } | Self::QueueFull { .. } => {
+                config.on_failure
+            }
             Self::Stalled { .. } => config.on_stalled,
         }
     }
@@ -127,6 +131,19 @@ impl Event {
                     at: *at,
                 }
             }
+            Self::QueueFull { needed_bytes, free_bytes, queue_path, at } => Message {
+                title: "⚠️ Queue Volume Full",
+                text: format!("{queue_path} has {free_bytes} bytes free, {needed_bytes} are needed: the queue holds"),
+                level: Level::Warning,
+                details: vec![
+                    ("event", json!("queue_full")),
+                    ("needed_bytes", json!(needed_bytes)),
+                    ("free_bytes", json!(free_bytes)),
+                    ("queue_path", json!(queue_path)),
+                    ("timestamp", rfc3339(*at)),
+                ],
+                at: *at,
+            },
             Self::OutputFull { needed_bytes, free_bytes, output_path, at } => Message {
                 title: "⚠️ Output Volume Full",
                 text: format!("{output_path} has {free_bytes} bytes free, {needed_bytes} are needed: the queue holds"),

@@ -30,6 +30,7 @@ use crate::stats::Snapshot;
 use super::claim::ClaimError;
 use super::guard::Guard;
 use super::identity;
+use super::probe;
 use super::publish::PublishError;
 use super::work::WorkError;
 use crate::files::moves::Method;
@@ -65,8 +66,8 @@ mod simulation;
 pub use control::Remote;
 pub use world::World;
 
-use changed::Ended;
 use absence::Absence;
+use changed::Ended;
 use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
@@ -169,6 +170,18 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Whether a claim could not be written for want of room on the queue's volume.
+    fn is_full_queue(&self) -> bool {
+        let source = match self {
+            Self::Claim(ClaimError::Record { source: StoreError::Write { source, .. }, .. }) => Some(source),
+            Self::Claim(ClaimError::Directory { source, .. }) => source.io(),
+            _ => None,
+        };
+        source.is_some_and(probe::is_no_space)
+    }
 }
 
 type Result<T> = std::result::Result<T, Error>;

@@ -73,12 +73,12 @@ impl Report {
             .is_some_and(|c| c.status == "False" && c.reason == NO_SPACE)
     }
 
-    fn space(&mut self, shortage: Option<Shortage>) {
+    fn space(&mut self, volume: &str, shortage: Option<Shortage>) {
         match shortage {
             Some(Shortage { needed_bytes, free_bytes }) => self.storage_unready(
                 NO_SPACE,
                 format!(
-                    "the output volume has {free_bytes} bytes free and {needed_bytes} are needed: make room, and what \
+                    "the {volume} volume has {free_bytes} bytes free and {needed_bytes} are needed: make room, and what \
                      waits goes on by itself"
                 ),
             ),
@@ -151,7 +151,10 @@ impl Report {
         } else {
             self.conditions.retain(|condition| condition.type_ != ConditionType::Drained.as_str());
         }
-        self.space(snapshot.shortage);
+        match (snapshot.shortage, snapshot.queue_shortage) {
+            (None, Some(shortage)) => self.space("queue", Some(shortage)),
+            (shortage, _) => self.space("output", shortage),
+        }
         self.volumes(snapshot.waiting_for.as_deref());
         self.snapshot = Some(snapshot);
         self.observe();

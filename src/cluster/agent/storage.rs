@@ -119,15 +119,22 @@ pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter
 /// Renews the heartbeat; returns the error by which a lock was lost.
 pub(super) async fn beat(mut keeper: Keeper) -> LockError {
     let begun = Instant::now();
+    // Each thing once, until it is over.
+    let mut said = String::new();
     loop {
         sleep(HEARTBEAT_INTERVAL).await;
         match keeper.beat(Timestamp::now(), begun.elapsed()) {
-            Beat::Held => {}
+            Beat::Held => said.clear(),
             Beat::Lost(error) => return error,
-            Beat::Unseen(error) => tracing::warn!(error = %chain(&error), "cannot show that this watcher lives"),
-            Beat::Doubtful(error) => {
-                tracing::warn!(error = %chain(&error), "cannot tell whose the directories are; looking again");
+            Beat::Unseen(error) if said != chain(&error) => {
+                said = chain(&error);
+                tracing::warn!(error = said, "cannot show that this watcher lives");
             }
+            Beat::Doubtful(error) if said != chain(&error) => {
+                said = chain(&error);
+                tracing::warn!(error = said, "cannot tell whose the directories are; looking again");
+            }
+            Beat::Unseen(_) | Beat::Doubtful(_) => {}
             // The engine says it.
             Beat::Away(away) => tracing::debug!(error = %chain(&away), "no heartbeat"),
         }

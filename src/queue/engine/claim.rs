@@ -53,6 +53,11 @@ impl<E: Executor> Engine<E> {
                 // It is no longer among those that are ready.
                 Ok(true) => room -= 1,
                 Ok(false) => at += 1,
+                Err(error) if error.is_full_queue() => {
+                    self.hold_full_queue(&error);
+                    self.claim_pause = self.now() + PAUSE;
+                    return;
+                }
                 Err(error) => {
                     tracing::error!(file = %artifact.primary, error = %chain(&error), "cannot claim");
                     self.claim_pause = self.now() + PAUSE;
@@ -101,6 +106,7 @@ impl<E: Executor> Engine<E> {
         let claim = self.new_claim(artifact, &content);
         let id = claim.id.clone();
         let row = self.record_claim(claim, content.md5, duplicate_of).await?;
+        self.space.queue_has_room();
         let conversion = Conversion { rejected: artifact.failure.clone(), ..Conversion::new(row) };
         self.conversions.insert(id.clone(), conversion);
         self.intake.claimed(artifact);

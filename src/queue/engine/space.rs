@@ -4,20 +4,23 @@
 use std::time::Duration;
 
 use crate::conversion::lifecycle::{Step, next_step};
-use crate::conversion::{ConversionId, ConversionStatus, Reason};
+use crate::conversion::{ConversionId, ConversionStatus, Reason, chain};
 use crate::executor::Executor;
 use crate::files::space::free_bytes;
 use crate::ledger::{ClaimState, ConversionRow};
 use crate::notification::Event;
 use crate::stats::Shortage;
 
-use super::{Conversion, Engine};
+use super::{Conversion, Engine, Error};
 
 /// How often free space is looked at while somebody waits for it.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Below this even the ledger may not be written any more: nothing is begun.
 const FLOOR: u64 = 1 << 20;
+
+/// What a claim needs on the queue's volume: a directory and a record, of a block each.
+const CLAIM: u64 = 8 << 10;
 
 /// How often the floor is looked at while there is something to do.
 const FLOOR_LOOK: Duration = Duration::from_secs(1);
@@ -32,12 +35,26 @@ pub(super) struct Space {
     next_look: Option<Duration>,
     next_floor_look: Duration,
     is_below_floor: bool,
+    /// What the queue's own volume lacks, since a claim found no room there.
+    queue: Option<Shortage>,
 }
 
 impl Space {
     /// What is missing, as it was announced.
     pub(super) fn shortage(&self) -> Option<Shortage> {
         self.told
+    }
+
+    /// What the queue's volume lacks, as it was announced.
+    pub(super) fn queue_shortage(&self) -> Option<Shortage> {
+        self.queue
+    }
+
+    /// A claim was written.
+    pub(super) fn queue_has_room(&mut self) {
+        if self.queue.take().is_some() {
+            tracing::info!("the queue's volume has room again");
+        }
     }
 
     /// When free space is looked at next.
@@ -73,7 +90,7 @@ impl<E: Executor> Engine<E> {
             .map(|c| (c.row.id.clone(), needed_bytes(&c.row)))
             .collect();
         if held.is_empty() && !self.space.is_below_floor {
-            self.space = Space::default();
+            self.space = Space { queue: self.space.queue, ..Space::default() };
             return;
         }
         self.space.next_look = Some(now + LOOK);
@@ -117,6 +134,19 @@ impl<E: Executor> Engine<E> {
             .inspect_err(|error| tracing::warn!(%error, "cannot learn how much of the output volume is free"))
             .ok()
             .flatten()
+    }
+
+    /// A claim found no room on the queue's volume: said once, until one is written.
+    pub(super) fn hold_full_queue(&mut self, why: &Error) {
+        if self.space.queue.is_some() {
+            return;
+        }
+        let queue = self.settings.paths.queue();
+        let free_bytes = free_bytes(queue).ok().flatten().unwrap_or_default();
+        self.space.queue = Some(Shortage { needed_bytes: CLAIM, free_bytes });
+        tracing::warn!(error = %chain(why), free_bytes, "the queue's volume is full; the queue holds");
+        let queue_path = queue.display().to_string();
+        self.notify(&Event::QueueFull { needed_bytes: CLAIM, free_bytes, queue_path, at: self.wall() });
     }
 
     /// Once an episode.

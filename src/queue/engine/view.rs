@@ -26,6 +26,7 @@ impl<E: Executor> Engine<E> {
         self.view.current_jobs = current_jobs;
         self.view.last_activity = self.last_activity;
         self.view.shortage = self.space.shortage();
+        self.view.queue_shortage = self.space.queue_shortage();
         self.view.waiting_for = self.absence.why().map(str::to_owned);
         let view = &self.view;
         self.snapshot.send_if_modified(|shown| {

@@ -231,13 +231,15 @@ async fn beat(mut keeper: Keeper, shutdown: CancellationToken) -> Keeper {
     let mut timer = interval(HEARTBEAT_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let begun = tokio::time::Instant::now();
+    // Each thing once, until it is over.
+    let mut said = String::new();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return keeper,
             _ = timer.tick() => {}
         }
         match keeper.beat(Timestamp::now(), begun.elapsed()) {
-            Beat::Held => {}
+            Beat::Held => said.clear(),
             Beat::Lost(error) => {
                 let what = match error {
                     LockError::Lost { .. } => "the directories are another's now",
@@ -246,10 +248,15 @@ async fn beat(mut keeper: Keeper, shutdown: CancellationToken) -> Keeper {
                 tracing::error!(error = %chain(&error), "{what}");
                 std::process::exit(1);
             }
-            Beat::Unseen(error) => tracing::warn!(error = %chain(&error), "cannot write the heartbeat"),
-            Beat::Doubtful(error) => {
-                tracing::warn!(error = %chain(&error), "cannot tell whose the directories are; looking again");
+            Beat::Unseen(error) if said != chain(&error) => {
+                said = chain(&error);
+                tracing::warn!(error = said, "cannot write the heartbeat");
             }
+            Beat::Doubtful(error) if said != chain(&error) => {
+                said = chain(&error);
+                tracing::warn!(error = said, "cannot tell whose the directories are; looking again");
+            }
+            Beat::Unseen(_) | Beat::Doubtful(_) => {}
             // The engine says it.
             Beat::Away(away) => tracing::debug!(error = %chain(&away), "no heartbeat"),
         }
