@@ -20,7 +20,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::conversion::chain;
@@ -28,6 +27,7 @@ use crate::conversion::chain;
 use deferred::Deferred;
 
 mod alone;
+mod clock;
 mod conversions;
 mod deferred;
 mod left;
@@ -39,6 +39,7 @@ mod totals;
 mod writer;
 
 pub use alone::AloneSource;
+pub use clock::Clock;
 pub use conversions::NewConversion;
 pub use left::LeftSource;
 pub use outbox::{Fate, NewNotification, Notification, OUTBOX_ROWS};
@@ -184,9 +185,11 @@ impl Ledger {
         self.set_setting("paused", if paused { "1" } else { "0" })
     }
 
-    /// Removes what has aged: rows of files that were processed more than [`PROCESSED_DAYS`] ago.
-    pub fn prune(&self, now: Timestamp) -> Result<usize> {
-        Ok(self.prune_processed(now)? + self.prune_alone(now)?)
+    /// Removes what has aged: rows of files that were processed more than [`PROCESSED_DAYS`] ago, by a time that two
+    /// clocks agree on.
+    pub fn prune(&self, now: &Clock) -> Result<usize> {
+        let trusted = self.trusted_time(now)?;
+        Ok(self.prune_processed(trusted)? + self.prune_alone(trusted)?)
     }
 
     fn setting(&self, key: &str) -> Result<Option<String>> {

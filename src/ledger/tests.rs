@@ -216,8 +216,16 @@ fn a_database_of_the_original_is_adopted_and_its_failures_do_not_match() {
     assert_eq!(ledger.find_success("bad.vmdk", 10, &md5("bb")).unwrap(), None);
     assert!(!path.with_extension("db-wal").exists());
     let now: Timestamp = "2026-04-17T09:00:00Z".parse().unwrap();
-    assert_eq!(ledger.prune(now).unwrap(), 0);
-    assert_eq!(ledger.prune(now + 24.hours()).unwrap(), 2);
+    let clock = |days: i64| Clock {
+        wall: now + (24 * days).hours(),
+        boot_id: "a".to_owned(),
+        uptime: Duration::from_secs(24 * 3600 * u64::try_from(days + 91).unwrap()),
+    };
+    // The first look is at the time of the newest row.
+    assert_eq!(ledger.prune(&clock(-91)).unwrap(), 0);
+    assert_eq!(ledger.prune(&Clock { wall: now + (24 * 3650).hours(), ..clock(-90) }).unwrap(), 0);
+    assert_eq!(ledger.prune(&clock(0)).unwrap(), 0);
+    assert_eq!(ledger.prune(&clock(1)).unwrap(), 2);
 }
 
 #[test]

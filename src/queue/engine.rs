@@ -448,8 +448,8 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.next_prune = now + PRUNE_INTERVAL;
-        let wall = self.wall();
-        match self.ledger.call(move |ledger| ledger.prune(wall)).await {
+        let clock = self.settings.world.clock();
+        match self.ledger.call(move |ledger| ledger.prune(&clock)).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "removed aged rows of processed_files"),
             Err(error) => tracing::warn!(error = %chain(&error), "cannot remove aged rows"),

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the engine takes from the machine around it besides files: the time, chance, and a thread to hash on.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+
+use crate::ledger::Clock;
 
 /// Where these come from.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +25,26 @@ impl World {
             Self::Machine => Timestamp::now(),
             #[cfg(test)]
             Self::Simulated(simulated) => simulated.now(),
+        }
+    }
+
+    /// The wall clock, and the one that nobody sets.
+    pub(super) fn clock(&self) -> Clock {
+        match self {
+            Self::Machine => {
+                let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+                // Seconds with two decimals, then the idle time (proc(5)).
+                let uptime = read("/proc/uptime").split(['.', ' ']).next().and_then(|text| text.parse().ok());
+                Clock {
+                    wall: Timestamp::now(),
+                    boot_id: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
+                    uptime: Duration::from_secs(uptime.unwrap_or_default()),
+                }
+            }
+            #[cfg(test)]
+            Self::Simulated(simulated) => {
+                Clock { wall: simulated.now(), boot_id: String::new(), uptime: Duration::ZERO }
+            }
         }
     }
 

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which time rows are aged by: a clock that is years ahead for one start removes nothing.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::OptionalExtension as _;
+use serde::{Deserialize, Serialize};
+
+use super::{Ledger, Result, query};
+
+/// What a machine's clocks say at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clock {
+    pub wall: Timestamp,
+    /// Which boot of which machine the other one counts from; empty where that is not known.
+    pub boot_id: String,
+    /// Time since that boot, which nobody sets.
+    pub uptime: Duration,
+}
+
+/// What was known at the last look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Remembered {
+    wall: Timestamp,
+    boot_id: String,
+    uptime_seconds: u64,
+    /// What it was taken to be.
+    trusted: Timestamp,
+}
+
+const SETTING: &str = "clock";
+
+impl Ledger {
+    /// The time that rows are aged by, for which two clocks stand: within one boot what has passed by the monotonic clock,
+    /// else what the last boot's wall clock said. Never later than the wall clock.
+    pub(super) fn trusted_time(&self, now: &Clock) -> Result<Timestamp> {
+        let text = self.setting(SETTING)?;
+        let before: Option<Remembered> = text.and_then(|text| serde_json::from_str(&text).ok());
+        let newest = if before.is_none() { self.newest()? } else { None };
+        let trusted = trusted(before.as_ref(), newest, now);
+        let remembered =
+            Remembered { wall: now.wall, boot_id: now.boot_id.clone(), uptime_seconds: now.uptime.as_secs(), trusted };
+        let text = serde_json::to_string(&remembered).expect("a struct of texts and numbers has a JSON form");
+        self.set_setting(SETTING, &text)?;
+        Ok(trusted)
+    }
+
+    /// When the last row was written, by the clock of that time; the beginning of time where that can't be read.
+    fn newest(&self) -> Result<Option<Timestamp>> {
+        let text: Option<String> = self
+            .connection
+            .query_row("SELECT max(processed_at) FROM processed_files", [], |row| row.get(0))
+            .optional()
+            .map_err(query("look for the newest row"))?
+            .flatten();
+        // The original wrote local time without a zone: a day more or less does not matter here.
+        Ok(text.map(|text| {
+            let text = text.replacen(' ', "T", 1);
+            text.parse().or_else(|_| format!("{text}Z").parse()).unwrap_or(Timestamp::UNIX_EPOCH)
+        }))
+    }
+}
+
+fn trusted(before: Option<&Remembered>, newest: Option<Timestamp>, now: &Clock) -> Timestamp {
+    let other = match before {
+        Some(before) if !now.boot_id.is_empty() && before.boot_id == now.boot_id => {
+            let passed = now.uptime.saturating_sub(Duration::from_secs(before.uptime_seconds));
+            let passed = SignedDuration::try_from(passed).unwrap_or(SignedDuration::MAX);
+            before.trusted.saturating_add(passed).unwrap_or(Timestamp::MAX)
+        }
+        Some(before) => before.wall,
+        None => newest.unwrap_or(now.wall),
+    };
+    now.wall.min(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 24 * 3600;
+
+    fn at(year: i16) -> Timestamp {
+        format!("{year}-01-01T00:00:00Z").parse().unwrap()
+    }
+
+    fn clock(year: i16, boot: &str, days: u64) -> Clock {
+        Clock { wall: at(year), boot_id: boot.to_owned(), uptime: Duration::from_secs(days * DAY) }
+    }
+
+    fn remembered(year: i16, boot: &str, trusted: i16) -> Remembered {
+        Remembered { wall: at(year), boot_id: boot.to_owned(), uptime_seconds: DAY, trusted: at(trusted) }
+    }
+
+    #[test]
+    fn one_clock_alone_is_not_believed_when_it_is_ahead() {
+        for (before, newest, now, expected) in [
+            // Nothing is known, and there is nothing to lose.
+            (None, None, clock(2026, "a", 0), at(2026)),
+            (None, Some(at(2025)), clock(2036, "a", 0), at(2025)),
+            // One start with a clock ten years ahead, and the next one with a right one.
+            (Some(remembered(2026, "a", 2026)), None, clock(2036, "b", 0), at(2026)),
+            (Some(remembered(2036, "b", 2026)), None, clock(2026, "c", 0), at(2026)),
+            // Two boots agree.
+            (Some(remembered(2036, "b", 2026)), None, clock(2036, "c", 0), at(2036)),
+            // Starts of one boot are one witness; what passed since is another.
+            (Some(remembered(2036, "b", 2026)), None, clock(2036, "b", 1), at(2026)),
+            (Some(remembered(2026, "a", 2026)), None, clock(2036, "a", 366), at(2027)),
+            // Set back.
+            (Some(remembered(2036, "a", 2036)), None, clock(2026, "a", 2), at(2026)),
+        ] {
+            assert_eq!(trusted(before.as_ref(), newest, &now), expected, "{before:?} {now:?}");
+        }
+    }
+}
