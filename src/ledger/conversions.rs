@@ -51,6 +51,19 @@ impl Ledger {
         Ok(row)
     }
 
+    /// Notes a conversion of an earlier ledger, as far as the files tell of it. On the disk when this returns.
+    pub fn restore(
+        &mut self,
+        new: NewConversion,
+        state: ClaimState,
+        status: ConversionStatus,
+    ) -> Result<ConversionRow> {
+        let row = ConversionRow { state, status, ..self.claim(new)? };
+        self.deferred.put(row.clone());
+        self.flush()?;
+        Ok(row)
+    }
+
     /// Every conversion that is not forgotten, oldest claim first.
     pub fn conversions(&mut self) -> Result<Vec<ConversionRow>> {
         self.flush()?;

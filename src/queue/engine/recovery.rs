@@ -11,8 +11,11 @@ use crate::ledger::{ClaimState, ConversionRow, Ledger, NewConversion};
 use crate::queue::claim::{self, ClaimError};
 use crate::queue::work;
 
+use self::parked::{Reports, Waiting};
 use super::space::waits_for_room;
 use super::{Conversion, Engine, Error, Result};
+
+mod parked;
 
 impl<E: Executor> Engine<E> {
     /// Brings claims and rows together and registers every conversion. What is left to do for each, the rounds do.
@@ -33,6 +36,7 @@ impl<E: Executor> Engine<E> {
         for row in rows {
             self.adopt(row, &present).await?;
         }
+        let mut reports = None;
         for claim in claims {
             if !known.contains(&claim.id) && self.is_outdated(&claim)? {
                 continue;
@@ -41,8 +45,17 @@ impl<E: Executor> Engine<E> {
                 let filepath = claim::origin(&self.settings.paths, &claim).join(&claim.primary);
                 let filepath = filepath.to_string_lossy().into_owned();
                 tracing::info!(conversion = %claim.id, "a claim that the ledger does not know is taken up");
+                let waiting = reports
+                    .get_or_insert_with(|| Reports::read(&self.settings.paths))
+                    .waiting(&self.settings.paths, &claim);
                 let new = NewConversion { claim, filepath, md5: None, duplicate_of: None };
-                let row = self.ledger.call(move |ledger| ledger.claim(new)).await?;
+                let row = match waiting {
+                    Some(Waiting { placement, status }) => {
+                        let state = ClaimState::Parked { placement };
+                        self.ledger.call(move |ledger| ledger.restore(new, state, status)).await?
+                    }
+                    None => self.ledger.call(move |ledger| ledger.claim(new)).await?,
+                };
                 self.adopt(row, &present).await?;
             }
         }

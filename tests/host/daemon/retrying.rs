@@ -140,3 +140,23 @@ fn what_is_moved_back_by_hand_is_a_new_conversion() {
     daemon.until("it is converted", || site.archived() == ["vm.raw"]);
     assert_eq!(daemon.stats()["total_processed"], 1);
 }
+
+#[test]
+fn what_waited_for_a_retry_is_taken_up_when_a_damaged_ledger_was_moved_aside() {
+    let site = Site::new("retry_policy: {max_retries: 3, retry_delay: 4, backoff_multiplier: 1.0}");
+    let mut daemon = site.start_with(&[("HYPER2KVM_TEST_FAIL", "SourceIO")]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it waits for its second retry", || daemon.lines("Retry 2/3 for vm.raw").len() == 1);
+    daemon.until("in its place", || {
+        site.in_errors() == ["vm.raw"] && site.error_file("vm.raw")["retry_info"]["retry_count"] == 1
+    });
+    daemon.signal(Signal::TERM);
+    daemon.end_within(Duration::from_secs(10));
+    for name in site.names("output/.daemon").iter().filter(|name| name.starts_with("deduplication.db")) {
+        fs::remove_file(site.output().join(".daemon").join(name)).unwrap();
+    }
+    let daemon = site.start();
+    daemon.until("it is converted", || site.archived() == ["vm.raw"]);
+    assert_eq!(daemon.lines("🔄 Retrying vm.raw (attempt 3)").len(), 1, "{}", daemon.log());
+    daemon.until("nothing is left", || site.names("queue/.errors").is_empty());
+}
