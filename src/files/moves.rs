@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Moves that never replace anything, and that are on disk when they return.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, statat};
 use rustix::io::Errno;
@@ -97,15 +99,27 @@ pub fn move_dir(from: &Path, to: &Path, method: Method) -> Result<(), MoveError>
     sync_parents(from, to)
 }
 
+/// Directories that were made and could neither be synced nor removed again: whoever finds one syncs it first. A restart
+/// syncs every parent anyway.
+static UNSYNCED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
 /// Creates a directory and the parents it lacks (mode 0777 less umask) and syncs what was changed.
 pub fn create_dir(path: &Path) -> Result<(), MoveError> {
     let cannot = |source| MoveError::Move { from: path.to_owned(), to: path.to_owned(), source };
     match volume::create_dir(path, 0o777) {
         Ok(()) => sync_dir(path.parent().unwrap_or(path)).inspect_err(|_| {
             // A later call must not find it and assume that it was synced.
-            let _ = volume::remove_dir(path);
+            if volume::remove_dir(path).is_err() {
+                unsynced().insert(path.to_owned());
+            }
         }),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
+            if unsynced().contains(path) {
+                sync_dir(path.parent().unwrap_or(path))?;
+                unsynced().remove(path);
+            }
+            Ok(())
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => match path.parent() {
             Some(parent) => {
                 create_dir(parent)?;
@@ -115,6 +129,11 @@ pub fn create_dir(path: &Path) -> Result<(), MoveError> {
         },
         Err(e) => Err(cannot(e)),
     }
+}
+
+fn unsynced() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    // Each change of the set is whole, whatever panics.
+    UNSYNCED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Syncs a directory's entries.

@@ -7,6 +7,7 @@ use rstest::rstest;
 use tempfile::tempdir;
 
 use super::*;
+use crate::files::volume::simulated::{Fault, Keeps, Volume};
 
 #[rstest]
 #[case::no_replace(Method::NoReplace)]
@@ -20,6 +21,21 @@ fn a_file_arrives_whole_under_any_name(#[case] method: Method) {
         move_file(&from, &to, method).unwrap();
         assert_eq!(fs::read_to_string(&to).unwrap(), name);
         assert!(!from.exists());
+    }
+}
+
+#[test]
+fn a_directory_that_was_made_is_on_the_disk_whatever_failed_before() {
+    for seed in 0..64 {
+        let dir = tempdir().unwrap();
+        let volume = Volume::new(dir.path(), seed);
+        let made = dir.path().join("made");
+        let _entered = volume.enter();
+        volume.fail(Some(Fault::Io(2)));
+        while create_dir(&made).is_err() {}
+        volume.fail(None);
+        volume.cut(Keeps::Any);
+        assert!(made.exists(), "seed {seed}: {:?}", volume.trace());
     }
 }
 
