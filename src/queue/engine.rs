@@ -206,6 +206,8 @@ pub struct Engine<E> {
     /// Conversions of single files whose ends a descriptor waits for.
     awaited: BTreeSet<ConversionId>,
     conversions: BTreeMap<ConversionId, Conversion>,
+    /// Claims that failed and of which something may still stand in `.processing/`.
+    failed_claims: BTreeSet<ConversionId>,
     /// What is still to be claimed while draining; `None` while not draining, or where that is to be found out first.
     drain: Option<Drain>,
     /// Whether what lay there at the start has settled or will never settle.
@@ -317,6 +319,7 @@ impl<E: Executor> Engine<E> {
             space: Space::default(),
             awaited: BTreeSet::new(),
             conversions: BTreeMap::new(),
+            failed_claims: BTreeSet::new(),
             drain,
             has_settled,
             commands,

@@ -8,8 +8,9 @@ use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, advance};
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Member, Reason, chain};
 use crate::executor::{Executor, Submission};
+use crate::files::paths::Paths;
 use crate::ledger::{Change, ClaimState, Content, ConversionRow, NewConversion};
-use crate::queue::claim::{self, Taken};
+use crate::queue::claim::{self, ClaimError, Taken};
 use crate::queue::failpoint::{self, Step};
 use crate::queue::scan::Entry;
 
@@ -130,9 +131,13 @@ impl<E: Executor> Engine<E> {
         let paths = &self.settings.paths;
         let id = claim.id.clone();
         let filepath = claim::origin(paths, &claim).join(&claim.primary).to_string_lossy().into_owned();
+        // A restart would take up what stands of a claim that failed: its record goes before the files are claimed anew.
+        while let Some(id) = self.failed_claims.first() {
+            remove_failed(paths, id)?;
+            self.failed_claims.pop_first();
+        }
         if let Err(error) = claim::record(paths, &claim) {
-            // What stands of it already would be taken up by a restart, when the files may be claimed by another name.
-            let _ = claim::remove(paths, &id);
+            self.remove_failed(id);
             return Err(error.into());
         }
         failpoint::reach(paths, Step::ClaimWritten);
@@ -143,9 +148,16 @@ impl<E: Executor> Engine<E> {
                 Ok(row)
             }
             Err(error) => {
-                claim::remove(&self.settings.paths, &id)?;
+                self.remove_failed(id);
                 Err(error.into())
             }
+        }
+    }
+
+    /// Removes a claim that could not be recorded as a whole; where that fails, before the next one is made.
+    fn remove_failed(&mut self, id: ConversionId) {
+        if remove_failed(&self.settings.paths, &id).is_err() {
+            self.failed_claims.insert(id);
         }
     }
 
@@ -246,6 +258,14 @@ fn members_of(artifact: &Artifact) -> Vec<Member> {
     let mut members: Vec<Member> = artifact.members.iter().map(Entry::member).chain(taken_back).collect();
     members.sort_by(|a, b| (a.name != *artifact.primary, &a.name).cmp(&(b.name != *artifact.primary, &b.name)));
     members
+}
+
+fn remove_failed(paths: &Paths, id: &ConversionId) -> Result<()> {
+    match claim::remove(paths, id) {
+        // Its members lie in it: it is another claim, which had the id before.
+        Ok(()) | Err(ClaimError::NotEmpty { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What is known of a conversion before any attempt.
