@@ -51,9 +51,10 @@ impl Owners {
     pub(super) fn find(files: &BTreeMap<Name, File>, now: Duration, limit: Duration) -> Self {
         let mut owners = Self::default();
         // OVFs first: a VMDK descriptor that one of them names is a member, not a primary.
-        owners.take_in(files.keys().filter(|name| is_ovf(name)).cloned().collect(), files);
+        let ovfs: Vec<Name> = files.keys().filter(|name| is_ovf(name)).cloned().collect();
+        owners.take_in(&ovfs, files);
         let roots = owners.lone_descriptors(files);
-        owners.take_in(roots, files);
+        owners.take_in(&roots, files);
         owners.hold_for_unread_ovfs(files, now, limit);
         owners
     }
@@ -93,8 +94,8 @@ impl Owners {
 
     /// Gives each of `primaries` what it names, and then what that names: all of them at once, so that a file goes to
     /// the one that it fits best, whichever came first.
-    fn take_in(&mut self, primaries: Vec<Name>, files: &BTreeMap<Name, File>) {
-        for primary in &primaries {
+    fn take_in(&mut self, primaries: &[Name], files: &BTreeMap<Name, File>) {
+        for primary in primaries {
             self.artifacts.entry(primary.clone()).or_default();
         }
         let mut unread: Vec<(Name, Name)> = primaries.iter().map(|name| (name.clone(), name.clone())).collect();

@@ -412,7 +412,7 @@ impl Site {
         let [disk] = metadata.disks.as_slice() else { return Err("not one disk".to_owned()) };
         let expected = BTreeSet::from(["domain.xml".to_owned(), "metadata.json".to_owned(), disk.file.clone()]);
         // Until the end, metadata.json may be on its way to being written anew.
-        let is_odd = |name: &String| !expected.contains(name) && (is_end || !name.ends_with(".tmp"));
+        let is_odd = |name: &String| !expected.contains(name) && (is_end || !name.starts_with('.'));
         if let Some(other) = names(dir).into_iter().find(is_odd) {
             return Err(format!("{other} lies there"));
         }
