@@ -51,6 +51,7 @@ mod dispose;
 mod drain;
 mod duplicates;
 pub mod events;
+mod ignored;
 mod intake;
 pub mod outbox;
 mod publish;

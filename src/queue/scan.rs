@@ -16,8 +16,15 @@ use crate::conversion::contract::{EXTENSIONS, UNFINISHED};
 use crate::conversion::{Member, Stamp};
 use crate::files::volume;
 
+mod refusal;
+
+pub use refusal::Refusal;
+
 /// Entries looked at in one listing: a directory with more is read in part, and said so.
 pub const MAX_ENTRIES: usize = 200_000;
+
+/// Directories that file systems and file servers make for themselves.
+const SYSTEM: [&str; 5] = ["lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir", "#recycle"];
 
 /// What kind of thing an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,40 +96,10 @@ pub enum Role {
     Candidate,
     /// Another regular file: of interest only where a descriptor names it, or as an OVF's manifest.
     Companion,
-    /// Named like a disk, but nothing that is converted.
+    /// Nothing that is ever converted.
     Refused(Refusal),
     /// Left alone: hidden, an upload under way, or nothing of ours.
     Ignored,
-}
-
-/// Why an entry that is named like a disk is left where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Refusal {
-    Symlink,
-    Directory,
-    Fifo,
-    Socket,
-    Device,
-    /// No byte in it, and still none after it settled.
-    Empty,
-    /// Its name is not UTF-8.
-    Name,
-}
-
-impl Refusal {
-    /// What to tell a person.
-    #[must_use]
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Symlink => "is a symbolic link, which is never followed; move the file itself here",
-            Self::Directory => "is a directory; move the disk image in it here",
-            Self::Fifo => "is a FIFO, not a disk image",
-            Self::Socket => "is a socket, not a disk image",
-            Self::Device => "is a device, which is never read; make an image of it",
-            Self::Empty => "is empty; copy it again",
-            Self::Name => "has a name that is not UTF-8; rename it",
-        }
-    }
 }
 
 /// An entry that was refused, for the report that is made once.
@@ -139,7 +116,7 @@ pub struct Refused {
 pub struct Listing {
     /// Candidates and companions, in the order of their names.
     pub entries: Vec<Entry>,
-    /// What is named like a disk and refused, in the order of their names.
+    /// What is refused, in the order of their names.
     pub refused: Vec<Refused>,
     /// Whether there was more than [`MAX_ENTRIES`].
     pub is_partial: bool,
@@ -179,12 +156,11 @@ fn list_at_most(dir: &Path, limit: usize) -> io::Result<Listing> {
                     Role::Ignored => {}
                 }
             }
-            None if is_disk_name(name.as_bytes()) => listing.refused.push(Refused {
+            None => listing.refused.push(Refused {
                 name: name.to_string_lossy().into_owned(),
                 inode: found.ino(),
                 refusal: Refusal::Name,
             }),
-            None => {}
         }
     }
     listing.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -231,17 +207,16 @@ pub fn role(entry: &Entry) -> Role {
     if is_left_alone(name) {
         return Role::Ignored;
     }
-    let refusal = match (entry.kind, is_disk_name(name)) {
-        (Kind::Regular, true) => return Role::Candidate,
-        (Kind::Regular, false) => return Role::Companion,
-        (_, false) => return Role::Ignored,
-        (Kind::Symlink, true) => Refusal::Symlink,
-        (Kind::Directory, true) => Refusal::Directory,
-        (Kind::Fifo, true) => Refusal::Fifo,
-        (Kind::Socket, true) => Refusal::Socket,
-        (Kind::Device, true) => Refusal::Device,
-    };
-    Role::Refused(refusal)
+    Role::Refused(match entry.kind {
+        Kind::Regular if is_disk_name(name) => return Role::Candidate,
+        Kind::Regular => return Role::Companion,
+        Kind::Directory if SYSTEM.contains(&entry.name.as_ref()) => return Role::Ignored,
+        Kind::Directory => Refusal::Directory,
+        Kind::Symlink => Refusal::Symlink,
+        Kind::Fifo => Refusal::Fifo,
+        Kind::Socket => Refusal::Socket,
+        Kind::Device => Refusal::Device,
+    })
 }
 
 /// The extension in lower case, without its dot; empty where there is none.
@@ -334,11 +309,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_like_a_disk_and_is_none_is_refused_with_a_reason() {
+    fn what_is_no_regular_file_is_refused_with_a_reason() {
         let dir = tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::create_dir(at("a.vmdk")).unwrap();
         fs::create_dir(at("plain")).unwrap();
+        fs::create_dir(at("lost+found")).unwrap();
+        fs::create_dir(at(".processing")).unwrap();
         mkfifoat(CWD, at("b.raw"), Mode::RWXU).unwrap();
         let _socket = UnixListener::bind(at("c.ova")).unwrap();
         symlink("/etc/passwd", at("d.img")).unwrap();
@@ -356,6 +333,9 @@ mod tests {
                 ("c.ova", Refusal::Socket),
                 ("d.img", Refusal::Symlink),
                 ("e\u{fffd}.vmdk", Refusal::Name),
+                ("f\u{fffd}.txt", Refusal::Name),
+                ("plain", Refusal::Directory),
+                ("plainlink", Refusal::Symlink),
             ]
         );
     }

@@ -17,6 +17,7 @@ use crate::queue::settle::{Event, Settling};
 use crate::queue::writers::Writers;
 
 use super::arrivals::Arrivals;
+use super::ignored::Ignored;
 use super::world::World;
 
 use super::denied::Denied;
@@ -117,7 +118,7 @@ pub(super) struct Intake {
     references: HashMap<Name, (Stamp, Arc<References>)>,
     /// What all others name.
     no_references: Arc<References>,
-    refused: HashSet<Refused>,
+    ignored: Ignored,
     left: HashMap<String, LeftSource>,
     denied: Denied,
     ready: Vec<Ready>,
@@ -145,7 +146,7 @@ impl Intake {
             entries: BTreeMap::new(),
             references: HashMap::new(),
             no_references: Arc::default(),
-            refused: HashSet::new(),
+            ignored: Ignored::default(),
             left: left.into_iter().map(|source| (source.path.clone(), source)).collect(),
             denied: Denied::default(),
             ready: Vec::new(),
@@ -232,6 +233,11 @@ impl Intake {
         std::mem::take(&mut self.recalls)
     }
 
+    /// Entries that are never taken.
+    pub(super) fn ignored(&self) -> usize {
+        self.ignored.count()
+    }
+
     /// Files that are seen and not complete.
     pub(super) fn unsettled(&self) -> usize {
         self.settling.unsettled() + self.arrivals.waiting()
@@ -292,7 +298,7 @@ impl Intake {
         if std::mem::take(&mut self.scan_failed) {
             tracing::info!("the queue directory can be read again");
         }
-        self.report_refused(listing.refused);
+        self.ignored.list(listing.refused);
         if listing.is_partial {
             tracing::warn!(limit = scan::MAX_ENTRIES, "the queue directory holds more files than are looked at");
         }
@@ -326,7 +332,7 @@ impl Intake {
                 }
                 Role::Refused(refusal) => {
                     self.drop_entry(name);
-                    self.report_refused(vec![Refused { name: name.to_owned(), inode: entry.inode, refusal }]);
+                    self.ignored.add(Refused { name: name.to_owned(), inode: entry.inode, refusal });
                 }
                 Role::Ignored => {}
             },
@@ -428,8 +434,31 @@ impl Intake {
             let size = entry.size;
             files.insert(name.clone(), File { is_stable, size, first_sight, last_change, references });
         }
-        self.report_refused(empty);
+        self.ignore_unnamed(&files, empty, now);
         files
+    }
+
+    /// Tells of the files that are no disks and that nobody names, and of those that are empty.
+    fn ignore_unnamed(&mut self, files: &BTreeMap<Name, File>, empty: Vec<Refused>, now: Duration) {
+        let references = files.values().map(|file| &file.references).filter(|references| !references.is_empty());
+        let named: HashSet<&str> =
+            references.flat_map(|r| r.required.iter().chain(&r.optional)).map(String::as_str).collect();
+        let mut refused = empty;
+        for (name, file) in files.iter().filter(|(name, file)| file.is_stable && !named.contains(name.as_ref())) {
+            let Some(Seen { entry, .. }) =
+                self.entries.get(name).filter(|seen| scan::role(&seen.entry) == Role::Companion)
+            else {
+                continue;
+            };
+            let refusal = Refusal::of_companion(name);
+            let due = file.last_change + self.companion_timeout;
+            if refusal.may_be_named_later() && now < due {
+                self.next_group = Some(self.next_group.map_or(due, |at| at.min(due)));
+                continue;
+            }
+            refused.push(Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal });
+        }
+        self.ignored.set_unnamed(refused);
     }
 
     fn take_in(&mut self, verdict: Verdict) {
@@ -460,14 +489,6 @@ impl Intake {
         members.retain(|name| *name != primary);
         members.shrink_to_fit();
         self.ready.push(Ready { primary, companions: members, taken_back, failure: failure.map(Box::new) });
-    }
-
-    fn report_refused(&mut self, refused: Vec<Refused>) {
-        for refused in refused {
-            if self.refused.insert(refused.clone()) {
-                tracing::warn!(file = %refused.name, "refused: {} {}", refused.name, refused.refusal.text());
-            }
-        }
     }
 
     fn report_failed_scan(&mut self, error: &io::Error) {

@@ -22,6 +22,7 @@ impl<E: Executor> Engine<E> {
         self.view.run_state = self.run_state;
         self.view.queue_depth = waiting + self.waiting_files() as u64;
         self.view.settling = self.intake.unsettled() as u64;
+        self.view.ignored = self.intake.ignored() as u64;
         self.view.retrying = retrying;
         self.view.current_jobs = current_jobs;
         self.view.last_activity = self.last_activity;

@@ -49,6 +49,45 @@ fn what_is_no_disk_image_is_refused_once_and_left_where_it_is() {
 }
 
 #[test]
+fn what_is_never_taken_is_told_once_with_what_to_do_and_counted() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let site = Site::new("companion_timeout: 3");
+    let queue = site.queue();
+    for name in ["vm.zip", "vm.7z", "vm.vmx", "disk.raw.gz", "vm-000001.avhdx", "notes.txt", ".hidden", "x.vmdk.part"] {
+        fs::write(queue.join(name), "something").unwrap();
+    }
+    fs::create_dir(queue.join("web01")).unwrap();
+    fs::create_dir(queue.join("lost+found")).unwrap();
+    symlink("/etc/hostname", queue.join("link")).unwrap();
+    fs::write(queue.join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(queue.join("socket")).unwrap();
+    let daemon = site.start();
+    let told = [
+        ("vm.zip", "unpack it and move the disk images here"),
+        ("vm.7z", "unpack it and move the disk images here"),
+        ("vm.vmx", "export the machine as OVF or OVA, or move its disks here"),
+        ("disk.raw.gz", "unpack it and move the disk image here"),
+        ("vm-000001.avhdx", "merge or delete the snapshot and move the disk here"),
+        ("notes.txt", "is no disk image, and nothing here names it"),
+        ("web01", "is a directory; move the files in it here"),
+        ("link", "is a symbolic link, which is never followed; move the file itself here"),
+        ("caf\u{fffd}", "has a name that is not UTF-8; rename it"),
+        ("socket", "is a socket, not a disk image"),
+    ];
+    daemon.until("all are counted", || daemon.stats()["ignored"] == told.len());
+    fs::remove_file(queue.join("vm.zip")).unwrap();
+    daemon.until("one is gone", || daemon.stats()["ignored"] == told.len() - 1);
+    for (name, remedy) in told {
+        let lines = daemon.lines(&format!("refused: {name} "));
+        assert!(matches!(&lines[..], [line] if line.contains(remedy)), "{name}: {lines:?}");
+    }
+    assert_eq!(daemon.lines("refused: ").len(), told.len());
+    // Without vm.zip, and with lost+found and the upload that is not finished.
+    let visible = |entry: &fs::DirEntry| !entry.file_name().as_bytes().starts_with(b".");
+    assert_eq!(fs::read_dir(&queue).unwrap().map(Result::unwrap).filter(visible).count(), told.len() + 1);
+}
+
+#[test]
 fn twenty_files_at_once_are_all_vetted_within_three_and_a_half_seconds() {
     at_best(|| {
         let site = Site::new("");
