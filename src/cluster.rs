@@ -3,13 +3,13 @@
 
 pub mod agent;
 pub mod api;
-pub mod cache;
+pub(crate) mod cache;
 pub mod client;
 mod containers;
 pub mod controller;
-pub mod executor;
+pub(crate) mod executor;
 pub mod identity;
 pub mod names;
-pub mod seen;
+pub(crate) mod seen;
 pub mod sidecar;
-pub mod snapshot;
+pub(crate) mod snapshot;

@@ -9,7 +9,7 @@ mod error;
 mod keys;
 mod layers;
 mod values;
-pub mod yaml;
+pub(crate) mod yaml;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -2,18 +2,18 @@
 //! What a conversion is and how it advances: pure values, no I/O, no clock.
 
 pub mod admission;
-pub mod claim;
+pub(crate) mod claim;
 pub mod contract;
-pub mod domain;
-pub mod failure;
-pub mod file_name;
-pub mod hex;
-pub mod id;
-pub mod lifecycle;
+pub(crate) mod domain;
+pub(crate) mod failure;
+pub(crate) mod file_name;
+pub(crate) mod hex;
+pub(crate) mod id;
+pub(crate) mod lifecycle;
 pub mod options;
 pub mod report;
 pub mod status;
-pub mod verdict;
+pub(crate) mod verdict;
 
 pub use claim::{Alone, Claim, Member, Stamp, Witness};
 pub use contract::CONTRACT_VERSION;

@@ -3,17 +3,17 @@
 //!
 //! Everything here is synchronous and blocking. Of the queue it knows only the paths. Each effect is safe to repeat.
 
-pub mod fingerprint;
+pub(crate) mod fingerprint;
 pub mod moves;
-pub mod names;
+pub(crate) mod names;
 pub mod paths;
-pub mod placement;
+pub(crate) mod placement;
 pub mod recorded;
-pub mod space;
-pub mod store;
+pub(crate) mod space;
+pub(crate) mod store;
 pub mod transfer;
 pub(crate) mod volume;
-pub mod waste;
+pub(crate) mod waste;
 
 pub use moves::{Method, MoveError};
 pub use paths::Paths;

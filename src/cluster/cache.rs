@@ -34,17 +34,17 @@ const WATCH_SECONDS: u32 = 60;
 
 /// A change of a watched object.
 #[derive(Debug)]
-pub enum Change<'a, K> {
+pub(crate) enum Change<'a, K> {
     Seen(&'a K),
     Gone(&'a K),
 }
 
 /// Completes once everything that was there at the start is in the cache; an error if the watch ended before.
-pub type Listed = oneshot::Receiver<()>;
+pub(crate) type Listed = oneshot::Receiver<()>;
 
 /// Watches the objects of `namespaces` (of all, if there are none) into one cache. The callback runs after the cache
 /// has changed. Objects that a new list no longer holds are reported as gone.
-pub fn watch<K>(
+pub(crate) fn watch<K>(
     client: &Client,
     namespaces: &[String],
     config: &watcher::Config,
@@ -100,7 +100,7 @@ where
 }
 
 /// The API server's count of writes: the same for one object means the same content, higher means newer.
-pub fn version(object: &impl ResourceExt) -> u64 {
+pub(crate) fn version(object: &impl ResourceExt) -> u64 {
     object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 

@@ -6,22 +6,22 @@
 //!               └──────────────────────▲
 //! ```
 
-pub mod admission;
-pub mod backoff;
-pub mod caches;
-pub mod context;
-pub mod conversions;
-pub mod decision;
-pub mod error;
-pub mod leadership;
-pub mod metrics;
+mod admission;
+mod backoff;
+mod caches;
+mod context;
+mod conversions;
+mod decision;
+mod error;
+mod leadership;
+mod metrics;
 pub mod objects;
-pub mod outcome;
-pub mod queues;
-pub mod recent;
+mod outcome;
+mod queues;
+mod recent;
 mod run;
 mod starting;
-pub mod status;
+mod status;
 mod writes;
 
 pub use run::{Options, RunError, run};

@@ -18,7 +18,7 @@ mod requests;
 mod running;
 mod state;
 
-pub use state::{ClusterExecutor, WatchEnded};
+pub(crate) use state::{ClusterExecutor, WatchEnded};
 
 use objects::{EndFields, WatcherStatus, completed, duration, in_progress, original, outputs, published};
 use progress::PolledProgress;

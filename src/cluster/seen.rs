@@ -10,7 +10,7 @@ use kube::Resource;
 use kube::core::NamespaceResourceScope;
 use serde::Deserialize;
 
-pub use core::v1::{ContainerState, ContainerStateTerminated, PodCondition};
+pub(crate) use core::v1::{ContainerState, ContainerStateTerminated, PodCondition};
 
 /// Defines an object of this name with these parts, requested like the whole type.
 macro_rules! seen {
@@ -18,7 +18,7 @@ macro_rules! seen {
         $(#[$about])*
         #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
         #[serde(default, rename_all = "camelCase")]
-        pub struct $name {
+        pub(crate) struct $name {
             pub metadata: ObjectMeta,
             $(pub $field: Option<$part>,)*
         }
@@ -60,7 +60,7 @@ macro_rules! part {
         $(#[$about])*
         #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
         #[serde(default, rename_all = "camelCase")]
-        pub struct $name {
+        pub(crate) struct $name {
             $(pub $field: Option<$part>,)*
         }
     };

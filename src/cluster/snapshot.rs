@@ -13,16 +13,16 @@ use crate::files::store::{self, StoreError};
 use crate::stats::Snapshot;
 
 /// The watcher's file below [`super::names::RUN_DIR`].
-pub const WATCHER_FILE: &str = "snapshot.json";
+pub(crate) const WATCHER_FILE: &str = "snapshot.json";
 /// The sidecar's file below [`super::names::RUN_DIR`].
-pub const SOCKET_FILE: &str = "socket.json";
+pub(crate) const SOCKET_FILE: &str = "socket.json";
 
 /// Longest file that is read, in bytes: some hundred for each of at most 1000 conversions that run.
 const MAX_LENGTH: usize = 4 << 20;
 
 /// The watcher's last state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WatcherSnapshot {
+pub(crate) struct WatcherSnapshot {
     /// Whether the watcher holds the locks of both queue and output. Without them the sidecar binds and writes nothing
     /// on the output's volume: another watcher may.
     pub locked: bool,
@@ -31,7 +31,7 @@ pub struct WatcherSnapshot {
 
 /// Where the sidecar listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SocketReport {
+pub(crate) struct SocketReport {
     /// The control socket's path.
     pub path: PathBuf,
     /// Why it is not below the output, in the system's words; `None` where it is.
@@ -41,12 +41,12 @@ pub struct SocketReport {
 
 impl WatcherSnapshot {
     /// Replaces the snapshot in `directory`.
-    pub fn write(&self, directory: &Path) -> Result<(), StoreError> {
+    pub(crate) fn write(&self, directory: &Path) -> Result<(), StoreError> {
         store::replace_json(&directory.join(WATCHER_FILE), self)
     }
 
     /// Withdraws an earlier watcher's claim to hold its locks; the rest stays, for answers.
-    pub fn unlock(directory: &Path) -> Result<(), StoreError> {
+    pub(crate) fn unlock(directory: &Path) -> Result<(), StoreError> {
         match Self::read(directory)? {
             Some(snapshot) if snapshot.locked => Self { locked: false, ..snapshot }.write(directory),
             _ => Ok(()),
@@ -54,26 +54,26 @@ impl WatcherSnapshot {
     }
 
     /// The snapshot in `directory`; `None` before there was one.
-    pub fn read(directory: &Path) -> Result<Option<Self>, StoreError> {
+    pub(crate) fn read(directory: &Path) -> Result<Option<Self>, StoreError> {
         store::read_json(directory, WATCHER_FILE, MAX_LENGTH)
     }
 }
 
 impl SocketReport {
     /// Replaces the report in `directory`.
-    pub fn write(&self, directory: &Path) -> Result<(), StoreError> {
+    pub(crate) fn write(&self, directory: &Path) -> Result<(), StoreError> {
         store::replace_json(&directory.join(SOCKET_FILE), self)
     }
 
     /// The report in `directory`; `None` as long as the sidecar has not bound a socket.
-    pub fn read(directory: &Path) -> Result<Option<Self>, StoreError> {
+    pub(crate) fn read(directory: &Path) -> Result<Option<Self>, StoreError> {
         store::read_json(directory, SOCKET_FILE, MAX_LENGTH)
     }
 }
 
 /// Why the volume of an output refuses sockets, if the sidecar reported that it does.
 #[must_use]
-pub fn refused_socket(run_dir: &Path) -> Option<String> {
+pub(crate) fn refused_socket(run_dir: &Path) -> Option<String> {
     SocketReport::read(run_dir).ok().flatten()?.refused
 }
 

@@ -1,29 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The one place that reads and writes YAML.
 //!
-//! Reading goes through `serde_yaml` into JSON values and from there into types, so that both notations mean the
-//! same. Writing goes through `serde-saphyr`: `serde_yaml` leaves `no`, `on` and dates unquoted, which readers of
-//! YAML 1.1 (kubectl among them) then take for something else.
+//! Reading goes through `serde_yaml` into JSON values, so that both notations mean the same. Writing goes through
+//! `serde-saphyr`: `serde_yaml` leaves `no`, `on` and dates unquoted, which readers of YAML 1.1 (kubectl among them)
+//! then take for something else.
 
 use std::fmt;
 
 use serde::Serialize;
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
-/// A text that is no YAML, or not the YAML that was expected.
+/// A text that is no YAML, or a value that can't be written as YAML.
 #[derive(Debug, thiserror::Error)]
 pub enum YamlError {
     #[error("{0}")]
     Syntax(#[from] serde_yaml::Error),
     #[error("{0}")]
-    Shape(#[from] serde_json::Error),
-    #[error("{0}")]
     Write(#[from] serde_saphyr::ser::Error),
 }
 
 /// Reads one document (JSON is YAML too); an empty text is null.
-pub fn read_value(text: &str) -> Result<Value, YamlError> {
+pub(crate) fn read_value(text: &str) -> Result<Value, YamlError> {
     // JSON has escapes that YAML 1.1 hasn't (surrogate pairs).
     if text.trim_start().starts_with('{')
         && let Ok(value) = serde_json::from_str(text)
@@ -36,19 +34,14 @@ pub fn read_value(text: &str) -> Result<Value, YamlError> {
     Ok(serde_yaml::from_str(text)?)
 }
 
-/// Reads one document into a type.
-pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
-    Ok(serde_json::from_value(read_value(text)?)?)
-}
-
 /// Writes one document, without a `---` before it.
-pub fn write(value: &impl Serialize) -> Result<String, YamlError> {
+pub(crate) fn write(value: &impl Serialize) -> Result<String, YamlError> {
     Ok(serde_saphyr::to_string(value)?)
 }
 
 /// The line (from 1) on which the key at `path` stands; `None` where it can't be found.
 #[must_use]
-pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
+pub(crate) fn line_of(text: &str, path: &[&str]) -> Option<usize> {
     // The parser gives places only in errors, so one is raised at the key.
     let error = Locate(path).deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
     error.to_string().contains(FOUND).then(|| error.location().map(|at| at.line())).flatten()

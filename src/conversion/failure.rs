@@ -306,7 +306,7 @@ pub struct Failure {
 
 /// The message without the file name with which most of them begin, for a sentence that has named the file already.
 #[must_use]
-pub fn without_name<'a>(message: &'a str, filename: &str) -> &'a str {
+pub(crate) fn without_name<'a>(message: &'a str, filename: &str) -> &'a str {
     message.strip_prefix(filename).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(message)
 }
 

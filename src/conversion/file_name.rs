@@ -3,13 +3,13 @@
 
 /// The name without its extension: all before the last dot.
 #[must_use]
-pub fn stem(name: &str) -> &str {
+pub(crate) fn stem(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(stem, _)| stem)
 }
 
 /// The extension without its dot: all after the last one, empty where there is none.
 #[must_use]
-pub fn extension(name: &str) -> &str {
+pub(crate) fn extension(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(_, extension)| extension)
 }
 

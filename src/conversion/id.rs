@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::file_name::stem;
 
 /// Longest identifier, so that `<id>-<attempt>` and its pods' names stay DNS labels of 63 characters.
-pub const MAX_ID_LENGTH: usize = 52;
+pub(crate) const MAX_ID_LENGTH: usize = 52;
 const SUFFIX_LENGTH: usize = 8;
 
 /// Identity of one conversion: a slug of the artifact's name and eight random hex digits, a DNS label of at most

@@ -24,7 +24,7 @@ use super::id::Attempt;
 use super::status::{AttemptRecord, ConversionStatus, End};
 
 /// Most times that a conversion's attempts may be disrupted or suspended; then it fails.
-pub const MAX_DISRUPTIONS: usize = 10;
+pub(crate) const MAX_DISRUPTIONS: usize = 10;
 
 /// Delay beyond which a backoff does not grow: a schedule longer than a year is a mistake in configuration.
 const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -84,7 +84,7 @@ pub enum Observation {
 
 /// What is to be done next, and who does it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Queue: put the artifact into its claim, make the work directory, report `Staged`.
     Stage(Attempt),
     /// Executor: start it as soon as admission allows.
@@ -105,7 +105,7 @@ pub enum Step {
 ///
 /// Observations of an attempt that isn't the open one, and any after the end, change nothing: they are repetitions.
 #[must_use]
-pub fn advance(
+pub(crate) fn advance(
     mut status: ConversionStatus,
     observation: Observation,
     policy: &RetryPolicy,
@@ -120,7 +120,7 @@ pub fn advance(
 
 /// The step that a status calls for.
 #[must_use]
-pub fn next_step(status: &ConversionStatus) -> Step {
+pub(crate) fn next_step(status: &ConversionStatus) -> Step {
     if let Some(end) = status.end {
         return match (&status.failure, end) {
             (Some(failure), End::Cancelled) if failure.class == Class::GivenBack => Step::GiveBack(failure.reason),

@@ -7,7 +7,7 @@ use super::{Class, Failure, Reason};
 
 /// How a worker's process exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
     /// It could not be waited for.
@@ -17,7 +17,7 @@ pub enum Exit {
 /// A worker's own failure, where it can be trusted: a worker must not excuse itself from being counted, nor choose
 /// its class. `clean` makes its message fit to be shown.
 #[must_use]
-pub fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failure> {
+pub(crate) fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failure> {
     if matches!(told.reason.class(), Class::NoAttempt | Class::Cancelled)
         || matches!(told.reason, Reason::DisruptedTooOften | Reason::JobLost | Reason::Killed | Reason::Recalled)
     {
@@ -36,7 +36,7 @@ pub fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failur
 /// from outside, about which the executor knows more. `account` says what of the worker's own report could not be
 /// read.
 #[must_use]
-pub fn by_exit(exit: Exit, account: &str) -> Option<Failure> {
+pub(crate) fn by_exit(exit: Exit, account: &str) -> Option<Failure> {
     let internal = |class, code: i32| Failure {
         class,
         ..Failure::new(Reason::Internal, format!("the worker ended with exit code {code} and no readable {account}"))
@@ -62,7 +62,7 @@ pub fn by_exit(exit: Exit, account: &str) -> Option<Failure> {
 
 /// Text of an untrusted process, fit for logs and status: no control characters, and at most `max_bytes`.
 #[must_use]
-pub fn clean(text: &str, max_bytes: usize) -> String {
+pub(crate) fn clean(text: &str, max_bytes: usize) -> String {
     let end = text.floor_char_boundary(max_bytes);
     text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

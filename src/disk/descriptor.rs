@@ -5,11 +5,11 @@
 //! it, others find out.
 
 mod names;
-pub mod ovf;
-pub mod vmdk;
+pub(crate) mod ovf;
+pub(crate) mod vmdk;
 
 pub(crate) use self::names::shown;
-pub use self::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name};
+pub(crate) use self::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name};
 use super::Error;
 use crate::conversion::file_name::extension;
 
@@ -21,7 +21,7 @@ use crate::conversion::file_name::extension;
 /// # Errors
 /// `UnsafeReference` where it names a parent, a device, or anything but a plain base name; `Corrupt` and
 /// `UnsupportedFormat` where the text can't be understood.
-pub fn references(name: &str, bytes: &[u8]) -> Result<References, Error> {
+pub(crate) fn references(name: &str, bytes: &[u8]) -> Result<References, Error> {
     let extension = extension(name);
     if extension.eq_ignore_ascii_case("ovf") {
         return Ok(ovf::parse(name, bytes)?.references(name));
@@ -35,7 +35,7 @@ pub fn references(name: &str, bytes: &[u8]) -> Result<References, Error> {
 /// Whether a file of this name is most likely an extent of a VMDK descriptor that comes later: `vm-flat.vmdk`,
 /// `vm-s001.vmdk`, `vm-f001.vmdk`.
 #[must_use]
-pub fn looks_like_extent(name: &str) -> bool {
+pub(crate) fn looks_like_extent(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let Some((_, suffix)) = name.strip_suffix(".vmdk").and_then(|stem| stem.rsplit_once('-')) else {
         return false;

@@ -33,7 +33,7 @@ const L2_TABLES: usize = 8;
 
 /// Looks at the ends of a file.
 #[must_use]
-pub fn ending(file: std::fs::File, name: &str) -> Ending {
+pub(crate) fn ending(file: std::fs::File, name: &str) -> Ending {
     let Ok(found) = file.metadata() else { return Ending::Untold };
     of(&Region::whole(Arc::new(file), name, found.len()))
 }

@@ -24,7 +24,7 @@ const BLOCKS: u64 = 16;
 ///
 /// # Errors
 /// As reading does.
-pub fn of(files: impl IntoIterator<Item = io::Result<File>>) -> io::Result<String> {
+pub(crate) fn of(files: impl IntoIterator<Item = io::Result<File>>) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut block = vec![0; BLOCK];
     for file in files {

@@ -10,7 +10,7 @@ const ERROR_SUFFIX: &str = ".error.json";
 
 /// Stem and extension (with its dot) of a file name; a leading dot begins no extension.
 #[must_use]
-pub fn split(name: &str) -> (&str, &str) {
+pub(crate) fn split(name: &str) -> (&str, &str) {
     match name.rfind('.') {
         Some(dot) if dot > 0 => name.split_at(dot),
         _ => (name, ""),
@@ -20,14 +20,14 @@ pub fn split(name: &str) -> (&str, &str) {
 /// The `k`-th name for a file: `vm.vmdk`, `vm-1.vmdk`, `vm-2.vmdk`. The stem is cut where the whole would be longer
 /// than [`NAME_MAX`].
 #[must_use]
-pub fn suffixed_file(name: &str, k: u32) -> String {
+pub(crate) fn suffixed_file(name: &str, k: u32) -> String {
     let (stem, extension) = split(name);
     numbered(stem, extension, k)
 }
 
 /// The `k`-th name for a directory: `vm`, `vm-1`, `vm-2`; dots are part of it.
 #[must_use]
-pub fn suffixed_dir(stem: &str, k: u32) -> String {
+pub(crate) fn suffixed_dir(stem: &str, k: u32) -> String {
     numbered(stem, "", k)
 }
 
@@ -46,7 +46,7 @@ fn numbered(stem: &str, extension: &str, k: u32) -> String {
 /// Name of the error report beside the file `name`: `{name}.error.json`, or, where that would be too long, the
 /// beginning of the name, `~` and eight hex digits of its SHA-256 in front of the suffix.
 #[must_use]
-pub fn error_file(name: &str) -> String {
+pub(crate) fn error_file(name: &str) -> String {
     if name.len() + ERROR_SUFFIX.len() <= NAME_MAX {
         return format!("{name}{ERROR_SUFFIX}");
     }
@@ -58,7 +58,7 @@ pub fn error_file(name: &str) -> String {
 /// Name of the temporary file that becomes `name`: hidden, and always the same, so that a crash leaves at most one,
 /// which the next write overwrites.
 #[must_use]
-pub fn temporary(name: &str) -> String {
+pub(crate) fn temporary(name: &str) -> String {
     format!(".{}.tmp", fingerprint(name))
 }
 

@@ -206,7 +206,7 @@ impl PlannedMove {
 /// Whether `path` is this member: the same inode, or, where a file system hands out new ones, the same size and
 /// modification time.
 #[must_use]
-pub fn is_member(path: &Path, member: &Member) -> bool {
+pub(crate) fn is_member(path: &Path, member: &Member) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| {
         let same_inode = found.ino() == member.inode;
         let mtime_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());

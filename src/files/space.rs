@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::StatVfs;
 
 /// Bytes that we may still write to the file system of `path`; `None` where it doesn't report them.
-pub fn free_bytes(path: &Path) -> io::Result<Option<u64>> {
+pub(crate) fn free_bytes(path: &Path) -> io::Result<Option<u64>> {
     #[cfg(test)]
     if let Some(volume) = super::volume::simulated::current() {
         return Ok(Some(volume.free()));
@@ -17,6 +17,6 @@ pub fn free_bytes(path: &Path) -> io::Result<Option<u64>> {
 
 /// The same from a statvfs(3) result. Some file systems (ramfs, buckets behind FUSE) report no blocks at all.
 #[must_use]
-pub fn told_free(told: &StatVfs) -> Option<u64> {
+pub(crate) fn told_free(told: &StatVfs) -> Option<u64> {
     (told.f_blocks > 0).then(|| told.f_bavail.saturating_mul(told.f_frsize))
 }

@@ -44,17 +44,17 @@ pub enum StoreError {
 
 /// Replaces `path` with these bytes in one step: temporary file, fsync, rename, fsync of the directory. Mode 0644
 /// less umask.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     write_mode(path, bytes, 0o644)
 }
 
 /// The same with another mode, less umask.
-pub fn write_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+pub(crate) fn write_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
     put(path, bytes, mode, Durability::Synced).map_err(|source| StoreError::Write { path: path.to_owned(), source })
 }
 
 /// Writes `value` as indented JSON with a final newline, in one step.
-pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreError> {
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreError> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|source| StoreError::Write { path: path.to_owned(), source: source.into() })?;
     bytes.push(b'\n');
@@ -62,7 +62,7 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Stor
 }
 
 /// The same without syncing: readers see the old content or the new, but after a power cut it may be lost.
-pub fn replace_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreError> {
+pub(crate) fn replace_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreError> {
     let written = serde_json::to_vec_pretty(value)
         .map_err(io::Error::from)
         .and_then(|bytes| put(path, &bytes, 0o644, Durability::Unsynced));
@@ -103,14 +103,14 @@ fn put(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Resu
 }
 
 /// Opens a directory, never through a symlink in its last component.
-pub fn open_dir(path: &Path) -> Result<OwnedFd, StoreError> {
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(CWD, path, flags, Mode::empty()).map_err(|e| StoreError::Read { path: path.to_owned(), source: e.into() })
 }
 
 /// Opens the file `name` in a directory that others may write to: beneath it, without symlinks, without blocking,
 /// regular files only. `dir_path` is for errors.
-pub fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<File, StoreError> {
+pub(crate) fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<File, StoreError> {
     let path = dir_path.join(name);
     let cannot = |source: io::Error| StoreError::Read { path: path.clone(), source };
     if !is_plain_name(name) {
@@ -157,7 +157,7 @@ fn or_without_openat2(
 }
 
 /// Reads the file `name` in a directory that others may write to, at most `limit` bytes of it.
-pub fn read_untrusted(dir: impl AsFd, dir_path: &Path, name: &str, limit: usize) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn read_untrusted(dir: impl AsFd, dir_path: &Path, name: &str, limit: usize) -> Result<Vec<u8>, StoreError> {
     let file = open_untrusted(dir, dir_path, name)?;
     let path = dir_path.join(name);
     let mut bytes = Vec::new();
@@ -168,7 +168,7 @@ pub fn read_untrusted(dir: impl AsFd, dir_path: &Path, name: &str, limit: usize)
 }
 
 /// Reads a small JSON file in a directory that others may write to; `None` where there is none.
-pub fn read_json<T: serde::de::DeserializeOwned>(
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
     dir_path: &Path,
     name: &str,
     limit: usize,
@@ -186,7 +186,7 @@ pub fn read_json<T: serde::de::DeserializeOwned>(
 }
 
 /// Removes a file and syncs its directory. A missing file is no error.
-pub fn remove(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn remove(path: &Path) -> Result<(), StoreError> {
     let removed = match volume::remove_file(path) {
         Ok(()) => volume::sync_dir(path.parent().unwrap_or(path)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -16,7 +16,7 @@ use crate::conversion::contract::COPIED_FILE;
 
 /// Removes a directory with its content, or a file; a missing one is no error. Follows no symlinks, and needs three
 /// open files at any depth: directories are moved up to the top before they are emptied.
-pub fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match remove_entry(CWD, path) {
         Ok(Removed::Gone) => Ok(()),
         Ok(Removed::IsDirectory) => {
@@ -31,7 +31,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// The same for the content of a directory, which itself stays; a missing one is no error.
-pub fn empty(path: &Path) -> io::Result<()> {
+pub(crate) fn empty(path: &Path) -> io::Result<()> {
     match open(CWD, path) {
         Ok(top) => flatten(top.as_fd()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -42,7 +42,7 @@ pub fn empty(path: &Path) -> io::Result<()> {
 /// Whether an attempt's folder is more than waste: it has a whole copy, by the marker that stands in it. Whether that is
 /// to be believed, the next attempt sees.
 #[must_use]
-pub fn holds_copy(folder: &Path) -> bool {
+pub(crate) fn holds_copy(folder: &Path) -> bool {
     folder.join(COPIED_FILE).symlink_metadata().is_ok_and(|found| found.is_file())
 }
 

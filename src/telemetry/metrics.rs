@@ -14,14 +14,14 @@ use crate::conversion::admission::RunState;
 use crate::stats::Snapshot;
 
 /// Content type of [`exposition`].
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
 
 /// All metrics of a daemon at `now`: first under the names that exporters of stats.json use, then under ours, in base
 /// units.
 #[must_use]
-pub fn render(snapshot: &Snapshot, now: Timestamp) -> String {
+pub(crate) fn render(snapshot: &Snapshot, now: Timestamp) -> String {
     let mut registry = Registry::with_prefix("hyper2kvm");
     legacy(&mut registry, snapshot, now);
     outcomes(&mut registry, snapshot);
@@ -119,7 +119,7 @@ fn seconds_since_epoch(time: Timestamp) -> f64 {
 /// The encoder writes `OpenMetrics`, where a counter's samples have a suffix that its description lacks. Readers of
 /// the older format, such as promtool, take the two for different metrics.
 #[must_use]
-pub fn exposition(registry: &Registry) -> String {
+pub(crate) fn exposition(registry: &Registry) -> String {
     let mut open_metrics = String::new();
     encode(&mut open_metrics, registry).expect("writing to a string does not fail");
     let counters: BTreeSet<&str> =

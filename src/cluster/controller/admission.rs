@@ -17,14 +17,14 @@ use crate::conversion::{Attempt, ConversionId};
 
 /// A namespaced name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub(super) struct Key {
     pub namespace: String,
     pub name: String,
 }
 
 impl Key {
     /// Where an object lies.
-    pub fn of(object: &impl ResourceExt) -> Self {
+    pub(super) fn of(object: &impl ResourceExt) -> Self {
         Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
     }
 }
@@ -37,7 +37,7 @@ impl Display for Key {
 
 /// What a conversion needs of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotNeed {
+pub(super) enum SlotNeed {
     /// Its next attempt may start.
     Ready(Attempt),
     /// An attempt is recorded and has not ended.
@@ -48,7 +48,7 @@ pub enum SlotNeed {
 
 /// What the task receives.
 #[derive(Debug)]
-pub enum Message {
+pub(super) enum Message {
     /// A queue's specification.
     Queue { queue: Key, limit: usize, run_state: RunState },
     /// A queue is gone.
@@ -95,7 +95,7 @@ impl Queue {
 
 /// The task's whole state: messages in, granted conversions out.
 #[derive(Debug, Default)]
-pub struct Slots {
+pub(super) struct Slots {
     warm: bool,
     queues: BTreeMap<Key, Queue>,
     /// Where each conversion was last seen, to find it again.
@@ -104,7 +104,7 @@ pub struct Slots {
 
 impl Slots {
     /// Updates the state by a message; returns the conversions that got a slot by it.
-    pub fn receive(&mut self, message: Message) -> Vec<(Key, ConversionId)> {
+    pub(super) fn receive(&mut self, message: Message) -> Vec<(Key, ConversionId)> {
         match message {
             Message::Warm => {
                 self.warm = true;
@@ -156,7 +156,7 @@ impl Slots {
 
     /// Attempts that hold a slot, and those that wait for one, over all queues.
     #[must_use]
-    pub fn totals(&self) -> (usize, usize) {
+    pub(super) fn totals(&self) -> (usize, usize) {
         self.queues.values().fold((0, 0), |(taken, ready), state| (taken + state.taken(), ready + state.ready.len()))
     }
 
@@ -209,14 +209,14 @@ impl Slots {
 
 /// A handle to the task.
 #[derive(Clone, Debug)]
-pub struct Admission {
+pub(super) struct Admission {
     messages: mpsc::UnboundedSender<Message>,
 }
 
 impl Admission {
     /// Starts the task. It sends conversions that get a slot to `granted`, and calls `totals` with the slots in use
     /// and the conversions that wait.
-    pub fn start(
+    pub(super) fn start(
         granted: mpsc::UnboundedSender<(Key, ConversionId)>,
         totals: impl Fn(usize, usize) + Send + 'static,
     ) -> Self {
@@ -236,13 +236,13 @@ impl Admission {
     }
 
     /// Sends the task a message.
-    pub fn send(&self, message: Message) {
+    pub(super) fn send(&self, message: Message) {
         // The task ends only with the controller.
         let _ = self.messages.send(message);
     }
 
     /// Whether this attempt holds a slot; if not, its conversion is granted one later.
-    pub async fn may_start(&self, queue: Key, id: ConversionId, attempt: Attempt) -> bool {
+    pub(super) async fn may_start(&self, queue: Key, id: ConversionId, attempt: Attempt) -> bool {
         let (answer, answered) = oneshot::channel();
         self.send(Message::MayStart { queue, id, attempt, answer });
         answered.await.unwrap_or(false)

@@ -11,7 +11,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 
 /// Failures in a row, by object.
 #[derive(Debug, Default)]
-pub struct Backoff {
+pub(super) struct Backoff {
     failures: Mutex<HashMap<String, u32>>,
     /// Seeded anew in each process; the hash of an object and its count is jitter enough.
     jitter: RandomState,
@@ -19,7 +19,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// Counts one more failure and returns how long to wait.
-    pub fn failed(&self, object: &str) -> Duration {
+    pub(super) fn failed(&self, object: &str) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry(object.to_owned()).or_default();
         *count += 1;
@@ -30,7 +30,7 @@ impl Backoff {
     }
 
     /// Forgets an object's failures.
-    pub fn succeeded(&self, object: &str) {
+    pub(super) fn succeeded(&self, object: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
     }
 }

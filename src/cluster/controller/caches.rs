@@ -24,10 +24,10 @@ use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId};
 
 /// Sends objects to a reconciler.
-pub type Trigger<K> = mpsc::UnboundedSender<ObjectRef<K>>;
+pub(super) type Trigger<K> = mpsc::UnboundedSender<ObjectRef<K>>;
 
 /// Starts the watches that fill the caches. Each change goes to `receivers` after its cache has it.
-pub fn watch_all(
+pub(super) fn watch_all(
     client: &Client,
     namespaces: &[String],
     receivers: &Receivers,
@@ -50,9 +50,9 @@ pub fn watch_all(
     let to = receivers.clone();
     let (pods, pods_listed) = cache::watch(client, namespaces, &ours, whole, move |change| to.pod_changed(&change));
     let to = receivers.clone();
-    let (stateful_sets, sets_listed) =
+    let (_, sets_listed) =
         cache::watch(client, namespaces, &ours, whole, move |change| to.stateful_set_changed(&change));
-    let caches = Caches { queues, conversions, jobs, pods, stateful_sets };
+    let caches = Caches { queues, conversions, jobs, pods };
     (caches, [queues_listed, conversions_listed, jobs_listed, pods_listed, sets_listed])
 }
 
@@ -69,7 +69,7 @@ fn whole<K>(_: &mut K) {}
 
 /// Receives changes of all kinds: admission, and the triggers of both reconcilers.
 #[derive(Clone)]
-pub struct Receivers {
+pub(super) struct Receivers {
     pub admission: Admission,
     pub queues: Trigger<HyperConversion>,
     pub conversions: Trigger<ConversionJob>,

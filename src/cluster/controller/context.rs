@@ -23,13 +23,13 @@ use super::recent::Recent;
 use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::names;
-use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod, StatefulSet};
+use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod};
 
 /// How often an object is reconciled without any event, in case a watch missed one.
-pub const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
+pub(super) const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Clients, caches and tasks of a controller that leads.
-pub struct Context {
+pub(super) struct Context {
     pub client: Client,
     pub image: Image,
     /// Whether Kueue's API group is served.
@@ -47,25 +47,24 @@ pub struct Context {
 
 /// A claim of a queue, and how it may be mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClaimModes {
+pub(super) struct ClaimModes {
     pub claim: String,
     pub modes: Vec<String>,
 }
 
 /// Everything that is watched.
 #[derive(Clone, Debug)]
-pub struct Caches {
+pub(super) struct Caches {
     pub queues: Store<HyperConversion>,
     pub conversions: Store<ConversionJob>,
     pub jobs: Store<Job>,
     pub pods: Store<Pod>,
-    pub stateful_sets: Store<StatefulSet>,
 }
 
 impl Context {
     /// The API of a namespace.
     #[must_use]
-    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    pub(super) fn api<K>(&self, namespace: &str) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
@@ -73,7 +72,7 @@ impl Context {
     }
 
     /// Applies an object that the controller owns completely; returns what is kept of it.
-    pub async fn apply<K, S>(&self, object: &K) -> Result<S, Error>
+    pub(super) async fn apply<K, S>(&self, object: &K) -> Result<S, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize + Debug,
         S: DeserializeOwned,
@@ -85,7 +84,7 @@ impl Context {
     }
 
     /// Creates an object; returns what is kept of it.
-    pub async fn create<K, S>(&self, object: &K) -> Result<S, Error>
+    pub(super) async fn create<K, S>(&self, object: &K) -> Result<S, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
         S: DeserializeOwned,
@@ -94,7 +93,7 @@ impl Context {
     }
 
     /// Creates an object as a dry run.
-    pub async fn try_create<K>(&self, object: &K) -> Result<(), Error>
+    pub(super) async fn try_create<K>(&self, object: &K) -> Result<(), Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize,
     {
@@ -115,7 +114,7 @@ impl Context {
     }
 
     /// Publishes an event about `object` that says what is wrong.
-    pub async fn warn<K>(&self, object: &K, action: &str, reason: &str, note: &str)
+    pub(super) async fn warn<K>(&self, object: &K, action: &str, reason: &str, note: &str)
     where
         K: Resource<DynamicType = ()>,
     {
@@ -133,7 +132,7 @@ impl Context {
     }
 
     /// Access modes of the claims of a queue, read now; claims that don't exist yet have none.
-    pub async fn access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
+    pub(super) async fn access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
         let api = self.api::<PersistentVolumeClaim>(&queue.namespace().unwrap_or_default());
         let mut claims = vec![&queue.spec.queue.claim_name, &queue.spec.output.claim_name];
         claims.dedup();
@@ -151,7 +150,7 @@ impl Context {
     }
 
     /// The same, up to a minute old: for use by many conversions.
-    pub async fn recent_access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
+    pub(super) async fn recent_access_modes(&self, queue: &HyperConversion) -> Result<Vec<ClaimModes>, Error> {
         match self.modes.get(&Key::of(queue).to_string()) {
             Some(modes) => Ok(modes),
             None => self.access_modes(queue).await,

@@ -51,7 +51,7 @@ struct Reconcile<'a> {
 /// 4. *decide* what comes next, by [`decision::decide`] alone;
 /// 5. *act*: start, create or look for a Job, or record in the status what was observed;
 /// 6. *remove* the Jobs of attempts whose end is recorded.
-pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) -> Result<Action, Error> {
+pub(super) async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) -> Result<Action, Error> {
     if context.writes.is_older(conversion.as_ref()) {
         return Ok(Action::requeue(CONFLICT_RETRY));
     }
@@ -71,7 +71,7 @@ pub async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Context>) ->
 }
 
 /// Reports on the object what keeps it from going on, with an event when that is new.
-pub async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, refusal: ConditionState) {
+pub(super) async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, refusal: ConditionState) {
     if conversion.metadata.deletion_timestamp.is_some() {
         return;
     }

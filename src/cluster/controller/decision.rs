@@ -17,7 +17,7 @@ const KEEP_FAILED: SignedDuration = SignedDuration::from_hours(1);
 
 /// Everything that a decision is based on.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub(super) struct View<'a> {
     pub conversion: &'a ConversionJob,
     pub run_state: RunState,
     /// Digest of the template that the specification builds for the open attempt now.
@@ -30,7 +30,7 @@ pub struct View<'a> {
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(super) enum Decision {
     /// Nothing, except to keep the status up to date.
     Wait,
     /// Start this attempt, if it holds a slot.
@@ -47,13 +47,13 @@ pub enum Decision {
 
 /// The state in an object's status.
 #[must_use]
-pub fn state(conversion: &ConversionJob) -> ConversionStatus {
+pub(super) fn state(conversion: &ConversionJob) -> ConversionStatus {
     conversion.status.as_ref().map(|status| status.state.clone()).unwrap_or_default()
 }
 
 /// The state with its open attempt closed, where another writer ended the conversion meanwhile.
 #[must_use]
-pub fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
+pub(super) fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
     let reason = state.failure.as_ref().map_or(Reason::Cancelled, |failure| failure.reason);
     if state.is_terminal()
         && let Some(open) = state.attempts.last_mut().filter(|attempt| attempt.is_open())
@@ -66,7 +66,7 @@ pub fn closed(mut state: ConversionStatus, now: Timestamp) -> ConversionStatus {
 
 /// The state with the pod and the node of its open attempt, where that ended before it was seen running.
 #[must_use]
-pub fn witnessed(mut state: ConversionStatus, pods: &[&Pod]) -> ConversionStatus {
+pub(super) fn witnessed(mut state: ConversionStatus, pods: &[&Pod]) -> ConversionStatus {
     if let Some(open) = state.attempts.last_mut().filter(|open| open.is_open() && open.pod_name.is_none())
         && let Some((pod_name, node_name)) = outcome::pod_and_node(pods)
     {
@@ -78,13 +78,13 @@ pub fn witnessed(mut state: ConversionStatus, pods: &[&Pod]) -> ConversionStatus
 
 /// Whether the conversion ends without ever having a Job.
 #[must_use]
-pub fn needs_no_job(conversion: &ConversionJob) -> bool {
+pub(super) fn needs_no_job(conversion: &ConversionJob) -> bool {
     !conversion.spec.duplicate_of.is_empty() || conversion.metadata.deletion_timestamp.is_some()
 }
 
 /// Decides what to do.
 #[must_use]
-pub fn decide(view: &View) -> Decision {
+pub(super) fn decide(view: &View) -> Decision {
     let state = state(view.conversion);
     if needs_no_job(view.conversion) {
         return Decision::Wait;
@@ -168,7 +168,7 @@ fn unpublishable(conversion: &ConversionJob) -> Option<Failure> {
 /// Job that `state` doesn't know yet stays, because the Jobs' cache may be ahead of the conversions'. A Job whose pod
 /// ended by itself may not show that yet: the Job controller notices it after the pod's status changed.
 #[must_use]
-pub fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> {
+pub(super) fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> {
     let attempt: Attempt = Attempt(job.labels().get(names::LABEL_ATTEMPT)?.parse().ok()?);
     if state.open_attempt().is_some_and(|open| open.number == attempt) && !state.is_terminal() {
         return None;

@@ -7,11 +7,11 @@ use crate::cluster::api::InvalidSetting;
 use crate::conversion::{InvalidId, chain};
 
 /// Longest time that a reconcile may take.
-pub const TIME_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a reconcile failed. An error that a person has to mend names the field, the reason and the remedy.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     #[error("cannot {action}")]
     Api {
         action: &'static str,
@@ -51,13 +51,13 @@ pub enum Error {
 
 impl Error {
     /// Wraps an API error with the action that failed.
-    pub fn api(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
+    pub(super) fn api(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |source| Self::Api { action, source: Box::new(source) }
     }
 
     /// The same error, unless the API server refuses a pod that `part` of the specification shapes: then
     /// `InvalidPod`.
-    pub fn of_part(part: &'static str) -> impl FnOnce(Self) -> Self {
+    pub(super) fn of_part(part: &'static str) -> impl FnOnce(Self) -> Self {
         move |error| match &error {
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
@@ -71,7 +71,7 @@ impl Error {
 
     /// The reason for conditions and metrics.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) if status.code == 403 => "Forbidden",
@@ -90,13 +90,13 @@ impl Error {
 
     /// Whether another writer was first: no real error, but a decision on an outdated object.
     #[must_use]
-    pub fn is_conflict(&self) -> bool {
+    pub(super) fn is_conflict(&self) -> bool {
         self.api_code() == Some(409)
     }
 
     /// Whether the object is gone.
     #[must_use]
-    pub fn is_not_found(&self) -> bool {
+    pub(super) fn is_not_found(&self) -> bool {
         self.api_code() == Some(404)
     }
 
@@ -112,7 +112,7 @@ impl Error {
 
     /// The error and its causes on one line.
     #[must_use]
-    pub fn chain(&self) -> String {
+    pub(super) fn chain(&self) -> String {
         chain(self)
     }
 }

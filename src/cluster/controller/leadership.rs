@@ -15,10 +15,10 @@ const GRACE: u64 = 10;
 const LEASE_RETRY: Duration = Duration::from_secs(2);
 
 /// Name of the Lease.
-pub const LEASE: &str = "hyper2kvm-operator";
+pub(super) const LEASE: &str = "hyper2kvm-operator";
 
 /// A lease that is held.
-pub struct Leadership {
+pub(super) struct Leadership {
     lease: LeaseManager,
 }
 
@@ -26,7 +26,7 @@ pub struct Leadership {
 ///
 /// # Errors
 /// Only if no client can be made of `config`; while the API server is unreachable, this waits.
-pub async fn acquire(config: &Config, namespace: &str, identity: &str) -> Result<Leadership, kube::Error> {
+pub(super) async fn acquire(config: &Config, namespace: &str, identity: &str) -> Result<Leadership, kube::Error> {
     // A call that hangs must not outlive the lease it would renew.
     let mut config = config.clone();
     config.connect_timeout = Some(Duration::from_secs(GRACE / 3));
@@ -63,7 +63,7 @@ async fn wait_for(lease: &LeaseManager) -> bool {
 
 impl Leadership {
     /// Keeps the lease; returns when it is lost, or can't be renewed before it expires.
-    pub async fn lost(&self) {
+    pub(super) async fn lost(&self) {
         let mut failing_since: Option<Instant> = None;
         loop {
             let called = Instant::now();
@@ -87,7 +87,7 @@ impl Leadership {
     }
 
     /// Gives the lease up, so that another replica need not wait until it expires.
-    pub async fn release(self) {
+    pub(super) async fn release(self) {
         if let Ok(Err(error)) = timeout(LEASE_RETRY, self.lease.release()).await {
             tracing::debug!(%error, "cannot release the lease");
         }

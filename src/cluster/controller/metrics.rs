@@ -40,7 +40,7 @@ struct Outcome {
 
 /// The metrics and the registry that shows them.
 #[derive(Debug)]
-pub struct Metrics {
+pub(super) struct Metrics {
     registry: Registry,
     reconciles: Family<Kind, Counter>,
     durations: Family<Kind, Histogram>,
@@ -90,7 +90,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// One reconcile ended.
-    pub fn reconciled(&self, kind: &'static str, took: Duration, error: Option<&'static str>) {
+    pub(super) fn reconciled(&self, kind: &'static str, took: Duration, error: Option<&'static str>) {
         self.reconciles.get_or_create(&Kind { kind }).inc();
         self.durations.get_or_create(&Kind { kind }).observe(took.as_secs_f64());
         if let Some(reason) = error {
@@ -99,31 +99,31 @@ impl Metrics {
     }
 
     /// One attempt ended: `Succeeded`, or its reason.
-    pub fn attempt_ended(&self, outcome: String, took: Duration) {
+    pub(super) fn attempt_ended(&self, outcome: String, took: Duration) {
         self.attempts.get_or_create(&Outcome { outcome }).inc();
         self.attempt_seconds.observe(took.as_secs_f64());
     }
 
     /// One conversion ended; `bytes` of source if it succeeded.
-    pub fn conversion_ended(&self, outcome: String, bytes: u64) {
+    pub(super) fn conversion_ended(&self, outcome: String, bytes: u64) {
         self.conversions.get_or_create(&Outcome { outcome }).inc();
         self.bytes.inc_by(bytes);
     }
 
     /// How many attempts hold a slot, and how many conversions wait for one.
-    pub fn slots(&self, running: usize, queued: usize) {
+    pub(super) fn slots(&self, running: usize, queued: usize) {
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
         self.queued.set(i64::try_from(queued).unwrap_or(i64::MAX));
     }
 
     /// Whether this replica leads.
-    pub fn leads(&self, leads: bool) {
+    pub(super) fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
     }
 
     /// All of them, as [`exposition`] writes them.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         exposition(&self.registry)
     }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every object that the controller makes, built from specifications alone: the same input gives the same object.
 
-pub mod access;
-pub mod network;
+pub(super) mod access;
+pub(super) mod network;
 mod pod;
-pub mod watcher;
-pub mod worker;
+pub(super) mod watcher;
+pub(super) mod worker;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};

@@ -12,7 +12,7 @@ use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
 
 /// How far an attempt is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// It ended; nothing about it changes any more.
     Ended(Observation),
     /// Its container runs.
@@ -27,7 +27,7 @@ pub enum Outcome {
 /// Looks at these in order, because the later ones are consequences of the earlier: disruption and suspension; the
 /// worker's message; its exit code; the container's status; the pod's and the Job's conditions.
 #[must_use]
-pub fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outcome {
+pub(super) fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outcome {
     let failed = |failure| Outcome::Ended(Observation::Failed { attempt, failure });
     let winner = pods.iter().find(|pod| worker_succeeded(pod) && disruption(pod).is_none());
     if winner.is_none() {
@@ -63,13 +63,13 @@ pub fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> 
 
 /// Whether any container of these pods ever ran.
 #[must_use]
-pub fn any_started(pods: &[&Pod]) -> bool {
+pub(super) fn any_started(pods: &[&Pod]) -> bool {
     pods.iter().any(|pod| worker_has_started(pod))
 }
 
 /// Name and node of the pod whose container runs or ran, if any did.
 #[must_use]
-pub fn pod_and_node(pods: &[&Pod]) -> Option<(String, Option<String>)> {
+pub(super) fn pod_and_node(pods: &[&Pod]) -> Option<(String, Option<String>)> {
     let started: Vec<&Pod> = pods.iter().copied().filter(|pod| worker_has_started(pod)).collect();
     let pod = newest(&started)?;
     Some((pod.metadata.name.clone()?, pod.spec.as_ref().and_then(|spec| spec.node_name.clone())))
@@ -78,7 +78,7 @@ pub fn pod_and_node(pods: &[&Pod]) -> Option<(String, Option<String>)> {
 /// Whether the Job has finished, but none of these pods has: the caches run at different speeds, and a Job's status
 /// does not hold the worker's message.
 #[must_use]
-pub fn awaits_its_pods(job: &Job, pods: &[&Pod]) -> bool {
+pub(super) fn awaits_its_pods(job: &Job, pods: &[&Pod]) -> bool {
     is_finished(job) && !pods.iter().any(|pod| worker_is_over(pod))
 }
 
@@ -102,7 +102,7 @@ fn is_suspended(job: &Job) -> bool {
 
 /// Whether the Job controller has finished a Job, or is about to.
 #[must_use]
-pub fn is_finished(job: &Job) -> bool {
+pub(super) fn is_finished(job: &Job) -> bool {
     job_condition(job, &["Complete", "Failed"]).is_some()
 }
 

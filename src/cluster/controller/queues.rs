@@ -32,7 +32,7 @@ use crate::conversion::{Attempt, ConversionId, Failure, Reason};
 const POD_ONLY: &str = "ReadWriteOncePod";
 
 /// Brings one queue's objects in step with its specification.
-pub async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>) -> Result<Action, Error> {
+pub(super) async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>) -> Result<Action, Error> {
     if queue.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
@@ -202,7 +202,7 @@ fn ready(available: &ConditionState, storage: Option<&Condition>) -> ConditionSt
 }
 
 /// Reports on the object what keeps it from being ready, with an event when that is new.
-pub async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, state: ConditionState) {
+pub(super) async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, state: ConditionState) {
     let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::Ready));
     let is_new = before.is_none_or(|before| before.reason != state.reason);
     if let Err(error) = report(&queue, &context, &[(ConditionType::Ready, state.clone())]).await {

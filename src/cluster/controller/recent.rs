@@ -11,7 +11,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 
 /// Values by name, each kept until it is forgotten or a minute old.
 #[derive(Debug)]
-pub struct Recent<V> {
+pub(super) struct Recent<V> {
     values: Mutex<HashMap<String, (Instant, V)>>,
 }
 
@@ -23,7 +23,7 @@ impl<V> Default for Recent<V> {
 
 impl<V: Clone> Recent<V> {
     /// Remembers a value from now on.
-    pub fn remember(&self, name: String, value: V) {
+    pub(super) fn remember(&self, name: String, value: V) {
         let mut values = self.values();
         // Entries of objects that are gone may never be forgotten explicitly.
         values.retain(|_, (since, _)| since.elapsed() < MEMORY);
@@ -31,12 +31,12 @@ impl<V: Clone> Recent<V> {
     }
 
     /// What is remembered under this name.
-    pub fn get(&self, name: &str) -> Option<V> {
+    pub(super) fn get(&self, name: &str) -> Option<V> {
         self.values().get(name).filter(|(since, _)| since.elapsed() < MEMORY).map(|(_, value)| value.clone())
     }
 
     /// Forgets what is remembered under this name.
-    pub fn forget(&self, name: &str) {
+    pub(super) fn forget(&self, name: &str) {
         self.values().remove(name);
     }
 

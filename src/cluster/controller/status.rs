@@ -16,11 +16,11 @@ use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionStatus, Failure};
 
 /// The reason of `Admitted` while older conversions have all slots.
-pub const WAITING_FOR_SLOT: &str = "WaitingForSlot";
+pub(super) const WAITING_FOR_SLOT: &str = "WaitingForSlot";
 
 /// The phase, for people to read.
 #[must_use]
-pub fn phase(state: &ConversionStatus) -> JobPhase {
+pub(super) fn phase(state: &ConversionStatus) -> JobPhase {
     match next_step(state) {
         Step::Finish(End::Succeeded) => JobPhase::Succeeded,
         Step::Finish(End::Failed) => JobPhase::Failed,
@@ -36,7 +36,7 @@ pub fn phase(state: &ConversionStatus) -> JobPhase {
 
 /// The status with `state` and what follows from it. `waiting` is why the open attempt's pod doesn't start.
 #[must_use]
-pub fn revised(
+pub(super) fn revised(
     conversion: &ConversionJob,
     state: ConversionStatus,
     admitted: Option<ConditionState>,
@@ -61,7 +61,7 @@ pub fn revised(
 
 /// Why a conversion does not start its next attempt, where the queue's run state forbids it.
 #[must_use]
-pub fn held(state: &ConversionStatus, run_state: RunState) -> Option<ConditionState> {
+pub(super) fn held(state: &ConversionStatus, run_state: RunState) -> Option<ConditionState> {
     let step = next_step(state);
     let (reason, why) = match run_state {
         _ if !matches!(step, Step::Stage(_) | Step::Start(_)) => return None,
@@ -118,7 +118,7 @@ fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> ConditionSt
 ///
 /// It carries the resource version on which the decision was made: after another write in between, it is refused.
 #[must_use]
-pub fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) -> Option<Value> {
+pub(super) fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) -> Option<Value> {
     if conversion.status.as_ref() == Some(wanted) {
         return None;
     }

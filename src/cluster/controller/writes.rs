@@ -10,7 +10,7 @@ use crate::cluster::cache::version;
 
 /// What was written of each object, until a cache shows it.
 #[derive(Debug, Default)]
-pub struct Writes {
+pub(super) struct Writes {
     versions: Recent<u64>,
     /// UIDs of objects that were removed.
     removed: Recent<()>,
@@ -18,12 +18,12 @@ pub struct Writes {
 
 impl Writes {
     /// Remembers an object as a write returned it.
-    pub fn wrote(&self, object: &impl ResourceExt) {
+    pub(super) fn wrote(&self, object: &impl ResourceExt) {
         self.versions.remember(Key::of(object).to_string(), version(object));
     }
 
     /// Whether this object is older than our last write. The newer one arrives by itself.
-    pub fn is_older(&self, object: &impl ResourceExt) -> bool {
+    pub(super) fn is_older(&self, object: &impl ResourceExt) -> bool {
         let name = Key::of(object).to_string();
         let is_older = self.versions.get(&name).is_some_and(|written| version(object) < written);
         if !is_older {
@@ -33,12 +33,12 @@ impl Writes {
     }
 
     /// Remembers that an object was removed.
-    pub fn removed(&self, object: &impl ResourceExt) {
+    pub(super) fn removed(&self, object: &impl ResourceExt) {
         self.removed.remember(object.uid().unwrap_or_default(), ());
     }
 
     /// Whether this object was removed a moment ago.
-    pub fn is_removed(&self, object: &impl ResourceExt) -> bool {
+    pub(super) fn is_removed(&self, object: &impl ResourceExt) -> bool {
         self.removed.get(&object.uid().unwrap_or_default()).is_some()
     }
 }

@@ -29,7 +29,7 @@ use crate::files::Paths;
 pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The executor of one queue.
-pub struct ClusterExecutor {
+pub(crate) struct ClusterExecutor {
     pub(super) client: Client,
     pub(super) queue: Arc<HyperConversion>,
     pub(super) conversions: Store<ConversionJob>,
@@ -83,7 +83,7 @@ impl ClusterExecutor {
     ///
     /// # Errors
     /// When a watch ends before its first list, which it does not do by itself.
-    pub async fn start(client: Client, queue: Arc<HyperConversion>, paths: Paths) -> Result<Self, WatchEnded> {
+    pub(crate) async fn start(client: Client, queue: Arc<HyperConversion>, paths: Paths) -> Result<Self, WatchEnded> {
         let namespace = queue.namespace().unwrap_or_default();
         let name = queue.name_any();
         let (tell, changes) = mpsc::unbounded_channel();

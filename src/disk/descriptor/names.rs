@@ -9,11 +9,11 @@ use crate::disk::Error;
 
 /// Longest descriptor that is read, in bytes. An OVF of 100 disks has about 100 KiB, a split disk of 8,192 extents with
 /// the longest names 2.3 MiB.
-pub const MAX_BYTES: usize = 4 << 20;
+pub(crate) const MAX_BYTES: usize = 4 << 20;
 const _: () = assert!(MAX_EXTENTS * (NAME_MAX + 64) < MAX_BYTES);
 
 /// Most disks, files or OVA members that one artifact may have (split VMDKs aside).
-pub const MAX_MEMBERS: usize = 128;
+pub(crate) const MAX_MEMBERS: usize = 128;
 
 /// What a primary's descriptor says about the files beside it, in the descriptor's order, each name once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl References {
 ///
 /// # Errors
 /// `UnsafeReference` for anything else: a path, a drive, `..`, a URL, control characters, over 255 bytes.
-pub fn plain_name(file: &str, name: &str) -> Result<String, Error> {
+pub(crate) fn plain_name(file: &str, name: &str) -> Result<String, Error> {
     let plain = !name.is_empty()
         && name.len() <= 255
         && name != "."

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-pub use self::parts::{OvfDisk, OvfFile};
+pub(crate) use self::parts::{OvfDisk, OvfFile};
 use self::xml::{attribute, children, unit_bytes};
 use super::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name, shown};
 use crate::conversion::Reason;
@@ -31,7 +31,7 @@ const MAX_ATTRIBUTES: usize = 256;
 
 /// An envelope, its names vetted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ovf {
+pub(crate) struct Ovf {
     /// Every file that it references, in its order.
     pub files: Vec<OvfFile>,
     /// Every disk of the disk section, in its order.
@@ -47,7 +47,7 @@ pub struct Ovf {
 /// # Errors
 /// `Corrupt` for what is no envelope, `UnsafeReference` for an href that is no plain name and for delta disks,
 /// `UnsupportedFormat` for chunked files, other compressions and DTDs, `Encrypted`.
-pub fn parse(file: &str, bytes: &[u8]) -> Result<Ovf, Error> {
+pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Ovf, Error> {
     let corrupt = |message: String| Error::refuse(Reason::Corrupt, file, message);
     if bytes.len() > MAX_BYTES {
         return Err(corrupt(format!("the OVF is longer than {MAX_BYTES} bytes")));
@@ -76,7 +76,7 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Ovf, Error> {
 impl Ovf {
     /// The names that belong to the artifact of the OVF called `name`.
     #[must_use]
-    pub fn references(&self, name: &str) -> References {
+    pub(crate) fn references(&self, name: &str) -> References {
         let is_disk = |index: usize| self.disks.iter().any(|d| d.file == Some(index));
         let mut references = References::default();
         for (index, file) in self.files.iter().enumerate() {

@@ -12,7 +12,7 @@ use crate::disk::units::SECTOR;
 
 /// How the descriptor's disk is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CreateType {
+pub(crate) enum CreateType {
     /// One sparse file with an embedded descriptor.
     MonolithicSparse,
     /// One compressed file with an embedded descriptor.
@@ -30,7 +30,7 @@ pub enum CreateType {
 impl CreateType {
     /// The word as VMware writes it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::MonolithicSparse => "monolithicSparse",
             Self::StreamOptimized => "streamOptimized",
@@ -43,7 +43,7 @@ impl CreateType {
 
     /// Whether the descriptor lies within the sparse file that it describes.
     #[must_use]
-    pub const fn is_embedded(self) -> bool {
+    pub(crate) const fn is_embedded(self) -> bool {
         matches!(self, Self::MonolithicSparse | Self::StreamOptimized)
     }
 
@@ -70,7 +70,7 @@ impl CreateType {
 
 /// How an extent's bytes are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExtentKind {
+pub(crate) enum ExtentKind {
     /// As they are (`FLAT` and `VMFS`).
     Flat,
     /// A sparse file (`SPARSE`).
@@ -81,7 +81,7 @@ pub enum ExtentKind {
 
 /// One extent line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExtentLine {
+pub(crate) struct ExtentLine {
     /// Length in sectors of 512 bytes; never 0.
     pub sectors: u64,
     pub kind: ExtentKind,
@@ -93,7 +93,7 @@ pub struct ExtentLine {
 
 /// A descriptor that names no parent and whose kind can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Descriptor {
+pub(crate) struct Descriptor {
     pub create_type: CreateType,
     /// In the order of the guest's disk; never empty.
     pub extents: Vec<ExtentLine>,
@@ -102,7 +102,7 @@ pub struct Descriptor {
 /// Whether a file that begins with `head` is a text descriptor. Like QEMU, takes every text of comments and blank
 /// lines, then `version=1`, `2` or `3`, for one.
 #[must_use]
-pub fn is_text(head: &[u8]) -> bool {
+pub(crate) fn is_text(head: &[u8]) -> bool {
     if head.trim_ascii_start().get(..21).is_some_and(|s| s.eq_ignore_ascii_case(b"# Disk DescriptorFile")) {
         return true;
     }
@@ -115,7 +115,7 @@ pub fn is_text(head: &[u8]) -> bool {
 /// # Errors
 /// `UnsafeReference` for a parent, a device or an embedded descriptor's second extent, `Encrypted`,
 /// `UnsupportedFormat` for kinds that are not read here, `Corrupt` for the rest.
-pub fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
+pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
     let corrupt = |message: String| Error::refuse(Reason::Corrupt, file, message);
     let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
     if text.len() > MAX_BYTES {
@@ -167,7 +167,7 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
 impl Descriptor {
     /// Virtual size in bytes.
     #[must_use]
-    pub fn virtual_size(&self) -> u64 {
+    pub(crate) fn virtual_size(&self) -> u64 {
         self.extents.iter().map(|e| e.sectors * SECTOR).sum()
     }
 
@@ -176,7 +176,7 @@ impl Descriptor {
     /// # Errors
     /// `UnsafeReference` unless each is another plain base name, named once; `Corrupt` where the descriptor should lie
     /// inside a sparse file.
-    pub fn references(&self, file: &str) -> Result<References, Error> {
+    pub(crate) fn references(&self, file: &str) -> Result<References, Error> {
         if self.create_type.is_embedded() {
             let kind = self.create_type.as_str();
             let message = format!("is a text of createType {kind}, which belongs inside a sparse file");
@@ -250,7 +250,7 @@ impl ExtentLine {
     ///
     /// # Errors
     /// `UnsafeReference` for anything but a plain name, `MissingMember` for one that is no UTF-8 and so names no member.
-    pub fn file_name(&self, file: &str) -> Result<Option<String>, Error> {
+    pub(crate) fn file_name(&self, file: &str) -> Result<Option<String>, Error> {
         if self.kind == ExtentKind::Zero {
             return Ok(None);
         }

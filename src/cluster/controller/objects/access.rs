@@ -11,7 +11,7 @@ use crate::cluster::names;
 
 /// The watcher's identity; its token is mounted where the pod asks for it, nowhere else.
 #[must_use]
-pub fn service_account(queue: &HyperConversion) -> ServiceAccount {
+pub(crate) fn service_account(queue: &HyperConversion) -> ServiceAccount {
     ServiceAccount {
         metadata: owned_by_queue(queue, names::watcher(&queue.name_any()), names::COMPONENT_WATCHER),
         automount_service_account_token: Some(false),
@@ -21,7 +21,7 @@ pub fn service_account(queue: &HyperConversion) -> ServiceAccount {
 
 /// The watcher's rights: on its namespace's conversions and its own queue, and to read pods.
 #[must_use]
-pub fn role(queue: &HyperConversion) -> Role {
+pub(crate) fn role(queue: &HyperConversion) -> Role {
     let own = vec![queue.name_any()];
     Role {
         metadata: owned_by_queue(queue, names::watcher(&queue.name_any()), names::COMPONENT_WATCHER),
@@ -38,7 +38,7 @@ pub fn role(queue: &HyperConversion) -> Role {
 
 /// Gives the role to the service account.
 #[must_use]
-pub fn role_binding(queue: &HyperConversion) -> RoleBinding {
+pub(crate) fn role_binding(queue: &HyperConversion) -> RoleBinding {
     let name = names::watcher(&queue.name_any());
     RoleBinding {
         metadata: owned_by_queue(queue, name.clone(), names::COMPONENT_WATCHER),

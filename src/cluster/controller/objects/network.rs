@@ -11,13 +11,13 @@ use crate::cluster::names;
 
 /// A worker reads and writes files: it needs no network, in either direction.
 #[must_use]
-pub fn worker_policy(queue: &HyperConversion) -> NetworkPolicy {
+pub(crate) fn worker_policy(queue: &HyperConversion) -> NetworkPolicy {
     policy(queue, names::worker_policy(&queue.name_any()), names::COMPONENT_WORKER, &["Ingress", "Egress"])
 }
 
 /// A watcher calls the API server and its notifications' receivers; nobody calls it.
 #[must_use]
-pub fn watcher_policy(queue: &HyperConversion) -> NetworkPolicy {
+pub(crate) fn watcher_policy(queue: &HyperConversion) -> NetworkPolicy {
     policy(queue, names::watcher(&queue.name_any()), names::COMPONENT_WATCHER, &["Ingress"])
 }
 

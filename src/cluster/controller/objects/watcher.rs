@@ -24,7 +24,7 @@ struct Files {
 
 /// The stateful set of a queue's watcher.
 #[must_use]
-pub fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSet {
+pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSet {
     let name = queue.name_any();
     let mut volumes = pod::claim_volumes(queue);
     volumes.push(pod::empty_dir("run", RUN_VOLUME_SIZE, Some("Memory")));

@@ -21,7 +21,7 @@ const TMP_SIZE: &str = "64Mi";
 
 /// What a Job depends on besides the two specifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobContext {
+pub(crate) struct JobContext {
     pub image: Image,
     /// Whether a claim may be mounted on one node only, which is then the watcher's.
     pub one_node: bool,
@@ -33,7 +33,7 @@ pub struct JobContext {
 ///
 /// # Errors
 /// [`InvalidSetting`] if the specification has a value that an older schema accepted.
-pub fn job(
+pub(crate) fn job(
     queue: &HyperConversion,
     conversion: &ConversionJob,
     id: &ConversionId,
@@ -85,7 +85,7 @@ pub fn job(
 ///
 /// # Errors
 /// As [`job`].
-pub fn digest(
+pub(crate) fn digest(
     queue: &HyperConversion,
     conversion: &ConversionJob,
     id: &ConversionId,

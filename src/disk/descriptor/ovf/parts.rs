@@ -3,7 +3,7 @@
 
 /// A `File` of the references section.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OvfFile {
+pub(crate) struct OvfFile {
     pub id: String,
     /// A plain base name.
     pub href: String,
@@ -15,7 +15,7 @@ pub struct OvfFile {
 
 /// A `Disk` of the disk section.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OvfDisk {
+pub(crate) struct OvfDisk {
     pub id: String,
     /// Index in `Ovf::files`; `None` means a blank disk.
     pub file: Option<usize>,
