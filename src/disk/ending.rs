@@ -111,10 +111,17 @@ fn qcow2(region: &Region, head: &[u8]) -> Option<bool> {
     }
     let cluster = usize::try_from(1_u64.checked_shl(be32(head, 20))?).ok().filter(|bytes| *bytes <= MAX_CLUSTER)?;
     let entries = usize::try_from(be32(head, 36)).ok()?;
-    let Some(mut tables) = pointers(region, be64(head, 40), entries)? else { return Some(false) };
+    let l1 = be64(head, 40);
+    if !is_inside(region, l1, entries)? {
+        return Some(false);
+    }
+    let mut tables = pointers(region, l1, entries)?;
     tables.sort_unstable();
     for table in tables.into_iter().rev().take(L2_TABLES) {
-        let Some(clusters) = pointers(region, table, cluster / 8)? else { return Some(false) };
+        if !is_inside(region, table, cluster / 8)? {
+            return Some(false);
+        }
+        let clusters = pointers(region, table, cluster / 8)?;
         if clusters.into_iter().max().is_some_and(|last| last.saturating_add(cluster as u64) > region.len()) {
             return Some(false);
         }
@@ -122,19 +129,20 @@ fn qcow2(region: &Region, head: &[u8]) -> Option<bool> {
     Some(true)
 }
 
-/// Places that a qcow2 table of `entries` points to, but for compressed clusters; nothing in the inner option where the
-/// table itself is beyond the file.
-fn pointers(region: &Region, offset: u64, entries: usize) -> Option<Option<Vec<u64>>> {
+/// Whether a qcow2 table of so many entries ends inside the file; `None` where the header can't mean it.
+fn is_inside(region: &Region, offset: u64, entries: usize) -> Option<bool> {
+    let bytes = entries.checked_mul(8).filter(|bytes| *bytes <= MAX_TABLE)?;
+    Some(offset.checked_add(bytes as u64)? <= region.len())
+}
+
+/// Where the entries of a qcow2 table inside the file point to, except those of compressed clusters.
+fn pointers(region: &Region, offset: u64, entries: usize) -> Option<Vec<u64>> {
     const COMPRESSED: u64 = 1 << 62;
     const OFFSET: u64 = 0x00FF_FFFF_FFFF_FE00;
-    let bytes = entries.checked_mul(8).filter(|bytes| *bytes <= MAX_TABLE)?;
-    if offset.checked_add(bytes as u64)? > region.len() {
-        return Some(None);
-    }
-    let mut table = vec![0; bytes];
+    let mut table = vec![0; entries * 8];
     region.read_exact_at(&mut table, offset).ok()?;
     let entries = table.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry));
-    Some(Some(entries.filter(|entry| entry & COMPRESSED == 0).map(|e| e & OFFSET).filter(|at| *at != 0).collect()))
+    Some(entries.filter(|entry| entry & COMPRESSED == 0).map(|e| e & OFFSET).filter(|at| *at != 0).collect())
 }
 
 /// Where the last allocated block ends (VirtualBox' `VDICore.h`: offset of the data, block size, blocks allocated).
