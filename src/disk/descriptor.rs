@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which files belong together: bounded parsers of the two texts that name other files, OVF and VMDK descriptors.
-//! Nothing here opens a file. Every name that is returned is a plain base name; whether the file exists and what is
-//! in it is checked elsewhere.
-//! it, others find out.
+//!
+//! Nothing here opens a file. Every name that is returned is a plain base name; whether the file exists and what is in
+//! it is checked elsewhere.
 
 mod names;
 pub(crate) mod ovf;
