@@ -122,7 +122,7 @@ pub enum Stage {
 }
 
 /// What to do about an output that the whole volume could not hold.
-pub const LARGER_VOLUME: &str = "Use a larger output volume, or a compressed output";
+pub(crate) const LARGER_VOLUME: &str = "Use a larger output volume, or a compressed output";
 
 impl Reason {
     /// Every reason, in the order of the table.
