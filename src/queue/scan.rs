@@ -249,6 +249,21 @@ pub fn is_of_interest(name: &OsStr) -> bool {
     !is_left_alone(name.as_bytes())
 }
 
+/// A size as the log shows it: `10GB`, `1.5GB`, `512MB`.
+#[must_use]
+pub(super) fn size_text(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [("TB", 1 << 40), ("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)];
+    match UNITS.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) if bytes.is_multiple_of(unit) => format!("{}{name}", bytes / unit),
+        Some((name, unit)) => {
+            #[expect(clippy::cast_precision_loss, reason = "one decimal of a size for a person")]
+            let value = bytes as f64 / unit as f64;
+            format!("{value:.1}{name}")
+        }
+        None => format!("{bytes}B"),
+    }
+}
+
 fn kind(file_type: FileType) -> Kind {
     if file_type.is_file() {
         Kind::Regular

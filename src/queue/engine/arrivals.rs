@@ -12,8 +12,6 @@ use crate::queue::arrival::{Arrival, Observed, Patience, settle};
 use crate::queue::scan::{self, Entry, Name, Role};
 use crate::queue::writers::{Writer, Writers};
 
-use super::intake::size_text;
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Arrivals {
@@ -99,7 +97,7 @@ fn report(entry: &Entry, arrival: Arrival) {
         Arrival::Complete(witness) => {
             tracing::debug!(file = %name, %witness, "complete");
             if is_disk {
-                tracing::info!("File stable: {name} ({})", size_text(entry.size));
+                tracing::info!("File stable: {name} ({})", scan::size_text(entry.size));
             }
         }
         Arrival::Open if is_disk => {

@@ -375,7 +375,7 @@ impl Intake {
         let is_disk = entry.is_some_and(|entry| scan::role(entry) == Role::Candidate);
         match event {
             Event::Growing { size } | Event::Unsettled { size } if is_disk => {
-                tracing::info!("File still growing: {name} ({})", size_text(size));
+                tracing::info!("File still growing: {name} ({})", scan::size_text(size));
             }
             Event::Stable { .. } => self.is_dirty = true,
             Event::Overdue { since, .. } if is_disk => {
@@ -495,20 +495,6 @@ impl Intake {
         if !std::mem::replace(&mut self.scan_failed, true) {
             tracing::error!(directory = %self.directory.display(), %error, "cannot look at the queue directory");
         }
-    }
-}
-
-/// A size as the log shows it: `10GB`, `1.5GB`, `512MB`.
-pub(super) fn size_text(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [("TB", 1 << 40), ("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)];
-    match UNITS.into_iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) if bytes.is_multiple_of(unit) => format!("{}{name}", bytes / unit),
-        Some((name, unit)) => {
-            #[expect(clippy::cast_precision_loss, reason = "one decimal of a size for a person")]
-            let value = bytes as f64 / unit as f64;
-            format!("{value:.1}{name}")
-        }
-        None => format!("{bytes}B"),
     }
 }
 

@@ -17,7 +17,7 @@ fn grains(count: u64, byte: u8) -> Vec<u8> {
         (number < count).then(|| {
             let mut grain = vec![byte; usize::try_from(vmdk::GRAIN).unwrap()];
             // Nothing that a compression makes small.
-            grain.iter_mut().enumerate().for_each(|(n, b)| *b = b.wrapping_add((n * n / 7 % 251) as u8));
+            grain.iter_mut().enumerate().for_each(|(n, b)| *b = b.wrapping_add(u8::try_from(n * n / 7 % 251).unwrap()));
             grain
         })
     };
@@ -114,8 +114,8 @@ fn an_ovf_whose_disk_was_converted_alone_and_then_removed_fails_with_what_to_do(
     daemon.until("the disk is converted", || site.archived() == ["vm-1.vmdk"]);
     let day = site.names("queue/.processed").remove(0);
     fs::remove_file(site.queue().join(".processed").join(day).join("vm-1.vmdk")).unwrap();
-    let size = stream_optimized(1).len();
-    site.drop_file("vm.ovf", sized_ovf(&[("vm-1.vmdk", CAPACITY, size)]).as_bytes());
+    let stated = stream_optimized(1).len();
+    site.drop_file("vm.ovf", sized_ovf(&[("vm-1.vmdk", CAPACITY, stated)]).as_bytes());
     daemon.until("its report is there", || site.queue().join(".errors/vm.ovf.error.json").exists());
     let report = site.error_file("vm.ovf");
     assert_eq!(report["reason"], "MissingMember", "{report}");
@@ -135,11 +135,11 @@ fn a_disk_of_another_machine_is_not_taken_for_one_of_its_name() {
         let site = Site::new("companion_timeout: 60");
         let daemon = site.start();
         let (others, own) = (grains(others, 1), grains(own, 2));
-        let (capacity, size) = (vmdk::GRAIN * 4, own.len());
-        site.drop_file("b.ovf", sized_ovf(&[("disk-0.vmdk", capacity, size)]).as_bytes());
+        let (capacity, stated) = (vmdk::GRAIN * 4, own.len());
+        site.drop_file("b.ovf", sized_ovf(&[("disk-0.vmdk", capacity, stated)]).as_bytes());
         daemon.until("b is stable", || !daemon.lines("File stable: b.ovf").is_empty());
         site.drop_file("disk-0.vmdk", &others);
-        if others.len() > size {
+        if others.len() > stated {
             daemon.until("it is a machine of its own", || site.published() == ["disk-0"]);
         } else {
             daemon.until("it is stable", || !daemon.lines("File stable: disk-0.vmdk").is_empty());

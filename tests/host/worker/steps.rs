@@ -16,7 +16,7 @@ const OPTIONS: &str = r#"{"outFormat":"qcow2","checksum":true}"#;
 
 /// A claim whose attempts make a qcow2 disk and its digest.
 fn bench() -> Bench {
-    Bench::new("disk.raw", &[7; 300_000])
+    Bench::new("disk.raw", &vec![7; 300_000])
 }
 
 /// An attempt that writes `folder`, killed after it has left this file, if any.
