@@ -168,6 +168,7 @@ impl Agent {
             // engine.
             let mut following = JoinSet::new();
             following.spawn(reporter.clone().follow(remote.watch()));
+            following.spawn(reporter.clone().watch_standstill(remote.clone()));
             tokio::select! {
                 () = engine.run() => {}
                 () = respecified(wanted, &queue, &remote, reporter) => {}

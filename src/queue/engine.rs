@@ -55,6 +55,7 @@ mod ignored;
 mod intake;
 pub mod outbox;
 mod publish;
+pub mod pulse;
 mod recovery;
 mod requests;
 mod space;
@@ -64,11 +65,12 @@ mod world;
 #[cfg(test)]
 mod simulation;
 
-pub use control::Remote;
+pub use control::{Receipt, Remote};
 pub use world::World;
 
 use absence::Absence;
 use changed::Ended;
+use control::Pulses;
 use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
@@ -188,7 +190,7 @@ impl Error {
 type Result<T> = std::result::Result<T, Error>;
 
 /// What is asked, its revision in the cluster, and who waits to hear that it is received.
-type RunStateCommand = (RunState, Option<i64>, oneshot::Sender<()>);
+type RunStateCommand = (RunState, Option<i64>, oneshot::Sender<Receipt>);
 
 /// One queue's engine.
 #[derive(Debug)]
@@ -218,6 +220,9 @@ pub struct Engine<E> {
     snapshot: watch::Sender<Snapshot>,
     /// The snapshot as it will be published.
     view: Snapshot,
+    /// Whether the queue is paused, where a restart does not know it yet.
+    unrecorded_pause: Option<bool>,
+    pulses: Pulses,
     /// Until when notifications hold up the end, while nothing else does.
     outbox_until: Option<Duration>,
     /// Moment that the engine's durations count from.
@@ -291,6 +296,7 @@ impl<E: Executor> Engine<E> {
         let view = Snapshot { run_state, ..Snapshot::new(started) };
         let (snapshot, receiver) = watch::channel(view.clone());
         let (sender, commands) = mpsc::unbounded_channel();
+        let pulses = Pulses::default();
         let pace = Pace {
             look_interval: settings.look_interval,
             stable_timeout: settings.file_stable_timeout,
@@ -327,6 +333,8 @@ impl<E: Executor> Engine<E> {
             hints,
             snapshot,
             view,
+            unrecorded_pause: None,
+            pulses: pulses.clone(),
             outbox_until: None,
             origin: Instant::now(),
             last_activity: None,
@@ -341,7 +349,7 @@ impl<E: Executor> Engine<E> {
         engine.executor.set_run_state(run_state).await?;
         engine.recover().await?;
         engine.show();
-        Ok((engine, Remote::new(sender, receiver)))
+        Ok((engine, Remote::new(sender, receiver, pulses)))
     }
 
     /// Goes on until drained or stopped (on one host), or until every [`Remote`] is gone.
@@ -349,7 +357,9 @@ impl<E: Executor> Engine<E> {
         let mut commands_open = true;
         let mut hints_open = true;
         loop {
+            self.pulses.round.begin();
             self.pass().await;
+            self.pulses.round.rest();
             let now = self.now();
             if self.is_over(now) {
                 break;
@@ -359,10 +369,16 @@ impl<E: Executor> Engine<E> {
             tokio::select! {
                 biased;
                 command = self.commands.recv(), if commands_open => match command {
-                    Some(command) => self.obey(command).await,
+                    Some(command) => {
+                        self.pulses.round.begin();
+                        self.obey(command).await;
+                    }
                     None => commands_open = false,
                 },
-                update = self.executor.next(), if self.takes_updates() => self.take_updates(update).await,
+                update = self.executor.next(), if self.takes_updates() => {
+                    self.pulses.round.begin();
+                    self.take_updates(update).await;
+                }
                 hint = self.hints.recv(), if hints_open => match hint {
                     Some(name) => self.take_hints(&name),
                     None => hints_open = false,
@@ -386,6 +402,8 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.prune(now).await;
+        // Said where it fails, each time.
+        let _ = self.record_pause().await;
         self.intake.look(now);
         self.group(now);
         self.look_at_drain(now);

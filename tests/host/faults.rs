@@ -4,6 +4,7 @@
 mod denied;
 mod failpoints;
 mod full;
+mod hangs;
 mod kill;
 mod notify;
 mod outbox;

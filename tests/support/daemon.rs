@@ -25,6 +25,8 @@ pub(crate) const EACH_SECOND: &[(&str, &str)] = &[(LOOK_INTERVAL, "1000")];
 pub(crate) struct Site {
     pub dir: TempDir,
     config: String,
+    /// Port for `--listen` on loopback.
+    pub listen: Option<u16>,
     starts: std::cell::Cell<u32>,
 }
 
@@ -40,7 +42,7 @@ impl Site {
     pub(crate) fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("queue")).unwrap();
-        Self { dir, config: config.to_owned(), starts: std::cell::Cell::new(0) }
+        Self { dir, config: config.to_owned(), listen: None, starts: std::cell::Cell::new(0) }
     }
 
     /// Lines of YAML for daemons that start from now on.
@@ -111,6 +113,7 @@ impl Site {
         let child = command
             .arg("--config")
             .arg(&config)
+            .args(self.listen.map(|port| format!("--listen=127.0.0.1:{port}")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())

@@ -31,6 +31,7 @@ use jiff::tz::TimeZone;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
+mod deadline;
 mod services;
 mod volumes;
 mod waiting;
@@ -160,6 +161,8 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
     let served = runtime.block_on(serve(config, arguments, started, beside.handle()));
+    // What is hashed, or hangs in the kernel, is not waited for.
+    runtime.shutdown_background();
     if let Some(services) = served? {
         services.end(beside);
     }
@@ -225,10 +228,17 @@ async fn serve(
         "Daemon ready"
     );
     if run_state == RunState::Draining {
+        let remote = remote.clone();
         tokio::spawn(async move { remote.set_run_state(RunState::Draining).await });
     }
-    engine.run().await;
-    deliveries.end(DELIVERY_END).await;
+    let ticking = tokio::spawn(remote.clone().tick());
+    tokio::select! {
+        () = engine.run() => deliveries.end(DELIVERY_END).await,
+        () = services.deadline().cut() => {
+            tracing::warn!("the engine did not end in time and is left where it stands; the next start goes on from there");
+        }
+    }
+    ticking.abort();
     drop(events);
     Ok(Some(services))
 }

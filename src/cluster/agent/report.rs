@@ -22,12 +22,19 @@ use crate::cluster::{cache, names};
 use crate::control::FALLBACK_SOCKET_NAME;
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
+use crate::queue::engine::Remote;
 use crate::stats::{Shortage, Snapshot};
 
 /// Shortest time between two writes of the status.
 const STATUS_WRITE_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the sidecar's report of its socket is read.
 const SOCKET_POLL: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the engine turns.
+const STANDSTILL_POLL: Duration = Duration::from_secs(5);
+
+/// The reason of `StorageReady` while the engine hangs.
+const STANDSTILL: &str = "NotResponding";
 
 /// The reason of `StorageReady` while conversions wait for room.
 const NO_SPACE: &str = "NoSpace";
@@ -214,6 +221,26 @@ impl Reporter {
     fn report_socket(&self) {
         if let Some(refused) = snapshot::refused_socket(&self.run_dir) {
             self.report.send_if_modified(|report| report.socket_elsewhere(&refused));
+        }
+    }
+
+    /// Reports an engine that hangs in a volume or the ledger, and that it turns again.
+    pub(super) async fn watch_standstill(self, remote: Remote) {
+        let mut is_told = false;
+        loop {
+            sleep(STANDSTILL_POLL).await;
+            match remote.standstill() {
+                Some(time) if !std::mem::replace(&mut is_told, true) => {
+                    let message = format!(
+                        "the engine has stood still for {} s: a volume or the ledger does not answer; it goes on by itself",
+                        time.as_secs()
+                    );
+                    tracing::error!("{message}");
+                    self.update(|report| report.storage_unready(STANDSTILL, message));
+                }
+                None if std::mem::replace(&mut is_told, false) => self.update(Report::storage_usable),
+                Some(_) | None => {}
+            }
         }
     }
 

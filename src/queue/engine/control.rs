@@ -10,21 +10,52 @@ use crate::conversion::chain;
 use crate::executor::Executor;
 use crate::stats::Snapshot;
 
-use super::{Engine, Home, RunStateCommand};
+use super::pulse::Pulse;
+use super::{Engine, Home, Result, RunStateCommand};
 
-/// How long a command waits for the engine to take it, before it is answered all the same.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a command waits for the engine to take it: less than a client of the control socket waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How often the engine's thread shows that it turns; a fraction of [`super::pulse::STANDSTILL`].
+const TICK: Duration = Duration::from_secs(5);
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// Obeyed; a restart knows of it as far as it is to.
+    Recorded,
+    /// Obeyed, but a restart will not know of it, for this reason. It is tried again.
+    Unrecorded(String),
+    /// The engine is busy, or hangs. It obeys as soon as it turns.
+    Waiting,
+    /// The engine has ended.
+    Ended,
+}
 
 /// The engine from outside: its snapshot, and commands. Cheap to clone, and held by any thread.
 #[derive(Clone, Debug)]
 pub struct Remote {
     commands: mpsc::UnboundedSender<RunStateCommand>,
     snapshot: watch::Receiver<Snapshot>,
+    pulses: Pulses,
+}
+
+/// What shows whether an engine turns.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pulses {
+    /// Its round.
+    pub round: Pulse,
+    /// Its thread, which others of its tasks may block.
+    thread: Pulse,
 }
 
 impl Remote {
-    pub(super) fn new(commands: mpsc::UnboundedSender<RunStateCommand>, snapshot: watch::Receiver<Snapshot>) -> Self {
-        Self { commands, snapshot }
+    pub(super) fn new(
+        commands: mpsc::UnboundedSender<RunStateCommand>,
+        snapshot: watch::Receiver<Snapshot>,
+        pulses: Pulses,
+    ) -> Self {
+        Self { commands, snapshot, pulses }
     }
 
     /// How things stood when the engine last looked.
@@ -39,24 +70,41 @@ impl Remote {
         self.snapshot.clone()
     }
 
-    /// Tells the engine, and waits until it has taken the command, or for a while. `false` when it has ended.
-    pub async fn set_run_state(&self, run_state: RunState) -> bool {
+    /// Tells the engine, and waits until it has taken the command, or for a while.
+    pub async fn set_run_state(&self, run_state: RunState) -> Receipt {
         self.send(run_state, None).await
     }
 
     /// The same of a queue in the cluster, whose wishes have a revision ([`Home::Cluster`]).
-    pub async fn ask(&self, run_state: RunState, revision: i64) -> bool {
+    pub async fn ask(&self, run_state: RunState, revision: i64) -> Receipt {
         self.send(run_state, Some(revision)).await
     }
 
-    async fn send(&self, run_state: RunState, revision: Option<i64>) -> bool {
+    async fn send(&self, run_state: RunState, revision: Option<i64>) -> Receipt {
         let (taken, answer) = oneshot::channel();
         if self.commands.send((run_state, revision, taken)).is_err() {
-            return false;
+            return Receipt::Ended;
         }
-        // An engine that is busy takes it later: the command is not lost.
-        let _ = tokio::time::timeout(PATIENCE, answer).await;
-        true
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(receipt)) => receipt,
+            // It has ended with the command before it.
+            Ok(Err(_)) => Receipt::Ended,
+            Err(_) => Receipt::Waiting,
+        }
+    }
+
+    /// For how long the engine has stood still, where it does.
+    #[must_use]
+    pub fn standstill(&self) -> Option<Duration> {
+        self.pulses.round.standstill().max(self.pulses.thread.standstill())
+    }
+
+    /// Shows that the engine's thread turns. To be spawned on the runtime of one thread that the engine has.
+    pub async fn tick(self) {
+        loop {
+            self.pulses.thread.begin();
+            tokio::time::sleep(TICK).await;
+        }
     }
 }
 
@@ -71,8 +119,9 @@ impl<E: Executor> Engine<E> {
         } else if is_asked_anew {
             self.remember_drain();
         }
+        let is_recorded = self.record_pause().await;
         // Whoever asked may have gone.
-        let _ = taken.send(());
+        let _ = taken.send(is_recorded.map_or_else(|error| Receipt::Unrecorded(chain(&error)), |()| Receipt::Recorded));
     }
 
     async fn set_run_state(&mut self, run_state: RunState) {
@@ -83,12 +132,22 @@ impl<E: Executor> Engine<E> {
         self.remember_drain();
         self.show();
         if self.settings.home == Home::Host && matches!(run_state, RunState::Running | RunState::Paused) {
-            let paused = run_state == RunState::Paused;
-            if let Err(error) = self.ledger.call(move |ledger| ledger.set_paused(paused)).await {
-                tracing::error!(error = %chain(&error), "cannot remember the pause; a restart will not know of it");
-            }
+            self.unrecorded_pause = Some(run_state == RunState::Paused);
         }
         self.tell_executor().await;
+    }
+
+    /// Lets a restart know of the last pause or its end, if it does not yet.
+    pub(super) async fn record_pause(&mut self) -> Result<()> {
+        let Some(paused) = self.unrecorded_pause else { return Ok(()) };
+        match self.ledger.call(move |ledger| ledger.set_paused(paused)).await {
+            Ok(()) => self.unrecorded_pause = None,
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "cannot remember the pause; a restart will not know of it");
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     /// Whether files that were queued when draining began are still to be claimed.

@@ -33,7 +33,7 @@ const FROM_MEMORY: usize = 16;
 
 /// How long notifications hold up the end, once nothing else does: children have five seconds before, and a stop is to
 /// take ten at most. Who drains has time.
-pub(super) const WAIT_AT_STOP: Duration = Duration::from_secs(3);
+pub(super) const WAIT_AT_STOP: Duration = Duration::from_secs(2);
 pub(super) const WAIT_AT_DRAIN: Duration = Duration::from_secs(60);
 
 /// How long servers are waited for.

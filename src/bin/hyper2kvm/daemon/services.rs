@@ -9,7 +9,8 @@ use hyper2kvm::control::{self, Command, Handler, Reply};
 use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
 use hyper2kvm::files::Paths;
-use hyper2kvm::queue::engine::Remote;
+use hyper2kvm::queue::engine::pulse::Pulse;
+use hyper2kvm::queue::engine::{Receipt, Remote};
 use hyper2kvm::queue::lock::{Beat, HEARTBEAT_INTERVAL, Keeper, LockError};
 use hyper2kvm::stats::{self, Snapshot};
 use hyper2kvm::telemetry::endpoint::{self, Probes};
@@ -21,6 +22,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::deadline::Deadline;
+
 /// Name of the statistics below `{output}/.daemon/`: exporters read it.
 const STATS_FILE: &str = "stats.json";
 
@@ -30,8 +33,11 @@ const STATS_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the summary is logged.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// How long an end waits for answers and notifications on their way.
-const END_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an end waits for answers on their way, and for a heartbeat.
+const END_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// How often it is looked whether everything turns.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Everything beside the engine.
 #[derive(Debug)]
@@ -39,8 +45,9 @@ pub(super) struct Services {
     remote: Remote,
     stats_file: PathBuf,
     shutdown: CancellationToken,
+    deadline: Deadline,
     tasks: Vec<JoinHandle<()>>,
-    heartbeat: JoinHandle<Keeper>,
+    heartbeat: JoinHandle<Option<Keeper>>,
 }
 
 impl Services {
@@ -59,44 +66,100 @@ impl Services {
         let signals = signals.or_else(Signals::listen);
         drop(entered);
         let stats_file = paths.daemon().join(STATS_FILE);
+        let deadline = Deadline::default();
+        let health = Health { remote: remote.clone(), heartbeat: Pulse::default() };
+        let control = Control { remote: remote.clone(), deadline: deadline.clone() };
         let mut tasks = vec![
-            runtime.spawn(socket.serve(Control { remote: remote.clone() }, shutdown.clone())),
+            runtime.spawn(socket.serve(control, shutdown.clone())),
+            runtime.spawn(health.clone().watch(shutdown.clone())),
             runtime.spawn(keep_stats(remote.watch(), stats_file.clone(), shutdown.clone())),
         ];
         if let Some(signals) = signals {
-            tasks.push(runtime.spawn(obey_signals(signals, remote.clone(), shutdown.clone())));
+            tasks.push(runtime.spawn(obey_signals(signals, remote.clone(), deadline.clone(), shutdown.clone())));
         }
         if let Some(listener) = endpoint {
             let (_, ready) = watch::channel(true);
-            let probes = Probes::of_daemon(remote.watch(), ready);
+            let probes = health.clone().probes(Probes::of_daemon(remote.watch(), ready));
             tasks.push(runtime.spawn(serve_endpoint(listener, probes, shutdown.clone())));
         }
-        let heartbeat = runtime.spawn(beat(keeper, shutdown.clone()));
-        Self { remote, stats_file, shutdown, tasks, heartbeat }
+        let heartbeat = runtime.spawn(beat(keeper, health.heartbeat, shutdown.clone()));
+        Self { remote, stats_file, shutdown, deadline, tasks, heartbeat }
+    }
+
+    /// The end by the clock, once somebody has told the daemon to stop.
+    pub(super) fn deadline(&self) -> &Deadline {
+        &self.deadline
     }
 
     /// To be called outside any runtime. Answers what is on its way, writes the last statistics, gives the directories up.
     pub(super) fn end(self, runtime: Runtime) {
+        self.deadline.begin();
         self.shutdown.cancel();
         let snapshot = self.remote.snapshot();
         log_summary(&snapshot);
         write_stats(&self.stats_file, &snapshot);
-        runtime.block_on(async {
+        let all = async {
             for task in self.tasks {
-                if tokio::time::timeout(END_TIMEOUT, task).await.is_err() {
-                    tracing::debug!("a service did not end in time");
+                if let Err(error) = task.await {
+                    tracing::debug!(%error, "a service has ended early");
                 }
             }
-            match self.heartbeat.await {
-                Ok(keeper) => {
-                    if let Err(error) = keeper.into_locks().release() {
-                        tracing::warn!(error = %chain(&error), "cannot give the directories up");
-                    }
+            self.heartbeat.await
+        };
+        let ended = runtime.block_on(async { tokio::time::timeout(END_TIMEOUT, all).await });
+        match ended {
+            // An engine that was cut off has children, which end with this process: nobody may take over before.
+            Ok(Ok(Some(keeper))) if !self.deadline.has_cut() => {
+                if let Err(error) = keeper.into_locks().release() {
+                    tracing::warn!(error = %chain(&error), "cannot give the directories up");
                 }
-                Err(error) => tracing::warn!(%error, "the heartbeat has ended early"),
             }
-        });
-        runtime.shutdown_timeout(END_TIMEOUT);
+            Ok(Ok(_)) => tracing::debug!("the directories are left to the next start"),
+            Ok(Err(error)) => tracing::warn!(%error, "the heartbeat has ended early"),
+            Err(_) => tracing::debug!("a service did not end in time"),
+        }
+        // What hangs in the kernel is not waited for.
+        runtime.shutdown_background();
+    }
+}
+
+/// Whether everything turns that may hang in the kernel.
+#[derive(Clone, Debug)]
+struct Health {
+    remote: Remote,
+    heartbeat: Pulse,
+}
+
+impl Health {
+    /// Says what stands still.
+    fn check(&self) -> Result<(), String> {
+        if let Some(time) = self.heartbeat.standstill() {
+            return Err(format!("a volume has not answered for {} s", time.as_secs()));
+        }
+        self.remote.standstill().map_or(Ok(()), |time| {
+            Err(format!("the engine has stood still for {} s: a volume or the ledger does not answer", time.as_secs()))
+        })
+    }
+
+    fn probes(self, probes: Probes) -> Probes {
+        let Probes { healthy, ready, metrics } = probes;
+        Probes { healthy: Box::new(move || healthy().and_then(|()| self.check())), ready, metrics }
+    }
+
+    /// Logs when something stands still, and when it turns again.
+    async fn watch(self, shutdown: CancellationToken) {
+        let mut is_told = false;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(HEALTH_INTERVAL) => {}
+            }
+            match self.check() {
+                Err(why) if !std::mem::replace(&mut is_told, true) => tracing::error!("{why}"),
+                Ok(()) if std::mem::replace(&mut is_told, false) => tracing::info!("everything turns again"),
+                Ok(()) | Err(_) => {}
+            }
+        }
     }
 }
 
@@ -104,21 +167,37 @@ impl Services {
 #[derive(Debug)]
 struct Control {
     remote: Remote,
+    deadline: Deadline,
 }
 
 impl Handler for Control {
     async fn handle(&self, command: Command) -> Reply {
         match command.run_state() {
             Some(run_state) => {
-                if self.remote.set_run_state(run_state).await {
-                    Reply::accepted(command)
-                } else {
-                    Reply::Failed("the daemon is stopping".to_owned())
+                if run_state == RunState::Stopped {
+                    self.deadline.begin();
                 }
+                answer(command, self.remote.set_run_state(run_state).await)
             }
             None if command == Command::Status => Reply::status(&self.remote.snapshot()),
             None => Reply::stats(&self.remote.snapshot(), Timestamp::now()),
         }
+    }
+}
+
+/// A pause and its end are to outlive a restart: they are done when they are recorded.
+fn answer(command: Command, receipt: Receipt) -> Reply {
+    let is_remembered = matches!(command, Command::Pause | Command::Resume);
+    match receipt {
+        Receipt::Waiting if is_remembered => Reply::Failed(format!(
+            "{command} is not recorded yet: the daemon is busy, or a volume or its ledger does not answer; it is done \
+             as soon as that passes, ask for the status then"
+        )),
+        Receipt::Unrecorded(why) if is_remembered => Reply::Failed(format!(
+            "{command} holds, but is not recorded: {why}; it is tried again, a restart before does not know of it"
+        )),
+        Receipt::Recorded | Receipt::Waiting | Receipt::Unrecorded(_) => Reply::accepted(command),
+        Receipt::Ended => Reply::Failed("the daemon is stopping".to_owned()),
     }
 }
 
@@ -149,7 +228,13 @@ async fn keep_stats(mut snapshots: watch::Receiver<Snapshot>, file: PathBuf, shu
         }
         let snapshot = snapshots.borrow().clone();
         written.clone_from(&snapshot.totals);
-        write_stats(&file, &snapshot);
+        let file = file.clone();
+        // The volume may hang, and this thread answers everybody.
+        let written = tokio::task::spawn_blocking(move || write_stats(&file, &snapshot));
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = written => {}
+        }
     }
 }
 
@@ -193,7 +278,7 @@ impl Signals {
 }
 
 /// The first SIGTERM or SIGINT stops, the second ends at once; SIGUSR1 asks for the summary.
-async fn obey_signals(mut signals: Signals, remote: Remote, shutdown: CancellationToken) {
+async fn obey_signals(mut signals: Signals, remote: Remote, deadline: Deadline, shutdown: CancellationToken) {
     let mut is_stopping = false;
     loop {
         tokio::select! {
@@ -205,6 +290,8 @@ async fn obey_signals(mut signals: Signals, remote: Remote, shutdown: Cancellati
             _ = signals.terminate.recv() => {}
             _ = signals.interrupt.recv() => {}
         }
+        // Before a word is logged: the log may hang.
+        deadline.begin();
         if std::mem::replace(&mut is_stopping, true) {
             tracing::warn!("told twice to stop: ending at once");
             std::process::exit(1);
@@ -227,7 +314,7 @@ async fn serve_endpoint(listener: TcpListener, probes: Probes, shutdown: Cancell
 }
 
 /// Shows that we live, and ends the process when the directories are no longer ours: not a file may be moved then.
-async fn beat(mut keeper: Keeper, shutdown: CancellationToken) -> Keeper {
+async fn beat(mut keeper: Keeper, pulse: Pulse, shutdown: CancellationToken) -> Option<Keeper> {
     let mut timer = interval(HEARTBEAT_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let begun = tokio::time::Instant::now();
@@ -235,10 +322,19 @@ async fn beat(mut keeper: Keeper, shutdown: CancellationToken) -> Keeper {
     let mut said = String::new();
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return keeper,
+            () = shutdown.cancelled() => return Some(keeper),
             _ = timer.tick() => {}
         }
-        match keeper.beat(Timestamp::now(), begun.elapsed()) {
+        pulse.begin();
+        // A volume may hang, and this thread answers everybody.
+        let beaten = tokio::task::spawn_blocking(move || {
+            let beaten = keeper.beat(Timestamp::now(), begun.elapsed());
+            (keeper, beaten)
+        });
+        let (back, beaten) = beaten.await.ok()?;
+        keeper = back;
+        pulse.rest();
+        match beaten {
             Beat::Held => said.clear(),
             Beat::Lost(error) => {
                 let what = match error {
