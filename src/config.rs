@@ -98,6 +98,12 @@ impl Config {
     pub fn to_yaml(&self) -> String {
         effective::to_yaml(self)
     }
+
+    /// Keys whose values differ in `other`, those of a section by the section's name. A secret that changed is not seen.
+    #[must_use]
+    pub fn changed_keys(&self, other: &Self) -> Vec<String> {
+        effective::changed(self, other)
+    }
 }
 
 /// Reads `files` in their order, lays `overrides` and the environment's secrets over them, and checks the whole. The

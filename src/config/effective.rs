@@ -75,9 +75,23 @@ struct NotificationKeys {
 }
 
 pub(super) fn to_yaml(config: &Config) -> String {
+    yaml::write(&effective(config)).expect("plain values can be written")
+}
+
+/// The keys at the top level whose values differ, by their names; a secret that changed is not seen.
+pub(super) fn changed(before: &Config, after: &Config) -> Vec<String> {
+    let keys = |config| match serde_json::to_value(effective(config)) {
+        Ok(Value::Object(keys)) => keys,
+        _ => unreachable!("a struct of plain values is an object"),
+    };
+    let before = keys(before);
+    keys(after).into_iter().filter(|(key, value)| before.get(key) != Some(value)).map(|(key, _)| key).collect()
+}
+
+fn effective(config: &Config) -> Effective {
     let conversion = &config.conversion;
     let domain = &conversion.domain;
-    let effective = Effective {
+    Effective {
         watch_dir: json!(config.watch_dir.to_string_lossy()),
         output_dir: json!(config.output_dir.to_string_lossy()),
         workdir: json!(config.workdir.as_ref().map(|path| path.to_string_lossy())),
@@ -113,8 +127,7 @@ pub(super) fn to_yaml(config: &Config) -> String {
             backoff_multiplier: number(config.retry_policy.backoff_multiplier),
         },
         notifications: notifications(config),
-    };
-    yaml::write(&effective).expect("plain values can be written")
+    }
 }
 
 fn notifications(config: &Config) -> NotificationKeys {

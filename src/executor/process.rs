@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::conversion::admission::{RunState, admit};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next_step};
@@ -61,8 +61,18 @@ pub struct ProcessExecutor {
     inbox: VecDeque<ChildEvent>,
     /// Conversions whose state is to be published. It is read when it is handed out, so that it is never old.
     outbox: VecDeque<ConversionId>,
+    limits: watch::Receiver<Limits>,
+    limiter: watch::Sender<Limits>,
     /// Where children leave their message when the output volume can't be written.
     messages: tempfile::TempDir,
+}
+
+/// What may change of an executor while it works.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Attempts side by side; those that run beyond it are not ended.
+    pub limit: usize,
+    pub policy: RetryPolicy,
 }
 
 #[derive(Debug)]
@@ -82,8 +92,11 @@ impl ProcessExecutor {
         let options = serde_json::to_string(&config.options).map_err(std::io::Error::other)?;
         let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
         let messages = tempfile::Builder::new().prefix("hyper2kvm-").tempdir_in(scratch)?;
+        let (limiter, limits) = watch::channel(Limits { limit: config.limit, policy: config.policy });
         Ok(Self {
             config,
+            limits,
+            limiter,
             options,
             ledger,
             run_state: RunState::Running,
@@ -97,6 +110,12 @@ impl ProcessExecutor {
         })
     }
 
+    /// Through which it is told, from any thread, what has changed.
+    #[must_use]
+    pub fn limiter(&self) -> watch::Sender<Limits> {
+        self.limiter.clone()
+    }
+
     /// Applies an observation: ledger first, then memory, then the engine.
     async fn observe(
         &mut self,
@@ -107,7 +126,8 @@ impl ProcessExecutor {
         let Some(known) = self.known.get(id) else {
             return Err(Error::new(doing, id, "it is not known"));
         };
-        let (status, step) = advance(known.status.clone(), observation.clone(), &self.config.policy, Timestamp::now());
+        let (status, step) =
+            advance(known.status.clone(), observation.clone(), &self.limits.borrow().policy, Timestamp::now());
         if status != known.status {
             let change = Change::Observed { observation, status: status.clone() };
             let key = id.clone();
@@ -131,7 +151,8 @@ impl ProcessExecutor {
     async fn fill(&mut self) -> Result<(), Error> {
         let running = self.known.values().filter(|known| known.child.is_some()).count();
         let ready: Vec<ConversionId> = self.spec.iter().filter(|id| self.is_ready(id)).cloned().collect();
-        for id in admit(&ready, running, self.config.limit, self.run_state) {
+        let limit = self.limits.borrow().limit;
+        for id in admit(&ready, running, limit, self.run_state) {
             self.start(id).await?;
         }
         Ok(())
@@ -195,8 +216,13 @@ impl ProcessExecutor {
             return Ok(());
         }
         if self.inbox.is_empty() {
-            let event = self.receiver.recv().await.expect("the executor holds a sender itself");
-            self.inbox.push_back(event);
+            tokio::select! {
+                event = self.receiver.recv() => {
+                    self.inbox.push_back(event.expect("the executor holds a sender itself"));
+                }
+                // More may start now.
+                _ = self.limits.changed() => return self.fill().await,
+            }
         }
         self.absorb().await?;
         self.fill().await

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::conversion::admission::RunState;
@@ -65,12 +65,12 @@ mod world;
 #[cfg(test)]
 mod simulation;
 
-pub use control::{Receipt, Remote};
+pub use control::{Receipt, Remote, Tuning};
 pub use world::World;
 
 use absence::Absence;
 use changed::Ended;
-use control::Pulses;
+use control::{Order, Pulses};
 use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
@@ -146,6 +146,17 @@ pub struct Settings {
     pub world: World,
 }
 
+impl Settings {
+    fn pace(&self) -> Pace {
+        Pace {
+            look_interval: self.look_interval,
+            stable_timeout: self.file_stable_timeout,
+            companion_timeout: self.companion_timeout,
+            quiet_period: self.quiet_period,
+        }
+    }
+}
+
 /// Why an effect was not done. It is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -189,9 +200,6 @@ impl Error {
 
 type Result<T> = std::result::Result<T, Error>;
 
-/// What is asked, its revision in the cluster, and who waits to hear that it is received.
-type RunStateCommand = (RunState, Option<i64>, oneshot::Sender<Receipt>);
-
 /// One queue's engine.
 #[derive(Debug)]
 pub struct Engine<E> {
@@ -215,7 +223,7 @@ pub struct Engine<E> {
     drain: Option<Drain>,
     /// Whether what lay there at the start has settled or will never settle.
     has_settled: bool,
-    commands: mpsc::UnboundedReceiver<RunStateCommand>,
+    commands: mpsc::UnboundedReceiver<Order>,
     hints: mpsc::Receiver<String>,
     snapshot: watch::Sender<Snapshot>,
     /// The snapshot as it will be published.
@@ -297,12 +305,7 @@ impl<E: Executor> Engine<E> {
         let (snapshot, receiver) = watch::channel(view.clone());
         let (sender, commands) = mpsc::unbounded_channel();
         let pulses = Pulses::default();
-        let pace = Pace {
-            look_interval: settings.look_interval,
-            stable_timeout: settings.file_stable_timeout,
-            companion_timeout: settings.companion_timeout,
-            quiet_period: settings.quiet_period,
-        };
+        let pace = settings.pace();
         let Hints { names: hints, writers } = hints;
         let intake = Intake::new(settings.paths.queue().to_owned(), pace, writers, left, settings.world.clone());
         let drain = match &settings.home {

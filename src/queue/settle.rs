@@ -123,6 +123,11 @@ impl Settling {
         Self { pace: Pace { interval, timeout }, clocks: HashMap::new(), schedule: BTreeSet::new() }
     }
 
+    /// Files that are seen from now on are overdue after so long.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.pace.timeout = timeout;
+    }
+
     /// Takes note of a look at a file. A change counts at once; an equal look counts an interval after the one
     /// before.
     pub fn observe(&mut self, entry: &Entry, now: Duration) -> Vec<Event> {

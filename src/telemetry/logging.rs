@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Dispatch, Subscriber};
@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer, registry};
+use tracing_subscriber::{Layer, Registry, registry, reload};
 
 /// Libraries that transmit secrets: logged only from warnings up, at any verbosity.
 const DISCREET: [&str; 8] = ["h2", "hyper", "hyper_util", "kube_client", "lettre", "reqwest", "rustls", "tower"];
@@ -35,7 +35,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Default)]
 pub struct LogOptions {
     pub format: LogFormat,
-    /// Lines are appended to it; its directory is created. Rotate it by copying and truncating.
+    /// Lines are appended to it; its directory is created. [`Log::reopen`] opens it anew once it was
+    /// renamed.
     pub file: Option<PathBuf>,
     /// 0 what changes and what fails, 1 and 2 more for debugging, 3 everything.
     pub verbose: u8,
@@ -54,12 +55,44 @@ pub enum LogError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// What may change of a process' log while it runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Log {
+    targets: reload::Handle<Targets, Registry>,
+    /// The log file that is written to, where there is one.
+    file: Option<Arc<Mutex<Arc<File>>>>,
+    /// Whether `RUST_LOG` decides what is logged.
+    is_fixed: bool,
+}
+
+impl Log {
+    /// Writes to the file at `path` from now on: another one, or a new one after the old was renamed. Does nothing for a
+    /// log without a file.
+    pub fn reopen(&self, path: &Path) -> Result<(), LogError> {
+        if let Some(file) = &self.file {
+            let opened = open(path)?;
+            *file.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(opened);
+        }
+        Ok(())
+    }
+
+    /// Logs so much from now on, unless `RUST_LOG` decides.
+    pub fn set_verbose(&self, verbose: u8) {
+        if !self.is_fixed && self.targets.reload(verbosity(verbose)).is_err() {
+            tracing::warn!("the log is gone");
+        }
+    }
+}
+
 /// Starts logging for this process; call it once. `RUST_LOG` (`target=level,…`) wins over `verbose`.
-pub fn init(options: &LogOptions) -> Result<(), LogError> {
+pub fn init(options: &LogOptions) -> Result<Log, LogError> {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let targets = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
-    let targets = targets.unwrap_or_else(|| verbosity(options.verbose));
-    Ok(dispatch(options, targets, io::stderr, colours)?.try_init()?)
+    let told = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let is_fixed = told.is_some();
+    let targets = told.unwrap_or_else(|| verbosity(options.verbose));
+    let (dispatch, log) = dispatch(options, targets, io::stderr, colours)?;
+    dispatch.try_init()?;
+    Ok(Log { is_fixed, ..log })
 }
 
 /// Which events are logged.
@@ -74,14 +107,18 @@ fn verbosity(verbose: u8) -> Targets {
     Targets::new().with_default(others).with_target("hyper2kvm", ours).with_targets(discreet)
 }
 
-fn dispatch<W>(options: &LogOptions, targets: Targets, writer: W, colours: bool) -> Result<Dispatch, LogError>
+fn dispatch<W>(options: &LogOptions, targets: Targets, writer: W, colours: bool) -> Result<(Dispatch, Log), LogError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let file = options.file.as_deref().map(open).transpose()?;
-    let layers = [Some(layer(options, writer, colours)), file.map(|file| layer(options, Arc::new(file), false))];
-    let layers: Vec<_> = layers.into_iter().flatten().collect();
-    Ok(registry().with(layers.with_filter(targets)).into())
+    let file = options.file.as_deref().map(open).transpose()?.map(|file| Arc::new(Mutex::new(Arc::new(file))));
+    let current =
+        |file: Arc<Mutex<Arc<File>>>| move || Arc::clone(&file.lock().unwrap_or_else(PoisonError::into_inner));
+    let to_file = file.clone().map(|file| layer(options, current(file), false));
+    let layers: Vec<_> = [Some(layer(options, writer, colours)), to_file].into_iter().flatten().collect();
+    let (targets, handle) = reload::Layer::new(targets);
+    let log = Log { targets: handle, file, is_fixed: false };
+    Ok((registry().with(layers.with_filter(targets)).into(), log))
 }
 
 fn layer<S, W>(options: &LogOptions, writer: W, colours: bool) -> Box<dyn Layer<S> + Send + Sync>
@@ -133,7 +170,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("new/daemon.log");
         let options = LogOptions { format, file: Some(file.clone()), verbose };
-        let dispatch = dispatch(&options, verbosity(verbose), io::sink, false).unwrap();
+        let (dispatch, _) = dispatch(&options, verbosity(verbose), io::sink, false).unwrap();
         tracing::dispatcher::with_default(&dispatch, tell);
         fs::read_to_string(file).unwrap()
     }
@@ -197,6 +234,31 @@ mod tests {
                 assert_eq!(text.contains(message), !missing.contains(&message), "{verbose} {message}");
             }
         }
+    }
+
+    #[test]
+    fn a_log_that_was_renamed_is_opened_anew_and_the_level_follows() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, renamed) = (directory.path().join("x.log"), directory.path().join("x.log.1"));
+        let options = LogOptions { file: Some(file.clone()), ..LogOptions::default() };
+        let (dispatch, log) = dispatch(&options, verbosity(0), io::sink, false).unwrap();
+        let note = |text: &str| tracing::dispatcher::with_default(&dispatch, || tracing::debug!("{text}"));
+        note("too quiet");
+        tracing::dispatcher::with_default(&dispatch, || log.set_verbose(1));
+        note("first");
+        fs::rename(&file, &renamed).unwrap();
+        note("second");
+        log.reopen(&file).unwrap();
+        note("third");
+        let messages = |path: &Path| {
+            let text = fs::read_to_string(path).unwrap();
+            text.lines().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(messages(&renamed), ["first", "second"]);
+        assert_eq!(messages(&file), ["third"]);
+        assert!(log.reopen(&file.join("below")).is_err());
+        note("fourth");
+        assert_eq!(messages(&file), ["third", "fourth"], "the old one stays");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod ending;
 mod files;
 mod groups;
 mod members;
+mod reload;
 mod retrying;
 mod settings;
 mod socket;

@@ -24,7 +24,7 @@ pub(crate) const EACH_SECOND: &[(&str, &str)] = &[(LOOK_INTERVAL, "1000")];
 /// Queue and output directory, which outlive the daemons that work on them.
 pub(crate) struct Site {
     pub dir: TempDir,
-    config: String,
+    config: std::cell::RefCell<String>,
     /// Port for `--listen` on loopback.
     pub listen: Option<u16>,
     starts: std::cell::Cell<u32>,
@@ -42,12 +42,12 @@ impl Site {
     pub(crate) fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("queue")).unwrap();
-        Self { dir, config: config.to_owned(), listen: None, starts: std::cell::Cell::new(0) }
+        Self { dir, config: std::cell::RefCell::new(config.to_owned()), listen: None, starts: std::cell::Cell::new(0) }
     }
 
-    /// Lines of YAML for daemons that start from now on.
-    pub(crate) fn configure(&mut self, config: &str) {
-        config.clone_into(&mut self.config);
+    /// Other lines of YAML, for daemons that start from now on.
+    pub(crate) fn configure(&self, config: &str) {
+        self.config.replace(config.to_owned());
     }
 
     pub(crate) fn queue(&self) -> PathBuf {
@@ -100,13 +100,7 @@ impl Site {
     fn spawn_command(&self, mut command: Command) -> Option<Daemon<'_>> {
         let start = self.starts.replace(self.starts.get() + 1);
         let log = self.dir.path().join(format!("log-{start}"));
-        let config = self.dir.path().join("daemon.yaml");
-        let (queue, output) = (self.queue(), self.output());
-        // What lies there before the daemon has no writer that it could see.
-        let quiet = if self.config.contains("quiet_period") { "" } else { "quiet_period: 0\n" };
-        let (queue, output) = (queue.display(), output.display());
-        let text = format!("watch_dir: {queue}\noutput_dir: {output}\n{quiet}{}\n", self.config);
-        fs::write(&config, text).unwrap();
+        let config = self.write_config();
         if command.get_envs().all(|(name, _)| name != LOOK_INTERVAL) {
             command.env(LOOK_INTERVAL, "50");
         }
@@ -120,6 +114,18 @@ impl Site {
             .spawn()
             .ok()?;
         Some(Daemon { site: self, child, log })
+    }
+
+    /// Writes the configuration as it is now, for a daemon to read, and returns its path.
+    pub(crate) fn write_config(&self) -> PathBuf {
+        let path = self.dir.path().join("daemon.yaml");
+        let (queue, output) = (self.queue(), self.output());
+        let config = self.config.borrow();
+        // What lies there before the daemon has no writer that it could see.
+        let quiet = if config.contains("quiet_period") { "" } else { "quiet_period: 0\n" };
+        let (queue, output) = (queue.display(), output.display());
+        fs::write(&path, format!("watch_dir: {queue}\noutput_dir: {output}\n{quiet}{config}\n")).unwrap();
+        path
     }
 
     /// Base names in a directory below the site, sorted; none where it is not there.

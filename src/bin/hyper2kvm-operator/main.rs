@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 /// Text lines on a terminal, JSON lines elsewhere, for collectors.
 fn log() -> Result<(), LogError> {
     let format = if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
-    logging::init(&LogOptions { format, ..LogOptions::default() })
+    logging::init(&LogOptions { format, ..LogOptions::default() }).map(|_| ())
 }
 
 fn write_crds(dir: &Path) -> std::io::Result<()> {

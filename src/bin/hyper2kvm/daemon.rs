@@ -8,10 +8,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use hyper2kvm::config::{self, Config, Deduplication, Overrides};
+use hyper2kvm::config::{Config, Deduplication, Overrides};
 use hyper2kvm::control::{Listener, SOCKET};
 use hyper2kvm::conversion::admission::RunState;
 use hyper2kvm::conversion::chain;
@@ -24,18 +25,22 @@ use hyper2kvm::queue::engine::{Engine, Home, Settings, World, events};
 use hyper2kvm::queue::guard::Guard;
 use hyper2kvm::queue::lock::{Contender, Contest, Keeper, LockError, Locks, Owner};
 use hyper2kvm::queue::settle::look_interval;
-use hyper2kvm::telemetry::logging::{LogFormat, LogOptions};
+use hyper2kvm::telemetry::logging::{Log, LogFormat, LogOptions};
 use hyper2kvm::telemetry::{install_crypto, logging};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::signal::unix::Signal;
+use tokio::sync::Mutex;
 
 mod deadline;
+mod reload;
 mod services;
 mod volumes;
 mod waiting;
 
+use reload::{Origin, Reload};
 use services::Services;
 use volumes::Ready;
 use waiting::{Waited, wait_for_volumes};
@@ -128,8 +133,8 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
              For more information, try 'hyper2kvm daemon --help'.",
         ));
     }
-    let (config, warnings) =
-        config::load(&arguments.config, &overrides).map_err(|error| Refusal::setting(chain(&error)))?;
+    let origin = Origin { files: arguments.config.clone(), overrides };
+    let (config, warnings) = origin.load().map_err(|error| Refusal::setting(chain(&error)))?;
     if arguments.check_config {
         for warning in warnings {
             eprintln!("Warning: {warning}");
@@ -142,7 +147,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         Format::Json => LogFormat::Json,
     };
     let options = LogOptions { format, file: config.log_file.clone(), verbose: config.verbose };
-    logging::init(&options).map_err(|error| Refusal::setting(chain(&error)))?;
+    let log = logging::init(&options).map_err(|error| Refusal::setting(chain(&error)))?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -160,7 +165,11 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .enable_all()
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
-    let served = runtime.block_on(serve(config, arguments, started, beside.handle()));
+    let entered = beside.enter();
+    let hangups = services::listen_for_hangups();
+    drop(entered);
+    let begun = Begun { config, origin, log, hangups, started };
+    let served = runtime.block_on(serve(begun, arguments, beside.handle()));
     // What is hashed, or hangs in the kernel, is not waited for.
     runtime.shutdown_background();
     if let Some(services) = served? {
@@ -169,13 +178,19 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Serves the queue until it ends; `None` where that was before it began.
-async fn serve(
+/// What a start has so far.
+struct Begun {
     config: Config,
-    arguments: &Arguments,
+    origin: Origin,
+    log: Log,
+    /// Those that came since; they are obeyed once the daemon is ready.
+    hangups: Option<Signal>,
     started: Timestamp,
-    beside: &Handle,
-) -> Result<Option<Services>, Refusal> {
+}
+
+/// Serves the queue until it ends; `None` where that was before it began.
+async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<Option<Services>, Refusal> {
+    let Begun { config, origin, log, hangups, started } = begun;
     let Waited { ready, run_state, signals } = wait_for_volumes(&config, arguments.adopt, started, beside).await?;
     let Some(Ready { paths, volumes }) = ready else { return Ok(None) };
     let locks = lock(&paths).await?;
@@ -215,12 +230,13 @@ async fn serve(
         ledger.clone(),
     )
     .map_err(|error| Refusal::fault(format!("cannot prepare to start workers: {error}")))?;
+    let limiter = executor.limiter();
     let (events, hints) = events::watch(paths.queue());
     let settings = settings(&config, paths.clone(), guard);
-    let (engine, remote) = Engine::start(settings, executor, ledger, outbox, hints, started)
+    let (engine, remote) = Engine::start(settings, executor, ledger.clone(), outbox, hints, started)
         .await
         .map_err(|error| Refusal::fault(chain(&error)))?;
-    let services = Services::start(beside, remote.clone(), signals, socket, endpoint, keeper, &paths);
+    let mut services = Services::start(beside, remote.clone(), signals, socket, endpoint, keeper, &paths);
     tracing::info!(
         watch_dir = %paths.queue().display(),
         output_dir = %paths.output().display(),
@@ -231,9 +247,17 @@ async fn serve(
         let remote = remote.clone();
         tokio::spawn(async move { remote.set_run_state(RunState::Draining).await });
     }
+    let deliveries = Arc::new(Mutex::new(Some(deliveries)));
+    if let Some(hangups) = hangups {
+        let (remote, deliveries) = (remote.clone(), Arc::clone(&deliveries));
+        let reload = Reload { origin, config, log, remote, executor: limiter, ledger, deliveries };
+        services.reload_on(beside, hangups, reload);
+    }
     let ticking = tokio::spawn(remote.clone().tick());
     tokio::select! {
-        () = engine.run() => deliveries.end(DELIVERY_END).await,
+        () = engine.run() => if let Some(deliveries) = deliveries.lock().await.take() {
+            deliveries.end(DELIVERY_END).await;
+        },
         () = services.deadline().cut() => {
             tracing::warn!("the engine did not end in time and is left where it stands; the next start goes on from there");
         }

@@ -35,6 +35,10 @@ impl Arrivals {
         Self { directory, writers, patience, files: HashMap::new() }
     }
 
+    pub(super) fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
+    }
+
     /// Decides about a file that has not changed for `quiet`.
     pub(super) fn look(&mut self, entry: &Entry, quiet: Duration) -> Arrival {
         let writer = self.writers.of(&entry.name);

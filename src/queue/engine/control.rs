@@ -7,17 +7,43 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
+use crate::conversion::lifecycle::RetryPolicy;
 use crate::executor::Executor;
 use crate::stats::Snapshot;
 
+use super::outbox::Outbox;
 use super::pulse::Pulse;
-use super::{Engine, Home, Result, RunStateCommand};
+use super::{Engine, Home, Result};
 
 /// How long a command waits for the engine to take it: less than a client of the control socket waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// How often the engine's thread shows that it turns; a fraction of [`super::pulse::STANDSTILL`].
 const TICK: Duration = Duration::from_secs(5);
+
+/// What may change of an engine while it works; as in [`super::Settings`].
+#[derive(Debug)]
+pub struct Tuning {
+    pub limit: usize,
+    pub policy: RetryPolicy,
+    pub archive_processed: bool,
+    pub deduplicate: bool,
+    pub deduplicate_by_md5: bool,
+    pub file_stable_timeout: Duration,
+    pub companion_timeout: Duration,
+    pub quiet_period: Duration,
+    pub stall_threshold: Duration,
+    /// Where the channels changed.
+    pub outbox: Option<Outbox>,
+}
+
+/// What an engine is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// What is asked, its revision in the cluster, and who waits to hear that it is received.
+    RunState(RunState, Option<i64>, oneshot::Sender<Receipt>),
+    Tune(Box<Tuning>),
+}
 
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +61,7 @@ pub enum Receipt {
 /// The engine from outside: its snapshot, and commands. Cheap to clone, and held by any thread.
 #[derive(Clone, Debug)]
 pub struct Remote {
-    commands: mpsc::UnboundedSender<RunStateCommand>,
+    commands: mpsc::UnboundedSender<Order>,
     snapshot: watch::Receiver<Snapshot>,
     pulses: Pulses,
 }
@@ -51,7 +77,7 @@ pub(super) struct Pulses {
 
 impl Remote {
     pub(super) fn new(
-        commands: mpsc::UnboundedSender<RunStateCommand>,
+        commands: mpsc::UnboundedSender<Order>,
         snapshot: watch::Receiver<Snapshot>,
         pulses: Pulses,
     ) -> Self {
@@ -82,7 +108,7 @@ impl Remote {
 
     async fn send(&self, run_state: RunState, revision: Option<i64>) -> Receipt {
         let (taken, answer) = oneshot::channel();
-        if self.commands.send((run_state, revision, taken)).is_err() {
+        if self.commands.send(Order::RunState(run_state, revision, taken)).is_err() {
             return Receipt::Ended;
         }
         match tokio::time::timeout(PATIENCE, answer).await {
@@ -91,6 +117,12 @@ impl Remote {
             Ok(Err(_)) => Receipt::Ended,
             Err(_) => Receipt::Waiting,
         }
+    }
+
+    /// Lets the engine go on by other settings, as soon as it turns.
+    pub fn tune(&self, tuning: Tuning) {
+        // An engine that has ended needs none.
+        let _ = self.commands.send(Order::Tune(Box::new(tuning)));
     }
 
     /// For how long the engine has stood still, where it does.
@@ -109,7 +141,31 @@ impl Remote {
 }
 
 impl<E: Executor> Engine<E> {
-    pub(super) async fn obey(&mut self, (run_state, revision, taken): RunStateCommand) {
+    pub(super) async fn obey(&mut self, order: Order) {
+        match order {
+            Order::RunState(run_state, revision, taken) => self.ask(run_state, revision, taken).await,
+            Order::Tune(tuning) => self.tune(*tuning),
+        }
+    }
+
+    fn tune(&mut self, tuning: Tuning) {
+        let settings = &mut self.settings;
+        settings.limit = tuning.limit;
+        settings.policy = tuning.policy;
+        settings.archive_processed = tuning.archive_processed;
+        settings.deduplicate = tuning.deduplicate;
+        settings.deduplicate_by_md5 = tuning.deduplicate_by_md5;
+        settings.file_stable_timeout = tuning.file_stable_timeout;
+        settings.companion_timeout = tuning.companion_timeout;
+        settings.quiet_period = tuning.quiet_period;
+        settings.stall_threshold = tuning.stall_threshold;
+        self.intake.set_pace(self.settings.pace());
+        if let Some(outbox) = tuning.outbox {
+            self.outbox = outbox;
+        }
+    }
+
+    async fn ask(&mut self, run_state: RunState, revision: Option<i64>, taken: oneshot::Sender<Receipt>) {
         let mut is_asked_anew = false;
         if let (Home::Cluster { revision, .. }, Some(asked)) = (&mut self.settings.home, revision) {
             is_asked_anew = std::mem::replace(revision, asked) != asked;

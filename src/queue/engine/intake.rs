@@ -160,6 +160,13 @@ impl Intake {
         }
     }
 
+    /// Goes by other times from now on; a file that settles is looked at as often as before.
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        self.companion_timeout = pace.companion_timeout;
+        self.settling.set_timeout(pace.stable_timeout);
+        self.arrivals.set_patience(Patience { quiet_period: pace.quiet_period, rest: pace.companion_timeout });
+    }
+
     /// An event spoke of this name.
     pub(super) fn hint(&mut self, name: &str, now: Duration) {
         // Its writer may have closed it, which changes nothing of the file.

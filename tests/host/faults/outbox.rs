@@ -71,7 +71,7 @@ fn a_server_that_asks_for_time_gets_it_and_the_notification() {
 #[test]
 fn a_signal_does_not_wait_for_a_server_that_hangs_and_the_next_start_tells() {
     let hanging = Server::start(Manner::Hangs);
-    let mut site = site(&hanging.url());
+    let site = site(&hanging.url());
     let mut daemon = site.start();
     convert(&site, &daemon, &["vm0.raw"]);
     convert_more(&site, &daemon, "vm1.raw");
@@ -99,7 +99,7 @@ fn convert_more(site: &Site, daemon: &Daemon<'_>, name: &str) {
 fn what_a_killed_daemon_had_decided_to_tell_the_next_one_tells() {
     // A port that was ours a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut site = site(&format!("http://127.0.0.1:{port}/hook"));
+    let site = site(&format!("http://127.0.0.1:{port}/hook"));
     let mut daemon = site.start();
     convert(&site, &daemon, &["vm.raw"]);
     daemon.until("it is pending", || daemon.stats()["notifications_pending"] == 1);

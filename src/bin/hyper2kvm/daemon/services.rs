@@ -23,6 +23,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::deadline::Deadline;
+use super::reload::Reload;
 
 /// Name of the statistics below `{output}/.daemon/`: exporters read it.
 const STATS_FILE: &str = "stats.json";
@@ -84,6 +85,11 @@ impl Services {
         }
         let heartbeat = runtime.spawn(beat(keeper, health.heartbeat, shutdown.clone()));
         Self { remote, stats_file, shutdown, deadline, tasks, heartbeat }
+    }
+
+    /// Reloads at each of these signals.
+    pub(super) fn reload_on(&mut self, runtime: &Handle, hangups: Signal, reload: Reload) {
+        self.tasks.push(runtime.spawn(reload.obey(hangups, self.shutdown.clone())));
     }
 
     /// The end by the clock, once somebody has told the daemon to stop.
@@ -256,6 +262,11 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     tell: Signal,
+}
+
+/// SIGHUP, which does not end the process any more. Must be called within a runtime.
+pub(super) fn listen_for_hangups() -> Option<Signal> {
+    listen(SignalKind::hangup())
 }
 
 impl Signals {
