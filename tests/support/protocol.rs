@@ -39,6 +39,8 @@ const STATISTICS: &str = r#"{
   "draining": false,
   "stopping": false,
   "version": "0",
+  "total_superseded": 0,
+  "ignored": 0,
   "last_updated": "0-0-0T0:0:0Z"
 }
 "#;
