@@ -123,7 +123,10 @@ impl<E: Executor> Engine<E> {
             self.space.is_below_floor = free < FLOOR;
             if self.space.is_below_floor {
                 self.space.next_look.get_or_insert(now + LOOK);
-                self.tell_full(needed.max(FLOOR), free);
+                // An attempt that fills the volume says itself what it needs, and what it wrote is removed.
+                if !self.conversions.values().any(|c| c.may_run) {
+                    self.tell_full(needed.max(FLOOR), free);
+                }
             }
         }
         !self.space.is_below_floor

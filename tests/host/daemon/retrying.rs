@@ -148,7 +148,9 @@ fn what_waited_for_a_retry_is_taken_up_when_a_damaged_ledger_was_moved_aside() {
     site.drop_file("vm.raw", &disk(0));
     daemon.until("it waits for its second retry", || daemon.lines("Retry 2/3 for vm.raw").len() == 1);
     daemon.until("in its place", || {
-        site.in_errors() == ["vm.raw"] && site.error_file("vm.raw")["retry_info"]["retry_count"] == 1
+        site.in_errors() == ["vm.raw"]
+            && site.queue().join(".errors/vm.raw.error.json").exists()
+            && site.error_file("vm.raw")["retry_info"]["retry_count"] == 1
     });
     daemon.signal(Signal::TERM);
     daemon.end_within(Duration::from_secs(10));
