@@ -14,6 +14,7 @@
 //!   ◀─────────────────────────────────────────  Update { status }           next_step = Publish, Park, Finish, …
 //!   refuse(failure) | report(row) ────────────▶  takes note
 //!   requests ─────────────────────────────────▶  what was asked for by name; claimed and submitted, or declined
+//!   supersede(id) ────────────────────────────▶  shows that an earlier output is replaced
 //!   forget ───────────────────────────────────▶  gone
 //! ```
 
@@ -109,6 +110,12 @@ pub trait Executor {
     /// The ledger knows the end and the files are in their final place: publishes both for clients. `metadata` is
     /// what was published.
     async fn report(&mut self, row: &ConversionRow, metadata: Option<&Metadata>) -> Result<(), Error>;
+
+    /// The output of this conversion, which has ended, is replaced by the one in the directory `by`: shows it, if the
+    /// conversion is still shown. Nothing where nobody can look.
+    async fn supersede(&mut self, _id: &ConversionId, _by: &str) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Forgets a conversion about which the engine asks nothing more.
     async fn forget(&mut self, id: &ConversionId) -> Result<(), Error>;

@@ -126,6 +126,10 @@ impl Executor for ClusterExecutor {
         self.apply_status("report", &row.id, status).await
     }
 
+    async fn supersede(&mut self, id: &ConversionId, by: &str) -> Result<(), Error> {
+        self.merge_superseded(id, by).await
+    }
+
     async fn forget(&mut self, id: &ConversionId) -> Result<(), Error> {
         self.drop_known(id);
         Ok(())

@@ -2,7 +2,8 @@
 //! Who writes which part of a status.
 //!
 //! Each process applies its own fields by server-side apply, under a field manager of its own. The watcher applies
-//! `progress` under a second one while an attempt runs, because it is written more often than everything else.
+//! `progress` under a second one while an attempt runs, because it is written more often than everything else. It merges
+//! `supersededBy` into a status that has ended: nothing else of that is written any more.
 //!
 //! | `ConversionJob` | controller | watcher |
 //! |---|---|---|
@@ -23,7 +24,7 @@
 //! the watcher by publishing, by cancelling or as a duplicate. That is sound because
 //! - both compute them by [`crate::conversion::lifecycle::advance`] from the status that they read, and send its resource
 //!   version: a writer that decided on an older status is refused, reads again and decides anew;
-//! - a status that has ended never changes again, so a later writer applies the same values;
+//! - these fields of a status that has ended never change again, so a later writer applies the same values;
 //! - the watcher applies them only together with the end.
 
 /// Who applies a part of a status.
@@ -43,7 +44,7 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 16] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 17] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
@@ -60,6 +61,8 @@ pub(crate) mod tests {
         ("end", &[Controller, Watcher]),
         ("completionTime", &[Controller, Watcher]),
         ("progress", &[Watcher]),
+        // Merged by itself, after the end.
+        ("supersededBy", &[]),
     ];
 
     /// The same of a `HyperConversion`'s status.

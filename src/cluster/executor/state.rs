@@ -2,6 +2,7 @@
 //! What the executor knows of each conversion, from two watches and from its own writes; and how it writes.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
@@ -246,6 +248,19 @@ impl ClusterExecutor {
             // Deleted: the cache reports its end.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(error) => Err(Error::new(doing, id, error)),
+        }
+    }
+
+    /// Merges into the status of a conversion that has ended which directory replaces its output. Nothing where its object
+    /// is gone.
+    pub(super) async fn merge_superseded(&self, id: &ConversionId, by: &str) -> Result<(), Error> {
+        let by = Path::new(by).strip_prefix(self.paths.output()).unwrap_or(Path::new(by));
+        let patch = json!({"status": {"supersededBy": by}});
+        let params = PatchParams { field_manager: Some(names::MANAGER_WATCHER.to_owned()), ..PatchParams::default() };
+        match self.api().patch_status(id.as_str(), &params, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(Error::new("show what replaces", id, error)),
         }
     }
 }

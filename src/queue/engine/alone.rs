@@ -63,7 +63,7 @@ impl<E: Executor> Engine<E> {
     }
 
     /// Says in the outputs of single members that the whole replaces them. Nothing is removed.
-    pub(super) fn mark_superseded(&self, row: &ConversionRow) -> Result<()> {
+    pub(super) async fn mark_superseded(&mut self, row: &ConversionRow) -> Result<()> {
         let Some(whole) = &row.output_path else { return Ok(()) };
         for alone in row.claim.superseded() {
             let Some(output) = &alone.output_path else { continue };
@@ -75,6 +75,7 @@ impl<E: Executor> Engine<E> {
                 }
                 Err(error) => return Err(error.into()),
             }
+            self.executor.supersede(&alone.id, whole).await?;
             failpoint::reach(&self.settings.paths, Step::Superseded);
         }
         Ok(())

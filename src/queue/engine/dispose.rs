@@ -177,7 +177,7 @@ impl<E: Executor> Engine<E> {
         let Some(placement) = row.placement() else { return self.drop_conversion(id).await };
         if row.status.end == Some(End::Succeeded) {
             // Whoever finds the source archived finds it said.
-            self.mark_superseded(&row)?;
+            self.mark_superseded(&row).await?;
         }
         let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Disposed);
