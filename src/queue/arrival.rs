@@ -18,29 +18,29 @@ use super::writers::Writer;
 use crate::conversion::Witness;
 use crate::disk::ending::Ending;
 
-/// What is known of a file whose three looks were equal.
+/// What is known of a file that has settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     pub writer: Writer,
     /// What the format says; looked at only where the writer is unknown.
     pub ending: Ending,
-    /// Since it last changed.
+    /// Time since the file last changed.
     pub quiet: Duration,
 }
 
-/// How long the weaker witnesses take.
+/// How long the two weaker witnesses wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// Without a change, where neither writer nor format tells.
+    /// How long a file must be quiet where neither its writer nor its format decides.
     pub quiet_period: Duration,
-    /// Without a change, where the format's end is missing.
+    /// How long a file must be quiet where its format says that its end is missing.
     pub rest: Duration,
 }
 
 /// What to do with the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// All of it is there, says this witness; or nobody will ever say more.
+    /// The file is complete; this witness decided.
     Complete(Witness),
     /// Whoever writes it has not closed it.
     Open,

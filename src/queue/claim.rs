@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Taking an artifact out of the queue directory, and giving it back.
+//! Moving an artifact out of the queue directory into a claim, and giving it back.
 //!
 //! ```text
 //!  queue ──claim.json written──▶ half-made ──members moved in──▶ claimed
@@ -7,7 +7,7 @@
 //!    └──── a member changed: all ◀──┘      given back: all ◀───────┘
 //! ```
 //!
-//! claim.json stands first, so that a restart knows every member on its way. A directory without it is no claim.
+//! claim.json is written first, so that a restart knows every member on its way. A directory without it is no claim.
 
 use std::fs;
 use std::io;
@@ -61,8 +61,8 @@ pub enum ClaimError {
 }
 
 impl ClaimError {
-    /// The member that may not be moved out of its directory, and what the system says; `None` where something else is
-    /// wrong, or where nothing may be moved out of it.
+    /// The member that may not be moved out of its directory, with the system's error. `None` where the error is
+    /// another one, or where no file may be moved out of that directory.
     #[must_use]
     pub fn denied(&self, paths: &Paths) -> Option<(&Path, &io::Error)> {
         let Self::Move { source: PlacementError::Move(error), .. } = self else { return None };
@@ -77,13 +77,13 @@ impl ClaimError {
     }
 }
 
-/// How taking an artifact ended.
+/// How claiming an artifact ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// Every member lies in the claim's directory, unchanged.
     Whole,
-    /// These members changed, or went, before they could be moved: the others are where they came from (or, where
-    /// their names were taken meanwhile, in `.errors/`), and there is no claim.
+    /// These members changed or went before they could be moved. The others are back where they came from (or in
+    /// `.errors/`, where their names were taken meanwhile), and there is no claim.
     Reversed { changed: Vec<String> },
 }
 
@@ -94,12 +94,12 @@ pub struct Claims {
     pub own: Vec<Claim>,
     /// Claims of another UID: once their pods are gone, they go back.
     pub foreign: Vec<Claim>,
-    /// Directories that are no claim though something lies in them, with the reason. They are left alone.
+    /// Directories that hold something and are no claim, with the reason. They are left alone.
     pub strays: Vec<(PathBuf, String)>,
 }
 
-/// Takes an artifact: claim.json, then the members. Safe to repeat, from any point where it was cut short: it
-/// completes what it finds half-made, or reverses it where a member has changed.
+/// Claims an artifact: writes claim.json, then moves the members. Safe to repeat from any point where it was cut short:
+/// it completes a half-made claim, or reverses it where a member has changed.
 pub fn take(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
     record(paths, claim)?;
     resume(paths, claim, method)
@@ -118,11 +118,11 @@ pub fn record(paths: &Paths, claim: &Claim) -> Result<(), ClaimError> {
     volume::create_dir_all(&dir, 0o777)
         .map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
     store::write_json(&paths.claim_file(&claim.id), claim).map_err(recording)?;
-    // The directory's own name may reach the disk last: until it has, no member is moved.
+    // The directory's own name may not be on the disk yet: until it is, no member is moved.
     moves::sync_dir(&paths.processing()).map_err(making)
 }
 
-/// Completes or reverses a claim whose claim.json stands: the second step of [`take`], and what a restart does.
+/// Completes or reverses a claim that has its claim.json: the second step of [`take`], and what a restart does.
 pub fn resume(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
     let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
     let inward = Recorded::found(inward(paths, claim));
@@ -135,7 +135,7 @@ pub fn resume(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, Cla
     if changed.is_empty() {
         match inward.carry_out(method) {
             Ok(()) => return Ok(Taken::Whole),
-            // Went between the look and the move, or something lies in its way.
+            // The member went between the look and the move, or its name in the claim is taken.
             Err(PlacementError::Gone(_) | PlacementError::Taken(_)) => {}
             Err(e) => return Err(moving(e)),
         }
@@ -153,14 +153,14 @@ fn reverse(paths: &Paths, claim: &Claim, method: Method) -> Result<(), ClaimErro
 /// Puts back what [`take`] has moved; the claim stands.
 pub fn put_back(paths: &Paths, claim: &Claim, method: Method) -> Result<(), ClaimError> {
     let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
-    // Each member for itself: an artifact that is incomplete anyway need not stay together.
+    // Each member is put back by itself: an incomplete artifact need not stay together.
     for planned in inward(paths, claim).moves {
         if matches!(planned.whereabouts(), Whereabouts::AtSource | Whereabouts::Nowhere) {
             continue;
         }
         let alone = Claim { members: vec![planned.member.clone()], ..claim.clone() };
         let (mut placement, _) = plan_return(paths, &alone).map_err(moving)?;
-        // claim.json stands until all are back: a restart looks where each member is, and does the rest.
+        // claim.json stays until all members are back: a restart looks where each member is, and moves the rest.
         while let Err(error) = Recorded::found(placement.clone()).carry_out(method) {
             if !matches!(error, PlacementError::Taken(_)) {
                 return Err(moving(error));
@@ -180,12 +180,12 @@ pub fn is_outside(paths: &Paths, claim: &Claim) -> bool {
     })
 }
 
-/// Where given back members go.
+/// Where members go that are given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReturnTo {
     /// Under their names, where they came from.
     Origin,
-    /// A name was taken there: into `.errors/`.
+    /// Into `.errors/`, because a name was taken where they came from.
     Errors,
 }
 
@@ -198,8 +198,8 @@ pub fn plan_return(paths: &Paths, claim: &Claim) -> Result<(Placement, ReturnTo)
     }
 }
 
-/// Members in `dir` (the claim's directory, usually) whose size, modification time or inode is not what the claim
-/// says, or that aren't there.
+/// Members in `dir` (usually the claim's directory) that are missing, or whose size, modification time or inode is not
+/// what the claim says.
 pub fn changed(dir: &Path, claim: &Claim) -> io::Result<Vec<String>> {
     let mut changed = Vec::new();
     for member in &claim.members {
@@ -286,13 +286,13 @@ pub fn remove(paths: &Paths, id: &ConversionId) -> Result<(), ClaimError> {
     moves::sync_dir(&paths.processing()).map_err(|source| ClaimError::Directory { id: id.clone(), source })
 }
 
-/// The directory that the members came from, but those that were converted alone before.
+/// The directory that the members came from, except those that were converted alone before.
 #[must_use]
 pub fn origin(paths: &Paths, claim: &Claim) -> PathBuf {
     if claim.origin.is_empty() { paths.queue().to_owned() } else { paths.queue().join(&claim.origin) }
 }
 
-/// Where a member lay when it was claimed, and goes when it is given back.
+/// Where a member lay when it was claimed. It goes back there when it is given back.
 fn came_from(paths: &Paths, claim: &Claim, member: &Member) -> PathBuf {
     match &member.alone {
         Some(alone) => paths.queue().join(&alone.location),
@@ -310,7 +310,7 @@ fn inward(paths: &Paths, claim: &Claim) -> Placement {
     Placement { moves: moves.collect(), dir }
 }
 
-/// Whether the member is under one of its two names just as it was claimed.
+/// Whether the member lies under one of its two names, unchanged since it was claimed.
 fn is_unchanged(planned: &PlannedMove) -> bool {
     [&planned.from, &planned.to]
         .iter()
@@ -321,7 +321,7 @@ fn is_same(found: &fs::Metadata, member: &Member) -> bool {
     found.is_file() && Stamp::of(found) == member.stamp()
 }
 
-/// What makes a record no claim: we wrote none that is so.
+/// What makes a record invalid, if anything: we never write one like that.
 fn fault(claim: &Claim, id: &ConversionId) -> Option<String> {
     let names: std::collections::BTreeSet<_> = claim.members.iter().map(|m| m.name.as_str()).collect();
     let locations = claim.members.iter().filter_map(|m| m.alone.as_ref()).map(|alone| &alone.location);

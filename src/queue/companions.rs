@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which files are one artifact, and which still wait for others of it.
 //!
-//! An OVF and a VMDK descriptor take in what they name, also what a member among those names in turn, as far as its
-//! size is the one that they state. Every candidate stands in exactly one [`Verdict`], as primary, as member, or as
-//! what its primary waits for.
+//! An OVF and a VMDK descriptor take in the files that they name, and the files that those name in turn, if their sizes
+//! are as stated. Every candidate stands in exactly one [`Verdict`]: as primary, as member, or as what its primary
+//! waits for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,16 +21,16 @@ pub use named::{may_be_descriptor, read_references};
 
 use owners::Owners;
 
-/// A file of the queue directory, as far as grouping goes. An empty file that has settled is left out.
+/// A file of the queue directory, with what the grouping needs to know. An empty file that has settled is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
     /// Whether it has stopped changing.
     pub is_stable: bool,
     /// Bytes, so far.
     pub size: u64,
-    /// When it was seen first.
+    /// When it was first seen.
     pub first_sight: Duration,
-    /// When it last changed (or was seen first).
+    /// When it last changed (or was first seen).
     pub last_change: Duration,
     /// What it names ([`read_references`]); empty for everything but descriptors.
     pub references: Arc<References>,
@@ -39,15 +39,15 @@ pub struct File {
 /// Where a file is that a descriptor names and that isn't in the queue directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Elsewhere {
-    /// An unfinished conversion took it, as its only member.
+    /// An unfinished conversion claimed it, as its only member.
     Alone(ConversionId),
-    /// A conversion of it alone is about to end: where the file goes is known soon.
+    /// A conversion of it alone is about to end; where the file goes will be known soon.
     Ending,
-    /// A conversion of it alone has ended, and it lies there still.
+    /// A conversion of it alone has ended, and the file still lies where that left it.
     Ended(Box<TakenBack>),
-    /// It was converted by itself and can't be taken back; why, and what to do, for a person.
+    /// It was converted by itself and can't be taken back: the reason and what to do, for a person.
     Lost(String),
-    /// A file of that name was converted by itself, and had another size than the one stated, in bytes.
+    /// A file of that name was converted by itself, but its size (in bytes) was not the stated one.
     Another(u64),
 }
 
@@ -62,16 +62,16 @@ pub struct TakenBack {
 /// What is to be done with an artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All there, all stable: to be claimed. The primary comes first, the others in the order of their names. Those that
-    /// were converted by themselves before come from where they lie.
+    /// All members are there and stable: the artifact is to be claimed. The primary comes first, the others in the
+    /// order of their names. Members that were converted by themselves before come from where they lie.
     Ready { primary: Name, members: Vec<Name>, taken_back: Vec<TakenBack> },
     /// These of its members still change, or nobody looks at them yet.
     Settling { primary: Name, unsettled: Vec<Name> },
-    /// These of its members have not come; they may until then.
+    /// These of its members are missing, and may come until then.
     Waiting { primary: Name, missing: Vec<String>, until: Duration },
-    /// A member was taken for an artifact of its own: that conversion gives it back, the primary waits.
+    /// A member was claimed as an artifact of its own: that conversion gives it back, and the primary waits.
     Recall { primary: Name, member: String, id: ConversionId },
-    /// It will never be whole: to be claimed as it is, and failed.
+    /// It will never be whole: it is claimed as it is, and fails.
     Incomplete { primary: Name, members: Vec<Name>, failure: Failure },
 }
 
@@ -98,7 +98,7 @@ pub fn group(
     }
 }
 
-/// An extent whose descriptor hasn't come.
+/// Decides about an extent whose descriptor hasn't come.
 fn judge_extent(name: &Name, file: &File, now: Duration, timeout: Duration) -> Verdict {
     let primary = name.clone();
     let until = file.last_change + timeout;

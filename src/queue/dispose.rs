@@ -11,7 +11,7 @@ use crate::files::placement::{Placement, PlacementError};
 pub enum Disposal {
     /// To `.processed/<date>/`.
     Archive,
-    /// Back under its name (`archive_processed: false`); to the archive where that name was taken meanwhile.
+    /// Back under its name (`archive_processed: false`), or to the archive where that name was taken meanwhile.
     InPlace,
     /// To `.errors/`.
     Errors,
@@ -29,7 +29,7 @@ impl Disposal {
     }
 }
 
-/// Chooses where the members go that lie in their claim. Record it, carry it out, then tidy up.
+/// Chooses where the members go that lie in their claim. Record the placement, carry it out, then tidy up.
 pub fn plan(paths: &Paths, claim: &Claim, disposal: Disposal) -> Result<Placement, PlacementError> {
     let from = paths.claim_dir(&claim.id);
     let archive = || Placement::choose(claim, &from, &paths.processed(&claim.date));

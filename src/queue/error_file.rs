@@ -44,7 +44,7 @@ pub struct ErrorFile {
     pub stage: Option<Stage>,
     /// The conversion's id.
     pub id: String,
-    /// What told that the source had arrived whole; absent where it was claimed at a person's word.
+    /// The witness that the source had arrived whole; absent where it was claimed because somebody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_by: Option<Witness>,
 }
@@ -115,7 +115,7 @@ pub fn compose(
     }
 }
 
-/// Where the error.json of a source lies that lies (or is about to lie) at `primary`.
+/// Where the error.json lies of a source that lies (or is about to lie) at `primary`.
 #[must_use]
 pub fn path_for(primary: &Path) -> PathBuf {
     let name = primary.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
@@ -127,21 +127,21 @@ pub fn write(primary: &Path, content: &ErrorFile) -> Result<(), StoreError> {
     store::write_json(&path_for(primary), content)
 }
 
-/// What stands beside `primary`; `None` where there is nothing that we wrote.
+/// The error.json beside `primary`; `None` where there is none that we wrote.
 #[must_use]
 pub fn read(primary: &Path) -> Option<ErrorFile> {
     let path = path_for(primary);
     store::read_json(path.parent()?, &path.file_name()?.to_string_lossy(), MAX_LENGTH).ok().flatten()
 }
 
-/// Whether that beside `primary` is this conversion's.
+/// Whether the error.json beside `primary` is of this conversion.
 #[must_use]
 pub fn is_of(primary: &Path, id: &ConversionId) -> bool {
     read(primary).is_some_and(|told| told.id == id.as_str())
 }
 
-/// Removes the error.json beside where `primary` once lay, and the group's directory where nothing else is left in
-/// it. Gone already is fine. `errors` is the directory that stays.
+/// Removes the error.json beside where `primary` once lay, and the group's directory if nothing else is left in it. A
+/// file that is gone already is fine. `errors` is the directory that stays.
 pub fn remove(primary: &Path, errors: &Path) -> Result<(), StoreError> {
     store::remove(&path_for(primary))?;
     match primary.parent() {

@@ -8,11 +8,11 @@ use strum::VariantArray;
 
 use crate::files::paths::Paths;
 
-/// Name of the file, below `{output}/.daemon/`, by which a test says where: names of steps, one a line. The first one is
-/// taken away before this process dies there, so that the next one gets past, and dies at the next.
+/// Name of the file, below `{output}/.daemon/`, in which a test names the steps to die after, one a line. The first one
+/// is removed before this process dies there, so that the next process gets past it and dies at the next one.
 pub const ORDER_FILE: &str = "die-after";
 
-/// A step that was just done, with what follows from it still to be done.
+/// A step that was just done; what follows from it is still to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray)]
 pub enum Step {
     /// claim.json stands; the ledger knows nothing.
@@ -60,11 +60,11 @@ impl Step {
     pub const ALL: &'static [Self] = Self::VARIANTS;
 }
 
-/// Dies here, at once and without a word, if a test asked for it.
+/// Dies here, at once and without a message, if a test asked for it.
 pub fn reach(paths: &Paths, step: Step) {
     #[cfg(test)]
     if crate::files::volume::simulated::current().is_some() {
-        // It can't fail here, but it may die.
+        // This event can't fail here, but the process may die in it.
         let _ = crate::files::volume::simulated::event(&format!("{step:?}"));
         return;
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which queue directory and which output directory belong together, so that neither is taken for the other's or an
-//! empty mount point for one of them.
+//! Which queue directory and which output directory belong together, so that neither is mistaken for one of another
+//! pair, nor an empty mount point for one of them.
 //!
-//! Each of the two holds [`FILE`], with an id of its own and its partner's. They are made at the first use, before
-//! anything else: proposals on both sides first, then one rename after the other. Whatever a crash leaves of that is
-//! completed by the next start.
+//! Each of the two holds [`FILE`], with its own id and its partner's. They are made at the first use, before anything
+//! else: first the proposals on both sides, then one rename after the other. The next start completes what a crash left
+//! of that.
 //!
 //! ```text
 //!  neither has one ──▶ proposals on both ──▶ output's renamed ──▶ queue's renamed: a pair
@@ -52,7 +52,7 @@ pub struct Identity {
     pub partner: String,
 }
 
-/// Why two directories are not worked with as a pair.
+/// Why two directories are not accepted as a pair.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The other directory belongs to one that has an identity.
@@ -155,9 +155,9 @@ struct Known {
 }
 
 /// Looks at two directories, which need not exist, and decides what is to be done before they are used. Changes
-/// nothing. `is_meant`: somebody said that these two are a pair from now on, whatever they belonged to.
+/// nothing. `is_meant`: a person declared these two a pair, whatever they belonged to.
 pub fn plan(queue: &Path, output: &Path, is_meant: bool) -> Result<Plan, IdentityError> {
-    // What only a start of this product makes, and each of them does.
+    // Only a start of this product makes these, and every start does.
     let paths = Paths::new(queue, output);
     let seen = (see(queue, &paths.processing(), Role::Queue)?, see(output, &paths.work(), Role::Output)?);
     match decide(seen.0, seen.1, is_meant) {
@@ -174,7 +174,7 @@ pub fn plan(queue: &Path, output: &Path, is_meant: bool) -> Result<Plan, Identit
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unfit {
-    /// It lacks what its partner expects.
+    /// This directory lacks what its partner expects.
     Unmarked(Role),
     Strangers,
 }
@@ -216,13 +216,13 @@ fn is_pair(queue: &Identity, output: &Identity) -> bool {
 }
 
 impl Plan {
-    /// Whether a pair is made, or made anew, by it.
+    /// Whether the plan makes a pair, or makes one anew.
     #[must_use]
     pub fn makes_a_pair(&self) -> bool {
         matches!(self.0, Step::Make { .. })
     }
 
-    /// Does it; both directories must exist. Nothing else may be written to them before.
+    /// Carries the plan out; both directories must exist. Nothing else may be written to them before.
     pub fn carry_out(self, paths: &Paths) -> Result<Volumes, IdentityError> {
         let (queue, output) = match self.0 {
             Step::Keep { queue, output } => (queue, output),
@@ -247,8 +247,8 @@ impl Plan {
 }
 
 impl Volumes {
-    /// Whether both are where they were: the directories themselves, or, where they were mounted anew, ones that have
-    /// their identities. A look at each of them; nothing is read while they are the same.
+    /// Whether both directories are where they were: the same ones, or, where they were mounted anew, ones with the
+    /// same identities. Looks at each of them once; reads nothing while they are the same.
     pub fn look(&self) -> Result<(), Away> {
         self.queue.look()?;
         self.output.look()
@@ -298,9 +298,9 @@ fn see(dir: &Path, mark_of_use: &Path, role: Role) -> Result<Seen, IdentityError
     Ok(Seen { identity: found(FILE)?, proposal: found(PROPOSAL)?, is_used })
 }
 
-/// An identity; none where there is no file, or one that we did not write.
+/// Reads an identity; `None` where there is no file, or one that we did not write.
 fn read(dir: &Path, name: &str) -> Result<Option<Identity>, StoreError> {
-    // The directory may be reached through a link: what it leads to is what is worked on.
+    // The directory may be reached through a link: the directory that it leads to is the one that is used.
     let dir = match dir.canonicalize() {
         Ok(dir) => dir,
         Err(source) => return Err(StoreError::Read { path: dir.to_owned(), source }),

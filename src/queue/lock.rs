@@ -21,7 +21,7 @@ use crate::files::store::{self, StoreError};
 
 /// How often [`Locks::beat`] is to be called.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// How long another's heartbeat must have stood still, on our clock, before we take over.
+/// How long another's heartbeat must stand still, on our clock, before we take over.
 pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -39,13 +39,13 @@ pub struct Owner {
     /// releases wrote.
     #[serde(default)]
     pub stateful_set: String,
-    /// The kernel's boot ID: locks reach everybody who has the same.
+    /// The kernel's boot ID: a lock is seen by everybody who has the same.
     pub boot_id: String,
-    /// Random, one per process: tells our file from our predecessor's.
+    /// Random, one per process: distinguishes our file from our predecessor's.
     pub token: String,
     /// Rises with every heartbeat.
     pub beat: u64,
-    /// When it last did, on the holder's clock; for a person.
+    /// Time of the last heartbeat, on the holder's clock; for a person.
     pub time: Timestamp,
 }
 
@@ -68,7 +68,7 @@ pub enum LockError {
     /// The kernel doesn't say which boot this is.
     #[error("cannot tell this machine from others by {BOOT_ID}")]
     Machine(#[source] io::Error),
-    /// The lock file can't be looked at, or is not there: whose it is, is not known.
+    /// The lock file can't be looked at, or is missing: it is not known whose the directory is.
     #[error("cannot look at {}", .path.display())]
     Look {
         path: PathBuf,
@@ -99,7 +99,7 @@ impl LockError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Take,
-    /// Another's owner file lies there; look again then, at the latest.
+    /// Another's owner file lies there; look again at that time at the latest.
     Wait {
         until: Duration,
     },
@@ -113,9 +113,9 @@ pub struct Watched {
     since: Duration,
 }
 
-/// Decides whether `me` may take a directory whose owner file says `found`. The lock has decided already between
-/// those whom it reaches: the same boot, and pods of one StatefulSet, of which there is never more than one. `watched`
-/// carries over from one call to the next; `now` is of our monotonic clock.
+/// Decides whether `me` may take a directory whose owner file says `found`. Between processes that see each other's
+/// locks, the lock has decided already: those of one boot, and pods of one StatefulSet, of which there is never more
+/// than one. `watched` carries over from one call to the next; `now` is of our monotonic clock.
 pub fn decide(found: Option<&Owner>, me: &Owner, watched: &mut Option<Watched>, now: Duration) -> Decision {
     let Some(owner) = found else { return Decision::Take };
     let is_one_set = !me.stateful_set.is_empty() && owner.stateful_set == me.stateful_set;
@@ -152,7 +152,7 @@ impl Owner {
     }
 }
 
-/// One who wants both directories of a queue.
+/// A process that wants both directories of a queue.
 #[derive(Debug)]
 pub struct Contender {
     me: Owner,
@@ -160,7 +160,7 @@ pub struct Contender {
     output: Directory,
 }
 
-/// What [`Contender::poll`] came to.
+/// The result of [`Contender::poll`].
 #[derive(Debug)]
 pub enum Contest {
     /// Both are ours.
@@ -177,7 +177,8 @@ pub struct Locks {
     output: Directory,
 }
 
-/// By what the directories are known to be ours, without the locks themselves: for whoever must not touch them else.
+/// What shows that the directories are ours, without the locks themselves: for whoever may touch them only while they
+/// are.
 #[derive(Clone, Debug)]
 pub struct Ownership {
     token: String,
@@ -198,11 +199,11 @@ pub enum Beat {
     Held,
     /// They are ours, but others can't see that we live.
     Unseen(LockError),
-    /// It can't be said whose they are. It is tried again until the lease's time is over.
+    /// It is not known whose they are. It is tried again until the lease's time is over.
     Doubtful(LockError),
-    /// A volume is away. Nobody may touch anything until it is back; then the next beat tells whose it is.
+    /// A volume is away. Nobody may touch anything until it is back; then the next beat finds out whose it is.
     Away(Away),
-    /// They are another's, or must be taken for that: nothing may be touched any more.
+    /// They are another's, or must be assumed to be: nothing may be touched any more.
     Lost(LockError),
 }
 
@@ -235,10 +236,10 @@ impl Keeper {
             }
             Err(error @ LockError::Lost { .. }) => match self.volumes.look() {
                 Ok(()) => Beat::Lost(error),
-                // It went between the two looks: what was seen is the directory under the mount.
+                // The volume went between the two looks: the directory under the mount was seen.
                 Err(away) => Beat::Away(away),
             },
-            // They were looked at before: only the heartbeat could not be written.
+            // The directories were checked before this: only the heartbeat could not be written.
             Err(error @ LockError::Owner { source: StoreError::Write { .. }, .. }) => {
                 self.held_at = now;
                 Beat::Unseen(error)
@@ -306,7 +307,7 @@ impl Locks {
         self.write_owner_files()
     }
 
-    /// By what they are known to be ours.
+    /// What shows that both directories are ours.
     #[must_use]
     pub fn ownership(&self) -> Ownership {
         let held = |directory: &Directory| Held { path: directory.path.clone(), lock: directory.place };
@@ -360,7 +361,7 @@ impl Directory {
                 }
                 Err(TryLockError::Error(source)) => return Err(cannot(source)),
             }
-            // Somebody removed the file between our opening and locking it: what we hold is no longer there.
+            // Somebody removed the file between our opening and locking it: the file that we hold no longer lies there.
             let place = lock.metadata().map(|held| (held.dev(), held.ino())).map_err(cannot)?;
             match std::fs::symlink_metadata(&file_path) {
                 Ok(there) if (there.dev(), there.ino()) == place => {
@@ -379,7 +380,7 @@ impl Directory {
 
 impl Ownership {
     /// Makes sure that both directories are still ours. `Lost` where another's lock or owner file was seen there; any
-    /// other error says nothing of whose they are.
+    /// other error leaves open whose they are.
     pub fn check(&self) -> Result<(), LockError> {
         for Held { path, lock } in &self.directories {
             let lost = |holder: String| LockError::Lost { dir: path.clone(), holder };
@@ -398,7 +399,7 @@ impl Ownership {
     }
 }
 
-/// The owner file in `dir`. A malformed one is nobody's: we wrote none that is so.
+/// The owner file in `dir`. A malformed one counts as none: we never write one like that.
 fn owner(dir: &Path) -> Result<Option<Owner>, StoreError> {
     match store::read_json(dir, OWNER_FILE, MAX_OWNER_BYTES) {
         Err(StoreError::Malformed { .. }) => Ok(None),

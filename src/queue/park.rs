@@ -15,8 +15,8 @@ pub fn plan(paths: &Paths, claim: &Claim) -> Result<Placement, PlacementError> {
     Placement::choose(claim, &paths.claim_dir(&claim.id), &paths.errors())
 }
 
-/// The way back into the claim from where it is parked. It follows from what is recorded, so it needs no record of its
-/// own.
+/// The way back into the claim from where it is parked. It follows from the record of the way there, so it needs no
+/// record of its own.
 #[must_use]
 pub fn plan_back(paths: &Paths, claim: &Claim, parked: &Recorded<Placement>) -> Recorded<Placement> {
     parked.map(|parked| parked.reversed(&paths.claim_dir(&claim.id)))
@@ -25,11 +25,11 @@ pub fn plan_back(paths: &Paths, claim: &Claim, parked: &Recorded<Placement>) -> 
 /// How parked members compare with their claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parked {
-    /// As they were: they may be taken back without settling anew.
+    /// As they were: they may go back into the claim without settling anew.
     Unchanged,
     /// These have another size, time or inode: they must settle anew.
     Changed(Vec<String>),
-    /// Somebody took these away (to drop them anew, usually): the retry is off.
+    /// Somebody moved these away (usually to drop them anew): there is no retry.
     Gone(Vec<String>),
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether the volumes can do what the queue needs, found out by doing it.
+//! Whether the volumes can do what the queue needs, found out by trying it.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,10 +11,10 @@ use crate::files::moves::{self, Method, MoveError};
 use crate::files::paths::Paths;
 use crate::files::waste;
 
-/// How the names of what is tried out begin: hidden, so that no scan takes it up.
+/// How the names of probe files begin: hidden, so that no scan sees them.
 const PREFIX: &str = ".probe-";
 
-/// Age at which no probe can be under way any more: one takes milliseconds, and clocks of servers differ by minutes.
+/// Age at which a probe's leftovers are removed: a probe takes milliseconds, and clocks of servers differ by minutes.
 const LEFT_AFTER: Duration = Duration::from_secs(3600);
 
 /// What a volume must be able to do.
@@ -64,7 +64,7 @@ impl NotReady {
         is_lasting(&self.source)
     }
 
-    /// Whether we lack the right to.
+    /// Whether we lack the right to do it.
     #[must_use]
     pub fn is_denied(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
@@ -77,8 +77,8 @@ pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether an error of the system is one that a person must mend by another directory or another volume: what may pass by
-/// itself (a server that does not answer, rights that are being changed, no room) is not.
+/// Whether a person must mend this error of the system by another directory or another volume. Not where it may pass by
+/// itself (a server that does not answer, rights that are being changed, no room).
 #[must_use]
 pub fn is_lasting(error: &io::Error) -> bool {
     matches!(
@@ -90,12 +90,12 @@ pub fn is_lasting(error: &io::Error) -> bool {
             | io::ErrorKind::InvalidInput
             | io::ErrorKind::InvalidFilename
             | io::ErrorKind::Unsupported
-            // What we say ourselves.
+            // Errors that we raise ourselves.
             | io::ErrorKind::Other
     )
 }
 
-/// Two directories that can't be queue and output of one another.
+/// Why two directories can't be a queue and its output.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathConflict {
     #[error("queue and output are one directory, {}", .0.display())]
@@ -105,7 +105,7 @@ pub enum PathConflict {
 }
 
 /// Makes the directories that a queue always has, and tries everything that will be asked of them. Leaves nothing
-/// behind; may be repeated at any time, also beside a working watcher.
+/// behind. May be repeated at any time, also while a watcher works.
 pub fn probe(paths: &Paths, method: Method) -> Result<(), NotReady> {
     for dir in paths.standing() {
         moves::create_dir(&dir).map_err(|e| not_ready(Ability::Create, &dir, e))?;
@@ -123,7 +123,7 @@ pub fn probe(paths: &Paths, method: Method) -> Result<(), NotReady> {
     Scratch::new(&paths.work())?.try_dir_into(paths.output(), method)
 }
 
-/// Whether these two may be queue and output of one another; both must be canonical ([`fs::canonicalize`]).
+/// Whether these two may be a queue and its output; both must be canonical ([`fs::canonicalize`]).
 pub fn check_paths(queue: &Path, output: &Path) -> Result<(), PathConflict> {
     let inside = |inner: &Path, outer: &Path| PathConflict::Inside { inner: inner.to_owned(), outer: outer.to_owned() };
     if queue == output {
@@ -148,7 +148,7 @@ pub fn check_directories(paths: &Paths) -> io::Result<Result<(), PathConflict>> 
     Ok(check_paths(&queue, &output))
 }
 
-/// Removes what probes left that were killed. Best effort: it is hidden and in nobody's way.
+/// Removes what killed probes left. Best effort: leftovers are hidden and in nobody's way.
 fn remove_left(dir: &Path) {
     let is_left = |entry: &fs::DirEntry| {
         let modified = entry.metadata().and_then(|found| found.modified());
@@ -160,7 +160,7 @@ fn remove_left(dir: &Path) {
     }
 }
 
-/// A hidden directory of our own that goes when dropped.
+/// A hidden directory of our own, removed when dropped.
 struct Scratch {
     parent: PathBuf,
     dir: tempfile::TempDir,

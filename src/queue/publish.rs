@@ -32,7 +32,7 @@ use crate::files::waste;
 /// Longest metadata.json that is read.
 pub const MAX_METADATA_BYTES: usize = 64 << 10;
 
-/// Longest warning, and most of them, that are taken over.
+/// Longest warning, and the largest number of them, that are kept.
 const MAX_WARNING: usize = 1024;
 const MAX_WARNINGS: usize = 32;
 
@@ -75,7 +75,7 @@ pub enum Inspection {
     Unpublishable(Failure),
 }
 
-/// A complete folder, open, so that it can be told from another one of its name.
+/// A complete folder, held open so that it can be told from another one of its name.
 #[derive(Debug)]
 pub struct Finished {
     /// What the worker reports, clamped, with what the files really occupy.
@@ -97,7 +97,7 @@ pub fn inspect(paths: &Paths, claim: &Claim, attempt: Attempt, folder: &str) -> 
     let parent = match store::open_dir(&work) {
         Ok(parent) => parent,
         Err(StoreError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            // Nobody brings the directory to disk before there is something to publish in it.
+            // The directory is synced only when there is something to publish in it.
             let why = format!("the work directory of attempt {attempt} did not outlast the machine");
             return Ok(Inspection::Unpublishable(Failure::new(Reason::Disrupted, why)));
         }
@@ -124,17 +124,17 @@ pub fn read_published(target: &Path, id: &ConversionId) -> Option<Metadata> {
 }
 
 impl Finished {
-    /// Makes the folder ready to be delivered, and brings it to disk: nothing in it that metadata.json does not name, and
-    /// domain.xml with this text, if any. Safe to repeat.
+    /// Makes the folder ready to be delivered, and brings it to disk: removes what metadata.json does not name, and
+    /// writes domain.xml with this text, if any. Safe to repeat.
     pub fn seal(&self, domain: Option<&str>) -> Result<(), PublishError> {
         self.strip()?;
         if let Some(text) = domain {
             store::write(&self.inside().join(DOMAIN_FILE), text.as_bytes()).map_err(PublishError::Domain)?;
         }
         let syncing = |source| PublishError::Move { path: self.folder.clone(), source };
-        // Even where nothing was removed: an earlier run may have died before that was on the disk.
+        // Even where nothing was removed: an earlier run may have died before its removals were on the disk.
         moves::sync_dir(&self.inside()).map_err(syncing)?;
-        // Its name, too: where a power cut takes that alone, the folder would seem to have been published.
+        // The folder's name, too: if a power cut took that alone, the folder would seem to have been published.
         moves::sync_dir(self.folder.parent().unwrap_or(&self.folder)).map_err(syncing)
     }
 
@@ -171,7 +171,7 @@ impl Finished {
     }
 }
 
-/// Reads metadata.json and looks at every file that it names; in words, what is wrong with them.
+/// Reads metadata.json and looks at every file that it names. The error says in words what is wrong with them.
 fn read(dir: impl AsFd, path: &Path, id: &ConversionId) -> Result<(Metadata, BTreeSet<String>), String> {
     let bytes = store::read_untrusted(dir.as_fd(), path, METADATA_FILE, MAX_METADATA_BYTES).map_err(|e| chain(&e))?;
     let mut metadata: Metadata =
@@ -208,7 +208,7 @@ fn read(dir: impl AsFd, path: &Path, id: &ConversionId) -> Result<(Metadata, BTr
     Ok((metadata, named))
 }
 
-/// Cuts what the Kubernetes API or a person could not take.
+/// Shortens what is too long for the Kubernetes API or for a person.
 fn clamp(metadata: &mut Metadata) {
     const MAX: u64 = i64::MAX as u64;
     metadata.duration_ms = metadata.duration_ms.min(MAX);

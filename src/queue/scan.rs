@@ -20,7 +20,7 @@ mod refusal;
 
 pub use refusal::Refusal;
 
-/// Entries looked at in one listing: a directory with more is read in part, and said so.
+/// Entries looked at in one listing. A larger directory is read in part, and that is reported.
 pub const MAX_ENTRIES: usize = 200_000;
 
 /// Directories that file systems and file servers make for themselves.
@@ -96,7 +96,7 @@ pub enum Role {
     Candidate,
     /// Another regular file: of interest only where a descriptor names it, or as an OVF's manifest.
     Companion,
-    /// Nothing that is ever converted.
+    /// An entry that is never converted.
     Refused(Refusal),
     /// Left alone: hidden, an upload under way, or nothing of ours.
     Ignored,

@@ -19,7 +19,7 @@ use crate::conversion::Stamp;
 
 /// Time between two looks that count.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Milliseconds that take its place in builds with debug assertions.
+/// Milliseconds that replace it in builds with debug assertions.
 const LOOK_INTERVAL_VARIABLE: &str = "HYPER2KVM_TEST_LOOK_INTERVAL_MS";
 /// Equal looks after the first that make a file stable.
 const EQUAL_LOOKS: u32 = 3;
@@ -40,16 +40,16 @@ pub fn look_interval() -> Duration {
     LOOK_INTERVAL
 }
 
-/// What a look at a file told.
+/// What a look at a file found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Changed since the last look; said at most every 10 s.
+    /// Changed since the last look; reported at most every 10 s.
     Growing { size: u64 },
     /// It has stopped changing.
     Stable { size: u64 },
-    /// Was stable, and changed: begins anew.
+    /// It was stable, and changed: it begins anew.
     Unsettled { size: u64 },
-    /// Not stable this long after first sight; said once, then hourly. It is still watched.
+    /// Not stable this long after first sight; reported once, then hourly. It is still watched.
     Overdue { size: u64, since: Duration },
     /// No longer there.
     Gone,
@@ -61,7 +61,7 @@ struct Clock {
     first_sight: Duration,
     last_change: Duration,
     growing_from: Duration,
-    /// Absent while stable and not to be looked at: ten thousand waiting files are kept small.
+    /// Absent while the file is stable and not to be looked at: ten thousand waiting files are kept small.
     watch: Option<Box<Watch>>,
 }
 
@@ -98,12 +98,12 @@ impl Clock {
     }
 }
 
-/// What all files have in common.
+/// What the clocks of all files share.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    /// Between two looks that count.
+    /// Time between two looks that count.
     interval: Duration,
-    /// After first sight.
+    /// Time after first sight at which a file is overdue.
     timeout: Duration,
 }
 
@@ -123,13 +123,12 @@ impl Settling {
         Self { pace: Pace { interval, timeout }, clocks: HashMap::new(), schedule: BTreeSet::new() }
     }
 
-    /// Files that are seen from now on are overdue after so long.
+    /// Sets after how long files are overdue that are first seen from now on.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.pace.timeout = timeout;
     }
 
-    /// Takes note of a look at a file. A change counts at once; an equal look counts an interval after the one
-    /// before.
+    /// Records a look at a file. A change counts at once; an equal look counts an interval after the one before.
     pub fn observe(&mut self, entry: &Entry, now: Duration) -> Vec<Event> {
         let seen = entry.stamp();
         let Some(clock) = self.clocks.get_mut(&entry.name) else {
@@ -149,7 +148,7 @@ impl Settling {
         events
     }
 
-    /// Takes note of a whole listing, in the order of the names: files that are missing in it are forgotten and reported
+    /// Records a whole listing, in the order of the names: files that are missing in it are forgotten and reported
     /// `Gone`.
     pub fn observe_all(&mut self, entries: &[Entry], now: Duration) -> Vec<(Name, Event)> {
         let mut events = Vec::new();
@@ -166,8 +165,8 @@ impl Settling {
         events
     }
 
-    /// An event told that this file may have changed: it is looked at soon, however many events come. `false` where
-    /// it is not known: the caller looks at it at once.
+    /// An event says that this file may have changed: it is looked at soon, however many events come. `false` where the
+    /// file is not known: the caller looks at it at once.
     pub fn hint(&mut self, name: &str, now: Duration) -> bool {
         let Some((name, clock)) = self.clocks.get_key_value(name) else { return false };
         let name = name.clone();
@@ -184,14 +183,14 @@ impl Settling {
         true
     }
 
-    /// Files to be looked at now. Each is taken once; [`Settling::observe`] (or [`Settling::forget`], when it is
-    /// gone) puts it in order again.
+    /// Files to be looked at now. Each is named once; it is due again after [`Settling::observe`], and never after
+    /// [`Settling::forget`], which is called when it is gone.
     pub fn take_due(&mut self, now: Duration) -> Vec<Name> {
         let mut due = Vec::new();
         while self.schedule.first().is_some_and(|(at, _)| *at <= now) {
             let (_, name) = self.schedule.pop_first().expect("a first one was just seen");
             if let Some(watch) = self.clocks.get_mut(&name).and_then(|clock| clock.watch.as_mut()) {
-                // Should the look fail, it is due again an interval later.
+                // If the look fails, the file is due again an interval later.
                 watch.due = now + self.pace.interval;
                 self.schedule.insert((watch.due, name.clone()));
             }
@@ -200,7 +199,7 @@ impl Settling {
         due
     }
 
-    /// When [`Settling::take_due`] will name somebody; `None` while everything is stable.
+    /// When [`Settling::take_due`] will name a file next; `None` while everything is stable.
     #[must_use]
     pub fn next_look(&self) -> Option<Duration> {
         self.schedule.first().map(|(at, _)| *at)

@@ -31,10 +31,10 @@ pub struct Target {
     path: PathBuf,
 }
 
-/// What came of a delivery.
+/// The result of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Something lies at the target now; whether it is the result, [`Recorded::confirm`] sees.
+    /// Something lies at the target now; [`Recorded::confirm`] finds out whether it is the result.
     Moved,
     /// Somebody took the name since it was chosen: plan again.
     Taken,
@@ -73,9 +73,9 @@ impl Target {
 }
 
 impl Recorded<Target> {
-    /// Whether the attempt's folder has left its place for this target: it is published then, and whoever waited for it
-    /// may have taken it already. A folder that is gone with the directory around it went in a power cut, unless it is
-    /// found at the target.
+    /// Whether the attempt's folder has left its place for this target. Then it is published, and whoever waited for it
+    /// may have moved it already. A folder that is gone with the directory around it was lost in a power cut, unless it
+    /// is found at the target.
     pub fn has_arrived(
         &self,
         paths: &Paths,
@@ -96,7 +96,8 @@ impl Recorded<Target> {
         }
     }
 
-    /// Sees that what was delivered is what was inspected; what was swapped in is taken out of the output directory again.
+    /// Checks that what was delivered is what was inspected; a folder that was swapped in is taken out of the output
+    /// directory again.
     pub fn confirm(&self, finished: &Finished, method: Method) -> Result<(), PublishError> {
         if finished.is_at(&self.path) {
             return Ok(());
@@ -114,7 +115,7 @@ impl Recorded<Target> {
         volume::remove_file(target).map_err(|source| PublishError::Look { path: target.clone(), source })
     }
 
-    /// Brings to the disk that a result was delivered here: an earlier run may have died, or failed, before it was.
+    /// Brings the delivery to the disk: an earlier run may have died, or failed, before that.
     pub fn sync(&self) -> Result<(), PublishError> {
         let parent = self.path.parent().unwrap_or(&self.path);
         moves::sync_dir(parent).map_err(|source| PublishError::Move { path: self.path.clone(), source })

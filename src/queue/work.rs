@@ -41,11 +41,12 @@ pub enum WorkError {
     },
 }
 
-/// Makes the work directory of an attempt, with what an earlier one left to go on with. Nothing of the conversion runs.
+/// Makes the work directory of an attempt, with what an earlier one left to go on with. No worker of the conversion may
+/// be running.
 pub fn prepare(paths: &Paths, id: &ConversionId, attempt: Attempt) -> Result<(), WorkError> {
     clear(paths, id)?;
     let work = paths.work_dir(id, attempt);
-    // Not synced: without it after a power cut, nothing was published and the attempt is made again.
+    // Not synced: if a power cut takes it, nothing was published and the attempt is made again.
     volume::create_dir_all(&work, 0o755).map_err(|source| WorkError::Make { path: work.clone(), source })?;
     let kept = paths.work_of(id).join(KEPT_DIR);
     match volume::rename(&kept, &work.join(KEPT_DIR)) {
@@ -54,8 +55,8 @@ pub fn prepare(paths: &Paths, id: &ConversionId, attempt: Attempt) -> Result<(),
     }
 }
 
-/// Removes what earlier attempts left, but for one whole copy. The directory of all attempts stays: a pod that is starting
-/// while its attempt ends has the kubelet make whatever directory is missing, as root's.
+/// Removes what earlier attempts left, except one whole copy. The directory of all attempts stays: when a pod is
+/// starting while its attempt ends, the kubelet makes whatever directory is missing, and root owns it.
 pub fn clear(paths: &Paths, id: &ConversionId) -> Result<(), WorkError> {
     let all = paths.work_of(id);
     let kept = all.join(KEPT_DIR);
@@ -64,7 +65,7 @@ pub fn clear(paths: &Paths, id: &ConversionId) -> Result<(), WorkError> {
     if !waste::holds_copy(&kept) {
         remove(&kept)?;
         let copy = whole_copy(&all);
-        // A worker may have taken our right to move it. Then it is waste, like the rest.
+        // A worker may have taken our right to move the copy. Then it is waste, like the rest.
         if copy.is_none_or(|copy| volume::rename(&copy, &kept).is_err()) {
             return waste::empty(&all).map_err(|source| WorkError::Remove { path: all, source });
         }
@@ -79,7 +80,7 @@ pub fn remove(paths: &Paths, id: &ConversionId) -> Result<(), WorkError> {
     waste::remove(&path).map_err(|source| WorkError::Remove { path, source })
 }
 
-/// A folder with a whole copy, of the latest attempt that left one. What a worker has closed to us holds none.
+/// A folder with a whole copy, of the latest attempt that left one. A folder that a worker has closed to us holds none.
 fn whole_copy(all: &Path) -> Option<PathBuf> {
     let mut attempts = entries(all).unwrap_or_default();
     attempts.sort_by_key(|path| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()));

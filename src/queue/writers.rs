@@ -10,9 +10,9 @@
 //! ```
 //!
 //! A file that was there before we watched, or that another machine writes to a network volume, has no events: its
-//! writer stays unknown. An event of opening says nothing, because readers open files too; and a writer that has
-//! opened a file and not modified it has changed nothing. Who writes through a mapping is seen to set the file's length,
-//! and to close it when the mapping goes (inotify(7)).
+//! writer stays unknown. An event of opening says nothing, because readers open files too; and a writer that has opened
+//! a file and not modified it has changed nothing. A writer that uses a mapping is seen when it sets the file's length,
+//! and when it closes the file as the mapping goes (inotify(7)).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ const MAX_FILES: usize = super::scan::MAX_ENTRIES;
 /// What is known of the writer of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// Nobody told.
+    /// No event told.
     Unknown,
     /// It has the file open: it has modified it since it was last closed.
     Open,
@@ -36,7 +36,7 @@ pub enum Writer {
 pub enum Sign {
     /// Its content or length changed.
     Modified,
-    /// Somebody closed it who had it open for writing.
+    /// Somebody who had it open for writing closed it.
     Closed,
     /// It was renamed to this name.
     Arrived,
@@ -49,7 +49,7 @@ pub enum Sign {
 pub struct Writers(Arc<Mutex<HashMap<String, Writer>>>);
 
 impl Writers {
-    /// Takes in what an event told of the file `name`.
+    /// Records what an event told of the file `name`.
     pub fn observe(&self, name: &str, sign: Sign) {
         let mut writers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let writer = match sign {

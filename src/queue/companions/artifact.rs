@@ -9,11 +9,11 @@ use super::{Elsewhere, File, TakenBack, Verdict};
 use crate::conversion::{Failure, Reason};
 use crate::disk::descriptor::StatedSize;
 
-/// Names that a message holds.
+/// How many names a message lists at most.
 const SHOWN: usize = 10;
 
-/// How long a source that was converted by itself and is gone may take to come again: a copy that has begun is seen
-/// before its OVF has settled.
+/// How long to wait for a source that was converted by itself and is gone: a new copy that has begun is seen before its
+/// OVF has settled.
 const COMES_AGAIN: Duration = Duration::from_secs(15);
 
 /// What a descriptor took in.
@@ -21,13 +21,13 @@ const COMES_AGAIN: Duration = Duration::from_secs(15);
 pub(super) struct Artifact {
     /// Members that are there, without the primary.
     pub present: BTreeSet<Name>,
-    /// Required ones that are not, with the size that is stated of each.
+    /// Required members that are missing, with the size that is stated of each.
     pub missing: BTreeMap<String, Option<StatedSize>>,
-    /// Required ones that another descriptor has already: by name, its primary.
+    /// Required members that another descriptor has already: its primary, by the member's name.
     pub taken: BTreeMap<String, Name>,
-    /// Files of a required name and another size than the one stated.
+    /// Files that have the name of a required member, but not the stated size.
     pub unfit: BTreeMap<Name, Unfit>,
-    /// Required ones that fit these primaries, this one among them, equally well.
+    /// Required members that fit these primaries (this one among them) equally well.
     pub contested: BTreeMap<Name, Vec<Name>>,
 }
 
@@ -36,19 +36,19 @@ pub(super) struct Artifact {
 pub(super) struct Unfit {
     pub found: u64,
     pub stated: u64,
-    /// The descriptor that states it.
+    /// The descriptor that states the size.
     pub stated_by: Name,
 }
 
 /// Where the members are that aren't in the queue directory.
 #[derive(Default)]
 struct Sought {
-    /// Nowhere; with what is known of another file of the name.
+    /// Members that are nowhere, with what is known of another file of the name.
     awaited: BTreeMap<String, Option<String>>,
     taken_back: Vec<TakenBack>,
-    /// Why one of them will never come.
+    /// Why one of the members will never come.
     lost: Option<String>,
-    /// Whether one is on its way back.
+    /// Whether one of the members is on its way back.
     is_coming: bool,
 }
 
@@ -83,11 +83,11 @@ impl Artifact {
                 "{primary}: {name} is named by {rivals} and fits them equally, so nobody can tell whose it is: drop the \
                  files of one machine when those of the other are converted"
             );
-            // With the one that fails first, so that nobody takes it for a machine of its own.
+            // Contested members go with the artifact that fails first, so that none is taken for a machine of its own.
             let all: BTreeSet<_> = self.present.iter().chain(self.contested.keys()).cloned().collect();
             return decided(fail(std::iter::once(primary.clone()).chain(all).collect(), message));
         }
-        // Every arrival gives the rest new time: the disks of one machine are copied one after the other.
+        // Every arrival restarts the timeout: the disks of one machine are copied one after the other.
         let seen = members.iter().chain(self.unfit.keys()).filter_map(|name| files.get(name));
         let last = seen.map(|file| file.last_change).max().unwrap_or(now);
         if let Some(why) = &sought.lost {
@@ -109,7 +109,7 @@ impl Artifact {
         }
     }
 
-    /// Looks for the members that aren't there, and calls back those that were taken alone.
+    /// Looks for the members that aren't there, and recalls those that were claimed alone.
     fn seek(
         &self,
         primary: &Name,

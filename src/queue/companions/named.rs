@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a file of the queue directory names: read without believing, and bounded.
+//! What a file of the queue directory names: read with bounds, and without trust.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::disk::descriptor::{self, References};
 use crate::files::paths::is_plain_name;
 use crate::files::store::{self, StoreError};
 
-/// Whether it pays to read what this file names: an OVF, or a `.vmdk` that is small enough for a text descriptor.
+/// Whether it is worth reading what this file names: an OVF, or a `.vmdk` that is small enough for a text descriptor.
 #[must_use]
 pub fn may_be_descriptor(entry: &Entry) -> bool {
     match scan::extension(&entry.name).as_str() {
@@ -20,9 +20,8 @@ pub fn may_be_descriptor(entry: &Entry) -> bool {
     }
 }
 
-/// What the file `name` in `dir` names. A descriptor that can't be understood (it may still be growing, or it is
-/// broken, and the worker will say so) names what it seems to name, as optional members: so a broken artifact stays
-/// together.
+/// What the file `name` in `dir` names. A descriptor that can't be understood may still be growing, or is broken, which
+/// the worker will report. What it seems to name are optional members, so that a broken artifact stays together.
 pub fn read_references(dir: &Path, name: &str) -> Result<References, StoreError> {
     let opened = store::open_dir(dir)?;
     let bytes = match store::read_untrusted(opened, dir, name, descriptor::MAX_BYTES) {
@@ -39,7 +38,7 @@ pub(super) fn references(name: &str, bytes: &[u8]) -> References {
         .unwrap_or_else(|_| References { optional: seemingly_named(name, bytes), ..References::default() })
 }
 
-/// Plain names in the places where a descriptor has those of its files, whatever is around them.
+/// Plain names where a descriptor has the names of its files, whatever is around them.
 fn seemingly_named(name: &str, bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let quoted: Vec<&str> = if is_ovf(name) {

@@ -19,9 +19,9 @@ pub(super) struct Owners {
 /// How a file's size compares with the stated one; the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fit {
-    /// More than stated: another machine's.
+    /// Larger than stated: the file belongs to another machine.
     Long,
-    /// Less than stated: another machine's, or an upload that may go on.
+    /// Smaller than stated: the file belongs to another machine, or is an upload that may go on.
     Short,
     /// Nothing speaks against it.
     Possible,
@@ -40,7 +40,7 @@ struct Bid {
 }
 
 impl Bid {
-    /// By this the best of several is found.
+    /// The order by which the best of several bids is chosen.
     fn rank(&self) -> (Fit, bool) {
         (self.fit, self.is_required)
     }
@@ -67,8 +67,8 @@ impl Owners {
         self.artifacts.get(primary)
     }
 
-    /// VMDK descriptors that are primaries: neither an OVF's nor named by another one. Of those that name each other it
-    /// is the first.
+    /// VMDK descriptors that are primaries: no OVF and no other descriptor names them. Of descriptors that name each
+    /// other, the first is a primary.
     fn lone_descriptors(&self, files: &BTreeMap<Name, File>) -> Vec<Name> {
         let mut roots = Vec::new();
         let mut named: BTreeSet<&str> = BTreeSet::new();
@@ -92,7 +92,7 @@ impl Owners {
         roots
     }
 
-    /// Gives each of `primaries` what it names, and then what that names: all of them at once, so that a file goes to
+    /// Gives each of `primaries` what it names, and then what that names. All primaries at once, so that a file goes to
     /// the one that it fits best, whichever came first.
     fn take_in(&mut self, primaries: &[Name], files: &BTreeMap<Name, File>) {
         for primary in primaries {
@@ -149,8 +149,8 @@ impl Owners {
         }
     }
 
-    /// Gives a file to the descriptor that it fits best. One that is shorter than stated is kept for it, and is no member
-    /// until the rest has come. Returns whose member it is now.
+    /// Gives a file to the descriptor that it fits best. A file that is shorter than stated is kept for that
+    /// descriptor, and becomes a member when the rest has come. Returns whose member it is now.
     fn award(&mut self, name: &Name, bids: &[Bid], file: &File) -> Option<Name> {
         let best = bids.iter().map(Bid::rank).max()?;
         let mut winners = bids.iter().filter(|bid| bid.rank() == best);
@@ -185,8 +185,8 @@ impl Owners {
         None
     }
 
-    /// An OVF that arrives may not tell its disks yet. Until it does, but not for ever, disks that are called like
-    /// it are kept with it.
+    /// An OVF that is still arriving may not name its disks yet. Until it does, but not for ever, disks that are called
+    /// like it are kept with it.
     fn hold_for_unread_ovfs(&mut self, files: &BTreeMap<Name, File>, now: Duration, limit: Duration) {
         let unread = files.iter().filter(|(name, file)| {
             is_ovf(name) && !file.is_stable && file.references.is_empty() && now < file.first_sight + limit

@@ -148,7 +148,7 @@ fn a_disk_that_was_taken_alone_is_recalled_when_its_ovf_comes() {
     let queue = Queue::default().with("vm.ovf", false, &["a.vmdk", "b.vmdk"], &[]).stable("b.vmdk");
     let elsewhere = |name: &str, _| (name == "a.vmdk").then(|| Elsewhere::Alone(id("a-1")));
     let recall = Verdict::Recall { primary: "vm.ovf".into(), member: "a.vmdk".to_owned(), id: id("a-1") };
-    // Known as soon as the OVF can be read: the sooner, the less is done in vain.
+    // The recall is known as soon as the OVF can be read: the earlier, the less work is lost.
     assert_eq!(queue.verdicts_with(elsewhere, 110), [recall.clone(), settling("vm.ovf", &["vm.ovf"])]);
     let queue = queue.with("vm.ovf", true, &["a.vmdk", "b.vmdk"], &[]);
     assert_eq!(queue.verdicts_with(elsewhere, 9999), [recall]);
@@ -173,7 +173,7 @@ fn a_disk_that_was_converted_alone_is_taken_back_when_all_else_is_there() {
     let (primary, members) = ("vm.ovf".into(), names(&["vm.ovf", "b.vmdk"]));
     let whole = Verdict::Ready { primary, members, taken_back: vec![ended("a.vmdk")] };
     assert_eq!(queue.verdicts_with(elsewhere, 110), [whole]);
-    // One that is about to end is waited for, however long.
+    // A conversion that is about to end is waited for, however long.
     assert_eq!(queue.verdicts_with(|_, _| Some(Elsewhere::Ending), 9999), []);
 }
 
@@ -212,7 +212,7 @@ fn a_file_of_another_size_is_no_member_and_the_message_says_so() {
         let queue = stating(Queue::default().with("vm.ovf", true, &["d.vmdk"], &[]), "vm.ovf", &exactly);
         sized(queue.stable("d.vmdk"), "d.vmdk", size)
     };
-    // An upload may go on where less is there; more belongs to another machine.
+    // A file that is shorter than stated may be an upload that goes on; a longer one belongs to another machine.
     assert_eq!(ovf(1_234).verdicts(), [waiting("vm.ovf", &["d.vmdk"])]);
     assert_eq!(ovf(5_679).verdicts(), [ready(&["d.vmdk"]), waiting("vm.ovf", &["d.vmdk"])]);
     assert_eq!(ovf(5_678).verdicts(), [ready(&["vm.ovf", "d.vmdk"])]);
@@ -226,7 +226,7 @@ fn a_file_of_another_size_is_no_member_and_the_message_says_so() {
     // It still grows.
     let growing = sized(ovf(0).growing("d.vmdk"), "d.vmdk", 5_000);
     assert_eq!(growing.verdicts(), [settling("vm.ovf", &["d.vmdk"])]);
-    // Another one, which was converted meanwhile.
+    // Another file of the name, which was converted meanwhile.
     let without = stating(Queue::default().with("vm.ovf", true, &["d.vmdk"], &[]), "vm.ovf", &exactly);
     let verdicts = without.verdicts_with(|_, _| Some(Elsewhere::Another(9_999)), 3700);
     let [Verdict::Incomplete { failure, .. }] = &verdicts[..] else { panic!("{verdicts:?}") };
@@ -254,7 +254,7 @@ fn of_two_descriptors_that_name_one_disk_the_one_whose_size_it_has_gets_it() {
         let queue = Queue::default().with("a.ovf", true, &["d.vmdk"], &[]).with("b.ovf", true, &["d.vmdk"], &[]);
         stating(queue, "b.ovf", &[("d.vmdk", StatedSize::Exactly(1000))]).stable("d.vmdk")
     };
-    // One states nothing, the other its very size.
+    // One descriptor states no size, the other exactly this one.
     assert_eq!(both().verdicts(), [waiting("a.ovf", &["d.vmdk"]), ready(&["b.ovf", "d.vmdk"])]);
     let verdicts = both().verdicts_at(3700);
     let Verdict::Incomplete { failure, .. } = &verdicts[0] else { panic!("{verdicts:?}") };
@@ -274,12 +274,12 @@ fn a_disk_that_fits_two_descriptors_equally_fails_both_and_names_them() {
         other => panic!("{other:?}"),
     };
     let (one, other) = (failed(&verdicts[0]), failed(&verdicts[1]));
-    // It goes with the one that is claimed first, so that nobody takes it for a machine of its own.
+    // The file goes with the artifact that is claimed first, so that nobody takes it for a machine of its own.
     assert_eq!((one.0, other.0), (names(&["a.ovf", "d.vmdk"]), names(&["b.ovf", "d.vmdk"])));
     let why = "d.vmdk is named by a.ovf and b.ovf and fits them equally, so nobody can tell whose it is: drop the files \
                of one machine when those of the other are converted";
     assert_eq!((one.1, other.1), (format!("a.ovf: {why}"), format!("b.ovf: {why}")));
-    // While any of them still arrives, nothing is decided.
+    // While any of the descriptors still arrives, nothing is decided.
     let arriving = Queue(queue.0.clone()).growing("d.vmdk");
     assert_eq!(arriving.verdicts(), [settling("a.ovf", &["d.vmdk"]), settling("b.ovf", &["d.vmdk"])]);
     let queue = queue.with("b.ovf", false, &["d.vmdk"], &[]);

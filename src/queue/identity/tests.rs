@@ -104,7 +104,7 @@ fn wherever_making_a_pair_is_cut_short_the_next_start_has_one(
     let make: [&dyn Fn() -> Result<(), IdentityError>; 3] =
         [&|| propose(paths.queue(), &queue), &|| propose(paths.output(), &output), &|| finish(paths.output(), &output)];
     make[..steps].iter().for_each(|step| step().unwrap());
-    // Before the second proposal nothing is decided: whoever adopted says so again.
+    // Before the second proposal nothing is decided, so the adoption has to be asked for again.
     let volumes = take(&paths, was_adopted && steps < 2).unwrap();
     volumes.look().unwrap();
     let again = plan(paths.queue(), paths.output(), false).unwrap();

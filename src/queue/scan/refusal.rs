@@ -11,7 +11,7 @@ pub enum Refusal {
     Fifo,
     Socket,
     Device,
-    /// No byte in it, and still none after it settled.
+    /// It is empty, and still was when it settled.
     Empty,
     /// Its name is not UTF-8.
     Name,
@@ -28,7 +28,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Why a regular file of this name is not taken that is no disk and that no descriptor names.
+    /// Why a regular file of this name is not claimed where it is no disk and no descriptor names it.
     #[must_use]
     pub fn of_companion(name: &str) -> Self {
         match extension(name).as_str() {
