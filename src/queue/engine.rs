@@ -9,7 +9,7 @@
 //!  the clock   ─┘                                       └─▶ snapshot
 //! ```
 //!
-//! The engine blocks on the file system; whoever serves a socket does so on another thread and reads the snapshot.
+//! The engine blocks on the file system. A socket is therefore served on another thread, which reads the snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -79,11 +79,11 @@ use outbox::Outbox;
 use requests::Requests;
 use space::Space;
 
-/// Conversions that are claimed beyond those that run: enough that a free slot never waits for a claim. The rest
-/// waits as files.
+/// How many conversions are claimed beyond those that run: enough that a free slot never waits for a claim. The other
+/// artifacts wait as files.
 const CLAIMED_AHEAD: usize = 32;
 
-/// How long an effect that failed waits for its next try.
+/// How long an effect that failed waits until it is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// How often aged rows are removed from the ledger.
@@ -94,11 +94,11 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 pub enum Home {
     /// On one host: a pause is remembered in the ledger, and a drained or stopped engine ends.
     Host,
-    /// In a pod, which the API server tells what is asked: a drained or stopped engine waits to be resumed.
+    /// In a pod: the API server says what is asked of the queue. A drained or stopped engine waits to be resumed.
     Cluster {
         /// UID of the `HyperConversion`.
         uid: String,
-        /// Of what is asked: rises with each change.
+        /// Revision of what is asked: it rises with each change.
         revision: i64,
     },
 }
@@ -113,7 +113,7 @@ impl Home {
     }
 }
 
-/// What an engine is told once.
+/// What an engine is given at its start.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub paths: Paths,
@@ -122,25 +122,25 @@ pub struct Settings {
     pub home: Home,
     /// How moves are done, as the probe of both directories found.
     pub method: Method,
-    /// Attempts side by side.
+    /// Greatest number of attempts at one time.
     pub limit: usize,
     /// Whether sources go to `.processed/`.
     pub archive_processed: bool,
     pub deduplicate: bool,
     pub deduplicate_by_md5: bool,
-    /// How far apart two looks at a file lie that is to settle.
+    /// Time between two looks at a file that is to settle.
     pub look_interval: Duration,
     pub file_stable_timeout: Duration,
     pub companion_timeout: Duration,
-    /// How long a file must stand still whose writer nobody can see and whose format does not tell.
+    /// How long a file must be quiet where neither its writer nor its format decides.
     pub quiet_period: Duration,
     pub policy: RetryPolicy,
     pub options: ConversionOptions,
-    /// Whose calendar names the directories.
+    /// Time zone of the dates by which directories are named.
     pub zone: TimeZone,
-    /// How long nothing may happen with files waiting before it is said.
+    /// How long files may wait while nothing happens, before a stall is announced.
     pub stall_threshold: Duration,
-    /// What is asked of it from the start; on one host the ledger may know of a pause besides.
+    /// What is asked of the engine from the start; on one host the ledger may also know of a pause.
     pub run_state: RunState,
     /// Where time and chance come from.
     pub world: World,
@@ -157,7 +157,7 @@ impl Settings {
     }
 }
 
-/// Why an effect was not done. It is tried again.
+/// Why an effect was not done. The effect is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -187,7 +187,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a claim could not be written for want of room on the queue's volume.
+    /// Whether a claim could not be written because the queue's volume is full.
     fn is_full_queue(&self) -> bool {
         let source = match self {
             Self::Claim(ClaimError::Record { source: StoreError::Write { source, .. }, .. }) => Some(source),
@@ -207,7 +207,7 @@ pub struct Engine<E> {
     executor: E,
     ledger: ledger::Writer,
     outbox: Outbox,
-    /// What is announced beside conversions and not recorded yet.
+    /// Announcements that belong to no conversion and are not recorded yet.
     unposted: Vec<NewNotification>,
     run_state: RunState,
     intake: Intake,
@@ -217,21 +217,21 @@ pub struct Engine<E> {
     /// Conversions of single files whose ends a descriptor waits for.
     awaited: BTreeSet<ConversionId>,
     conversions: BTreeMap<ConversionId, Conversion>,
-    /// Claims that failed and of which something may still stand in `.processing/`.
+    /// Failed claims that may have left something in `.processing/`.
     failed_claims: BTreeSet<ConversionId>,
-    /// What is still to be claimed while draining; `None` while not draining, or where that is to be found out first.
+    /// What is still to be claimed while draining; `None` while not draining, or until that is known.
     drain: Option<Drain>,
-    /// Whether what lay there at the start has settled or will never settle.
+    /// Whether what lay in the directory at the start has settled or will never settle.
     has_settled: bool,
     commands: mpsc::UnboundedReceiver<Order>,
     hints: mpsc::Receiver<String>,
     snapshot: watch::Sender<Snapshot>,
     /// The snapshot as it will be published.
     view: Snapshot,
-    /// Whether the queue is paused, where a restart does not know it yet.
+    /// Whether the queue is paused, as long as a restart would not know it.
     unrecorded_pause: Option<bool>,
     pulses: Pulses,
-    /// Until when notifications hold up the end, while nothing else does.
+    /// Until when notifications delay the engine's end, once nothing else does.
     outbox_until: Option<Duration>,
     /// Moment that the engine's durations count from.
     origin: Instant,
@@ -240,7 +240,7 @@ pub struct Engine<E> {
     stall: StallWatch,
     ended: Ended,
     next_prune: Duration,
-    /// When the intake's last claim failed, nothing is claimed before then.
+    /// Nothing is claimed before then, after a claim of the intake failed.
     claim_pause: Duration,
     absence: Absence,
 }
@@ -253,25 +253,25 @@ struct Conversion {
     is_submitted: bool,
     may_run: bool,
     progress: Option<Progress>,
-    /// Whether the moves that the row's state speaks of are known to be done.
+    /// Whether the moves that the row's state names are known to be done.
     is_in_place: bool,
     has_room: bool,
     /// Why it fails without an attempt.
     rejected: Option<Failure>,
     /// What was published.
     metadata: Option<Metadata>,
-    /// After an error: not before then.
+    /// After an error: when the next effect is tried.
     hold_until: Duration,
     last_error: String,
 }
 
 impl Conversion {
-    /// One that an earlier run left: whether a worker is at it, the executor has yet to say.
+    /// A conversion of an earlier run: the executor has yet to say whether a worker runs.
     fn left(row: ConversionRow) -> Self {
         Self { may_run: true, ..Self::new(row) }
     }
 
-    /// One that nobody was told of so far: no worker can be at it.
+    /// A new conversion that the executor does not know yet: no worker can run.
     fn new(row: ConversionRow) -> Self {
         Self {
             row,
@@ -289,8 +289,8 @@ impl Conversion {
 }
 
 impl<E: Executor> Engine<E> {
-    /// Recovers what an earlier run left, and makes the engine that goes on from there. Whoever calls holds the
-    /// locks of both directories. `hints` are what file events speak of.
+    /// Recovers what an earlier run left, and makes the engine that goes on from there. The caller holds the locks of
+    /// both directories. `hints` are the names that file events carry.
     pub async fn start(
         settings: Settings,
         executor: E,
@@ -314,7 +314,7 @@ impl<E: Executor> Engine<E> {
             }
             Home::Host | Home::Cluster { .. } => None,
         };
-        // A daemon that is to drain ends with what it knows of.
+        // A daemon that is to drain ends with the files that it knows of.
         let has_settled = settings.home == Home::Host;
         let mut engine = Self {
             settings,
@@ -355,7 +355,7 @@ impl<E: Executor> Engine<E> {
         Ok((engine, Remote::new(sender, receiver, pulses)))
     }
 
-    /// Goes on until drained or stopped (on one host), or until every [`Remote`] is gone.
+    /// Runs until drained or stopped (on one host), or until every [`Remote`] is gone.
     pub async fn run(mut self) {
         let mut commands_open = true;
         let mut hints_open = true;
@@ -405,7 +405,7 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.prune(now).await;
-        // Said where it fails, each time.
+        // An error is logged where it happens, each time.
         let _ = self.record_pause().await;
         self.intake.look(now);
         self.group(now);
@@ -425,12 +425,12 @@ impl<E: Executor> Engine<E> {
         self.post().await;
     }
 
-    /// Moment that the engine's durations tell of.
+    /// The present, as the engine's durations count it.
     fn now(&self) -> Duration {
         self.origin.elapsed()
     }
 
-    /// Moment that people and records are told.
+    /// The present, as people and records see it.
     fn wall(&self) -> Timestamp {
         self.settings.world.now()
     }
@@ -501,5 +501,5 @@ impl<E: Executor> Engine<E> {
 /// Upper bound of a sleep, in case a wake-up source was missed.
 const RESCAN_AT_LEAST: Duration = Duration::from_secs(30);
 
-/// Shortest sleep: what is due this very moment is done in the next round, after the inputs had their turn.
+/// Shortest sleep: what is due at this moment is done in the next round, after the inputs were read.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! While a volume is away nothing is touched: what is not seen then is not gone.
+//! While a volume is away, nothing is touched: a file that is not seen then is not gone.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) struct Absence {
 }
 
 impl Absence {
-    /// Why nothing is touched, for a person; none while all is there.
+    /// Why nothing is touched, for a person; `None` while both volumes are there.
     pub(super) fn why(&self) -> Option<&str> {
         self.why.as_deref()
     }
@@ -32,7 +32,7 @@ impl Absence {
 }
 
 impl<E: Executor> Engine<E> {
-    /// Whether a round may be made. Says once when it may not any more, and when it may again.
+    /// Whether a round may be made. Logs once when rounds have to stop, and once when they go on.
     pub(super) async fn may_touch(&mut self, now: Duration) -> bool {
         let guard = &self.settings.guard;
         if self.absence.why.is_none() {
@@ -50,7 +50,7 @@ impl<E: Executor> Engine<E> {
             Ok(()) => {
                 tracing::info!("the volumes are there again; going on");
                 self.absence = Absence::default();
-                // Nobody has looked meanwhile: it is no stall.
+                // Nobody looked while the volume was away: that is no stall.
                 self.last_activity = Some(self.wall());
                 self.tell_executor().await;
                 true
@@ -71,14 +71,14 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Makes sure, before something is done and before what was not found is called gone, that it was looked for in the
-    /// right place.
+    /// Makes sure that both volumes are there, before something is done, and before a file that was not found is called
+    /// gone.
     pub(super) fn confirm(&self) -> Result<()> {
         Ok(self.settings.guard.look()?)
     }
 
-    /// Whether what the executor has to say is heard: what follows from it is recorded on the volumes. A stop needs to
-    /// hear of the workers' ends.
+    /// Whether the executor's updates are received. What follows from them is recorded on the volumes, so not while one
+    /// is away; but a stop needs to hear that the workers have ended.
     pub(super) fn takes_updates(&self) -> bool {
         self.absence.why.is_none() || self.run_state == RunState::Stopped
     }

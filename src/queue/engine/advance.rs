@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Taking every conversion as far as it can go: decide, do, and again.
+//! Taking every conversion as far as it can go: decide, do, and decide again.
 
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ use crate::queue::{failpoint, work};
 use super::decide::{Action, Circumstances, decide};
 use super::{Engine, Error, PAUSE, Result};
 
-/// Effects in a row for one conversion in one round; more would mean that one of them does nothing.
+/// Greatest number of effects in a row for one conversion in one round. More would mean that one of them changes
+/// nothing.
 const MAX_STEPS: usize = 16;
 
-/// What the end of its object means for a conversion. With its queue, nobody meant the file: it goes back, to whoever
-/// watches the directory now; one that waits for its retry stays where people look for what failed.
+/// What it means for a conversion that its object was deleted. If the queue was deleted with it, nobody meant the file:
+/// it is given back, to the queue that watches the directory now. One that waits for its retry stays where people look
+/// for failures.
 fn deleted(row: &ConversionRow, queue_uid: &str) -> Failure {
     if row.claim.queue_uid == queue_uid {
         return Failure::new(Reason::Cancelled, "the conversion was deleted");
@@ -33,7 +35,7 @@ impl<E: Executor> Engine<E> {
     /// engine would fall behind while a hundred run.
     pub(super) async fn take_updates(&mut self, first: Update) {
         self.take_update(first).await;
-        // Bounded: what is said again and again does not keep the rounds from being made.
+        // Bounded: an executor that repeats itself must not keep rounds from being made.
         for _ in 0..self.conversions.len() {
             let Some(update) = self.executor.take_next() else { return };
             self.take_update(update).await;
@@ -48,7 +50,7 @@ impl<E: Executor> Engine<E> {
         }
         if let Err(error) = self.note_update(update).await {
             self.note_error(&id, &error);
-            // The ledger is behind: the executor is asked to say it again.
+            // The ledger is behind: submitting again makes the executor repeat its status.
             if let Err(error) = self.submit(&id).await {
                 self.note_error(&id, &error);
             }
@@ -65,13 +67,13 @@ impl<E: Executor> Engine<E> {
         conversion.may_run = update.may_run;
         conversion.progress = update.progress;
         let before = conversion.row.status.clone();
-        // What the engine itself has concluded goes before what the executor last knew.
+        // What the engine itself has concluded outranks what the executor last knew.
         if before.is_terminal() {
             return Ok(());
         }
         let status = match update.status {
             Some(status) => status,
-            // Whether it stands there already or not: what is about to be published is.
+            // What is about to be published is published, whether it stands there already or not.
             None if matches!(conversion.row.state, ClaimState::Publishing { .. }) => return Ok(()),
             None => {
                 let gone = deleted(&conversion.row, self.settings.home.queue_uid());
@@ -93,7 +95,7 @@ impl<E: Executor> Engine<E> {
         self.after_attempt(&update.id, &before, &status)
     }
 
-    /// What is said and tidied up when an attempt has ended.
+    /// Logs how an attempt has ended, and tidies up after it.
     fn after_attempt(&mut self, id: &ConversionId, before: &ConversionStatus, after: &ConversionStatus) -> Result<()> {
         let Some(conversion) = self.conversions.get_mut(id) else { return Ok(()) };
         let name = conversion.row.claim.primary.clone();
@@ -113,7 +115,7 @@ impl<E: Executor> Engine<E> {
                 tracing::warn!(conversion = %id, needed_bytes = failure.needed_bytes, "no room for {name}; it waits");
                 self.space.hold();
             }
-            // Not counted: nothing of it is to be reported.
+            // The attempt is not counted, so no report of it is kept.
             work::clear(&self.settings.paths, id)?;
         }
         Ok(())
@@ -190,7 +192,7 @@ impl<E: Executor> Engine<E> {
         failpoint::reach(paths, failpoint::Step::WorkMade);
         self.executor.staged(id, attempt).await?;
         failpoint::reach(&self.settings.paths, failpoint::Step::Staged);
-        // Until the executor has shown what became of it, it may run.
+        // It may run until the executor has shown what became of it.
         if let Some(conversion) = self.conversions.get_mut(id) {
             conversion.may_run = true;
         }
@@ -203,7 +205,7 @@ impl<E: Executor> Engine<E> {
         let parked = self.conversions.values().filter(|c| matches!(c.row.state, ClaimState::Parked { .. }));
         let due = parked.filter_map(|c| c.row.status.next_retry_time).min()?;
         let delay = due.duration_since(now);
-        // A parked one that is due but may not start is woken by the command that lets it.
+        // A parked conversion that is due but may not start is woken by the command that lets it start.
         (!delay.is_negative()).then(|| Duration::try_from(delay).unwrap_or_default() + Duration::from_millis(1))
     }
 
@@ -219,7 +221,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Takes over what the ledger has.
+    /// Keeps a row as the ledger has it.
     pub(super) fn take_row(&mut self, id: &ConversionId, row: ConversionRow) {
         if let Some(conversion) = self.conversions.get_mut(id) {
             if conversion.row.state != row.state {
@@ -242,7 +244,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// An effect failed: it is tried again after a while, and said once.
+    /// Records that an effect failed: it is tried again after a while, and its error is logged once.
     pub(super) fn note_error(&mut self, id: &ConversionId, error: &Error) {
         let text = chain(error);
         let hold_until = self.now() + PAUSE;

@@ -24,8 +24,8 @@ use crate::queue::{error_file, publish};
 
 use super::{Conversion, Engine, Result};
 
-/// How long a source is known by its name and the size that a descriptor states. Longer than the upload of a machine
-/// takes; not for ever, because disks that aren't compressed have the same size in many machines.
+/// How long a source is known by its name and by the size that a descriptor states. Longer than the upload of a machine
+/// takes, but not for ever, because disks that aren't compressed have the same size in many machines.
 const KNOWN_BY_SIZE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 impl<E: Executor> Engine<E> {
@@ -50,7 +50,7 @@ impl<E: Executor> Engine<E> {
         self.awaited.append(&mut awaited.into_inner());
     }
 
-    /// Removes what was said of members that lay in `.errors/` by themselves.
+    /// Removes the reports of members that lay in `.errors/` by themselves.
     pub(super) fn remove_reports_of_taken_back(&self, claim: &Claim) -> Result<()> {
         let paths = &self.settings.paths;
         for alone in claim.members.iter().filter_map(|member| member.alone.as_ref()) {
@@ -62,7 +62,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Says in the outputs of single members that the whole replaces them. Nothing is removed.
+    /// Records in the outputs of single members that the whole artifact supersedes them. Nothing is removed.
     pub(super) async fn mark_superseded(&mut self, row: &ConversionRow) -> Result<()> {
         let Some(whole) = &row.output_path else { return Ok(()) };
         for alone in row.claim.superseded() {
@@ -118,7 +118,7 @@ impl Search<'_> {
         };
         let mut there: Vec<(&AloneSource, TakenBack)> =
             fitting.iter().filter_map(|source| Some((source, self.taken_back(name, source)?))).collect();
-        // Duplicates have the content of the one before them.
+        // A duplicate has the content of the source before it.
         if there.iter().filter(|(source, _)| !source.is_duplicate).count() <= 1 {
             there.truncate(1);
         }
@@ -133,7 +133,7 @@ impl Search<'_> {
         }
     }
 
-    /// The source, if it still lies where it was left and as it was.
+    /// The source, if it still lies unchanged where it was left.
     fn taken_back(&self, name: &str, source: &AloneSource) -> Option<TakenBack> {
         let location = source.path.strip_prefix(self.paths.queue()).ok()?.to_str()?.to_owned();
         let (directory, file) = (source.path.parent()?, source.path.file_name()?.to_str()?);
@@ -153,8 +153,8 @@ fn describe_gone(name: &str, source: &AloneSource) -> String {
     )
 }
 
-/// Writes into the metadata.json of the directory `output`, which conversion `id` published, that `whole` replaces it.
-/// `false` where it is gone or says so already.
+/// Writes into the metadata.json of the directory `output`, which conversion `id` published, that `whole` supersedes
+/// it. `false` where the output is gone, or its metadata.json has that already.
 fn mark(output: &Path, id: &ConversionId, whole: &str) -> std::result::Result<bool, StoreError> {
     let Some(metadata) = publish::read_published(output, id) else { return Ok(false) };
     if metadata.superseded_by.as_deref() == Some(whole) {
@@ -165,7 +165,7 @@ fn mark(output: &Path, id: &ConversionId, whole: &str) -> std::result::Result<bo
     Ok(true)
 }
 
-/// Whether writing there will not go better next time.
+/// Whether writing there will fail the next time, too.
 fn is_lasting(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether files that stand still have arrived whole: asks the witnesses, and tells once what each file waits for.
+//! Whether files that stand still have arrived whole: asks the witnesses, and logs once what each file waits for.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::queue::arrival::{Arrival, Observed, Patience, settle};
 use crate::queue::scan::{self, Entry, Name, Role};
 use crate::queue::writers::{Writer, Writers};
 
-/// See the module.
+/// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     directory: PathBuf,
@@ -58,7 +58,7 @@ impl Arrivals {
         arrival
     }
 
-    /// The file changes, or is gone.
+    /// Forgets a file that changes or is gone.
     pub(super) fn forget(&mut self, name: &str) {
         self.files.remove(name);
     }
@@ -73,7 +73,7 @@ impl Arrivals {
         self.files.values().filter(|standing| standing.is_waiting()).count()
     }
 
-    /// What told that the file is complete.
+    /// The witness by which the file is complete.
     pub(super) fn witness(&self, name: &str) -> Option<Witness> {
         match self.files.get(name)?.last? {
             Arrival::Complete(witness) => Some(witness),
@@ -88,7 +88,7 @@ impl Standing {
     }
 }
 
-/// Asks the format. A file that can't be read tells nothing: the worker will say why.
+/// Asks the format. A file that can't be read gives no answer: the worker will report why.
 fn look_at_end(directory: &std::path::Path, entry: &Entry) -> Ending {
     let opened = store::open_dir(directory).and_then(|dir| store::open_untrusted(dir, directory, &entry.name));
     opened.map_or(Ending::Untold, |file| ending(file, &entry.name))

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sources that somebody writes to after their conversion has ended: their writer was not done, whatever we thought.
+//! Sources that somebody writes to after their conversion has ended: they had not arrived whole, although we thought
+//! so.
 //!
 //! ```text
 //!  .errors/vm.raw, .processed/DATE/vm.raw ── changed, then quiet ──▶ output marked ──▶ vm.raw in the queue directory
 //! ```
 //!
 //! The file is moved back under its name, and settles like any other. Dying between two steps is safe: the mark is made
-//! once, and a file that has left its place is the queue's again.
+//! once, and a file that has left its place belongs to the queue again.
 
 use std::path::Path;
 use std::time::Duration;
@@ -25,16 +26,16 @@ use crate::queue::{error_file, publish};
 
 use super::{Engine, Error, Result};
 
-/// How long after its end a source is looked at.
+/// How long a source is looked at after its conversion ended.
 const WATCHED: SignedDuration = SignedDuration::from_hours(1);
 
-/// How far back the first look after a start goes.
+/// How far back the first look after a start reaches.
 const WATCHED_AT_START: SignedDuration = SignedDuration::from_hours(90 * 24);
 
-/// Between two looks at all of them.
+/// Time between two looks at all of them.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// When sources that ended are looked at.
+/// When the sources of ended conversions are looked at.
 #[derive(Debug, Default)]
 pub(super) struct Ended {
     next_look: Duration,
@@ -42,7 +43,7 @@ pub(super) struct Ended {
 }
 
 impl<E: Executor> Engine<E> {
-    /// Takes up again what changed after its conversion ended.
+    /// Moves sources back into the queue that changed after their conversion ended.
     pub(super) async fn look_at_ended(&mut self, now: Duration) {
         if now < self.ended.next_look {
             return;
@@ -63,11 +64,11 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// What the source is now, where its content is another and has stood still for the quiet period.
+    /// The source as it is now, if its content has changed and has been quiet for the quiet period.
     fn changed(&self, source: &AloneSource) -> Option<Entry> {
         let (directory, name) = (source.path.parent()?, source.path.file_name()?.to_str()?);
         if directory == self.settings.paths.queue() {
-            // Left in place: the intake sees that it changed.
+            // This source was left in place: the intake sees that it changed.
             return None;
         }
         let found = scan::look(directory, name).ok().flatten()?;
@@ -86,7 +87,7 @@ impl<E: Executor> Engine<E> {
         let name = source.name.clone();
         let back = paths.queue().join(&name);
         if moves::is_taken(&back).map_err(|source| Error::Look { path: back.clone(), source })? {
-            // Somebody dropped it again: that one counts.
+            // Somebody dropped it again: that file counts.
             return Ok(());
         }
         let outcome = match &source.output_path {
@@ -115,7 +116,7 @@ impl<E: Executor> Engine<E> {
     }
 }
 
-/// Says in metadata.json of what was published that its source changed afterwards; once.
+/// Records once, in the metadata.json of the output, that its source changed afterwards.
 fn mark(output: &Path, source: &AloneSource, now: Timestamp) -> Result<()> {
     let Some(metadata) = publish::read_published(output, &source.id) else { return Ok(()) };
     if metadata.source_changed_at.is_some() {

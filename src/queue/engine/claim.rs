@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Taking artifacts out of the directory: checked against what was seen before, recorded, claimed.
+//! Claiming artifacts of the directory: compared with earlier conversions, recorded, claimed.
 
 use jiff::Timestamp;
 use std::collections::HashSet;
@@ -19,7 +19,7 @@ use super::intake::Artifact;
 use super::{CLAIMED_AHEAD, Conversion, Engine, PAUSE, Result};
 
 impl<E: Executor> Engine<E> {
-    /// Calls members back that a descriptor names which came after them.
+    /// Recalls members that were claimed alone, for a descriptor that names them and came later.
     pub(super) async fn recall(&mut self) {
         for recall in self.intake.recalls() {
             let message = format!("{} names {} and came after it", recall.primary, recall.member);
@@ -51,7 +51,7 @@ impl<E: Executor> Engine<E> {
                 continue;
             }
             match self.claim_one(&artifact).await {
-                // It is no longer among those that are ready.
+                // The artifact is no longer among those that are ready.
                 Ok(true) => room -= 1,
                 Ok(false) => at += 1,
                 Err(error) if error.is_full_queue() => {
@@ -68,11 +68,11 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// How many more may be claimed: those that wait for a retry, or for room on the output, take up no place. What fits
-    /// goes first.
+    /// How many more may be claimed. Conversions that wait for a retry, or for room on the output, take up no place:
+    /// what fits goes first.
     pub(super) fn room(&self) -> usize {
         let takes_place = |c: &&Conversion| {
-            // What has ended, and can't be moved to its place, keeps nobody from starting.
+            // A conversion that has ended but whose files can't be moved to their place keeps nobody from starting.
             let is_over = matches!(c.row.state, ClaimState::Terminal { .. } | ClaimState::Returning { .. });
             !is_over && c.has_room && !matches!(c.row.state, ClaimState::Parked { .. })
         };
@@ -88,14 +88,14 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Whether some of it is on its way into a claim, or out of one, that could not be carried out yet.
+    /// Whether some member is on its way into or out of a claim, by a move that could not be carried out yet.
     fn is_being_claimed(&self, artifact: &Artifact) -> bool {
         let moving = |c: &&Conversion| matches!(c.row.state, ClaimState::Claimed | ClaimState::Returning { .. });
         let mut members = self.conversions.values().filter(moving).flat_map(|c| &c.row.claim.members);
         members.any(|member| artifact.entries().any(|other| other.inode == member.inode))
     }
 
-    /// `false` where it is not its turn yet.
+    /// `false` where the artifact has to wait.
     async fn claim_one(&mut self, artifact: &Artifact) -> Result<bool> {
         let (content, duplicate_of) = match self.check_duplicate(artifact).await? {
             Verdict::New(content) => (content, None),
@@ -111,7 +111,7 @@ impl<E: Executor> Engine<E> {
         let conversion = Conversion { rejected: artifact.failure.clone(), ..Conversion::new(row) };
         self.conversions.insert(id.clone(), conversion);
         self.intake.claimed(artifact);
-        // As far as its first work directory: a free slot is not to wait for the claims that follow.
+        // The conversion goes as far as its first work directory: a free slot does not wait for the claims that follow.
         if let Err(error) = self.advance_one(&id).await {
             self.note_error(&id, &error);
         } else if !self.conversions.contains_key(&id) {
@@ -121,7 +121,7 @@ impl<E: Executor> Engine<E> {
         Ok(true)
     }
 
-    /// Writes claim.json and notes the claim, before any member is moved.
+    /// Writes claim.json and records the claim in the ledger, before any member is moved.
     pub(super) async fn record_claim(
         &mut self,
         claim: Claim,
@@ -131,7 +131,8 @@ impl<E: Executor> Engine<E> {
         let paths = &self.settings.paths;
         let id = claim.id.clone();
         let filepath = claim::origin(paths, &claim).join(&claim.primary).to_string_lossy().into_owned();
-        // A restart would take up what stands of a claim that failed: its record goes before the files are claimed anew.
+        // A restart would resume a failed claim that left its record: the record is removed before the files are
+        // claimed anew.
         while let Some(id) = self.failed_claims.first() {
             remove_failed(paths, id)?;
             self.failed_claims.pop_first();
@@ -154,7 +155,8 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Removes a claim that could not be recorded as a whole; where that fails, before the next one is made.
+    /// Removes a claim that could not be recorded as a whole. If that fails, it is removed before the next claim is
+    /// made.
     fn remove_failed(&mut self, id: ConversionId) {
         if remove_failed(&self.settings.paths, &id).is_err() {
             self.failed_claims.insert(id);
@@ -184,7 +186,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// A newer file of the same name takes the place of one that waits for its retry.
+    /// Cancels a conversion that waits for its retry, if a newer file of the same name takes its place.
     async fn cancel_parked(&mut self, artifact: &Artifact) -> Result<()> {
         let parked: Vec<ConversionId> = self
             .conversions
@@ -199,8 +201,8 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Moves the members into the claim and registers the conversion. Where a member changed meanwhile, all go
-    /// back and the conversion is forgotten.
+    /// Moves the members into the claim and registers the conversion. If a member changed in the meantime, all members
+    /// go back and the conversion is forgotten.
     pub(super) async fn complete_claim(&mut self, id: &ConversionId) -> Result<()> {
         let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
         let row = conversion.row.clone();
@@ -230,7 +232,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Registers a conversion with the executor, which then shows its status. Where it can't, it is registered again.
+    /// Registers a conversion with the executor, which then shows its status. If that fails, it is tried again.
     pub(super) async fn submit(&mut self, id: &ConversionId) -> Result<()> {
         let Some(conversion) = self.conversions.get_mut(id) else { return Ok(()) };
         conversion.is_submitted = false;
@@ -262,7 +264,7 @@ fn members_of(artifact: &Artifact) -> Vec<Member> {
 
 fn remove_failed(paths: &Paths, id: &ConversionId) -> Result<()> {
     match claim::remove(paths, id) {
-        // Its members lie in it: it is another claim, which had the id before.
+        // Members lie in the directory: it belongs to another claim, which had the id before.
         Ok(()) | Err(ClaimError::NotEmpty { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -15,13 +15,14 @@ use super::outbox::Outbox;
 use super::pulse::Pulse;
 use super::{Engine, Home, Result};
 
-/// How long a command waits for the engine to take it: less than a client of the control socket waits for its answer.
+/// How long a command waits until the engine receives it: less than a client of the control socket waits for its
+/// answer.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// How often the engine's thread shows that it turns; a fraction of [`super::pulse::STANDSTILL`].
+/// How often the engine's thread shows that it runs; a fraction of [`super::pulse::STANDSTILL`].
 const TICK: Duration = Duration::from_secs(5);
 
-/// What may change of an engine while it works; as in [`super::Settings`].
+/// The settings that may change while an engine works; as in [`super::Settings`].
 #[derive(Debug)]
 pub struct Tuning {
     pub limit: usize,
@@ -33,14 +34,14 @@ pub struct Tuning {
     pub companion_timeout: Duration,
     pub quiet_period: Duration,
     pub stall_threshold: Duration,
-    /// Where the channels changed.
+    /// The new outbox, if the channels changed.
     pub outbox: Option<Outbox>,
 }
 
-/// What an engine is told.
+/// A command to the engine.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// What is asked, its revision in the cluster, and who waits to hear that it is received.
+    /// What is asked, its revision in the cluster, and where the receipt goes.
     RunState(RunState, Option<i64>, oneshot::Sender<Receipt>),
     Tune(Box<Tuning>),
 }
@@ -48,11 +49,11 @@ pub(super) enum Order {
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Receipt {
-    /// Obeyed; a restart knows of it as far as it is to.
+    /// Obeyed, and recorded for a restart as far as it needs to be.
     Recorded,
-    /// Obeyed, but a restart will not know of it, for this reason. It is tried again.
+    /// Obeyed, but not recorded for a restart, for this reason. Recording is tried again.
     Unrecorded(String),
-    /// The engine is busy, or hangs. It obeys as soon as it turns.
+    /// The engine is busy, or hangs. It obeys in its next round.
     Waiting,
     /// The engine has ended.
     Ended,
@@ -66,12 +67,12 @@ pub struct Remote {
     pulses: Pulses,
 }
 
-/// What shows whether an engine turns.
+/// What shows whether an engine runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pulses {
-    /// Its round.
+    /// The pulse of its rounds.
     pub round: Pulse,
-    /// Its thread, which others of its tasks may block.
+    /// The pulse of its thread, which other tasks of the engine may block, too.
     thread: Pulse,
 }
 
@@ -84,24 +85,24 @@ impl Remote {
         Self { commands, snapshot, pulses }
     }
 
-    /// How things stood when the engine last looked.
+    /// The snapshot of the engine's last round.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.snapshot.borrow().clone()
     }
 
-    /// A receiver that is told of every new snapshot.
+    /// A receiver of every new snapshot.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Snapshot> {
         self.snapshot.clone()
     }
 
-    /// Tells the engine, and waits until it has taken the command, or for a while.
+    /// Sends the command, and waits for a limited time until the engine has received it.
     pub async fn set_run_state(&self, run_state: RunState) -> Receipt {
         self.send(run_state, None).await
     }
 
-    /// The same of a queue in the cluster, whose wishes have a revision ([`Home::Cluster`]).
+    /// The same for a queue in the cluster, where what is asked has a revision ([`Home::Cluster`]).
     pub async fn ask(&self, run_state: RunState, revision: i64) -> Receipt {
         self.send(run_state, Some(revision)).await
     }
@@ -113,25 +114,25 @@ impl Remote {
         }
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(receipt)) => receipt,
-            // It has ended with the command before it.
+            // The engine ended with the command before this one.
             Ok(Err(_)) => Receipt::Ended,
             Err(_) => Receipt::Waiting,
         }
     }
 
-    /// Lets the engine go on by other settings, as soon as it turns.
+    /// Gives the engine other settings, which hold from its next round on.
     pub fn tune(&self, tuning: Tuning) {
-        // An engine that has ended needs none.
+        // An engine that has ended needs no settings.
         let _ = self.commands.send(Order::Tune(Box::new(tuning)));
     }
 
-    /// For how long the engine has stood still, where it does.
+    /// How long the engine has stood still, if it does.
     #[must_use]
     pub fn standstill(&self) -> Option<Duration> {
         self.pulses.round.standstill().max(self.pulses.thread.standstill())
     }
 
-    /// Shows that the engine's thread turns. To be spawned on the runtime of one thread that the engine has.
+    /// Shows that the engine's thread runs. To be spawned on the single-threaded runtime of the engine.
     pub async fn tick(self) {
         loop {
             self.pulses.thread.begin();
@@ -176,7 +177,7 @@ impl<E: Executor> Engine<E> {
             self.remember_drain();
         }
         let is_recorded = self.record_pause().await;
-        // Whoever asked may have gone.
+        // The sender of the command may be gone.
         let _ = taken.send(is_recorded.map_or_else(|error| Receipt::Unrecorded(chain(&error)), |()| Receipt::Recorded));
     }
 
@@ -193,7 +194,7 @@ impl<E: Executor> Engine<E> {
         self.tell_executor().await;
     }
 
-    /// Lets a restart know of the last pause or its end, if it does not yet.
+    /// Records the last pause or its end for a restart, if that is still to be done.
     pub(super) async fn record_pause(&mut self) -> Result<()> {
         let Some(paused) = self.unrecorded_pause else { return Ok(()) };
         match self.ledger.call(move |ledger| ledger.set_paused(paused)).await {
@@ -211,12 +212,12 @@ impl<E: Executor> Engine<E> {
         self.drain.as_ref().is_some_and(|drain| drain.left(self.intake.ready()) > 0)
     }
 
-    /// How many stable files wait to be claimed: while draining, those alone that were queued when it began.
+    /// How many stable files wait to be claimed; while draining, only those that were queued when it began.
     pub(super) fn waiting_files(&self) -> usize {
         let ready = self.intake.ready();
         match &self.drain {
             Some(drain) => drain.left(ready),
-            // It is not known yet whether anything is to be drained: nothing is said to be empty.
+            // It is not known yet whether anything is to be drained, so the queue is not reported empty.
             None if self.run_state == RunState::Draining => ready.len().max(1),
             None => ready.len(),
         }

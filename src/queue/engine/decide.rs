@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is to be done next for one conversion: from its row, and from what may be done at all.
+//! What is to be done next for one conversion, decided from its row and from the circumstances.
 
 use jiff::Timestamp;
 
@@ -15,11 +15,11 @@ use crate::ledger::{ClaimState, ConversionRow};
 pub(super) struct Circumstances {
     pub now: Timestamp,
     pub run_state: RunState,
-    /// Whether the executor knows of it.
+    /// Whether the executor knows the conversion.
     pub is_submitted: bool,
-    /// Whether a worker may still be at its files.
+    /// Whether a worker may still use its files.
     pub may_run: bool,
-    /// Whether the moves that its state speaks of are known to be done.
+    /// Whether the moves that its state names are known to be done.
     pub is_in_place: bool,
     /// Whether the output volume has room for its next attempt.
     pub has_room: bool,
@@ -30,13 +30,13 @@ pub(super) struct Circumstances {
 pub(super) enum Action {
     /// Nothing to do until something happens.
     Wait,
-    /// Nothing to do until then.
+    /// Nothing to do until this time.
     WaitUntil(Timestamp),
-    /// Its next attempt needs room that isn't there.
+    /// Wait: the next attempt needs room that isn't there.
     WaitForRoom,
     /// Move the members into the claim.
     CompleteClaim,
-    /// Register it with the executor, which could not be told before.
+    /// Register it with the executor, which could not be reached before.
     Submit,
     /// Make the work directory of this attempt and tell the executor.
     Stage(Attempt),
@@ -58,7 +58,7 @@ pub(super) enum Action {
     CarryEnd,
 }
 
-/// Decides. Repeating the action after a crash is always right.
+/// Decides. Repeating the action after a crash is always safe.
 pub(super) fn decide(row: &ConversionRow, on: Circumstances) -> Action {
     match &row.state {
         ClaimState::Claimed => Action::CompleteClaim,
@@ -67,7 +67,7 @@ pub(super) fn decide(row: &ConversionRow, on: Circumstances) -> Action {
         ClaimState::Returning { .. } => Action::CarryReturn,
         ClaimState::Terminal { .. } | ClaimState::Disposed | ClaimState::Reported => Action::CarryEnd,
         ClaimState::Parked { .. } => parked(row, on),
-        // What was about to be published, and is to be given back after all.
+        // A conversion that was about to be published may still have to be given back.
         ClaimState::Submitted | ClaimState::Publishing { .. } => submitted(row, on),
     }
 }
@@ -91,7 +91,7 @@ fn submitted(row: &ConversionRow, on: Circumstances) -> Action {
     match step {
         Step::Start(_) | Step::Watch(_) => Action::Wait,
         Step::Stage(attempt) => stage(attempt, on),
-        // Due already: it was parked, or there is no delay to park it for.
+        // It is due already: it was parked, or its delay is zero.
         Step::Park { next, until } if until <= on.now => stage(next, on),
         Step::Park { until, .. } => Action::PlanPark { until },
         Step::Publish { .. } => Action::Publish,
@@ -100,7 +100,7 @@ fn submitted(row: &ConversionRow, on: Circumstances) -> Action {
     }
 }
 
-/// While paused nothing is staged that ran before: a stop left it, and a restart stages it again.
+/// While stopped nothing is staged: what a stop left is staged after it.
 fn stage(attempt: Attempt, on: Circumstances) -> Action {
     match on.run_state {
         RunState::Stopped => Action::Wait,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Files that we may not move (immutable, or another's in a sticky directory). They fail as `PermissionDenied`, stay
-//! where they are, and are tried again when something was done about it.
+//! where they are, and are tried again when they or their rights have changed.
 
 use std::collections::HashMap;
 use std::fs;
@@ -36,7 +36,7 @@ fn rights(directory: &Path) -> Option<(u32, u32, u32)> {
 
 #[derive(Debug)]
 struct Held {
-    /// Of the artifact that it belongs to: its members are held, and let go, together.
+    /// Primary of the artifact that the file belongs to: its members are held, and released, together.
     primary: Name,
     inode: u64,
     ctime_ns: i128,
@@ -60,7 +60,7 @@ impl Denied {
         self.files.contains_key(name)
     }
 
-    /// Lets all go when the rights to the directory are others. To be called before each listing.
+    /// Releases all files when the rights to the directory have changed. To be called before each listing.
     pub(super) fn look_at_directory(&mut self, directory: &Path) {
         if self.files.is_empty() {
             return;
@@ -71,7 +71,7 @@ impl Denied {
         }
     }
 
-    /// Lets artifacts go of which this file is a member and has changed: in what it is, or in its rights.
+    /// Releases the artifacts of which this file is a member, if its content or its rights have changed.
     pub(super) fn look_at(&mut self, entry: &Entry) {
         let Some(held) = self.files.get(&entry.name) else { return };
         if (held.inode, held.ctime_ns) != (entry.inode, entry.ctime_ns) {
@@ -82,8 +82,8 @@ impl Denied {
 }
 
 impl<E: Executor> Engine<E> {
-    /// What is done about a claim whose members may not be moved: where that was not told before, it fails; else it is
-    /// forgotten. Gives the error back where it is of another kind, or of the directory.
+    /// Ends a claim whose members may not be moved: it fails if that was not reported before, otherwise it is
+    /// forgotten. Returns the error if it is of another kind, or concerns the directory.
     pub(super) async fn deny(&mut self, id: &ConversionId, error: ClaimError) -> Result<()> {
         let Some(row) = self.conversions.get(id).map(|conversion| conversion.row.clone()) else { return Ok(()) };
         let paths = &self.settings.paths;
@@ -110,7 +110,7 @@ impl<E: Executor> Engine<E> {
             .await
     }
 
-    /// Ends it before any attempt.
+    /// Ends the conversion before any attempt.
     async fn reject(&mut self, row: &ConversionRow, failure: Failure) -> Result<()> {
         let rejected = Observation::Rejected(failure);
         let (status, _) = advance(row.status.clone(), rejected, &self.settings.policy, self.wall());
@@ -118,7 +118,7 @@ impl<E: Executor> Engine<E> {
         self.submit(&row.id).await
     }
 
-    /// Removes what was told of a file that could not be moved then, and is being converted now.
+    /// Removes the report of a file that could not be moved then, and is being converted now.
     pub(super) fn forget_denial(&self, claim: &Claim) -> Result<()> {
         let primary = self.settings.paths.errors().join(&claim.primary);
         match error_file::read(&primary) {
@@ -130,10 +130,10 @@ impl<E: Executor> Engine<E> {
     }
 }
 
-/// Whether an error.json says so, and nothing was done to the files since.
+/// Whether an error.json reports this already, and the files have not changed since.
 fn is_told(paths: &crate::files::Paths, claim: &Claim, members: &[Entry]) -> bool {
     let Some(told) = error_file::read(&paths.errors().join(&claim.primary)) else { return false };
-    // It knows whole seconds.
+    // error.json has whole seconds.
     let until = told.timestamp.saturating_add(SignedDuration::from_secs(1)).unwrap_or(Timestamp::MAX);
     told.reason == Reason::PermissionDenied && members.iter().all(|member| member.ctime_ns <= until.as_nanosecond())
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the members go: parked between attempts, back to the queue, or to where ended ones stay.
+//! Where the members go: parked between attempts, back to the queue, or to where those of ended conversions stay.
 
 use crate::conversion::contract::FAILURE_FILE;
 use crate::conversion::failure::without_name;
@@ -21,7 +21,7 @@ use crate::queue::work;
 
 use super::{Engine, Result};
 
-/// Whether the members arrived, or somebody has taken some of them away.
+/// Whether the members arrived, or somebody has removed some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arrival {
     Whole,
@@ -51,7 +51,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Moves parked members back into the claim, unless somebody changed or took them.
+    /// Moves parked members back into the claim, unless somebody changed or removed them.
     pub(super) async fn unpark(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let Some(placement) = row.placement() else { return Ok(()) };
@@ -78,7 +78,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Ends a conversion; nothing more is done with it until the executor has shown that.
+    /// Cancels a conversion; nothing more is done with it until the executor has shown that.
     async fn cancel(&mut self, id: &ConversionId, failure: Failure) -> Result<()> {
         tracing::info!(conversion = %id, "{}", failure.message);
         self.executor.cancel(id, failure).await?;
@@ -124,9 +124,9 @@ impl<E: Executor> Engine<E> {
         let paths = self.settings.paths.clone();
         let disposal = Disposal::of(end, self.settings.archive_processed);
         let placement = match &row.state {
-            // It lies in `.errors/` already.
+            // The source lies in `.errors/` already.
             ClaimState::Parked { placement } => placement.clone(),
-            // It could not be moved.
+            // The source could not be moved.
             ClaimState::Submitted if end == End::Failed && claim::is_outside(&paths, &row.claim) => {
                 Placement { dir: claim::origin(&paths, &row.claim), moves: Vec::new() }
             }
@@ -176,7 +176,7 @@ impl<E: Executor> Engine<E> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let Some(placement) = row.placement() else { return self.drop_conversion(id).await };
         if row.status.end == Some(End::Succeeded) {
-            // Whoever finds the source archived finds it said.
+            // Marked before the source is archived: whoever finds it in the archive finds the mark.
             self.mark_superseded(&row).await?;
         }
         let (placement, arrival) = self.carry(&row, placement).await?;
@@ -188,7 +188,7 @@ impl<E: Executor> Engine<E> {
                 self.write_error_file(&row, &told_at)?;
             }
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
-            // Whoever took the source away has no use for what is said about it.
+            // A source that somebody took away needs no report.
             (Some(End::Failed | End::Cancelled), Arrival::Gone) => {
                 error_file::remove(placement.primary(), &self.settings.paths.errors())?;
             }
@@ -197,7 +197,7 @@ impl<E: Executor> Engine<E> {
         self.let_go(id, &placement).await
     }
 
-    /// The members lie where they stay: everybody may know, and nothing of the conversion is kept.
+    /// The members lie where they stay: publishes that, and forgets the conversion.
     async fn let_go(&mut self, id: &ConversionId, placement: &Placement) -> Result<()> {
         let metadata = self.published_metadata(id);
         let queue = self.settings.paths.queue();
@@ -253,7 +253,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// The directory below which another name is chosen: never the queue directory itself, whose names are watched.
+    /// The directory in which another name is chosen: never the queue directory itself, whose names are watched.
     fn parent_of(&self, row: &ConversionRow, placement: &Placement) -> std::path::PathBuf {
         let paths = &self.settings.paths;
         let archive = paths.processed(&row.claim.date);
@@ -264,7 +264,7 @@ impl<E: Executor> Engine<E> {
     fn write_error_file(&self, row: &ConversionRow, placement: &Placement) -> Result<()> {
         let Some(failure) = &row.status.failure else { return Ok(()) };
         let paths = &self.settings.paths;
-        // A predecessor that tidied up had written it already, when it still knew what the worker left.
+        // A predecessor that tidied up had already written it, while what the worker left was still there.
         if !paths.work_of(&row.id).exists() && error_file::is_of(placement.primary(), &row.id) {
             return Ok(());
         }
@@ -298,7 +298,7 @@ impl<E: Executor> Engine<E> {
 pub(super) fn left_sources(paths: &Paths, placement: &Placement) -> Vec<LeftSource> {
     let left = |planned: &crate::files::placement::PlannedMove| {
         let path = planned.to.strip_prefix(paths.queue()).ok()?;
-        // Below `.processed/` or `.errors/` nothing is watched.
+        // Nothing below `.processed/` or `.errors/` is watched.
         (path.components().count() == 1).then(|| LeftSource {
             path: path.to_string_lossy().into_owned(),
             inode: planned.member.inode,

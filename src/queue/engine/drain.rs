@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is still to be claimed while draining. A watcher that is started again finds it in a file, since it can't tell
-//! what was queued before from what came since; a daemon that drains ends. Where the file says nothing, or is of an
-//! earlier wish to drain, draining begins with what is queued once everything has settled that lies there.
+//! What is still to be claimed while draining. A watcher that is started again can't distinguish what was queued before
+//! from what came since, so it reads that from a file; a daemon that drains ends. If the file has nothing, or belongs
+//! to an earlier drain, draining begins with what is queued once everything in the directory has settled.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -21,7 +21,7 @@ use super::{Engine, Home};
 /// Name of the file below `{output}/.daemon/`.
 const FILE: &str = "draining.json";
 
-/// Longest file that is read, in bytes: a hundred thousand names of the longest kind.
+/// Longest file that is read, in bytes: room for a hundred thousand of the longest names.
 const MAX_LENGTH: usize = 32 << 20;
 
 /// How long draining waits for files to settle before it begins: an upload may go on for hours.
@@ -30,32 +30,32 @@ const SETTLED_AT_LAST: Duration = Duration::from_secs(30);
 /// What a run leaves to the next one.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
-    /// Of what was asked of the queue when this was last true.
+    /// Revision of what was asked of the queue when this was last true.
     revision: i64,
     names: Vec<String>,
 }
 
-/// Whether what is asked now asks for the very drain that an earlier run knew of. Any other one takes two changes: one
-/// that ends the former.
+/// Whether the present revision asks for the same drain that an earlier run recorded. Another drain would be two
+/// revisions later, because one revision ends the former.
 fn is_the_same(remembered: i64, now: i64) -> bool {
     (0..=1).contains(&(now - remembered))
 }
 
-/// Files that were queued when draining began, by primary.
+/// Files that were queued when draining began, by their primaries.
 #[derive(Debug)]
 pub(super) struct Drain {
     names: HashSet<Name>,
-    /// Those of an earlier run that this one has not found stable yet.
+    /// Files of an earlier run that this run has not found stable yet.
     unsettled: HashSet<Name>,
 }
 
 impl Drain {
-    /// What is queued now.
+    /// Begins with what is queued now.
     pub(super) fn begin<'a>(ready: impl Iterator<Item = &'a Name>) -> Self {
         Self { names: ready.cloned().collect(), unsettled: HashSet::new() }
     }
 
-    /// What an earlier run has remembered of the drain that is asked for.
+    /// What an earlier run has recorded of this drain.
     pub(super) fn resume(paths: &Paths, revision: i64) -> Option<Self> {
         let found = store::read_json::<Remembered>(&paths.daemon(), FILE, MAX_LENGTH).unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "what was queued when draining began is not known; all is drained");
@@ -66,7 +66,7 @@ impl Drain {
         Some(Self { unsettled: names.clone(), names })
     }
 
-    /// Lets a later run know.
+    /// Records the drain for a later run.
     pub(super) fn remember(&self, paths: &Paths, revision: i64) {
         let names = self.names.iter().map(|name| name.as_ref().to_owned()).collect();
         if let Err(error) = store::write_json(&paths.daemon().join(FILE), &Remembered { revision, names }) {
@@ -74,7 +74,7 @@ impl Drain {
         }
     }
 
-    /// Nothing is drained any more.
+    /// Removes the record: nothing is drained any more.
     pub(super) fn forget(paths: &Paths) {
         match volume::remove_file(&paths.daemon().join(FILE)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -88,7 +88,7 @@ impl Drain {
         self.names.contains(primary)
     }
 
-    /// Takes note of what is in the directory, and of what of it is stable.
+    /// Receives what is in the directory, and which of it is stable.
     pub(super) fn found<'a>(&mut self, ready: impl Iterator<Item = &'a Name>, is_there: impl Fn(&str) -> bool) {
         if !self.unsettled.is_empty() {
             let ready: HashSet<&Name> = ready.collect();
@@ -96,14 +96,14 @@ impl Drain {
         }
     }
 
-    /// How many are still to be claimed.
+    /// How many files are still to be claimed.
     pub(super) fn left<'a>(&self, ready: impl Iterator<Item = &'a Name>) -> usize {
         self.unsettled.len() + ready.filter(|primary| self.contains(primary)).count()
     }
 }
 
 impl<E: Executor> Engine<E> {
-    /// Lets a later run know what is drained, or that nothing is.
+    /// Records for a later run what is drained, or that nothing is.
     pub(super) fn remember_drain(&self) {
         let Home::Cluster { revision, .. } = &self.settings.home else { return };
         match &self.drain {
@@ -112,12 +112,12 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// What is queued now, unless what lies there has yet to settle.
+    /// A drain of what is queued now; `None` while files have yet to settle.
     pub(super) fn begun_drain(&self) -> Option<Drain> {
         self.has_settled.then(|| Drain::begin(self.intake.ready()))
     }
 
-    /// Takes note of what the round found, and begins where that had to wait.
+    /// Updates the drain with what the round found; begins it if it had to wait.
     pub(super) fn look_at_drain(&mut self, now: Duration) {
         self.has_settled |= self.intake.is_at_rest() || now >= SETTLED_AT_LAST;
         if self.run_state == RunState::Draining && self.drain.is_none() {

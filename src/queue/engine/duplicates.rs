@@ -18,21 +18,21 @@ use super::intake::{Artifact, State};
 use super::world::World;
 use super::{Engine, Result};
 
-/// Read at once when hashing.
+/// Bytes that are read at once when hashing.
 const CHUNK: usize = 1 << 20;
 
-/// What deduplication says.
+/// What deduplication decides.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// Not seen before.
     New(Content),
-    /// Seen before: as whom, for a person.
+    /// Seen before; `of` describes the earlier conversion to a person.
     Duplicate { content: Content, of: String },
-    /// Not known yet: it is being hashed, or its like is being converted.
+    /// Not known yet: it is being hashed, or an equal artifact is being converted.
     Later,
 }
 
-/// Digests of artifacts in the queue, made beside everything else.
+/// Digests of artifacts in the queue, computed beside everything else.
 #[derive(Debug)]
 pub(super) struct Digests {
     known: HashMap<State, Hashed>,
@@ -43,11 +43,11 @@ pub(super) struct Digests {
 
 pub(super) type Done = (State, Hashed);
 
-/// What became of hashing an artifact.
+/// The result of hashing an artifact.
 #[derive(Debug)]
 pub(super) enum Hashed {
     Digest(String),
-    /// It can't be read: its conversion will say why.
+    /// It can't be read: its conversion will report why.
     Unreadable,
 }
 
@@ -59,7 +59,7 @@ impl Default for Digests {
 }
 
 impl Digests {
-    /// The next digest that was made.
+    /// The next digest that is ready.
     pub(super) async fn next(&mut self) -> Done {
         self.receiver.recv().await.expect("this struct holds a sender itself")
     }
@@ -69,11 +69,11 @@ impl Digests {
         self.known.insert(state, digest);
     }
 
-    /// The digest, or `None` while it is being made: of at most `limit` artifacts at once.
+    /// The digest; `None` while it is being computed. At most `limit` artifacts are hashed at once.
     fn of(&mut self, world: &World, directory: &Path, artifact: &Artifact, limit: usize) -> Option<Hashed> {
         let state = artifact.state();
         if let Some(digest) = self.known.remove(&state) {
-            // Asked for once more only where the claim fails, and then the files are others.
+            // It is asked for again only after a failed claim, and then the files have changed.
             return Some(digest);
         }
         if self.under_way.len() < limit && self.under_way.insert(state.clone()) {
@@ -82,7 +82,7 @@ impl Digests {
                 let digest = digest(&files)
                     .inspect_err(|error| tracing::warn!(%error, ?files, "cannot hash for deduplication"))
                     .map_or(Hashed::Unreadable, Hashed::Digest);
-                // The engine has ended: nobody asks any more.
+                // The engine has ended: nobody waits for the digest.
                 let _ = sender.send((state, digest));
             });
         }
@@ -109,7 +109,8 @@ impl<E: Executor> Engine<E> {
             None
         };
         if md5.is_some() && self.is_under_way(|row| row.md5 == md5) {
-            // Hashed again when its like has ended: rare, and cheaper than keeping digests of what may be gone.
+            // It is hashed again when the equal one has ended: that is rare, and cheaper than keeping digests of files
+            // that may be gone.
             return Ok(Verdict::Later);
         }
         let fingerprint = fingerprint::of(files(self.settings.paths.queue(), artifact).iter().map(|path| open(path)))
@@ -123,8 +124,8 @@ impl<E: Executor> Engine<E> {
         Ok(Verdict::Duplicate { content, of: describe(&found) })
     }
 
-    /// Whether a conversion that may yet succeed is like that. One that waits for its retry is not waited for by a
-    /// newer file of its name, which takes its place.
+    /// Whether a conversion that may still succeed `is_like` the artifact. One that waits for its retry does not count:
+    /// a newer file of its name takes its place.
     fn is_under_way(&self, is_like: impl Fn(&crate::ledger::ConversionRow) -> bool) -> bool {
         self.conversions.values().any(|c| {
             let is_parked = matches!(c.row.state, crate::ledger::ClaimState::Parked { .. });
@@ -140,7 +141,7 @@ fn describe(found: &ProcessedFile) -> String {
     }
 }
 
-/// The members, wherever they lie, in the order of their names.
+/// The paths of all members, wherever they lie, in the order of their names.
 fn files(queue: &Path, artifact: &Artifact) -> Vec<PathBuf> {
     let waiting = artifact.members.iter().map(|member| (member.name.as_ref(), queue.join(member.name.as_ref())));
     let taken_back = artifact.taken_back.iter();

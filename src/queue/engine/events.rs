@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! File events of the queue directory: hints that make looks come sooner, and what they tell of each file's writer.
+//! File events of the queue directory: hints by which files are looked at sooner, and signs of each file's writer.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::queue::scan;
 use crate::queue::writers::{Sign, Writers};
 
-/// Names that wait to be looked at. With more, the next rescan finds what is dropped here.
+/// Greatest number of names that wait to be looked at. Further hints are dropped: the next rescan finds the files.
 const WAITING: usize = 1024;
 
 /// Keeps events coming while it lives.
@@ -19,16 +19,16 @@ pub struct Events {
     _watcher: Option<RecommendedWatcher>,
 }
 
-/// What the engine hears of the queue directory between its own looks.
+/// What the engine receives of the queue directory between its own looks.
 #[derive(Debug)]
 pub struct Hints {
-    /// Names that events speak of.
+    /// Names that events carry.
     pub names: mpsc::Receiver<String>,
-    /// What the events told of the files' writers.
+    /// The writers of the files, as far as events tell.
     pub writers: Writers,
 }
 
-/// Watches a directory. Where the system gives no events (or no more watches), rescans do all the work, and every
+/// Watches a directory. If the system gives no events (or no more watches), files are found by rescans alone, and every
 /// writer stays unknown.
 #[must_use]
 pub fn watch(directory: &Path) -> (Events, Hints) {
@@ -61,12 +61,12 @@ pub fn watch(directory: &Path) -> (Events, Hints) {
     (Events { _watcher: watcher }, hints)
 }
 
-/// Reading a file, as our own hashing does, tells nothing.
+/// Whether an event says that something changed: reading a file, as our own hashing does, changes nothing.
 fn is_telling(kind: EventKind) -> bool {
     !matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }
 
-/// What an event tells of the writer; nothing where only names, modes or owners changed.
+/// The sign of the writer in an event; `None` where only names, modes or owners changed.
 fn sign(kind: EventKind) -> Option<Sign> {
     match kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Sign::Closed),
@@ -115,13 +115,13 @@ mod tests {
         fs::rename(queue.join("vm.raw"), queue.join("renamed.raw")).unwrap();
         until(writers, "renamed.raw", Writer::Closed);
         until(writers, "vm.raw", Writer::Unknown);
-        // Preallocated, and nothing written.
+        // Preallocated, with nothing written.
         let file = File::create(queue.join("preallocated.raw")).unwrap();
         file.set_len(1 << 20).unwrap();
         until(writers, "preallocated.raw", Writer::Open);
         drop(file);
         until(writers, "preallocated.raw", Writer::Closed);
-        // What only changes names or rights says nothing of a writer.
+        // An event that only changes names or rights is no sign of a writer.
         fs::write(dir.path().join("aside"), "x").unwrap();
         fs::hard_link(dir.path().join("aside"), queue.join("linked.raw")).unwrap();
         fs::write(queue.join("last.raw"), "x").unwrap();

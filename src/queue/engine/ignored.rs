@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Entries of the queue directory that are never taken: told once each, and counted while they lie there.
+//! Entries of the queue directory that are never claimed: each is logged once, and counted while it lies there.
 
 use std::collections::HashSet;
 
 use crate::queue::scan::Refused;
 
-/// See the module.
+/// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Ignored {
-    /// What shows by its kind or name: of the last listing, and what was looked at since.
+    /// Entries refused by their kind or name: those of the last listing, and those looked at since.
     listed: HashSet<Refused>,
-    /// What shows by what the other files name: of the last grouping.
+    /// Entries refused because no other file names them, as the last grouping found.
     unnamed: HashSet<Refused>,
 }
 
 impl Ignored {
-    /// These are refused by what they are, and no others.
+    /// Sets the entries that are refused by their kind or name.
     pub(super) fn list(&mut self, refused: Vec<Refused>) {
         let listed = refused.into_iter().collect();
         report(&listed, &self.listed);
         self.listed = listed;
     }
 
-    /// So is this one, too.
+    /// Adds one entry that is refused by its kind or name.
     pub(super) fn add(&mut self, refused: Refused) {
         let listed = HashSet::from([refused]);
         report(&listed, &self.listed);
         self.listed.extend(listed);
     }
 
-    /// Nothing that lies there names these, and no others.
+    /// Sets the entries that are refused because nothing names them.
     pub(super) fn set_unnamed(&mut self, refused: Vec<Refused>) {
         let unnamed = refused.into_iter().collect();
         report(&unnamed, &self.unnamed);

@@ -22,16 +22,16 @@ use super::world::World;
 
 use super::denied::Denied;
 
-/// Shortest time between two listings of the directory. Where events come through, they are what is fast.
+/// Shortest time between two listings of the directory. Where events come, they make files be seen sooner.
 const RESCAN: Duration = Duration::from_secs(1);
 
-/// A listing may take this share of the time: ten thousand waiting files must cost next to nothing.
+/// A listing takes at most one part in so many of the time: ten thousand waiting files must cost next to nothing.
 const RESCAN_SHARE: u32 = 100;
 
 /// Shortest time between two groupings: a thousand files that become stable at once are grouped together.
 const REGROUP: Duration = Duration::from_millis(50);
 
-/// An artifact that is whole, or never will be.
+/// An artifact that is whole, or will never be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Artifact {
     pub primary: Name,
@@ -41,7 +41,7 @@ pub(super) struct Artifact {
     pub taken_back: Vec<TakenBack>,
     /// Why it fails without an attempt.
     pub failure: Option<Failure>,
-    /// The weakest of what told that its members are complete; absent where nobody asked.
+    /// The weakest witness that its members are complete; absent where no witness was asked.
     pub complete_by: Option<Witness>,
 }
 
@@ -56,7 +56,7 @@ impl Artifact {
         self.members.iter().chain(self.taken_back.iter().map(|taken| &taken.entry))
     }
 
-    /// This very state of these very files.
+    /// Identifies the present state of these files.
     pub(super) fn state(&self) -> State {
         self.entries().map(|member| (member.name.clone(), member.stamp())).collect()
     }
@@ -64,7 +64,7 @@ impl Artifact {
 
 pub(super) type State = Vec<(Name, Stamp)>;
 
-/// An artifact as it is kept while it waits: ten thousand of them are.
+/// An artifact as it is kept while it waits: there may be ten thousand of them.
 #[derive(Debug)]
 struct Ready {
     primary: Name,
@@ -74,26 +74,26 @@ struct Ready {
     failure: Option<Box<Failure>>,
 }
 
-/// A file that lies there.
+/// A file in the directory.
 #[derive(Debug)]
 struct Seen {
     entry: Entry,
-    /// Whether it was said that it is queued.
+    /// Whether it was logged as queued.
     is_announced: bool,
-    /// How long it had not changed when it was seen first, where it was there at the start.
+    /// For a file that was there at the start: how long it had not changed when it was first seen.
     age: Duration,
 }
 
-/// How long an intake waits for what.
+/// How long an intake waits for each thing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// Between two looks at a file that is to settle.
+    /// Time between two looks at a file that is to settle.
     pub look_interval: Duration,
-    /// Until a file that still changes is warned about.
+    /// How long a file may change before a warning.
     pub stable_timeout: Duration,
-    /// For members that a descriptor names, and for the missing end of a file.
+    /// How long members that a descriptor names, or the missing end of a file, are waited for.
     pub companion_timeout: Duration,
-    /// Without a change, where nobody can see a file's writer.
+    /// How long a file must be quiet where neither its writer nor its format decides.
     pub quiet_period: Duration,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Recall {
     pub id: ConversionId,
 }
 
-/// The queue directory as it is known.
+/// What is known of the queue directory.
 #[derive(Debug)]
 pub(super) struct Intake {
     directory: PathBuf,
@@ -114,9 +114,9 @@ pub(super) struct Intake {
     settling: Settling,
     arrivals: Arrivals,
     entries: BTreeMap<Name, Seen>,
-    /// What descriptors name, by their state when they were read.
+    /// What each descriptor names, with the descriptor's state when it was read.
     references: HashMap<Name, (Stamp, Arc<References>)>,
-    /// What all others name.
+    /// The references of every other file: none.
     no_references: Arc<References>,
     ignored: Ignored,
     left: HashMap<String, LeftSource>,
@@ -126,7 +126,7 @@ pub(super) struct Intake {
     /// Whether the groups must be made again.
     is_dirty: bool,
     next_scan: Duration,
-    /// When the groups change by the passing of time, or may be made again.
+    /// When the groups may change because time has passed, or may be made again.
     next_group: Option<Duration>,
     last_group: Duration,
     scan_failed: bool,
@@ -160,16 +160,16 @@ impl Intake {
         }
     }
 
-    /// Goes by other times from now on; a file that settles is looked at as often as before.
+    /// Sets other times from now on; a file that is settling is looked at as often as before.
     pub(super) fn set_pace(&mut self, pace: Pace) {
         self.companion_timeout = pace.companion_timeout;
         self.settling.set_timeout(pace.stable_timeout);
         self.arrivals.set_patience(Patience { quiet_period: pace.quiet_period, rest: pace.companion_timeout });
     }
 
-    /// An event spoke of this name.
+    /// Receives the name that an event carries.
     pub(super) fn hint(&mut self, name: &str, now: Duration) {
-        // Its writer may have closed it, which changes nothing of the file.
+        // Its writer may have closed it, which does not change the file.
         self.is_dirty |= self.arrivals.is_waiting(name);
         if !self.settling.hint(name, now) {
             self.look_at(name, now);
@@ -192,7 +192,7 @@ impl Intake {
         [self.settling.next_look(), group].into_iter().flatten().fold(self.next_scan, Duration::min)
     }
 
-    /// Makes the groups again where something changed. `elsewhere` tells of members that aren't in the directory.
+    /// Makes the groups again if something changed. `elsewhere` finds members that aren't in the directory.
     pub(super) fn group(&mut self, elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>, now: Duration) {
         let due = self.next_group.is_some_and(|at| at <= now);
         if !(self.is_dirty && now >= self.last_group + REGROUP || due) {
@@ -220,7 +220,7 @@ impl Intake {
         self.scan_failed || self.entries.contains_key(name)
     }
 
-    /// One of [`Intake::ready`], by its place there.
+    /// One of [`Intake::ready`], by its index there.
     pub(super) fn primary_at(&self, index: usize) -> Option<&Name> {
         self.ready.get(index).map(|ready| &ready.primary)
     }
@@ -255,7 +255,7 @@ impl Intake {
         !self.is_dirty && !self.scan_failed && self.unsettled() == 0
     }
 
-    /// The artifact was taken out of the directory.
+    /// Forgets an artifact that was moved out of the directory.
     pub(super) fn claimed(&mut self, artifact: &Artifact) {
         for member in &artifact.members {
             self.drop_entry(&member.name);
@@ -263,7 +263,7 @@ impl Intake {
         self.ready.retain(|other| other.primary != artifact.primary);
     }
 
-    /// The artifact changed under our hands: its members settle anew.
+    /// The artifact changed while it was being claimed: its members settle anew.
     pub(super) fn disturbed(&mut self, artifact: &Artifact, now: Duration) {
         self.claimed(artifact);
         self.is_dirty = true;
@@ -278,7 +278,7 @@ impl Intake {
         self.is_dirty = true;
     }
 
-    /// This artifact may not be moved.
+    /// Leaves an artifact alone that may not be moved.
     pub(super) fn deny(&mut self, primary: &Name, members: &[Entry]) {
         self.denied.hold(&self.directory, primary, members);
         for member in members {
@@ -286,7 +286,7 @@ impl Intake {
         }
     }
 
-    /// What is elsewhere changed: the groups may be others.
+    /// Something outside the directory changed: the groups are made again.
     pub(super) fn regroup(&mut self) {
         self.is_dirty = true;
     }
@@ -351,7 +351,7 @@ impl Intake {
     fn put_entry(&mut self, entry: Entry) {
         let before = self.entries.get(&entry.name);
         if before.is_some_and(|before| before.entry.stamp() == entry.stamp() && before.entry.kind == entry.kind) {
-            // A change of mode or owner, at most, which a claim looks at again.
+            // At most its mode or owner changed, and a claim looks at it again anyway.
             if let Some(seen) = self.entries.get_mut(&entry.name) {
                 seen.entry = entry;
             }
@@ -364,7 +364,7 @@ impl Intake {
         }
     }
 
-    /// How long ago its status last changed, which a writer can't set back as it can the time of the last change.
+    /// How long ago its status changed (ctime). A writer can set back the modification time, but not this one.
     fn age(&self, entry: &Entry) -> Duration {
         let age = self.world.now().as_nanosecond() - entry.ctime_ns;
         u64::try_from(age).map_or(Duration::ZERO, Duration::from_nanos)
@@ -393,8 +393,8 @@ impl Intake {
         }
     }
 
-    /// Whether it was converted and stays where it is: there is nothing to wait for, not even after a
-    /// restart. Or it may not be moved.
+    /// Whether the file is left alone: it was converted and stays where it is (there is nothing to wait for, not even
+    /// after a restart), or it may not be moved.
     fn is_left(&self, entry: &Entry) -> bool {
         let is_converted = self.left.get(entry.name.as_ref()).is_some_and(|left| left.stamp() == entry.stamp());
         is_converted || self.denied.holds(&entry.name)
@@ -445,7 +445,7 @@ impl Intake {
         files
     }
 
-    /// Tells of the files that are no disks and that nobody names, and of those that are empty.
+    /// Records the files that are no disks and that nobody names, and those that are empty.
     fn ignore_unnamed(&mut self, files: &BTreeMap<Name, File>, empty: Vec<Refused>, now: Duration) {
         let references = files.values().map(|file| &file.references).filter(|references| !references.is_empty());
         let named: HashSet<&str> =
@@ -535,7 +535,7 @@ mod tests {
         assert_eq!(intake.unsettled(), 0);
         std::fs::write(&path, "another one").unwrap();
         intake.hint("vm.raw", second);
-        // The first look was that one; three more make it stable.
+        // This was the first look; three more make it stable.
         for n in 2..5 {
             assert_eq!((intake.unsettled(), intake.ready().len()), (1, 0));
             intake.look(n * second);

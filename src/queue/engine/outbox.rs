@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a decision to tell to its delivery.
+//! From the decision to announce something to its delivery.
 //!
 //! ```text
 //!  the end of a conversion ──┐ one transaction       a task for each channel
@@ -8,8 +8,9 @@
 //!                                                         └────┘ not taken: after a pause
 //! ```
 //!
-//! A row is tried for a day, over restarts. While one waits for its next try those after it wait as well: the order of
-//! a channel is kept. What can't be recorded, for the volume is full say, is sent from memory.
+//! Delivery of a row is tried for a day, over restarts. While one waits for its next try, those after it wait as well:
+//! the order within a channel is kept. What can't be recorded, because the volume is full for example, is sent from
+//! memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,11 +29,11 @@ use crate::notification::{self, Again, Channel, Event, Message, NotificationConf
 
 use super::Engine;
 
-/// Messages from memory that wait for one channel at most: there is one for each episode.
+/// Greatest number of messages from memory that wait for one channel: there is one for each episode.
 const FROM_MEMORY: usize = 16;
 
-/// How long notifications hold up the end, once nothing else does: children have five seconds before, and a stop is to
-/// take ten at most. Who drains has time.
+/// How long notifications delay the end, once nothing else does. A stop is to take ten seconds at most, of which
+/// children have had five. A drain has more time.
 pub(super) const WAIT_AT_STOP: Duration = Duration::from_secs(2);
 pub(super) const WAIT_AT_DRAIN: Duration = Duration::from_secs(60);
 
@@ -43,7 +44,7 @@ pub struct Patience {
     pub timeout: Duration,
     /// Before the second try; each further pause is twice as long.
     pub pause: Duration,
-    /// The longest pause, unless the server asks for a longer one.
+    /// The longest pause, unless the server asks for more.
     pub longest_pause: Duration,
     /// Age at which a notification is given up.
     pub give_up: Duration,
@@ -72,7 +73,7 @@ pub struct Outbox {
     give_up: Duration,
 }
 
-/// The tasks that deliver. Dropped, they end where they stand.
+/// The tasks that deliver. Dropping this ends them where they stand.
 #[derive(Debug)]
 pub struct Deliveries {
     tasks: JoinSet<()>,
@@ -109,7 +110,7 @@ impl Outbox {
         (outbox, Deliveries { tasks, stop, ledger })
     }
 
-    /// One channel that nobody delivers.
+    /// One channel to which nothing is delivered.
     #[cfg(test)]
     pub(super) fn kept(config: NotificationConfig) -> Self {
         let channels = vec![("kept", mpsc::channel(FROM_MEMORY).0)];
@@ -117,7 +118,7 @@ impl Outbox {
         Self { config, channels, unusable: Vec::new(), posted, closed, give_up: Patience::default().give_up }
     }
 
-    /// What is wrong with channels by which nothing can ever be announced.
+    /// What is wrong with the channels that can never announce anything.
     #[must_use]
     pub fn unusable(&self) -> &[String] {
         &self.unusable
@@ -134,12 +135,12 @@ impl Outbox {
         self.channels.iter().map(|(channel, _)| row(channel)).collect()
     }
 
-    /// Rows were recorded.
+    /// Wakes the tasks after rows were recorded.
     pub fn posted(&self) {
         self.posted.send_replace(());
     }
 
-    /// Sends what could not be recorded; a restart does not know of it.
+    /// Sends what could not be recorded; a restart will not know of it.
     fn send_from_memory(&self, notifications: &[NewNotification]) {
         for new in notifications {
             let Some((_, sender)) = self.channels.iter().find(|(channel, _)| *channel == new.channel) else { continue };
@@ -156,8 +157,8 @@ impl Outbox {
 }
 
 impl Deliveries {
-    /// Begins nothing more, waits up to `limit` for what is on its way, and brings to the disk what was delivered. What
-    /// is left, the next start delivers.
+    /// Begins no further delivery, waits up to `limit` for those under way, and records on the disk what was delivered.
+    /// The next start delivers the others.
     pub async fn end(mut self, limit: Duration) {
         self.stop.cancel();
         let all = async {
@@ -207,7 +208,7 @@ impl Delivery {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                // Where the engine is gone nothing more comes.
+                // The engine is gone: nothing more will come.
                 changed = self.posted.changed() => if changed.is_err() { stop.cancelled().await },
                 Some(message) = self.from_memory.recv() => {
                     self.deliver(&message, Timestamp::now(), None).await;
@@ -238,7 +239,7 @@ impl Delivery {
         self.closed.notify_one();
     }
 
-    /// Tries until the message is taken, refused or too old; `None` when told to stop before.
+    /// Tries until the message is accepted, refused or too old; `None` when told to stop before that.
     async fn deliver(
         &self,
         message: &Message,
@@ -277,7 +278,7 @@ impl Delivery {
         }
     }
 
-    /// Lets a later start know that the server is to be left alone for so long.
+    /// Records for a later start that the server asked not to be tried for this long.
     async fn hold(&self, number: i64, delay: Duration) {
         let Ok(until) = Timestamp::now().checked_add(delay) else { return };
         let held = self.ledger.call(move |ledger| ledger.hold_notification(number, until)).await;
@@ -296,14 +297,14 @@ impl Delivery {
     }
 }
 
-/// For how long a notification is still tried. A clock that jumps makes it neither older than it was tried for nor
-/// younger.
+/// How long a notification is still tried. It is as old as the wall clock says, but never younger than the time it was
+/// tried for.
 fn left(decided_at: Timestamp, now: Timestamp, tried_for: Duration, give_up: Duration) -> Duration {
     let age = Duration::try_from(now.duration_since(decided_at).max(SignedDuration::ZERO)).unwrap_or_default();
     give_up.saturating_sub(age.max(tried_for))
 }
 
-/// When a message that was not taken is tried next, if ever: the last time when nothing is left.
+/// When a message that was not accepted is tried next, if ever; after the last try there is none.
 fn next_try(again: Again, pause: Duration, least: Duration, left: Duration) -> Option<Duration> {
     match again {
         Again::Never => None,
@@ -314,7 +315,7 @@ fn next_try(again: Again, pause: Duration, least: Duration, left: Duration) -> O
 }
 
 impl<E: Executor> Engine<E> {
-    /// Announces what no row of a conversion speaks of.
+    /// Announces an event that belongs to no conversion's row.
     pub(super) fn notify(&mut self, event: &Event) {
         let now = self.wall();
         self.unposted.extend(self.outbox.announce(event, now));
@@ -338,7 +339,7 @@ impl<E: Executor> Engine<E> {
         self.show();
     }
 
-    /// Whether notifications still hold up the end, which they do for `limit` at most.
+    /// Whether notifications still delay the end, which they do for `limit` at most.
     pub(super) fn outbox_holds(&mut self, now: Duration, limit: Duration) -> bool {
         let pending = self.view.notifications.pending;
         let until = *self.outbox_until.get_or_insert_with(|| {
@@ -359,7 +360,7 @@ impl<E: Executor> Engine<E> {
         async move { closed.notified().await }
     }
 
-    /// Counts anew.
+    /// Reads anew how many notifications wait and what became of the others.
     pub(super) async fn refresh_notifications(&mut self) {
         match self.ledger.call(|ledger| ledger.notification_totals()).await {
             Ok(totals) => self.view.notifications = totals,
@@ -367,7 +368,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Gives up what has aged and belongs to a channel that is not there any more.
+    /// Gives up old notifications for channels that no longer exist.
     pub(super) async fn prune_outbox(&mut self) {
         let Ok(before) = SignedDuration::try_from(self.outbox.give_up)
             .map_or(Ok(Timestamp::MIN), |age| self.wall().checked_sub(age))

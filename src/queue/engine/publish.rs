@@ -21,7 +21,7 @@ use crate::queue::target::{Delivery, Target};
 
 use super::{Engine, Error, Result};
 
-/// How often a target is planned anew because somebody takes each name before the result is there.
+/// How often a target is planned again because each name is taken before the result is delivered.
 const MAX_PLANS: usize = 100;
 
 fn recorded_target(paths: &Paths, row: &ConversionRow) -> Option<Recorded<Target>> {
@@ -29,7 +29,7 @@ fn recorded_target(paths: &Paths, row: &ConversionRow) -> Option<Recorded<Target
 }
 
 impl<E: Executor> Engine<E> {
-    /// Publishes what the last attempt left. `false` where the executor has to be heard first.
+    /// Publishes what the last attempt left. `false` where the executor must be heard first.
     pub(super) async fn publish(&mut self, id: &ConversionId) -> Result<bool> {
         let Some(conversion) = self.conversions.get(id) else { return Ok(false) };
         let row = conversion.row.clone();
@@ -94,7 +94,7 @@ impl<E: Executor> Engine<E> {
         is_wanted.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
     }
 
-    /// Writes a target into the row. Whatever comes of the delivery, it is looked for there next time.
+    /// Records the target in the row. Whatever becomes of the delivery, the result is looked for there next time.
     async fn record_target(&mut self, id: &ConversionId, plan: Target) -> Result<Recorded<Target>> {
         let (key, target) = (id.clone(), plan.name(&self.settings.paths));
         let change = Change::State(ClaimState::Publishing { target });
@@ -106,7 +106,7 @@ impl<E: Executor> Engine<E> {
 
     async fn refuse(&mut self, id: &ConversionId, attempt: Attempt, failure: Failure) -> Result<()> {
         tracing::warn!(conversion = %id, attempt = attempt.0, error = %failure.message, "nothing to publish");
-        // A target may have been recorded for it.
+        // A target may be recorded already for this attempt.
         self.change(id, Change::State(ClaimState::Submitted)).await?;
         Ok(self.executor.refuse(id, failure).await?)
     }
@@ -139,13 +139,13 @@ impl<E: Executor> Engine<E> {
         failpoint::reach(&self.settings.paths, failpoint::Step::EndNoted);
         self.last_activity = Some(now);
         self.refresh_totals().await?;
-        // Whoever finds the source archived finds it counted.
+        // The success is shown before the source is archived.
         self.show();
         tracing::info!(conversion = %id, "✅ Completed: {name} in {:.1}s, {output_path}", duration.as_secs_f64());
         Ok(())
     }
 
-    /// Metadata of what was published, for whoever shows it.
+    /// Metadata of what was published, for those who show it.
     pub(super) fn published_metadata(&self, id: &ConversionId) -> Option<Metadata> {
         let conversion = self.conversions.get(id)?;
         conversion.metadata.clone().or_else(|| {

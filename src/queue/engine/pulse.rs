@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest time that a round of the engine, or a heartbeat on both volumes, takes while all is well. A statement of the
-/// ledger waits for five seconds at most, and a round makes a few.
+/// ledger waits for five seconds at most, and a round makes a few of them.
 pub const STANDSTILL: Duration = Duration::from_secs(20);
 
-/// Since when its owner is at a piece of work. The owner writes, any thread reads; neither ever waits.
+/// Since when its owner has been at a piece of work. The owner writes, and any thread reads; neither ever waits.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     origin: Instant,
@@ -35,7 +35,7 @@ impl Pulse {
         self.begun.store(0, Ordering::Relaxed);
     }
 
-    /// For how long the owner has been at its work, where that is longer than [`STANDSTILL`].
+    /// How long the owner has been at its work, where that is longer than [`STANDSTILL`].
     #[must_use]
     pub fn standstill(&self) -> Option<Duration> {
         let begun = self.begun.load(Ordering::Relaxed).checked_sub(1)?;

@@ -18,7 +18,7 @@ use super::{Conversion, Engine, Error, Result};
 mod parked;
 
 impl<E: Executor> Engine<E> {
-    /// Brings claims and rows together and registers every conversion. What is left to do for each, the rounds do.
+    /// Brings claims and rows together and registers every conversion. The rounds then do what is left to do for each.
     pub(super) async fn recover(&mut self) -> Result<()> {
         let claims = claim::list(&self.settings.paths, self.settings.home.queue_uid())?;
         for (path, why) in &claims.strays {
@@ -27,7 +27,7 @@ impl<E: Executor> Engine<E> {
         for foreign in &claims.foreign {
             tracing::info!(conversion = %foreign.id, queue = %foreign.queue_uid, "was claimed by a queue that is gone");
         }
-        // Whoever calls has the lock: nobody else looks after them.
+        // The caller has the lock: nobody else looks after these claims.
         let claims: Vec<Claim> = claims.own.into_iter().chain(claims.foreign).collect();
         self.sync_names(&claims)?;
         let rows = self.ledger.call(Ledger::conversions).await?;
@@ -62,7 +62,8 @@ impl<E: Executor> Engine<E> {
         self.remove_waste(&known)
     }
 
-    /// Brings to the disk what names an earlier run made and may have died before syncing: what follows builds on them.
+    /// Brings names to the disk that an earlier run made and may not have synced before it died: the next steps rely on
+    /// them.
     fn sync_names(&self, claims: &[Claim]) -> Result<()> {
         let paths = &self.settings.paths;
         let archives: BTreeSet<_> = claims.iter().map(|claim| paths.processed(&claim.date)).collect();
@@ -74,7 +75,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Removes a claim of files that were converted under another name and stay in the queue: its record could not be
+    /// Removes a claim of files that were converted under another id and stay in the queue: its record could not be
     /// removed when the claim failed.
     fn is_outdated(&self, claim: &Claim) -> Result<bool> {
         if !self.intake.are_left(&claim.members) {
@@ -82,7 +83,7 @@ impl<E: Executor> Engine<E> {
         }
         match claim::remove(&self.settings.paths, &claim.id) {
             Ok(()) => Ok(true),
-            // They were asked for again, and lie in it.
+            // The files were asked for again, and lie in the claim.
             Err(ClaimError::NotEmpty { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -93,7 +94,7 @@ impl<E: Executor> Engine<E> {
         let is_claimed = row.state == ClaimState::Claimed;
         if is_claimed && !present.contains(&id) {
             self.confirm()?;
-            // Its members never left, or went back: the directory speaks for itself.
+            // Its members never left, or went back: they are found in the directory.
             let key = id.clone();
             self.ledger
                 .call(move |ledger| {
@@ -116,7 +117,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Work directories of conversions that nobody knows.
+    /// Removes work directories that belong to no known conversion.
     fn remove_waste(&self, known: &BTreeSet<ConversionId>) -> Result<()> {
         let work = self.settings.paths.work();
         let look = |source| Error::Look { path: work.clone(), source };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Conversions that somebody asked for by naming a path: found, waited for, claimed under the name they were given.
+//! Conversions that somebody asked for by a path: found, waited for, and claimed under the id of the request.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -21,26 +21,26 @@ use crate::queue::scan::{self, Entry, Kind};
 use super::intake::Artifact;
 use super::{Conversion, Engine, Error, PAUSE, Result};
 
-/// How long the files of a request may take to come.
+/// How long the files of a request may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long files that were written just now must stay as they are.
+/// How long recently written files must stay unchanged.
 const STILL: Duration = Duration::from_secs(3);
 
-/// Files that have not been touched for so long are still: nobody waits for them to settle.
+/// Files that have not been touched for this long need not settle.
 const LONG_STILL: SignedDuration = SignedDuration::from_secs(10);
 
-/// How often files that don't lie still are looked at.
+/// How often files that still change are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The requests that are waited for.
+/// The requests that wait for their files.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     sought: HashMap<ConversionId, Sought>,
     next_look: Duration,
 }
 
-/// What was seen of one request's files.
+/// What was seen of the files of one request.
 #[derive(Debug, Default)]
 struct Sought {
     since: Duration,
@@ -48,18 +48,18 @@ struct Sought {
     unchanged_since: Duration,
 }
 
-/// What lies where a request points.
+/// What lies at the path of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
-    /// Everything, the primary first.
+    /// All files are there; the primary comes first.
     Whole(Vec<Entry>),
-    /// These are not there.
+    /// These files are missing.
     Missing(Vec<String>),
-    /// Nothing that can be claimed.
+    /// Nothing there can be claimed.
     Unfit(Failure),
 }
 
-/// What is done about a request now.
+/// What is done with a request now.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Wait,
@@ -73,7 +73,7 @@ impl<E: Executor> Engine<E> {
         (!self.requests.sought.is_empty()).then_some(self.requests.next_look)
     }
 
-    /// Claims what was asked for and is there, and declines what will not come.
+    /// Claims the requested files that are there, and declines requests whose files will not come.
     pub(super) async fn claim_requested(&mut self) {
         let now = self.now();
         let requests = self.executor.requests();
@@ -145,7 +145,7 @@ impl<E: Executor> Engine<E> {
         if let Err(error) = self.advance_one(&request.id).await {
             self.note_error(&request.id, &error);
         } else if self.conversions.contains_key(&request.id) && origin.split('/').next() == Some(".errors") {
-            // What an earlier conversion said of it.
+            // This is the report of an earlier conversion.
             let paths = &self.settings.paths;
             error_file::remove(&paths.queue().join(&request.path), &paths.errors())?;
         }
@@ -184,7 +184,7 @@ impl Sought {
     }
 }
 
-/// The directory below the queue, and the name in it.
+/// Splits a path into the directory below the queue and the name in it.
 fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
@@ -225,7 +225,7 @@ fn find(queue: &Path, request: &Request) -> io::Result<Found> {
             }
             Some(_) | None => continue,
         };
-        // Who names the companions knows them all.
+        // A request that names companions names all of them.
         if request.companions.is_empty() && companions::may_be_descriptor(&entry) {
             let named = companions::read_references(&directory, &name).unwrap_or_default();
             unread.extend(named.required.into_iter().map(|name| (name, true)));

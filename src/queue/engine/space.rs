@@ -13,29 +13,29 @@ use crate::stats::Shortage;
 
 use super::{Conversion, Engine, Error};
 
-/// How often free space is looked at while somebody waits for it.
+/// How often free space is looked at while a conversion waits for it.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Below this even the ledger may not be written any more: nothing is begun.
+/// With less than this not even the ledger may be writable: nothing is begun.
 const FLOOR: u64 = 1 << 20;
 
-/// What a claim needs on the queue's volume: a directory and a record, of a block each.
+/// What a claim needs on the queue's volume: a directory and a record, one block each.
 const CLAIM: u64 = 8 << 10;
 
-/// How often the floor is looked at while there is something to do.
+/// How often free space is compared with the floor while there is something to do.
 const FLOOR_LOOK: Duration = Duration::from_secs(1);
 
-/// Whether somebody waits for room, and when it is looked for next.
+/// Whether a conversion waits for room, and when room is looked for next.
 #[derive(Debug, Default)]
 pub(super) struct Space {
-    /// What was announced in this episode, which ends when nobody has waited from one look to the next.
+    /// What was announced in this episode, which ends when no conversion has waited from one look to the next.
     told: Option<Shortage>,
     /// Whether the episode begins with an attempt that found no room, whatever the figures say.
     is_new: bool,
     next_look: Option<Duration>,
     next_floor_look: Duration,
     is_below_floor: bool,
-    /// What the queue's own volume lacks, since a claim found no room there.
+    /// What the queue's own volume lacks, after a claim found no room there.
     queue: Option<Shortage>,
 }
 
@@ -50,7 +50,7 @@ impl Space {
         self.queue
     }
 
-    /// A claim was written.
+    /// Ends the episode of the queue's volume: a claim was written.
     pub(super) fn queue_has_room(&mut self) {
         if self.queue.take().is_some() {
             tracing::info!("the queue's volume has room again");
@@ -62,8 +62,7 @@ impl Space {
         self.next_look
     }
 
-    /// An attempt found no room: it is not tried again before the next look but one, for a quota doesn't show in what is
-    /// free.
+    /// An attempt found no room. It waits until the second look from now, because free space does not show a quota.
     pub(super) fn hold(&mut self) {
         if self.next_look.is_none() {
             self.is_new = true;
@@ -71,14 +70,14 @@ impl Space {
         }
     }
 
-    /// Somebody found no room in an earlier run.
+    /// A conversion found no room in an earlier run: looks at once.
     pub(super) fn look_now(&mut self) {
         self.next_look.get_or_insert(Duration::ZERO);
     }
 }
 
 impl<E: Executor> Engine<E> {
-    /// Lets those go on that have room now.
+    /// Lets the conversions go on that have room now.
     pub(super) fn space_look(&mut self, now: Duration) {
         if self.space.next_look.is_none_or(|at| at > now) {
             return;
@@ -109,8 +108,8 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    /// Whether there is room for the ledger itself. Where there is none, nothing can be claimed and no attempt's end
-    /// be noted: it is said, if there is anything to do.
+    /// Whether there is room for the ledger itself. Without it nothing can be claimed and no attempt's end can be
+    /// recorded; this is announced if there is anything to do.
     pub(super) fn has_floor(&mut self, now: Duration) -> bool {
         let needed = match (self.intake.ready_at(0), self.conversions.values().next()) {
             (Some(artifact), _) => artifact.size_bytes(),
@@ -123,7 +122,8 @@ impl<E: Executor> Engine<E> {
             self.space.is_below_floor = free < FLOOR;
             if self.space.is_below_floor {
                 self.space.next_look.get_or_insert(now + LOOK);
-                // An attempt that fills the volume says itself what it needs, and what it wrote is removed.
+                // While an attempt fills the volume, it will report itself what it needs, and what it wrote will be
+                // removed.
                 if !self.conversions.values().any(|c| c.may_run) {
                     self.tell_full(needed.max(FLOOR), free);
                 }
@@ -139,7 +139,7 @@ impl<E: Executor> Engine<E> {
             .flatten()
     }
 
-    /// A claim found no room on the queue's volume: said once, until one is written.
+    /// A claim found no room on the queue's volume. This is announced once, until a claim is written.
     pub(super) fn hold_full_queue(&mut self, why: &Error) {
         if self.space.queue.is_some() {
             return;
@@ -152,7 +152,7 @@ impl<E: Executor> Engine<E> {
         self.notify(&Event::QueueFull { needed_bytes: CLAIM, free_bytes, queue_path, at: self.wall() });
     }
 
-    /// Once an episode.
+    /// Announces a full output volume, once an episode.
     fn tell_full(&mut self, needed_bytes: u64, free_bytes: u64) {
         if self.space.told.is_some() {
             return;
@@ -164,7 +164,7 @@ impl<E: Executor> Engine<E> {
     }
 }
 
-/// Those that fit into what is free beyond what running ones still need, in their order.
+/// The conversions that fit, in their order, into the free space that the running ones do not need.
 fn with_room(held: &[(ConversionId, u64)], free: u64, reserved: u64) -> Vec<ConversionId> {
     let mut left = free.saturating_sub(reserved);
     let mut fitting = Vec::new();
@@ -177,7 +177,7 @@ fn with_room(held: &[(ConversionId, u64)], free: u64, reserved: u64) -> Vec<Conv
     fitting
 }
 
-/// Whether a status says that its next attempt waits for room: also after a restart.
+/// Whether a status says that its next attempt waits for room; this also holds after a restart.
 pub(super) fn waits_for_room(row: &ConversionRow) -> bool {
     row.state == ClaimState::Submitted && matches!(next_step(&row.status), Step::Stage(_)) && is_full(&row.status)
 }
@@ -186,7 +186,7 @@ fn is_full(status: &ConversionStatus) -> bool {
     status.failure.as_ref().is_some_and(|failure| failure.reason == Reason::OutputFull)
 }
 
-/// What the next attempt needs: what the last one said, else as much as the source has.
+/// What the next attempt needs: what the last one reported, otherwise the size of the source.
 fn needed_bytes(row: &ConversionRow) -> u64 {
     let told = row.status.failure.as_ref().and_then(|failure| failure.needed_bytes);
     told.unwrap_or_else(|| row.claim.size_bytes())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The snapshot that everybody else reads, and the watch for a queue that stands still.
+//! The snapshot that everybody else reads, and the detection of a queue that stands still.
 
 use crate::conversion::Progress;
 use crate::conversion::lifecycle::{Step, next_step};
@@ -11,10 +11,10 @@ use crate::stats::JobStats;
 use super::{Conversion, Engine, Result};
 
 impl<E: Executor> Engine<E> {
-    /// Publishes how things stand, if anything changed.
+    /// Publishes the snapshot, if anything changed.
     pub(super) fn show(&mut self) {
         let count = |wanted: fn(&Conversion) -> bool| self.conversions.values().filter(|c| wanted(c)).count() as u64;
-        // What could not be moved into its claim yet is counted as the file that it still is.
+        // Members that could not be moved into their claim yet are counted as the files that they still are.
         let is_file = |c: &Conversion| c.row.state == ClaimState::Claimed && self.intake.may_hold(&c.row.claim.primary);
         let waiting = self.conversions.values().filter(|c| is_waiting(c) && !is_file(c)).count() as u64;
         let retrying = count(|c| matches!(c.row.state, ClaimState::Parked { .. }));
@@ -49,7 +49,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Says once an episode that files wait and nothing happens.
+    /// Announces once an episode that files wait and nothing happens.
     pub(super) fn watch_for_stall(&mut self) {
         let Some(event) = self.stall.look(&self.view, self.settings.stall_threshold, self.wall()) else { return };
         if let Event::Stalled { queue_depth, idle, .. } = &event {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the engine takes from the machine around it besides files: the time, chance, and a thread to hash on.
+//! What the engine needs of the machine besides files: the time, random numbers, and a thread to hash on.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::ledger::Clock;
 
-/// Where these come from.
+/// Where time, random numbers and threads come from.
 #[derive(Clone, Debug, Default)]
 pub enum World {
     /// The machine itself.
@@ -28,7 +28,7 @@ impl World {
         }
     }
 
-    /// The wall clock, and the one that nobody sets.
+    /// The wall clock, and the time since boot, which nobody sets.
     pub(super) fn clock(&self) -> Clock {
         match self {
             Self::Machine => {
@@ -61,7 +61,7 @@ impl World {
         }
     }
 
-    /// Does work that takes long and blocks, beside everything else.
+    /// Does long, blocking work beside everything else.
     pub(super) fn beside(&self, work: impl FnOnce() + Send + 'static) {
         match self {
             Self::Machine => drop(tokio::task::spawn_blocking(work)),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Claims that the ledger does not know, whose members wait in `.errors/`: claim.json and error.json together tell what
+//! Claims that the ledger does not know, whose members wait in `.errors/`: claim.json and error.json together hold what
 //! the row did.
 
 use std::collections::BTreeMap;
@@ -12,16 +12,16 @@ use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlannedMove, is_member};
 use crate::queue::error_file::{self, ErrorFile};
 
-/// Most attempts that are taken over: people may write to `.errors/`.
+/// Greatest number of attempts that is believed: people may write to `.errors/`.
 const MAX_ATTEMPTS: u32 = 1000;
 
-/// What lies in `.errors/` with a report beside it, by the conversion's id.
+/// What lies in `.errors/` with a report beside it, by the id of the conversion.
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     found: BTreeMap<String, Vec<(PathBuf, ErrorFile)>>,
 }
 
-/// Where a lost row would say that its members lie, and its status.
+/// The placement and the status that a lost row would have.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Waiting {
     pub placement: Placement,
@@ -29,8 +29,8 @@ pub(super) struct Waiting {
 }
 
 impl Reports {
-    /// Reads those of files in `.errors/` itself and of groups in a directory below it. What can't be read is no
-    /// report.
+    /// Reads the reports beside files in `.errors/` itself, and beside groups in a directory below it. A file that
+    /// can't be read is no report.
     pub(super) fn read(paths: &Paths) -> Self {
         let mut reports = Self::default();
         reports.add(&paths.errors());
@@ -53,7 +53,7 @@ impl Reports {
         }
     }
 
-    /// What there is of a claim that waits for its next attempt; `None` where it does not, or not all of it is there.
+    /// What is known of a claim that waits for its next attempt; `None` where it does not wait, or a member is missing.
     pub(super) fn waiting(&self, paths: &Paths, claim: &Claim) -> Option<Waiting> {
         let candidates = self.found.get(claim.id.as_str())?;
         candidates.iter().find_map(|(primary, report)| {
@@ -71,7 +71,7 @@ fn placement(paths: &Paths, claim: &Claim, primary: &Path) -> Option<Placement> 
         .iter()
         .map(|member| PlannedMove {
             from: from.join(&member.name),
-            // A single file may have got a suffix; a group keeps its names.
+            // A single file may have got a suffix; the members of a group keep their names.
             to: if is_single { primary.to_owned() } else { dir.join(&member.name) },
             member: member.clone(),
         })
@@ -81,7 +81,8 @@ fn placement(paths: &Paths, claim: &Claim, primary: &Path) -> Option<Placement> 
     is_whole.then(|| Placement { dir: dir.to_owned(), moves })
 }
 
-/// The status that the report was written from, as far as it tells; `None` where it tells of the last attempt.
+/// The status that the report was written from, as far as it tells; `None` where the report is that of the last
+/// attempt.
 fn status(report: &ErrorFile) -> Option<ConversionStatus> {
     let next_retry_time = Some(report.retry_info.next_retry_at?);
     let made = report.retry_info.retry_count.saturating_add(1).min(MAX_ATTEMPTS);

@@ -102,7 +102,7 @@ fn a_file_that_has_been_still_is_taken_at_once_and_another_when_it_is() {
     assert_eq!(verdict, Verdict::Take(vec![entry(1000, 1)]));
 
     let mut sought = Sought::default();
-    // Its clock may be ahead of ours.
+    // The clock of the file's writer may be ahead of ours.
     for (now, size, taken) in [(0, 1, false), (2, 2, false), (4, 2, false), (5, 2, true)] {
         let verdict = sought.judge(whole(9000, size), &request, Duration::from_secs(now), at(1000));
         assert_eq!(verdict != Verdict::Wait, taken, "{now}");
