@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The whole engine in one thread, on a virtual clock, with an executor and a volume that do what a seed says: attempts
 //! fail, hang and are heard of late, changes of files fail, the process dies between any two of them, the power goes,
-//! other processes rename, change and remove files. However it went: every source lies in one place, every published
-//! disk is whole, what is counted is what happened, and nothing waits for ever.
+//! other processes rename, change and remove files. Whatever happened, at the end every source lies in one place, every
+//! published disk is whole, the counts are right, and nothing waits for ever.
 //!
 //! ```text
 //!  seed ─▶ Script ──▶ run ──▶ Engine ──▶ Worker (Executor)
@@ -22,7 +22,7 @@ mod run;
 mod script;
 mod site;
 
-/// Time and chance of a simulated engine.
+/// Time and random numbers of a simulated engine.
 #[derive(Clone, Debug)]
 pub struct Simulated {
     origin: tokio::time::Instant,
@@ -43,7 +43,7 @@ impl Simulated {
     }
 
     pub(super) fn random(&self) -> u32 {
-        // A process that died while it held it is followed by one that goes on.
+        // A process that died while it held the lock is followed by one that goes on.
         let bits = self.random.lock().unwrap_or_else(PoisonError::into_inner).next();
         u32::try_from(bits >> 32).expect("32 bits")
     }
@@ -58,7 +58,8 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }
 
-/// Runs one seed after the other until the time is over or enough are done; the failed ones, each with why.
+/// Runs one seed after the other until the time is over or enough are done. Returns the failed seeds, each with its
+/// reason.
 fn simulate(first: u64, count: Option<u64>, time: Duration) -> Vec<(u64, String)> {
     let begun = Instant::now();
     let mut failed = Vec::new();
@@ -78,8 +79,8 @@ fn simulate(first: u64, count: Option<u64>, time: Duration) -> Vec<(u64, String)
     failed
 }
 
-/// `SEED` is the first seed (`make sim` takes one of the moment; the suite always the same), `COUNT` how many, `MINUTES`
-/// for how long. One seed alone shows its trace.
+/// `SEED` is the first seed (`make sim` takes it from the clock; the suite always takes the same), `COUNT` is how many
+/// seeds, and `MINUTES` is for how long. A single seed shows its trace.
 #[test]
 fn whatever_happens_nothing_is_lost_doubled_or_forgotten() {
     let seed = number("SEED").unwrap_or(1);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! An executor whose attempts end as a seed says. On one host they die with the engine, and the ledger has their
-//! status; in a cluster they go on without it, and the truth is elsewhere.
+//! An executor whose attempts end as a seed says. On one host they die with the engine, and their status is in the
+//! ledger. In a cluster they go on without it, and their status is elsewhere.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +26,7 @@ use crate::ledger::{self, Change, ConversionRow};
 
 use super::Simulated;
 
-/// Folder that attempts write.
+/// Name of the folder that attempts write.
 const FOLDER: &str = "worker";
 
 /// How an attempt will end.
@@ -34,7 +34,7 @@ const FOLDER: &str = "worker";
 enum Fate {
     Done,
     Fails(Reason),
-    /// Says that it is done, and left nothing that can be published.
+    /// Reports success, but left nothing that can be published.
     Lies,
 }
 
@@ -52,12 +52,12 @@ struct Known {
     status: ConversionStatus,
     uid: Option<String>,
     work: Option<Work>,
-    /// What it is to end as once its worker is gone.
+    /// The failure that it ends with once its worker is gone.
     cancel: Option<Failure>,
     is_gone: bool,
 }
 
-/// What there is beside the engine, whatever becomes of that.
+/// What exists beside the engine, and outlives it.
 #[derive(Debug)]
 pub(super) struct World {
     pub is_cluster: bool,
@@ -68,14 +68,14 @@ pub(super) struct World {
     pub random: Random,
     pub volume: Rc<Volume>,
     pub run_state: RunState,
-    /// Whether attempts fail, hang and are heard of late. Not at the end: all must come to rest then.
+    /// Whether attempts fail, hang and are heard of late. Not at the end, when all must come to rest.
     pub is_rough: bool,
-    /// Whether a volume is away: no worker begins, and none comes to its end.
+    /// Whether a volume is away: then no worker begins or ends.
     pub is_away: bool,
     known: BTreeMap<ConversionId, Known>,
-    /// Asked for, and not claimed yet.
+    /// Requests that are not claimed yet.
     asked: BTreeMap<ConversionId, Request>,
-    /// Ends that were reported.
+    /// The ends that were reported.
     pub ended: BTreeMap<ConversionId, (End, Option<Failure>)>,
     uids: u64,
 }
@@ -110,7 +110,7 @@ impl World {
         }
     }
 
-    /// The engine's process is gone, and on one host all workers with it.
+    /// The engine's process is gone, and on one host all its workers too.
     pub(super) fn engine_died(&mut self) {
         if self.is_cluster {
             return;
@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    /// The machine is gone: no worker has outlived it.
+    /// The machine is gone, and all its workers too.
     pub(super) fn machine_died(&mut self) {
         self.engine_died();
         let ids: Vec<ConversionId> = self.known.keys().cloned().collect();
@@ -137,7 +137,7 @@ impl World {
         }
     }
 
-    /// Some conversion, of those that have not ended.
+    /// Chooses one of the conversions that have not ended.
     pub(super) fn some(&mut self) -> Option<ConversionId> {
         let ids: Vec<ConversionId> =
             self.known.iter().filter(|(_, known)| !known.status.is_terminal()).map(|(id, _)| id.clone()).collect();
@@ -148,7 +148,7 @@ impl World {
     pub(super) fn delete(&mut self, id: &ConversionId) {
         if let Some(known) = self.known.get_mut(id) {
             known.is_gone = true;
-            // Its pod is told to go, too, and takes a moment.
+            // Its pod is deleted too, which takes a moment.
             if let Some(work) = &mut known.work {
                 work.ends = work.ends.min(Instant::now() + Duration::from_secs(2));
                 work.fate = Fate::Fails(Reason::Disrupted);
@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    /// Begins what may begin in a cluster, where a controller sees to it.
+    /// Starts what may start in a cluster, as the controller does.
     fn control(&mut self) {
         let running = self.known.values().filter(|known| known.work.is_some()).count();
         let may_start = |known: &Known| {
@@ -233,7 +233,7 @@ impl World {
         let volume = Rc::clone(&self.volume);
         let claim = self.known.get(id).map(|known| known.claim.clone());
         let is_fast = self.random.once_in(2);
-        // A pod makes what is missing; a half-made disk, or a whole copy, lies there from the start.
+        // A pod makes missing directories; a half-made disk, or a whole copy, lies there from the start.
         volume.other(|| {
             let _ = volume::create_dir_all(&work, 0o755);
             if let Some(claim) = &claim
@@ -262,7 +262,7 @@ impl World {
         ends.min()
     }
 
-    /// An attempt is over: what it left, and how it ended.
+    /// Ends an attempt: makes what it leaves, and returns how it ended.
     fn finish(&mut self, id: &ConversionId) -> Option<Observation> {
         let known = self.known.get(id)?;
         let work = known.work.clone()?;
@@ -289,7 +289,7 @@ impl World {
     }
 }
 
-/// What a conversion of these members is.
+/// The disk that a conversion of these members makes.
 pub(super) fn converted(members: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
     let mut disk = b"converted\n".to_vec();
     members.into_iter().for_each(|member| disk.extend(member));
@@ -314,7 +314,7 @@ fn marker_of(claim: &Claim) -> Vec<u8> {
     serde_json::to_vec(claim).expect("a struct of texts and numbers has a JSON form")
 }
 
-/// The first step of a worker; `None` where a member is missing. The disk's length.
+/// Does the first step of a worker and returns the disk's length; `None` where a member is missing.
 fn copy(paths: &Paths, claim: &Claim, dir: &Path) -> Option<u64> {
     let file = dir.join(disk_name(claim));
     if !is_copied(claim, dir) {
@@ -366,7 +366,7 @@ fn convert(paths: &Paths, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Op
         source_changed_at: None,
     };
     let text = serde_json::to_vec(&metadata).expect("a struct of texts and numbers has a JSON form");
-    // What an earlier attempt sealed, or lied, is replaced.
+    // What an earlier attempt sealed, or only claimed to have sealed, is replaced.
     let _ = volume::remove_file(&dir.join(METADATA_FILE));
     put(&dir.join(METADATA_FILE), &text, true).and_then(|()| volume::sync_dir(dir)).ok()
 }
@@ -377,7 +377,7 @@ pub(super) struct Worker {
     world: Rc<RefCell<World>>,
     ledger: ledger::Writer,
     outbox: VecDeque<ConversionId>,
-    /// Updates that are heard of later.
+    /// Updates that the engine will receive later.
     late: Vec<(Instant, ConversionId)>,
 }
 
@@ -389,7 +389,7 @@ impl Worker {
     fn show(&mut self, id: &ConversionId) {
         let mut world = self.world.borrow_mut();
         if world.is_rough && world.random.once_in(8) {
-            // Lost, and found again when everything is listed anew.
+            // The update is lost; the engine receives it when everything is listed again.
             let delay = Duration::from_millis(world.random.below(30_000));
             self.late.push((Instant::now() + delay, id.clone()));
             return;
@@ -400,7 +400,7 @@ impl Worker {
         }
     }
 
-    /// On one host: ledger first, then memory.
+    /// Records an observation, in the ledger first and then in memory. On one host only.
     async fn observe(&self, doing: &'static str, id: &ConversionId, observation: Observation) -> Result<(), Error> {
         let (is_cluster, status, policy, now) = {
             let world = self.world.borrow();
@@ -451,7 +451,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes note of an attempt that is over. Safe to drop and repeat.
+    /// Records that an attempt is over. Safe to drop and repeat.
     async fn end(&mut self, id: &ConversionId) -> Result<(), Error> {
         let cancel = self.world.borrow().known.get(id).and_then(|known| known.cancel.clone());
         let ended = self.world.borrow_mut().finish(id);

@@ -31,23 +31,23 @@ use super::executor::{Worker, World};
 use super::script::{Act, Script};
 use super::site::Site;
 
-/// When nothing may wait any more after the last act, on the virtual clock.
+/// Time from the beginning within which everything must have come to rest, on the virtual clock.
 const REST_WITHIN: Duration = Duration::from_secs(3600);
 
-/// Longer than anything waits that is not seen to: a descriptor for its extents.
+/// Longer than anything waits by itself: a descriptor waits for its extents.
 const REST: Duration = Duration::from_secs(45);
 
-/// A supervisor waits so long before it starts a process again.
+/// How long a supervisor waits before it starts a process again.
 const RESTART: Duration = Duration::from_secs(2);
 
-/// How a seed went.
+/// The result of a seed.
 #[derive(Debug)]
 pub(super) struct Ran {
     pub outcome: Result<(), String>,
     pub trace: Vec<String>,
 }
 
-/// Runs one seed on a directory in memory, where there is one.
+/// Runs one seed, on a directory in memory where there is one.
 pub(super) fn run(seed: u64) -> Ran {
     let memory = Path::new("/dev/shm");
     let place = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
@@ -71,7 +71,7 @@ pub(super) fn run(seed: u64) -> Ran {
 /// What ended an engine.
 #[derive(Debug, PartialEq, Eq)]
 enum Ending {
-    /// By itself: it was drained or stopped, or could not start.
+    /// The engine itself: it was drained or stopped, or could not start.
     Itself,
     Death,
 }
@@ -83,14 +83,14 @@ struct Play<'a> {
     time: Simulated,
     world: Rc<RefCell<World>>,
     site: Site,
-    /// What is asked of the queue, in a cluster.
+    /// What is asked of the queue (in a cluster), with its revision.
     asked: (RunState, i64),
-    /// What the next death takes along.
+    /// What the power cut at the next death leaves, if there is one.
     cut: Option<Keeps>,
     begun: Instant,
-    /// Whether everything came to rest before.
+    /// Whether everything has come to rest once already.
     is_last: bool,
-    /// What may never happen, and did.
+    /// The first thing that happened and must never happen.
     violation: Option<String>,
     random: Random,
 }
@@ -137,7 +137,7 @@ impl<'a> Play<'a> {
                 return Err(violation);
             }
             if is_at_rest {
-                // What only a start removes goes with one more.
+                // Some things are removed by a start only, so there is one more start.
                 if self.is_last {
                     break;
                 }
@@ -165,13 +165,13 @@ impl<'a> Play<'a> {
             }
             sleep(RESTART).await;
         }
-        // What nothing waits for, nothing holds back.
+        // Everything has come to rest: the final check may begin.
         let mut ledger = self.open()?;
         self.site.check_end(&self.world.borrow(), &mut ledger, &self.script)
     }
 
     fn open(&self) -> Result<Ledger, String> {
-        // Each of its transactions is on the disk when it returns: no power cut takes one back.
+        // Each transaction is on the disk when it returns: no power cut undoes one.
         Ledger::open(&self.place.join("ledger.db")).map_err(|error| format!("the ledger: {error}"))
     }
 
@@ -204,7 +204,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// One life of an engine, until it ends or all is at rest.
+    /// One life of an engine, until it ends or everything is at rest.
     async fn live(&mut self, acts: &mut std::collections::VecDeque<(Duration, Act)>) -> (Ending, bool) {
         let paths = self.site.paths.clone();
         let taken = AssertUnwindSafe(async { identity::plan(paths.queue(), paths.output(), false)?.carry_out(&paths) });
@@ -253,7 +253,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Another panic than that of a simulated death is a fault of the engine, or of ours.
+    /// Any panic but that of a simulated death is a fault of the engine, or of the simulation.
     fn died(&mut self, thrown: Box<dyn std::any::Any + Send>) {
         if !thrown.is::<Death>() {
             std::panic::resume_unwind(thrown);
@@ -261,7 +261,7 @@ impl<'a> Play<'a> {
         self.volume.die_in(None);
     }
 
-    /// What was to happen while no engine runs.
+    /// Performs the acts that are due while no engine runs.
     fn while_down(&mut self, acts: &mut std::collections::VecDeque<(Duration, Act)>) {
         while acts.front().is_some_and(|(at, _)| self.begun + *at <= Instant::now()) {
             let (_, act) = acts.pop_front().expect("a first one was just seen");
@@ -282,7 +282,7 @@ impl<'a> Play<'a> {
         let mut rest: Option<Instant> = None;
         loop {
             let next = acts.front().map(|(at, _)| self.begun + *at);
-            // Something deferred is written a while later, whatever happens.
+            // Deferred changes are written a while later, whatever happens.
             let pause = if rest.is_some() { 2000 } else { 1 + self.random.below(400) };
             let flush = Instant::now() + Duration::from_millis(pause);
             let tick = next.map_or(flush, |at| at.min(flush));
@@ -297,7 +297,7 @@ impl<'a> Play<'a> {
                 },
                 () = sleep_until(tick) => {}
             }
-            // A failure is told by the next transaction.
+            // If this fails, the next transaction reports it.
             let _ = self.volume.other(|| ledger.wait(Ledger::flush));
             while acts.front().is_some_and(|(at, _)| self.begun + *at <= Instant::now()) {
                 let (_, act) = acts.pop_front().expect("a first one was just seen");
@@ -307,7 +307,7 @@ impl<'a> Play<'a> {
             }
             if acts.is_empty() {
                 self.calm();
-                // A restart may go by a pause that could not be taken back while nothing could be written.
+                // A restart may go by an old pause whose end could not be recorded while nothing could be written.
                 if remote.snapshot().run_state != RunState::Running {
                     self.asked.0 = RunState::Paused;
                     self.command(RunState::Running, Some(remote));
@@ -321,7 +321,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Nothing fails any more.
+    /// Ends all faults.
     fn calm(&mut self) {
         self.mount();
         self.volume.fail(None);
@@ -343,7 +343,7 @@ impl<'a> Play<'a> {
             && self.site.holds_no_claim()
     }
 
-    /// Brings back what is away.
+    /// Brings back the volumes that are away.
     fn mount(&mut self) {
         if let Err(why) = self.site.mount() {
             self.violation.get_or_insert(why);
@@ -366,10 +366,10 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Whether the process is dead of it.
+    /// Performs an act. Returns whether the process died of it.
     fn act(&mut self, act: Act, remote: Option<&Remote>) -> bool {
         self.volume.note(format!("{:?}: {act:?}", self.begun.elapsed()));
-        // Nobody finds anything where a volume is away.
+        // Nobody finds files where a volume is away.
         let is_of_files = matches!(
             act,
             Act::Drop

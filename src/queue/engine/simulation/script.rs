@@ -14,17 +14,17 @@ use crate::queue::identity::Role;
 pub(super) enum Act {
     /// A file is dropped.
     Drop,
-    /// A descriptor and its extent are, in either order.
+    /// A descriptor and its extent are dropped, in either order.
     DropGroup,
-    /// A file of a name that was dropped before.
+    /// A file is dropped under a name that was used before.
     DropAgain,
-    /// A descriptor of a file that was dropped before.
+    /// A descriptor is dropped that names a file that was dropped before.
     DropLate,
     /// Somebody renames, lengthens, touches, closes or removes a file that waits in the queue.
     Rename,
     Grow,
     Chmod,
-    /// Somebody takes the right to move it, and gives it to all again.
+    /// Somebody makes such a file immovable, or makes all movable again.
     Deny,
     Allow,
     Remove,
@@ -32,24 +32,24 @@ pub(super) enum Act {
     Retry,
     /// Somebody changes a file in `.errors/`.
     Correct,
-    /// Somebody writes to a file that he opened before it was claimed.
+    /// Somebody writes to a file that was opened before it was claimed.
     WriteOn,
     Command(RunState),
     /// Somebody deletes a conversion (in a cluster).
     Delete,
     /// Somebody asks for a file by its path (in a cluster).
     Ask,
-    /// Changes of files begin to fail, or no longer do.
+    /// Changes of files begin to fail, or stop failing.
     Fault(Option<Fault>),
     /// The output volume is full, or has room again.
     Full(bool),
-    /// The volume of the queue, or that of the output, goes; or all are back.
+    /// The volume of the queue, or that of the output, goes away; or all come back.
     Away(Role),
     Back,
-    /// The process dies where it stands, or in the middle of what it does next.
+    /// The process dies at once, or in the middle of its next step.
     Die,
     DieIn(u64),
-    /// With the machine.
+    /// The process dies with the machine.
     Cut(Keeps),
     CutIn(u64, Keeps),
 }
@@ -69,7 +69,7 @@ pub(super) struct Script {
     pub acts: Vec<(Duration, Act)>,
 }
 
-/// Acts are spread over this time.
+/// Milliseconds over which the acts are spread.
 const SPAN_MS: u64 = 60_000;
 
 impl Script {
@@ -89,7 +89,7 @@ impl Script {
         for _ in 0..random.below(24) {
             let act = act(random, is_cluster);
             acts.push((at(random), act));
-            // What dies in the middle of something is most often met by what follows at once.
+            // The act is followed by the one that ends it.
             let end = match act {
                 Act::Fault(Some(_)) => Act::Fault(None),
                 Act::Full(true) => Act::Full(false),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The directories of a simulated queue: what was dropped into them, what others did to it, what must have come of it.
+//! The directories of a simulated queue: what was dropped into them, what others did to it, and what the result must
+//! be.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -19,14 +20,14 @@ use crate::queue::identity::Role;
 use super::Simulated;
 use super::executor::{World, converted};
 
-/// What was dropped, known by the first line of its content whatever it is called.
+/// A source that was dropped, known by the first line of its content, whatever it is called.
 #[derive(Debug)]
 struct Source {
     /// The name that it was dropped by.
     name: String,
-    /// Every content that it had.
+    /// Every content that it had, oldest first.
     contents: Vec<Vec<u8>>,
-    /// Held open by whoever dropped it.
+    /// The file, if whoever dropped it holds it open.
     open: Option<File>,
     is_removed: bool,
     /// Whether others did something to it, so that it may be converted more than once.
@@ -36,7 +37,7 @@ struct Source {
     group: u64,
 }
 
-/// See the module.
+/// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Site {
     pub paths: Paths,
@@ -46,10 +47,10 @@ pub(super) struct Site {
     sources: BTreeMap<String, Source>,
     dropped: u64,
     groups: u64,
-    /// Whether what is dropped next belongs to what was dropped before.
+    /// Whether the next drop belongs to the group of the last one.
     is_in_group: bool,
     names: Vec<String>,
-    /// Those of them that a descriptor named which came later, and its name.
+    /// Names that a later descriptor named, with the name of that descriptor.
     named_late: BTreeMap<String, String>,
 }
 
@@ -75,13 +76,13 @@ impl Site {
         SystemTime::from(self.time.now())
     }
 
-    /// Drops a file of a name of its own.
+    /// Drops a file under a new name.
     pub(super) fn drop_file(&mut self) {
         let name = format!("vm{}.raw", self.dropped);
         self.put(&name, "", false);
     }
 
-    /// Drops a file of a name that was dropped before, unless one of that name waits.
+    /// Drops a file under a name that was used before, unless a file of that name waits.
     pub(super) fn drop_again(&mut self) {
         if self.names.is_empty() {
             return self.drop_file();
@@ -110,7 +111,7 @@ impl Site {
         self.groups += 1;
     }
 
-    /// Drops a descriptor of a file that was dropped before, wherever that is now.
+    /// Drops a descriptor that names a file that was dropped before, wherever that file is now.
     pub(super) fn drop_late(&mut self) {
         let free = |name: &&String| !name.contains(".vmdk") && !self.named_late.contains_key(*name);
         let names: Vec<String> = self.names.iter().filter(free).cloned().collect();
@@ -126,7 +127,7 @@ impl Site {
     fn put(&mut self, name: &str, text: &str, is_extent: bool) {
         let mark = format!("source {}", self.dropped);
         self.dropped += 1;
-        // A descriptor is told by its first line.
+        // A descriptor is recognised by its first line.
         let mut content = if text.is_empty() { format!("{mark}\n") } else { format!("{text}# {mark}\n") }.into_bytes();
         if text.is_empty() {
             content.resize(usize::try_from(512 + 8 * self.random.below(8)).expect("a small number"), b'.');
@@ -157,13 +158,13 @@ impl Site {
         self.groups += u64::from(!self.is_in_group);
     }
 
-    /// Some file in a directory that people look into.
+    /// Chooses a file in a directory that people look into.
     fn some(&mut self, dir: &Path) -> Option<(PathBuf, String)> {
         let mut found: Vec<(PathBuf, String)> = files(dir, false)
             .into_iter()
             .filter_map(|path| Some((path.clone(), mark(&fs::read(path).ok()?)?)))
             .collect();
-        // Nobody takes one name of two while a move by link is cut short.
+        // A file with two names is in the middle of a move by link, and nobody takes one of its names.
         found.retain(|(path, _)| fs::symlink_metadata(path).is_ok_and(|found| found.nlink() == 1));
         found.sort();
         (!found.is_empty()).then(|| {
@@ -172,7 +173,7 @@ impl Site {
         })
     }
 
-    /// The same of the queue itself.
+    /// Chooses a file in the queue directory itself.
     fn some_waiting(&mut self) -> Option<(PathBuf, String)> {
         let queue = self.paths.queue().to_owned();
         self.some(&queue)
@@ -248,7 +249,7 @@ impl Site {
     fn lengthen(&mut self, mark: &str, mut file: &File, path: &Path) {
         self.volume.note(format!("written to: {mark}"));
         file.write_all(b"more....").expect("a file of ours");
-        // Never the time that it had.
+        // The modification time differs from every earlier one.
         let modified = self.modified() + Duration::from_nanos(self.volume.trace().len() as u64);
         file.set_modified(modified).expect("a file of ours");
         self.volume.other(|| volume::sync_file(file, path)).expect("a file of ours");
@@ -267,12 +268,12 @@ impl Site {
         self.volume.touched(fs::metadata(&path).expect("a file of ours").ino());
     }
 
-    /// Takes the right to move a file.
+    /// Makes a file immovable.
     pub(super) fn deny(&mut self) {
         let Some((path, mark)) = self.some_waiting() else { return };
         self.volume.note(format!("may not be moved: {mark}"));
         self.volume.set_immovable(fs::metadata(&path).expect("a file of ours").ino(), true);
-        // It fails, and is converted when it may be moved again.
+        // The conversion fails, and the file is converted when it may be moved again.
         self.touch(&mark);
     }
 
@@ -292,7 +293,7 @@ impl Site {
     /// A name in the queue that can be asked for.
     pub(super) fn some_name(&mut self) -> Option<String> {
         let (path, mark) = self.some_waiting()?;
-        // Whoever asks gets, whatever became of it before.
+        // A requested file is converted, whatever became of it before.
         self.touch(&mark);
         path.file_name().map(|name| name.to_string_lossy().into_owned())
     }
@@ -307,14 +308,15 @@ impl Site {
         }
     }
 
-    /// After the power was gone nobody holds a file open.
+    /// After a power cut nobody holds a file open.
     pub(super) fn power_was_cut(&mut self) {
         for source in self.sources.values_mut() {
             source.open = None;
         }
     }
 
-    /// The volume of one directory goes: an empty directory lies there. Whether it was there.
+    /// The volume of one directory goes away: an empty directory lies there instead. Returns whether the volume was
+    /// there.
     pub(super) fn unmount(&self, role: Role) -> bool {
         let (at, aside) = self.mount_of(role);
         if self.is_away() {
@@ -329,7 +331,7 @@ impl Site {
         true
     }
 
-    /// What is away comes back. Nobody has written to where it was missing.
+    /// The volumes that are away come back. Nobody may have written into the directories that stood in for them.
     pub(super) fn mount(&self) -> Check {
         for (at, aside) in [Role::Queue, Role::Output].map(|role| self.mount_of(role)) {
             if !aside.exists() {
@@ -363,7 +365,8 @@ impl Site {
         names(&self.paths.processing()).iter().all(|name| name.starts_with('.'))
     }
 
-    /// Every source lies in one place below the queue, under one name or, where a move was cut short, under two.
+    /// Checks that every source lies in one place below the queue, under one name or, where a move was cut short, under
+    /// two.
     pub(super) fn check_places(&self, is_end: bool) -> Check {
         let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
         let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -394,7 +397,7 @@ impl Site {
         Ok(())
     }
 
-    /// Published directories, each of them whole.
+    /// Checks that every published directory is whole, and returns them.
     pub(super) fn check_published(&self, is_end: bool) -> Result<Vec<Published>, String> {
         let mut published = Vec::new();
         for day in names(self.paths.output()).iter().filter(|name| !name.starts_with('.')) {
@@ -411,7 +414,7 @@ impl Site {
         let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| format!("metadata.json: {error}"))?;
         let [disk] = metadata.disks.as_slice() else { return Err("not one disk".to_owned()) };
         let expected = BTreeSet::from(["domain.xml".to_owned(), "metadata.json".to_owned(), disk.file.clone()]);
-        // Until the end, metadata.json may be on its way to being written anew.
+        // Until the end, metadata.json may be in the middle of being replaced.
         let is_odd = |name: &String| !expected.contains(name) && (is_end || !name.starts_with('.'));
         if let Some(other) = names(dir).into_iter().find(is_odd) {
             return Err(format!("{other} lies there"));
@@ -422,7 +425,7 @@ impl Site {
             .match_indices("source ")
             .map(|(at, _)| text[at..].split('\n').next().unwrap_or_default().to_owned())
             .collect();
-        // Each of its members as it was at one time or another.
+        // The disk holds each of its members, with a content that this member had at some time.
         let mut rest = bytes.as_slice().strip_prefix(b"converted\n").ok_or("its disk has no beginning")?;
         for mark in &marks {
             let source = self.sources.get(mark).ok_or_else(|| format!("made of {mark}"))?;
@@ -441,7 +444,7 @@ impl Site {
         Ok(Published { marks, is_superseded })
     }
 
-    /// Everything has come to rest: where it should, and counted.
+    /// Checks, once everything has come to rest, that all is in its place and counted.
     pub(super) fn check_end(&self, world: &World, ledger: &mut Ledger, script: &super::script::Script) -> Check {
         self.check_places(true)?;
         let published = self.check_published(true)?;
@@ -485,7 +488,7 @@ impl Site {
         Ok(())
     }
 
-    /// What lies in the archive was published, and what nobody touched was so once.
+    /// Checks that archived sources were published, and sources that nobody touched at most once.
     fn check_sources(&self, published: &[Published], world: &World, script: &super::script::Script) -> Check {
         let times = |mark: &str| published.iter().flat_map(|one| &one.marks).filter(|of| *of == mark).count();
         let valid = published.iter().filter(|one| !one.is_superseded);
@@ -503,7 +506,7 @@ impl Site {
             if is_archived && times(&mark) == 0 && !has_duplicates {
                 return Err(format!("{mark} is archived and was not published"));
             }
-            // By itself, and then not as a member of what named it.
+            // A source that a later descriptor names may have been published by itself, without that descriptor.
             let is_half = self.named_late.contains_key(&source.name) && valid_times(&mark) == 1;
             if is_failed && times(&mark) > 0 && !source.is_touched && !is_half {
                 return Err(format!("{mark} was published and lies in {}", shown.display()));
@@ -520,7 +523,7 @@ impl Site {
     }
 }
 
-/// Each success and each failure was announced once.
+/// Checks that each success and each failure was announced once.
 fn check_announced(ledger: &mut Ledger, succeeded: u64, failed: u64) -> Check {
     let announced = |ledger: &Ledger, kind: &str| ledger.count_notifications(kind).map_err(|error| error.to_string());
     let told = [announced(ledger, "success")?, announced(ledger, "failure")?];
@@ -530,12 +533,12 @@ fn check_announced(ledger: &mut Ledger, succeeded: u64, failed: u64) -> Check {
     Ok(())
 }
 
-/// What was published in one directory.
+/// One published directory.
 #[derive(Debug)]
 pub(super) struct Published {
-    /// Marks of what it was made of.
+    /// Marks of the sources that it was made of.
     marks: Vec<String>,
-    /// Whether it says that another one is in its place.
+    /// Whether it says that it is superseded.
     is_superseded: bool,
 }
 
