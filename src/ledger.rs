@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What must be remembered: seen files, claims, totals, history. One database, one writer.
 //!
-//! The database is the one that users of hyper2kvm query (`processed_files`), with further tables of ours beside it.
-//! It lies on the output volume, which may be a network file system: rollback journal, never WAL, and every
-//! transaction is on the disk before it returns. The journal's file stays where it is, for making and removing it each
-//! time would change a directory that then has to be synced; its first bytes say whether it counts. What a restart
-//! would find out again anyway ([`Change`]) waits for the next transaction, because bringing one to the disk
+//! The database is the one that users of hyper2kvm query (`processed_files`), with further tables of ours beside it. It
+//! lies on the output volume, which may be a network file system: so it has a rollback journal, never WAL, and every
+//! transaction is on the disk before it returns. The journal's file stays where it is, because making and removing it
+//! each time would change a directory that then has to be synced; its first bytes say whether it counts. A change that
+//! a restart would find out again anyway ([`Change`]) waits for the next transaction, because bringing one to the disk
 //! takes longer than all the rest of a small conversion.
 //!
 //! ```text
@@ -54,10 +54,10 @@ pub const LEDGER_FILE: &str = "deduplication.db";
 /// How long a statement waits for a reader that holds the database: users run SQL on it.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The journal is cut back to this after a transaction that needed more; usual ones need a tenth.
+/// Size to which the journal is cut back after a transaction that needed more; usual ones need a tenth.
 const JOURNAL_BYTES: u32 = 1 << 20;
 
-/// Age at which a row of `processed_files` goes.
+/// Age in days at which a row of `processed_files` is removed.
 pub const PROCESSED_DAYS: i64 = 90;
 
 /// Why the ledger can't answer.
@@ -100,8 +100,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether it stays until somebody sets something right. A reader that holds the database goes, and what waits for
-    /// room on the volume is told of all over.
+    /// Whether the error stays until somebody mends its cause. A reader that holds the database will go, and a full
+    /// volume is announced elsewhere.
     fn is_lasting(&self) -> bool {
         use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
         match self {
@@ -136,7 +136,8 @@ impl Ledger {
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        // NOFOLLOW refuses a link anywhere on the way, so the way is made plain first: only the file's own name counts.
+        // NOFOLLOW refuses a link anywhere on the way, so the links of the directory are resolved first: only the
+        // file's own name is checked.
         let resolved = resolve_directory(path);
         let mut connection = Connection::open_with_flags(&resolved, flags).map_err(opening)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(opening)?;
@@ -145,8 +146,8 @@ impl Ledger {
         if mode != "persist" {
             return Err(Error::Damaged { path: path.to_owned(), detail: format!("its journal stays in mode {mode}") });
         }
-        // The journal before the database, and its end before a commit returns. NORMAL would sync the journal's pages and
-        // their number at once: a power cut then may leave pages that look whole and aren't.
+        // The journal is synced before the database, and its end before a commit returns. NORMAL would sync the
+        // journal's pages together with their number: a power cut could then leave pages that look whole and aren't.
         connection.pragma_update(None, "synchronous", "FULL").map_err(opening)?;
         connection.pragma_update(None, "journal_size_limit", JOURNAL_BYTES).map_err(opening)?;
         let health: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(opening)?;
@@ -157,12 +158,12 @@ impl Ledger {
         Ok(Self { connection, deferred: Deferred::default() })
     }
 
-    /// Writes something, to find out whether that can be done.
+    /// Writes something, to find out whether writing works.
     pub fn try_write(&self) -> Result<()> {
         self.set_setting("tried", "1")
     }
 
-    /// The same error; of one that says that the database is damaged, with its path and what to do.
+    /// The same error; if it says that the database is damaged, with the path and what to do.
     fn explained(&self, error: Error) -> Error {
         use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
         match &error {
@@ -180,13 +181,13 @@ impl Ledger {
         Ok(self.setting("paused")?.as_deref() == Some("1"))
     }
 
-    /// Remembers a pause over restarts.
+    /// Remembers over restarts whether the queue is paused.
     pub fn set_paused(&self, paused: bool) -> Result<()> {
         self.set_setting("paused", if paused { "1" } else { "0" })
     }
 
-    /// Removes what has aged: rows of files that were processed more than [`PROCESSED_DAYS`] ago, by a time that two
-    /// clocks agree on.
+    /// Removes old rows: of files that were processed more than [`PROCESSED_DAYS`] ago, by a time that two clocks agree
+    /// on.
     pub fn prune(&self, now: &Clock) -> Result<usize> {
         let trusted = self.trusted_time(now)?;
         Ok(self.prune_processed(trusted)? + self.prune_alone(trusted)?)
@@ -218,7 +219,7 @@ fn resolve_directory(path: &Path) -> PathBuf {
     }
 }
 
-/// Tells a damaged file from one that can't be opened.
+/// Distinguishes a damaged file from one that can't be opened.
 fn classify(path: &Path, source: rusqlite::Error) -> Error {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     match source.sqlite_error_code() {

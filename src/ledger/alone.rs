@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the sources of single files ended: an OVF that comes later may name one, and takes it back.
+//! Where the sources of single files ended: an OVF that comes later may name one of them, which is then taken back.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ use super::{Ledger, PROCESSED_DAYS, Result, from_sql, query, to_sql};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AloneSource {
     pub id: ConversionId,
-    /// As which it was dropped.
+    /// The name that it was dropped by.
     pub name: String,
     /// Where it was left.
     pub path: PathBuf,
@@ -35,8 +35,8 @@ pub struct AloneSource {
 }
 
 impl Ledger {
-    /// Sources of this base name whose conversions ended since `since`, and of which no later artifact was made; the
-    /// last one first. Those since `recent` are marked so.
+    /// Sources of this base name whose conversions ended since `since` and that no later artifact has taken back, the
+    /// latest first. Those that ended since `recent` are marked as recent.
     pub fn alone(&self, name: &str, since: Timestamp, recent: Timestamp) -> Result<Vec<AloneSource>> {
         let reading = || query("look for sources converted alone");
         let mut statement = self
@@ -51,7 +51,7 @@ impl Ledger {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Sources that lie where ended conversions left them, of conversions that ended since then.
+    /// Sources that lie where ended conversions left them, of conversions that ended since `since`.
     pub fn alone_since(&self, since: Timestamp) -> Result<Vec<AloneSource>> {
         let reading = || query("look for sources that ended");
         let mut statement = self
@@ -66,7 +66,7 @@ impl Ledger {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// The source of this conversion lies there no longer: it changed, and became the file at `path`.
+    /// Records that the source of this conversion no longer lies there: it changed, and became the file at `path`.
     pub fn alone_changed(&self, id: &ConversionId, path: &str) -> Result<()> {
         self.connection
             .execute("UPDATE alone SET superseded_by = ?2 WHERE id = ?1", params![id.as_str(), path])
@@ -84,7 +84,7 @@ impl Ledger {
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Option<AloneSource>> {
     let (id, path, mtime): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(4)?);
-    // Written by us: an id that is none is nobody's.
+    // We wrote these ids: a malformed one belongs to no conversion.
     let Ok(id) = id.parse::<ConversionId>() else { return Ok(None) };
     Ok(Some(AloneSource {
         id,
@@ -98,7 +98,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<AloneSource>> {
     }))
 }
 
-/// Records where the source of a single file goes when its conversion has ended, and what became of those that a later
+/// Records where the source of a single file goes at the end of its conversion, and what became of those that a later
 /// artifact took back. The caller holds the transaction that records the end.
 pub(super) fn record(connection: &Connection, row: &ConversionRow) -> Result<()> {
     let (ClaimState::Terminal { placement }, Some(end)) = (&row.state, row.status.end) else { return Ok(()) };

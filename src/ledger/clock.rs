@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which time rows are aged by: a clock that is years ahead for one start removes nothing.
+//! By which time rows age: a clock that is years ahead for one start removes nothing.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{Ledger, Result, query};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clock {
     pub wall: Timestamp,
-    /// Which boot of which machine the other one counts from; empty where that is not known.
+    /// The machine and boot that the uptime counts from; empty where that is not known.
     pub boot_id: String,
     /// Time since that boot, which nobody sets.
     pub uptime: Duration,
@@ -26,15 +26,16 @@ struct Remembered {
     wall: Timestamp,
     boot_id: String,
     uptime_seconds: u64,
-    /// What it was taken to be.
+    /// The time that was trusted then.
     trusted: Timestamp,
 }
 
 const SETTING: &str = "clock";
 
 impl Ledger {
-    /// The time that rows are aged by, for which two clocks stand: within one boot what has passed by the monotonic clock,
-    /// else what the last boot's wall clock said. Never later than the wall clock.
+    /// The time by which rows age, which two clocks must confirm: within one boot, the last trusted time plus what has
+    /// passed by the monotonic clock; otherwise what the wall clock of the last boot said. Never later than the wall
+    /// clock.
     pub(super) fn trusted_time(&self, now: &Clock) -> Result<Timestamp> {
         let text = self.setting(SETTING)?;
         let before: Option<Remembered> = text.and_then(|text| serde_json::from_str(&text).ok());
@@ -55,7 +56,7 @@ impl Ledger {
             .optional()
             .map_err(query("look for the newest row"))?
             .flatten();
-        // The original wrote local time without a zone: a day more or less does not matter here.
+        // The original program wrote local time without a zone: a day more or less does not matter here.
         Ok(text.map(|text| {
             let text = text.replacen(' ', "T", 1);
             text.parse().or_else(|_| format!("{text}Z").parse()).unwrap_or(Timestamp::UNIX_EPOCH)
@@ -105,10 +106,10 @@ mod tests {
             (Some(remembered(2036, "b", 2026)), None, clock(2026, "c", 0), at(2026)),
             // Two boots agree.
             (Some(remembered(2036, "b", 2026)), None, clock(2036, "c", 0), at(2036)),
-            // Starts of one boot are one witness; what passed since is another.
+            // Several starts of one boot count as one clock; the time that passed since is another.
             (Some(remembered(2036, "b", 2026)), None, clock(2036, "b", 1), at(2026)),
             (Some(remembered(2026, "a", 2026)), None, clock(2036, "a", 366), at(2027)),
-            // Set back.
+            // The clock was set back.
             (Some(remembered(2036, "a", 2036)), None, clock(2026, "a", 2), at(2026)),
         ] {
             assert_eq!(trusted(before.as_ref(), newest, &now), expected, "{before:?} {now:?}");

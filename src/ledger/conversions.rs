@@ -24,8 +24,8 @@ pub struct NewConversion {
 }
 
 impl Ledger {
-    /// Notes a claim whose claim.json stands. Where that says all there is to say, a restart comes to the same by
-    /// reading it, and the disk may wait. Safe to repeat.
+    /// Records a claim that has its claim.json. If that file holds all there is to record, a restart would read the
+    /// same from it, and the row may wait. Safe to repeat.
     pub fn claim(&mut self, new: NewConversion) -> Result<ConversionRow> {
         if let Some(known) = self.conversion(&new.claim.id)? {
             return Ok(known);
@@ -51,7 +51,7 @@ impl Ledger {
         Ok(row)
     }
 
-    /// Notes a conversion of an earlier ledger, as far as the files tell of it. On the disk when this returns.
+    /// Records a conversion of an earlier ledger, as far as the files tell. It is on the disk when this returns.
     pub fn restore(
         &mut self,
         new: NewConversion,
@@ -81,8 +81,8 @@ impl Ledger {
         }
     }
 
-    /// Changes a row and counts what follows from its new status. It is on the disk when this returns, and everything
-    /// deferred with it; a change that a restart would find out again waits for the next transaction or
+    /// Changes a row and counts what follows from its new status. The change is on the disk when this returns, together
+    /// with everything deferred; but a change that a restart would find out again waits for the next transaction or
     /// [`Ledger::flush`]. Writes nothing where nothing changes.
     pub fn update(&mut self, id: &ConversionId, change: &Change) -> Result<ConversionRow> {
         let before = self.conversion(id)?.ok_or_else(|| Error::Unknown(id.to_string()))?;
@@ -122,8 +122,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Removes a conversion of which nothing is left to do; deferred, for a restart that still finds it has nothing to
-    /// do either.
+    /// Removes a conversion of which nothing is left to do. Deferred: a restart that still finds it has nothing to do
+    /// for it either.
     pub fn forget(&mut self, id: &ConversionId) {
         self.deferred.forget(id);
     }

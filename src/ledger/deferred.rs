@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Changes of rows that wait for the next transaction, and notifications that are done with.
+//! Changes of rows that wait for the next transaction, and notifications that are closed.
 
 use std::collections::BTreeMap;
 
@@ -11,18 +11,18 @@ use super::outbox::{self, Fate};
 use super::rows::{self, ConversionRow};
 use super::{Result, query};
 
-/// What is to become of a row.
+/// What the next transaction does with a row.
 #[derive(Debug)]
 pub(super) enum Pending {
     Changed(Box<ConversionRow>),
     Gone,
 }
 
-/// Rows as they are to be. They stay until a transaction that wrote them is committed.
+/// Changes that wait. They stay until a transaction that wrote them is committed.
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
     rows: BTreeMap<ConversionId, Pending>,
-    /// Notifications by number: a restart delivers once more what was delivered a moment ago.
+    /// Closed notifications by number. After a crash, a restart delivers those once more.
     closed: BTreeMap<i64, Fate>,
 }
 
@@ -31,7 +31,7 @@ impl Deferred {
         self.rows.is_empty() && self.closed.is_empty()
     }
 
-    /// What is to become of a row, if anything is.
+    /// The pending change of a row, if there is one.
     pub(super) fn find(&self, id: &ConversionId) -> Option<&Pending> {
         self.rows.get(id)
     }
@@ -44,7 +44,7 @@ impl Deferred {
         self.rows.insert(id.clone(), Pending::Gone);
     }
 
-    /// A notification that is to be removed and counted.
+    /// Closes a notification: it is to be removed and counted.
     pub(super) fn close(&mut self, number: i64, fate: Fate) {
         self.closed.insert(number, fate);
     }
@@ -53,7 +53,7 @@ impl Deferred {
         &self.closed
     }
 
-    /// As if it had never been put.
+    /// Drops the pending change of a row.
     pub(super) fn take_back(&mut self, id: &ConversionId) {
         self.rows.remove(id);
     }

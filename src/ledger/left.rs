@@ -7,7 +7,7 @@ use crate::conversion::Stamp;
 
 use super::{Ledger, Result, from_sql, query, to_sql};
 
-/// A source that was converted and left where it was. The same path with anything else changed is a new file.
+/// A source that was converted and left where it was. If anything but its path changes, it is a new file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LeftSource {
     /// Base name in the queue directory.
@@ -26,7 +26,7 @@ impl LeftSource {
 }
 
 impl Ledger {
-    /// Every source left in place. These rows do not age: the file they speak of may lie there for years.
+    /// Every source left in place. These rows do not age: the files may lie there for years.
     pub fn left_in_place(&self) -> Result<Vec<LeftSource>> {
         let reading = || query("read the sources left in place");
         let mut statement = self

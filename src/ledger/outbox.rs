@@ -2,8 +2,8 @@
 //! The outbox: notifications that were decided on and are not delivered yet.
 //!
 //! A row holds the event and the name of the channel, never the message with its address or credentials. It is written
-//! in the transaction that records what it speaks of, and removed after its delivery: a crash in between delivers it
-//! once more.
+//! in the transaction that records what the event is about, and removed after its delivery. A crash in between delivers
+//! it once more.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,8 @@ use super::processed::text_of;
 use super::{Error, Ledger, Result, from_sql, query, to_sql};
 use crate::stats::NotificationTotals;
 
-/// Rows that are kept for all channels together; beyond, the oldest are given up. A row has some hundred bytes.
+/// Rows that are kept for all channels together; if there are more, the oldest are given up. A row has some hundred
+/// bytes.
 pub const OUTBOX_ROWS: u64 = 1000;
 
 /// A notification as it is recorded, for one channel.
@@ -30,11 +31,11 @@ pub struct NewNotification {
 /// A recorded notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notification {
-    /// Rises with each that is recorded.
+    /// Rises with each notification that is recorded.
     pub number: i64,
     pub event: String,
     pub decided_at: Timestamp,
-    /// The receiver asked not to be tried before then.
+    /// The receiver asked not to be tried before this time.
     pub not_before: Option<Timestamp>,
 }
 
@@ -45,7 +46,7 @@ pub enum Fate {
     GivenUp,
 }
 
-/// What the ledger counts of notifications that are no rows any more.
+/// What the ledger counts of notifications whose rows are gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Counted {
@@ -63,7 +64,7 @@ impl Counted {
 }
 
 impl Ledger {
-    /// Records notifications of what is in no row of a conversion.
+    /// Records notifications that belong to no row of a conversion.
     pub fn post(&mut self, notifications: &[NewNotification]) -> Result<()> {
         let writing = || query("record a notification");
         let transaction =
@@ -87,7 +88,7 @@ impl Ledger {
         }
     }
 
-    /// Remembers that the receiver asked not to be tried before then.
+    /// Remembers that the receiver asked not to be tried before `not_before`.
     pub fn hold_notification(&self, number: i64, not_before: Timestamp) -> Result<()> {
         self.connection
             .execute("UPDATE outbox SET not_before = ?2 WHERE number = ?1", params![number, not_before.to_string()])
@@ -100,7 +101,7 @@ impl Ledger {
         self.deferred.close(number, fate);
     }
 
-    /// Gives up what was decided before then for other channels than these: nobody can deliver it.
+    /// Gives up what was decided before `before` for channels other than these: nobody can deliver it.
     pub fn give_up_notifications(&mut self, before: Timestamp, channels: &[&str]) -> Result<u64> {
         let writing = || query("give notifications up");
         let transaction =
@@ -126,7 +127,7 @@ impl Ledger {
             .map_err(query("count the outbox"))
     }
 
-    /// How many wait, and what became of the others since the ledger was made.
+    /// How many notifications wait, and what became of the others since the ledger was made.
     pub fn notification_totals(&self) -> Result<NotificationTotals> {
         let rows: i64 = self
             .connection
@@ -152,7 +153,7 @@ fn next(connection: &Connection, channel: &str, after: i64) -> rusqlite::Result<
         Ok(Notification {
             number: row.get(0)?,
             event: row.get(1)?,
-            // One that nobody can read is old: it is tried once.
+            // A time that can't be read counts as old: the notification is tried once.
             decided_at: decided_at.parse().unwrap_or(Timestamp::UNIX_EPOCH),
             not_before: not_before.and_then(|text| text.parse().ok()),
         })
@@ -160,7 +161,7 @@ fn next(connection: &Connection, channel: &str, after: i64) -> rusqlite::Result<
     connection.query_row(sql, params![channel, after], read).optional()
 }
 
-/// Adds rows, and gives the oldest up where there are too many. The caller commits.
+/// Adds rows, and gives up the oldest where there are too many. The caller commits.
 pub(super) fn add(connection: &Connection, notifications: &[NewNotification]) -> Result<()> {
     if notifications.is_empty() {
         return Ok(());
@@ -186,7 +187,7 @@ pub(super) fn add(connection: &Connection, notifications: &[NewNotification]) ->
     count(connection, &[(Fate::GivenUp, rows as u64)])
 }
 
-/// Removes what was closed, and counts what was still there. The caller commits.
+/// Removes the rows of closed notifications, and counts those that were still there. The caller commits.
 pub(super) fn remove(connection: &Connection, closed: &BTreeMap<i64, Fate>) -> Result<()> {
     let mut removed = Vec::with_capacity(closed.len());
     for (number, fate) in closed {

@@ -10,7 +10,7 @@ use super::{Ledger, PROCESSED_DAYS, Result, query, to_sql};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessedFile {
     pub filename: String,
-    /// When, as the row says it: text, since the original wrote local time without a zone.
+    /// Time of its end as the row has it: text, because the original program wrote local time without a zone.
     pub processed_at: String,
     /// Directory of its output.
     pub output_path: Option<String>,
@@ -37,8 +37,8 @@ pub(super) struct Outcome<'a> {
 }
 
 impl Ledger {
-    /// The earlier success that a file of this name and size matches whose content is the same as far as it is known of
-    /// both; or one of this MD5. Of what the original program recorded, nothing but the MD5 is known.
+    /// The earlier success that matches a file: by name, size and everything that is known of the content of both, or
+    /// by MD5. Rows of the original program have at most the MD5.
     pub fn find_success(&self, filename: &str, size_bytes: u64, content: &Content) -> Result<Option<ProcessedFile>> {
         self.connection
             .query_row(
@@ -56,7 +56,7 @@ impl Ledger {
             .map_err(query("look for an earlier conversion"))
     }
 
-    /// Texts compare as times here: both the original's and our own begin with year, month and day.
+    /// Texts compare as times here: those of the original program and our own begin with year, month and day.
     pub(super) fn prune_processed(&self, now: Timestamp) -> Result<usize> {
         let Ok(limit) = now.checked_sub((PROCESSED_DAYS * 24).hours()) else { return Ok(0) };
         self.connection
@@ -65,7 +65,7 @@ impl Ledger {
     }
 }
 
-/// Microseconds as the original wrote, always six digits: texts of one length compare as the times do.
+/// Microseconds as the original program wrote them, always six digits: texts of one length compare as times do.
 pub(super) fn text_of(at: Timestamp) -> String {
     format!("{at:.6}")
 }

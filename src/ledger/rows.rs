@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A row of an unfinished conversion: its claim, how far its files have moved, its status; and what may change of it.
+//! A row of an unfinished conversion: its claim, how far its files have moved, its status, and the changes that may be
+//! made to it.
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::de::DeserializeOwned;
@@ -28,16 +29,16 @@ pub enum ClaimState {
     Publishing { target: String },
     /// The members go back under their names, uncounted.
     Returning { reason: Reason, placement: Placement },
-    /// It has ended; the members go where ended ones go.
+    /// It has ended; the members go where those of ended conversions go.
     Terminal { placement: Placement },
     /// The members lie where they stay.
     Disposed,
-    /// Whoever shows the conversion knows its end: nothing is left to do but to forget it.
+    /// Whoever shows the conversion knows its end: all that is left to do is to forget it.
     Reported,
 }
 
 impl ClaimState {
-    /// The same with another placement, where it has one.
+    /// The same state with another placement, if it has one.
     #[must_use]
     pub fn moved_to(&self, placement: Placement) -> Self {
         match self {
@@ -70,7 +71,7 @@ pub struct ConversionRow {
 }
 
 impl ConversionRow {
-    /// Where its state says that the members go.
+    /// Where the members go, by this state.
     #[must_use]
     pub fn placement(&self) -> Option<Recorded<Placement>> {
         match &self.state {
@@ -85,7 +86,7 @@ impl ConversionRow {
         }
     }
 
-    /// The directory that its state says is delivered to, relative to the output directory.
+    /// The directory that this state delivers to, relative to the output directory.
     #[must_use]
     pub fn target(&self) -> Option<Recorded<&str>> {
         match &self.state {
@@ -95,7 +96,7 @@ impl ConversionRow {
     }
 }
 
-/// What becomes of a row, in one transaction with everything that follows from it.
+/// A change of a row, made in one transaction with everything that follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The members lie in the claim for the first time; the executor is about to get this status.
@@ -104,31 +105,32 @@ pub enum Change {
     Observed { observation: Observation, status: ConversionStatus },
     /// The cluster's executor shows this status, and the UID of the object that has it.
     Shown { status: ConversionStatus, uid: Option<String> },
-    /// Where the members are, or are about to be.
+    /// Where the members are, or will be.
     State(ClaimState),
-    /// It has ended, and the members go where ended ones go.
+    /// It has ended, and the members go where those of ended conversions go.
     Ended {
         placement: Placement,
-        /// With the status of the end, where the row has another.
+        /// The status of the end, where the row has another.
         status: Option<ConversionStatus>,
         output_path: Option<String>,
         /// Sources that stay in the queue directory from now on, converted.
         left: Vec<LeftSource>,
-        /// What is announced of the end.
+        /// What is announced about the end.
         notifications: Vec<NewNotification>,
     },
 }
 
 impl Change {
-    /// Whether the disk may wait for the next transaction (decision 0004): only where a restart that finds the row as
-    /// it was `before` comes to the same again, doing nothing twice. What is counted never waits, whatever this says.
+    /// Whether the change may wait for the next transaction (decision 0004): only where a restart that finds the row as
+    /// it was `before` comes to the same result, doing nothing twice. What is counted never waits, whatever this
+    /// returns.
     pub(super) fn may_wait(&self, before: &ConversionRow) -> bool {
         match self {
             // A restart finds the members in the claim.
             Self::Submitted(_) => true,
             Self::Observed { observation, .. } => match observation {
-                // A restart stages anew, knows a start by the folder that the child made, and runs again what was done
-                // and not published.
+                // A restart stages anew, recognises a start by the folder that the child made, and repeats what was
+                // done and not published.
                 Observation::Staged(_) | Observation::Starting { .. } | Observation::Done { .. } => true,
                 Observation::Running { .. }
                 | Observation::Failed { .. }
@@ -138,14 +140,14 @@ impl Change {
                 | Observation::Duplicate
                 | Observation::Rejected(_) => false,
             },
-            // The executor shows the status again; but only by its UID does a restart know that there was an object.
+            // The executor shows the status again; but a restart knows only by its UID that there was an object.
             Self::Shown { uid, .. } => uid.is_none() || *uid == before.uid,
-            // Files move by what is recorded.
+            // Files are moved as recorded, so the record comes first.
             Self::State(_) | Self::Ended { .. } => false,
         }
     }
 
-    /// The row after it.
+    /// The row after this change.
     pub(super) fn apply(&self, before: &ConversionRow) -> ConversionRow {
         let mut row = before.clone();
         match self.clone() {
@@ -165,7 +167,7 @@ impl Change {
         row
     }
 
-    /// Sources that stay in the queue directory by it.
+    /// Sources that stay in the queue directory by this change.
     pub(super) fn left(&self) -> &[LeftSource] {
         match self {
             Self::Ended { left, .. } => left,
@@ -173,7 +175,7 @@ impl Change {
         }
     }
 
-    /// What is announced by it.
+    /// What is announced by this change.
     pub(crate) fn notifications(&self) -> &[NewNotification] {
         match self {
             Self::Ended { notifications, .. } => notifications,

@@ -7,10 +7,10 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::{Error, Result, classify};
 
-/// Version of our own tables, kept in `user_version`; the original leaves it 0.
+/// Version of our own tables, kept in `user_version`; the original program leaves it 0.
 const VERSION: i64 = 1;
 
-/// Columns that users query, as the original makes them.
+/// Columns that users query, as the original program makes them.
 const PROCESSED_COLUMNS: [&str; 7] =
     ["filename", "filepath", "file_size", "md5_hash", "processed_at", "output_path", "status"];
 
@@ -71,10 +71,10 @@ CREATE INDEX IF NOT EXISTS idx_alone_ended ON alone(ended_at);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
 
-/// Tables that came without a new version: an older program opens the database, and leaves them alone.
+/// Tables that were added without a new version: an older program opens the database, and leaves them alone.
 const ADDED: [&str; 2] = ["outbox", "alone"];
 
-/// A column that came without a new version: what an older program writes leaves it empty.
+/// A column that was added without a new version: rows of an older program leave it empty.
 const ADD_FINGERPRINT: &str = "ALTER TABLE processed_files ADD COLUMN fingerprint TEXT";
 
 /// Makes what is missing, in one transaction.
@@ -108,7 +108,7 @@ fn has_fingerprint(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
 }
 
-/// A table of that name must be the one we know; none yet is fine.
+/// Checks that a table of that name is the one we know; none yet is fine.
 fn check_columns(connection: &Connection, path: &Path) -> Result<()> {
     let opening = |source| classify(path, source);
     let mut statement = connection.prepare("SELECT name FROM pragma_table_info('processed_files')").map_err(opening)?;

@@ -221,7 +221,7 @@ fn a_database_of_the_original_is_adopted_and_its_failures_do_not_match() {
         boot_id: "a".to_owned(),
         uptime: Duration::from_secs(24 * 3600 * u64::try_from(days + 91).unwrap()),
     };
-    // The first look is at the time of the newest row.
+    // The first look happens at the time of the newest row.
     assert_eq!(ledger.prune(&clock(-91)).unwrap(), 0);
     assert_eq!(ledger.prune(&Clock { wall: now + (24 * 3650).hours(), ..clock(-90) }).unwrap(), 0);
     assert_eq!(ledger.prune(&clock(0)).unwrap(), 0);
@@ -352,7 +352,7 @@ fn what_is_deferred_is_seen_here_at_once_and_by_others_with_the_next_transaction
     assert!(on_disk(&first.id).is_some());
     ledger.flush().unwrap();
     assert_eq!(on_disk(&first.id), None);
-    // Nothing new, but what was deferred must be on the disk now.
+    // This changes nothing, but what was deferred must be on the disk now.
     ledger.update(&second.id, &submitted).unwrap();
     ledger.update(&second.id, &Change::State(ClaimState::Submitted)).unwrap();
     assert_eq!(on_disk(&second.id).as_deref(), Some("\"submitted\""));
@@ -398,7 +398,7 @@ fn the_database_stays_open_to_those_who_query_it_and_who_delete_rows() {
         ledger.update(&claim.id, &with_status(&status)).unwrap();
     };
     convert(&mut ledger, 1);
-    // Their connection keeps no journal, and takes ours away when it has written.
+    // The user's connection keeps no journal, and removes ours after it has written.
     let theirs = Connection::open(&path).unwrap();
     let seen = || theirs.query_row("SELECT count(*) FROM processed_files", [], |row| row.get::<_, u32>(0)).unwrap();
     assert_eq!(seen(), 1);
@@ -419,7 +419,7 @@ fn a_transaction_that_a_crash_cut_short_is_undone_whoever_began_it() {
         let copy = tempfile::tempdir().unwrap();
         {
             let dying = Connection::open(&path).unwrap();
-            // A cache of nothing: changed pages go into the database before the commit.
+            // Without a cache, changed pages go into the database before the commit.
             dying
                 .execute_batch(&format!("PRAGMA journal_mode = {mode}; PRAGMA cache_size = 1; BEGIN IMMEDIATE"))
                 .unwrap();
@@ -529,7 +529,7 @@ fn the_source_of_a_file_converted_alone_is_known_until_a_whole_is_made_of_it() {
         let Change::Ended { placement, .. } = &change else { panic!() };
         let target = placement.moves[1].to.clone();
         ledger.update(&whole.id, &change).unwrap();
-        // A failed one leaves it for the next.
+        // A failed artifact leaves the source for the next one.
         let found: Vec<_> = ledger.alone("disk.vmdk", at(0), at(0)).unwrap().into_iter().map(|s| s.path).collect();
         assert_eq!(found, if failed { vec![target] } else { vec![] });
     }
@@ -554,7 +554,7 @@ fn an_end_and_its_notification_are_one_and_told_once() {
     let notifications = vec![announced("webhook", 7), announced("email", 7)];
     let change = Change::Ended { placement, status, output_path, left, notifications };
     ledger.update(&claim.id, &change).unwrap();
-    // Whoever could not tell whether it was written writes it again.
+    // A caller that could not tell whether it was written writes it again.
     ledger.update(&claim.id, &change).unwrap();
     drop(ledger);
 
@@ -632,14 +632,14 @@ fn a_file_of_one_name_and_size_is_a_duplicate_only_with_the_content_that_is_know
         processed::record(&ledger.connection, &outcome).unwrap();
     };
     let is_found = |content: &Content| ledger.find_success("vm.raw", 4096, content).unwrap().is_some();
-    // As the original wrote it: name and size are all that is known.
+    // As the original program wrote it: only name and size are known.
     record(&Content::default());
     assert!(is_found(&sampled("aa")) && is_found(&both("11", "aa")));
     record(&both("11", "aa"));
     assert!(is_found(&sampled("aa")) && is_found(&both("11", "aa")) && is_found(&Content::default()));
     assert!(!is_found(&sampled("bb")), "a repaired upload");
     assert!(!is_found(&both("22", "aa")), "samples that are equal by chance");
-    // What is known of the earlier content is not known of the later.
+    // What is known of the earlier content is not kept for the later one.
     record(&sampled("bb"));
     assert!(is_found(&sampled("bb")) && is_found(&both("22", "bb")));
     assert!(!is_found(&both("11", "aa")) && !is_found(&sampled("aa")));

@@ -46,7 +46,7 @@ impl Ledger {
     }
 }
 
-/// Counts what `after` has and `before` has not. The caller holds the transaction that replaces the one by the other.
+/// Counts what `after` has and `before` has not. The caller holds the transaction that replaces `before` by `after`.
 pub(super) fn count(
     connection: &Connection,
     claim: &Claim,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The ledger's own thread: one writer, whose waiting for the disk holds up nobody else.
+//! The ledger's own thread: a single writer, so that nobody else waits for the disk.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -9,25 +9,25 @@ use tokio::sync::{oneshot, watch};
 use super::{Error, Ledger, Result};
 use crate::conversion::chain;
 
-/// What is done, and why the ledger is of no more use where that came out.
+/// The work, which returns why the ledger can't be used any longer if it found that.
 type Work = Box<dyn FnOnce(&mut Ledger) -> Option<String> + Send>;
 
-/// How long what was deferred waits for a transaction that takes it along.
+/// Longest time that a deferred change waits for a transaction that takes it along.
 const DEFER_AT_MOST: Duration = Duration::from_millis(200);
 
 /// Sends work to the thread that owns the ledger. Work is done in the order in which it was sent.
 #[derive(Clone, Debug)]
 pub struct Writer {
     way: Way,
-    /// Closed when the ledger is.
+    /// Why the ledger can't be used any longer; closed when the ledger is.
     broken: watch::Receiver<Option<String>>,
 }
 
-/// Who does the work.
+/// Which thread does the work.
 #[derive(Clone, Debug)]
 enum Way {
     Thread(mpsc::Sender<Work>),
-    /// Whoever calls, at once.
+    /// The caller's thread, at once.
     #[cfg(test)]
     Inline(std::sync::Arc<std::sync::Mutex<Inline>>),
 }
@@ -53,16 +53,16 @@ impl Writer {
         Self { way: Way::Thread(sender), broken }
     }
 
-    /// Keeps `ledger` without a thread: work is done where it is asked for, and nothing is flushed but by
-    /// [`Ledger::flush`] and the transactions that follow.
+    /// Keeps `ledger` without a thread: work is done by the caller, and deferred changes are written only by
+    /// [`Ledger::flush`] and by later transactions.
     #[cfg(test)]
     pub(crate) fn inline(ledger: Ledger) -> Self {
         let (breaks, broken) = watch::channel(None);
         Self { way: Way::Inline(std::sync::Arc::new(std::sync::Mutex::new(Inline { ledger, breaks }))), broken }
     }
 
-    /// Waits until an error says that the ledger is of no use before somebody sets it right; why. Errors that pass by
-    /// themselves are those of the work alone.
+    /// Waits until an error shows that the ledger can't be used before somebody mends the cause, and returns why.
+    /// Errors that pass by themselves are returned to the caller of the work only.
     pub async fn broken(&self) -> String {
         let mut broken = self.broken.clone();
         match broken.wait_for(Option::is_some).await {
@@ -71,7 +71,7 @@ impl Writer {
         }
     }
 
-    /// Waits until the ledger is closed, which it is when all other writers are dropped, too.
+    /// Waits until the ledger is closed: that is when all other writers are dropped, too.
     pub async fn ended(self) {
         let Self { way, mut broken } = self;
         drop(way);
@@ -94,7 +94,7 @@ impl Writer {
         answer.await.map_err(|_| Error::Closed)?
     }
 
-    /// Does `work` and blocks until it is done: for whoever may block, in the middle of what can't be awaited.
+    /// Does `work` and blocks until it is done: for callers that may block and can't await.
     pub fn wait<T: Send + 'static>(&self, work: impl FnOnce(&mut Ledger) -> Result<T> + Send + 'static) -> Result<T> {
         let (reply, answer) = mpsc::sync_channel(1);
         let work: Work = Box::new(move |ledger| {
@@ -124,21 +124,21 @@ impl Writer {
     }
 }
 
-/// What `SQLite` makes of an error of a simulated volume.
+/// The `SQLite` error for an error of a simulated volume.
 #[cfg(test)]
 fn simulated(_: rustix::io::Errno) -> Error {
     let full = rusqlite::ffi::Error { code: rusqlite::ErrorCode::DiskFull, extended_code: 13 };
     Error::Query { doing: "write", source: rusqlite::Error::SqliteFailure(full, None) }
 }
 
-/// Does the work, and says why the ledger is of no more use where that came out.
+/// Does the work, and returns why the ledger can't be used any longer if it found that.
 fn judged<T>(ledger: &mut Ledger, work: impl FnOnce(&mut Ledger) -> Result<T>) -> (Result<T>, Option<String>) {
     let done = work(ledger).map_err(|error| ledger.explained(error));
     let broken = done.as_ref().err().filter(|error| error.is_lasting()).map(|error| chain(error));
     (done, broken)
 }
 
-/// Until the last sender is gone and nothing is deferred any more.
+/// Works until the last sender is gone and nothing is deferred any more.
 fn work_through(ledger: &mut Ledger, receiver: &Receiver<Work>, breaks: &watch::Sender<Option<String>>) {
     let note = |broken: Option<String>| {
         if broken.is_some() {
@@ -160,7 +160,7 @@ fn work_through(ledger: &mut Ledger, receiver: &Receiver<Work>, breaks: &watch::
         note(broken);
         match flushed {
             Ok(()) => is_told = false,
-            // A full volume, say: the next transaction or the next look takes along what is deferred.
+            // The volume may be full: the next transaction or the next flush takes along what is deferred.
             Err(error) if !std::mem::replace(&mut is_told, true) => {
                 tracing::warn!(error = %chain(&error), "the ledger can't be written; trying again");
             }
