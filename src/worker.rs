@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One artifact, one attempt, one work directory, no memory of others: copy → verify → digest → seal.
+//! One artifact, one attempt, one work directory, and no knowledge of others: copy → verify → digest → seal.
 
 pub mod attempt;
 pub mod contain;

@@ -38,7 +38,7 @@ pub(super) struct Outcome<'a> {
 
 impl Ledger {
     /// The earlier success that matches a file: by name, size and everything that is known of the content of both, or
-    /// by MD5. Rows of the original program have at most the MD5.
+    /// by MD5. The original program recorded at most the MD5 of a content.
     pub fn find_success(&self, filename: &str, size_bytes: u64, content: &Content) -> Result<Option<ProcessedFile>> {
         self.connection
             .query_row(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One attempt as the executor starts it: everything from environment variables, results into a work directory.
+//! One attempt as the executor starts it: its input comes from environment variables, its results go into a work
+//! directory.
 //!
 //! ```text
 //! <work>/kept/                    the folder of an earlier attempt, to go on with
@@ -39,7 +40,7 @@ use crate::disk::available_threads;
 use crate::files::store::{self, StoreError};
 use crate::files::waste;
 
-/// What an executor asks of a worker, by the variables of [`variable`].
+/// What an executor asks of a worker, in the variables of [`variable`].
 #[derive(Clone, Debug)]
 pub struct AttemptSpec {
     /// Directory of claim.json and the members.
@@ -51,18 +52,18 @@ pub struct AttemptSpec {
     /// JSON of [`ConversionOptions`].
     pub options: ConversionOptions,
     pub attempt: Attempt,
-    /// Where the small message goes, in a pod.
+    /// File for the short termination message, in a pod.
     pub termination_log: Option<PathBuf>,
     /// Whether a kernel without Landlock is refused.
     pub require_landlock: bool,
     /// Process id of the daemon, with which this process dies.
     pub parent: Option<i32>,
-    /// How this attempt is to fail; tests alone ask for that.
+    /// How this attempt is to fail; only tests ask for that.
     sabotage: Option<Sabotage>,
 }
 
-/// A fault, by [`variable::TEST_FAIL`], [`variable::TEST_HANG`] or [`variable::TEST_DIE`]; builds without debug assertions
-/// know none.
+/// A fault that [`variable::TEST_FAIL`], [`variable::TEST_HANG`] or [`variable::TEST_DIE`] asks for; builds without
+/// debug assertions have none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sabotage {
     Fail(Reason),
@@ -107,7 +108,7 @@ impl AttemptSpec {
     }
 }
 
-/// What `<fault>[:<attempts>]` asks of this attempt.
+/// The fault that `<fault>[:<attempts>]` asks of this attempt.
 fn sabotage(text: &str, attempt: Attempt, fault: impl Fn(&str) -> Option<Sabotage>) -> Option<Sabotage> {
     let (name, last) = match text.split_once(':') {
         Some((name, last)) => (name, last.parse().ok()?),
@@ -124,12 +125,12 @@ fn dies(marker: &str) -> Option<Sabotage> {
     Step::ALL.into_iter().find(|step| step.file() == marker).map(Sabotage::Die)
 }
 
-/// What the attempt is opened with before anything is parsed.
+/// What the attempt opens before anything is parsed.
 struct Places {
     claim: OwnedFd,
     work: OwnedFd,
     termination_log: Option<File>,
-    /// CPUs that the process may use: the quota is read from files that it can't read later.
+    /// CPUs that the process may use: the quota is in files that can't be read later.
     threads: usize,
 }
 
@@ -179,12 +180,12 @@ fn describe_panic(panic: &(dyn std::any::Any + Send)) -> String {
     format!("the worker panicked: {}", text.unwrap_or("no message"))
 }
 
-/// Opens the places and restricts the process, still single-threaded and before anything hostile is read.
+/// Opens these and restricts the process, which is still single-threaded and has read nothing hostile.
 fn prepare(spec: &AttemptSpec) -> Result<Places, Failure> {
     if let Some(parent) = spec.parent {
         let internal = |e: rustix::io::Errno| Failure::new(Reason::Internal, format!("cannot tie to the parent: {e}"));
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(internal)?;
-        // It may have died before the line above.
+        // The parent may have died before the line above.
         if getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent) {
             return Err(Failure::new(Reason::Disrupted, "the daemon that started this worker is gone"));
         }
@@ -224,7 +225,7 @@ fn attempt(
     meter.enter(Stage::Inspect);
     let claim = read_claim(&spec.claim)?;
     let group = Group::open_claim(&places.claim, &claim)?;
-    // Every file is open: from here on no path can be read at all.
+    // All files are open: from here on no path can be read at all.
     contain::restrict_to(None, places.work.as_fd(), spec.require_landlock)?;
     interrupts.watch(meter);
     let progress = Ticker::write_file(Arc::clone(meter), spec.work.join(PROGRESS_FILE));
@@ -292,12 +293,12 @@ fn read_claim(directory: &Path) -> Result<Claim, Failure> {
     Ok(claim)
 }
 
-/// Leaves failure.json and the termination message, and removes what was written. A whole copy of an attempt that was
-/// only told to end stays: after any failure of its own nobody knows whether the copy is to blame.
+/// Leaves failure.json and the termination message, and removes what was written. A whole copy stays if the attempt was
+/// only told to end: after a failure of the attempt itself, nobody knows whether the copy is to blame.
 fn leave_failure(spec: &AttemptSpec, places: &Places, failure: &Failure, log: &LogTail) {
     let folder = spec.work.join(&spec.folder);
     let is_kept = failure.reason == Reason::Disrupted && waste::holds_copy(&folder);
-    // Nothing here may turn one failure into another: what can't be left is logged.
+    // Nothing here may replace one failure by another: what can't be written or removed is logged.
     if !is_kept
         && let Err(error) = fs::remove_dir_all(&folder)
         && error.kind() != io::ErrorKind::NotFound

@@ -20,7 +20,7 @@ use crate::conversion::{Failure, Reason};
 /// Newest Landlock interface whose rights are asked for; older kernels enforce those that they know (Linux 6.12).
 const LANDLOCK: ABI = ABI::V6;
 
-/// Address space of a worker: far above what the pipeline maps (64 MiB and thread stacks), far below a machine.
+/// Address space of a worker: far more than the pipeline maps (64 MiB and thread stacks), far less than a machine has.
 const ADDRESS_SPACE: u64 = 8 << 30;
 
 /// Bytes that an output file may have beyond its virtual size: headers, tables and reference counts of a qcow2 take
@@ -80,7 +80,7 @@ fn ruleset(readable: Option<BorrowedFd<'_>>, writable: BorrowedFd<'_>) -> Result
     rules.restrict_self()
 }
 
-/// What a worker does in its work directory: everything with plain files and folders, nothing else.
+/// What a worker may do in its work directory: everything with plain files and folders, nothing else.
 fn work_access() -> BitFlags<AccessFs> {
     AccessFs::ReadFile
         | AccessFs::ReadDir
@@ -92,13 +92,13 @@ fn work_access() -> BitFlags<AccessFs> {
         | AccessFs::RemoveDir
 }
 
-/// Room for files beside an artifact's own: its output, directories, the log.
+/// Open files beside an artifact's own: its output, directories, the log.
 const OTHER_FILES: u64 = 64;
 
-/// Lets this process open an artifact of so many files, each twice (direct I/O has a descriptor of its own).
+/// Lets this process open an artifact of `files` files, each twice (direct I/O has a descriptor of its own).
 ///
 /// # Errors
-/// The limit as it stays, where it is too low for each file once.
+/// The limit that stays, where it is too low to open each file once.
 pub fn raise_open_files(files: usize) -> Result<(), u64> {
     let now = getrlimit(Resource::Nofile);
     let files = u64::try_from(files).unwrap_or(u64::MAX);
@@ -107,11 +107,11 @@ pub fn raise_open_files(files: usize) -> Result<(), u64> {
         return Ok(());
     }
     let maximum = now.maximum.map(|hard| hard.max(wanted));
-    // A hard limit yields to root alone.
+    // Only root may raise a hard limit.
     let hard = Rlimit { current: Some(wanted), maximum };
     let soft = Rlimit { current: Some(now.maximum.map_or(wanted, |hard| hard.min(wanted))), maximum: now.maximum };
     if setrlimit(Resource::Nofile, hard).is_err() {
-        // What stays is looked at below.
+        // The limit that stays is checked below.
         let _ = setrlimit(Resource::Nofile, soft);
     }
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -123,7 +123,7 @@ pub fn raise_open_files(files: usize) -> Result<(), u64> {
 /// statistics and may reach its children).
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn limit_process() -> io::Result<()> {
     lower(Resource::Core, 0)?;
     lower(Resource::As, ADDRESS_SPACE)?;
@@ -137,7 +137,7 @@ pub fn limit_process() -> io::Result<()> {
 /// not bytes, so that sparse files pass.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn limit_file_size(virtual_size: u64) -> io::Result<()> {
     lower(Resource::Fsize, virtual_size.saturating_add(metadata_bound(virtual_size)))
 }
@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `test` on a thread of its own, since Landlock binds the thread that asks for it and is never taken off.
+    /// Runs `test` on a thread of its own, since Landlock restricts the calling thread and is never removed.
     fn contained(test: impl FnOnce(&Path, &Path) + Send + 'static) {
         let place = tempfile::tempdir().unwrap();
         let (claim, work) = (place.path().join("claim"), place.path().join("work"));

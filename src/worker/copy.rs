@@ -27,7 +27,7 @@ use crate::disk::source::{self, Limits, Source, SourceDisk};
 use crate::disk::{self, CopyOptions, Error};
 use crate::files::space::told_free;
 
-/// Share of the output's file system that is kept free: its size divided by this, at most [`MAX_RESERVE`].
+/// Share of the output's file system that is kept free: its size divided by this number, at most [`MAX_RESERVE`].
 const RESERVE_SHARE: u64 = 100;
 const MAX_RESERVE: u64 = 64 << 20;
 
@@ -35,11 +35,11 @@ const MAX_RESERVE: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct Conversion<'a> {
     pub group: &'a Group,
-    /// Directory that gets the disks; empty before, and waste after a failure.
+    /// Directory that gets the disks; empty before, and left with waste after a failure.
     pub directory: &'a Path,
     /// Stem of the disks' names.
     pub stem: &'a str,
-    /// The conversion's id; empty for one by hand.
+    /// The conversion's id; empty for a conversion by hand.
     pub id: &'a str,
     pub options: &'a ConversionOptions,
     /// Threads that decode and encode; absent: as many as the process may use.
@@ -49,18 +49,19 @@ pub struct Conversion<'a> {
 }
 
 impl Conversion<'_> {
-    /// How often progress goes through the guest's disks: copied, and on request compared and digested.
+    /// How often progress passes through the guest's disks: once for the copy, and on request for the comparison and
+    /// the digest.
     pub(super) fn passes(&self) -> u64 {
         1 + u64::from(self.verify_full) + u64::from(self.options.checksum)
     }
 }
 
-/// Copies every disk of the source, and returns it with a report once every byte is on stable storage and the digests
-/// that the source states are right. `accept` hears the names of the disks' files once the source is accepted, and may
-/// refuse before the first byte is copied.
+/// Copies every disk of the source. Returns the source with a report once every byte is on stable storage and the
+/// digests that the source states are right. `accept` receives the names of the disks' files once the source is
+/// accepted, and may refuse before the first byte is copied.
 ///
 /// # Errors
-/// Why not, with the stage it happened in, or why it was not accepted; the directory then holds waste.
+/// Why the copy failed, with the stage it failed in, or why it was not accepted; the directory then holds waste.
 pub(super) fn copy<E: From<Failure>>(
     conversion: &Conversion<'_>,
     meter: &Meter,
@@ -71,7 +72,8 @@ pub(super) fn copy<E: From<Failure>>(
     let group = conversion.group;
     let space = Space::of(conversion.directory)?;
     let limits = Limits { max_virtual_size: conversion.options.max_virtual_size, max_scratch_bytes: space.usable() };
-    // Checking the tables of a large disk, or inflating a member, takes a while: both end with the conversion.
+    // Checking the tables of a large disk, or inflating a member, takes a while: both stop when the conversion is
+    // cancelled.
     let cancellation = meter.copy.cancellation();
     let siblings: Vec<_> = group.siblings.iter().map(|region| region.until(cancellation)).collect();
     let primary = group.primary.until(cancellation);
@@ -124,15 +126,15 @@ pub(super) fn copy<E: From<Failure>>(
     Ok((source, report))
 }
 
-/// Compares what was copied with what the source is now: somebody changed its mode or owner during the copy, or wrote to
-/// it and set its time back.
+/// Compares what was copied with what the source is now, after somebody changed its mode or owner during the copy, or
+/// wrote to it and set its time back.
 fn compare(conversion: &Conversion<'_>, source: &Source, disks: &[DiskReport], meter: &Meter) -> Result<(), Failure> {
     meter.enter(Stage::Verify);
     tracing::info!("mode, owner or links of the source changed during the copy: comparing its content");
     for (disk, made) in source.disks.iter().zip(disks) {
         let output = open_disk(conversion.directory, &made.file)?;
         disk::verify(&output, &made.file, made.format, Some(&disk.image), &meter.copy).map_err(|error| {
-            // Not a fault of ours: the output is what was read.
+            // This is not a fault of ours: the output is what was read.
             if error.reason != Reason::Internal {
                 return Failure::from(&error).at_stage(Stage::Verify);
             }
@@ -162,7 +164,7 @@ fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space) -> Result<(
 /// Room on the output's volume, in bytes.
 struct Space {
     free: u64,
-    /// Of the whole volume.
+    /// Size of the whole volume.
     size: u64,
     reserve: u64,
 }
@@ -171,15 +173,15 @@ impl Space {
     fn of(directory: &Path) -> Result<Self, Failure> {
         let stat = rustix::fs::statvfs(directory).map_err(|e| output_failure(directory, &e.into()))?;
         Ok(Self {
-            // Where a file system does not tell, the copy finds out.
+            // If the file system does not report it, the copy will find out.
             free: told_free(&stat).unwrap_or(u64::MAX),
             size: if stat.f_blocks == 0 { u64::MAX } else { stat.f_blocks.saturating_mul(stat.f_frsize) },
             reserve: (stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_SHARE).min(MAX_RESERVE),
         })
     }
 
-    /// The failure of an output that needs so many bytes: one to wait with, unless it would not fit if the volume were
-    /// empty.
+    /// The failure of an output that needs so many bytes: one that waits for room, unless the output would not fit on
+    /// the empty volume.
     fn lacking(&self, needed: u64, name: &str, full: Failure) -> Failure {
         let needed_bytes = Some(needed.saturating_add(self.reserve));
         if needed <= self.size {
@@ -199,13 +201,13 @@ impl Space {
     }
 }
 
-/// A file without a name on the output's volume: it goes away with this process, however that ends.
+/// A file without a name on the output's volume: it is gone when this process ends, in whatever way.
 fn scratch(directory: &Path) -> Result<File, Error> {
     tempfile::tempfile_in(directory).map_err(|e| Error::writing("scratch file", 0, e))
 }
 
-/// Bytes that the output takes at least: exact where the source's tables tell its data and nothing is compressed, else
-/// a lower bound.
+/// Bytes that the output takes at least: exact where the source's tables show its data and nothing is compressed,
+/// otherwise a lower bound.
 fn needed_bytes(options: &ConversionOptions, source: &Source) -> u64 {
     let compressed = options.out_format == OutputFormat::Qcow2 && options.compress != Compression::None;
     if compressed {
@@ -214,14 +216,14 @@ fn needed_bytes(options: &ConversionOptions, source: &Source) -> u64 {
     source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(0)).sum()
 }
 
-/// What a copy that filled the volume would have needed: as much as it wrote for the guest bytes it had copied, for all
-/// of them; but no more than `bound`, the source's data as it is, and never less than it wrote.
+/// What a copy that filled the volume would have needed: the bytes written per guest byte copied, for all guest bytes.
+/// At most `bound` (the source's data uncompressed), and at least what was written.
 fn needed_after_all(written: u64, copied: u64, all: u64, bound: u64) -> u64 {
     let in_all = u128::from(written) * u128::from(all) / u128::from(copied.max(1));
     u64::try_from(in_all).unwrap_or(u64::MAX).min(bound).max(written)
 }
 
-/// What the files of a directory take on their volume; nothing where it can't be read.
+/// What the files of a directory take on their volume; 0 where it can't be read.
 fn allocated_bytes(directory: &Path) -> u64 {
     let files = fs::read_dir(directory).into_iter().flatten().flatten();
     // st_blocks counts 512 bytes each, whatever the file system's block (stat(2)).
@@ -241,8 +243,8 @@ fn copy_options(conversion: &Conversion<'_>, digests: Vec<Expected>) -> CopyOpti
     }
 }
 
-/// Copies every disk. The digests of what is copied are computed on the way; those of other members beside it, and
-/// whichever fails first ends the other.
+/// Copies every disk. The digests of what is copied are computed during the copy; those of other members are computed
+/// beside it. Whichever of the two fails first ends the other.
 fn copy_disks(
     conversion: &Conversion<'_>,
     source: &Source,
@@ -275,7 +277,7 @@ fn copy_disks(
             thread::park_timeout(Duration::from_millis(1));
         }
         let verified = verifying.join().unwrap_or_else(|panic| resume_unwind(panic));
-        // A digest that differs is the cause of a copy that ended early.
+        // If a digest differs, it is the cause of a copy that ended early.
         match verified.map_err(|e| Failure::from(&e).at_stage(Stage::Verify))? {
             Outcome::Cancelled if copied.is_ok() => {
                 Err(Failure::new(Reason::Disrupted, "ended while digests were checked"))
@@ -297,7 +299,7 @@ fn copy_disk(
     let output =
         File::options().read(true).write(true).create_new(true).open(&path).map_err(|e| output_failure(&path, &e))?;
     let copied = disk::copy(image, &output, &name, options, &meter.copy).map_err(|e| {
-        // The manifest's digests are computed while the source is copied, but they verify it.
+        // The manifest's digests are computed during the copy, but they verify the source.
         let stage = if e.reason == Reason::ManifestMismatch { Stage::Verify } else { Stage::Copy };
         Failure::from(&e).at_stage(stage)
     })?;
@@ -311,7 +313,7 @@ fn copy_disk(
     })
 }
 
-/// The OVF's hardware, its controllers naming the output files instead of the members.
+/// The OVF's hardware, with controllers that name the output files instead of the members.
 fn by_output(mut hardware: Hardware, disks: &[DiskReport]) -> Hardware {
     for controller in &mut hardware.disk_controllers {
         for member in &mut controller.disks {

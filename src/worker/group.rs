@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files of one artifact, opened once and never by a name that an image gives.
+//! The files of one artifact, opened once, and never by a name that an image gives.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::disk::Region;
 use crate::disk::descriptor::{self, References};
 use crate::files::store::open_beneath;
 
-/// An artifact's files, open for reading, and what they looked like then.
+/// An artifact's files, open for reading, and their status when they were opened.
 #[derive(Debug)]
 pub struct Group {
     pub primary: Region,
@@ -30,7 +30,7 @@ pub struct Group {
 struct Opened {
     name: String,
     file: Arc<File>,
-    /// The same file for direct I/O, where its file system takes that and it is not in memory anyway.
+    /// The same file for direct I/O, if its file system supports that and the file is not in memory anyway.
     direct: Option<Arc<File>>,
     stamp: Stamp,
 }
@@ -68,7 +68,7 @@ impl Group {
     /// Opens the members of `claim` in its directory.
     ///
     /// # Errors
-    /// `SourceMissing` or `SourceChanged` where a member is not what was claimed, else what the system says.
+    /// `SourceMissing` or `SourceChanged` where a member is not what was claimed, otherwise the system's error.
     pub fn open_claim(directory: &OwnedFd, claim: &Claim) -> Result<Self, Failure> {
         make_room(&claim.primary, claim.members.len())?;
         let mut opened = Vec::with_capacity(claim.members.len());
@@ -143,7 +143,7 @@ impl Group {
         self.opened.iter().any(|o| (o.stamp.device, o.stamp.inode) == (there.device, there.inode))
     }
 
-    /// Fails when the content of a file is no longer what was opened, as far as size and time tell.
+    /// Fails when the content of a file has changed since it was opened, as far as size and time show.
     ///
     /// # Errors
     /// `SourceChanged`, naming the file.
@@ -156,11 +156,11 @@ impl Group {
         Ok(())
     }
 
-    /// Whether the status of a file changed since it was opened: its mode, owner or links, or its content by somebody who
-    /// set its time back.
+    /// Whether the status of a file changed since it was opened: its mode, owner or links changed, or somebody changed
+    /// its content and set its time back.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(super) fn was_touched(&self) -> Result<bool, Failure> {
         for file in &self.opened {
             if file.now()? != file.stamp {
@@ -172,7 +172,7 @@ impl Group {
 }
 
 impl Opened {
-    /// What the file looks like now.
+    /// The file's present stamp.
     fn now(&self) -> Result<Stamp, Failure> {
         fstat(self.file.as_fd()).map(|stat| Stamp::of(&stat)).map_err(|e| open_failure(&self.name, &e.into()))
     }
@@ -183,7 +183,7 @@ impl Opened {
     }
 }
 
-/// Raises the limit of open files for an artifact of so many.
+/// Raises the limit of open files for an artifact of `files` files.
 fn make_room(primary: &str, files: usize) -> Result<(), Failure> {
     contain::raise_open_files(files).map_err(|limit| {
         let message = format!(
@@ -203,7 +203,7 @@ fn members_named_by(primary: &Opened) -> Result<References, Failure> {
     descriptor::references(&primary.name, &text).map_err(|e| Failure::from(&e))
 }
 
-/// Opens a regular file that lies directly in `directory`, following nothing and waiting for nobody.
+/// Opens a regular file that lies directly in `directory`. Follows no link, and never blocks.
 fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
     let shown = String::from_utf8_lossy(name.as_bytes()).into_owned();
     let fd = open_beneath(directory, name, OFlags::empty()).map_err(|e| open_failure(&shown, &e.into()))?;
@@ -226,8 +226,8 @@ fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
     Ok(Opened { name: shown, file: shared(fd), direct: direct.map(shared), stamp })
 }
 
-/// Whether the page cache has most of a file: it was written a moment ago. Looks at a byte here and there, and waits for
-/// nothing.
+/// Whether most of a file is in the page cache, because it was written a moment ago. Reads a byte here and there, and
+/// never blocks.
 fn is_in_memory(file: &OwnedFd, size: i64) -> bool {
     const PLACES: u64 = 16;
     let size = u64::try_from(size).unwrap_or(0);
@@ -284,7 +284,7 @@ mod tests {
         let fd = OwnedFd::from(file);
         assert!(is_in_memory(&fd, 16 << 20));
         let stays = fstatfs(&fd).unwrap().f_type == TMPFS;
-        // The kernel keeps pages that it has at hand just then.
+        // The kernel keeps pages that it is using at this moment.
         let since = std::time::Instant::now();
         while !stays && is_in_memory(&fd, 16 << 20) && since.elapsed().as_secs() < 20 {
             fadvise(&fd, 0, None, Advice::DontNeed).unwrap();

@@ -16,7 +16,7 @@ impl Interrupts {
     /// Catches `signals` from now on. Starts no thread, so that a process can still restrict itself.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn catch(signals: &[i32]) -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         for &signal in signals {
@@ -25,7 +25,8 @@ impl Interrupts {
         Ok(Self(read))
     }
 
-    /// Cancels the conversion at the first signal, also one that came before. The thread lives as long as the process.
+    /// Cancels the conversion at the first signal, or at once if one came earlier. The thread lives as long as the
+    /// process.
     pub fn watch(mut self, meter: &Arc<Meter>) {
         let meter = Arc::clone(meter);
         thread::spawn(move || {

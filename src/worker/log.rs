@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Lines kept, and the longest part of a line.
+/// How many lines are kept, and the most that is kept of a line.
 const LINES: usize = 40;
 const LINE_BYTES: usize = 512;
 

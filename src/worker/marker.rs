@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Markers: what a finished step leaves in the attempt's folder, so that a later attempt goes on after it.
+//! Markers: files that a finished step leaves in the attempt's folder, so that a later attempt can go on after that
+//! step.
 
 use std::fs::{self, File};
 use std::io;
@@ -30,7 +31,7 @@ impl Step {
     /// Every step, the first one first.
     pub const ALL: [Self; 4] = [Self::Copy, Self::Verify, Self::Digest, Self::Seal];
 
-    /// Name of the file that stands once the step is done.
+    /// Name of the file that exists once the step is done.
     #[must_use]
     pub const fn file(self) -> &'static str {
         match self {
@@ -49,7 +50,7 @@ struct Marker {
     /// Digest of what was claimed: names and identities of the members.
     claim: String,
     options: ConversionOptions,
-    /// What the steps so far know of the disks.
+    /// What is known of the disks after this step.
     report: Metadata,
 }
 
@@ -61,22 +62,23 @@ pub struct Markers<'a> {
     id: &'a str,
     claim: String,
     options: &'a ConversionOptions,
-    /// The step after which the process dies; tests alone ask for that.
+    /// The step after which the process dies; only tests ask for that.
     dies_after: Option<Step>,
 }
 
 impl<'a> Markers<'a> {
-    /// Markers in `folder` that hold for this claim and these options alone.
+    /// Markers in `folder` that are valid for this claim and these options only.
     #[must_use]
     pub fn new(folder: &'a Path, claim: &'a Claim, options: &'a ConversionOptions, dies_after: Option<Step>) -> Self {
         Self { folder, id: claim.id.as_str(), claim: digest(claim), options, dies_after }
     }
 
-    /// Makes the folder ready: an earlier run of this attempt may have left it, or an earlier attempt one to go on with;
-    /// where neither is worth anything, it is empty. Returns the last step that was done in it, with its report.
+    /// Makes the folder ready. An earlier run of this attempt may have left it, or an earlier attempt may have left a
+    /// folder to go on with; if neither is usable, the folder is empty. Returns the last step that was done in it, with
+    /// its report.
     ///
     /// # Errors
-    /// What the system says of the work directory.
+    /// The system's error in the work directory.
     pub fn open(&self, work: &Path) -> Result<Option<(Step, Metadata)>, Failure> {
         let kept = work.join(KEPT_DIR);
         let (own, earlier) = (self.last(self.folder), self.last(&kept));
@@ -91,8 +93,8 @@ impl<'a> Markers<'a> {
         Ok(own.or(earlier))
     }
 
-    /// The last step that is done in `folder`, with its report: only where its marker is this conversion's, was made by
-    /// this version of the program for the same members and options, and every disk is there.
+    /// The last step that is done in `folder`, with its report. Its marker must be of this conversion, made by this
+    /// version of the program for the same members and options, and every disk must be there.
     fn last(&self, folder: &Path) -> Option<(Step, Metadata)> {
         let steps = [Step::Digest, Step::Verify, Step::Copy];
         steps.into_iter().find_map(|step| self.read(folder, step.file()).map(|report| (step, report)))
@@ -114,15 +116,15 @@ impl<'a> Markers<'a> {
         (is_ours && is_whole).then_some(report)
     }
 
-    /// Leaves the marker of `step`, synced. The disks are on stable storage before.
+    /// Writes the marker of `step` and syncs it. The disks must be on stable storage before.
     ///
     /// # Errors
-    /// What the system says of the folder.
+    /// The system's error in the folder.
     pub fn leave(&self, step: Step, report: &Metadata) -> Result<(), Failure> {
         if step == Step::Seal {
             write_synced(self.folder, step.file(), report)?;
         } else {
-            // The disks' names first: a marker never stands without them.
+            // The disks' names are synced first: a marker never exists without them.
             sync_directory(self.folder)?;
             let marker = Marker { claim: self.claim.clone(), options: self.options.clone(), report: report.clone() };
             write_synced(self.folder, step.file(), &marker)?;
@@ -149,13 +151,13 @@ fn remove(folder: &Path) -> io::Result<()> {
 /// Opens a disk of the output for reading: a regular file that lies in `folder` itself.
 ///
 /// # Errors
-/// `OutputIO` with what the system says of it.
+/// `OutputIO` with the system's error.
 pub(super) fn open_disk(folder: &Path, name: &str) -> Result<File, Failure> {
     let opened = store::open_dir(folder).and_then(|dir| store::open_untrusted(dir, folder, name));
     opened.map_err(|e| Failure::new(Reason::OutputIO, chain(&e)))
 }
 
-/// Digest of the members of a claim, by which they are known again.
+/// Digest of the members of a claim, by which they are recognised.
 fn digest(claim: &Claim) -> String {
     let json = serde_json::to_vec(&(&claim.id, &claim.primary, &claim.members)).expect("names and numbers serialise");
     hex(Sha256::digest(json))

@@ -8,7 +8,7 @@ use crate::conversion::{Failure, Phase, Reason};
 use crate::files::store::{self, StoreError};
 use crate::files::volume;
 
-/// Writes `value` as JSON in one step that lasts.
+/// Writes `value` as JSON in one step, and syncs it.
 pub(super) fn write_synced(directory: &Path, name: &str, value: &impl serde::Serialize) -> Result<(), Failure> {
     store::write_json(&directory.join(name), value).map_err(|error| match error {
         StoreError::Write { source, .. } => output_failure(directory, &source),
@@ -16,7 +16,7 @@ pub(super) fn write_synced(directory: &Path, name: &str, value: &impl serde::Ser
     })
 }
 
-/// Makes the directory's entries last.
+/// Syncs the directory's entries.
 pub(super) fn sync_directory(directory: &Path) -> Result<(), Failure> {
     volume::sync_dir(directory).map_err(|e| output_failure(directory, &e))
 }

@@ -15,7 +15,7 @@ use crate::conversion::domain::domain_xml;
 use crate::conversion::options::DomainOptions;
 use crate::conversion::{Failure, Metadata};
 
-/// Why the output is not where it was asked for.
+/// Why the output could not be placed where it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     #[error("{}: exists already", .0.display())]
@@ -44,7 +44,7 @@ pub struct Placed {
     pub domain: Option<PathBuf>,
 }
 
-/// What is wanted where.
+/// Which output is wanted where.
 #[derive(Debug)]
 pub struct Target<'a> {
     pub directory: &'a Path,
@@ -60,13 +60,13 @@ pub struct Target<'a> {
 /// A hidden directory beside the final place, removed with whatever is left in it.
 ///
 /// # Errors
-/// What the system says of the directory.
+/// The system's error in the directory.
 pub fn scratch(directory: &Path) -> Result<TempDir, Failure> {
     tempfile::Builder::new().prefix(".hyper2kvm-").tempdir_in(directory).map_err(|e| output_failure(directory, &e))
 }
 
-/// Refuses names that are taken before an hour's work is done for them; for names free now, [`place`] decides. What is
-/// never replaced, directories and the source itself, is refused here.
+/// Refuses names that are taken before an hour's work is done for them; for names that are free now, [`place`] decides.
+/// Also refuses what is never replaced: directories, and the source itself.
 ///
 /// # Errors
 /// As [`place`].
@@ -104,7 +104,8 @@ impl Target<'_> {
 /// On an error nothing new is left.
 ///
 /// # Errors
-/// `Taken` where a name is taken and `replace` is off, else what the system says; then what was replaced is back.
+/// `Taken` where a name is taken and `replace` is off, otherwise the system's error; in both cases what was replaced is
+/// restored.
 pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Result<Placed, PlaceError> {
     let mut placed = Placed::default();
     let mut moves = Vec::new();
@@ -134,7 +135,8 @@ fn move_all(moves: &[(PathBuf, PathBuf)], replace: bool) -> Result<(), PlaceErro
     for (n, (from, to)) in moves.iter().enumerate() {
         if let Err(error) = move_one(from, to, replace) {
             for (from, to) in &moves[..n] {
-                // Back into the scratch directory, which goes away as a whole; what was replaced returns from there.
+                // The new files go back into the scratch directory, which is removed as a whole; the replaced ones
+                // return from there.
                 let _ = if from.symlink_metadata().is_ok() {
                     renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE).map_err(io::Error::from)
                 } else {
@@ -150,14 +152,14 @@ fn move_all(moves: &[(PathBuf, PathBuf)], replace: bool) -> Result<(), PlaceErro
     Ok(())
 }
 
-/// Moves `from` to `to`; what is replaced then lies at `from`, so that it can come back.
+/// Moves `from` to `to`. A replaced file then lies at `from`, so that it can be restored.
 fn move_one(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::EXIST) if replace => {}
         moved => return Ok(moved?),
     }
     match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
-        // A file system that can't exchange replaces for good.
+        // A file system that can't exchange names replaces the file for good.
         Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, to),
         swapped => Ok(swapped?),
     }

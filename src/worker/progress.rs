@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How far a conversion is, counted in memory and written to a small file for whoever watches.
+//! How far a conversion is, counted in memory and written to a small file for those who watch it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,12 +39,12 @@ impl Meter {
         self.interrupted.load(Ordering::Relaxed)
     }
 
-    /// Takes note of the step that begins now.
+    /// Records the step that begins now.
     pub fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Relaxed);
     }
 
-    /// Takes note of the guest bytes in all disks and passes.
+    /// Records the number of guest bytes in all disks and passes.
     pub fn set_total(&self, bytes: u64) {
         self.total.store(bytes, Ordering::Relaxed);
     }
@@ -56,11 +56,11 @@ impl Meter {
         STAGES[usize::from(self.stage.load(Ordering::Relaxed)).min(STAGES.len() - 1)]
     }
 
-    /// What to tell whoever watches.
+    /// The progress for those who watch.
     #[must_use]
     pub fn read(&self, now: Timestamp) -> Progress {
         let (done, known) = self.copy.progress();
-        // The pipeline learns of a disk when it begins with it; the plan knows them all.
+        // The pipeline knows a disk only when it begins with it; the plan knows all of them.
         let total = self.total.load(Ordering::Relaxed).max(known);
         Progress {
             contract_version: CONTRACT_VERSION,
@@ -72,7 +72,7 @@ impl Meter {
     }
 }
 
-/// Calls `show` with a meter's progress every `interval` until dropped, and once more then.
+/// Calls `show` with a meter's progress every `interval`, and once more when dropped.
 #[derive(Debug)]
 pub struct Ticker {
     stop: Arc<AtomicBool>,
@@ -80,7 +80,7 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// Starts to tell.
+    /// Starts to call `show`.
     pub fn start(meter: Arc<Meter>, interval: Duration, mut show: impl FnMut(Progress) + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -94,7 +94,7 @@ impl Ticker {
         Self { stop, thread: Some(thread) }
     }
 
-    /// Starts to write progress.json at `path`, at most once a second and only when something moved.
+    /// Starts to write progress.json at `path`, at most once a second and only when something has changed.
     pub fn write_file(meter: Arc<Meter>, path: PathBuf) -> Self {
         let mut last = None;
         Self::start(meter, INTERVAL, move |progress| {
@@ -103,8 +103,8 @@ impl Ticker {
                 return;
             }
             last = Some(seen);
-            // A conversion is not lost for want of a progress file: the next write may go well, and the executor sees
-            // that nothing moves. No fsync: after a crash a stale one misleads nobody.
+            // No conversion fails for a missing progress file: the next write may succeed, and the executor sees that
+            // nothing moves. No fsync: a stale file misleads nobody after a crash.
             if let Err(error) = store::replace_json(&path, &progress) {
                 tracing::debug!(%error, "cannot write the progress file");
             }
@@ -117,7 +117,7 @@ impl Drop for Ticker {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // A ticker that panicked has only lost the display.
+            // If the ticker panicked, only the display is lost.
             let _ = thread.join();
         }
     }

@@ -9,9 +9,9 @@
 //!  copy ──▶ (fix) ──▶ verify ──▶ digest ──▶ place           by hand: no markers
 //! ```
 //!
-//! A step's file is synced once its work is on stable storage, so an attempt that begins where it stands goes on after
+//! A step's file is synced once its work is on stable storage, so a later attempt that finds the file goes on after
 //! that step. Without metadata.json, which only *seal* writes, nothing is published. A step that changes what is on the
-//! disks belongs at *fix*: all that is told of their bytes is found out after it.
+//! disks belongs at *fix*: everything that is reported about their bytes is found out after it.
 
 use std::path::Path;
 
@@ -25,11 +25,11 @@ use crate::conversion::{Failure, Metadata, Stage};
 use crate::disk::source::Source;
 use crate::disk::{self, Error};
 
-/// Converts by hand, and returns the report once every byte of every disk is on stable storage. `accept` hears the names
+/// Converts by hand. Returns the report once every byte of every disk is on stable storage. `accept` receives the names
 /// of the disks' files once the source is accepted, and may refuse before the first byte is copied.
 ///
 /// # Errors
-/// Why not, with the stage it happened in, or why it was not accepted; the directory then holds waste.
+/// Why the conversion failed, with the stage it failed in, or why it was not accepted; the directory then holds waste.
 pub fn convert<E: From<Failure>>(
     conversion: &Conversion<'_>,
     meter: &Meter,
@@ -39,7 +39,7 @@ pub fn convert<E: From<Failure>>(
     Ok(finish(conversion, meter, Some(&source), (Step::Copy, report), |_, _| Ok(()))?)
 }
 
-/// Converts in an attempt of a worker, from the step after `done` on, and seals the result.
+/// Converts in an attempt of a worker, beginning with the step after `done`, and seals the result.
 ///
 /// # Errors
 /// As [`convert`].
@@ -72,8 +72,8 @@ fn skip(conversion: &Conversion<'_>, meter: &Meter, done: Step, report: &Metadat
     }
 }
 
-/// Makes the steps after `done`, the copy or a later one. `source` is what the output is compared with, if that is
-/// asked for; `leave` takes note of each step that is done.
+/// Does the steps after `done`, which is the copy or a later step. `source` is what the output is compared with, if
+/// that is asked for; `leave` is called after each step.
 fn finish(
     conversion: &Conversion<'_>,
     meter: &Meter,
@@ -127,7 +127,8 @@ fn failed(error: &Error) -> Failure {
     Failure::from(error).at_stage(Stage::Verify)
 }
 
-/// Makes an attempt's result final: metadata.json, and the name of the folder around it. Nothing else writes it.
+/// Makes an attempt's result final: writes metadata.json and syncs the name of the folder around it. Nothing else
+/// writes it.
 fn seal(markers: &Markers<'_>, report: &Metadata, work: &Path) -> Result<(), Failure> {
     markers.leave(Step::Seal, report)?;
     sync_directory(work)
