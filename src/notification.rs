@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tells people about conversions: webhooks and e-mail.
 //!
-//! Here is what is said and how it is sent once. When it is sent, and again, the outbox decides
-//! (`queue::engine::outbox`).
+//! These modules say what is announced, and send a message once. The outbox (`queue::engine::outbox`) decides when it
+//! is sent, and whether again.
 
 mod again;
 mod channel;

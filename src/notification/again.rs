@@ -7,10 +7,10 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-/// Whether and when a message that was not taken is tried again.
+/// Whether and when a message that was not accepted is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
-    /// The receiver refuses it.
+    /// Never: the receiver refuses it.
     Never,
     /// After a pause of our choice.
     Later,
@@ -18,15 +18,15 @@ pub enum Again {
     After(Duration),
 }
 
-/// The three forms of a date that receivers have to take (RFC 9110, section 5.6.7); all of them are in GMT.
+/// The three forms of a date that receivers have to understand (RFC 9110, section 5.6.7); all of them are in GMT.
 const DATES: [&str; 3] = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
 
-/// Time from `now` until the next try; zero for a date that has passed, nothing for a text that is neither seconds nor
-/// a date.
+/// Time from `now` until the next try; zero for a date that has passed, `None` for a text that is neither seconds nor a
+/// date.
 pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More than fits is for ever.
+        // A number that does not fit counts as for ever.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::from(u32::MAX))));
     }
     let date = DATES.iter().find_map(|form| DateTime::strptime(form, text).ok())?;

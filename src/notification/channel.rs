@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The ways by which messages go out.
+//! The channels through which messages are sent.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use super::email::{EmailError, Mailer};
 use super::event::Message;
 use super::webhook::{Webhook, WebhookError};
 
-/// A mail is a dialogue of some ten steps, and servers are made to hesitate: it may take this many times longer.
+/// A mail takes some ten steps, and servers delay them on purpose: it may take this many times longer.
 const MAIL_TIMES: u32 = 3;
 
-/// Why a message was not taken. Shows neither address nor credentials.
+/// Why a message was not accepted. Shows neither address nor credentials.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct SendError {
@@ -29,7 +29,7 @@ enum Way {
 }
 
 impl Channel {
-    /// Its name in the outbox, which outlives the program's version.
+    /// Its name in the outbox, which stays the same in later versions of the program.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self.0 {
@@ -68,9 +68,9 @@ impl From<EmailError> for SendError {
     }
 }
 
-/// The channels of `config`, and what is wrong with those by which nothing can ever be announced. Must be called after
-/// a TLS provider was installed (`telemetry::install_crypto`). `timeout` bounds one request, from connecting to the end of its
-/// answer; a mail may take three times as long.
+/// The channels of `config`, and what is wrong with those that can never announce anything. Must be called after a TLS
+/// provider was installed (`telemetry::install_crypto`). `timeout` bounds one request, from connecting to the end of
+/// its answer; a mail may take three times as long.
 pub fn open(config: &NotificationConfig, timeout: Duration) -> (Vec<Channel>, Vec<String>) {
     let mut channels = Vec::new();
     let mut unusable = Vec::new();

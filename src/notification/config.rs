@@ -30,14 +30,14 @@ impl<T> fmt::Debug for Secret<T> {
     }
 }
 
-/// Which events are announced, and through which channels; without a channel, none is.
+/// Which events are announced, and through which channels; without a channel, no event is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotificationConfig {
     pub on_success: bool,
-    /// Failures for good, and a full output volume.
+    /// Final failures, and a full output volume.
     pub on_failure: bool,
     pub on_stalled: bool,
-    /// How long nothing may happen to a queue that isn't empty before that counts as stalled.
+    /// How long nothing may happen in a queue that isn't empty before the queue counts as stalled.
     pub stall_after: Duration,
     pub webhook: Option<WebhookConfig>,
     pub email: Option<EmailConfig>,
@@ -56,7 +56,7 @@ impl Default for NotificationConfig {
     }
 }
 
-/// Whose shape a webhook's body takes.
+/// Whose format a webhook's body has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WebhookKind {
     Slack,
@@ -66,7 +66,7 @@ pub enum WebhookKind {
 }
 
 impl WebhookKind {
-    /// The word in a configuration.
+    /// The name used in a configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -87,14 +87,14 @@ pub struct WebhookConfig {
 }
 
 impl WebhookConfig {
-    /// A webhook's URL: http or https, with a host. Nothing for any other text, which must not be shown.
+    /// Parses a webhook's URL: http or https, with a host. `None` for any other text, which must not be shown.
     #[must_use]
     pub fn parse_url(text: &str) -> Option<Secret<Url>> {
         let url = Url::parse(text.trim()).ok()?;
         (matches!(url.scheme(), "http" | "https") && url.has_host()).then(|| Secret::new(url))
     }
 
-    /// Headers with their values marked sensitive. Nothing where a name or value is none.
+    /// Parses headers, with their values marked sensitive. `None` where a name or a value is invalid.
     pub fn parse_headers<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Option<HeaderMap> {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
@@ -117,17 +117,17 @@ pub enum Encryption {
     None,
 }
 
-/// Where mail goes, and through whom.
+/// Where mail is sent, and through which server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EmailConfig {
     pub host: String,
     pub port: u16,
     pub encryption: Encryption,
     pub from: Mailbox,
-    /// At least one.
+    /// Receivers; at least one.
     pub to: Vec<Mailbox>,
     pub username: Option<String>,
     pub password: Option<Secret<String>>,
-    /// What every subject begins with.
+    /// Text that every subject begins with.
     pub subject_prefix: String,
 }

@@ -15,7 +15,7 @@ use super::config::{EmailConfig, Encryption};
 use super::event::Message;
 use super::payload;
 
-/// Why a mail was not taken. A password is in none of these.
+/// Why a mail was not accepted. None of these shows a password.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EmailError {
     #[error("cannot build the mail: {0}")]
@@ -27,7 +27,7 @@ pub(super) enum EmailError {
 }
 
 impl EmailError {
-    /// Whether it is tried again: a refusal that passes (4xx, as greylisting says it) is.
+    /// Whether it is tried again: a temporary refusal (4xx, which greylisting uses) is.
     pub(super) fn again(&self) -> Again {
         match self {
             Self::Timeout => Again::Later,
@@ -45,14 +45,14 @@ pub(super) struct Mailer {
 }
 
 impl Mailer {
-    /// `timeout` bounds the whole dialogue: the transport's own bounds only its connecting.
+    /// `timeout` bounds the whole dialogue: the transport's own timeout bounds only the connecting.
     pub(super) fn new(config: EmailConfig, timeout: Duration) -> Result<Self, EmailError> {
         let tls = match config.encryption {
             Encryption::Starttls => Tls::Required(TlsParameters::new(config.host.clone())?),
             Encryption::Tls => Tls::Wrapper(TlsParameters::new(config.host.clone())?),
             Encryption::None => Tls::None,
         };
-        // Not dangerous but plain: what it says of TLS is set right here.
+        // This builder is called dangerous because it sets no TLS; TLS is set right here.
         let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(config.host.as_str())
             .port(config.port)
             .tls(tls)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is worth telling, and in which words.
+//! What is announced, and in which words.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::conversion::failure::without_name;
 
 use super::config::NotificationConfig;
 
-/// Something that people want to know. Serialised as the ledger keeps it until it is delivered.
+/// Something to announce. The ledger keeps it in this serialised form until it is delivered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// A conversion was published in the directory `output_path`.
     Success { filename: String, duration: Duration, output_path: String, at: Timestamp },
-    /// A conversion failed for good.
+    /// A conversion finally failed.
     Failure { filename: String, error: String, retry_count: u32, at: Timestamp },
-    /// Somebody wrote to a source after it was converted: it is converted again, beside what was made of it.
+    /// Somebody wrote to a source after it was converted: it is converted again, and the earlier output stays.
     Changed { filename: String, output_path: String, at: Timestamp },
-    /// Files wait and nothing has happened for long.
+    /// Files wait, and nothing has happened for a long time.
     Stalled { queue_depth: u64, idle: Duration, last_activity: Option<Timestamp>, at: Timestamp },
     /// The queue holds until the output volume has space.
     OutputFull { needed_bytes: u64, free_bytes: u64, output_path: String, at: Timestamp },
@@ -29,7 +29,7 @@ pub enum Event {
     QueueFull { needed_bytes: u64, free_bytes: u64, queue_path: String, at: Timestamp },
 }
 
-/// How bad it is.
+/// How serious it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     Success,
@@ -38,7 +38,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The word in a generic payload.
+    /// The name used in a generic payload.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

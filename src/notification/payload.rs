@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A message in the shape that its receiver expects.
+//! A message in the format that its receiver expects.
 
 use serde_json::{Map, Value, json};
 
 use super::event::{Level, Message};
 
-/// Who says so, in generic payloads and footers.
+/// Name of the sender, in generic payloads and footers.
 const SOURCE: &str = "hyper2kvm-daemon";
 
 /// Limits of a Discord embed (Discord developer documentation, *Embed Limits*), in characters and fields.
 const DISCORD_VALUE: usize = 1024;
 const DISCORD_DESCRIPTION: usize = 4096;
 const DISCORD_FIELDS: usize = 25;
-/// Slack cuts or refuses longer ones (Slack API, *secondary attachments*).
+/// Slack cuts or refuses longer texts (Slack API, *secondary attachments*).
 const SLACK_TEXT: usize = 3000;
 
-/// For whoever reads JSON: the details at the top level and once more below `details`, with the words around them.
+/// For programs that read JSON: the details at the top level and once more below `details`, with the texts of the
+/// message.
 pub(super) fn generic(message: &Message) -> Value {
     let details: Map<String, Value> =
         message.details.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
@@ -63,7 +64,7 @@ pub(super) fn discord(message: &Message) -> Value {
         .take(DISCORD_FIELDS)
         .map(|(key, value)| {
             let value = shown(value);
-            // An empty value is refused.
+            // Discord refuses an empty value.
             let value = if value.is_empty() { "-".to_owned() } else { cut(&value, DISCORD_VALUE) };
             json!({"name": key, "value": value, "inline": true})
         })
@@ -104,7 +105,7 @@ fn cut(text: &str, limit: usize) -> String {
     text.chars().take(limit - 1).chain(['…']).collect()
 }
 
-/// Cut, and without what Slack takes for markup (Slack API, *Escaping text*): a file may be called `<!channel>`.
+/// Cuts a text and escapes what Slack takes for markup (Slack API, *Escaping text*): a file may be called `<!channel>`.
 fn escaped(text: &str, limit: usize) -> String {
     cut(text, limit).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

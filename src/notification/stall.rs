@@ -8,25 +8,25 @@ use jiff::{SignedDuration, Timestamp};
 use super::event::Event;
 use crate::stats::Snapshot;
 
-/// Watches snapshots for a queue in which nothing happens; tells of each such episode once.
+/// Watches snapshots for a queue in which nothing happens; reports each such episode once.
 #[derive(Clone, Debug, Default)]
 pub struct StallWatch {
     /// Since when files have waited while they could have started.
     waiting_since: Option<Timestamp>,
-    /// The quiet that was told of already, by its beginning.
+    /// Beginning of the episode that was already reported.
     told: Option<Timestamp>,
 }
 
 impl StallWatch {
-    /// Looks at a snapshot; to be called every minute or so. Gives an event when, for `stall_after`, files have waited
-    /// while attempts might start, and nothing has started, progressed or finished.
+    /// Looks at a snapshot; to be called about every minute. Returns an event when files have waited for `stall_after`
+    /// although attempts might start, and nothing has started, progressed or finished in that time.
     pub fn look(&mut self, snapshot: &Snapshot, stall_after: Duration, now: Timestamp) -> Option<Event> {
         if snapshot.queue_depth == 0 || !snapshot.run_state.starts_attempts() {
             *self = Self::default();
             return None;
         }
         let waiting_since = *self.waiting_since.get_or_insert(now);
-        // What happened before files waited is no measure: the queue may have been empty for days.
+        // Time before files waited does not count: the queue may have been empty for days.
         let quiet_since = snapshot.last_activity.map_or(waiting_since, |last| last.max(waiting_since));
         let idle = Duration::try_from(now.duration_since(quiet_since).max(SignedDuration::ZERO)).unwrap_or_default();
         if idle < stall_after || self.told == Some(quiet_since) {
@@ -52,7 +52,7 @@ mod tests {
         Snapshot { queue_depth, last_activity: Some(minute(last_activity)), run_state, ..Snapshot::new(minute(0)) }
     }
 
-    /// Minutes at which an event came, for a snapshot (depth, last activity, run state) of each minute.
+    /// The minutes at which an event came, for a snapshot (depth, last activity, run state) of each minute.
     fn told(snapshots: impl Fn(i64) -> (u64, i64, RunState)) -> Vec<i64> {
         let mut watch = StallWatch::default();
         let mut told = Vec::new();

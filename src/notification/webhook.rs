@@ -14,12 +14,12 @@ use super::config::{WebhookConfig, WebhookKind};
 use super::event::Message;
 use super::payload;
 
-/// Why a webhook was not taken. Never shows the URL: whoever knows it may post.
+/// Why a webhook was not accepted. Never shows the URL: whoever knows it may post.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WebhookError {
     #[error("{0}")]
     Request(String, #[source] reqwest::Error),
-    /// With what the server says of the next try.
+    /// With the server's word on the next try.
     #[error("the server answers {0}")]
     Status(StatusCode, Option<Duration>),
 }
@@ -28,7 +28,7 @@ impl WebhookError {
     fn of(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let mut text = if error.is_timeout() { "timed out".to_owned() } else { error.to_string() };
-        // The last cause is the one that tells: connection refused, unknown host, bad certificate.
+        // The last cause is the useful one: connection refused, unknown host, bad certificate.
         let mut cause = error.source();
         while let Some(deeper) = cause.and_then(|cause| cause.source()) {
             cause = Some(deeper);
@@ -67,10 +67,10 @@ impl Webhook {
             .user_agent(concat!("hyper2kvm/", env!("CARGO_PKG_VERSION")))
             .default_headers(config.headers.clone())
             .timeout(timeout)
-            // A redirect would carry headers and body to a place that nobody configured.
+            // A redirect would send headers and body to a place that nobody configured.
             .redirect(Policy::none());
         if config.url.expose().scheme() == "http" {
-            // A system without certificates of authorities can post all the same.
+            // A system without certificates of authorities can still post over http.
             client = client.tls_certs_only(std::iter::empty());
         }
         let client = client.build().map_err(WebhookError::of)?;
