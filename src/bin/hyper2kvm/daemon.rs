@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm daemon`: watcher, scheduler and control socket of one host in one process.
 //!
-//! The engine and its children live on the main thread, for a child dies with the thread that started it. Whoever
-//! asks (socket, metrics, statistics, notifications) is served by another thread, from the engine's snapshot.
+//! The engine and its children live on the main thread, because a child dies with the thread that started it. Requests
+//! (socket, metrics, statistics) and notifications are served by another thread, from the engine's snapshot.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -45,7 +45,7 @@ use services::Services;
 use volumes::Ready;
 use waiting::{Waited, wait_for_volumes};
 
-/// How long the end waits for a notification that is on its way, beyond what the engine has waited.
+/// How long the end waits for a notification under way, after the time that the engine has waited.
 const DELIVERY_END: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
@@ -89,8 +89,8 @@ enum Format {
     Json,
 }
 
-/// Why the program can't begin or go on: 2 for what only a person can mend (configuration, another daemon on a
-/// directory), 1 for all else, after which the service is started again.
+/// Why the program can't begin or go on: exit code 2 for what only a person can mend (configuration, another daemon on
+/// a directory), 1 for everything else, after which the service is started again.
 #[derive(Debug)]
 struct Refusal {
     code: u8,
@@ -170,7 +170,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
     drop(entered);
     let begun = Begun { config, origin, log, hangups, started };
     let served = runtime.block_on(serve(begun, arguments, beside.handle()));
-    // What is hashed, or hangs in the kernel, is not waited for.
+    // Threads that hash, or hang in the kernel, are not waited for.
     runtime.shutdown_background();
     if let Some(services) = served? {
         services.end(beside);
@@ -178,17 +178,17 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What a start has so far.
+/// What a start has made so far.
 struct Begun {
     config: Config,
     origin: Origin,
     log: Log,
-    /// Those that came since; they are obeyed once the daemon is ready.
+    /// SIGHUPs that came since; they are obeyed once the daemon is ready.
     hangups: Option<Signal>,
     started: Timestamp,
 }
 
-/// Serves the queue until it ends; `None` where that was before it began.
+/// Serves the queue until it ends; `None` if the daemon ended before it served.
 async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<Option<Services>, Refusal> {
     let Begun { config, origin, log, hangups, started } = begun;
     let Waited { ready, run_state, signals } = wait_for_volumes(&config, arguments.adopt, started, beside).await?;
@@ -217,7 +217,7 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
     let policy = config.retry_policy;
     let executor = ProcessExecutor::new(
         ProcessConfig {
-            // The program that runs, whatever has been installed under its name since.
+            // The running program, whatever has been installed under its name since.
             program: "/proc/self/exe".into(),
             paths: paths.clone(),
             scratch: config.workdir.clone(),
@@ -290,7 +290,7 @@ fn settings(config: &Config, paths: Paths, guard: Guard) -> Settings {
     }
 }
 
-/// Takes both directories, waiting where another machine's daemon may still live.
+/// Locks both directories, and waits while another machine's daemon may still live.
 async fn lock(paths: &Paths) -> Result<Locks, Refusal> {
     let refuse = |error: LockError| {
         if error.is_lasting() { Refusal::setting(chain(&error)) } else { Refusal::fault(chain(&error)) }

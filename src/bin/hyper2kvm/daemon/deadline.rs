@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The end by the clock: a daemon that was told to stop is gone within ten seconds, whatever hangs.
+//! The time limit of the end: a daemon that was told to stop is gone within ten seconds, whatever hangs.
 //!
 //! ```text
 //!  told to stop ──▶ the engine ends by itself ──────────────────────▶ end, 0
@@ -17,13 +17,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// When an engine that has not ended is left where it stands: children are killed after five seconds, and notifications
-/// waited for for two more.
+/// are waited for for two more.
 const CUT: Duration = Duration::from_millis(7500);
 
-/// What the rest may take from then on.
+/// How long everything else may take from then on.
 const REST: Duration = Duration::from_secs(2);
 
-/// Begins when the daemon is told to stop. Cheap to clone.
+/// The time limit, which begins when the daemon is told to stop. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Deadline {
     has_begun: Arc<AtomicBool>,
@@ -31,13 +31,13 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// The first call counts.
+    /// Begins the time limit. Only the first call counts.
     pub(super) fn begin(&self) {
         if self.has_begun.swap(true, Ordering::Relaxed) {
             return;
         }
         let cut = self.cut.clone();
-        // A thread of its own, that waits for nothing but the clock.
+        // It has a thread of its own, which waits for nothing but the clock.
         let started = thread::Builder::new().name("deadline".to_owned()).spawn(move || {
             thread::sleep(CUT);
             cut.cancel();

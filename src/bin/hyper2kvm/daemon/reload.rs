@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! SIGHUP: opens the log file anew and reads the configuration again. What may change while the daemon works changes;
-//! the rest is named.
+//! SIGHUP: opens the log file anew and reads the configuration again. Settings that may change while the daemon works
+//! take effect; the others are named in the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Keys whose change takes effect at once. The volumes, and attempts that are under way, depend on the others: theirs
-/// waits for a restart.
+/// Keys whose changes take effect at once. The volumes, and attempts that are under way, depend on the other keys:
+/// changes of those wait for a restart.
 const AT_ONCE: [&str; 11] = [
     "archive_processed",
     "companion_timeout",
@@ -33,7 +33,7 @@ const AT_ONCE: [&str; 11] = [
     "verbose",
 ];
 
-/// How long a channel that changes waits for a notification on its way: one that is cut off may arrive twice.
+/// How long a channel that changes waits for a notification under way: one that is interrupted may arrive twice.
 const DELIVERY_END: Duration = Duration::from_secs(5);
 
 /// Where the configuration comes from.
@@ -49,13 +49,13 @@ impl Origin {
     }
 }
 
-/// Those that deliver now: the end has to find them.
+/// The present deliveries: the end of the daemon has to find them.
 pub(super) type Current = Arc<Mutex<Option<Deliveries>>>;
 
 /// What a reload changes.
 pub(super) struct Reload {
     pub origin: Origin,
-    /// What takes effect, apart from what waits for a restart.
+    /// The configuration in effect, without what waits for a restart.
     pub config: Config,
     pub log: Log,
     pub remote: Remote,
@@ -65,7 +65,7 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    /// Reloads at each signal. Runs on the services' runtime; files are read beside it.
+    /// Reloads at each signal. Runs on the runtime of the services; files are read on another thread.
     pub(super) async fn obey(mut self, mut hangups: Signal, shutdown: CancellationToken) {
         loop {
             tokio::select! {
@@ -74,7 +74,8 @@ impl Reload {
             }
             let (origin, log, before) = (self.origin.clone(), self.log.clone(), self.config.log_file.clone());
             let read = tokio::task::spawn_blocking(move || {
-                // First of all, for what follows is logged; and whatever is wrong with the configuration.
+                // The log file comes first, because the rest is logged; it is opened anew even if the configuration is
+                // wrong.
                 if let Some(path) = &before
                     && let Err(error) = log.reopen(path)
                 {
@@ -102,7 +103,7 @@ impl Reload {
         let is_at_once = |key: &String| AT_ONCE.contains(&key.as_str()) && (key != "log_file" || is_log_made);
         let (mut applied, waiting): (Vec<String>, Vec<String>) =
             self.config.changed_keys(&config).into_iter().partition(is_at_once);
-        // Secrets are no part of what is compared by key.
+        // Secrets are not compared key by key.
         if config.notifications != self.config.notifications && !applied.iter().any(|key| key == "notifications") {
             applied.push("notifications".to_owned());
         }
@@ -134,7 +135,7 @@ impl Reload {
         if !waiting.is_empty() {
             tracing::warn!("these changes of the configuration need a restart: {}", waiting.join(", "));
         }
-        // What waits is named again the next time.
+        // Changes that wait for a restart are named again at the next reload.
         self.config = Config {
             archive_processed: config.archive_processed,
             companion_timeout: config.companion_timeout,
@@ -160,7 +161,7 @@ impl Reload {
         }
     }
 
-    /// Those of the old channels end before the new ones begin: nobody else may send the same row.
+    /// The deliveries of the old channels end before the new ones begin: no row may be sent by two tasks.
     async fn change_channels(&self, config: &Config) -> Outbox {
         let mut current = self.deliveries.lock().await;
         if let Some(deliveries) = current.take() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What serves whoever asks, beside the engine: socket, endpoint, statistics, signals, the locks' heartbeat.
+//! The services beside the engine: control socket, endpoint, statistics, signals, the heartbeat of the locks.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -28,16 +28,16 @@ use super::reload::Reload;
 /// Name of the statistics below `{output}/.daemon/`: exporters read it.
 const STATS_FILE: &str = "stats.json";
 
-/// Oldest that the statistics' file gets.
+/// Greatest age of the file of statistics.
 const STATS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often the summary is logged.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// How long an end waits for answers on their way, and for a heartbeat.
+/// How long an end waits for answers under way, and for a heartbeat.
 const END_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How often it is looked whether everything turns.
+/// How often the engine and the heartbeat are checked for standing still.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Everything beside the engine.
@@ -62,7 +62,7 @@ impl Services {
         paths: &Paths,
     ) -> Self {
         let shutdown = CancellationToken::new();
-        // Before anybody can learn that the daemon is there: who hears an answer may send a signal at once.
+        // Before anybody can learn that the daemon is there: a client that gets an answer may send a signal at once.
         let entered = runtime.enter();
         let signals = signals.or_else(Signals::listen);
         drop(entered);
@@ -92,12 +92,13 @@ impl Services {
         self.tasks.push(runtime.spawn(reload.obey(hangups, self.shutdown.clone())));
     }
 
-    /// The end by the clock, once somebody has told the daemon to stop.
+    /// The time limit of the end, which begins when the daemon is told to stop.
     pub(super) fn deadline(&self) -> &Deadline {
         &self.deadline
     }
 
-    /// To be called outside any runtime. Answers what is on its way, writes the last statistics, gives the directories up.
+    /// To be called outside any runtime. Finishes answers under way, writes the last statistics, and gives the
+    /// directories up.
     pub(super) fn end(self, runtime: Runtime) {
         self.deadline.begin();
         self.shutdown.cancel();
@@ -114,7 +115,7 @@ impl Services {
         };
         let ended = runtime.block_on(async { tokio::time::timeout(END_TIMEOUT, all).await });
         match ended {
-            // An engine that was cut off has children, which end with this process: nobody may take over before.
+            // An engine that was cut off has children, which end with this process: nobody may take over before that.
             Ok(Ok(Some(keeper))) if !self.deadline.has_cut() => {
                 if let Err(error) = keeper.into_locks().release() {
                     tracing::warn!(error = %chain(&error), "cannot give the directories up");
@@ -124,12 +125,12 @@ impl Services {
             Ok(Err(error)) => tracing::warn!(%error, "the heartbeat has ended early"),
             Err(_) => tracing::debug!("a service did not end in time"),
         }
-        // What hangs in the kernel is not waited for.
+        // Threads that hang in the kernel are not waited for.
         runtime.shutdown_background();
     }
 }
 
-/// Whether everything turns that may hang in the kernel.
+/// Whether everything that may hang in the kernel runs.
 #[derive(Clone, Debug)]
 struct Health {
     remote: Remote,
@@ -137,7 +138,7 @@ struct Health {
 }
 
 impl Health {
-    /// Says what stands still.
+    /// The error says what stands still.
     fn check(&self) -> Result<(), String> {
         if let Some(time) = self.heartbeat.standstill() {
             return Err(format!("a volume has not answered for {} s", time.as_secs()));
@@ -152,7 +153,7 @@ impl Health {
         Probes { healthy: Box::new(move || healthy().and_then(|()| self.check())), ready, metrics }
     }
 
-    /// Logs when something stands still, and when it turns again.
+    /// Logs when something stands still, and when it runs again.
     async fn watch(self, shutdown: CancellationToken) {
         let mut is_told = false;
         loop {
@@ -191,7 +192,7 @@ impl Handler for Control {
     }
 }
 
-/// A pause and its end are to outlive a restart: they are done when they are recorded.
+/// A pause and its end must survive a restart: the command is done when they are recorded.
 fn answer(command: Command, receipt: Receipt) -> Reply {
     let is_remembered = matches!(command, Command::Pause | Command::Resume);
     match receipt {
@@ -207,14 +208,14 @@ fn answer(command: Command, receipt: Receipt) -> Reply {
     }
 }
 
-/// Writes the statistics at each completion, and now and then.
+/// Writes the statistics at each completion, and at regular times.
 async fn keep_stats(mut snapshots: watch::Receiver<Snapshot>, file: PathBuf, shutdown: CancellationToken) {
     let mut often = interval(STATS_INTERVAL);
     let mut seldom = interval(SUMMARY_INTERVAL);
     for timer in [&mut often, &mut seldom] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
-    // The first tick is now, and there is nothing to sum up.
+    // The first tick comes at once, when there is nothing to sum up.
     seldom.tick().await;
     let mut written = snapshots.borrow().totals.clone();
     loop {
@@ -235,7 +236,7 @@ async fn keep_stats(mut snapshots: watch::Receiver<Snapshot>, file: PathBuf, shu
         let snapshot = snapshots.borrow().clone();
         written.clone_from(&snapshot.totals);
         let file = file.clone();
-        // The volume may hang, and this thread answers everybody.
+        // The volume may hang, and this thread answers all requests.
         let written = tokio::task::spawn_blocking(move || write_stats(&file, &snapshot));
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -256,7 +257,7 @@ fn log_summary(snapshot: &Snapshot) {
     }
 }
 
-/// Signals that don't end the process any more.
+/// Signals that no longer end the process.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -264,7 +265,7 @@ pub(super) struct Signals {
     tell: Signal,
 }
 
-/// SIGHUP, which does not end the process any more. Must be called within a runtime.
+/// Receives SIGHUP, which then no longer ends the process. Must be called within a runtime.
 pub(super) fn listen_for_hangups() -> Option<Signal> {
     listen(SignalKind::hangup())
 }
@@ -279,7 +280,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one that says to stop.
+    /// Waits for a signal to stop.
     pub(super) async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -301,7 +302,7 @@ async fn obey_signals(mut signals: Signals, remote: Remote, deadline: Deadline, 
             _ = signals.terminate.recv() => {}
             _ = signals.interrupt.recv() => {}
         }
-        // Before a word is logged: the log may hang.
+        // Before anything is logged: the log may hang.
         deadline.begin();
         if std::mem::replace(&mut is_stopping, true) {
             tracing::warn!("told twice to stop: ending at once");
@@ -324,12 +325,12 @@ async fn serve_endpoint(listener: TcpListener, probes: Probes, shutdown: Cancell
     }
 }
 
-/// Shows that we live, and ends the process when the directories are no longer ours: not a file may be moved then.
+/// Shows that we live, and ends the process when the directories are no longer ours: then no file may be moved.
 async fn beat(mut keeper: Keeper, pulse: Pulse, shutdown: CancellationToken) -> Option<Keeper> {
     let mut timer = interval(HEARTBEAT_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let begun = tokio::time::Instant::now();
-    // Each thing once, until it is over.
+    // Each state is logged once, until it is over.
     let mut said = String::new();
     loop {
         tokio::select! {
@@ -337,7 +338,7 @@ async fn beat(mut keeper: Keeper, pulse: Pulse, shutdown: CancellationToken) -> 
             _ = timer.tick() => {}
         }
         pulse.begin();
-        // A volume may hang, and this thread answers everybody.
+        // A volume may hang, and this thread answers all requests.
         let beaten = tokio::task::spawn_blocking(move || {
             let beaten = keeper.beat(Timestamp::now(), begun.elapsed());
             (keeper, beaten)
@@ -364,7 +365,7 @@ async fn beat(mut keeper: Keeper, pulse: Pulse, shutdown: CancellationToken) -> 
                 tracing::warn!(error = said, "cannot tell whose the directories are; looking again");
             }
             Beat::Unseen(_) | Beat::Doubtful(_) => {}
-            // The engine says it.
+            // The engine logs it.
             Beat::Away(away) => tracing::debug!(error = %chain(&away), "no heartbeat"),
         }
     }

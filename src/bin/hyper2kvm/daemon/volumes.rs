@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether both directories can be worked with: a pair, on volumes that do what will be asked of them.
+//! Whether both directories can be worked with: they are a pair, on volumes that can do what will be asked of them.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,30 +13,30 @@ use hyper2kvm::queue::probe;
 
 use super::Refusal;
 
-/// Both directories, ready.
+/// Both directories, ready for work.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub paths: Paths,
     pub volumes: Volumes,
 }
 
-/// Why they aren't.
+/// Why the directories are not ready.
 #[derive(Debug)]
 pub(super) enum Unready {
     /// A volume is not there, or is another one. The person on call mounts it, and the daemon goes on by itself.
     Away {
         why: String,
-        /// The output directory, where that is the right one.
+        /// The output directory, if it is the right one.
         output: Option<PathBuf>,
     },
-    /// A volume is full. Nobody would start the daemon again when there is room.
+    /// A volume is full. Nobody would start the daemon again once there is room, so it waits.
     Full { why: String, output: PathBuf },
-    /// The daemon ends with this.
+    /// The daemon ends with this refusal.
     Refused(Refusal),
 }
 
-/// Tries them. Writes nothing to a directory that may be an empty mount point. `is_meant`: these two are a pair from now
-/// on, whatever they belonged to.
+/// Tries both directories. Writes nothing to a directory that may be an empty mount point. `is_meant`: a person
+/// declared these two a pair, whatever they belonged to.
 pub(super) fn ready(config: &Config, is_meant: bool) -> Result<Ready, Unready> {
     let (queue, output) = (&config.watch_dir, &config.output_dir);
     if queue.exists() && output.exists() {
@@ -76,7 +76,7 @@ fn full(why: String, output: &Path) -> Unready {
     Unready::Full { why, output: output.to_owned() }
 }
 
-/// What may pass by itself ends with a code by which the service is started again.
+/// An error that may pass by itself ends the daemon with an exit code after which the service is started again.
 fn refused(is_lasting: bool, text: String) -> Unready {
     Unready::Refused(if is_lasting { Refusal::setting(text) } else { Refusal::fault(text) })
 }
@@ -89,7 +89,7 @@ fn check(paths: &Paths) -> Result<(), Unready> {
     }
 }
 
-/// Makes a directory and the parents it lacks, and brings their names to disk: what is reported from now on lies below.
+/// Makes a directory and its missing parents, and brings their names to disk: later records rely on them.
 fn make_directory(dir: &Path) -> Result<PathBuf, Unready> {
     let made = || -> io::Result<PathBuf> {
         let dir = std::path::absolute(dir)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A start on volumes that can't be used yet: the daemon waits for them, and answers where it can.
+//! A start on volumes that can't be used yet: the daemon waits for them, and answers requests where it can.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,14 +23,14 @@ use super::volumes::{Ready, Unready, ready};
 /// How often a volume that can't be used is tried again.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What the wait came to.
+/// The result of the wait.
 #[derive(Debug)]
 pub(super) struct Waited {
-    /// None where the daemon was told to stop before.
+    /// `None` if the daemon was told to stop before.
     pub ready: Option<Ready>,
-    /// What was asked for meanwhile.
+    /// What was asked for during the wait.
     pub run_state: RunState,
-    /// Signals that came since, and those that come until the services take over; none where nothing was waited for.
+    /// Signals since then, until the services receive them; `None` if there was no wait.
     pub signals: Option<Signals>,
 }
 
@@ -39,12 +39,12 @@ pub(super) struct Waited {
 struct Why {
     text: String,
     is_full: bool,
-    /// Where the control socket may be.
+    /// The output directory for the control socket, if it can be used.
     output: Option<PathBuf>,
 }
 
 impl Why {
-    /// Whether it is the same wait: a full volume is told by another file each time.
+    /// Whether it is the same wait: the reason of a full volume names another file each time.
     fn is_same(&self, other: &Self) -> bool {
         self == other || (self.is_full && other.is_full)
     }
@@ -79,8 +79,8 @@ impl Handler for Waiting {
     }
 }
 
-/// Waits until the directories can be worked in. That a volume is full or away is no reason to end: nobody would start the
-/// daemon again when it is back. Nothing else is open yet.
+/// Waits until the directories can be worked in. A volume that is full or away is no reason to end: nobody would start
+/// the daemon again when it is back. Nothing else is open yet.
 pub(super) async fn wait_for_volumes(
     config: &Config,
     is_meant: bool,
@@ -125,14 +125,14 @@ pub(super) async fn wait_for_volumes(
             () = stop_signal(&mut signals) => break Ok(None),
         }
     };
-    // It answers what is on its way, and ends by itself.
+    // The socket finishes answers under way, and ends by itself.
     close(socket).await;
     let ready = found?;
     let run_state = *run_state.borrow();
     Ok(Waited { ready, run_state, signals })
 }
 
-/// Once for each thing that is waited for.
+/// Logs what is waited for; called once for each reason.
 fn tell(why: &Why) {
     if why.is_full {
         tracing::warn!(error = why.text, "the volume is full; waiting for space");
@@ -141,7 +141,7 @@ fn tell(why: &Why) {
     }
 }
 
-/// Where not even a socket finds room, or its place is what is away, the next look tries again.
+/// If there is no room for a socket, or its directory is away, the next look tries again.
 fn bind(why: &Why) -> Option<Listener> {
     let output = why.output.as_ref()?;
     if let Err(error) = moves::create_dir(&Paths::new("", output).daemon()) {
@@ -154,7 +154,7 @@ fn bind(why: &Why) -> Option<Listener> {
 async fn close(socket: Option<(Why, CancellationToken, JoinHandle<()>)>) {
     if let Some((_, end, serving)) = socket {
         end.cancel();
-        // It answers what is on its way; a panic in it was told of already.
+        // It finishes answers under way; a panic in it was logged already.
         let _ = serving.await;
     }
 }
