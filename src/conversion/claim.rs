@@ -22,8 +22,8 @@ pub enum Witness {
     Quiet,
 }
 
-/// What tells one state of a file from another: all that changes when somebody writes to it. Its mode, owner and number of
-/// links, whose changes alone move its ctime, are none of it.
+/// What distinguishes one state of a file from another: everything that changes when somebody writes to it. Its mode,
+/// owner and number of links are left out, although a change of them changes its ctime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stamp {
     pub size_bytes: u64,
@@ -33,7 +33,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Of what the system says of a file.
+    /// The stamp in what the system says of a file.
     #[must_use]
     pub fn of(found: &Metadata) -> Self {
         Self {
@@ -54,12 +54,12 @@ pub struct Member {
     /// Modification time, nanoseconds since the epoch.
     pub mtime_ns: i128,
     pub inode: u64,
-    /// The conversion that it was the only member of, and where that left it: it comes from there.
+    /// The conversion whose only member it was, and where that left it: the member comes from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alone: Option<Box<Alone>>,
 }
 
-/// An ended conversion of one file, which turned out to be a member of another artifact.
+/// An ended conversion of a single file, which turned out to be a member of another artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Alone {
@@ -97,22 +97,22 @@ pub struct Claim {
     /// Every member, the primary first, the others in the order of their names.
     pub members: Vec<Member>,
     pub claimed_at: Timestamp,
-    /// What told that every member had arrived whole: the weakest witness of all members. Absent where they were
-    /// claimed at a person's word.
+    /// The weakest witness that its members had arrived whole. Absent where they were claimed because somebody asked
+    /// for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_by: Option<Witness>,
-    /// What was sampled of the members' content, in the order of their names; absent where nobody asked.
+    /// Fingerprint of the members' content, in the order of their names; absent where nobody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
-    /// Whether domain.xml is written beside the disks, where the conversion says otherwise than its queue.
+    /// Whether domain.xml is written beside the disks; present where the conversion differs from its queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emit_domain_xml: Option<bool>,
-    /// Date of the directories that output and source end in, `YYYY-MM-DD`, chosen at the claim.
+    /// Date in the names of the directories that get the output and the source, `YYYY-MM-DD`, chosen at the claim.
     pub date: String,
 }
 
 impl Claim {
-    /// Conversions of single members whose outputs the whole replaces.
+    /// Conversions of single members whose outputs this artifact supersedes.
     pub fn superseded(&self) -> impl Iterator<Item = &Alone> {
         self.members.iter().filter_map(|member| member.alone.as_deref()).filter(|alone| alone.output_path.is_some())
     }
@@ -123,7 +123,7 @@ impl Claim {
         self.members.iter().map(|m| m.size_bytes).sum()
     }
 
-    /// The primary's name without its extension: the stem of what is published.
+    /// The primary's name without its extension: the stem of the names that are published.
     #[must_use]
     pub fn stem(&self) -> &str {
         stem(&self.primary)

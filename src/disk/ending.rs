@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Whether the end of an image is there, as far as its format tells: for files whose writer nobody can see.
 //!
-//! A few bounded reads, never a walk over a disk's tables: a file that passes may still be corrupt. Formats that are
-//! written out of order (qcow2, VHDX, VDI, sparse VMDK) tell of a missing end only; those that close with a mark (a tar,
-//! a stream, a VHD, an XML text) tell of a whole file, too.
+//! It makes a few bounded reads and never walks over a disk's tables: a file that passes may still be corrupt. Formats
+//! that are written out of order (qcow2, VHDX, VDI, sparse VMDK) only show that an end is missing; those that end with
+//! a mark (a tar, a stream, a VHD, an XML text) also show that a file is whole.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::conversion::file_name::extension;
 /// What the format says of the file's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The mark that closes such a file is there.
+    /// The mark that ends such a file is there.
     Whole,
     /// Something that must be there is not.
     Missing,
-    /// The format has no mark, or the file can't be read.
+    /// The format has no such mark, or the file can't be read.
     Untold,
 }
 
@@ -28,10 +28,10 @@ pub enum Ending {
 /// clusters of 64 KiB.
 const MAX_TABLE: usize = 2 << 20;
 const MAX_CLUSTER: usize = 2 << 20;
-/// L2 tables of a qcow2 that are looked at: those that lie last in the file.
+/// How many L2 tables of a qcow2 are looked at: those that lie last in the file.
 const L2_TABLES: usize = 8;
 
-/// Looks at the ends of a file.
+/// Looks for the end of a file.
 #[must_use]
 pub(crate) fn ending(file: std::fs::File, name: &str) -> Ending {
     let Ok(found) = file.metadata() else { return Ending::Untold };
@@ -58,8 +58,8 @@ fn by(is_there: bool, then: Ending) -> Ending {
     if is_there { then } else { Ending::Missing }
 }
 
-/// A raw disk has whole sectors. A file whose extension demands a signature and that has none was given its length
-/// before its content.
+/// A raw disk has whole sectors. A file that lacks the signature that its extension demands got its length before its
+/// content.
 fn is_raw(region: &Region) -> bool {
     let extension = extension(region.name());
     Content::Raw.agrees_with(extension) && region.len().is_multiple_of(512)
@@ -94,7 +94,7 @@ fn names(ovf: &Region) -> Option<References> {
     descriptor::references(ovf.name(), &text).ok()
 }
 
-/// Whether the text ends as a document does. That it is understood is for whoever reads it.
+/// Whether the text ends as a document does. Whether it can be understood is for its reader to find out.
 fn xml(region: &Region) -> Option<Ending> {
     let mut text = vec![0; usize::try_from(region.len()).ok().filter(|len| *len <= descriptor::MAX_BYTES)?];
     region.read_exact_at(&mut text, 0).ok()?;
@@ -129,7 +129,7 @@ fn qcow2(region: &Region, head: &[u8]) -> Option<bool> {
     Some(true)
 }
 
-/// Whether a qcow2 table of so many entries ends inside the file; `None` where the header can't mean it.
+/// Whether a qcow2 table of so many entries ends inside the file; `None` where the header can't be valid.
 fn is_inside(region: &Region, offset: u64, entries: usize) -> Option<bool> {
     let bytes = entries.checked_mul(8).filter(|bytes| *bytes <= MAX_TABLE)?;
     Some(offset.checked_add(bytes as u64)? <= region.len())

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A cheap look at the content of files: a few sampled blocks, so that two files of one name and one size are told apart
-//! without reading them whole.
+//! A fingerprint of the content of files, made of a few sampled blocks: it distinguishes two files of one name and one
+//! size without reading them whole.
 //!
-//! Equal fingerprints are no proof of equal content: files that differ between the samples alone have the same.
+//! Equal fingerprints are no proof of equal content: files that differ only between the samples have the same one.
 
 use std::fs::File;
 use std::io;
@@ -15,15 +15,15 @@ use crate::conversion::hex;
 /// Bytes of a sampled block.
 const BLOCK: usize = 4 << 10;
 
-/// Blocks that are sampled of one file, the first and the last among them. Headers and tables lie at the ends; what lies
-/// between is sampled evenly. A disk that seeks for each of them takes a fifth of a second.
+/// Blocks that are sampled of one file, the first and the last among them. Headers and tables lie at the ends; the
+/// blocks between are spread evenly. A disk that seeks for each of them takes a fifth of a second.
 const BLOCKS: u64 = 16;
 
-/// Fingerprint of the files in this order, each open only while it is read: 32 lower-case hex digits, the first half of a SHA-256 over each file's size
-/// and sampled blocks.
+/// Fingerprint of the files in this order, each open only while it is read: 32 lower-case hex digits, the first half of
+/// a SHA-256 over each file's size and sampled blocks.
 ///
 /// # Errors
-/// As reading does.
+/// The error of opening or reading a file.
 pub(crate) fn of(files: impl IntoIterator<Item = io::Result<File>>) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut block = vec![0; BLOCK];
@@ -39,7 +39,7 @@ pub(crate) fn of(files: impl IntoIterator<Item = io::Result<File>>) -> io::Resul
     Ok(hex(&hash.finalize()[..16]))
 }
 
-/// Offsets of the blocks that are sampled, rising; blocks of a small file are all of it.
+/// Offsets of the sampled blocks, rising; the blocks of a small file cover all of it.
 fn places(size: u64) -> impl Iterator<Item = u64> {
     let last = size.saturating_sub(BLOCK as u64);
     let mut before = None;
@@ -48,7 +48,7 @@ fn places(size: u64) -> impl Iterator<Item = u64> {
         .filter(move |offset| before.replace(*offset) != Some(*offset))
 }
 
-/// Bytes read: fewer than the block has at the end of the file.
+/// Reads a block and returns how many bytes that were: fewer at the end of the file.
 fn read_at_most(file: &File, block: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut read = 0;
     while read < block.len() {

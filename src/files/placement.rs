@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the members of an artifact go: chosen, recorded by the caller, then carried out. Each is safe to repeat.
+//! Where the members of an artifact go: chosen, recorded by the caller, then carried out. Each of these steps is safe
+//! to repeat.
 //!
-//! A single file takes the first free of `vm.vmdk`, `vm-1.vmdk`, …; a group keeps its members' names, and where one
-//! of them is taken goes whole into the first free of `vm-1/`, `vm-2/`, ….
+//! A single file takes the first free name of `vm.vmdk`, `vm-1.vmdk`, …. The members of a group keep their names; if
+//! one of them is taken, the whole group goes into the first free directory of `vm-1/`, `vm-2/`, ….
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,15 +27,15 @@ const MAX_SUFFIX: u32 = 100_000;
 pub struct PlannedMove {
     pub from: PathBuf,
     pub to: PathBuf,
-    /// What it was when it was claimed: by this it is known again after a crash.
+    /// The member as it was claimed, by which it is recognised after a crash.
     pub member: Member,
 }
 
-/// Where every member of an artifact goes, the primary first. The ledger's row keeps it while it is carried out.
+/// Where every member of an artifact goes, the primary first. The ledger's row holds it while it is carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Placement {
-    /// Directory that all go to, but those that came from elsewhere and go back there.
+    /// Directory that all members go to, except those that go back to where else they came from.
     pub dir: PathBuf,
     pub moves: Vec<PlannedMove>,
 }
@@ -45,7 +46,7 @@ pub enum PlacementError {
     /// Somebody took the name since it was chosen: choose again with [`Placement::again`].
     #[error("{} was taken meanwhile", .0.display())]
     Taken(PathBuf),
-    /// These members are neither where they were nor where they go; the others have been moved.
+    /// These members are neither where they were nor where they go; the others were moved.
     #[error("{} is gone", .0.join(", "))]
     Gone(Vec<String>),
     /// No name is free.
@@ -78,7 +79,7 @@ impl Placement {
         choose(&found.collect::<Vec<_>>(), dir, claim.stem())
     }
 
-    /// Names as they are, in `dir` itself and without suffix; `None` where one is taken.
+    /// The same names in `dir` itself, without a suffix; `None` where one is taken.
     pub fn original(claim: &Claim, source: &Path, dir: &Path) -> Result<Option<Self>, PlacementError> {
         Self::exactly(claim, source, dir, |member| dir.join(&member.name))
     }
@@ -103,7 +104,7 @@ impl Placement {
         Ok(Some(Self { dir: dir.to_owned(), moves }))
     }
 
-    /// The way back: from where this placement leads to, under the original names into `dir`.
+    /// The way back: from the targets of this placement to the original names in `dir`.
     #[must_use]
     pub fn reversed(&self, dir: &Path) -> Self {
         let moves = self.moves.iter().map(|planned| PlannedMove {
@@ -114,7 +115,8 @@ impl Placement {
         Self { dir: dir.to_owned(), moves: moves.collect() }
     }
 
-    /// Chooses again below `parent` after a name was taken: members that had arrived already move on from there.
+    /// Chooses again below `parent` after a name was taken: members that had arrived already move on from where they
+    /// are.
     pub fn again(&self, parent: &Path, stem: &str) -> Result<Self, PlacementError> {
         let found = self.moves.iter().map(|planned| {
             let arrived = matches!(planned.whereabouts(), Whereabouts::AtTarget);
@@ -142,7 +144,8 @@ impl Placement {
         if gone.is_empty() { Ok(()) } else { Err(PlacementError::Gone(gone)) }
     }
 
-    /// Each directory once. The new names first: a crash in between may show two of a member, never none.
+    /// Syncs each directory once, those of the new names first: a crash in between may leave a member two names, never
+    /// none.
     fn sync(&self) -> Result<(), PlacementError> {
         let targets = self.targets();
         for dir in &targets {
@@ -151,7 +154,7 @@ impl Placement {
         let left: BTreeSet<&Path> = self.moves.iter().filter_map(|planned| planned.from.parent()).collect();
         for dir in left.difference(&targets) {
             match moves::sync_dir(dir) {
-                // An earlier run had moved all of them, and tidied up.
+                // An earlier run had moved all of them, and removed the directory.
                 Err(e) if e.io().is_some_and(|source| source.kind() == io::ErrorKind::NotFound) => {}
                 synced => synced?,
             }
@@ -174,7 +177,7 @@ impl Recorded<Placement> {
             create_dir(dir)?;
         }
         let moved = self.move_members(method);
-        // Even where it went wrong halfway: what is recorded next tells where each member is.
+        // Also after an error halfway: what is recorded next relies on where each member is.
         self.sync()?;
         moved
     }
@@ -197,14 +200,14 @@ impl PlannedMove {
             Whereabouts::AtTarget => Ok(()),
             Whereabouts::Nowhere => Err(MoveError::Gone(self.from.clone())),
             Whereabouts::AtSource => moves::rename_file(&self.from, &self.to, method),
-            // renameat2 would call the target taken; link and unlink finish what they began.
+            // renameat2 would find the target taken; link and unlink finish what they began.
             Whereabouts::AtBoth => moves::rename_file(&self.from, &self.to, Method::Fallback),
         }
     }
 }
 
-/// Whether `path` is this member: the same inode, or, where a file system hands out new ones, the same size and
-/// modification time.
+/// Whether `path` is this member: it has the same inode, or, because some file systems hand out new ones, the same size
+/// and modification time.
 #[must_use]
 pub(crate) fn is_member(path: &Path, member: &Member) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| {
