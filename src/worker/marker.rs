@@ -47,7 +47,7 @@ impl Step {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Marker {
-    /// Digest of what was claimed: names and identities of the members.
+    /// Digest of what was claimed: names and stamps of the members.
     claim: String,
     options: ConversionOptions,
     /// What is known of the disks after this step.
