@@ -183,8 +183,8 @@ impl Settling {
         true
     }
 
-    /// Files to be looked at now. Each is named once; it is due again after [`Settling::observe`], and never after
-    /// [`Settling::forget`], which is called when it is gone.
+    /// Files to be looked at now. The caller passes each look to [`Settling::observe`], or calls [`Settling::forget`] for
+    /// a file that is gone.
     pub fn take_due(&mut self, now: Duration) -> Vec<Name> {
         let mut due = Vec::new();
         while self.schedule.first().is_some_and(|(at, _)| *at <= now) {

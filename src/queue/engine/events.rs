@@ -61,7 +61,7 @@ pub fn watch(directory: &Path) -> (Events, Hints) {
     (Events { _watcher: watcher }, hints)
 }
 
-/// Whether an event says that something changed: reading a file, as our own hashing does, changes nothing.
+/// Whether an event is of any use: reading a file, as our own hashing does, says nothing.
 fn is_telling(kind: EventKind) -> bool {
     !matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }

@@ -22,10 +22,11 @@ use super::world::World;
 
 use super::denied::Denied;
 
-/// Shortest time between two listings of the directory. Where events come, they make files be seen sooner.
+/// Shortest time between two listings of the directory. File events show files sooner.
 const RESCAN: Duration = Duration::from_secs(1);
 
-/// A listing takes at most one part in so many of the time: ten thousand waiting files must cost next to nothing.
+/// The pause after a listing is at least this many times as long as the listing: ten thousand waiting files must cost
+/// next to nothing.
 const RESCAN_SHARE: u32 = 100;
 
 /// Shortest time between two groupings: a thousand files that become stable at once are grouped together.

@@ -304,7 +304,7 @@ fn left(decided_at: Timestamp, now: Timestamp, tried_for: Duration, give_up: Dur
     give_up.saturating_sub(age.max(tried_for))
 }
 
-/// When a message that was not accepted is tried next, if ever; after the last try there is none.
+/// Time until a message that was not accepted is tried again, if ever. The last try is made when nothing is left.
 fn next_try(again: Again, pause: Duration, least: Duration, left: Duration) -> Option<Duration> {
     match again {
         Again::Never => None,

@@ -30,7 +30,7 @@ pub(super) struct Waited {
     pub ready: Option<Ready>,
     /// What was asked for during the wait.
     pub run_state: RunState,
-    /// Signals since then, until the services receive them; `None` if there was no wait.
+    /// Signals from the beginning of the wait until the services receive them; `None` if there was no wait.
     pub signals: Option<Signals>,
 }
 

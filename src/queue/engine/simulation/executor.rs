@@ -400,7 +400,7 @@ impl Worker {
         }
     }
 
-    /// Records an observation, in the ledger first and then in memory. On one host only.
+    /// Records an observation; on one host in the ledger first, and then in memory.
     async fn observe(&self, doing: &'static str, id: &ConversionId, observation: Observation) -> Result<(), Error> {
         let (is_cluster, status, policy, now) = {
             let world = self.world.borrow();
