@@ -33,7 +33,7 @@ pub enum ClaimState {
     Terminal { placement: Placement },
     /// The members lie where they stay.
     Disposed,
-    /// Whoever shows the conversion knows its end: all that is left to do is to forget it.
+    /// The end is known wherever the conversion is shown: all that is left to do is to forget the row.
     Reported,
 }
 

@@ -42,7 +42,7 @@ pub struct Patience {
 pub enum Arrival {
     /// The file is complete; this witness decided.
     Complete(Witness),
-    /// Whoever writes it has not closed it.
+    /// Its writer has not closed it.
     Open,
     /// Its end may come within this time.
     Short(Duration),

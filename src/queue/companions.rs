@@ -75,8 +75,8 @@ pub enum Verdict {
     Incomplete { primary: Name, members: Vec<Name>, failure: Failure },
 }
 
-/// Decides about every candidate among `files`, and tells each verdict to `decided`. `elsewhere` tells of files of that
-/// name and size that aren't there; `now` and the times in `files` are of one monotonic clock.
+/// Decides about every candidate among `files`, and passes each verdict to `decided`. `elsewhere` finds files of a name
+/// and size that aren't in the queue directory; `now` and the times in `files` are of one monotonic clock.
 pub fn group(
     files: &BTreeMap<Name, File>,
     elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>,

@@ -13,7 +13,7 @@ pub struct Guard(Arc<Guarded>);
 #[derive(Debug)]
 struct Guarded {
     volumes: Volumes,
-    /// Whose the directories are; none in a simulation, which has one engine at a time.
+    /// Ownership of the directories; `None` in a simulation, which has one engine at a time.
     ownership: Option<Ownership>,
 }
 

@@ -29,7 +29,7 @@ const LOCK_FILE: &str = ".lock";
 const OWNER_FILE: &str = ".owner.json";
 const MAX_OWNER_BYTES: usize = 4 << 10;
 
-/// Who holds a directory: content of the owner file beside the lock.
+/// The holder of a directory: content of the owner file beside the lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Owner {
@@ -84,7 +84,8 @@ pub enum LockError {
 }
 
 impl LockError {
-    /// Whether only a person can mend it: another daemon, other directories. All else may pass by itself.
+    /// Whether only a person can mend it, by ending another daemon or choosing other directories. Every other error may
+    /// pass by itself.
     #[must_use]
     pub fn is_lasting(&self) -> bool {
         match self {

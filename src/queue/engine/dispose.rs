@@ -225,7 +225,7 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Carries a placement out, choosing again where a name was taken meanwhile.
+    /// Carries a placement out. If a name was taken since it was chosen, chooses again.
     async fn carry(
         &mut self,
         row: &ConversionRow,

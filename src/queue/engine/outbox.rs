@@ -4,7 +4,7 @@
 //! ```text
 //!  the end of a conversion ──┐ one transaction       a task for each channel
 //!                            ├─▶ rows of the ledger ──▶ oldest first ──▶ sent ───────────▶ row removed
-//!  a stalled or full queue ──┘                            ▲    │        refused, too old ─▶ row removed, said
+//!  a stalled or full queue ──┘                            ▲    │        refused, too old ─▶ row removed, logged
 //!                                                         └────┘ not taken: after a pause
 //! ```
 //!

@@ -46,7 +46,7 @@ impl Refusal {
         matches!(self, Self::Other)
     }
 
-    /// What to tell a person.
+    /// For a person: what the entry is, and what to do.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
