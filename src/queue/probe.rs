@@ -67,8 +67,14 @@ impl NotReady {
     /// Whether we lack the right to do it.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+        is_denied(&self.source)
     }
+}
+
+/// Whether an error of the system says that we lack the right to write.
+#[must_use]
+pub fn is_denied(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Whether an error of the system says that only room is missing.

@@ -269,6 +269,8 @@ async fn a_watcher_s_role_is_what_it_and_its_sidecar_use_and_nothing_is_denied_t
     let [queue, output] = ["queue", "output"].map(|name| site.0.path().join(name));
     // It looks for the object of an earlier queue's claim, and gives the file back.
     left_claim(&queue.join(".processing/web01-00000001"), "web01.img");
+    // Which worked with this output.
+    fs::create_dir(output.join(".work")).unwrap();
     let namespace = stage.namespace.name.as_str();
     let credentials = kubeconfig_of(cluster, namespace, "q-watcher", &site.0.path().join("kubeconfig"));
     let uid = stage.get::<HyperConversion>("q").await.uid().unwrap();

@@ -63,6 +63,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths
                 )
             }
             (_, Some(source)) if probe::is_no_space(source) => ("NoSpace", chain(&error)),
+            (_, Some(source)) if probe::is_denied(source) => ("PermissionDenied", chain(&error)),
             _ => (UNREADABLE, chain(&error)),
         })?;
     probe::probe(&paths, Method::NoReplace).map_err(|error| {

@@ -152,6 +152,8 @@ impl Stage {
             "spec": {
                 "queue": {"claimName": "images", "subPath": "queue"},
                 "output": {"claimName": "images", "subPath": "output"},
+                // What lies there before its watcher has no writer that it could see.
+                "quietPeriodSeconds": 0,
                 "worker": {"nodeSelector": {"no": "where"}},
                 "watcher": {"nodeSelector": {"no": "where"}},
             },
