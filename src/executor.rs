@@ -2,7 +2,7 @@
 //! Carries attempts out: as child processes on one host, as ConversionJobs in the cluster.
 //!
 //! The queue's engine and an executor exchange whole states. The engine registers a conversion, reports that attempt
-//! n is staged, and what it did with the files. The executor decides by [`crate::conversion::lifecycle::advance`] and
+//! n is staged, and what it did with the files. The executor decides by `conversion::lifecycle::advance` and
 //! publishes the conversion's status after each change. Every call is safe to repeat, and is repeated after a crash.
 //!
 //! ```text

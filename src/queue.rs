@@ -15,6 +15,7 @@ pub mod failpoint;
 pub mod guard;
 pub mod identity;
 pub mod lock;
+pub mod open_files;
 pub mod park;
 pub mod probe;
 pub mod publish;

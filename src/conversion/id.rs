@@ -14,7 +14,7 @@ pub(crate) const MAX_ID_LENGTH: usize = 52;
 const SUFFIX_LENGTH: usize = 8;
 
 /// Identity of one conversion: a slug of the artifact's name and eight random hex digits, a DNS label of at most
-/// [`MAX_ID_LENGTH`] characters. Also the name of its claim directory and of its `ConversionJob`.
+/// `MAX_ID_LENGTH` characters. Also the name of its claim directory and of its `ConversionJob`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]

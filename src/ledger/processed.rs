@@ -20,7 +20,7 @@ pub struct ProcessedFile {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Content {
     pub md5: Option<String>,
-    /// See [`crate::files::fingerprint`].
+    /// See `files::fingerprint`.
     pub fingerprint: Option<String>,
 }
 

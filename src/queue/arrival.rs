@@ -9,7 +9,7 @@
 //!  quiet:   without a change for the quiet period ─▶ complete
 //! ```
 //!
-//! Nothing here looks at anything: see [`super::writers`] for the writer, [`crate::disk::ending`] for the format, and
+//! Nothing here looks at anything: see [`super::writers`] for the writer, `disk::ending` for the format, and
 //! [`super::settle`] for the looks that come before all of them.
 
 use std::time::Duration;

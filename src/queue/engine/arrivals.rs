@@ -9,8 +9,11 @@ use crate::conversion::{Stamp, Witness};
 use crate::disk::ending::{Ending, ending};
 use crate::files::store;
 use crate::queue::arrival::{Arrival, Observed, Patience, settle};
+use crate::queue::open_files::OpenFiles;
 use crate::queue::scan::{self, Entry, Name, Role};
 use crate::queue::writers::{Writer, Writers};
+
+use super::world::World;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -19,7 +22,12 @@ pub(super) struct Arrivals {
     writers: Writers,
     patience: Patience,
     files: HashMap<Name, Standing>,
+    /// What processes had open when it was last looked at; absent in a simulation, whose writers are no processes.
+    open: Option<(Duration, OpenFiles)>,
 }
+
+/// How long a look at all processes is believed.
+const OPEN_FOR: Duration = Duration::from_millis(500);
 
 /// A file that stands still.
 #[derive(Debug)]
@@ -31,16 +39,17 @@ struct Standing {
 }
 
 impl Arrivals {
-    pub(super) fn new(directory: PathBuf, writers: Writers, patience: Patience) -> Self {
-        Self { directory, writers, patience, files: HashMap::new() }
+    pub(super) fn new(directory: PathBuf, writers: Writers, patience: Patience, world: &World) -> Self {
+        let open = world.has_processes().then(Default::default);
+        Self { directory, writers, patience, files: HashMap::new(), open }
     }
 
     pub(super) fn set_patience(&mut self, patience: Patience) {
         self.patience = patience;
     }
 
-    /// Decides about a file that has not changed for `quiet`.
-    pub(super) fn look(&mut self, entry: &Entry, quiet: Duration) -> Arrival {
+    /// Decides at the moment `now` about a file that has not changed for `quiet`.
+    pub(super) fn look(&mut self, entry: &Entry, quiet: Duration, now: Duration) -> Arrival {
         let writer = self.writers.of(&entry.name);
         if self.files.get(&entry.name).is_none_or(|standing| standing.stamp != entry.stamp()) {
             let standing = Standing { stamp: entry.stamp(), ending: None, last: None };
@@ -50,7 +59,13 @@ impl Arrivals {
         let asked = (writer == Writer::Unknown && !self.patience.quiet_period.is_zero())
             .then(|| *standing.ending.get_or_insert_with(|| look_at_end(&self.directory, entry)));
         let observed = Observed { writer, ending: asked.unwrap_or(Ending::Untold), quiet };
-        let arrival = settle(observed, self.patience);
+        let mut arrival = settle(observed, self.patience);
+        if matches!(arrival, Arrival::Complete(_))
+            && !matches!(standing.last, Some(Arrival::Complete(_)))
+            && is_open(&mut self.open, entry, now)
+        {
+            arrival = Arrival::Open;
+        }
         let last = standing.last.replace(arrival);
         if last.is_none_or(|last| std::mem::discriminant(&last) != std::mem::discriminant(&arrival)) {
             report(entry, arrival);
@@ -86,6 +101,15 @@ impl Standing {
     fn is_waiting(&self) -> bool {
         self.last.is_some_and(|last| !matches!(last, Arrival::Complete(_)))
     }
+}
+
+/// Whether a process has the file open for writing.
+fn is_open(open: &mut Option<(Duration, OpenFiles)>, entry: &Entry, now: Duration) -> bool {
+    let Some((at, files)) = open else { return false };
+    if *at == Duration::ZERO || now > *at + OPEN_FOR {
+        (*at, *files) = (now, OpenFiles::look());
+    }
+    files.has(entry.device, entry.inode)
 }
 
 /// Asks the format. A file that can't be read gives no answer: the worker will report why.

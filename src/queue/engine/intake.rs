@@ -29,6 +29,9 @@ const RESCAN: Duration = Duration::from_secs(1);
 /// next to nothing.
 const RESCAN_SHARE: u32 = 100;
 
+/// Between two looks at whether a file is still open.
+const OPEN_POLL: Duration = Duration::from_secs(1);
+
 /// Shortest time between two groupings: a thousand files that become stable at once are grouped together.
 const REGROUP: Duration = Duration::from_millis(50);
 
@@ -139,7 +142,7 @@ impl Intake {
     pub(super) fn new(directory: PathBuf, pace: Pace, writers: Writers, left: Vec<LeftSource>, world: World) -> Self {
         let patience = Patience { quiet_period: pace.quiet_period, rest: pace.companion_timeout };
         Self {
-            arrivals: Arrivals::new(directory.clone(), writers, patience),
+            arrivals: Arrivals::new(directory.clone(), writers, patience, &world),
             directory,
             companion_timeout: pace.companion_timeout,
             world,
@@ -171,8 +174,9 @@ impl Intake {
     /// Receives the name that an event carries.
     pub(super) fn hint(&mut self, name: &str, now: Duration) {
         // Its writer may have closed it, which does not change the file.
-        self.is_dirty |= self.arrivals.is_waiting(name);
-        if !self.settling.hint(name, now) {
+        let is_waiting = self.arrivals.is_waiting(name);
+        self.is_dirty |= is_waiting;
+        if !self.settling.hint(name, now) || is_waiting {
             self.look_at(name, now);
         }
     }
@@ -413,9 +417,14 @@ impl Intake {
         for (name, Seen { entry, age, .. }) in &self.entries {
             let last_change = self.settling.last_change(name).unwrap_or_default();
             let is_stable = self.settling.is_stable(name)
-                && match self.arrivals.look(entry, now.saturating_sub(last_change).saturating_add(*age)) {
+                && match self.arrivals.look(entry, now.saturating_sub(last_change).saturating_add(*age), now) {
                     Arrival::Complete(_) => true,
-                    Arrival::Open => false,
+                    // No event may tell of its end, where it was opened under another name.
+                    Arrival::Open => {
+                        let at = now + OPEN_POLL;
+                        self.next_group = Some(self.next_group.map_or(at, |other| other.min(at)));
+                        false
+                    }
                     Arrival::Short(rest) | Arrival::Quiet(rest) => {
                         let at = now + rest;
                         self.next_group = Some(self.next_group.map_or(at, |other| other.min(at)));

@@ -19,6 +19,11 @@ pub enum World {
 }
 
 impl World {
+    /// Whether files are written by processes that the system tells of.
+    pub(super) fn has_processes(&self) -> bool {
+        matches!(self, Self::Machine)
+    }
+
     /// The wall clock.
     pub(super) fn now(&self) -> Timestamp {
         match self {

@@ -4,6 +4,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -54,24 +55,50 @@ fn an_upload_that_stalls_with_its_file_open_is_not_taken_before_its_writer_close
 #[test]
 fn a_file_whose_writer_nobody_saw_must_stand_still_for_the_quiet_period() {
     let site = Site::new("quiet_period: 6");
-    let content = disk(1);
-    let mut early = File::create(site.queue().join("early.raw")).unwrap();
-    early.write_all(&content[..32 << 10]).unwrap();
+    fs::write(site.queue().join("early.raw"), disk(1)).unwrap();
     let daemon = site.start();
     // A link has no writer that an event could tell of.
     let aside = site.dir.path().join("aside.raw");
-    let mut linked = File::create(&aside).unwrap();
-    linked.write_all(&content).unwrap();
+    fs::write(&aside, disk(2)).unwrap();
     fs::hard_link(&aside, site.queue().join("linked.raw")).unwrap();
     daemon.until("it is told", || daemon.lines("nobody can see its writer").len() == 2);
     assert_eq!(site.published(), Vec::<String>::new(), "{}", daemon.log());
-    // Once it writes again, it is known.
-    early.write_all(&content[32 << 10..]).unwrap();
-    daemon.until("the link is published", || site.published() == ["linked"]);
-    daemon.until("its writer is seen", || !daemon.lines("early.raw stands still, and its writer").is_empty());
-    drop(early);
-    daemon.until("it is published", || site.published() == ["early", "linked"]);
-    assert_eq!(guest_bytes(&site, "early"), content);
+    daemon.until("they are published", || site.published() == ["early", "linked"]);
+}
+
+#[test]
+fn a_writer_that_no_event_tells_of_is_seen_by_what_it_has_open() {
+    let site = Site::new("");
+    let content = disk(1);
+    let half = content.len() / 2;
+    let begin = |path: &Path| {
+        let mut file = File::create(path).unwrap();
+        file.write_all(&content[..half]).unwrap();
+        file
+    };
+    let aside = |name: &str| site.dir.path().join(name);
+    let early = begin(&site.queue().join("early.raw"));
+    let daemon = site.start_with(EACH_SECOND);
+    let renamed = begin(&aside("renamed"));
+    fs::rename(aside("renamed"), site.queue().join("renamed.raw")).unwrap();
+    let linked = begin(&aside("linked"));
+    fs::hard_link(aside("linked"), site.queue().join("linked.raw")).unwrap();
+    // Closed by one of two, and by one that only touches it; opened again, and not written to yet.
+    let shared = begin(&site.queue().join("shared.raw"));
+    drop(File::options().append(true).open(site.queue().join("shared.raw")).unwrap());
+    drop(begin(&site.queue().join("again.raw")));
+    let mut again = File::options().write(true).open(site.queue().join("again.raw")).unwrap();
+    again.seek(SeekFrom::End(0)).unwrap();
+    sleep(STALL);
+    assert_eq!(site.published(), Vec::<String>::new(), "{}", daemon.log());
+    assert_eq!(daemon.lines("its writer has it open").len(), 5, "{}", daemon.log());
+    for mut file in [early, renamed, linked, shared, again] {
+        file.write_all(&content[half..]).unwrap();
+    }
+    daemon.until("all are published", || site.published().len() == 5);
+    for name in ["early", "renamed", "linked", "shared", "again"] {
+        assert_eq!(guest_bytes(&site, name), content, "{name}");
+    }
 }
 
 #[test]
@@ -127,24 +154,19 @@ fn what_is_written_after_its_conversion_is_noticed_marked_and_converted_again() 
     let site = Site::new("quiet_period: 1");
     let daemon = site.start();
     let (half, whole) = (disk(1)[..32 << 10].to_vec(), disk(1));
-    // Renamed here with its writer still at it, as some programs do: nothing tells.
-    let aside = site.dir.path().join("aside");
-    let mut raw = File::create(&aside).unwrap();
-    raw.write_all(&half).unwrap();
-    fs::rename(&aside, site.queue().join("vm.raw")).unwrap();
-    fs::write(&aside, [1; 100]).unwrap();
-    let mut broken = File::options().write(true).open(&aside).unwrap();
-    fs::rename(&aside, site.queue().join("late.qcow2")).unwrap();
+    site.drop_file("vm.raw", &half);
+    site.drop_file("late.qcow2", &[1; 100]);
     daemon.until("one is archived, one failed", || {
         site.archived() == ["vm.raw"] && site.in_errors() == ["late.qcow2"] && daemon.stats()["total_failed"] == 1
     });
-    raw.write_all(&whole[32 << 10..]).unwrap();
+    let day = site.names("queue/.processed").remove(0);
+    let archived = site.queue().join(".processed").join(day).join("vm.raw");
+    File::options().append(true).open(archived).unwrap().write_all(&whole[32 << 10..]).unwrap();
     let (plain, qcow2) = (site.dir.path().join("whole.raw"), site.dir.path().join("vm.qcow2"));
     fs::write(&plain, &whole).unwrap();
     let made = Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([&plain, &qcow2]).status().unwrap();
     assert!(made.success());
-    broken.write_all(&fs::read(qcow2).unwrap()).unwrap();
-    drop((raw, broken));
+    fs::write(site.queue().join(".errors/late.qcow2"), fs::read(qcow2).unwrap()).unwrap();
     daemon.until("both are converted", || site.published() == ["late", "vm", "vm-1"]);
     assert_eq!(guest_bytes(&site, "late"), whole);
     assert_eq!(daemon.lines("changed after it was taken").len(), 2, "{}", daemon.log());
