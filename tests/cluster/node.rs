@@ -74,7 +74,7 @@ fn pods_run_the_image_on_claims_and_survive_what_is_done_to_the_node() {
         cluster.part("start", part);
     }
     while !namespace.kubectl().args(["get", "--raw", "/readyz"]).output().is_ok_and(|output| output.status.success()) {
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(200));
     }
     wait(&namespace, "waits", "condition=Ready");
 }

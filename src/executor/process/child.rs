@@ -100,8 +100,10 @@ pub(super) async fn watch(
     let (id, attempt) = (spec.id.clone(), spec.attempt);
     let oom_killed = oom_kills() > memory_kills;
     let collected = tokio::task::spawn_blocking(move || {
-        let remains =
-            Remains { exit, cause, report: read_report(&spec.work), message: read_message(&spec.message), oom_killed };
+        let report = read_report(&spec.work);
+        // The worker can't remove it: whoever did has taken its report along.
+        let has_work = spec.work.is_dir();
+        let remains = Remains { exit, cause, report, message: read_message(&spec.message), oom_killed, has_work };
         let had_report = remains.report.is_some();
         let outcome = judge(remains);
         if let Err(failure) = &outcome {

@@ -27,6 +27,8 @@ pub(super) struct Remains {
     pub message: Option<TerminationMessage>,
     /// Whether the kernel killed a process for lack of memory meanwhile.
     pub oom_killed: bool,
+    /// Whether the attempt's work directory is there: it is not while the output volume is away.
+    pub has_work: bool,
 }
 
 /// Decides how the attempt ended: `Ok` where it is done and its folder may be read.
@@ -41,6 +43,9 @@ pub(super) fn judge(remains: Remains) -> Result<(), Failure> {
             return Err(Failure::new(Reason::Stalled, format!("no progress for {seconds} s")));
         }
         None => {}
+    }
+    if !remains.has_work {
+        return Err(Failure::new(Reason::Disrupted, "the attempt's work directory went while it ran"));
     }
     let told = remains.report.map(|report| report.failure).or(remains.message.map(|message| message.failure));
     let told = told.as_ref().and_then(|told| believed(told, |text| clean(text, MAX_TEXT)));
@@ -64,7 +69,7 @@ mod tests {
     use crate::conversion::{CONTRACT_VERSION, Class};
 
     fn remains(exit: Exit) -> Remains {
-        Remains { exit, cause: None, report: None, message: None, oom_killed: false }
+        Remains { exit, cause: None, report: None, message: None, oom_killed: false, has_work: true }
     }
 
     fn reported(exit: Exit, failure: Failure) -> Remains {
@@ -86,6 +91,12 @@ mod tests {
             assert_eq!(failure.reason, reason, "{exit:?}");
         }
         assert_eq!(judge(remains(Exit::Code(0))), Ok(()));
+    }
+
+    #[test]
+    fn an_attempt_whose_work_directory_went_is_not_to_blame() {
+        let failure = judge(Remains { has_work: false, ..remains(Exit::Code(10)) }).unwrap_err();
+        assert_eq!((failure.reason, failure.class), (Reason::Disrupted, Class::NoAttempt));
     }
 
     #[test]

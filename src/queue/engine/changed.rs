@@ -24,6 +24,7 @@ use crate::notification::Event;
 use crate::queue::scan::{self, Entry, Kind};
 use crate::queue::{error_file, publish};
 
+use super::intake::Artifact;
 use super::{Engine, Error, Result};
 
 /// How long a source is looked at after its conversion ended.
@@ -68,7 +69,7 @@ impl<E: Executor> Engine<E> {
     fn changed(&self, source: &AloneSource) -> Option<Entry> {
         let (directory, name) = (source.path.parent()?, source.path.file_name()?.to_str()?);
         if directory == self.settings.paths.queue() {
-            // This source was left in place: the intake sees that it changed.
+            // This source was left in place: it is claimed again where it lies.
             return None;
         }
         let found = scan::look(directory, name).ok().flatten()?;
@@ -84,36 +85,62 @@ impl<E: Executor> Engine<E> {
 
     async fn take_up_again(&mut self, source: &AloneSource, entry: &Entry) -> Result<()> {
         let (paths, now) = (self.settings.paths.clone(), self.wall());
-        let name = source.name.clone();
-        let back = paths.queue().join(&name);
+        let back = paths.queue().join(&source.name);
         if moves::is_taken(&back).map_err(|source| Error::Look { path: back.clone(), source })? {
             // Somebody dropped it again: that file counts.
             return Ok(());
         }
-        let outcome = match &source.output_path {
-            Some(output) => {
-                mark(Path::new(output), source, now)?;
-                format!("{output} was made of what it was before")
-            }
-            None => "its conversion had failed".to_owned(),
-        };
-        tracing::warn!(
-            conversion = %source.id,
-            "{name} changed after it was taken ({} bytes then, {} now), and is taken again: {outcome}",
-            source.size_bytes,
-            entry.size
-        );
+        mark_changed(source, entry, now)?;
         moves::move_file(&source.path, &back, self.settings.method)?;
         if source.path.starts_with(paths.errors()) {
             error_file::remove(&source.path, &paths.errors())?;
         }
-        let (id, place) = (source.id.clone(), back.to_string_lossy().into_owned());
-        self.ledger.call(move |ledger| ledger.alone_changed(&id, &place)).await?;
-        if let Some(output_path) = source.output_path.clone() {
-            self.notify(&Event::Changed { filename: name, output_path, at: now });
+        self.record_changed(source, &back, now).await
+    }
+
+    /// Marks what was made of a file that stayed in the queue directory, was written to, and is claimed again.
+    pub(super) async fn mark_written_in_place(&mut self, artifact: &Artifact) -> Result<()> {
+        let [entry] = artifact.members.as_slice() else { return Ok(()) };
+        if !self.intake.was_written_to(entry) {
+            return Ok(());
+        }
+        let (now, place) = (self.wall(), self.settings.paths.queue().join(entry.name.as_ref()));
+        let sources = self.ledger.call(move |ledger| ledger.alone_since(now - WATCHED_AT_START)).await?;
+        for source in sources.into_iter().filter(|source| source.path == place) {
+            mark_changed(&source, entry, now)?;
+            self.record_changed(&source, &place, now).await?;
         }
         Ok(())
     }
+
+    /// Records that the source is the file at `place` now, and tells people.
+    async fn record_changed(&mut self, source: &AloneSource, place: &Path, now: Timestamp) -> Result<()> {
+        let (id, place) = (source.id.clone(), place.to_string_lossy().into_owned());
+        self.ledger.call(move |ledger| ledger.alone_changed(&id, &place)).await?;
+        if let Some(output_path) = source.output_path.clone() {
+            self.notify(&Event::Changed { filename: source.name.clone(), output_path, at: now });
+        }
+        Ok(())
+    }
+}
+
+/// Marks what was made of the source, and logs that it is taken again.
+fn mark_changed(source: &AloneSource, entry: &Entry, now: Timestamp) -> Result<()> {
+    let outcome = match &source.output_path {
+        Some(output) => {
+            mark(Path::new(output), source, now)?;
+            format!("{output} was made of what it was before")
+        }
+        None => "its conversion had failed".to_owned(),
+    };
+    tracing::warn!(
+        conversion = %source.id,
+        "{} changed after it was taken ({} bytes then, {} now), and is taken again: {outcome}",
+        source.name,
+        source.size_bytes,
+        entry.size
+    );
+    Ok(())
 }
 
 /// Records once, in the metadata.json of the output, that its source changed afterwards.

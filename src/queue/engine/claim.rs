@@ -104,6 +104,7 @@ impl<E: Executor> Engine<E> {
         };
         self.confirm()?;
         self.cancel_parked(artifact).await?;
+        self.mark_written_in_place(artifact).await?;
         let claim = self.new_claim(artifact, &content);
         let id = claim.id.clone();
         let row = self.record_claim(claim, content.md5, duplicate_of).await?;

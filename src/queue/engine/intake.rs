@@ -410,6 +410,12 @@ impl Intake {
         members.iter().all(|member| self.left.get(&member.name).is_some_and(|left| left.stamp() == member.stamp()))
     }
 
+    /// Whether this file was converted, stayed where it is, and was written to since.
+    pub(super) fn was_written_to(&self, entry: &Entry) -> bool {
+        let left = self.left.get(entry.name.as_ref());
+        left.is_some_and(|left| left.inode == entry.inode && left.stamp() != entry.stamp())
+    }
+
     /// Everything that may belong to an artifact, as the grouping wants it.
     fn files(&mut self, now: Duration) -> BTreeMap<Name, File> {
         let mut files = BTreeMap::new();

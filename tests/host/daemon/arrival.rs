@@ -4,7 +4,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -15,10 +15,19 @@ use crate::support::{ova, vmdk};
 /// Longer than three equal looks, a second apart.
 const STALL: Duration = Duration::from_secs(8);
 
+/// The published directory of this name.
+fn published(site: &Site, stem: &str) -> PathBuf {
+    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
+    site.output().join(day).join(stem)
+}
+
+fn metadata(site: &Site, stem: &str) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(published(site, stem).join("metadata.json")).unwrap()).unwrap()
+}
+
 /// The disk of this stem, as its guest sees it.
 fn guest_bytes(site: &Site, stem: &str) -> Vec<u8> {
-    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
-    let disk = site.output().join(day).join(stem).join(format!("{stem}.qcow2"));
+    let disk = published(site, stem).join(format!("{stem}.qcow2"));
     let raw = site.dir.path().join("guest.raw");
     let status = Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(disk).arg(&raw).status().unwrap();
     assert!(status.success());
@@ -171,11 +180,22 @@ fn what_is_written_after_its_conversion_is_noticed_marked_and_converted_again() 
     assert_eq!(guest_bytes(&site, "late"), whole);
     assert_eq!(daemon.lines("changed after it was taken").len(), 2, "{}", daemon.log());
     daemon.until("no report is left", || site.names("queue/.errors").is_empty());
-    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
-    let metadata = |stem: &str| -> serde_json::Value {
-        serde_json::from_slice(&fs::read(site.output().join(&day).join(stem).join("metadata.json")).unwrap()).unwrap()
-    };
-    assert!(metadata("vm")["sourceChangedAt"].is_string(), "{}", metadata("vm"));
-    assert_eq!(metadata("vm-1").get("sourceChangedAt"), None);
-    assert_eq!(metadata("vm-1")["source"]["sizeBytes"], whole.len());
+    assert!(metadata(&site, "vm")["sourceChangedAt"].is_string());
+    assert_eq!(metadata(&site, "vm-1").get("sourceChangedAt"), None);
+    assert_eq!(metadata(&site, "vm-1")["source"]["sizeBytes"], whole.len());
+}
+
+#[test]
+fn what_is_written_where_it_stayed_after_its_conversion_is_marked_too() {
+    let site = Site::new("archive_processed: false");
+    let daemon = site.start();
+    site.drop_file("vm.raw", &disk(1)[..32 << 10]);
+    daemon.until("it is converted, and back", || site.published() == ["vm"] && site.waiting() == ["vm.raw"]);
+    let mut file = File::options().append(true).open(site.queue().join("vm.raw")).unwrap();
+    file.write_all(&disk(1)[32 << 10..]).unwrap();
+    drop(file);
+    daemon.until("it is converted again", || site.published() == ["vm", "vm-1"]);
+    assert_eq!(daemon.lines("changed after it was taken").len(), 1, "{}", daemon.log());
+    assert!(metadata(&site, "vm")["sourceChangedAt"].is_string());
+    assert_eq!(metadata(&site, "vm-1").get("sourceChangedAt"), None);
 }

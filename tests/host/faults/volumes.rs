@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::daemon::{Daemon, SOON, Site, disk, until};
 
@@ -145,6 +145,22 @@ fn a_volume_that_goes_while_the_daemon_runs_takes_nothing_along() {
         assert_eq!(site.names("queue/.errors"), Vec::<String>::new());
         stop(daemon);
     }
+}
+
+#[test]
+fn an_attempt_that_ends_while_the_output_is_away_is_not_counted() {
+    let Some(mounted) = Mounted::new("output", "") else { return };
+    let daemon = mounted.site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
+    mounted.drop_file("vm.raw", &disk(0));
+    daemon.until("it runs", || daemon.workers().len() == 1);
+    mounted.unmount();
+    let worker = Pid::from_raw(i32::try_from(daemon.workers()[0]).unwrap()).unwrap();
+    kill_process(worker, Signal::TERM).unwrap();
+    daemon.until("it says so", || daemon.lines("nothing is touched until it is back").len() == 1);
+    assert!(mounted.mount());
+    daemon.until("it runs again", || daemon.lines("attempt started").len() == 2);
+    assert_eq!(daemon.stats()["total_retried"], 0, "{}", daemon.log());
+    assert_eq!(daemon.lines("Retry ").len(), 0, "{}", daemon.log());
 }
 
 #[test]

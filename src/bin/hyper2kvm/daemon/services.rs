@@ -104,7 +104,6 @@ impl Services {
         self.shutdown.cancel();
         let snapshot = self.remote.snapshot();
         log_summary(&snapshot);
-        write_stats(&self.stats_file, &snapshot);
         let all = async {
             for task in self.tasks {
                 if let Err(error) = task.await {
@@ -114,6 +113,8 @@ impl Services {
             self.heartbeat.await
         };
         let ended = runtime.block_on(async { tokio::time::timeout(END_TIMEOUT, all).await });
+        // Last, for an older state that is still being written must not replace it.
+        write_stats(&self.stats_file, &snapshot);
         match ended {
             // An engine that was cut off has children, which end with this process: nobody may take over before that.
             Ok(Ok(Some(keeper))) if !self.deadline.has_cut() => {
@@ -237,10 +238,8 @@ async fn keep_stats(mut snapshots: watch::Receiver<Snapshot>, file: PathBuf, shu
         written.clone_from(&snapshot.totals);
         let file = file.clone();
         // The volume may hang, and this thread answers all requests.
-        let written = tokio::task::spawn_blocking(move || write_stats(&file, &snapshot));
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = written => {}
+        if let Err(error) = tokio::task::spawn_blocking(move || write_stats(&file, &snapshot)).await {
+            tracing::warn!(%error, "cannot write the statistics");
         }
     }
 }
