@@ -157,6 +157,9 @@ fn an_attempt_that_ends_while_the_output_is_away_is_not_counted() {
     let worker = Pid::from_raw(i32::try_from(daemon.workers()[0]).unwrap()).unwrap();
     kill_process(worker, Signal::TERM).unwrap();
     daemon.until("it says so", || daemon.lines("nothing is touched until it is back").len() == 1);
+    daemon.until("it has ended", || daemon.workers().is_empty());
+    // What it left is looked for a second later, and nothing tells of that.
+    std::thread::sleep(Duration::from_secs(3));
     assert!(mounted.mount());
     daemon.until("it runs again", || daemon.lines("attempt started").len() == 2);
     assert_eq!(daemon.stats()["total_retried"], 0, "{}", daemon.log());
