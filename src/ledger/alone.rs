@@ -24,6 +24,7 @@ pub struct AloneSource {
     pub path: PathBuf,
     /// Directory of its output, where it has one.
     pub output_path: Option<String>,
+    pub inode: u64,
     /// Bytes.
     pub size_bytes: u64,
     /// Modification time, nanoseconds since the epoch.
@@ -42,7 +43,7 @@ impl Ledger {
         let mut statement = self
             .connection
             .prepare_cached(
-                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, ended_at >= ?3, name FROM alone
+                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, ended_at >= ?3, name, inode FROM alone
                  WHERE name = ?1 AND ended_at >= ?2 AND superseded_by IS NULL ORDER BY ended_at DESC, rowid DESC",
             )
             .map_err(reading())?;
@@ -57,7 +58,7 @@ impl Ledger {
         let mut statement = self
             .connection
             .prepare_cached(
-                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, 1, name FROM alone
+                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, 1, name, inode FROM alone
                  WHERE ended_at >= ?1 AND superseded_by IS NULL ORDER BY ended_at, rowid",
             )
             .map_err(reading())?;
@@ -95,6 +96,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<AloneSource>> {
         is_duplicate: row.get(5)?,
         is_recent: row.get(6)?,
         name: row.get(7)?,
+        inode: row.get::<_, i64>(8)?.cast_unsigned(),
     }))
 }
 
@@ -123,12 +125,13 @@ fn insert(connection: &Connection, row: &ConversionRow, only: &PlannedMove, is_d
     let ended_at = row.status.completion_time.unwrap_or(row.claim.claimed_at);
     connection
         .execute(
-            "INSERT INTO alone(id, name, path, size, mtime_ns, is_duplicate, ended_at, output_path)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT(id) DO UPDATE SET path = ?3",
+            "INSERT INTO alone(id, name, path, inode, size, mtime_ns, is_duplicate, ended_at, output_path)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT(id) DO UPDATE SET path = ?3",
             params![
                 row.id.as_str(),
                 only.member.name,
                 only.to.to_string_lossy(),
+                only.member.inode.cast_signed(),
                 to_sql(only.member.size_bytes),
                 only.member.mtime_ns.to_string(),
                 is_duplicate,

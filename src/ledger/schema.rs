@@ -59,6 +59,7 @@ CREATE TABLE IF NOT EXISTS alone (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     path TEXT NOT NULL,
+    inode INTEGER NOT NULL,
     size INTEGER NOT NULL,
     mtime_ns TEXT NOT NULL,
     is_duplicate INTEGER NOT NULL,

@@ -9,6 +9,7 @@
 //! The file is moved back under its name, and settles like any other. Dying between two steps is safe: the mark is made
 //! once, and a file that has left its place belongs to the queue again.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -56,7 +57,10 @@ impl<E: Executor> Engine<E> {
             Ok(sources) => sources,
             Err(error) => return tracing::warn!(error = %chain(&error), "cannot look for sources that changed"),
         };
-        for source in sources {
+        // The last conversion that left a file at a place has it: the row of an earlier one may be there because we died
+        // before its end was recorded, or somebody removed its file.
+        let sources: BTreeMap<_, _> = sources.into_iter().map(|source| (source.path.clone(), source)).collect();
+        for source in sources.into_values() {
             if let Some(entry) = self.changed(&source)
                 && let Err(error) = self.take_up_again(&source, &entry).await
             {
@@ -73,8 +77,10 @@ impl<E: Executor> Engine<E> {
             return None;
         }
         let found = scan::look(directory, name).ok().flatten()?;
+        // Another file of its name is not it, but perhaps the source of another conversion.
+        let is_it = found.kind == Kind::Regular && found.inode == source.inode;
         let is_changed = (found.size, found.mtime_ns) != (source.size_bytes, source.mtime_ns);
-        (found.kind == Kind::Regular && is_changed && self.is_quiet(&found)).then_some(found)
+        (is_it && is_changed && self.is_quiet(&found)).then_some(found)
     }
 
     fn is_quiet(&self, entry: &Entry) -> bool {

@@ -199,3 +199,23 @@ fn what_is_written_where_it_stayed_after_its_conversion_is_marked_too() {
     assert!(metadata(&site, "vm")["sourceChangedAt"].is_string());
     assert_eq!(metadata(&site, "vm-1").get("sourceChangedAt"), None);
 }
+
+#[test]
+fn another_file_in_the_place_of_an_archived_source_is_left_alone() {
+    let site = Site::new("quiet_period: 1");
+    let daemon = site.start();
+    let archive = || site.queue().join(".processed").join(site.names("queue/.processed").remove(0));
+    for name in ["vm.raw", "other.raw"] {
+        site.drop_file(name, &disk(1)[..32 << 10]);
+    }
+    daemon.until("both are archived", || site.archived() == ["other.raw", "vm.raw"]);
+    // A person made room, and another disk of that name took it.
+    fs::remove_file(archive().join("vm.raw")).unwrap();
+    site.drop_file("vm.raw", &disk(2));
+    daemon.until("it is archived", || site.archived() == ["other.raw", "vm.raw"] && site.published().len() == 3);
+    File::options().append(true).open(archive().join("other.raw")).unwrap().write_all(&disk(1)[32 << 10..]).unwrap();
+    daemon.until("one look sees what changed", || daemon.lines("changed after it was taken").len() == 1);
+    daemon.until("it is converted again", || site.published() == ["other", "other-1", "vm", "vm-1"]);
+    assert_eq!(daemon.lines("vm.raw changed after it was taken").len(), 0, "{}", daemon.log());
+    assert_eq!(metadata(&site, "vm").get("sourceChangedAt"), None);
+}
