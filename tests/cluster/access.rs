@@ -175,7 +175,7 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
 
 #[test]
 fn whoever_views_or_edits_a_namespace_views_or_edits_its_queues() {
-    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let Some(cluster) = Cluster::shared(Need::OwnControlPlane) else { return };
     let namespace = cluster.namespace("aggregated");
     let may = |user: &str, verb: &str| {
         let user = format!("--as={user}");

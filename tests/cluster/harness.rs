@@ -27,6 +27,8 @@ pub(crate) const TEST_LABEL: &str = "hyper2kvm.io/test";
 pub(crate) enum Need {
     /// An API server with its controllers.
     ControlPlane,
+    /// The same of our own: tests that remove what another may have installed, or own the definitions.
+    OwnControlPlane,
     /// Pods that run, on volumes whose files are also this machine's.
     Node,
     /// The same on a node of our own: tests kill its containers, stop its parts and build its images.
@@ -61,7 +63,8 @@ impl Cluster {
             }
         };
         let missing = match need {
-            Need::ControlPlane => None,
+            Need::OwnControlPlane if cluster.state.is_none() => Some("another's cluster is not ours to change"),
+            Need::ControlPlane | Need::OwnControlPlane => None,
             Need::OwnNode if cluster.state.is_none() => Some("another's node is not ours to disturb"),
             Need::Node | Need::OwnNode => cluster.without_node.as_deref(),
         };

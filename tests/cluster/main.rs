@@ -17,6 +17,7 @@ mod controller;
 mod conversion;
 mod faults;
 mod kills;
+mod kind;
 mod node;
 mod outage;
 mod packaging;

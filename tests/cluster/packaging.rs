@@ -162,7 +162,7 @@ fn what_the_dockerfile_copies_before_the_source_is_enough_for_cargo() {
 
 #[test]
 fn an_overlay_s_image_is_that_of_watchers_and_workers_too() {
-    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let Some(cluster) = Cluster::shared(Need::OwnControlPlane) else { return };
     let overlay = in_tree("deploy/overlay");
     let text = run(cluster.kubectl().arg("kustomize").arg(&overlay));
     assert_eq!(text.matches("registry.example.com/hyper2kvm-operator:0.1.0").count(), 2, "{text}");
@@ -308,7 +308,7 @@ impl Drop for Policy {
 
 #[test]
 fn a_release_is_installed_upgraded_rolled_back_and_uninstalled_and_leaves_the_queues() {
-    let Some(cluster) = Cluster::shared(Need::Node) else { return };
+    let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
     let Some(helm) = helm() else { return };
     let Some(image) = cluster.image() else { return };
     let namespace = cluster.namespace("release");

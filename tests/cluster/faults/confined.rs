@@ -18,7 +18,7 @@ use super::HANG;
 use super::compromised::token;
 use crate::conversion::disks::guest;
 use crate::conversion::stage::{Operator, Queue, pod_of, reasons, runs};
-use crate::harness::run;
+use crate::harness::{Cluster, Need, run};
 
 /// The mounts of a process below its root: mount point, the path within the volume, and whether it is writable.
 fn mounts(process: u32) -> Vec<(String, String, bool)> {
@@ -37,6 +37,9 @@ fn names(directory: &Path) -> Vec<String> {
 
 #[tokio::test]
 async fn a_worker_sees_its_files_and_no_others_beside_its_watcher_until_its_deadline() {
+    if Cluster::shared(Need::OwnNode).is_none() {
+        return;
+    }
     let Some(operator) = Operator::shared() else { return };
     let queue = Queue::prepare_with(&operator, "confined", (65532, 0), "ReadWriteOnce").await;
     operator.namespace.claim("confined-output", "ReadWriteOnce", &queue.volume);
@@ -81,6 +84,9 @@ async fn a_worker_sees_its_files_and_no_others_beside_its_watcher_until_its_dead
 
 #[tokio::test]
 async fn a_watcher_s_own_token_changes_its_queue_s_run_state_and_nothing_else() {
+    if Cluster::shared(Need::OwnNode).is_none() {
+        return;
+    }
     let Some(queue) = Queue::open("token", json!({}), json!({})).await else { return };
     let cluster = queue.operator.cluster;
     let pod = queue.api::<Pod>().get(&queue.pod()).await.unwrap();
