@@ -51,6 +51,9 @@ pub struct JobStats {
     pub status: JobStatus,
     /// Why it failed, or why the last attempt did.
     pub error: Option<String>,
+    /// What a person can do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suggestion: Option<String>,
     /// Retries so far, this one included.
     pub retry_count: u32,
     /// Whole percent of the guest's data worked through, while it runs.
@@ -73,6 +76,7 @@ impl JobStats {
             duration_seconds: None,
             status: JobStatus::Processing,
             error: None,
+            suggestion: None,
             retry_count,
             progress_percent: None,
         }
@@ -131,6 +135,20 @@ impl TypeTotals {
     }
 }
 
+/// Hours that [`Totals::by_hour`] keeps: the last day, and the hour that has begun.
+const HOURS: i64 = 25;
+
+/// Counters of one hour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HourTotals {
+    pub succeeded: u64,
+    /// Failed for good.
+    pub failed: u64,
+    /// Size of the sources of the successes.
+    pub bytes: u64,
+}
+
 /// All counts since the ledger began, across restarts. Serialised as the ledger stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -145,19 +163,32 @@ pub struct Totals {
     pub superseded: u64,
     /// The same as `all` by file type (extension without dot, lower case).
     pub by_type: BTreeMap<String, TypeTotals>,
+    /// Counts of the last hours, by the hour since the epoch (UTC).
+    pub by_hour: BTreeMap<i64, HourTotals>,
 }
 
 impl Totals {
-    /// Counts a conversion that was published.
-    pub fn count_success(&mut self, filename: &str, duration: Duration) {
+    /// Counts a conversion of so many bytes that was published at `end`.
+    pub fn count_success(&mut self, filename: &str, duration: Duration, bytes: u64, end: Timestamp) {
         self.all.add_success(duration);
         self.by_type.entry(file_type(filename)).or_default().add_success(duration);
+        let of_hour = self.hour(end);
+        of_hour.succeeded += 1;
+        of_hour.bytes = of_hour.bytes.saturating_add(bytes);
     }
 
-    /// Counts a conversion that failed for good.
-    pub fn count_failure(&mut self, filename: &str) {
+    /// Counts a conversion that failed for good at `end`.
+    pub fn count_failure(&mut self, filename: &str, end: Timestamp) {
         self.all.failed += 1;
         self.by_type.entry(file_type(filename)).or_default().failed += 1;
+        self.hour(end).failed += 1;
+    }
+
+    /// The counters of this hour. Older ones than a day go, and so do those of a clock that was ahead.
+    fn hour(&mut self, now: Timestamp) -> &mut HourTotals {
+        let hour = now.as_second().div_euclid(3600);
+        self.by_hour.retain(|kept, _| (hour - HOURS + 1..=hour).contains(kept));
+        self.by_hour.entry(hour).or_default()
     }
 
     /// Counts a retry, when it is scheduled.
@@ -211,6 +242,9 @@ pub struct Snapshot {
     pub settling: u64,
     /// Conversions that wait for their next attempt.
     pub retrying: u64,
+    /// The first [`MAX_WAITING`] conversions that wait for a slot or for their next attempt.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
     /// Attempts that run now.
     pub current_jobs: Vec<JobStats>,
     /// The last [`RECENT`] conversions that ended, the oldest first.
@@ -230,6 +264,18 @@ pub struct Snapshot {
     /// Why nothing is done, while a volume is away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
+}
+
+/// How many waiting conversions a snapshot names.
+pub const MAX_WAITING: usize = 20;
+
+/// A conversion that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    pub filename: String,
+    /// For what, in a sentence.
+    pub why: String,
 }
 
 /// Missing room on the output volume.
@@ -254,6 +300,7 @@ impl Snapshot {
             queue_depth: 0,
             settling: 0,
             retrying: 0,
+            waiting: Vec::new(),
             current_jobs: Vec::new(),
             recent_completed: Vec::new(),
             totals: Totals::default(),

@@ -4,6 +4,7 @@
 pub mod endpoint;
 pub mod logging;
 pub(crate) mod metrics;
+pub(crate) mod page;
 
 /// Makes *ring* the TLS provider of this process. The first line of every `main`, and of every test that opens a TLS
 /// connection: reqwest panics without a provider, kube with two.

@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(SocketReport::read(run.path()).unwrap(), None);
 
         let mut stats = Snapshot::new(Timestamp::UNIX_EPOCH);
-        stats.totals.count_failure("a.vmdk");
+        stats.totals.count_failure("a.vmdk", Timestamp::UNIX_EPOCH);
         for locked in [false, true] {
             let snapshot = WatcherSnapshot { locked, stats: stats.clone() };
             snapshot.write(run.path()).unwrap();

@@ -26,7 +26,7 @@ impl Handler for Fake {
             Command::Stats => {
                 // Longer than the 4096 bytes that naive clients and servers read.
                 for n in 0..500 {
-                    snapshot.totals.count_failure(&format!("x.type{n}"));
+                    snapshot.totals.count_failure(&format!("x.type{n}"), Timestamp::UNIX_EPOCH);
                 }
                 Reply::stats(&snapshot, Timestamp::UNIX_EPOCH)
             }

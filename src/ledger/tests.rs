@@ -90,7 +90,7 @@ fn a_success_is_counted_once_and_found_as_a_duplicate() {
         ledger.update(&claim.id, &change).unwrap();
     }
     let mut expected = Totals::default();
-    expected.count_success("vm.VMDK", Duration::from_secs(3));
+    expected.count_success("vm.VMDK", Duration::from_secs(3), claim.size_bytes(), at(2_003));
     assert_eq!(ledger.totals().unwrap(), expected);
     drop(ledger);
 

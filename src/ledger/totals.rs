@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use crate::conversion::status::{ConversionStatus, End};
@@ -64,12 +65,13 @@ pub(super) fn count(
             End::Cancelled if is_given_back(after) => {}
             End::Cancelled => totals.count_cancelled(),
             End::Succeeded => {
-                totals.count_success(&claim.primary, duration(claim, after));
+                let (duration, end) = (duration(claim, after), end_of(claim, after));
+                totals.count_success(&claim.primary, duration, claim.size_bytes(), end);
                 totals.count_superseded(claim.superseded().count() as u64);
                 remember(connection, &finished(claim, after, JobStatus::Success))?;
             }
             End::Failed => {
-                totals.count_failure(&claim.primary);
+                totals.count_failure(&claim.primary, end_of(claim, after));
                 remember(connection, &finished(claim, after, JobStatus::Failed))?;
             }
         }
@@ -83,17 +85,20 @@ fn is_given_back(status: &ConversionStatus) -> bool {
 
 /// A conversion that ended, as the history shows it: timed from the start of its last attempt.
 fn finished(claim: &Claim, status: &ConversionStatus, how: JobStatus) -> JobStats {
-    let end = status.completion_time.unwrap_or(claim.claimed_at);
+    let end = end_of(claim, status);
     let start = status.attempts.last().and_then(|attempt| attempt.start_time).unwrap_or(end);
-    JobStats::started(&claim.primary, claim.size_bytes(), retries(status), start).ended(
-        how,
-        status.failure.as_ref().map(|failure| failure.message.clone()),
-        end,
-    )
+    let failure = status.failure.as_ref();
+    let job = JobStats::started(&claim.primary, claim.size_bytes(), retries(status), start);
+    let job = job.ended(how, failure.map(|failure| failure.message.clone()), end);
+    JobStats { suggestion: failure.map(|failure| failure.suggestion.clone()).filter(|text| !text.is_empty()), ..job }
+}
+
+fn end_of(claim: &Claim, status: &ConversionStatus) -> Timestamp {
+    status.completion_time.unwrap_or(claim.claimed_at)
 }
 
 fn duration(claim: &Claim, status: &ConversionStatus) -> Duration {
-    let end = status.completion_time.unwrap_or(claim.claimed_at);
+    let end = end_of(claim, status);
     let start = status.attempts.last().and_then(|attempt| attempt.start_time).unwrap_or(end);
     Duration::try_from(end.duration_since(start)).unwrap_or_default()
 }

@@ -16,9 +16,9 @@ fn busy() -> Snapshot {
     snapshot.run_state = RunState::Paused;
     snapshot.current_jobs = vec![JobStats::started("big.OVA", 3 << 30, 1, at(44_990))];
     for _ in 0..30 {
-        snapshot.totals.count_success("a.vmdk", Duration::from_millis(125_300));
+        snapshot.totals.count_success("a.vmdk", Duration::from_millis(125_300), 1 << 20, at(10));
     }
-    snapshot.totals.count_failure("b.VMDK");
+    snapshot.totals.count_failure("b.VMDK", at(112));
     snapshot.totals.count_retry();
     snapshot.totals.count_duplicate();
     snapshot.totals.count_cancelled();

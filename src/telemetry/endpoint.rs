@@ -1,24 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The HTTP endpoint: `/healthz`, `/readyz` and `/metrics`.
+//! The HTTP endpoint: `/healthz`, `/readyz` and `/metrics`, and a daemon's page at `/`.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics;
+use super::{metrics, page};
 use crate::stats::Snapshot;
 
 /// How long a shutdown waits for answers under way.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How many browsers may have the page open.
+const MAX_READERS: usize = 32;
+
+/// How often an open page is rendered anew.
+const RENDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The error says why not.
 pub type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -31,6 +40,8 @@ pub struct Probes {
     pub ready: Probe,
     /// The metrics, as `metrics::exposition` writes them.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// What the page shows; `None` where there is no page.
+    pub shown: Option<watch::Receiver<Snapshot>>,
 }
 
 impl Probes {
@@ -38,6 +49,7 @@ impl Probes {
     #[must_use]
     pub fn of_daemon(snapshots: watch::Receiver<Snapshot>, ready: watch::Receiver<bool>) -> Self {
         let alive = snapshots.clone();
+        let shown = Some(snapshots.clone());
         Self {
             healthy: Box::new(move || match alive.has_changed() {
                 Ok(_) => Ok(()),
@@ -45,12 +57,14 @@ impl Probes {
             }),
             ready: Box::new(move || if *ready.borrow() { Ok(()) } else { Err("starting".to_owned()) }),
             metrics: Box::new(move || metrics::render(&snapshots.borrow(), Timestamp::now())),
+            shown,
         }
     }
 }
 
 /// Answers requests on `listener` until `shutdown`, and up to a second longer for answers under way.
 pub async fn serve(listener: TcpListener, probes: Probes, shutdown: CancellationToken) {
+    let page = probes.shown.clone().map(|snapshots| page_of(snapshots, shutdown.clone()));
     let router = Router::new()
         .route("/healthz", get(|State(probes): State<Arc<Probes>>| async move { verdict(&(probes.healthy)()) }))
         .route("/readyz", get(|State(probes): State<Arc<Probes>>| async move { verdict(&(probes.ready)()) }))
@@ -60,7 +74,8 @@ pub async fn serve(listener: TcpListener, probes: Probes, shutdown: Cancellation
                 ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], (probes.metrics)())
             }),
         )
-        .with_state(Arc::new(probes));
+        .with_state(Arc::new(probes))
+        .merge(page.unwrap_or_default());
     let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let cut = async {
         shutdown.cancelled().await;
@@ -71,6 +86,50 @@ pub async fn serve(listener: TcpListener, probes: Probes, shutdown: Cancellation
             tracing::error!(%error, "the HTTP endpoint has ended");
         },
         () = cut => {}
+    }
+}
+
+/// The page, its two files, and its newer renderings as server-sent events. All of it is read only.
+fn page_of(snapshots: watch::Receiver<Snapshot>, shutdown: CancellationToken) -> Router {
+    let asset =
+        |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind)], text) });
+    let shown = snapshots.clone();
+    let whole = get(move || async move {
+        let html = page::page(&shown.borrow(), Timestamp::now());
+        ([(header::CONTENT_SECURITY_POLICY, page::POLICY), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], Html(html))
+    });
+    let readers = Arc::new(Semaphore::new(MAX_READERS));
+    let events = get(move || async move {
+        let reader = Arc::clone(&readers).try_acquire_owned().map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _reader = reader;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = render_on(snapshots, sender) => {}
+            }
+        });
+        Ok::<_, StatusCode>(Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default()))
+    });
+    Router::new()
+        .route("/", whole)
+        .route("/page.css", asset("text/css; charset=utf-8", page::STYLE))
+        .route("/page.js", asset("text/javascript; charset=utf-8", page::SCRIPT))
+        .route("/events", events)
+}
+
+/// Sends each rendering that differs from the one before, until nobody reads them.
+async fn render_on(snapshots: watch::Receiver<Snapshot>, sender: mpsc::Sender<Result<Event, Infallible>>) {
+    let mut sent = String::new();
+    while !sender.is_closed() {
+        let board = page::board(&snapshots.borrow(), Timestamp::now());
+        if board != sent {
+            if sender.send(Ok(Event::default().data(&board))).await.is_err() {
+                return;
+            }
+            sent = board;
+        }
+        tokio::time::sleep(RENDER_INTERVAL).await;
     }
 }
 
@@ -100,6 +159,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_page_is_whole_without_a_script_and_goes_on_by_events() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (snapshots, receiver) = watch::channel(Snapshot::new(Timestamp::UNIX_EPOCH));
+        let (_ready, is_ready) = watch::channel(true);
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, Probes::of_daemon(receiver, is_ready), shutdown.clone()));
+
+        let (status, head, body) = get(address, "/").await;
+        assert_eq!(status, 200);
+        assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+        assert!(body.contains("What runs"), "{body}");
+        for (path, kind) in [("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+            let (status, head, _) = get(address, path).await;
+            assert!(status == 200 && head.contains(kind), "{head}");
+        }
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut seen = String::new();
+        let mut buffer = [0; 4096];
+        while !seen.contains("data: <p class=\"soft\">Converted 0") {
+            let read = stream.read(&mut buffer).await.unwrap();
+            seen.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        }
+        snapshots.send_modify(|snapshot| snapshot.totals.all.succeeded = 41);
+        while !seen.contains("Converted 41") {
+            let read = stream.read(&mut buffer).await.unwrap();
+            seen.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        }
+        // A page that is open must not delay the shutdown.
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn probes_and_metrics_follow_the_daemon() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -119,7 +213,7 @@ mod tests {
         assert_eq!(status, 200);
         assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
         assert!(body.contains("\nhyper2kvm_queue_depth 7\n"), "{body}");
-        assert_eq!(get(address, "/").await.0, 404);
+        assert_eq!(get(address, "/nothing").await.0, 404);
 
         drop(snapshots);
         let (status, _, body) = get(address, "/healthz").await;

@@ -178,10 +178,10 @@ mod tests {
         snapshot.run_state = RunState::Paused;
         snapshot.notifications = NotificationTotals { pending: 2, sent: 5, given_up: 1 };
         snapshot.current_jobs = vec![JobStats::started("a.ova", 1, 0, start)];
-        snapshot.totals.count_success("a.vmdk", Duration::from_millis(2500));
-        snapshot.totals.count_success("a.vmdk", Duration::from_millis(1000));
-        snapshot.totals.count_success("a.vmdk", Duration::from_millis(1000));
-        snapshot.totals.count_failure("we\"ird\\.vmdk");
+        snapshot.totals.count_success("a.vmdk", Duration::from_millis(2500), 0, start);
+        snapshot.totals.count_success("a.vmdk", Duration::from_millis(1000), 0, start);
+        snapshot.totals.count_success("a.vmdk", Duration::from_millis(1000), 0, start);
+        snapshot.totals.count_failure("we\"ird\\.vmdk", start);
         snapshot
     }
 

@@ -34,7 +34,12 @@ fn with_daemon(test: impl FnOnce(&Path)) {
     let mut snapshot = Snapshot::new(Timestamp::UNIX_EPOCH);
     snapshot.run_state = RunState::Paused;
     snapshot.queue_depth = 3;
-    snapshot.totals.count_success("a.vmdk", std::time::Duration::from_millis(125_300));
+    snapshot.totals.count_success(
+        "a.vmdk",
+        std::time::Duration::from_millis(125_300),
+        1 << 20,
+        jiff::Timestamp::UNIX_EPOCH,
+    );
 
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let shutdown = CancellationToken::new();

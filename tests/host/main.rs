@@ -9,5 +9,6 @@ mod daemon;
 mod faults;
 mod hyper2kvmctl;
 mod notification;
+mod page;
 mod transfer;
 mod worker;

@@ -122,6 +122,7 @@ fn probes(readiness: watch::Receiver<Readiness>, metrics: Arc<Metrics>) -> Probe
             Readiness::Waiting(why) => Err(why.clone()),
         }),
         metrics: Box::new(move || metrics.text()),
+        shown: None,
     }
 }
 

@@ -135,11 +135,11 @@ async fn the_statistics_follow_each_completion_with_the_keys_of_one_host() {
     let stage = Stage::open(false);
     stage.tell(true, |_| {});
     until(|| stage.stats().exists()).await;
-    stage.tell(true, |stats| stats.totals.count_failure("a.vmdk"));
+    stage.tell(true, |stats| stats.totals.count_failure("a.vmdk", Timestamp::UNIX_EPOCH));
     let read = || serde_json::from_slice::<Value>(&std::fs::read(stage.stats()).unwrap()).unwrap();
     until(|| read()["total_failed"] == 1).await;
     let mut expected = Snapshot::new(Timestamp::UNIX_EPOCH);
-    expected.totals.count_failure("a.vmdk");
+    expected.totals.count_failure("a.vmdk", Timestamp::UNIX_EPOCH);
     let expected = serde_json::to_value(expected.file_report(Timestamp::now())).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&read()), keys(&expected));

@@ -6,7 +6,7 @@ use crate::conversion::lifecycle::{Step, next_step};
 use crate::executor::Executor;
 use crate::ledger::{ClaimState, Ledger, retries};
 use crate::notification::Event;
-use crate::stats::JobStats;
+use crate::stats::{JobStats, MAX_WAITING, Waiting};
 
 use super::{Conversion, Engine, Result};
 
@@ -24,6 +24,7 @@ impl<E: Executor> Engine<E> {
         self.view.settling = self.intake.unsettled() as u64;
         self.view.ignored = self.intake.ignored() as u64;
         self.view.retrying = retrying;
+        self.view.waiting = self.conversions.values().filter_map(why_waiting).take(MAX_WAITING).collect();
         self.view.current_jobs = current_jobs;
         self.view.last_activity = self.last_activity;
         self.view.shortage = self.space.shortage();
@@ -63,6 +64,20 @@ fn is_waiting(conversion: &Conversion) -> bool {
     !conversion.may_run
         && matches!(conversion.row.state, ClaimState::Claimed | ClaimState::Submitted)
         && matches!(next_step(&conversion.row.status), Step::Stage(_) | Step::Start(_))
+}
+
+fn why_waiting(conversion: &Conversion) -> Option<Waiting> {
+    let row = &conversion.row;
+    let why = match &row.state {
+        ClaimState::Parked { .. } => {
+            let failure = row.status.failure.as_ref().map(|failure| failure.message.as_str());
+            let next = row.status.next_retry_time.map(|time| format!("attempt again at {time:.0}"));
+            format!("{}: {}", next.unwrap_or_else(|| "attempt again".to_owned()), failure.unwrap_or("it failed"))
+        }
+        _ if is_waiting(conversion) => "a free slot".to_owned(),
+        _ => return None,
+    };
+    Some(Waiting { filename: row.claim.primary.clone(), why })
 }
 
 fn running(conversion: &Conversion) -> Option<JobStats> {

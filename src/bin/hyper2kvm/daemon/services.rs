@@ -150,8 +150,8 @@ impl Health {
     }
 
     fn probes(self, probes: Probes) -> Probes {
-        let Probes { healthy, ready, metrics } = probes;
-        Probes { healthy: Box::new(move || healthy().and_then(|()| self.check())), ready, metrics }
+        let Probes { healthy, ready, metrics, shown } = probes;
+        Probes { healthy: Box::new(move || healthy().and_then(|()| self.check())), ready, metrics, shown }
     }
 
     /// Logs when something stands still, and when it runs again.
