@@ -22,6 +22,7 @@ mod image;
 pub mod manifest;
 mod occupancy;
 mod ova;
+mod parallels;
 mod qcow2;
 mod raw;
 mod region;

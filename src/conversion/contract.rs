@@ -63,7 +63,8 @@ pub const PROCESSING_DIR: &str = ".processing";
 pub const WORK_DIR: &str = ".work";
 
 /// Extensions that are accepted, in lower case.
-pub const EXTENSIONS: [&str; 10] = ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2"];
+pub const EXTENSIONS: [&str; 12] =
+    ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2", "hdd", "hds"];
 
 /// Ending of a file that we are still receiving.
 pub const PART: &str = ".part";

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a file is, by its own bytes.
 //!
-//! Magic numbers: QEMU's `docs/interop` (qcow2, QED, VHDX, VDI), VMware's *Virtual Disk Format 5.0* (KDMV), Microsoft's
+//! Magic numbers: QEMU's `docs/interop` (qcow2, QED, VHDX, VDI, Parallels), VMware's *Virtual Disk Format 5.0* (KDMV), Microsoft's
 //! *Virtual Hard Disk Image Format* (conectix), POSIX ustar, and the RFCs of the compressions. Partition tables, LUKS
 //! and ISO 9660 are guest content.
 
 use super::descriptor::vmdk;
-use super::{Error, Region};
+use super::{Error, Region, parallels};
 use crate::conversion::Reason;
 use crate::conversion::contract::EXTENSIONS;
 use crate::conversion::file_name::extension;
@@ -30,6 +30,8 @@ pub(super) enum Content {
     Vdi,
     /// A qcow2, of any version from 2.
     Qcow2,
+    /// An expanding disk of Parallels; a plain one is raw.
+    Parallels,
     /// A tar, as an OVA is.
     Tar,
     /// An XML text, as an OVF is.
@@ -49,6 +51,7 @@ impl Content {
             Self::Vhdx => "vhdx",
             Self::Vdi => "vdi",
             Self::Qcow2 => "qcow2",
+            Self::Parallels => "parallels",
             Self::Tar => "tar",
             Self::Xml => "xml",
             Self::Raw => "raw",
@@ -65,6 +68,7 @@ impl Content {
             "vdi" => self == Self::Vdi,
             "qcow2" => self == Self::Qcow2,
             "raw" | "ami" => self == Self::Raw,
+            "hdd" | "hds" => matches!(self, Self::Parallels | Self::Raw),
             "img" => matches!(self, Self::Raw | Self::Qcow2),
             "ova" => self == Self::Tar,
             "ovf" => self == Self::Xml,
@@ -99,8 +103,8 @@ const SIGNATURES: [(usize, &[u8], Match); 19] = [
     (0, b"COWD", Match::Refused("vmdk of an ESX 2 host (COWD)")),
     (0, &0xCAFE_BABE_u64.to_le_bytes(), Match::Refused("vmdk seSparse")),
     (0, b"QED\0", Match::Refused("qed")),
-    (0, b"WithoutFreeSpace", Match::Refused("parallels")),
-    (0, b"WithouFreSpacExt", Match::Refused("parallels")),
+    (0, parallels::OLD, Match::Read(Content::Parallels)),
+    (0, parallels::EXTENDED, Match::Read(Content::Parallels)),
     (0, b"Bochs Virtual HD Image", Match::Refused("bochs")),
     (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", Match::Refused("cloop")),
     (0, b"PK\x03\x04", Match::Refused("zip")),

@@ -48,7 +48,7 @@ fn of(region: &Region) -> Ending {
         Content::Qcow2 => qcow2(region, &head).map(|is_there| by(is_there, Ending::Untold)),
         Content::Vdi => Some(by(vdi_end(&head) <= region.len(), Ending::Untold)),
         Content::Xml => xml(region),
-        Content::Vhdx | Content::VmdkText => None,
+        Content::Vhdx | Content::VmdkText | Content::Parallels => None,
         Content::Raw => Some(by(is_raw(region), Ending::Untold)),
     };
     found.unwrap_or(Ending::Untold)

@@ -3,6 +3,7 @@
 
 use super::extent::{Extents, MAX_COMPRESSED};
 use super::holes::without_holes;
+use super::parallels::Parallels;
 use super::qcow2::Qcow2;
 use super::raw::Raw;
 use super::vdi::Vdi;
@@ -27,6 +28,7 @@ pub enum Reader {
     Vdi(Vdi),
     Vhd(Vhd),
     Vhdx(Vhdx),
+    Parallels(Parallels),
     /// A sparse VMDK extent: monolithicSparse, streamOptimized, or a part of a split disk.
     Vmdk(Vmdk),
     /// Extents as a descriptor lists them, in guest order, without gaps.
@@ -72,6 +74,11 @@ impl Image {
         Ok(Self::of(region, Reader::Vhdx(Vhdx::open(region, limit)?)))
     }
 
+    /// A Parallels disk whose virtual size is at most `limit` bytes.
+    pub fn parallels(region: &Region, limit: u64) -> Result<Self, Error> {
+        Ok(Self::of(region, Reader::Parallels(Parallels::open(region, limit)?)))
+    }
+
     fn of(region: &Region, reader: Reader) -> Self {
         Self { regions: vec![region.clone()], reader }
     }
@@ -92,6 +99,7 @@ impl Image {
             Reader::Vdi(vdi) => vdi.virtual_size(),
             Reader::Vhd(vhd) => vhd.virtual_size(),
             Reader::Vhdx(vhdx) => vhdx.virtual_size(),
+            Reader::Parallels(parallels) => parallels.virtual_size(),
             Reader::Vmdk(vmdk) => vmdk.virtual_size(),
             Reader::Listed { extents, .. } => extents.last().map_or(0, |last| last.guest.end),
             Reader::Joined { parts, .. } => parts.iter().map(Self::virtual_size).sum(),
@@ -107,6 +115,7 @@ impl Image {
             Reader::Vdi(vdi) => vdi.kind(),
             Reader::Vhd(vhd) => vhd.kind(),
             Reader::Vhdx(vhdx) => vhdx.kind(),
+            Reader::Parallels(parallels) => parallels.kind(),
             Reader::Vmdk(vmdk) => vmdk.kind(),
             Reader::Listed { kind, .. } | Reader::Joined { kind, .. } => kind,
         }
@@ -121,7 +130,7 @@ impl Image {
             Reader::Vmdk(vmdk) => vmdk.grain(),
             // Only tests list compressed extents, and none of theirs is larger.
             Reader::Listed { .. } => MAX_COMPRESSED,
-            Reader::Raw(_) | Reader::Vdi(_) | Reader::Vhd(_) | Reader::Vhdx(_) => 0,
+            Reader::Raw(_) | Reader::Vdi(_) | Reader::Vhd(_) | Reader::Vhdx(_) | Reader::Parallels(_) => 0,
             Reader::Joined { parts, .. } => return parts.last().map_or(0, Self::unit),
         };
         usize::try_from(unit).expect("2 MiB at most")
@@ -137,6 +146,7 @@ impl Image {
             Reader::Vdi(vdi) => Some(vdi.data_bytes()),
             Reader::Vhd(vhd) => Some(vhd.data_bytes()),
             Reader::Vhdx(vhdx) => Some(vhdx.data_bytes()),
+            Reader::Parallels(parallels) => Some(parallels.data_bytes()),
             Reader::Vmdk(vmdk) => Some(vmdk.data_bytes()),
             Reader::Listed { extents, .. } => {
                 Some(extents.iter().filter(|extent| extent.at != Location::Zero).map(Extent::len).sum())
@@ -154,6 +164,7 @@ impl Image {
             Reader::Vdi(vdi) => vdi.warnings().to_vec(),
             Reader::Vhd(vhd) => vhd.warnings().to_vec(),
             Reader::Vhdx(vhdx) => vhdx.warnings().to_vec(),
+            Reader::Parallels(parallels) => parallels.warnings().to_vec(),
             Reader::Vmdk(vmdk) => vmdk.warnings().to_vec(),
             Reader::Listed { .. } => Vec::new(),
             Reader::Joined { parts, .. } => parts.iter().flat_map(Self::warnings).collect(),
@@ -170,6 +181,7 @@ impl Image {
             Reader::Vdi(vdi) => Box::new(vdi.extents()),
             Reader::Vhd(vhd) => Box::new(vhd.extents()),
             Reader::Vhdx(vhdx) => Box::new(vhdx.extents()),
+            Reader::Parallels(parallels) => Box::new(parallels.extents()),
             Reader::Vmdk(vmdk) => Box::new(vmdk.extents()),
             Reader::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
             Reader::Joined { parts, .. } => return Box::new(joined(parts)),

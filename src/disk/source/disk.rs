@@ -28,6 +28,7 @@ pub(super) fn open_disk(
         Content::Vdi => Image::vdi(region, limits.max_virtual_size)?,
         Content::Qcow2 => Image::qcow2(region, limits.max_virtual_size)?,
         Content::Vhdx => Image::vhdx(region, limits.max_virtual_size)?,
+        Content::Parallels => Image::parallels(region, limits.max_virtual_size)?,
     };
     check_size(region.name(), image.virtual_size(), limits)?;
     Ok(image)
