@@ -94,6 +94,76 @@ fn what_the_chart_renders_is_known_to_the_oldest_and_the_newest_kubernetes() {
     }
 }
 
+/// What a chart of many sites is asked for: names, registries, digests, accounts and contexts of the site's own.
+#[test]
+fn names_images_and_contexts_are_what_a_site_says() {
+    let Some(helm) = helm() else { return };
+    let render = |values: &[&str]| {
+        let mut command = Command::new(&helm);
+        command.args(["template", "r"]).arg(in_tree(CHART)).args(values.iter().flat_map(|value| ["--set", value]));
+        let output = command.output().expect("helm starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(String::from_utf8_lossy(&output.stdout).into_owned()) } else { Err(said) }
+    };
+    let digest = format!("image.digest=sha256:{}", "a".repeat(64));
+    let text = render(&[
+        "fullnameOverride=h2k",
+        "namespaceOverride=elsewhere",
+        "commonLabels.team=storage",
+        "global.imageRegistry=mirror.example.com",
+        "image.registry=ignored.example.com",
+        &digest,
+        "global.imagePullSecrets[0].name=of-all",
+        "imagePullSecrets[0].name=of-this",
+        "replicas=2",
+        "podDisruptionBudget.enabled=true",
+        "extraEnv[0].name=HTTPS_PROXY,extraEnv[0].value=http://proxy:3128",
+        "extraVolumes[0].name=ca,extraVolumes[0].configMap.name=ca",
+        "extraVolumeMounts[0].name=ca,extraVolumeMounts[0].mountPath=/etc/ca",
+        "securityContext.runAsUser=1234",
+        "readinessProbe.periodSeconds=9",
+        "networkPolicy.enabled=true",
+        "networkPolicy.egress[0].ports[0].port=6443",
+    ])
+    .unwrap();
+    let image = format!("mirror.example.com/hyper2kvm-operator@sha256:{}", "a".repeat(64));
+    // The container's, what it gives its workers, and the chart's own test.
+    assert_eq!(text.matches(&image).count(), 3, "{text}");
+    for said in [
+        "name: h2k\n",
+        "namespace: elsewhere",
+        "team: storage",
+        "- name: of-all",
+        "- name: of-this",
+        "podAntiAffinity",
+        "maxUnavailable: 1",
+        "value: http://proxy:3128",
+        "mountPath: /etc/ca",
+        "runAsUser: 1234",
+        "readOnlyRootFilesystem: true",
+        "periodSeconds: 9",
+        "policyTypes: [Ingress, Egress]",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    assert!(!text.contains("namespace: default") && !text.contains("name: r-hyper2kvm"), "{text}");
+    let bare = render(&["rbac.create=false", "serviceAccount.create=false", "serviceAccount.name=theirs"]).unwrap();
+    assert!(!bare.contains("kind: ServiceAccount\nmetadata") && !bare.contains("kind: ClusterRole"), "{bare}");
+    assert!(bare.contains("serviceAccountName: theirs"), "{bare}");
+    for (values, message) in [
+        (vec!["serviceAccount.create=false"], "serviceAccount.name: name the account"),
+        (vec!["podDisruptionBudget.enabled=true", "podDisruptionBudget.minAvailable=1"], "no node with one could be drained"),
+        (
+            vec!["podDisruptionBudget.enabled=true", "podDisruptionBudget.maxUnavailable=0"],
+            "no node with one could be drained",
+        ),
+        (vec!["image.digest=sha256:12"], "at '/image/digest'"),
+    ] {
+        let said = render(&values).unwrap_err();
+        assert!(said.contains(message), "{values:?}: {said}");
+    }
+}
+
 #[test]
 fn a_value_that_the_chart_does_not_know_is_refused() {
     let Some(helm) = helm() else { return };
@@ -130,7 +200,7 @@ fn what_is_generated_is_what_the_generator_writes() {
         .arg(env!("CARGO_BIN_EXE_hyper2kvm-operator"))
         .arg(helm)
         .arg(fresh.path()));
-    let mut files = vec!["deploy/base/operator.yaml".to_owned()];
+    let mut files = vec!["deploy/base/operator.yaml".to_owned(), "docs/chart-values.md".to_owned()];
     for file in hyper2kvm::cluster::api::MANIFESTS {
         files.extend([format!("crds/{file}"), format!("{CHART}/files/crds/{file}")]);
     }
