@@ -65,6 +65,7 @@ struct NotificationKeys {
     webhook_headers: Value,
     email_enabled: bool,
     email_smtp_host: Option<String>,
+    on_duplicate: bool,
     email_smtp_port: Option<u16>,
     email_use_tls: Option<bool>,
     email_from: Option<String>,
@@ -154,6 +155,7 @@ fn notifications(config: &Config) -> NotificationKeys {
         email_from: email.map(|email| email.from.to_string()),
         email_to: email.map(|email| email.to.iter().map(ToString::to_string).collect()),
         email_username: email.and_then(|email| email.username.clone()),
+        on_duplicate: config.on_duplicate,
         email_password: email.and_then(|email| email.password.as_ref()).map(|_| MASK),
         email_subject_prefix: email.map(|email| email.subject_prefix.clone()),
     }

@@ -64,6 +64,7 @@ pub(super) const KEYS: &[Key] = &[
     key(NOTIFICATIONS, "on_stalled", &["notify_on_stall"]),
     key(NOTIFICATIONS, "stall_threshold_minutes", &[]),
     secret("webhook_url", &[]),
+    key(NOTIFICATIONS, "on_duplicate", &["notify_on_duplicate"]),
     key(NOTIFICATIONS, "webhook_url_file", &[]),
     key(NOTIFICATIONS, "webhook_type", &[]),
     secret("webhook_headers", &[]),

@@ -101,6 +101,7 @@ notifications:
   notify_on_success: true
   notify_on_failure: false
   notify_on_stall: false
+  on_duplicate: true
   stall_threshold_minutes: 5
   webhook_type: slack
   webhook_url: https://hooks.example.com/T0/secret
@@ -152,6 +153,7 @@ notifications:
             on_failure: false,
             on_stalled: false,
             stall_after: Duration::from_secs(300),
+            on_duplicate: true,
             webhook: notifications.webhook.clone(),
             email: notifications.email.clone(),
         },

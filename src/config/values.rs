@@ -169,6 +169,7 @@ fn notifications(layers: &mut Layers) -> Result<NotificationConfig, ConfigError>
         layers.warn("nothing is announced: notifications.enabled is false".to_owned());
         config.webhook = None;
     }
+        on_duplicate: flag(layers, NOTIFICATIONS, "on_duplicate")?.unwrap_or(default.on_duplicate),
     Ok(config)
 }
 

@@ -34,6 +34,8 @@ impl<T> fmt::Debug for Secret<T> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotificationConfig {
     pub on_success: bool,
+    /// Files that are skipped because they were converted before.
+    pub on_duplicate: bool,
     /// Final failures, and a full output volume.
     pub on_failure: bool,
     pub on_stalled: bool,
@@ -47,6 +49,7 @@ impl Default for NotificationConfig {
     fn default() -> Self {
         Self {
             on_success: false,
+            on_duplicate: false,
             on_failure: true,
             on_stalled: true,
             stall_after: Duration::from_secs(60 * 60),

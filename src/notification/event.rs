@@ -17,6 +17,8 @@ use super::config::NotificationConfig;
 pub enum Event {
     /// A conversion was published in the directory `output_path`.
     Success { filename: String, duration: Duration, output_path: String, at: Timestamp },
+    /// A file was skipped, because it was converted before; `duplicate_of` says as what.
+    Duplicate { filename: String, duplicate_of: String, at: Timestamp },
     /// A conversion finally failed.
     Failure { filename: String, error: String, retry_count: u32, at: Timestamp },
     /// Somebody wrote to a source after it was converted: it is converted again, and the earlier output stays.
@@ -66,6 +68,7 @@ impl Event {
     pub fn is_wanted(&self, config: &NotificationConfig) -> bool {
         match self {
             Self::Success { .. } => config.on_success,
+            Self::Duplicate { .. } => config.on_duplicate,
             Self::Failure { .. } | Self::Changed { .. } | Self::OutputFull { .. } | Self::QueueFull { .. } => {
                 config.on_failure
             }
@@ -86,6 +89,18 @@ impl Event {
                     ("filename", json!(filename)),
                     ("duration_seconds", json!((duration.as_secs_f64() * 100.0).round() / 100.0)),
                     ("output_path", json!(output_path)),
+                    ("timestamp", rfc3339(*at)),
+                ],
+                at: *at,
+            },
+            Self::Duplicate { filename, duplicate_of, at } => Message {
+                title: "⏭️ Duplicate Skipped",
+                text: format!("Skipped {filename}: it was converted before, as {duplicate_of}"),
+                level: Level::Warning,
+                details: vec![
+                    ("event", json!("duplicate_skipped")),
+                    ("filename", json!(filename)),
+                    ("duplicate_of", json!(duplicate_of)),
                     ("timestamp", rfc3339(*at)),
                 ],
                 at: *at,

@@ -62,6 +62,7 @@ impl Secrets {
         let email = settings.email.as_ref().and_then(|wanted| noted(email(wanted, directory), &mut wrong));
         let config = NotificationConfig {
             on_success: settings.on_success,
+            on_duplicate: settings.on_duplicate,
             on_failure: settings.on_failure,
             on_stalled: settings.on_stalled,
             stall_after: Duration::from_secs(settings.stalled_after_seconds.into()),

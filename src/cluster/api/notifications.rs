@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct NotificationSettings {
     /// Whether each success is announced.
     pub on_success: bool,
+    /// Whether each file is announced that is skipped because it was converted before.
+    pub on_duplicate: bool,
     /// Whether each final failure, and a full output volume, is announced.
     pub on_failure: bool,
     /// Whether a queue in which nothing moves is announced.
@@ -29,6 +31,7 @@ impl Default for NotificationSettings {
     fn default() -> Self {
         Self {
             on_success: false,
+            on_duplicate: false,
             on_failure: true,
             on_stalled: true,
             stalled_after_seconds: 3600,

@@ -146,13 +146,15 @@ impl<E: Executor> Engine<E> {
     }
 
     fn announcement(&self, row: &ConversionRow, end: End) -> Vec<NewNotification> {
-        let (End::Failed, Some(failure)) = (end, &row.status.failure) else { return Vec::new() };
-        let at = self.wall();
-        let event = Event::Failure {
-            filename: row.claim.primary.clone(),
-            error: failure.message.clone(),
-            retry_count: retries(&row.status),
-            at,
+        let (at, filename) = (self.wall(), row.claim.primary.clone());
+        let event = match (end, &row.status.failure, &row.duplicate_of) {
+            (End::Failed, Some(failure), _) => {
+                Event::Failure { filename, error: failure.message.clone(), retry_count: retries(&row.status), at }
+            }
+            (End::Duplicate, _, Some(duplicate_of)) => {
+                Event::Duplicate { filename, duplicate_of: duplicate_of.clone(), at }
+            }
+            _ => return Vec::new(),
         };
         self.outbox.announce(&event, at)
     }
