@@ -51,6 +51,9 @@ pub enum LogError {
         #[source]
         source: io::Error,
     },
+    /// A directory is made for a log file only at the start: later, one that is missing was taken away.
+    #[error("the directory {directory} of the log file {path} is missing; make it, or set another log_file")]
+    NoDirectory { directory: PathBuf, path: PathBuf },
     #[error("logging was set up before")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
@@ -66,11 +69,14 @@ pub struct Log {
 }
 
 impl Log {
-    /// Writes to the file at `path` from now on: another one, or a new one after the old was renamed. Does nothing for a
-    /// log without a file.
+    /// Writes to the file at `path` from now on: another one, or a new one after the old was renamed. Its directory must
+    /// exist. Does nothing for a log without a file.
     pub fn reopen(&self, path: &Path) -> Result<(), LogError> {
         if let Some(file) = &self.file {
-            let opened = open(path)?;
+            if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+                return Err(LogError::NoDirectory { directory: directory.to_owned(), path: path.to_owned() });
+            }
+            let opened = append(path)?;
             *file.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(opened);
         }
         Ok(())
@@ -111,7 +117,7 @@ fn dispatch<W>(options: &LogOptions, targets: Targets, writer: W, colours: bool)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let file = options.file.as_deref().map(open).transpose()?.map(|file| Arc::new(Mutex::new(Arc::new(file))));
+    let file = options.file.as_deref().map(create).transpose()?.map(|file| Arc::new(Mutex::new(Arc::new(file))));
     let current =
         |file: Arc<Mutex<Arc<File>>>| move || Arc::clone(&file.lock().unwrap_or_else(PoisonError::into_inner));
     let to_file = file.clone().map(|file| layer(options, current(file), false));
@@ -149,13 +155,16 @@ fn field_text(writer: &mut Writer<'_>, name: &str, value: &str) -> std::fmt::Res
     Ok(())
 }
 
-fn open(path: &Path) -> Result<File, LogError> {
-    let opened = (|| {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        OpenOptions::new().append(true).create(true).mode(0o640).open(path)
-    })();
+/// Opens a log file, and makes its directory.
+fn create(path: &Path) -> Result<File, LogError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|source| LogError::File { path: path.to_owned(), source })?;
+    }
+    append(path)
+}
+
+fn append(path: &Path) -> Result<File, LogError> {
+    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
     opened.map_err(|source| LogError::File { path: path.to_owned(), source })
 }
 
@@ -257,6 +266,10 @@ mod tests {
         assert_eq!(messages(&renamed), ["first", "second"]);
         assert_eq!(messages(&file), ["third"]);
         assert!(log.reopen(&file.join("below")).is_err());
+        let lost = directory.path().join("lost/x.log");
+        let error = log.reopen(&lost).unwrap_err().to_string();
+        assert!(error.contains(&directory.path().join("lost").display().to_string()), "{error}");
+        assert!(!lost.parent().unwrap().exists());
         note("fourth");
         assert_eq!(messages(&file), ["third", "fourth"], "the old one stays");
     }

@@ -33,6 +33,9 @@ const SOCKET_POLL: Duration = Duration::from_secs(5);
 /// How often it is looked whether the engine turns.
 const STANDSTILL_POLL: Duration = Duration::from_secs(5);
 
+/// The reason of `StorageReady` while nothing hinders the work.
+const PROBED: &str = "Probed";
+
 /// The reason of `StorageReady` while the engine hangs.
 const STANDSTILL: &str = "NotResponding";
 
@@ -61,7 +64,17 @@ impl Report {
     }
 
     fn storage_ready(&mut self) {
-        self.set(ConditionType::StorageReady, "True", "Probed", "both volumes can do what is asked of them");
+        let message = format!("both volumes can do what is asked of them{}", self.ignored());
+        self.set(ConditionType::StorageReady, "True", PROBED, message);
+    }
+
+    /// What is to be said about entries of the queue directory that are never taken.
+    fn ignored(&self) -> String {
+        match self.snapshot.as_ref().map_or(0, |snapshot| snapshot.ignored) {
+            0 => String::new(),
+            1 => "; 1 entry of the queue directory is never taken: the watcher's log says why".to_owned(),
+            n => format!("; {n} entries of the queue directory are never taken: the watcher's log says why"),
+        }
     }
 
     /// Reports that nothing hinders the work any more.
@@ -112,8 +125,9 @@ impl Report {
         let before = self.conditions.clone();
         let message = format!(
             "both volumes can do what is asked of them, but the output's takes no socket ({refused}): the control socket \
-             is {}/{FALLBACK_SOCKET_NAME}, where hyper2kvmctl in the pod finds it",
-            names::RUN_DIR
+             is {}/{FALLBACK_SOCKET_NAME}, where hyper2kvmctl in the pod finds it{}",
+            names::RUN_DIR,
+            self.ignored()
         );
         self.set(ConditionType::StorageReady, "True", "SocketElsewhere", message);
         self.conditions != before
@@ -164,6 +178,10 @@ impl Report {
         }
         self.volumes(snapshot.waiting_for.as_deref());
         self.snapshot = Some(snapshot);
+        if condition(&self.conditions, ConditionType::StorageReady).is_some_and(|storage| storage.reason == PROBED) {
+            // Its message counts what is ignored.
+            self.storage_ready();
+        }
         self.observe();
     }
 

@@ -27,6 +27,31 @@ fn a_log_that_was_renamed_is_written_on_under_its_name() {
 }
 
 #[test]
+fn a_log_file_in_a_missing_directory_is_an_error_that_names_it_and_is_not_made() {
+    let site = Site::new("");
+    let (log, lost) = (site.dir.path().join("daemon.log"), site.dir.path().join("lost"));
+    site.configure(&format!("log_file: {}", log.display()));
+    let daemon = site.start();
+    site.configure(&format!("log_file: {}", lost.join("daemon.log").display()));
+    site.write_config();
+    for times in 1..=2 {
+        daemon.signal(Signal::HUP);
+        daemon.until("it is read", || daemon.lines("configuration read anew").len() == times);
+        let told = daemon.lines("the log file stays as it was");
+        assert!(told.len() == times && told[0].contains(&format!("directory {} of", lost.display())), "{told:?}");
+    }
+    assert!(!lost.exists());
+    assert!(fs::read_to_string(&log).unwrap().contains("configuration read anew"), "the old one is written on");
+    assert_eq!(daemon.lines("applied").len(), 0, "nothing changed: {}", daemon.log());
+    fs::create_dir(&lost).unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.until("the new one is written", || {
+        fs::read_to_string(lost.join("daemon.log")).is_ok_and(|text| !text.is_empty())
+    });
+    daemon.until("it is told", || daemon.lines("applied=\"log_file\"").len() == 1);
+}
+
+#[test]
 fn more_conversions_run_side_by_side_after_a_reload_and_what_runs_goes_on() {
     let site = Site::new("max_concurrent_jobs: 1");
     let daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);

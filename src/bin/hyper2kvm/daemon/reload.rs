@@ -108,8 +108,13 @@ impl Reload {
             applied.push("notifications".to_owned());
         }
         self.log.set_verbose(config.verbose);
-        if is_log_made && config.log_file != self.config.log_file {
-            self.move_log(&config).await;
+        let mut log_file = self.config.log_file.clone();
+        if is_log_made && config.log_file != log_file {
+            if self.move_log(&config).await {
+                log_file.clone_from(&config.log_file);
+            } else {
+                applied.retain(|key| key != "log_file");
+            }
         }
         let policy = config.retry_policy;
         self.executor.send_replace(process::Limits { limit: config.max_concurrent_jobs, policy });
@@ -130,8 +135,12 @@ impl Reload {
             stall_threshold: config.notifications.stall_after,
             outbox,
         });
-        let applied = applied.join(", ");
-        tracing::info!(applied, "configuration read anew");
+        if applied.is_empty() {
+            tracing::info!("configuration read anew");
+        } else {
+            let applied = applied.join(", ");
+            tracing::info!(applied, "configuration read anew");
+        }
         if !waiting.is_empty() {
             tracing::warn!("these changes of the configuration need a restart: {}", waiting.join(", "));
         }
@@ -141,7 +150,7 @@ impl Reload {
             companion_timeout: config.companion_timeout,
             deduplication: config.deduplication,
             file_stable_timeout: config.file_stable_timeout,
-            log_file: if is_log_made { config.log_file } else { self.config.log_file.clone() },
+            log_file,
             max_concurrent_jobs: config.max_concurrent_jobs,
             notifications: config.notifications,
             quiet_period: config.quiet_period,
@@ -151,8 +160,9 @@ impl Reload {
         };
     }
 
-    async fn move_log(&self, config: &Config) {
-        let Some(path) = config.log_file.clone() else { return };
+    /// Returns whether the log is written to its new file.
+    async fn move_log(&self, config: &Config) -> bool {
+        let Some(path) = config.log_file.clone() else { return false };
         let log = self.log.clone();
         match tokio::task::spawn_blocking(move || log.reopen(&path)).await {
             Ok(Ok(())) => {}
