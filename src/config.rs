@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::conversion::ConversionOptions;
 use crate::conversion::lifecycle::RetryPolicy;
+use crate::conversion::retention::Retention;
 use crate::notification::NotificationConfig;
 
 pub use error::{ConfigError, Place};
@@ -43,6 +44,8 @@ pub struct Config {
     /// Whether sources of finished conversions are moved to `.processed/`.
     pub archive_processed: bool,
     pub deduplication: Deduplication,
+    /// How long what ended conversions left is kept.
+    pub retention: Retention,
     pub retry_policy: RetryPolicy,
     pub notifications: NotificationConfig,
     pub conversion: ConversionOptions,
@@ -83,6 +86,7 @@ impl Default for Config {
             require_landlock: false,
             archive_processed: true,
             deduplication: Deduplication::NameAndSize,
+            retention: Retention::default(),
             retry_policy: RetryPolicy::default(),
             notifications: NotificationConfig::default(),
             conversion: ConversionOptions::default(),

@@ -12,6 +12,7 @@ pub(crate) mod id;
 pub(crate) mod lifecycle;
 pub mod options;
 pub mod report;
+pub mod retention;
 pub mod status;
 pub(crate) mod verdict;
 

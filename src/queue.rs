@@ -19,6 +19,7 @@ pub mod open_files;
 pub mod park;
 pub mod probe;
 pub mod publish;
+pub mod retention_day;
 pub mod scan;
 pub mod settle;
 pub mod target;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conversion::admission::RunState;
 use crate::conversion::file_name::extension;
+use crate::conversion::retention::Removal;
 
 pub use file::{WriteError, write};
 pub use report::{StatsReport, TypeReport, summary};
@@ -149,6 +150,20 @@ pub struct HourTotals {
     pub bytes: u64,
 }
 
+/// What retention has removed, counted by conversions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Removed {
+    /// Sources from `.processed/`.
+    pub processed: u64,
+    /// Sources from `.errors/`.
+    pub errors: u64,
+    /// Published directories.
+    pub outputs: u64,
+    /// Bytes of all of them; of outputs, those that were allocated.
+    pub bytes: u64,
+}
+
 /// All counts since the ledger began, across restarts. Serialised as the ledger stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -161,6 +176,8 @@ pub struct Totals {
     pub cancelled: u64,
     /// Outputs of single files that turned out to be members of what was converted later.
     pub superseded: u64,
+    /// What retention has removed.
+    pub removed: Removed,
     /// The same as `all` by file type (extension without dot, lower case).
     pub by_type: BTreeMap<String, TypeTotals>,
     /// Counts of the last hours, by the hour since the epoch (UTC).
@@ -204,6 +221,16 @@ impl Totals {
     /// Counts outputs that a whole replaces.
     pub fn count_superseded(&mut self, outputs: u64) {
         self.superseded += outputs;
+    }
+
+    /// Counts what retention has removed of a conversion.
+    pub fn count_removed(&mut self, what: Removal, bytes: u64) {
+        *match what {
+            Removal::Processed => &mut self.removed.processed,
+            Removal::Errors => &mut self.removed.errors,
+            Removal::Output => &mut self.removed.outputs,
+        } += 1;
+        self.removed.bytes = self.removed.bytes.saturating_add(bytes);
     }
 
     /// Counts a conversion that ended as cancelled.

@@ -358,7 +358,7 @@ fn a_plan_is_called_recorded_only_where_records_are_read() {
         .map(|file| file.strip_prefix(&source).expect("below src").to_string_lossy().into_owned())
         .collect();
     callers.sort();
-    assert_eq!(callers, ["ledger/rows.rs", "queue/claim.rs"]);
+    assert_eq!(callers, ["ledger/ended.rs", "ledger/rows.rs", "queue/claim.rs"]);
 }
 
 #[test]

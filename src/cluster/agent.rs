@@ -26,6 +26,7 @@ use crate::queue::engine::outbox::{Outbox, Patience};
 use crate::queue::engine::{Engine, Home, Remote, Settings, World, events};
 use crate::queue::guard::Guard;
 use crate::queue::lock::{Keeper, LockError};
+use crate::queue::retention_day::retention_day;
 use crate::queue::settle::look_interval;
 
 mod notifications;
@@ -234,6 +235,8 @@ fn settings(queue: &HyperConversion, paths: Paths, guard: Guard) -> Result<Setti
         companion_timeout: seconds(spec.companion_timeout_seconds),
         quiet_period: seconds(spec.quiet_period_seconds),
         policy: spec.retry_policy.policy()?,
+        retention: spec.retention.limits(),
+        retention_day: retention_day(),
         options: spec.conversion.options()?,
         zone: TimeZone::UTC,
         stall_threshold: seconds(spec.notifications.stalled_after_seconds),

@@ -23,7 +23,8 @@ pub use conversion_job::{
 };
 pub use crd::{MANIFESTS, crds, to_yaml};
 pub use hyper_conversion::{
-    HyperConversion, HyperConversionSpec, HyperConversionStatus, QueueTotals, RetrySettings, VolumePath,
+    HyperConversion, HyperConversionSpec, HyperConversionStatus, QueueTotals, RetentionSettings, RetrySettings,
+    VolumePath,
 };
 pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, Webhook, WebhookType};
 pub use placement::{ConfigMapRef, PodSecurity, Proxy, WatcherSettings, WorkerSettings};

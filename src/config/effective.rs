@@ -41,8 +41,16 @@ struct Effective {
     disk_bus: Option<String>,
     net_model: Option<String>,
     libvirt_network: Option<String>,
+    retention: RetentionKeys,
     retry_policy: RetryKeys,
     notifications: NotificationKeys,
+}
+
+#[derive(Serialize)]
+struct RetentionKeys {
+    processed_days: Option<u32>,
+    errors_days: Option<u32>,
+    outputs_days: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -57,6 +65,7 @@ struct RetryKeys {
 struct NotificationKeys {
     enabled: bool,
     on_success: bool,
+    on_duplicate: bool,
     on_failure: bool,
     on_stalled: bool,
     stall_threshold_minutes: u64,
@@ -65,7 +74,6 @@ struct NotificationKeys {
     webhook_headers: Value,
     email_enabled: bool,
     email_smtp_host: Option<String>,
-    on_duplicate: bool,
     email_smtp_port: Option<u16>,
     email_use_tls: Option<bool>,
     email_from: Option<String>,
@@ -121,6 +129,11 @@ fn effective(config: &Config) -> Effective {
         disk_bus: domain.disk_bus.clone(),
         net_model: domain.net_model.clone(),
         libvirt_network: domain.network.clone(),
+        retention: RetentionKeys {
+            processed_days: config.retention.processed_days,
+            errors_days: config.retention.errors_days,
+            outputs_days: config.retention.outputs_days,
+        },
         retry_policy: RetryKeys {
             enabled: config.retry_policy.enabled,
             max_retries: config.retry_policy.max_retries,
@@ -142,6 +155,7 @@ fn notifications(config: &Config) -> NotificationKeys {
     NotificationKeys {
         enabled: webhook.is_some() || email.is_some(),
         on_success: config.on_success,
+        on_duplicate: config.on_duplicate,
         on_failure: config.on_failure,
         on_stalled: config.on_stalled,
         stall_threshold_minutes: config.stall_after.as_secs() / 60,
@@ -155,7 +169,6 @@ fn notifications(config: &Config) -> NotificationKeys {
         email_from: email.map(|email| email.from.to_string()),
         email_to: email.map(|email| email.to.iter().map(ToString::to_string).collect()),
         email_username: email.and_then(|email| email.username.clone()),
-        on_duplicate: config.on_duplicate,
         email_password: email.and_then(|email| email.password.as_ref()).map(|_| MASK),
         email_subject_prefix: email.map(|email| email.subject_prefix.clone()),
     }

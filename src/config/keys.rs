@@ -19,10 +19,11 @@ const fn secret(name: &'static str, aliases: &'static [&'static str]) -> Key {
 }
 
 pub(super) const RETRY_POLICY: &str = "retry_policy";
+pub(super) const RETENTION: &str = "retention";
 pub(super) const NOTIFICATIONS: &str = "notifications";
 
 /// Keys whose value is a mapping of further keys.
-pub(super) const SECTIONS: [&str; 2] = [RETRY_POLICY, NOTIFICATIONS];
+pub(super) const SECTIONS: [&str; 3] = [RETENTION, RETRY_POLICY, NOTIFICATIONS];
 
 /// Every key that takes effect.
 pub(super) const KEYS: &[Key] = &[
@@ -54,17 +55,20 @@ pub(super) const KEYS: &[Key] = &[
     key("", "disk_bus", &[]),
     key("", "net_model", &[]),
     key("", "libvirt_network", &[]),
+    key(RETENTION, "processed_days", &["processedDays"]),
+    key(RETENTION, "errors_days", &["errorsDays"]),
+    key(RETENTION, "outputs_days", &["outputsDays"]),
     key(RETRY_POLICY, "enabled", &[]),
     key(RETRY_POLICY, "max_retries", &[]),
     key(RETRY_POLICY, "retry_delay", &[]),
     key(RETRY_POLICY, "backoff_multiplier", &[]),
     key(NOTIFICATIONS, "enabled", &[]),
     key(NOTIFICATIONS, "on_success", &["notify_on_success"]),
+    key(NOTIFICATIONS, "on_duplicate", &["notify_on_duplicate"]),
     key(NOTIFICATIONS, "on_failure", &["notify_on_failure"]),
     key(NOTIFICATIONS, "on_stalled", &["notify_on_stall"]),
     key(NOTIFICATIONS, "stall_threshold_minutes", &[]),
     secret("webhook_url", &[]),
-    key(NOTIFICATIONS, "on_duplicate", &["notify_on_duplicate"]),
     key(NOTIFICATIONS, "webhook_url_file", &[]),
     key(NOTIFICATIONS, "webhook_type", &[]),
     secret("webhook_headers", &[]),
@@ -197,6 +201,7 @@ mod tests {
             (NOTIFICATIONS, "webhok_url", Some("notifications.webhook_url")),
             (NOTIFICATIONS, "from", Some("notifications.email_from")),
             (NOTIFICATIONS, "username", Some("notifications.email_username")),
+            ("retention", "processed_day", Some("retention.processed_days")),
             (RETRY_POLICY, "delay", Some("retry_policy.retry_delay")),
             (RETRY_POLICY, "backoff", None),
             ("", "zzz", None),

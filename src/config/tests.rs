@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::conversion::options::DomainOptions;
+use crate::conversion::retention::Retention;
 use crate::conversion::{Compression, OutputFormat};
 use crate::notification::{Encryption, WebhookKind};
 
@@ -95,13 +96,14 @@ net_model: e1000e
 libvirt_network: br0
 cmd: daemon
 daemon: true
+retention: {processed_days: 7, errors-days: 30, outputsDays: 90}
 retry_policy: {enabled: false, max-retries: 1, retry_delay: 2, backoff_multiplier: 3}
 notifications:
   enabled: true
   notify_on_success: true
+  on_duplicate: true
   notify_on_failure: false
   notify_on_stall: false
-  on_duplicate: true
   stall_threshold_minutes: 5
   webhook_type: slack
   webhook_url: https://hooks.example.com/T0/secret
@@ -142,6 +144,7 @@ notifications:
         require_landlock: true,
         archive_processed: false,
         deduplication: Deduplication::Md5,
+        retention: Retention { processed_days: Some(7), errors_days: Some(30), outputs_days: Some(90) },
         retry_policy: RetryPolicy {
             enabled: false,
             max_retries: 1,
@@ -150,10 +153,10 @@ notifications:
         },
         notifications: NotificationConfig {
             on_success: true,
+            on_duplicate: true,
             on_failure: false,
             on_stalled: false,
             stall_after: Duration::from_secs(300),
-            on_duplicate: true,
             webhook: notifications.webhook.clone(),
             email: notifications.email.clone(),
         },

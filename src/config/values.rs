@@ -9,11 +9,12 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 use super::error::ConfigError;
-use super::keys::{NOTIFICATIONS, RETRY_POLICY};
+use super::keys::{NOTIFICATIONS, RETENTION, RETRY_POLICY};
 use super::layers::{Layers, Taken};
 use super::{Config, Deduplication, overlap, yaml};
 use crate::conversion::lifecycle::RetryPolicy;
 use crate::conversion::options::{ByteSize, DomainOptions};
+use crate::conversion::retention::Retention;
 use crate::conversion::{Compression, ConversionOptions, OutputFormat};
 use crate::notification::{EmailConfig, Encryption, NotificationConfig, Secret, WebhookConfig, WebhookKind};
 
@@ -35,6 +36,7 @@ pub(super) fn config(layers: &mut Layers) -> Result<Config, ConfigError> {
         require_landlock: flag(layers, "", "require_landlock")?.unwrap_or(default.require_landlock),
         archive_processed: flag(layers, "", "archive_processed")?.unwrap_or(default.archive_processed),
         deduplication: deduplication(layers)?,
+        retention: retention(layers)?,
         retry_policy: retry_policy(layers)?,
         notifications: notifications(layers)?,
         conversion: conversion(layers)?,
@@ -57,6 +59,18 @@ fn deduplication(layers: &mut Layers) -> Result<Deduplication, ConfigError> {
         (false, _) => Deduplication::Off,
         (true, false) => Deduplication::NameAndSize,
         (true, true) => Deduplication::Md5,
+    })
+}
+
+fn retention(layers: &mut Layers) -> Result<Retention, ConfigError> {
+    let mut days = |name| {
+        let days = whole(layers, RETENTION, name, 1, 36_500)?;
+        Ok::<_, ConfigError>(days.map(|days| u32::try_from(days).expect("at most a century")))
+    };
+    Ok(Retention {
+        processed_days: days("processed_days")?,
+        errors_days: days("errors_days")?,
+        outputs_days: days("outputs_days")?,
     })
 }
 
@@ -155,6 +169,7 @@ fn notifications(layers: &mut Layers) -> Result<NotificationConfig, ConfigError>
     let minutes = whole(layers, NOTIFICATIONS, "stall_threshold_minutes", 1, YEAR / 60)?;
     let mut config = NotificationConfig {
         on_success: flag(layers, NOTIFICATIONS, "on_success")?.unwrap_or(default.on_success),
+        on_duplicate: flag(layers, NOTIFICATIONS, "on_duplicate")?.unwrap_or(default.on_duplicate),
         on_failure: flag(layers, NOTIFICATIONS, "on_failure")?.unwrap_or(default.on_failure),
         on_stalled: flag(layers, NOTIFICATIONS, "on_stalled")?.unwrap_or(default.on_stalled),
         stall_after: minutes.map_or(default.stall_after, |minutes| Duration::from_secs(minutes * 60)),
@@ -169,7 +184,6 @@ fn notifications(layers: &mut Layers) -> Result<NotificationConfig, ConfigError>
         layers.warn("nothing is announced: notifications.enabled is false".to_owned());
         config.webhook = None;
     }
-        on_duplicate: flag(layers, NOTIFICATIONS, "on_duplicate")?.unwrap_or(default.on_duplicate),
     Ok(config)
 }
 

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::conversion::contract::{CLAIM_FILE, NAME_MAX, PROCESSING_DIR, WORK_DIR};
 use crate::conversion::{Attempt, ConversionId};
 
+/// Directory in `.processing/` and `.work/` for what is being removed. Its name is no conversion's id.
+const TRASH_DIR: &str = ".trash";
+
 /// The two directories of one queue and the paths below them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
@@ -55,10 +58,28 @@ impl Paths {
         self.queue.join(".errors")
     }
 
+    /// `.processed/`: a directory for each day.
+    #[must_use]
+    pub fn archive(&self) -> PathBuf {
+        self.queue.join(".processed")
+    }
+
     /// `.processed/<date>/`: archived sources.
     #[must_use]
     pub fn processed(&self, date: &str) -> PathBuf {
-        self.queue.join(".processed").join(date)
+        self.archive().join(date)
+    }
+
+    /// Where sources of a conversion lie that are being removed.
+    #[must_use]
+    pub fn trashed_sources(&self, id: &ConversionId) -> PathBuf {
+        self.processing().join(TRASH_DIR).join(id.as_str())
+    }
+
+    /// Where the output of a conversion lies that is being removed.
+    #[must_use]
+    pub fn trashed_output(&self, id: &ConversionId) -> PathBuf {
+        self.work().join(TRASH_DIR).join(id.as_str())
     }
 
     /// `{output}/.work/`: one directory per conversion.

@@ -52,29 +52,6 @@ impl Ledger {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Sources that lie where ended conversions left them, of conversions that ended since `since`.
-    pub fn alone_since(&self, since: Timestamp) -> Result<Vec<AloneSource>> {
-        let reading = || query("look for sources that ended");
-        let mut statement = self
-            .connection
-            .prepare_cached(
-                "SELECT id, path, output_path, size, mtime_ns, is_duplicate, 1, name, inode FROM alone
-                 WHERE ended_at >= ?1 AND superseded_by IS NULL ORDER BY ended_at, rowid",
-            )
-            .map_err(reading())?;
-        let found = statement.query_map([text_of(since)], read);
-        let found: Vec<Option<AloneSource>> = found.and_then(Iterator::collect).map_err(reading())?;
-        Ok(found.into_iter().flatten().collect())
-    }
-
-    /// Records that the source of this conversion no longer lies there: it changed, and became the file at `path`.
-    pub fn alone_changed(&self, id: &ConversionId, path: &str) -> Result<()> {
-        self.connection
-            .execute("UPDATE alone SET superseded_by = ?2 WHERE id = ?1", params![id.as_str(), path])
-            .map(|_| ())
-            .map_err(query("record a source that changed"))
-    }
-
     pub(super) fn prune_alone(&self, now: Timestamp) -> Result<usize> {
         let Ok(limit) = now.checked_sub((PROCESSED_DAYS * 24).hours()) else { return Ok(0) };
         self.connection

@@ -8,6 +8,7 @@ use crate::conversion::{Claim, ConversionId};
 
 use super::alone;
 use super::deferred::Pending;
+use super::ended;
 use super::left;
 use super::outbox;
 use super::processed::{self, Outcome};
@@ -111,6 +112,7 @@ impl Ledger {
             record_outcome(&transaction, after)?;
         }
         alone::record(&transaction, after)?;
+        ended::record(&transaction, after)?;
         for source in change.left() {
             left::remember(&transaction, source)?;
         }

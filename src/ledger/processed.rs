@@ -4,6 +4,8 @@
 use jiff::{Timestamp, ToSpan as _};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use crate::conversion::ConversionId;
+
 use super::{Ledger, PROCESSED_DAYS, Result, query, to_sql};
 
 /// An earlier conversion that a file matches.
@@ -68,6 +70,19 @@ impl Ledger {
 /// Microseconds as the original program wrote them, always six digits: texts of one length compare as times do.
 pub(super) fn text_of(at: Timestamp) -> String {
     format!("{at:.6}")
+}
+
+/// Forgets the success whose output is that of this ended conversion: the output is gone, or the source changed since.
+/// An equal file is converted again.
+pub(super) fn forget_output(connection: &Connection, id: &ConversionId) -> Result<()> {
+    connection
+        .execute(
+            "DELETE FROM processed_files WHERE status = 'success'
+             AND output_path = (SELECT output_path FROM ended WHERE id = ?1 AND outcome = '\"Succeeded\"')",
+            [id.as_str()],
+        )
+        .map(|_| ())
+        .map_err(query("forget a processed file"))
 }
 
 /// Writes an outcome. A failure never hides an earlier success of the same name and size.

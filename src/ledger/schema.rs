@@ -69,11 +69,33 @@ CREATE TABLE IF NOT EXISTS alone (
 );
 CREATE INDEX IF NOT EXISTS idx_alone_name ON alone(name);
 CREATE INDEX IF NOT EXISTS idx_alone_ended ON alone(ended_at);
+CREATE TABLE IF NOT EXISTS ended (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    ended_at TEXT NOT NULL,
+    output_path TEXT,
+    aged_from INTEGER,
+    plan TEXT
+);
+CREATE INDEX IF NOT EXISTS idx_ended_at ON ended(ended_at);
+CREATE INDEX IF NOT EXISTS idx_ended_new ON ended(id) WHERE aged_from IS NULL;
+CREATE INDEX IF NOT EXISTS idx_ended_plan ON ended(number) WHERE plan IS NOT NULL;
+CREATE TABLE IF NOT EXISTS ended_files (
+    path TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    inode INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS idx_ended_files ON ended_files(id);
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
 
 /// Tables that were added without a new version: an older program opens the database, and leaves them alone.
-const ADDED: [&str; 2] = ["outbox", "alone"];
+const ADDED: [&str; 4] = ["outbox", "alone", "ended", "ended_files"];
 
 /// A column that was added without a new version: rows of an older program leave it empty.
 const ADD_FINGERPRINT: &str = "ALTER TABLE processed_files ADD COLUMN fingerprint TEXT";

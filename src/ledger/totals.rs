@@ -103,7 +103,7 @@ fn duration(claim: &Claim, status: &ConversionStatus) -> Duration {
     Duration::try_from(end.duration_since(start)).unwrap_or_default()
 }
 
-fn read(connection: &Connection) -> Result<Totals> {
+pub(super) fn read(connection: &Connection) -> Result<Totals> {
     let text: Option<String> = connection
         .query_row("SELECT value FROM settings WHERE key = 'totals'", [], |row| row.get(0))
         .optional()
@@ -120,7 +120,7 @@ fn read(connection: &Connection) -> Result<Totals> {
     )
 }
 
-fn write(connection: &Connection, totals: &Totals) -> Result<()> {
+pub(super) fn write(connection: &Connection, totals: &Totals) -> Result<()> {
     let text = serde_json::to_string(totals).expect("a struct of numbers, and texts as keys, has a JSON form");
     connection
         .execute(

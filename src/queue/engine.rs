@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
+use crate::conversion::retention::Retention;
 use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress, chain};
 use crate::executor::{self, Executor};
 use crate::ledger::{self, ConversionRow, NewNotification};
@@ -50,6 +51,7 @@ mod denied;
 mod dispose;
 mod drain;
 mod duplicates;
+mod ended;
 pub mod events;
 mod ignored;
 mod intake;
@@ -58,6 +60,7 @@ mod publish;
 pub mod pulse;
 mod recovery;
 mod requests;
+mod retention;
 mod space;
 mod view;
 mod world;
@@ -77,6 +80,7 @@ use events::Hints;
 use intake::{Intake, Pace};
 use outbox::Outbox;
 use requests::Requests;
+use retention::Retaining;
 use space::Space;
 
 /// How many conversions are claimed beyond those that run: enough that a free slot never waits for a claim. The other
@@ -135,6 +139,10 @@ pub struct Settings {
     /// How long a file must be quiet where neither its writer nor its format decides.
     pub quiet_period: Duration,
     pub policy: RetryPolicy,
+    /// What is removed by its age.
+    pub retention: Retention,
+    /// How long a day of retention lasts.
+    pub retention_day: Duration,
     pub options: ConversionOptions,
     /// Time zone of the dates by which directories are named.
     pub zone: TimeZone,
@@ -239,6 +247,7 @@ pub struct Engine<E> {
     last_activity: Option<Timestamp>,
     stall: StallWatch,
     ended: Ended,
+    retaining: Retaining,
     next_prune: Duration,
     /// Nothing is claimed before then, after a claim of the intake failed.
     claim_pause: Duration,
@@ -343,6 +352,7 @@ impl<E: Executor> Engine<E> {
             last_activity: None,
             stall: StallWatch::default(),
             ended: Ended::default(),
+            retaining: Retaining::default(),
             next_prune: Duration::ZERO,
             claim_pause: Duration::ZERO,
             absence: Absence::default(),
@@ -411,6 +421,7 @@ impl<E: Executor> Engine<E> {
         self.group(now);
         self.look_at_drain(now);
         self.look_at_ended(now).await;
+        self.retain(now).await;
         self.recall().await;
         self.space_look(now);
         self.advance_all().await;

@@ -53,6 +53,12 @@ pub enum Step {
     Reported,
     /// Nothing is left of the claim but its row.
     Tidied,
+    /// What is done with what an ended conversion left is recorded; nothing has moved.
+    EndedPlanNoted,
+    /// It lies in the queue directory again, or in the trash.
+    EndedMoved,
+    /// It is gone from the trash, and not counted.
+    EndedGone,
 }
 
 impl Step {

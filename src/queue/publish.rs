@@ -110,7 +110,7 @@ pub fn inspect(paths: &Paths, claim: &Claim, attempt: Attempt, folder: &str) -> 
         }
         Err(e) => return Err(cannot(e)),
     };
-    match read(&dir, &path, &claim.id) {
+    match read(&dir, &path, Some(&claim.id)) {
         Ok((metadata, named)) => Ok(Inspection::Finished(Box::new(Finished { metadata, folder: path, dir, named }))),
         Err(why) => refuse(format!("what attempt {attempt} left cannot be published: {why}")),
     }
@@ -120,7 +120,13 @@ pub fn inspect(paths: &Paths, claim: &Claim, attempt: Attempt, folder: &str) -> 
 #[must_use]
 pub fn read_published(target: &Path, id: &ConversionId) -> Option<Metadata> {
     let dir = store::open_dir(target).ok()?;
-    read(&dir, target, id).ok().map(|(metadata, _)| metadata)
+    read(&dir, target, Some(id)).ok().map(|(metadata, _)| metadata)
+}
+
+/// Whether a published directory lies there, with all that its metadata.json names.
+#[must_use]
+pub fn is_published(target: &Path) -> bool {
+    store::open_dir(target).is_ok_and(|dir| read(&dir, target, None).is_ok())
 }
 
 impl Finished {
@@ -171,15 +177,16 @@ impl Finished {
     }
 }
 
-/// Reads metadata.json and looks at every file that it names. The error says in words what is wrong with them.
-fn read(dir: impl AsFd, path: &Path, id: &ConversionId) -> Result<(Metadata, BTreeSet<String>), String> {
+/// Reads metadata.json, of any conversion where `id` names none, and looks at every file that it names. The error says in
+/// words what is wrong with them.
+fn read(dir: impl AsFd, path: &Path, id: Option<&ConversionId>) -> Result<(Metadata, BTreeSet<String>), String> {
     let bytes = store::read_untrusted(dir.as_fd(), path, METADATA_FILE, MAX_METADATA_BYTES).map_err(|e| chain(&e))?;
     let mut metadata: Metadata =
         serde_json::from_slice(&bytes).map_err(|e| format!("metadata.json is not what it should be: {e}"))?;
     if metadata.contract_version != CONTRACT_VERSION {
         return Err(format!("metadata.json has version {}, not {CONTRACT_VERSION}", metadata.contract_version));
     }
-    if metadata.id != id.as_str() {
+    if id.is_some_and(|id| metadata.id != id.as_str()) {
         return Err("metadata.json is another conversion's".to_owned());
     }
     if metadata.disks.is_empty() {

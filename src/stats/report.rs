@@ -47,6 +47,12 @@ pub struct StatsReport {
     pub total_superseded: u64,
     /// Entries of the queue directory that are never taken.
     pub ignored: u64,
+    /// What retention has removed: sources of conversions from `.processed/` and `.errors/`, published directories, and
+    /// the bytes of all of them.
+    pub total_removed_processed: u64,
+    pub total_removed_errors: u64,
+    pub total_removed_outputs: u64,
+    pub total_removed_bytes: u64,
     /// In the file only: when it was written.
     #[serde(with = "whole_seconds::option", skip_serializing_if = "Option::is_none")]
     pub last_updated: Option<Timestamp>,
@@ -104,6 +110,10 @@ impl Snapshot {
             version: self.version.clone(),
             total_superseded: self.totals.superseded,
             ignored: self.ignored,
+            total_removed_processed: self.totals.removed.processed,
+            total_removed_errors: self.totals.removed.errors,
+            total_removed_outputs: self.totals.removed.outputs,
+            total_removed_bytes: self.totals.removed.bytes,
             last_updated: None,
         }
     }

@@ -24,6 +24,9 @@ fn busy() -> Snapshot {
     snapshot.totals.count_cancelled();
     snapshot.totals.count_superseded(2);
     snapshot.ignored = 3;
+    for (what, bytes) in [(Removal::Processed, 5), (Removal::Errors, 6), (Removal::Output, 7), (Removal::Output, 8)] {
+        snapshot.totals.count_removed(what, bytes);
+    }
     let failed = JobStats::started("b.VMDK", 1_572_864, 3, at(100)).ended(
         JobStatus::Failed,
         Some("grain table beyond the end".to_owned()),
@@ -75,6 +78,10 @@ fn stats_json_has_the_keys_its_readers_know() {
             "version": "1.2.3",
             "total_superseded": 2,
             "ignored": 3,
+            "total_removed_processed": 1,
+            "total_removed_errors": 1,
+            "total_removed_outputs": 2,
+            "total_removed_bytes": 26,
             "last_updated": "2026-01-17T22:10:00Z",
         })
     );

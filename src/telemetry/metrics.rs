@@ -66,6 +66,18 @@ fn outcomes(registry: &mut Registry, snapshot: &Snapshot) {
     registry.register("retries", "Attempts after the first that were scheduled", ConstCounter::new(totals.retried));
     let help = "Outputs of single files that turned out to be members of what was converted later";
     registry.register("superseded_outputs", help, ConstCounter::new(totals.superseded));
+    let removed = Family::<Labels, Counter>::default();
+    let kinds = [
+        ("processed", totals.removed.processed),
+        ("errors", totals.removed.errors),
+        ("outputs", totals.removed.outputs),
+    ];
+    for (kind, count) in kinds {
+        removed.get_or_create(&vec![("kind", kind.to_owned())]).inc_by(count);
+    }
+    registry.register("retention_removed", "Conversions of which retention removed this kind of files", removed);
+    let help = "Bytes that retention removed";
+    registry.register("retention_removed_bytes", help, ConstCounter::new(totals.removed.bytes));
     #[expect(clippy::cast_precision_loss, reason = "exact up to 285,000 years")]
     let seconds = totals.all.succeeded_ms as f64 / 1000.0;
     registry.register("conversion_seconds", "Time that successful conversions took", ConstCounter::new(seconds));
@@ -168,6 +180,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::conversion::retention::Removal;
     use crate::stats::{JobStats, NotificationTotals};
 
     fn busy() -> Snapshot {
@@ -181,6 +194,7 @@ mod tests {
         snapshot.totals.count_success("a.vmdk", Duration::from_millis(2500), 0, start);
         snapshot.totals.count_success("a.vmdk", Duration::from_millis(1000), 0, start);
         snapshot.totals.count_success("a.vmdk", Duration::from_millis(1000), 0, start);
+        snapshot.totals.count_removed(Removal::Errors, 7);
         snapshot.totals.count_failure("we\"ird\\.vmdk", start);
         snapshot
     }
@@ -213,6 +227,8 @@ mod tests {
             "hyper2kvm_conversions_total{outcome=\"duplicate\"} 0",
             "hyper2kvm_conversions_by_type_total{type=\"vmdk\",outcome=\"failed\"} 1",
             "hyper2kvm_retries_total 0",
+            "hyper2kvm_retention_removed_total{kind=\"errors\"} 1",
+            "hyper2kvm_retention_removed_bytes_total 7",
             "hyper2kvm_conversion_seconds_total 4.5",
             "hyper2kvm_notifications_total{outcome=\"given_up\"} 1",
             "hyper2kvm_notifications_pending 2",

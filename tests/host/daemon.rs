@@ -7,6 +7,7 @@ mod files;
 mod groups;
 mod members;
 mod reload;
+mod retention;
 mod retrying;
 mod settings;
 mod socket;

@@ -24,6 +24,7 @@ use hyper2kvm::queue::engine::outbox::{Outbox, Patience};
 use hyper2kvm::queue::engine::{Engine, Home, Settings, World, events};
 use hyper2kvm::queue::guard::Guard;
 use hyper2kvm::queue::lock::{Contender, Contest, Keeper, LockError, Locks, Owner};
+use hyper2kvm::queue::retention_day::retention_day;
 use hyper2kvm::queue::settle::look_interval;
 use hyper2kvm::telemetry::logging::{Log, LogFormat, LogOptions};
 use hyper2kvm::telemetry::{install_crypto, logging};
@@ -282,6 +283,8 @@ fn settings(config: &Config, paths: Paths, guard: Guard) -> Settings {
         companion_timeout: config.companion_timeout,
         quiet_period: config.quiet_period,
         policy: config.retry_policy,
+        retention: config.retention,
+        retention_day: retention_day(),
         options: config.conversion.clone(),
         zone: TimeZone::system(),
         stall_threshold: config.notifications.stall_after,

@@ -16,6 +16,7 @@ use super::placement::{PodSecurity, WatcherSettings, WorkerSettings};
 use super::settings::{ConversionSettings, Deduplication, InvalidSetting};
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
+use crate::conversion::retention::Retention;
 
 /// A queue: disk images brought onto one volume are converted onto another.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -104,6 +105,9 @@ pub struct HyperConversionSpec {
     /// When and how often a failed attempt is tried again.
     #[serde(default)]
     pub retry_policy: RetrySettings,
+    /// How long what ended conversions left is kept; left out, for ever.
+    #[serde(default)]
+    pub retention: RetentionSettings,
     /// Whether a file that was converted before is converted again.
     #[serde(default)]
     pub deduplication: Deduplication,
@@ -234,6 +238,37 @@ impl RetrySettings {
                 message: format!("{:?} is no number from 1 to 10", self.backoff_multiplier),
             })?,
         })
+    }
+}
+
+/// How long what ended conversions left is kept, in days since their ends. Of a source and its output, one is removed only
+/// while the other is there, unless both have a limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RetentionSettings {
+    /// Sources in .processed/; left out, for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 36_500))]
+    pub processed_days: Option<u32>,
+    /// Sources in .errors/, with their reports; left out, for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 36_500))]
+    pub errors_days: Option<u32>,
+    /// Published directories; left out, for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 36_500))]
+    pub outputs_days: Option<u32>,
+}
+
+impl RetentionSettings {
+    /// The limits that the watcher follows.
+    #[must_use]
+    pub fn limits(&self) -> Retention {
+        Retention {
+            processed_days: self.processed_days,
+            errors_days: self.errors_days,
+            outputs_days: self.outputs_days,
+        }
     }
 }
 

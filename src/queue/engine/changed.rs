@@ -1,29 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sources that somebody writes to after their conversion has ended: they had not arrived whole, although we thought
-//! so.
+//! so, or somebody repaired them.
 //!
 //! ```text
 //!  .errors/vm.raw, .processed/DATE/vm.raw ── changed, then quiet ──▶ output marked ──▶ vm.raw in the queue directory
 //! ```
 //!
-//! The file is moved back under its name, and settles like any other. Dying between two steps is safe: the mark is made
-//! once, and a file that has left its place belongs to the queue again.
+//! All members of the artifact are moved back under their names, and settle like any others. The moves are recorded
+//! first ([`EndedPlan`]), so that none stays behind when we die between two of them.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::conversion::contract::METADATA_FILE;
-use crate::conversion::{Metadata, chain};
+use crate::conversion::{Member, Metadata, Stamp, chain};
 use crate::executor::Executor;
 use crate::files::moves;
+use crate::files::placement::{Placement, PlannedMove};
 use crate::files::store;
-use crate::ledger::AloneSource;
+use crate::ledger::{EndedConversion, EndedFile, EndedPlan};
 use crate::notification::Event;
+use crate::queue::publish;
 use crate::queue::scan::{self, Entry, Kind};
-use crate::queue::{error_file, publish};
 
 use super::intake::Artifact;
 use super::{Engine, Error, Result};
@@ -44,6 +46,15 @@ pub(super) struct Ended {
     has_looked: bool,
 }
 
+/// An artifact of which a member changed after its conversion had ended.
+struct Changed {
+    /// The way back to the queue directory, of the members that are still there.
+    placement: Placement,
+    /// The first member that changed, as it was and as it is.
+    before: Member,
+    now: Entry,
+}
+
 impl<E: Executor> Engine<E> {
     /// Moves sources back into the queue that changed after their conversion ended.
     pub(super) async fn look_at_ended(&mut self, now: Duration) {
@@ -51,36 +62,75 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.ended.next_look = now + LOOK_AGAIN;
+        self.carry_ended_plans().await;
         let back = if std::mem::replace(&mut self.ended.has_looked, true) { WATCHED } else { WATCHED_AT_START };
         let since = self.wall() - back;
-        let sources = match self.ledger.call(move |ledger| ledger.alone_since(since)).await {
-            Ok(sources) => sources,
+        let rows = match self.ledger.call(move |ledger| ledger.ended_since(since)).await {
+            Ok(rows) => rows,
             Err(error) => return tracing::warn!(error = %chain(&error), "cannot look for sources that changed"),
         };
-        // The last conversion that left a file at a place has it: the row of an earlier one may be there because we died
-        // before its end was recorded, or somebody removed its file.
-        let sources: BTreeMap<_, _> = sources.into_iter().map(|source| (source.path.clone(), source)).collect();
-        for source in sources.into_values() {
-            if let Some(entry) = self.changed(&source)
-                && let Err(error) = self.take_up_again(&source, &entry).await
+        let held = self.held_sources();
+        for ended in rows {
+            let others = self.left_beside_changed(&ended);
+            self.intake.take_up(&others, now);
+            if let Some(changed) = self.changed(&ended, &held)
+                && let Err(error) = self.take_up_again(&ended, changed).await
             {
-                tracing::warn!(path = %source.path.display(), error = %chain(&error), "cannot take up a changed source");
+                tracing::warn!(conversion = %ended.id, error = %chain(&error), "cannot take up a changed source");
             }
         }
     }
 
-    /// The source as it is now, if its content has changed and has been quiet for the quiet period.
-    fn changed(&self, source: &AloneSource) -> Option<Entry> {
-        let (directory, name) = (source.path.parent()?, source.path.file_name()?.to_str()?);
-        if directory == self.settings.paths.queue() {
-            // This source was left in place: it is claimed again where it lies.
+    /// The members of an ended conversion as they are now, if the content of one has changed and been quiet for the
+    /// quiet period. `held` are the places of files that belong to conversions that go on.
+    fn changed(&self, ended: &EndedConversion, held: &BTreeSet<PathBuf>) -> Option<Changed> {
+        let (queue, errors) = (self.settings.paths.queue(), self.settings.paths.errors());
+        // Sources that were left in place are claimed again where they lie.
+        if ended.files.iter().any(|file| file.path.parent() == Some(queue) || held.contains(&file.path)) {
             return None;
         }
-        let found = scan::look(directory, name).ok().flatten()?;
-        // Another file of its name is not it, but perhaps the source of another conversion.
-        let is_it = found.kind == Kind::Regular && found.inode == source.inode;
-        let is_changed = (found.size, found.mtime_ns) != (source.size_bytes, source.mtime_ns);
-        (is_it && is_changed && self.is_quiet(&found)).then_some(found)
+        let (mut moves, mut first) = (Vec::new(), None);
+        for file in &ended.files {
+            let (directory, name) = (file.path.parent()?, file.path.file_name()?.to_str()?);
+            let Some(found) = scan::look(directory, name).ok().flatten().filter(|found| found.kind == Kind::Regular)
+            else {
+                continue;
+            };
+            let before = &file.member;
+            let is_changed = (found.size, found.mtime_ns) != (before.size_bytes, before.mtime_ns);
+            // Another file of its name in the archive is not it. In `.errors/` it is the repaired one.
+            if is_changed && found.inode != before.inode && !file.path.starts_with(&errors) {
+                continue;
+            }
+            if is_changed && !self.is_quiet(&found) {
+                return None;
+            }
+            let member = Member { name: before.name.clone(), ..found.member() };
+            moves.push(PlannedMove { from: file.path.clone(), to: queue.join(&before.name), member });
+            if is_changed {
+                first.get_or_insert((before.clone(), found));
+            }
+        }
+        let (before, now) = first?;
+        let has_primary = moves.first().is_some_and(|planned| planned.member.name == ended.name);
+        has_primary.then(|| Changed { placement: Placement { dir: queue.to_owned(), moves }, before, now })
+    }
+
+    /// The unchanged members of an artifact that was left in place, if another one changed: that one is claimed again
+    /// where it lies, and not without them.
+    fn left_beside_changed<'a>(&self, ended: &'a EndedConversion) -> Vec<&'a str> {
+        let queue = self.settings.paths.queue();
+        if ended.files.len() < 2 || ended.files.iter().any(|file| file.path.parent() != Some(queue)) {
+            return Vec::new();
+        }
+        let state = |file: &EndedFile| {
+            let found = fs::symlink_metadata(&file.path).ok().filter(fs::Metadata::is_file)?;
+            Some(Stamp::of(&found) == file.member.stamp())
+        };
+        let unchanged = ended.files.iter().filter(|file| state(file) == Some(true));
+        let unchanged: Vec<_> = unchanged.map(|file| file.member.name.as_str()).collect();
+        let is_changed = |file: &EndedFile| state(file) == Some(false);
+        if ended.files.iter().any(is_changed) { unchanged } else { Vec::new() }
     }
 
     fn is_quiet(&self, entry: &Entry) -> bool {
@@ -89,69 +139,80 @@ impl<E: Executor> Engine<E> {
         self.wall().duration_since(touched) >= quiet
     }
 
-    async fn take_up_again(&mut self, source: &AloneSource, entry: &Entry) -> Result<()> {
-        let (paths, now) = (self.settings.paths.clone(), self.wall());
-        let back = paths.queue().join(&source.name);
-        if moves::is_taken(&back).map_err(|source| Error::Look { path: back.clone(), source })? {
-            // Somebody dropped it again: that file counts.
-            return Ok(());
+    async fn take_up_again(&mut self, ended: &EndedConversion, changed: Changed) -> Result<()> {
+        for planned in &changed.placement.moves {
+            let path = || planned.to.clone();
+            if moves::is_taken(&planned.to).map_err(|source| Error::Look { path: path(), source })? {
+                // Somebody dropped it again: that file counts.
+                return Ok(());
+            }
         }
-        mark_changed(source, entry, now)?;
-        moves::move_file(&source.path, &back, self.settings.method)?;
-        if source.path.starts_with(paths.errors()) {
-            error_file::remove(&source.path, &paths.errors())?;
-        }
-        self.record_changed(source, &back, now).await
-    }
-
-    /// Marks what was made of a file that stayed in the queue directory, was written to, and is claimed again.
-    pub(super) async fn mark_written_in_place(&mut self, artifact: &Artifact) -> Result<()> {
-        let [entry] = artifact.members.as_slice() else { return Ok(()) };
-        if !self.intake.was_written_to(entry) {
-            return Ok(());
-        }
-        let (now, place) = (self.wall(), self.settings.paths.queue().join(entry.name.as_ref()));
-        let sources = self.ledger.call(move |ledger| ledger.alone_since(now - WATCHED_AT_START)).await?;
-        for source in sources.into_iter().filter(|source| source.path == place) {
-            mark_changed(&source, entry, now)?;
-            self.record_changed(&source, &place, now).await?;
-        }
+        mark_changed(ended, &changed.before, &changed.now, self.wall())?;
+        self.plan_ended(ended, EndedPlan::TakeUp { placement: changed.placement }).await?;
+        self.carry_ended_plans().await;
         Ok(())
     }
 
-    /// Records that the source is the file at `place` now, and tells people.
-    async fn record_changed(&mut self, source: &AloneSource, place: &Path, now: Timestamp) -> Result<()> {
-        let (id, place) = (source.id.clone(), place.to_string_lossy().into_owned());
-        self.ledger.call(move |ledger| ledger.alone_changed(&id, &place)).await?;
-        if let Some(output_path) = source.output_path.clone() {
-            self.notify(&Event::Changed { filename: source.name.clone(), output_path, at: now });
+    /// Marks what was made of files that stayed in the queue directory, were written to, and are claimed again. `false`
+    /// where the other members of their artifact have to settle with them first.
+    pub(super) async fn mark_written_in_place(&mut self, artifact: &Artifact) -> Result<bool> {
+        let queue = self.settings.paths.queue().to_owned();
+        for entry in &artifact.members {
+            if !self.intake.was_written_to(entry) {
+                continue;
+            }
+            let place = queue.join(entry.name.as_ref());
+            let Some(ended) = self.ledger.call(move |ledger| ledger.ended_at(&place)).await? else { continue };
+            let is_here = |name: &str| artifact.members.iter().any(|member| *member.name == *name);
+            let others: Vec<&str> =
+                ended.files.iter().map(|file| file.member.name.as_str()).filter(|name| !is_here(name)).collect();
+            let now = self.now();
+            if self.intake.take_up(&others, now) {
+                self.intake.disturbed(artifact, now);
+                return Ok(false);
+            }
+            let before = ended.files.iter().find(|file| file.member.name == *entry.name);
+            let before = before.map_or_else(|| entry.member(), |file| file.member.clone());
+            mark_changed(&ended, &before, entry, self.wall())?;
+            self.record_taken_up(&ended, &queue.join(&ended.name)).await?;
+        }
+        Ok(true)
+    }
+
+    /// Records that the primary of the ended conversion is the file at `place` now, and tells people.
+    pub(super) async fn record_taken_up(&mut self, ended: &EndedConversion, place: &Path) -> Result<()> {
+        let (id, to) = (ended.id.clone(), place.to_owned());
+        self.ledger.call(move |ledger| ledger.ended_taken_up(&id, &to)).await?;
+        if let Some(output_path) = ended.own_output().map(str::to_owned) {
+            self.notify(&Event::Changed { filename: ended.name.clone(), output_path, at: self.wall() });
         }
         Ok(())
     }
 }
 
-/// Marks what was made of the source, and logs that it is taken again.
-fn mark_changed(source: &AloneSource, entry: &Entry, now: Timestamp) -> Result<()> {
-    let outcome = match &source.output_path {
+/// Marks what was made of the artifact, and logs that it is taken again because of one member, as it was and as it is.
+fn mark_changed(ended: &EndedConversion, before: &Member, entry: &Entry, now: Timestamp) -> Result<()> {
+    let outcome = match ended.own_output() {
         Some(output) => {
-            mark(Path::new(output), source, now)?;
+            mark(Path::new(output), ended, now)?;
             format!("{output} was made of what it was before")
         }
         None => "its conversion had failed".to_owned(),
     };
+    let with = if before.name == ended.name { String::new() } else { format!(" with {}", ended.name) };
     tracing::warn!(
-        conversion = %source.id,
-        "{} changed after it was taken ({} bytes then, {} now), and is taken again: {outcome}",
-        source.name,
-        source.size_bytes,
+        conversion = %ended.id,
+        "{} changed after it was taken ({} bytes then, {} now), and is taken again{with}: {outcome}",
+        before.name,
+        before.size_bytes,
         entry.size
     );
     Ok(())
 }
 
 /// Records once, in the metadata.json of the output, that its source changed afterwards.
-fn mark(output: &Path, source: &AloneSource, now: Timestamp) -> Result<()> {
-    let Some(metadata) = publish::read_published(output, &source.id) else { return Ok(()) };
+fn mark(output: &Path, ended: &EndedConversion, now: Timestamp) -> Result<()> {
+    let Some(metadata) = publish::read_published(output, &ended.id) else { return Ok(()) };
     if metadata.source_changed_at.is_some() {
         return Ok(());
     }

@@ -104,7 +104,9 @@ impl<E: Executor> Engine<E> {
         };
         self.confirm()?;
         self.cancel_parked(artifact).await?;
-        self.mark_written_in_place(artifact).await?;
+        if !self.mark_written_in_place(artifact).await? {
+            return Ok(true);
+        }
         let claim = self.new_claim(artifact, &content);
         let id = claim.id.clone();
         let row = self.record_claim(claim, content.md5, duplicate_of).await?;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::conversion::lifecycle::RetryPolicy;
+use crate::conversion::retention::Retention;
 use crate::executor::Executor;
 use crate::stats::Snapshot;
 
@@ -27,6 +28,7 @@ const TICK: Duration = Duration::from_secs(5);
 pub struct Tuning {
     pub limit: usize,
     pub policy: RetryPolicy,
+    pub retention: Retention,
     pub archive_processed: bool,
     pub deduplicate: bool,
     pub deduplicate_by_md5: bool,
@@ -153,6 +155,7 @@ impl<E: Executor> Engine<E> {
         let settings = &mut self.settings;
         settings.limit = tuning.limit;
         settings.policy = tuning.policy;
+        settings.retention = tuning.retention;
         settings.archive_processed = tuning.archive_processed;
         settings.deduplicate = tuning.deduplicate;
         settings.deduplicate_by_md5 = tuning.deduplicate_by_md5;

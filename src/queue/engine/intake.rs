@@ -283,6 +283,18 @@ impl Intake {
         self.is_dirty = true;
     }
 
+    /// Takes up those of these files that were converted and stayed where they are. `false` if there is none.
+    pub(super) fn take_up(&mut self, names: &[&str], now: Duration) -> bool {
+        let mut is_any = false;
+        for name in names {
+            if self.left.remove(*name).is_some() {
+                self.look_at(name, now);
+                is_any |= self.entries.contains_key(*name);
+            }
+        }
+        is_any
+    }
+
     /// Leaves an artifact alone that may not be moved.
     pub(super) fn deny(&mut self, primary: &Name, members: &[Entry]) {
         self.denied.hold(&self.directory, primary, members);

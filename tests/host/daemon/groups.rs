@@ -146,3 +146,51 @@ fn a_split_disk_of_8192_extents_is_converted_with_256_open_files_at_first() {
     assert_eq!(site.disks(), ["vm.qcow2"], "{}", daemon.log());
     daemon.until("all is archived", || site.archived().len() == EXTENTS + 1);
 }
+
+#[test]
+fn a_group_with_a_repaired_member_is_tried_anew_as_a_whole() {
+    let site = Site::new("quiet_period: 1");
+    let daemon = site.start();
+    let errors = site.queue().join(".errors");
+    site.drop_file("vm.ovf", ova::ovf(&[("vm-1.vmdk", CAPACITY), ("vm-2.vmdk", CAPACITY)]).as_bytes());
+    site.drop_file("vm-1.vmdk", &stream_optimized(1));
+    site.drop_file("vm-2.vmdk", b"no disk at all");
+    daemon.until("it has failed", || site.names("queue/.errors").contains(&"vm.ovf.error.json".to_owned()));
+    assert_eq!(site.in_errors(), ["vm-1.vmdk", "vm-2.vmdk", "vm.ovf"]);
+    // By another file of its name, and then by writing to the one that is there.
+    let aside = site.dir.path().join("aside");
+    fs::write(&aside, b"again no disk at all").unwrap();
+    fs::rename(&aside, errors.join("vm-2.vmdk")).unwrap();
+    daemon.until("it has failed again", || daemon.stats()["total_failed"] == 2 && site.in_errors().len() == 3);
+    fs::write(errors.join("vm-2.vmdk"), stream_optimized(2)).unwrap();
+    daemon.until("it is archived", || site.archived() == ["vm-1.vmdk", "vm-2.vmdk", "vm.ovf"]);
+    assert_eq!((site.published(), site.names("queue/.errors")), (names(&["vm"]), vec![]), "{}", daemon.log());
+    assert_eq!(daemon.lines("vm-2.vmdk changed after it was taken").len(), 2, "{}", daemon.log());
+}
+
+#[test]
+fn a_group_whose_member_changes_after_its_conversion_is_marked_and_converted_again() {
+    for (config, is_archived) in [("", true), ("archive_processed: false", false)] {
+        let site = Site::new(&format!("quiet_period: 1\n{config}"));
+        let daemon = site.start();
+        let all = names(&["vm-flat.vmdk", "vm.vmdk"]);
+        let lie_there = || if is_archived { site.archived() == all } else { site.waiting() == all };
+        site.drop_file("vm-flat.vmdk", &disk(1)[..EXTENT]);
+        site.drop_file("vm.vmdk", vmdk_descriptor("vm-flat.vmdk").as_bytes());
+        daemon.until("it is converted", || site.published() == ["vm"] && lie_there());
+        let place = if is_archived {
+            site.queue().join(".processed").join(site.names("queue/.processed").remove(0))
+        } else {
+            site.queue()
+        };
+        // Of the same size: only its time tells.
+        fs::write(place.join("vm-flat.vmdk"), &disk(2)[..EXTENT]).unwrap();
+        daemon.until("it is converted again", || site.published() == ["vm", "vm-1"] && lie_there());
+        assert_eq!(daemon.lines("vm-flat.vmdk changed after it was taken").len(), 1, "{}", daemon.log());
+        let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
+        let metadata =
+            |stem: &str| fs::read_to_string(site.output().join(&day).join(stem).join("metadata.json")).unwrap();
+        assert!(metadata("vm").contains("\"sourceChangedAt\"") && !metadata("vm-1").contains("\"sourceChangedAt\""));
+        assert_eq!(daemon.stats()["total_processed"], 2, "{config}");
+    }
+}

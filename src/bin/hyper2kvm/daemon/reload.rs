@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Keys whose changes take effect at once. The volumes, and attempts that are under way, depend on the other keys:
 /// changes of those wait for a restart.
-const AT_ONCE: [&str; 11] = [
+const AT_ONCE: [&str; 12] = [
     "archive_processed",
     "companion_timeout",
     "deduplication_use_md5",
@@ -29,6 +29,7 @@ const AT_ONCE: [&str; 11] = [
     "max_concurrent_jobs",
     "notifications",
     "quiet_period",
+    "retention",
     "retry_policy",
     "verbose",
 ];
@@ -126,6 +127,7 @@ impl Reload {
         self.remote.tune(Tuning {
             limit: config.max_concurrent_jobs,
             policy,
+            retention: config.retention,
             archive_processed: config.archive_processed,
             deduplicate: config.deduplication != Deduplication::Off,
             deduplicate_by_md5: config.deduplication == Deduplication::Md5,
@@ -154,6 +156,7 @@ impl Reload {
             max_concurrent_jobs: config.max_concurrent_jobs,
             notifications: config.notifications,
             quiet_period: config.quiet_period,
+            retention: config.retention,
             retry_policy: config.retry_policy,
             verbose: config.verbose,
             ..self.config.clone()
@@ -165,10 +168,11 @@ impl Reload {
         let Some(path) = config.log_file.clone() else { return false };
         let log = self.log.clone();
         match tokio::task::spawn_blocking(move || log.reopen(&path)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => tracing::error!(error = %chain(&error), "the log file stays as it was"),
             Err(error) => tracing::error!(%error, "the log file stays as it was"),
         }
+        false
     }
 
     /// The deliveries of the old channels end before the new ones begin: no row may be sent by two tasks.

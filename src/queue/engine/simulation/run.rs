@@ -196,6 +196,9 @@ impl<'a> Play<'a> {
             companion_timeout: Duration::from_secs(20),
             quiet_period: Duration::from_secs(5),
             policy: script.policy,
+            retention: script.retention,
+            // Short enough that much is removed before the end.
+            retention_day: Duration::from_secs(5),
             options: ConversionOptions { emit_domain_xml: script.emit_domain_xml, ..ConversionOptions::default() },
             zone: TimeZone::UTC,
             stall_threshold: Duration::from_secs(3600),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
+use crate::conversion::retention::Retention;
 use crate::files::Method;
 use crate::files::volume::simulated::{Fault, Keeps, Random};
 use crate::queue::identity::Role;
@@ -65,6 +66,7 @@ pub(super) struct Script {
     pub deduplicate_by_md5: bool,
     pub emit_domain_xml: bool,
     pub policy: RetryPolicy,
+    pub retention: Retention,
     /// In the order of their times.
     pub acts: Vec<(Duration, Act)>,
 }
@@ -109,6 +111,7 @@ impl Script {
             deduplicate_by_md5: random.once_in(2),
             emit_domain_xml: random.once_in(3),
             policy,
+            retention: Retention::default(),
             acts,
         }
     }
