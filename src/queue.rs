@@ -12,6 +12,7 @@ pub mod dispose;
 pub mod engine;
 pub mod error_file;
 pub mod failpoint;
+pub mod folder;
 pub mod guard;
 pub mod identity;
 pub mod lock;

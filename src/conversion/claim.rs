@@ -48,7 +48,7 @@ impl Stamp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Member {
-    /// Its base name, in its origin and in the claim.
+    /// Its base name, in its origin and in the claim; of a file in a folder its path from there, `web01/vm.ovf`.
     pub name: String,
     pub size_bytes: u64,
     /// Modification time, nanoseconds since the epoch.
@@ -92,6 +92,13 @@ pub struct Claim {
     /// queue directory itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub origin: String,
+    /// The folder that was dropped, if the artifact is one: it is moved as a whole. It has a name, a modification time
+    /// and an inode. Everything that it holds moves with it, members or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<Member>,
+    /// Members that are disks of the machine, in their order, where a folder has several and no OVF; otherwise empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<String>,
     /// Name of the member that names the artifact: the OVF, the VMDK descriptor, or the only file.
     pub primary: String,
     /// Every member, the primary first, the others in the order of their names.
@@ -123,9 +130,28 @@ impl Claim {
         self.members.iter().map(|m| m.size_bytes).sum()
     }
 
-    /// The primary's name without its extension: the stem of the names that are published.
+    /// The stem of the names that are published: the folder's name, or the primary's without its extension.
     #[must_use]
     pub fn stem(&self) -> &str {
-        stem(&self.primary)
+        self.folder.as_ref().map_or_else(|| stem(&self.primary), |folder| &folder.name)
+    }
+
+    /// The name by which people find the artifact in a directory: that of the folder, or of the primary.
+    #[must_use]
+    pub fn entry_name(&self) -> &str {
+        self.folder.as_ref().map_or(&self.primary, |folder| &folder.name)
+    }
+
+    /// What is renamed when the artifact moves: the folder, or each member.
+    #[must_use]
+    pub fn moved(&self) -> &[Member] {
+        self.folder.as_ref().map_or(&self.members, std::slice::from_ref)
+    }
+
+    /// Path of a member within the folder that is the artifact, or its name.
+    #[must_use]
+    pub fn within<'a>(&self, member: &'a Member) -> &'a str {
+        let folder = self.folder.as_ref().and_then(|folder| member.name.strip_prefix(folder.name.as_str()));
+        folder.and_then(|path| path.strip_prefix('/')).unwrap_or(&member.name)
     }
 }

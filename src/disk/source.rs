@@ -14,7 +14,7 @@ mod split;
 
 pub use self::accepted::{Limits, Scratch, Source, SourceDisk};
 pub use self::inspection::{DiskInspection, Inspection, MemberInspection, inspect};
-pub use self::open::open;
+pub use self::open::{open, open_machine};
 
 #[cfg(test)]
 mod tests;

@@ -83,20 +83,22 @@ pub fn rename_file(from: &Path, to: &Path, method: Method) -> Result<(), MoveErr
 
 /// Moves a directory to a free name (or, by the fallback, over an empty directory), and syncs both parents.
 pub fn move_dir(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
-    match without_replacing(from, to, method) {
-        Some(done) => done?,
-        None => match volume::rename(from, to) {
-            Ok(()) => {}
-            Err(e) => {
-                let taken = matches!(
-                    e.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists
-                );
-                return Err(if taken { MoveError::Taken(to.to_owned()) } else { failed(from, to, e) });
-            }
-        },
-    }
+    rename_dir(from, to, method)?;
     sync_parents(from, to)
+}
+
+/// The same without syncing, as [`rename_file`].
+pub fn rename_dir(from: &Path, to: &Path, method: Method) -> Result<(), MoveError> {
+    if let Some(done) = without_replacing(from, to, method) {
+        return done;
+    }
+    volume::rename(from, to).map_err(|e| {
+        let taken = matches!(
+            e.kind(),
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists
+        );
+        if taken { MoveError::Taken(to.to_owned()) } else { failed(from, to, e) }
+    })
 }
 
 /// Directories that were made and could neither be synced nor removed again: whoever finds one syncs it first. A restart

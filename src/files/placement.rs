@@ -3,7 +3,8 @@
 //! to repeat.
 //!
 //! A single file takes the first free name of `vm.vmdk`, `vm-1.vmdk`, …. The members of a group keep their names; if
-//! one of them is taken, the whole group goes into the first free directory of `vm-1/`, `vm-2/`, ….
+//! one of them is taken, the whole group goes into the first free directory of `vm-1/`, `vm-2/`, …. A folder is moved as a
+//! whole, and takes the first free name of `vm`, `vm-1`, ….
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::moves::{self, Method, MoveError, create_dir, is_same_file, is_taken};
 use super::names;
 use super::recorded::Recorded;
-use crate::conversion::{Claim, Member};
+use crate::conversion::{Claim, Member, Stamp};
 
 /// How many names are tried before we call it a fault.
 const MAX_SUFFIX: u32 = 100_000;
@@ -29,6 +30,9 @@ pub struct PlannedMove {
     pub to: PathBuf,
     /// The member as it was claimed, by which it is recognised after a crash.
     pub member: Member,
+    /// Whether it is a folder with all that it holds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_folder: bool,
 }
 
 /// Where every member of an artifact goes, the primary first. The ledger's row holds it while it is carried out.
@@ -75,8 +79,8 @@ pub enum Whereabouts {
 impl Placement {
     /// Chooses free names in `dir` for the members of `claim`, which lie in `source`.
     pub fn choose(claim: &Claim, source: &Path, dir: &Path) -> Result<Self, PlacementError> {
-        let found = claim.members.iter().map(|m| (source.join(&m.name), m.clone()));
-        choose(&found.collect::<Vec<_>>(), dir, claim.stem())
+        let found = claim.moved().iter().map(|m| (source.join(&m.name), m.clone()));
+        choose(&found.collect::<Vec<_>>(), dir, claim.stem(), claim.folder.is_some())
     }
 
     /// The same names in `dir` itself, without a suffix; `None` where one is taken.
@@ -91,10 +95,11 @@ impl Placement {
         dir: &Path,
         place: impl Fn(&Member) -> PathBuf,
     ) -> Result<Option<Self>, PlacementError> {
+        let is_folder = claim.folder.is_some();
         let moves: Vec<_> = claim
-            .members
+            .moved()
             .iter()
-            .map(|m| PlannedMove { from: source.join(&m.name), to: place(m), member: m.clone() })
+            .map(|m| PlannedMove { from: source.join(&m.name), to: place(m), member: m.clone(), is_folder })
             .collect();
         for planned in &moves {
             if taken(&planned.to)? && planned.whereabouts() == Whereabouts::AtSource {
@@ -110,7 +115,7 @@ impl Placement {
         let moves = self.moves.iter().map(|planned| PlannedMove {
             from: planned.to.clone(),
             to: dir.join(&planned.member.name),
-            member: planned.member.clone(),
+            ..planned.clone()
         });
         Self { dir: dir.to_owned(), moves: moves.collect() }
     }
@@ -122,7 +127,7 @@ impl Placement {
             let arrived = matches!(planned.whereabouts(), Whereabouts::AtTarget);
             (if arrived { planned.to.clone() } else { planned.from.clone() }, planned.member.clone())
         });
-        choose(&found.collect::<Vec<_>>(), parent, stem)
+        choose(&found.collect::<Vec<_>>(), parent, stem, self.moves.iter().any(|planned| planned.is_folder))
     }
 
     /// Directories that members go to.
@@ -187,7 +192,7 @@ impl PlannedMove {
     /// Where the member is now.
     #[must_use]
     pub fn whereabouts(&self) -> Whereabouts {
-        match (is_member(&self.from, &self.member), is_member(&self.to, &self.member)) {
+        match (self.is_at(&self.from), self.is_at(&self.to)) {
             (true, true) if is_same_file(&self.from, &self.to) => Whereabouts::AtBoth,
             (true, _) => Whereabouts::AtSource,
             (false, true) => Whereabouts::AtTarget,
@@ -195,8 +200,23 @@ impl PlannedMove {
         }
     }
 
+    /// Whether it lies there: for a folder, a directory with its inode or, because some file systems hand out new ones,
+    /// with its modification time.
+    #[must_use]
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        if !self.is_folder {
+            return is_member(path, &self.member);
+        }
+        let is_it = |found: fs::Metadata| {
+            let stamp = Stamp::of(&found);
+            found.is_dir() && (stamp.inode == self.member.inode || stamp.mtime_ns == self.member.mtime_ns)
+        };
+        fs::symlink_metadata(path).is_ok_and(is_it)
+    }
+
     fn carry_out(&self, method: Method) -> Result<(), MoveError> {
         match self.whereabouts() {
+            Whereabouts::AtSource if self.is_folder => moves::rename_dir(&self.from, &self.to, method),
             Whereabouts::AtTarget => Ok(()),
             Whereabouts::Nowhere => Err(MoveError::Gone(self.from.clone())),
             Whereabouts::AtSource => moves::rename_file(&self.from, &self.to, method),
@@ -217,18 +237,25 @@ pub(crate) fn is_member(path: &Path, member: &Member) -> bool {
     })
 }
 
-fn choose(found: &[(PathBuf, Member)], dir: &Path, stem: &str) -> Result<Placement, PlacementError> {
+fn choose(found: &[(PathBuf, Member)], dir: &Path, stem: &str, is_folder: bool) -> Result<Placement, PlacementError> {
     let is_single = found.len() == 1;
     for k in 0..MAX_SUFFIX {
         let target = if is_single || k == 0 { dir.to_owned() } else { dir.join(names::suffixed_dir(stem, k)) };
         if target != dir && taken(&target)? {
             continue;
         }
-        let named = |name: &str| if is_single { names::suffixed_file(name, k) } else { name.to_owned() };
-        let moves: Vec<_> = found
-            .iter()
-            .map(|(from, m)| PlannedMove { from: from.clone(), to: target.join(named(&m.name)), member: m.clone() })
-            .collect();
+        let named = |name: &str| match (is_folder, is_single) {
+            (true, _) => names::suffixed_dir(name, k),
+            (false, true) => names::suffixed_file(name, k),
+            (false, false) => name.to_owned(),
+        };
+        let planned = |(from, m): &(PathBuf, Member)| PlannedMove {
+            from: from.clone(),
+            to: target.join(named(&m.name)),
+            member: m.clone(),
+            is_folder,
+        };
+        let moves: Vec<_> = found.iter().map(planned).collect();
         let mut free = true;
         for planned in &moves {
             free &= !taken(&planned.to)?;

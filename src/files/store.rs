@@ -108,6 +108,16 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     openat(CWD, path, flags, Mode::empty()).map_err(|e| StoreError::Read { path: path.to_owned(), source: e.into() })
 }
 
+/// Opens a directory by its path below `dir`, through no symlink; an empty path is `dir` itself.
+pub(crate) fn open_dir_below(dir: &Path, below: &str) -> Result<OwnedFd, StoreError> {
+    let mut opened = open_dir(dir)?;
+    for name in below.split('/').filter(|name| !name.is_empty()) {
+        opened = open_beneath(&opened, OsStr::new(name), OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|e| StoreError::Read { path: dir.join(below), source: e.into() })?;
+    }
+    Ok(opened)
+}
+
 /// Opens the file `name` in a directory that others may write to: beneath it, without symlinks, without blocking,
 /// regular files only. `dir_path` is for errors.
 pub(crate) fn open_untrusted(dir: impl AsFd, dir_path: &Path, name: &str) -> Result<File, StoreError> {

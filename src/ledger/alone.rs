@@ -81,7 +81,9 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<AloneSource>> {
 /// artifact took back. The caller holds the transaction that records the end.
 pub(super) fn record(connection: &Connection, row: &ConversionRow) -> Result<()> {
     let (ClaimState::Terminal { placement }, Some(end)) = (&row.state, row.status.end) else { return Ok(()) };
-    if let [only] = placement.moves.as_slice() {
+    if let [only] = placement.moves.as_slice()
+        && !only.is_folder
+    {
         insert(connection, row, only, end == End::Duplicate)?;
     }
     let is_made = matches!(end, End::Succeeded | End::Duplicate);

@@ -23,6 +23,8 @@ fn claim(name: &str, random: u32) -> Claim {
         id: ConversionId::for_file(name, random),
         queue_uid: String::new(),
         origin: String::new(),
+        folder: None,
+        disks: Vec::new(),
         primary: name.to_owned(),
         members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7, alone: None }],
         claimed_at: at(1_000),

@@ -25,6 +25,9 @@ use crate::files::recorded::Recorded;
 use crate::files::store::{self, StoreError};
 use crate::files::volume;
 
+use super::folder;
+use super::scan::{self, Entry};
+
 /// Why a claim could not be made, read, given back or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
@@ -126,15 +129,17 @@ pub fn record(paths: &Paths, claim: &Claim) -> Result<(), ClaimError> {
 pub fn resume(paths: &Paths, claim: &Claim, method: Method) -> Result<Taken, ClaimError> {
     let moving = |source| ClaimError::Move { id: claim.id.clone(), source };
     let inward = Recorded::found(inward(paths, claim));
-    let changed: Vec<_> = inward
-        .moves
-        .iter()
-        .filter(|planned| !is_unchanged(planned))
-        .map(|planned| planned.member.name.clone())
-        .collect();
+    let dir = paths.claim_dir(&claim.id);
+    let is_changed =
+        |member: &&Member| !is_unchanged(&came_from(paths, claim, member), &dir.join(&member.name), member);
+    let mut changed: Vec<_> = claim.members.iter().filter(is_changed).map(|member| member.name.clone()).collect();
     if changed.is_empty() {
         match inward.carry_out(method) {
-            Ok(()) => return Ok(Taken::Whole),
+            Ok(()) => match added(&dir, claim) {
+                Ok(added) if added.is_empty() => return Ok(Taken::Whole),
+                Ok(added) => changed = added,
+                Err(source) => return Err(ClaimError::Look { path: dir, source }),
+            },
             // The member went between the look and the move, or its name in the claim is taken.
             Err(PlacementError::Gone(_) | PlacementError::Taken(_)) => {}
             Err(e) => return Err(moving(e)),
@@ -158,7 +163,8 @@ pub fn put_back(paths: &Paths, claim: &Claim, method: Method) -> Result<(), Clai
         if matches!(planned.whereabouts(), Whereabouts::AtSource | Whereabouts::Nowhere) {
             continue;
         }
-        let alone = Claim { members: vec![planned.member.clone()], ..claim.clone() };
+        let alone =
+            if planned.is_folder { claim.clone() } else { Claim { members: vec![planned.member], ..claim.clone() } };
         let (mut placement, _) = plan_return(paths, &alone).map_err(moving)?;
         // claim.json stays until all members are back: a restart looks where each member is, and moves the rest.
         while let Err(error) = Recorded::found(placement.clone()).carry_out(method) {
@@ -175,8 +181,12 @@ pub fn put_back(paths: &Paths, claim: &Claim, method: Method) -> Result<(), Clai
 #[must_use]
 pub fn is_outside(paths: &Paths, claim: &Claim) -> bool {
     inward(paths, claim).moves.iter().all(|planned| {
-        fs::symlink_metadata(&planned.from).is_ok_and(|found| is_same(&found, &planned.member))
-            && matches!(moves::is_taken(&planned.to), Ok(false))
+        let is_same = if planned.is_folder {
+            planned.is_at(&planned.from)
+        } else {
+            fs::symlink_metadata(&planned.from).is_ok_and(|found| is_same(&found, &planned.member))
+        };
+        is_same && matches!(moves::is_taken(&planned.to), Ok(false))
     })
 }
 
@@ -199,7 +209,7 @@ pub fn plan_return(paths: &Paths, claim: &Claim) -> Result<(Placement, ReturnTo)
 }
 
 /// Members in `dir` (usually the claim's directory) that are missing, or whose size, modification time or inode is not
-/// what the claim says.
+/// what the claim says; and images that a claimed folder holds now and that are no members.
 pub fn changed(dir: &Path, claim: &Claim) -> io::Result<Vec<String>> {
     let mut changed = Vec::new();
     for member in &claim.members {
@@ -210,7 +220,27 @@ pub fn changed(dir: &Path, claim: &Claim) -> io::Result<Vec<String>> {
             Err(e) => return Err(e),
         }
     }
+    changed.extend(added(dir, claim)?);
     Ok(changed)
+}
+
+/// Images in the folder of this claim, which lies in `dir`, that came after its members were looked at: whoever copies a
+/// folder may have it open while it is moved.
+fn added(dir: &Path, claim: &Claim) -> io::Result<Vec<String>> {
+    let Some(folder) = &claim.folder else { return Ok(Vec::new()) };
+    match folder::list(dir, &folder.name) {
+        Ok(content) => {
+            let is_new = |entry: &&Entry| {
+                scan::is_candidate_name(&entry.name)
+                    && entry.size > 0
+                    && claim.members.iter().all(|member| member.name != *entry.name)
+            };
+            Ok(content.files.iter().filter(is_new).map(|entry| entry.name.as_ref().to_owned()).collect())
+        }
+        // Then its members are gone too.
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
 }
 
 /// Reads the record of one claim; `None` where there is none.
@@ -302,19 +332,18 @@ fn came_from(paths: &Paths, claim: &Claim, member: &Member) -> PathBuf {
 
 fn inward(paths: &Paths, claim: &Claim) -> Placement {
     let dir = paths.claim_dir(&claim.id);
-    let moves = claim.members.iter().map(|m| PlannedMove {
+    let moves = claim.moved().iter().map(|m| PlannedMove {
         from: came_from(paths, claim, m),
         to: dir.join(&m.name),
         member: m.clone(),
+        is_folder: claim.folder.is_some(),
     });
     Placement { moves: moves.collect(), dir }
 }
 
 /// Whether the member lies under one of its two names, unchanged since it was claimed.
-fn is_unchanged(planned: &PlannedMove) -> bool {
-    [&planned.from, &planned.to]
-        .iter()
-        .any(|path| fs::symlink_metadata(path).is_ok_and(|found| is_same(&found, &planned.member)))
+fn is_unchanged(from: &Path, to: &Path, member: &Member) -> bool {
+    [from, to].iter().any(|path| fs::symlink_metadata(path).is_ok_and(|found| is_same(&found, member)))
 }
 
 fn is_same(found: &fs::Metadata, member: &Member) -> bool {
@@ -324,6 +353,14 @@ fn is_same(found: &fs::Metadata, member: &Member) -> bool {
 /// What makes a record invalid, if anything: we never write one like that.
 fn fault(claim: &Claim, id: &ConversionId) -> Option<String> {
     let names: std::collections::BTreeSet<_> = claim.members.iter().map(|m| m.name.as_str()).collect();
+    let folder = claim.folder.as_ref().map(|folder| folder.name.as_str());
+    let is_sound = |name: &&str| match folder {
+        Some(folder) => {
+            name.split('/').all(is_plain_name) && name.strip_prefix(folder).is_some_and(|n| n.starts_with('/'))
+        }
+        None => is_plain_name(name),
+    };
+    let is_named = |name: &str| is_plain_name(name) && name != CLAIM_FILE;
     let locations = claim.members.iter().filter_map(|m| m.alone.as_ref()).map(|alone| &alone.location);
     let mut below = locations.chain([&claim.origin]).flat_map(|path| Path::new(path).components());
     let is_below = below.all(|c| matches!(c, Component::Normal(_)));
@@ -332,7 +369,11 @@ fn fault(claim: &Claim, id: &ConversionId) -> Option<String> {
         "its claim.json is another claim's"
     } else if claim.members.first().is_none_or(|m| m.name != claim.primary) || names.len() != claim.members.len() {
         "its claim.json does not name the primary first and every member once"
-    } else if names.iter().any(|name| !is_plain_name(name) || *name == CLAIM_FILE) || !is_below || !is_date {
+    } else if !names.iter().all(is_sound)
+        || !claim.moved().iter().all(|moved| is_named(&moved.name))
+        || !is_below
+        || !is_date
+    {
         "its claim.json names something outside the queue directory"
     } else {
         return None;

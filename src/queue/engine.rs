@@ -53,6 +53,7 @@ mod drain;
 mod duplicates;
 mod ended;
 pub mod events;
+mod folders;
 mod ignored;
 mod intake;
 pub mod outbox;
@@ -315,8 +316,9 @@ impl<E: Executor> Engine<E> {
         let (sender, commands) = mpsc::unbounded_channel();
         let pulses = Pulses::default();
         let pace = settings.pace();
-        let Hints { names: hints, writers } = hints;
-        let intake = Intake::new(settings.paths.queue().to_owned(), pace, writers, left, settings.world.clone());
+        let Hints { names: hints, writers, events } = hints;
+        let of_files = (writers, events);
+        let intake = Intake::new(settings.paths.queue().to_owned(), pace, of_files, left, settings.world.clone());
         let drain = match &settings.home {
             Home::Cluster { revision, .. } if run_state == RunState::Draining => {
                 Drain::resume(&settings.paths, *revision)

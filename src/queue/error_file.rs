@@ -207,6 +207,8 @@ mod tests {
             id: ConversionId::for_file("vm.vmdk", 1),
             queue_uid: String::new(),
             origin: String::new(),
+            folder: None,
+            disks: Vec::new(),
             primary: member.name.clone(),
             members: vec![member],
             claimed_at: Timestamp::UNIX_EPOCH,

@@ -2,9 +2,9 @@
 //! Between attempts an artifact lies in `.errors/` with its error.json, and comes back when its time has come.
 
 use std::fs;
+use std::path::PathBuf;
 
-use super::scan::Entry;
-use crate::conversion::Claim;
+use crate::conversion::{Claim, Member, Stamp};
 use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
 use crate::files::recorded::Recorded;
@@ -33,19 +33,17 @@ pub enum Parked {
     Gone(Vec<String>),
 }
 
-/// Looks at parked members, wherever a crash left them on their way to or from `.errors/`.
+/// Looks at the parked members of a claim, wherever a crash left them on their way to or from `.errors/`.
 #[must_use]
-pub fn look(parked: &Placement) -> Parked {
+pub fn look(claim: &Claim, parked: &Placement) -> Parked {
     let (mut changed, mut gone) = (Vec::new(), Vec::new());
-    for planned in &parked.moves {
-        let found: Vec<_> = [&planned.to, &planned.from]
-            .into_iter()
-            .filter_map(|path| fs::symlink_metadata(path).ok().map(|found| Entry::of(&planned.member.name, &found)))
-            .collect();
-        if found.iter().any(|entry| entry.stamp() == planned.member.stamp()) {
+    for (member, paths) in places(claim, parked) {
+        let found: Vec<_> =
+            paths.iter().filter_map(|path| fs::symlink_metadata(path).ok().map(|found| Stamp::of(&found))).collect();
+        if found.contains(&member.stamp()) {
             continue;
         }
-        let name = planned.member.name.clone();
+        let name = member.name.clone();
         if found.is_empty() { gone.push(name) } else { changed.push(name) }
     }
     if !gone.is_empty() {
@@ -54,6 +52,17 @@ pub fn look(parked: &Placement) -> Parked {
         Parked::Unchanged
     } else {
         Parked::Changed(changed)
+    }
+}
+
+/// The two places of each member.
+fn places<'a>(claim: &'a Claim, parked: &'a Placement) -> Vec<(&'a Member, [PathBuf; 2])> {
+    match parked.moves.as_slice() {
+        [folder] if folder.is_folder => {
+            let both = |member| [&folder.to, &folder.from].map(|path| path.join(claim.within(member)));
+            claim.members.iter().map(|member| (member, both(member))).collect()
+        }
+        moves => moves.iter().map(|planned| (&planned.member, [planned.to.clone(), planned.from.clone()])).collect(),
     }
 }
 
@@ -80,14 +89,14 @@ mod tests {
         for planned in &parked.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
-        assert_eq!(look(&parked), Parked::Unchanged);
+        assert_eq!(look(&claim, &parked), Parked::Unchanged);
         parked.carry_out(method).unwrap();
         assert_eq!(visible(&paths.errors()), ["a.vmdk", "vm.ovf"]);
         let back = plan_back(&paths, &claim, &parked);
         for planned in &back.moves[..moved] {
             fs::rename(&planned.from, &planned.to).unwrap();
         }
-        assert_eq!(look(&parked), Parked::Unchanged);
+        assert_eq!(look(&claim, &parked), Parked::Unchanged);
         back.carry_out(method).unwrap();
         assert_eq!(claim::changed(&paths.claim_dir(&claim.id), &claim).unwrap(), Vec::<String>::new());
         assert_eq!(visible(&paths.errors()), Vec::<String>::new());
@@ -102,8 +111,8 @@ mod tests {
         let parked = Recorded::found(plan(&paths, &claim).unwrap());
         parked.carry_out(Method::NoReplace).unwrap();
         fs::write(paths.errors().join("a.vmdk"), "corrected in place").unwrap();
-        assert_eq!(look(&parked), Parked::Changed(vec!["a.vmdk".to_owned()]));
+        assert_eq!(look(&claim, &parked), Parked::Changed(vec!["a.vmdk".to_owned()]));
         fs::rename(paths.errors().join("vm.ovf"), paths.queue().join("vm.ovf")).unwrap();
-        assert_eq!(look(&parked), Parked::Gone(vec!["vm.ovf".to_owned()]));
+        assert_eq!(look(&claim, &parked), Parked::Gone(vec!["vm.ovf".to_owned()]));
     }
 }

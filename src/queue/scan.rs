@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
-use crate::conversion::contract::{EXTENSIONS, UNFINISHED};
+use crate::conversion::contract::{CLAIM_FILE, EXTENSIONS, UNFINISHED};
 use crate::conversion::{Member, Stamp};
 use crate::files::volume;
 
@@ -37,7 +37,7 @@ pub enum Kind {
     Device,
 }
 
-/// A file's name. Shared, because everything that is known of ten thousand waiting files is known by name.
+/// A file's name; of a file in a folder its path from the queue directory. Shared, because everything that is known of ten thousand waiting files is known by name.
 pub type Name = Arc<str>;
 
 /// One entry of the queue directory, as it was when looked at.
@@ -96,6 +96,8 @@ pub enum Role {
     Candidate,
     /// Another regular file: of interest only where a descriptor names it, or as an OVF's manifest.
     Companion,
+    /// A directory: one machine.
+    Folder,
     /// An entry that is never converted.
     Refused(Refusal),
     /// Left alone: hidden, an upload under way, or nothing of ours.
@@ -116,6 +118,8 @@ pub struct Refused {
 pub struct Listing {
     /// Candidates and companions, in the order of their names.
     pub entries: Vec<Entry>,
+    /// Folders, in the order of their names.
+    pub folders: Vec<Entry>,
     /// What is refused, in the order of their names.
     pub refused: Vec<Refused>,
     /// Whether there was more than [`MAX_ENTRIES`].
@@ -129,6 +133,7 @@ pub fn list(dir: &Path) -> io::Result<Listing> {
 
 fn list_at_most(dir: &Path, limit: usize) -> io::Result<Listing> {
     let mut listing = Listing::default();
+    let device = fs::metadata(dir)?.dev();
     for (n, entry) in fs::read_dir(dir)?.enumerate() {
         if n == limit {
             listing.is_partial = true;
@@ -150,6 +155,15 @@ fn list_at_most(dir: &Path, limit: usize) -> io::Result<Listing> {
                 let entry = Entry::of(name, &found);
                 match role(&entry) {
                     Role::Candidate | Role::Companion => listing.entries.push(entry),
+                    // A mount point can't be moved.
+                    Role::Folder if entry.device != device => {
+                        listing.refused.push(Refused {
+                            name: name.to_owned(),
+                            inode: entry.inode,
+                            refusal: Refusal::Mounted,
+                        });
+                    }
+                    Role::Folder => listing.folders.push(entry),
                     Role::Refused(refusal) => {
                         listing.refused.push(Refused { name: name.to_owned(), inode: entry.inode, refusal });
                     }
@@ -164,6 +178,7 @@ fn list_at_most(dir: &Path, limit: usize) -> io::Result<Listing> {
         }
     }
     listing.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    listing.folders.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     listing.refused.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(listing)
 }
@@ -203,32 +218,49 @@ pub fn look(dir: &Path, name: &str) -> io::Result<Option<Entry>> {
 /// ([`Refusal::Empty`]): many uploads begin with one.
 #[must_use]
 pub fn role(entry: &Entry) -> Role {
-    let name = entry.name.as_bytes();
+    let name = base(&entry.name).as_bytes();
     if is_left_alone(name) {
         return Role::Ignored;
     }
-    Role::Refused(match entry.kind {
-        Kind::Regular if is_disk_name(name) => return Role::Candidate,
-        Kind::Regular => return Role::Companion,
-        Kind::Directory if SYSTEM.contains(&entry.name.as_ref()) => return Role::Ignored,
-        Kind::Directory => Refusal::Directory,
-        Kind::Symlink => Refusal::Symlink,
-        Kind::Fifo => Refusal::Fifo,
-        Kind::Socket => Refusal::Socket,
-        Kind::Device => Refusal::Device,
-    })
+    match entry.kind {
+        Kind::Regular if is_disk_name(name) => Role::Candidate,
+        Kind::Regular => Role::Companion,
+        Kind::Directory if is_of_system(&entry.name) => Role::Ignored,
+        Kind::Directory if *entry.name == *CLAIM_FILE => Role::Refused(Refusal::Reserved),
+        Kind::Directory => Role::Folder,
+        kind => Role::Refused(Refusal::of_kind(kind)),
+    }
+}
+
+/// Whether a directory of this name is hidden, or made by a file system or file server.
+#[must_use]
+pub fn is_of_system(name: &str) -> bool {
+    name.starts_with('.') || SYSTEM.contains(&name)
+}
+
+/// The last part of a path.
+#[must_use]
+pub fn base(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, base)| base)
+}
+
+/// The folder of the queue directory that the file of this path lies in.
+#[must_use]
+pub fn folder_of(path: &str) -> Option<&str> {
+    path.split_once('/').map(|(folder, _)| folder)
 }
 
 /// The extension in lower case, without its dot; empty where there is none.
 #[must_use]
 pub fn extension(name: &str) -> String {
-    name.rsplit_once('.').map_or_else(String::new, |(_, extension)| extension.to_ascii_lowercase())
+    base(name).rsplit_once('.').map_or_else(String::new, |(_, extension)| extension.to_ascii_lowercase())
 }
 
 /// Whether a regular file of this name is a candidate.
 #[must_use]
 pub fn is_candidate_name(name: &str) -> bool {
-    !is_left_alone(name.as_bytes()) && is_disk_name(name.as_bytes())
+    let name = base(name).as_bytes();
+    !is_left_alone(name) && is_disk_name(name)
 }
 
 fn is_disk_name(name: &[u8]) -> bool {
@@ -237,10 +269,20 @@ fn is_disk_name(name: &[u8]) -> bool {
 }
 
 fn is_left_alone(name: &[u8]) -> bool {
+    name.starts_with(b".") || ends_unfinished(name)
+}
+
+/// Whether the name says that a file is still being received.
+#[must_use]
+pub fn is_unfinished(name: &str) -> bool {
+    ends_unfinished(name.as_bytes())
+}
+
+fn ends_unfinished(name: &[u8]) -> bool {
     let ends = |ending: &str| {
         name.len().checked_sub(ending.len()).is_some_and(|at| name[at..].eq_ignore_ascii_case(ending.as_bytes()))
     };
-    name.starts_with(b".") || UNFINISHED.iter().any(|ending| ends(ending))
+    UNFINISHED.iter().any(|ending| ends(ending))
 }
 
 /// Whether events about this name are of any interest.
@@ -331,6 +373,8 @@ mod tests {
         fs::create_dir(at("plain")).unwrap();
         fs::create_dir(at("lost+found")).unwrap();
         fs::create_dir(at(".processing")).unwrap();
+        fs::create_dir(at("web01.part")).unwrap();
+        fs::create_dir(at("claim.json")).unwrap();
         mkfifoat(CWD, at("b.raw"), Mode::RWXU).unwrap();
         let _socket = UnixListener::bind(at("c.ova")).unwrap();
         symlink("/etc/passwd", at("d.img")).unwrap();
@@ -339,17 +383,18 @@ mod tests {
         fs::write(dir.path().join(OsString::from_vec(b"f\xff.txt".to_vec())), "x").unwrap();
         let listing = list(dir.path()).unwrap();
         assert_eq!(listing.entries, []);
+        let folders: Vec<_> = listing.folders.iter().map(|folder| folder.name.as_ref()).collect();
+        assert_eq!(folders, ["a.vmdk", "plain"]);
         let refused: Vec<_> = listing.refused.iter().map(|r| (r.name.as_str(), r.refusal)).collect();
         assert_eq!(
             refused,
             [
-                ("a.vmdk", Refusal::Directory),
                 ("b.raw", Refusal::Fifo),
                 ("c.ova", Refusal::Socket),
+                ("claim.json", Refusal::Reserved),
                 ("d.img", Refusal::Symlink),
                 ("e\u{fffd}.vmdk", Refusal::Name),
                 ("f\u{fffd}.txt", Refusal::Name),
-                ("plain", Refusal::Directory),
                 ("plainlink", Refusal::Symlink),
             ]
         );

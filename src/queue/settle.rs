@@ -22,7 +22,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Milliseconds that replace it in builds with debug assertions.
 const LOOK_INTERVAL_VARIABLE: &str = "HYPER2KVM_TEST_LOOK_INTERVAL_MS";
 /// Equal looks after the first that make a file stable.
-const EQUAL_LOOKS: u32 = 3;
+pub const EQUAL_LOOKS: u32 = 3;
 /// Shortest time between looks caused by events.
 const HINT_INTERVAL: Duration = Duration::from_millis(100);
 /// Shortest time between two reports that a file grows.

@@ -71,11 +71,13 @@ impl Writers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// What is known of the writer of this file.
+    /// What is known of the writer of this file. Where nothing is, but the folder that it lies in was renamed to its name,
+    /// the file came with the folder.
     #[must_use]
     pub fn of(&self, name: &str) -> Writer {
         let writers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        writers.get(name).copied().unwrap_or(Writer::Unknown)
+        let folder = || writers.get(name.split_once('/')?.0);
+        writers.get(name).or_else(folder).copied().unwrap_or(Writer::Unknown)
     }
 }
 
@@ -98,6 +100,9 @@ mod tests {
             assert_eq!(writers.of("vm.raw"), known, "{sign:?}");
             assert_eq!(writers.of("another.raw"), Writer::Unknown);
         }
+        writers.observe("web01", Sign::Arrived);
+        writers.observe("web01/vm.raw", Sign::Modified);
+        assert_eq!(["web01/vm.raw", "web01/other.raw"].map(|name| writers.of(name)), [Writer::Open, Writer::Closed]);
         writers.observe("vm.raw", Sign::Closed);
         writers.forget_all();
         assert_eq!(writers.of("vm.raw"), Writer::Unknown);

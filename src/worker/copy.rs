@@ -77,7 +77,8 @@ pub(super) fn copy<E: From<Failure>>(
     let cancellation = meter.copy.cancellation();
     let siblings: Vec<_> = group.siblings.iter().map(|region| region.until(cancellation)).collect();
     let primary = group.primary.until(cancellation);
-    let source = source::open(&primary, &siblings, &limits, &mut || scratch(conversion.directory))
+    let disks: Vec<_> = group.disks.iter().map(|region| region.until(cancellation)).collect();
+    let source = source::open_machine(&primary, &disks, &siblings, &limits, &mut || scratch(conversion.directory))
         .map_err(|e| Failure::from(&e).at_stage(Stage::Inspect))?;
 
     meter.enter(Stage::Plan);

@@ -23,6 +23,8 @@ use crate::files::store::open_beneath;
 pub struct Group {
     pub primary: Region,
     pub siblings: Vec<Region>,
+    /// Siblings that are further disks of the machine, which no OVF names.
+    pub disks: Vec<Region>,
     opened: Vec<Opened>,
 }
 
@@ -73,7 +75,7 @@ impl Group {
         make_room(&claim.primary, claim.members.len())?;
         let mut opened = Vec::with_capacity(claim.members.len());
         for member in &claim.members {
-            let file = open_regular(directory, OsStr::new(&member.name))?;
+            let file = open_below(directory, &member.name)?;
             let stamp = file.stamp;
             let claimed = (member.size_bytes, member.mtime_ns, member.inode);
             if (u64::try_from(stamp.size).unwrap_or(0), stamp.mtime_ns, stamp.inode) != claimed {
@@ -84,7 +86,7 @@ impl Group {
         if opened.first().is_none_or(|first| first.name != claim.primary) {
             return Err(Failure::new(Reason::Internal, "claim.json does not begin with its primary member"));
         }
-        Ok(Self::from_opened(opened))
+        Ok(Self::from_opened(opened, &claim.disks))
     }
 
     /// Opens `source` and, where it is a descriptor, the files beside it that it names.
@@ -119,14 +121,16 @@ impl Group {
                 Err(failure) => return Err(failure),
             }
         }
-        Ok(Self::from_opened(opened))
+        Ok(Self::from_opened(opened, &[]))
     }
 
-    fn from_opened(opened: Vec<Opened>) -> Self {
+    fn from_opened(opened: Vec<Opened>, disks: &[String]) -> Self {
         let mut regions = opened.iter().map(Opened::region);
         let primary = regions.next().expect("both constructors open the primary first");
         let siblings = regions.collect();
-        Self { primary, siblings, opened }
+        let is_disk = |file: &&Opened| disks.contains(&file.name);
+        let disks = opened.iter().skip(1).filter(is_disk).map(Opened::region).collect();
+        Self { primary, siblings, disks, opened }
     }
 
     /// Sum of the files' sizes in bytes.
@@ -179,7 +183,9 @@ impl Opened {
 
     fn region(&self) -> Region {
         let len = u64::try_from(self.stamp.size).unwrap_or(0);
-        Region::whole(Arc::clone(&self.file), self.name.as_str(), len).also_direct(self.direct.clone())
+        // Descriptors name files by their base names, also those in folders.
+        let name = self.name.rsplit('/').next().unwrap_or(&self.name);
+        Region::whole(Arc::clone(&self.file), name, len).also_direct(self.direct.clone())
     }
 }
 
@@ -201,6 +207,18 @@ fn members_named_by(primary: &Opened) -> Result<References, Failure> {
     let mut text = vec![0; usize::try_from(head).expect("a descriptor fits into memory")];
     region.read_exact_at(&mut text, 0).map_err(|e| Failure::from(&e))?;
     descriptor::references(&primary.name, &text).map_err(|e| Failure::from(&e))
+}
+
+/// Opens a regular file by its path below `directory`, as [`open_regular`] does.
+fn open_below(directory: &OwnedFd, path: &str) -> Result<Opened, Failure> {
+    let Some((below, name)) = path.rsplit_once('/') else { return open_regular(directory, OsStr::new(path)) };
+    let failure = |e: rustix::io::Errno| open_failure(path, &e.into());
+    let mut folder = directory.try_clone().map_err(|e| open_failure(path, &e))?;
+    for name in below.split('/') {
+        folder = open_beneath(&folder, OsStr::new(name), OFlags::DIRECTORY).map_err(failure)?;
+    }
+    let opened = open_regular(&folder, OsStr::new(name))?;
+    Ok(Opened { name: path.to_owned(), ..opened })
 }
 
 /// Opens a regular file that lies directly in `directory`. Follows no link, and never blocks.

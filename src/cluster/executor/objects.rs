@@ -90,10 +90,12 @@ pub(super) fn in_progress(message: impl Into<String>) -> (ConditionType, Conditi
 pub(super) fn object(queue: &HyperConversion, submission: &Submission) -> ConversionJob {
     let claim = &submission.claim;
     let path = match claim.origin.as_str() {
-        "" => claim.primary.clone(),
-        origin => format!("{origin}/{}", claim.primary),
+        "" => claim.entry_name().to_owned(),
+        origin => format!("{origin}/{}", claim.entry_name()),
     };
-    let companions = claim.members.iter().map(|member| member.name.clone()).filter(|name| *name != claim.primary);
+    // What a folder holds belongs to it.
+    let of_file = if claim.folder.is_some() { &[][..] } else { &claim.members };
+    let companions = of_file.iter().map(|member| member.name.clone()).filter(|name| *name != claim.primary);
     let spec = ConversionJobSpec {
         queue_ref: QueueRef { name: queue.name_any() },
         source: Source {

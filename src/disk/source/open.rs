@@ -7,6 +7,28 @@ use super::group;
 use crate::disk::detect::{self, Content};
 use crate::disk::{Error, Region};
 
+/// Opens `primary` and, as further disks of the same machine, `disks`, which no descriptor names; otherwise as [`open`].
+///
+/// # Errors
+/// As [`open`].
+pub fn open_machine(
+    primary: &Region,
+    disks: &[Region],
+    siblings: &[Region],
+    limits: &Limits,
+    scratch: &mut Scratch,
+) -> Result<Source, Error> {
+    let mut machine = open(primary, siblings, limits, scratch)?;
+    for disk in disks {
+        let Source { disks, digests, warnings, members, .. } = open(disk, siblings, limits, scratch)?;
+        machine.disks.extend(disks);
+        machine.digests.extend(digests);
+        machine.warnings.extend(warnings);
+        machine.members.extend(members);
+    }
+    Ok(machine)
+}
+
 /// Opens `primary`, with `siblings` for what it names: the other members of its claim, none of them read unless named.
 ///
 /// # Errors

@@ -60,6 +60,8 @@ impl Bench {
             id: ConversionId::for_file(name, n),
             queue_uid: String::new(),
             origin: String::new(),
+            folder: None,
+            disks: Vec::new(),
             primary: name.to_owned(),
             members: vec![Member { name: name.to_owned(), size_bytes: 1, mtime_ns: 0, inode: 1, alone: None }],
             claimed_at: Timestamp::UNIX_EPOCH,

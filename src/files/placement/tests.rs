@@ -22,6 +22,8 @@ fn claim(dir: &TempDir, names: &[&str]) -> (Claim, PathBuf, PathBuf) {
         id: ConversionId::for_file(names[0], 1),
         queue_uid: String::new(),
         origin: String::new(),
+        folder: None,
+        disks: Vec::new(),
         primary: names[0].to_owned(),
         members: members.collect(),
         claimed_at: jiff::Timestamp::UNIX_EPOCH,

@@ -28,6 +28,8 @@ pub(in crate::queue) fn dropped(paths: &Paths, names: &[&str]) -> Claim {
         id: ConversionId::for_file(names[0], 7),
         queue_uid: String::new(),
         origin: String::new(),
+        folder: None,
+        disks: Vec::new(),
         primary: names[0].to_owned(),
         members: members.collect(),
         claimed_at: Timestamp::UNIX_EPOCH,
@@ -244,4 +246,77 @@ fn names_of_255_bytes_are_claimed_and_given_back() {
     fs::write(paths.errors().join(&long), "").unwrap();
     Recorded::found(plan_return(&paths, &claim).unwrap().0).carry_out(Method::Fallback).unwrap();
     assert_eq!(visible(&paths.errors()).len(), 2);
+}
+
+/// A folder with two members and another file.
+fn dropped_folder(paths: &Paths) -> Claim {
+    fs::create_dir_all(paths.queue().join("web01/disks")).unwrap();
+    fs::write(paths.queue().join("web01/notes.txt"), "kept").unwrap();
+    let claim = dropped(paths, &["web01/vm.ovf", "web01/disks/a.vmdk"]);
+    let folder = scan::look(paths.queue(), "web01").unwrap().unwrap().member();
+    Claim { folder: Some(folder), ..claim }
+}
+
+#[rstest]
+fn a_folder_moves_as_a_whole_wherever_it_was_cut_short(
+    #[values(Method::NoReplace, Method::Fallback)] method: Method,
+    #[values(false, true)] is_moved: bool,
+) {
+    let dir = tempdir().unwrap();
+    let paths = paths(&dir);
+    let claim = dropped_folder(&paths);
+    record(&paths, &claim).unwrap();
+    assert!(is_outside(&paths, &claim));
+    let inside = paths.claim_dir(&claim.id).join("web01");
+    if is_moved {
+        fs::rename(paths.queue().join("web01"), &inside).unwrap();
+    }
+    assert_eq!(list(&paths, "").unwrap().own, std::slice::from_ref(&claim));
+    for _ in 0..2 {
+        assert_eq!(resume(&paths, &claim, method).unwrap(), Taken::Whole);
+    }
+    assert!(!is_outside(&paths, &claim));
+    assert_eq!((visible(paths.queue()), visible(&inside)), (vec![], sorted(&["disks", "notes.txt", "vm.ovf"])));
+    assert_eq!(changed(&paths.claim_dir(&claim.id), &claim).unwrap(), Vec::<String>::new());
+    // Somebody has dropped another folder of the name meanwhile: this one goes elsewhere.
+    fs::create_dir(paths.queue().join("web01")).unwrap();
+    fs::write(paths.queue().join("web01/new.raw"), "new").unwrap();
+    let (placement, to) = plan_return(&paths, &claim).unwrap();
+    assert_eq!((to, placement.primary()), (ReturnTo::Errors, paths.errors().join("web01").as_path()));
+    Recorded::found(placement).carry_out(method).unwrap();
+    remove(&paths, &claim.id).unwrap();
+    assert_eq!(visible(&paths.errors().join("web01")), sorted(&["disks", "notes.txt", "vm.ovf"]));
+}
+
+#[rstest]
+fn a_folder_that_changed_goes_back_whole(
+    #[values(Method::NoReplace, Method::Fallback)] method: Method,
+    #[values(false, true)] is_moved: bool,
+    #[values("web01/disks/a.vmdk", "web01/late.raw")] path: &str,
+) {
+    let dir = tempdir().unwrap();
+    let paths = paths(&dir);
+    let claim = dropped_folder(&paths);
+    record(&paths, &claim).unwrap();
+    if is_moved {
+        fs::rename(paths.queue().join("web01"), paths.claim_dir(&claim.id).join("web01")).unwrap();
+    }
+    let at = if is_moved { paths.claim_dir(&claim.id) } else { paths.queue().to_owned() };
+    fs::write(at.join(path), "longer than before").unwrap();
+    assert_eq!(resume(&paths, &claim, method).unwrap(), Taken::Reversed { changed: vec![path.to_owned()] });
+    assert!(paths.queue().join("web01/disks/a.vmdk").exists());
+    assert_eq!(visible(&paths.processing()), Vec::<String>::new());
+}
+
+#[test]
+fn a_claim_of_a_folder_names_nothing_outside_of_it() {
+    let dir = tempdir().unwrap();
+    let paths = paths(&dir);
+    let sound = dropped_folder(&paths);
+    assert_eq!(fault(&sound, &sound.id), None);
+    for name in ["vm.raw", "web02/vm.raw", "web01/../vm.raw", "web01//vm.raw", "/web01/vm.raw"] {
+        let mut claim = sound.clone();
+        claim.members[1].name = name.to_owned();
+        assert!(fault(&claim, &claim.id).is_some(), "{name}");
+    }
 }

@@ -20,11 +20,12 @@ pub fn may_be_descriptor(entry: &Entry) -> bool {
     }
 }
 
-/// What the file `name` in `dir` names. A descriptor that can't be understood may still be growing, or is broken, which
+/// What the file `path` below `dir` names. A descriptor that can't be understood may still be growing, or is broken, which
 /// the worker will report. What it seems to name are optional members, so that a broken artifact stays together.
-pub fn read_references(dir: &Path, name: &str) -> Result<References, StoreError> {
-    let opened = store::open_dir(dir)?;
-    let bytes = match store::read_untrusted(opened, dir, name, descriptor::MAX_BYTES) {
+pub fn read_references(dir: &Path, path: &str) -> Result<References, StoreError> {
+    let (below, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let opened = store::open_dir_below(dir, below)?;
+    let bytes = match store::read_untrusted(opened, &dir.join(below), name, descriptor::MAX_BYTES) {
         Ok(bytes) => bytes,
         // Not a descriptor, or one that the worker refuses.
         Err(StoreError::TooLong { .. }) => return Ok(References::default()),

@@ -48,6 +48,16 @@ impl Arrivals {
         self.patience = patience;
     }
 
+    /// How long a file must be quiet where neither its writer nor its format decides.
+    pub(super) fn quiet_period(&self) -> Duration {
+        self.patience.quiet_period
+    }
+
+    /// What is known of the writer of a file, or of whoever renamed a folder to this name.
+    pub(super) fn writer(&self, name: &str) -> Writer {
+        self.writers.of(name)
+    }
+
     /// Decides at the moment `now` about a file that has not changed for `quiet`.
     pub(super) fn look(&mut self, entry: &Entry, quiet: Duration, now: Duration) -> Arrival {
         let writer = self.writers.of(&entry.name);
@@ -56,7 +66,9 @@ impl Arrivals {
             self.files.insert(entry.name.clone(), standing);
         }
         let standing = self.files.get_mut(&entry.name).expect("inserted above");
-        let asked = (writer == Writer::Unknown && !self.patience.quiet_period.is_zero())
+        // Only images have an end that their format knows.
+        let is_asked = writer == Writer::Unknown && scan::role(entry) == Role::Candidate;
+        let asked = (is_asked && !self.patience.quiet_period.is_zero())
             .then(|| *standing.ending.get_or_insert_with(|| look_at_end(&self.directory, entry)));
         let observed = Observed { writer, ending: asked.unwrap_or(Ending::Untold), quiet };
         let mut arrival = settle(observed, self.patience);
@@ -114,8 +126,10 @@ fn is_open(open: &mut Option<(Duration, OpenFiles)>, entry: &Entry, now: Duratio
 
 /// Asks the format. A file that can't be read gives no answer: the worker will report why.
 fn look_at_end(directory: &std::path::Path, entry: &Entry) -> Ending {
-    let opened = store::open_dir(directory).and_then(|dir| store::open_untrusted(dir, directory, &entry.name));
-    opened.map_or(Ending::Untold, |file| ending(file, &entry.name))
+    let (below, name) = entry.name.rsplit_once('/').unwrap_or(("", &entry.name));
+    let opened = store::open_dir_below(directory, below)
+        .and_then(|dir| store::open_untrusted(dir, &directory.join(below), name));
+    opened.map_or(Ending::Untold, |file| ending(file, name))
 }
 
 fn report(entry: &Entry, arrival: Arrival) {

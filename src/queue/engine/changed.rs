@@ -106,7 +106,7 @@ impl<E: Executor> Engine<E> {
                 return None;
             }
             let member = Member { name: before.name.clone(), ..found.member() };
-            moves.push(PlannedMove { from: file.path.clone(), to: queue.join(&before.name), member });
+            moves.push(PlannedMove { from: file.path.clone(), to: queue.join(&before.name), member, is_folder: false });
             if is_changed {
                 first.get_or_insert((before.clone(), found));
             }

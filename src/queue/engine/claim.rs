@@ -12,7 +12,7 @@ use crate::files::paths::Paths;
 use crate::ledger::{Change, ClaimState, Content, ConversionRow, NewConversion};
 use crate::queue::claim::{self, ClaimError, Taken};
 use crate::queue::failpoint::{self, Step};
-use crate::queue::scan::Entry;
+use crate::queue::scan::{self, Entry};
 
 use super::duplicates::Verdict;
 use super::intake::Artifact;
@@ -41,7 +41,9 @@ impl<E: Executor> Engine<E> {
         while room > 0 {
             let Some(primary) = self.intake.primary_at(at) else { return };
             // Requested files are claimed by their request, not by the scan.
-            if !self.may_take(primary) || requests.contains(primary.as_ref()) {
+            let is_requested = |name: &str| requests.contains(name);
+            let folder = scan::folder_of(primary);
+            if !self.may_take(primary) || is_requested(primary) || folder.is_some_and(is_requested) {
                 at += 1;
                 continue;
             }
@@ -169,7 +171,7 @@ impl<E: Executor> Engine<E> {
     fn new_claim(&self, artifact: &Artifact, content: &Content) -> Claim {
         let now = self.wall();
         let id = loop {
-            let id = ConversionId::for_file(&artifact.primary, self.settings.world.random());
+            let id = ConversionId::for_file(artifact.entry_name(), self.settings.world.random());
             if !self.conversions.contains_key(&id) && !self.settings.paths.claim_dir(&id).exists() {
                 break id;
             }
@@ -179,6 +181,13 @@ impl<E: Executor> Engine<E> {
             id,
             queue_uid: self.settings.home.queue_uid().to_owned(),
             origin: String::new(),
+            folder: artifact.folder.as_ref().map(|folder| folder.entry.member()),
+            disks: artifact
+                .folder
+                .iter()
+                .flat_map(|folder| &folder.disks)
+                .map(|name| name.as_ref().to_owned())
+                .collect(),
             primary: artifact.primary.as_ref().to_owned(),
             members: members_of(artifact),
             claimed_at: now,
@@ -194,11 +203,12 @@ impl<E: Executor> Engine<E> {
         let parked: Vec<ConversionId> = self
             .conversions
             .values()
-            .filter(|c| matches!(c.row.state, ClaimState::Parked { .. }) && c.row.claim.primary == *artifact.primary)
+            .filter(|c| matches!(c.row.state, ClaimState::Parked { .. }))
+            .filter(|c| c.row.claim.entry_name() == artifact.entry_name().as_ref())
             .map(|c| c.row.id.clone())
             .collect();
         for id in parked {
-            let message = format!("{} was dropped again; its retry is off", artifact.primary);
+            let message = format!("{} was dropped again; its retry is off", artifact.entry_name());
             self.executor.cancel(&id, Failure::new(Reason::Cancelled, message)).await?;
         }
         Ok(())

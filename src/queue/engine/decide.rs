@@ -127,6 +127,8 @@ mod tests {
             id: id.clone(),
             queue_uid: String::new(),
             origin: String::new(),
+            folder: None,
+            disks: Vec::new(),
             primary: "vm.raw".to_owned(),
             members: vec![],
             claimed_at: at(0),

@@ -19,8 +19,8 @@ use crate::queue::scan::{self, Entry, Name};
 
 use super::{Engine, Error, Result};
 
-const REMEDY: &str = "Let the daemon's user move it: take the attribute away (chattr -i, -a), own the file, or take the \
-                      sticky bit from the directory (chmod -t)";
+const REMEDY: &str = "Let the daemon's user move it: take the attribute away (chattr -i, -a), own the file, take the \
+                      sticky bit from the directory (chmod -t), or let it write to the folder (chmod g+w)";
 
 /// Files of the queue directory that are left alone until they, or the rights to the directory, change.
 #[derive(Debug, Default)]
@@ -95,12 +95,12 @@ impl<E: Executor> Engine<E> {
         claim::put_back(paths, &row.claim, self.settings.method)?;
         let look = |source| Error::Look { path: origin.clone(), source };
         let mut members = Vec::new();
-        for member in &row.claim.members {
+        for member in row.claim.moved() {
             members.extend(scan::look(&origin, &member.name).map_err(look)?);
         }
         let is_told = is_told(paths, &row.claim, &members);
         if row.claim.origin.is_empty() {
-            self.intake.deny(&Name::from(row.claim.primary.as_str()), &members);
+            self.intake.deny(&Name::from(row.claim.entry_name()), &members);
         }
         if is_told {
             claim::remove(paths, id)?;
@@ -120,7 +120,7 @@ impl<E: Executor> Engine<E> {
 
     /// Removes the report of a file that could not be moved then, and is being converted now.
     pub(super) fn forget_denial(&self, claim: &Claim) -> Result<()> {
-        let primary = self.settings.paths.errors().join(&claim.primary);
+        let primary = self.settings.paths.errors().join(claim.entry_name());
         match error_file::read(&primary) {
             Some(told) if told.reason == Reason::PermissionDenied && !primary.exists() => {
                 Ok(error_file::remove(&primary, &self.settings.paths.errors())?)
@@ -132,7 +132,7 @@ impl<E: Executor> Engine<E> {
 
 /// Whether an error.json reports this already, and the files have not changed since.
 fn is_told(paths: &crate::files::Paths, claim: &Claim, members: &[Entry]) -> bool {
-    let Some(told) = error_file::read(&paths.errors().join(&claim.primary)) else { return false };
+    let Some(told) = error_file::read(&paths.errors().join(claim.entry_name())) else { return false };
     // error.json has whole seconds.
     let until = told.timestamp.saturating_add(SignedDuration::from_secs(1)).unwrap_or(Timestamp::MAX);
     told.reason == Reason::PermissionDenied && members.iter().all(|member| member.ctime_ns <= until.as_nanosecond())

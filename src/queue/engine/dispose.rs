@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where the members go: parked between attempts, back to the queue, or to where those of ended conversions stay.
 
+use std::path::Path;
+
 use crate::conversion::contract::FAILURE_FILE;
 use crate::conversion::failure::without_name;
 use crate::conversion::status::End;
-use crate::conversion::{ConversionId, Failure, FailureReport, Reason};
+use crate::conversion::{Claim, ConversionId, Failure, FailureReport, Member, Reason};
 use crate::executor::Executor;
 use crate::files::paths::Paths;
 use crate::files::placement::{Placement, PlacementError};
@@ -55,7 +57,7 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn unpark(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let Some(placement) = row.placement() else { return Ok(()) };
-        let parked = park::look(&placement);
+        let parked = park::look(&row.claim, &placement);
         if parked != Parked::Unchanged {
             self.confirm()?;
         }
@@ -132,7 +134,8 @@ impl<E: Executor> Engine<E> {
             }
             _ => dispose::plan(&paths, &row.claim, disposal)?,
         };
-        let left = if disposal == Disposal::InPlace { left_sources(&paths, &placement) } else { Vec::new() };
+        let left =
+            if disposal == Disposal::InPlace { left_sources(&paths, &row.claim, &placement) } else { Vec::new() };
         self.intake.leave(&left);
         let notifications = self.announcement(&row, end);
         let change = Change::Ended { placement, status: None, output_path: None, left, notifications };
@@ -186,7 +189,7 @@ impl<E: Executor> Engine<E> {
         match (row.status.end, arrival) {
             (Some(End::Failed), Arrival::Whole) if placement.moves.is_empty() => {
                 let told_at =
-                    Placement { dir: self.settings.paths.errors().join(&row.claim.primary), moves: Vec::new() };
+                    Placement { dir: self.settings.paths.errors().join(row.claim.entry_name()), moves: Vec::new() };
                 self.write_error_file(&row, &told_at)?;
             }
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
@@ -205,7 +208,7 @@ impl<E: Executor> Engine<E> {
         let queue = self.settings.paths.queue();
         if let Some(conversion) = self.conversions.get_mut(id) {
             let stays =
-                || claim::origin(&self.settings.paths, &conversion.row.claim).join(&conversion.row.claim.primary);
+                || claim::origin(&self.settings.paths, &conversion.row.claim).join(conversion.row.claim.entry_name());
             let primary = if placement.moves.is_empty() { stays() } else { placement.primary().to_owned() };
             let location = primary.strip_prefix(queue).unwrap_or(&primary).to_string_lossy().into_owned();
             conversion.row.source_location = Some(location);
@@ -297,16 +300,24 @@ impl<E: Executor> Engine<E> {
 }
 
 /// Members that stay in (or return to) the queue directory by this placement.
-pub(super) fn left_sources(paths: &Paths, placement: &Placement) -> Vec<LeftSource> {
-    let left = |planned: &crate::files::placement::PlannedMove| {
-        let path = planned.to.strip_prefix(paths.queue()).ok()?;
-        // Nothing below `.processed/` or `.errors/` is watched.
-        (path.components().count() == 1).then(|| LeftSource {
-            path: path.to_string_lossy().into_owned(),
-            inode: planned.member.inode,
-            size_bytes: planned.member.size_bytes,
-            mtime_ns: planned.member.mtime_ns,
-        })
+pub(super) fn left_sources(paths: &Paths, claim: &Claim, placement: &Placement) -> Vec<LeftSource> {
+    let left = |path: &Path, member: &Member| LeftSource {
+        path: path.to_string_lossy().into_owned(),
+        inode: member.inode,
+        size_bytes: member.size_bytes,
+        mtime_ns: member.mtime_ns,
     };
-    placement.moves.iter().filter_map(left).collect()
+    let mut sources = Vec::new();
+    for planned in &placement.moves {
+        let Ok(path) = planned.to.strip_prefix(paths.queue()) else { continue };
+        // Nothing below `.processed/` or `.errors/` is watched.
+        match path.components().count() {
+            1 if planned.is_folder => {
+                sources.extend(claim.members.iter().map(|member| left(&path.join(claim.within(member)), member)));
+            }
+            1 => sources.push(left(path, &planned.member)),
+            _ => {}
+        }
+    }
+    sources
 }

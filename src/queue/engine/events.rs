@@ -2,6 +2,7 @@
 //! File events of the queue directory: hints by which files are looked at sooner, and signs of each file's writer.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
@@ -13,19 +14,38 @@ use crate::queue::writers::{Sign, Writers};
 /// Greatest number of names that wait to be looked at. Further hints are dropped: the next rescan finds the files.
 const WAITING: usize = 1024;
 
-/// Keeps events coming while it lives.
-#[derive(Debug)]
-pub struct Events {
-    _watcher: Option<RecommendedWatcher>,
+/// Keeps events coming while a clone of it lives. Without a watcher there are none.
+#[derive(Clone, Debug, Default)]
+pub struct Events(Arc<Mutex<Option<RecommendedWatcher>>>);
+
+impl Events {
+    /// Watches one more directory, below the first one. If that fails, its files are found by rescans alone.
+    pub(super) fn also_watch(&self, directory: &Path) {
+        if let Some(watcher) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+            && let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive)
+        {
+            tracing::debug!(directory = %directory.display(), %error, "no file events of a folder");
+        }
+    }
+
+    /// Watches it no more.
+    pub(super) fn unwatch(&self, directory: &Path) {
+        if let Some(watcher) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            // Nothing is left to be watched where the directory is gone.
+            let _ = watcher.unwatch(directory);
+        }
+    }
 }
 
 /// What the engine receives of the queue directory between its own looks.
 #[derive(Debug)]
 pub struct Hints {
-    /// Names that events carry.
+    /// Names that events carry: paths from the queue directory.
     pub names: mpsc::Receiver<String>,
     /// The writers of the files, as far as events tell.
     pub writers: Writers,
+    /// By which folders are watched too.
+    pub events: Events,
 }
 
 /// Watches a directory. If the system gives no events (or no more watches), files are found by rescans alone, and every
@@ -34,7 +54,7 @@ pub struct Hints {
 pub fn watch(directory: &Path) -> (Events, Hints) {
     let (sender, names) = mpsc::channel(WAITING);
     let writers = Writers::default();
-    let hints = Hints { names, writers: writers.clone() };
+    let (of_hints, root) = (writers.clone(), directory.to_owned());
     let handler = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return writers.forget_all() };
         if event.need_rescan() {
@@ -44,8 +64,8 @@ pub fn watch(directory: &Path) -> (Events, Hints) {
             return;
         }
         let sign = sign(event.kind);
-        let names = event.paths.iter().filter_map(|path| path.file_name());
-        for name in names.filter(|name| scan::is_of_interest(name)).filter_map(|name| name.to_str()) {
+        let paths = event.paths.iter().filter_map(|path| path.strip_prefix(&root).ok());
+        for name in paths.filter(|path| is_of_interest(path)).filter_map(|path| path.to_str()) {
             if let Some(sign) = sign {
                 writers.observe(name, sign);
             }
@@ -58,7 +78,14 @@ pub fn watch(directory: &Path) -> (Events, Hints) {
     let watcher = watcher
         .inspect_err(|error| tracing::warn!(%error, "no file events; new files are found by looking every second"))
         .ok();
-    (Events { _watcher: watcher }, hints)
+    let events = Events(Arc::new(Mutex::new(watcher)));
+    (events.clone(), Hints { names, writers: of_hints, events })
+}
+
+/// Whether an event of this path, relative to the queue directory, is of interest. In a folder every file is: it is
+/// taken as a whole.
+fn is_of_interest(path: &Path) -> bool {
+    path.components().next().is_some_and(|first| scan::is_of_interest(first.as_os_str()))
 }
 
 /// Whether an event is of any use: reading a file, as our own hashing does, says nothing.

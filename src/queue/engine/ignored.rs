@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use crate::queue::scan::Refused;
+use crate::queue::scan::{self, Refused};
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -12,6 +12,8 @@ pub(super) struct Ignored {
     listed: HashSet<Refused>,
     /// Entries refused because no other file names them, as the last grouping found.
     unnamed: HashSet<Refused>,
+    /// Folders that are not taken, each by the entry because of which it isn't.
+    folders: HashSet<Refused>,
 }
 
 impl Ignored {
@@ -36,8 +38,15 @@ impl Ignored {
         self.unnamed = unnamed;
     }
 
+    /// Sets the folders that are not taken.
+    pub(super) fn set_folders(&mut self, refused: Vec<Refused>) {
+        let folders = refused.into_iter().collect();
+        report(&folders, &self.folders);
+        self.folders = folders;
+    }
+
     pub(super) fn count(&self) -> usize {
-        self.listed.len() + self.unnamed.len()
+        self.listed.len() + self.unnamed.len() + self.folders.len()
     }
 }
 
@@ -45,6 +54,10 @@ fn report(refused: &HashSet<Refused>, before: &HashSet<Refused>) {
     let mut new: Vec<&Refused> = refused.difference(before).collect();
     new.sort_unstable_by_key(|refused| &refused.name);
     for refused in new {
-        tracing::warn!(file = %refused.name, "refused: {} {}", refused.name, refused.refusal.text());
+        let until = match scan::folder_of(&refused.name) {
+            Some(folder) => format!("; {folder} stays until then"),
+            None => String::new(),
+        };
+        tracing::warn!(file = %refused.name, "refused: {} {}{until}", refused.name, refused.refusal.text());
     }
 }

@@ -12,11 +12,14 @@ use crate::disk::descriptor::{References, StatedSize};
 use crate::ledger::LeftSource;
 use crate::queue::arrival::{Arrival, Patience};
 use crate::queue::companions::{self, Elsewhere, File, TakenBack, Verdict};
-use crate::queue::scan::{self, Entry, Name, Refusal, Refused, Role};
-use crate::queue::settle::{Event, Settling};
-use crate::queue::writers::Writers;
+use crate::queue::folder::{self, Decision, Rest};
+use crate::queue::scan::{self, Entry, Kind, Listing, Name, Refusal, Refused, Role};
+use crate::queue::settle::{EQUAL_LOOKS, Event, Settling};
+use crate::queue::writers::{Writer, Writers};
 
 use super::arrivals::Arrivals;
+use super::events::Events;
+use super::folders::{Folders, Inside};
 use super::ignored::Ignored;
 use super::world::World;
 
@@ -28,6 +31,14 @@ const RESCAN: Duration = Duration::from_secs(1);
 /// The pause after a listing is at least this many times as long as the listing: ten thousand waiting files must cost
 /// next to nothing.
 const RESCAN_SHARE: u32 = 100;
+
+/// How many looks long a folder must stand still, whatever the quiet period, where more files may follow: whoever copies
+/// one file after the other pauses between them.
+const FOLLOWING_LOOKS: u32 = 12;
+
+/// The same for listings that events ask for, because something came into a folder.
+const SOONEST_RESCAN: Duration = Duration::from_millis(100);
+const SOONEST_SHARE: u32 = 10;
 
 /// Between two looks at whether a file is still open.
 const OPEN_POLL: Duration = Duration::from_secs(1);
@@ -47,6 +58,18 @@ pub(super) struct Artifact {
     pub failure: Option<Failure>,
     /// The weakest witness that its members are complete; absent where no witness was asked.
     pub complete_by: Option<Witness>,
+    /// The folder that it is, if it is one.
+    pub folder: Option<OfFolder>,
+}
+
+/// What an artifact is besides its members, if it is a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OfFolder {
+    pub entry: Entry,
+    /// Members that are disks by themselves, where there are several and no OVF.
+    pub disks: Vec<Name>,
+    /// What told that no file is to follow.
+    witness: Witness,
 }
 
 impl Artifact {
@@ -58,6 +81,11 @@ impl Artifact {
     /// All its members, wherever they lie.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.members.iter().chain(self.taken_back.iter().map(|taken| &taken.entry))
+    }
+
+    /// The name by which people find it in the queue directory: that of the folder, or of the primary.
+    pub(super) fn entry_name(&self) -> &Name {
+        self.folder.as_ref().map_or(&self.primary, |folder| &folder.entry.name)
     }
 
     /// Identifies the present state of these files.
@@ -76,6 +104,7 @@ struct Ready {
     companions: Vec<Name>,
     taken_back: Vec<TakenBack>,
     failure: Option<Box<Failure>>,
+    folder: Option<Box<OfFolder>>,
 }
 
 /// A file in the directory.
@@ -115,8 +144,11 @@ pub(super) struct Intake {
     directory: PathBuf,
     companion_timeout: Duration,
     world: World,
+    /// Time between two looks at a file that is to settle.
+    look_interval: Duration,
     settling: Settling,
     arrivals: Arrivals,
+    folders: Folders,
     entries: BTreeMap<Name, Seen>,
     /// What each descriptor names, with the descriptor's state when it was read.
     references: HashMap<Name, (Stamp, Arc<References>)>,
@@ -130,6 +162,8 @@ pub(super) struct Intake {
     /// Whether the groups must be made again.
     is_dirty: bool,
     next_scan: Duration,
+    /// The next listing is not before then, whatever events say.
+    soonest_scan: Duration,
     /// When the groups may change because time has passed, or may be made again.
     next_group: Option<Duration>,
     last_group: Duration,
@@ -139,13 +173,21 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(directory: PathBuf, pace: Pace, writers: Writers, left: Vec<LeftSource>, world: World) -> Self {
+    pub(super) fn new(
+        directory: PathBuf,
+        pace: Pace,
+        (writers, events): (Writers, Events),
+        left: Vec<LeftSource>,
+        world: World,
+    ) -> Self {
         let patience = Patience { quiet_period: pace.quiet_period, rest: pace.companion_timeout };
         Self {
             arrivals: Arrivals::new(directory.clone(), writers, patience, &world),
             directory,
             companion_timeout: pace.companion_timeout,
             world,
+            look_interval: pace.look_interval,
+            folders: Folders::new(events),
             settling: Settling::new(pace.look_interval, pace.stable_timeout),
             entries: BTreeMap::new(),
             references: HashMap::new(),
@@ -157,6 +199,7 @@ impl Intake {
             recalls: Vec::new(),
             is_dirty: true,
             next_scan: Duration::ZERO,
+            soonest_scan: Duration::ZERO,
             next_group: None,
             last_group: Duration::ZERO,
             scan_failed: false,
@@ -176,9 +219,19 @@ impl Intake {
         // Its writer may have closed it, which does not change the file.
         let is_waiting = self.arrivals.is_waiting(name);
         self.is_dirty |= is_waiting;
-        if !self.settling.hint(name, now) || is_waiting {
+        if self.settling.hint(name, now) && !is_waiting {
+            return;
+        }
+        if self.folders.get(name).is_some() || scan::folder_of(name).is_some() && !self.entries.contains_key(name) {
+            self.scan_soon();
+        } else {
             self.look_at(name, now);
         }
+    }
+
+    /// Something came into a folder, or left it.
+    fn scan_soon(&mut self) {
+        self.next_scan = self.next_scan.min(self.soonest_scan);
     }
 
     /// Looks at what is due.
@@ -206,11 +259,12 @@ impl Intake {
         self.is_dirty = false;
         self.last_group = now;
         self.next_group = None;
-        let files = self.files(now);
+        let (files, folders) = self.files(now);
         self.ready.clear();
         self.recalls.clear();
         let timeout = self.companion_timeout;
         companions::group(&files, elsewhere, now, timeout, |verdict| self.take_in(verdict));
+        self.group_folders(folders, now);
         let settling = &self.settling;
         self.ready.sort_by_key(|artifact| settling.first_sight(&artifact.primary));
     }
@@ -232,12 +286,13 @@ impl Intake {
 
     /// The artifact of [`Intake::primary_at`].
     pub(super) fn ready_at(&self, index: usize) -> Option<Artifact> {
-        let Ready { primary, companions, taken_back, failure } = self.ready.get(index)?;
+        let Ready { primary, companions, taken_back, failure, folder } = self.ready.get(index)?;
         let names = std::iter::once(primary).chain(companions);
         let members: Vec<_> = names.filter_map(|name| self.entries.get(name)).map(|seen| seen.entry.clone()).collect();
-        let complete_by = members.iter().filter_map(|member| self.arrivals.witness(&member.name)).max();
-        let (primary, taken_back) = (primary.clone(), taken_back.clone());
-        Some(Artifact { primary, members, taken_back, failure: failure.as_deref().cloned(), complete_by })
+        let of_members = members.iter().filter_map(|member| self.arrivals.witness(&member.name)).max();
+        let complete_by = of_members.max(folder.as_ref().map(|folder| folder.witness));
+        let (primary, taken_back, folder) = (primary.clone(), taken_back.clone(), folder.as_deref().cloned());
+        Some(Artifact { primary, members, taken_back, failure: failure.as_deref().cloned(), complete_by, folder })
     }
 
     /// Conversions that are to give their member back.
@@ -252,7 +307,7 @@ impl Intake {
 
     /// Files that are seen and not complete.
     pub(super) fn unsettled(&self) -> usize {
-        self.settling.unsettled() + self.arrivals.waiting()
+        self.settling.unsettled() + self.arrivals.waiting() + self.folders.resting
     }
 
     /// Whether everything that lies there is stable and grouped.
@@ -260,10 +315,18 @@ impl Intake {
         !self.is_dirty && !self.scan_failed && self.unsettled() == 0
     }
 
+    /// Forgets an artifact that was claimed by its name, for somebody who asked for it.
+    pub(super) fn requested(&mut self, primary: &str, name: &str, members: &[Entry]) {
+        members.iter().for_each(|member| self.drop_entry(&member.name));
+        self.drop_folder(name);
+        self.ready.retain(|other| *other.primary != *primary);
+    }
+
     /// Forgets an artifact that was moved out of the directory.
     pub(super) fn claimed(&mut self, artifact: &Artifact) {
-        for member in &artifact.members {
-            self.drop_entry(&member.name);
+        match &artifact.folder {
+            Some(folder) => self.drop_folder(&folder.entry.name),
+            None => artifact.members.iter().for_each(|member| self.drop_entry(&member.name)),
         }
         self.ready.retain(|other| other.primary != artifact.primary);
     }
@@ -272,6 +335,9 @@ impl Intake {
     pub(super) fn disturbed(&mut self, artifact: &Artifact, now: Duration) {
         self.claimed(artifact);
         self.is_dirty = true;
+        if artifact.folder.is_some() {
+            return self.scan_soon();
+        }
         for member in &artifact.members {
             self.look_at(&member.name, now);
         }
@@ -300,6 +366,7 @@ impl Intake {
         self.denied.hold(&self.directory, primary, members);
         for member in members {
             self.drop_entry(&member.name);
+            self.drop_folder(&member.name);
         }
     }
 
@@ -311,7 +378,8 @@ impl Intake {
     fn scan(&mut self, now: Duration) {
         let begun = tokio::time::Instant::now();
         self.denied.look_at_directory(&self.directory);
-        let mut listing = match scan::list(&self.directory) {
+        let listed = scan::list(&self.directory).and_then(|listing| self.list_folders(listing, now));
+        let mut listing = match listed {
             Ok(listing) => listing,
             Err(error) => {
                 self.report_failed_scan(&error);
@@ -327,7 +395,7 @@ impl Intake {
             tracing::warn!(limit = scan::MAX_ENTRIES, "the queue directory holds more files than are looked at");
         }
         listing.entries.iter().for_each(|entry| self.denied.look_at(entry));
-        listing.entries.retain(|entry| !self.is_left(entry));
+        listing.entries.retain(|entry| scan::folder_of(&entry.name).is_some() || !self.is_left(entry));
         let events = self.settling.observe_all(&listing.entries, now);
         for entry in listing.entries {
             self.put_entry(entry);
@@ -337,6 +405,32 @@ impl Intake {
         }
         self.has_scanned = true;
         self.next_scan = now + RESCAN.max(begun.elapsed() * RESCAN_SHARE);
+        self.soonest_scan = now + SOONEST_RESCAN.max(begun.elapsed() * SOONEST_SHARE);
+    }
+
+    /// Adds the files of all folders to a listing.
+    fn list_folders(&mut self, mut listing: Listing, now: Duration) -> io::Result<Listing> {
+        listing.folders.iter().for_each(|folder| self.denied.look_at(folder));
+        listing.folders.retain(|folder| !self.denied.holds(&folder.name));
+        self.folders.retain(&self.directory, &listing.folders);
+        for folder in std::mem::take(&mut listing.folders) {
+            let age = if self.has_scanned { Duration::ZERO } else { self.age(&folder) };
+            let (name, inode) = (folder.name.clone(), folder.inode);
+            match self.folders.look(&self.directory, folder, age, now) {
+                Ok(is_changed) => self.is_dirty |= is_changed,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.folders.forget(&self.directory, &name),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    self.folders.forget(&self.directory, &name);
+                    let name = name.as_ref().to_owned();
+                    listing.refused.push(Refused { name, inode, refusal: Refusal::Closed });
+                }
+                Err(error) => return Err(error),
+            }
+            let files = self.folders.get(&name).map(|folder| folder.content.files.iter().cloned());
+            listing.entries.extend(files.into_iter().flatten());
+        }
+        listing.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(listing)
     }
 
     fn look_at(&mut self, name: &str, now: Duration) {
@@ -345,8 +439,9 @@ impl Intake {
             self.denied.look_at(entry);
         }
         match looked {
-            Ok(Some(entry)) if self.is_left(&entry) => self.drop_entry(name),
-            Ok(Some(entry)) => match scan::role(&entry) {
+            Ok(Some(entry)) if scan::folder_of(name).is_none() && self.is_left(&entry) => self.drop_entry(name),
+            Ok(Some(entry)) => match role_here(&entry) {
+                Role::Folder => self.scan_soon(),
                 Role::Candidate | Role::Companion => {
                     let events = self.settling.observe(&entry, now);
                     self.put_entry(entry);
@@ -385,6 +480,15 @@ impl Intake {
     fn age(&self, entry: &Entry) -> Duration {
         let age = self.world.now().as_nanosecond() - entry.ctime_ns;
         u64::try_from(age).map_or(Duration::ZERO, Duration::from_nanos)
+    }
+
+    fn drop_folder(&mut self, name: &str) {
+        self.folders.forget(&self.directory, name);
+        let below = |file: &&Name| scan::folder_of(file) == Some(name);
+        let files: Vec<Name> = self.entries.keys().filter(below).cloned().collect();
+        for file in files {
+            self.drop_entry(&file);
+        }
     }
 
     fn drop_entry(&mut self, name: &str) {
@@ -428,9 +532,11 @@ impl Intake {
         left.is_some_and(|left| left.inode == entry.inode && left.stamp() != entry.stamp())
     }
 
-    /// Everything that may belong to an artifact, as the grouping wants it.
-    fn files(&mut self, now: Duration) -> BTreeMap<Name, File> {
+    /// Everything that may belong to an artifact, as the grouping wants it: the files of the queue directory itself, and
+    /// those of each folder.
+    fn files(&mut self, now: Duration) -> (BTreeMap<Name, File>, BTreeMap<Name, Inside>) {
         let mut files = BTreeMap::new();
+        let mut folders: BTreeMap<Name, Inside> = BTreeMap::new();
         let mut empty = Vec::new();
         for (name, Seen { entry, age, .. }) in &self.entries {
             let last_change = self.settling.last_change(name).unwrap_or_default();
@@ -449,9 +555,15 @@ impl Intake {
                         false
                     }
                 };
+            let folder = scan::folder_of(name).map(|folder| folders.entry(folder.into()).or_default());
             if is_stable && entry.size == 0 {
                 if scan::role(entry) == Role::Candidate {
-                    empty.push(Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal: Refusal::Empty });
+                    let refused =
+                        Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal: Refusal::Empty };
+                    match folder {
+                        Some(folder) => folder.empty = Some(refused),
+                        None => empty.push(refused),
+                    }
                 }
                 continue;
             }
@@ -467,10 +579,14 @@ impl Intake {
             };
             let first_sight = self.settling.first_sight(name).unwrap_or_default();
             let size = entry.size;
-            files.insert(name.clone(), File { is_stable, size, first_sight, last_change, references });
+            let file = File { is_stable, size, first_sight, last_change, references };
+            match folder {
+                Some(folder) => folder.add(entry, file, now.saturating_sub(last_change).saturating_add(*age)),
+                None => drop(files.insert(name.clone(), file)),
+            }
         }
         self.ignore_unnamed(&files, empty, now);
-        files
+        (files, folders)
     }
 
     /// Records the files that are no disks and that nobody names, and those that are empty.
@@ -496,11 +612,84 @@ impl Intake {
         self.ignored.set_unnamed(refused);
     }
 
+    fn group_folders(&mut self, mut folders: BTreeMap<Name, Inside>, now: Duration) {
+        let mut refused = Vec::new();
+        self.folders.resting = 0;
+        for name in self.folders.names() {
+            let inside = folders.remove(&name).unwrap_or_default();
+            refused.extend(self.judge_folder(&name, &inside, now));
+        }
+        self.ignored.set_folders(refused);
+    }
+
+    /// Decides about one folder; returns what keeps it from being taken, if that is to be reported.
+    fn judge_folder(&mut self, name: &Name, inside: &Inside, now: Duration) -> Option<Refused> {
+        let folder = self.folders.get(name)?;
+        let still_at = folder.changed_at + self.look_interval * EQUAL_LOOKS;
+        if let Some(fault) = folder.content.fault.clone().or_else(|| inside.empty.clone()) {
+            return self.is_due(still_at, now).then_some(fault);
+        }
+        if inside.is_settling || folder.content.is_unfinished() {
+            return None;
+        }
+        let is_moved_in = folder.is_as_found && self.arrivals.writer(name) == Writer::Closed;
+        let quiet = now.saturating_sub(folder.changed_at) + folder.age;
+        let quiet = inside.quiet.map_or(quiet, |of_files| of_files.min(quiet));
+        let following = self.look_interval * FOLLOWING_LOOKS;
+        let rested_at = |rest: Duration| still_at.max(now + rest.saturating_sub(quiet));
+        let (complete_at, quiet_at) = (rested_at(following), rested_at(following.max(self.arrivals.quiet_period())));
+        let entry = folder.entry.clone();
+        let mut verdicts = Vec::new();
+        let timeout = self.companion_timeout;
+        companions::group(&inside.files, |_, _| None, now, timeout, |verdict| verdicts.push(verdict));
+        match folder::decide(verdicts, &inside.files) {
+            Decision::Settle => None,
+            Decision::Wait(until) => {
+                self.is_due(until, now);
+                None
+            }
+            Decision::Refuse(refusal) => {
+                let is_due = self.is_due(quiet_at, now);
+                is_due.then(|| Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal })
+            }
+            Decision::Take { primary, members, disks, failure, rest } => {
+                let (due, witness) = match rest {
+                    _ if is_moved_in => (still_at, Witness::Writer),
+                    Rest::Looks => (still_at, Witness::Format),
+                    Rest::Manifest => (complete_at, Witness::Format),
+                    Rest::Quiet => (quiet_at, Witness::Quiet),
+                };
+                if !self.is_due(due, now) {
+                    self.folders.resting += 1;
+                    return None;
+                }
+                let path = |base: &Name| inside.paths.get(base).cloned();
+                let members: Vec<Name> = members.iter().filter_map(path).collect();
+                let disks = disks.iter().filter_map(path).collect();
+                let is_left = |path: &Name| self.entries.get(path).is_some_and(|seen| self.is_left(&seen.entry));
+                if !members.iter().all(is_left)
+                    && let Some(primary) = path(&primary)
+                {
+                    self.add_ready(primary, members, Vec::new(), failure, Some(OfFolder { entry, disks, witness }));
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether this moment has come; if not, the groups are made again then.
+    fn is_due(&mut self, at: Duration, now: Duration) -> bool {
+        if now < at {
+            self.next_group = Some(self.next_group.map_or(at, |other| other.min(at)));
+        }
+        now >= at
+    }
+
     fn take_in(&mut self, verdict: Verdict) {
         match verdict {
-            Verdict::Ready { primary, members, taken_back } => self.add_ready(primary, members, taken_back, None),
+            Verdict::Ready { primary, members, taken_back } => self.add_ready(primary, members, taken_back, None, None),
             Verdict::Incomplete { primary, members, failure } => {
-                self.add_ready(primary, members, Vec::new(), Some(failure));
+                self.add_ready(primary, members, Vec::new(), Some(failure), None);
             }
             Verdict::Waiting { until, .. } => {
                 self.next_group = Some(self.next_group.map_or(until, |at| at.min(until)));
@@ -516,6 +705,7 @@ impl Intake {
         mut members: Vec<Name>,
         taken_back: Vec<TakenBack>,
         failure: Option<Failure>,
+        folder: Option<OfFolder>,
     ) {
         let Some(seen) = self.entries.get_mut(&primary) else { return };
         if !std::mem::replace(&mut seen.is_announced, true) {
@@ -523,13 +713,22 @@ impl Intake {
         }
         members.retain(|name| *name != primary);
         members.shrink_to_fit();
-        self.ready.push(Ready { primary, companions: members, taken_back, failure: failure.map(Box::new) });
+        let (failure, folder) = (failure.map(Box::new), folder.map(Box::new));
+        self.ready.push(Ready { primary, companions: members, taken_back, failure, folder });
     }
 
     fn report_failed_scan(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.scan_failed, true) {
             tracing::error!(directory = %self.directory.display(), %error, "cannot look at the queue directory");
         }
+    }
+}
+
+/// What an entry is. In a folder every file is at least a companion: the folder is taken as a whole.
+fn role_here(entry: &Entry) -> Role {
+    match scan::role(entry) {
+        Role::Ignored if entry.kind == Kind::Regular && scan::folder_of(&entry.name).is_some() => Role::Companion,
+        role => role,
     }
 }
 
@@ -557,7 +756,7 @@ mod tests {
             quiet_period: Duration::ZERO,
         };
         let mut intake =
-            Intake::new(directory.path().to_owned(), pace, Writers::default(), vec![left], World::default());
+            Intake::new(directory.path().to_owned(), pace, Default::default(), vec![left], World::default());
         intake.look(Duration::ZERO);
         intake.hint("vm.raw", Duration::ZERO);
         assert_eq!(intake.unsettled(), 0);

@@ -120,7 +120,7 @@ impl<E: Executor> Engine<E> {
         let (status, _) = advance(row.status.clone(), Observation::Published, &self.settings.policy, now);
         let disposal = Disposal::of(End::Succeeded, self.settings.archive_processed);
         let placement = dispose::plan(&self.settings.paths, &row.claim, disposal)?;
-        let left = super::dispose::left_sources(&self.settings.paths, &placement);
+        let left = super::dispose::left_sources(&self.settings.paths, &row.claim, &placement);
         let name = row.claim.primary.clone();
         let start = status.attempts.last().and_then(|last| last.start_time).unwrap_or(now);
         let output_path = target.to_string_lossy().into_owned();

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Conversions that somebody asked for by a path: found, waited for, and claimed under the id of the request.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,11 +15,11 @@ use crate::conversion::contract::CLAIM_FILE;
 use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, Failure, Reason, chain};
 use crate::executor::{Executor, Request};
 use crate::files::paths::is_plain_name;
-use crate::queue::companions;
+use crate::queue::companions::{self, File};
 use crate::queue::error_file;
-use crate::queue::scan::{self, Entry, Kind};
+use crate::queue::folder::{self, Decision};
+use crate::queue::scan::{self, Entry, Kind, Name, Refusal, Role};
 
-use super::intake::Artifact;
 use super::{Conversion, Engine, Error, PAUSE, Result};
 
 /// How long the files of a request may take to arrive.
@@ -53,17 +54,27 @@ struct Sought {
 enum Found {
     /// All files are there; the primary comes first.
     Whole(Vec<Entry>),
+    /// A folder, whose members these are; the primary comes first.
+    Folder(Folder, Vec<Entry>),
     /// These files are missing.
     Missing(Vec<String>),
     /// Nothing there can be claimed.
     Unfit(Failure),
 }
 
+/// A requested folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Folder {
+    entry: Entry,
+    /// Members that are disks by themselves, where there are several and no OVF.
+    disks: Vec<String>,
+}
+
 /// What is done with a request now.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Wait,
-    Take(Vec<Entry>),
+    Take(Vec<Entry>, Option<Folder>),
     Decline(Failure),
 }
 
@@ -108,8 +119,8 @@ impl<E: Executor> Engine<E> {
         let sought = self.requests.sought.entry(request.id.clone()).or_insert_with(fresh);
         match sought.judge(found, request, now, wall) {
             Verdict::Decline(failure) => self.decline_request(request, failure).await,
-            Verdict::Take(members) if self.room() > 0 => self.claim_request(request, members).await,
-            Verdict::Take(_) | Verdict::Wait => Ok(()),
+            Verdict::Take(members, folder) if self.room() > 0 => self.claim_request(request, members, folder).await,
+            Verdict::Take(..) | Verdict::Wait => Ok(()),
         }
     }
 
@@ -118,15 +129,18 @@ impl<E: Executor> Engine<E> {
         Ok(self.executor.decline(&request.id, failure).await?)
     }
 
-    async fn claim_request(&mut self, request: &Request, members: Vec<Entry>) -> Result<()> {
+    async fn claim_request(&mut self, request: &Request, members: Vec<Entry>, folder: Option<Folder>) -> Result<()> {
         let now = self.wall();
-        let (origin, primary) = split(&request.path);
+        let (origin, name) = split(&request.path);
+        let primary = members.first().map_or(name, |first| &first.name).to_owned();
         let claim = Claim {
             contract_version: CONTRACT_VERSION,
             id: request.id.clone(),
             queue_uid: self.settings.home.queue_uid().to_owned(),
             origin: origin.to_owned(),
-            primary: primary.to_owned(),
+            folder: folder.as_ref().map(|folder| folder.entry.member()),
+            disks: folder.as_ref().map(|folder| folder.disks.clone()).unwrap_or_default(),
+            primary: primary.clone(),
             members: members.iter().map(Entry::member).collect(),
             claimed_at: now,
             complete_by: None,
@@ -138,9 +152,7 @@ impl<E: Executor> Engine<E> {
         let row = self.record_claim(claim, None, None).await?;
         self.conversions.insert(request.id.clone(), Conversion::new(row));
         if origin.is_empty() {
-            let primary = primary.into();
-            let artifact = Artifact { primary, members, taken_back: Vec::new(), failure: None, complete_by: None };
-            self.intake.claimed(&artifact);
+            self.intake.requested(&primary, name, &members);
         }
         if let Err(error) = self.advance_one(&request.id).await {
             self.note_error(&request.id, &error);
@@ -156,7 +168,7 @@ impl<E: Executor> Engine<E> {
 impl Sought {
     fn judge(&mut self, found: Found, request: &Request, now: Duration, wall: Timestamp) -> Verdict {
         let is_late = now.saturating_sub(self.since) >= PATIENCE;
-        let members = match found {
+        let (members, folder) = match found {
             Found::Unfit(failure) => return Verdict::Decline(failure),
             Found::Missing(_) if !is_late => return Verdict::Wait,
             Found::Missing(names) => {
@@ -167,7 +179,8 @@ impl Sought {
                 let message = format!("{}: {missing} is not there, and did not come in a minute", request.path);
                 return Verdict::Decline(Failure::new(reason, message));
             }
-            Found::Whole(members) => members,
+            Found::Whole(members) => (members, None),
+            Found::Folder(folder, members) => (members, Some(folder)),
         };
         if members != self.members {
             self.members.clone_from(&members);
@@ -178,7 +191,7 @@ impl Sought {
             wall.duration_since(touched) >= LONG_STILL
         };
         if members.iter().all(untouched) || now.saturating_sub(self.unchanged_since) >= STILL {
-            return Verdict::Take(members);
+            return Verdict::Take(members, folder);
         }
         Verdict::Wait
     }
@@ -203,6 +216,10 @@ fn find(queue: &Path, request: &Request) -> io::Result<Found> {
         Ok(_) => return unfit(Reason::UnsafeReference, "leads through a symbolic link, which is never followed"),
         Err(error) if is_missing(&error) => return Ok(Found::Missing(vec![primary.to_owned()])),
         Err(error) => return Err(error),
+    }
+    match scan::look(&directory, primary)? {
+        Some(entry) if entry.kind == Kind::Directory => return find_folder(&directory, entry, request),
+        _ => {}
     }
     let mut missing = Vec::new();
     let mut members: Vec<Entry> = Vec::new();
@@ -239,6 +256,41 @@ fn find(queue: &Path, request: &Request) -> io::Result<Found> {
     }
     members.sort_by(|a, b| (*a.name != *primary, &a.name).cmp(&(*b.name != *primary, &b.name)));
     Ok(Found::Whole(members))
+}
+
+/// Looks into a requested folder of `directory`.
+fn find_folder(directory: &Path, entry: Entry, request: &Request) -> io::Result<Found> {
+    let unfit = |refusal: Refusal, name: &str| {
+        let message = format!("{name} {}", refusal.text());
+        Ok(Found::Unfit(Failure::new(Reason::UnsupportedFormat, message)))
+    };
+    let content = folder::list(directory, &entry.name)?;
+    if let Some(fault) = content.fault {
+        return unfit(fault.refusal, &fault.name);
+    }
+    let files = content.files.iter().filter(|file| file.size > 0 && scan::role(file) != Role::Ignored);
+    let mut found: BTreeMap<Name, (&Entry, File)> = BTreeMap::new();
+    for file in files {
+        let is_descriptor = companions::may_be_descriptor(file);
+        let references = is_descriptor.then(|| companions::read_references(directory, &file.name).unwrap_or_default());
+        let (first_sight, last_change) = (Duration::ZERO, Duration::ZERO);
+        let references = Arc::new(references.unwrap_or_default());
+        let known = File { is_stable: true, size: file.size, first_sight, last_change, references };
+        found.insert(scan::base(&file.name).into(), (file, known));
+    }
+    let files = found.iter().map(|(name, (_, file))| (name.clone(), file.clone())).collect();
+    let mut verdicts = Vec::new();
+    companions::group(&files, |_, _| None, Duration::ZERO, Duration::ZERO, |verdict| verdicts.push(verdict));
+    match folder::decide(verdicts, &files) {
+        Decision::Take { failure: Some(failure), .. } => Ok(Found::Unfit(failure)),
+        Decision::Take { members, disks, .. } => {
+            let path = |name: &Name| found.get(name).map(|(entry, _)| (*entry).clone());
+            let disks = disks.iter().filter_map(path).map(|entry| entry.name.as_ref().to_owned()).collect();
+            Ok(Found::Folder(Folder { entry, disks }, members.iter().filter_map(path).collect()))
+        }
+        Decision::Refuse(refusal) => unfit(refusal, &request.path),
+        Decision::Wait(_) | Decision::Settle => unfit(Refusal::NoDisk, &request.path),
+    }
 }
 
 fn is_missing(error: &io::Error) -> bool {

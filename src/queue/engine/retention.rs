@@ -171,7 +171,7 @@ impl<E: Executor> Engine<E> {
         let bytes = sources.iter().map(|file| file.member.size_bytes).sum();
         let into_trash = |EndedFile { path, member }| {
             let to = dir.join(&member.name);
-            PlannedMove { from: path, to, member }
+            PlannedMove { from: path, to, member, is_folder: false }
         };
         let moves = sources.into_iter().map(into_trash).collect();
         EndedPlan::RemoveSources { what, placement: Placement { dir, moves }, bytes }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why an entry of the queue directory is left where it is, and what a person can do about it.
 
-use super::extension;
+use super::{Kind, extension};
 
 /// Why an entry is never taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
     Symlink,
-    Directory,
+    /// A directory of another volume.
+    Mounted,
     Fifo,
     Socket,
     Device,
@@ -25,6 +26,20 @@ pub enum Refusal {
     Checkpoint,
     /// Another file that nothing here names.
     Other,
+    /// A folder of this name would be taken for a record of ours.
+    Reserved,
+    /// A folder in a folder of a folder.
+    Deep,
+    /// A disk of a folder with the base name of another one.
+    Twin,
+    /// A folder with more than one machine.
+    Several,
+    /// A folder without a disk image.
+    NoDisk,
+    /// A folder with more files than a machine has.
+    Crowded,
+    /// A folder that may not be read.
+    Closed,
 }
 
 impl Refusal {
@@ -40,6 +55,17 @@ impl Refusal {
         }
     }
 
+    /// Why an entry of this kind, which is no regular file, is not claimed.
+    #[must_use]
+    pub const fn of_kind(kind: Kind) -> Self {
+        match kind {
+            Kind::Symlink => Self::Symlink,
+            Kind::Fifo => Self::Fifo,
+            Kind::Socket => Self::Socket,
+            Kind::Regular | Kind::Directory | Kind::Device => Self::Device,
+        }
+    }
+
     /// Whether it may yet become a member: manifests and certificates come before their OVF.
     #[must_use]
     pub const fn may_be_named_later(self) -> bool {
@@ -51,7 +77,7 @@ impl Refusal {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Symlink => "is a symbolic link, which is never followed; move the file itself here",
-            Self::Directory => "is a directory; move the files in it here",
+            Self::Mounted => "is a mount point, which can't be moved; copy the folder itself here",
             Self::Fifo => "is a FIFO, not a disk image",
             Self::Socket => "is a socket, not a disk image",
             Self::Device => "is a device, which is never read; make an image of it",
@@ -67,6 +93,15 @@ impl Refusal {
                 "is no disk image, and nothing here names it; disk images end in .vmdk, .ova, .ovf, .vhd, .vhdx, .vdi, \
                  .qcow2, .raw, .img or .ami"
             }
+            Self::Reserved => "has a name that is kept for records; rename it",
+            Self::Deep => "lies too deep in a dropped folder; move its files up, to one level below the folder at most",
+            Self::Twin => {
+                "has the name of another disk of its folder; rename one of them, or give each machine its folder"
+            }
+            Self::Several => "holds more than one machine; give each of them a folder of its own",
+            Self::NoDisk => "is a folder without a disk image; put the machine's disks into it, or move it away",
+            Self::Closed => "may not be read; let the daemon read and write the folder (chmod -R g+rwX)",
+            Self::Crowded => "holds more files than a machine has; give each machine a folder of its own",
         }
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::conversion::status::AttemptRecord;
 use crate::conversion::{Attempt, Claim, ConversionStatus, Failure};
 use crate::files::paths::Paths;
-use crate::files::placement::{Placement, PlannedMove, is_member};
+use crate::files::placement::{Placement, PlannedMove};
 use crate::queue::error_file::{self, ErrorFile};
 
 /// Greatest number of attempts that is believed: people may write to `.errors/`.
@@ -45,7 +45,7 @@ impl Reports {
     fn add(&mut self, dir: &Path) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let primary = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_file())
+            if entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_dir())
                 && let Some(report) = error_file::read(&primary)
             {
                 self.found.entry(report.id.clone()).or_default().push((primary, report));
@@ -65,19 +65,20 @@ impl Reports {
 
 fn placement(paths: &Paths, claim: &Claim, primary: &Path) -> Option<Placement> {
     let (dir, from) = (primary.parent()?, paths.claim_dir(&claim.id));
-    let is_single = claim.members.len() == 1;
+    let is_single = claim.moved().len() == 1;
     let moves: Vec<PlannedMove> = claim
-        .members
+        .moved()
         .iter()
         .map(|member| PlannedMove {
             from: from.join(&member.name),
             // A single file may have got a suffix; the members of a group keep their names.
             to: if is_single { primary.to_owned() } else { dir.join(&member.name) },
             member: member.clone(),
+            is_folder: claim.folder.is_some(),
         })
         .collect();
     let is_whole = moves.first().is_some_and(|first| first.to == primary)
-        && moves.iter().all(|planned| is_member(&planned.to, &planned.member));
+        && moves.iter().all(|planned| planned.is_at(&planned.to));
     is_whole.then(|| Placement { dir: dir.to_owned(), moves })
 }
 

@@ -99,7 +99,7 @@ fn a_file_that_has_been_still_is_taken_at_once_and_another_when_it_is() {
     let whole = |touched, size| Found::Whole(vec![entry(touched, size)]);
     let mut sought = Sought::default();
     let verdict = sought.judge(whole(1000, 1), &request, Duration::ZERO, at(1010));
-    assert_eq!(verdict, Verdict::Take(vec![entry(1000, 1)]));
+    assert_eq!(verdict, Verdict::Take(vec![entry(1000, 1)], None));
 
     let mut sought = Sought::default();
     // The clock of the file's writer may be ahead of ours.
@@ -122,4 +122,23 @@ fn what_does_not_come_in_a_minute_is_missing() {
         let Verdict::Decline(failure) = judge(60) else { panic!("{missing} is waited for") };
         assert_eq!(failure.reason, expected);
     }
+}
+
+#[test]
+fn a_requested_folder_is_one_machine() {
+    let queue = queue();
+    let folder = queue.path().join(".errors/web01");
+    create_dir_all(folder.join("disks")).unwrap();
+    write(folder.join("disks/a.raw"), "x").unwrap();
+    write(folder.join("b.raw"), "x").unwrap();
+    write(folder.join("notes.txt"), "x").unwrap();
+    let Found::Folder(found, members) = find(queue.path(), &request(".errors/web01", &[])).unwrap() else {
+        panic!("it is a folder")
+    };
+    let members: Vec<&str> = members.iter().map(|member| member.name.as_ref()).collect();
+    assert_eq!((found.entry.name.as_ref(), members), ("web01", vec!["web01/disks/a.raw", "web01/b.raw"]));
+    assert_eq!(found.disks, ["web01/disks/a.raw", "web01/b.raw"]);
+    symlink("b.raw", folder.join("link.raw")).unwrap();
+    let found = find(queue.path(), &request(".errors/web01", &[])).unwrap();
+    assert_eq!(reason(&found), Reason::UnsupportedFormat);
 }

@@ -18,7 +18,7 @@ use crate::files::Paths;
 use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 use crate::ledger::{self, Ledger};
 use crate::notification::NotificationConfig;
-use crate::queue::engine::events::Hints;
+use crate::queue::engine::events::{Events, Hints};
 use crate::queue::engine::outbox::Outbox;
 use crate::queue::engine::{Engine, Home, Remote, Settings, World as Machine};
 use crate::queue::guard::Guard;
@@ -229,7 +229,7 @@ impl<'a> Play<'a> {
         let executor = Worker::new(Rc::clone(&self.world), writer.clone());
         let outbox = Outbox::kept(NotificationConfig { on_success: true, ..NotificationConfig::default() });
         let (_events, names) = mpsc::channel(1);
-        let hints = Hints { names, writers: Writers::default() };
+        let hints = Hints { names, writers: Writers::default(), events: Events::default() };
         let started = self.time.now();
         self.volume.note("starts".to_owned());
         let starting = Engine::start(self.settings(guard), executor, writer.clone(), outbox, hints, started);

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A folder of the queue directory is one machine: what lies in it, and what is to be done with it.
+//!
+//! Its files are named by their paths from the queue directory, `web01/Virtual Hard Disks/web01.vhdx`. Within the folder
+//! a descriptor names them by their base names, wherever they lie.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::companions::{File, Verdict};
+use super::scan::{self, Entry, Kind, Name, Refusal, Refused};
+use crate::conversion::Failure;
+use crate::conversion::contract::MAX_MEMBERS;
+
+/// Most entries of a folder: the largest split disk, and as many other files.
+pub const MAX_ENTRIES: usize = 2 * MAX_MEMBERS;
+
+/// Extensions of Hyper-V's changes of a disk: without them the disk is not what the guest saw last.
+const CHANGES: [&str; 2] = ["avhd", "avhdx"];
+
+/// What lies in a folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Its regular files, hidden ones too, in the order of their paths.
+    pub files: Vec<Entry>,
+    /// Paths of the folders in it, in their order.
+    pub folders: Vec<String>,
+    /// The entry because of which it is not taken.
+    pub fault: Option<Refused>,
+}
+
+impl Content {
+    /// Whether a file's name says that it is still being received.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        self.files.iter().any(|file| scan::is_unfinished(&file.name))
+    }
+
+    /// Records why the folder is not taken; the first reason stays.
+    fn refuse(&mut self, name: &str, inode: u64, refusal: Refusal) {
+        self.fault.get_or_insert(Refused { name: name.to_owned(), inode, refusal });
+    }
+}
+
+/// Lists the folder `name` of `dir` and the folders in it, without opening or following anything.
+pub fn list(dir: &Path, name: &str) -> io::Result<Content> {
+    let mut content = Content::default();
+    list_into(&mut content, dir, name)?;
+    for folder in content.folders.clone() {
+        match list_into(&mut content, dir, &folder) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    content.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    content.folders.sort_unstable();
+    if content.files.len() + content.folders.len() > MAX_ENTRIES {
+        content.refuse(name, 0, Refusal::Crowded);
+        content.files.clear();
+    }
+    if let Some(twin) = twin(&content.files) {
+        content.refuse(&twin.name.clone(), twin.inode, Refusal::Twin);
+    }
+    Ok(content)
+}
+
+/// Adds what lies in `path`, which is the folder itself or a folder in it.
+fn list_into(content: &mut Content, dir: &Path, path: &str) -> io::Result<()> {
+    let is_top = !path.contains('/');
+    for entry in fs::read_dir(dir.join(path))?.take(MAX_ENTRIES + 1) {
+        let entry = entry?;
+        let found = match entry.metadata() {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        let name = entry.file_name();
+        let Some(plain) = name.to_str() else {
+            let shown = format!("{path}/{}", name.to_string_lossy());
+            content.refuse(&shown, 0, Refusal::Name);
+            continue;
+        };
+        let entry = Entry::of(&format!("{path}/{plain}"), &found);
+        match entry.kind {
+            Kind::Regular => {
+                if CHANGES.contains(&scan::extension(plain).as_str()) {
+                    content.refuse(&entry.name, entry.inode, Refusal::Checkpoint);
+                }
+                content.files.push(entry);
+            }
+            Kind::Directory if scan::is_of_system(plain) => {}
+            Kind::Directory if is_top => content.folders.push(entry.name.as_ref().to_owned()),
+            Kind::Directory if is_empty(&dir.join(entry.name.as_ref()))? => {}
+            Kind::Directory => content.refuse(&entry.name, entry.inode, Refusal::Deep),
+            kind => content.refuse(&entry.name, entry.inode, Refusal::of_kind(kind)),
+        }
+    }
+    Ok(())
+}
+
+fn is_empty(dir: &Path) -> io::Result<bool> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e),
+    }
+}
+
+/// A disk that has the base name of another one.
+fn twin(files: &[Entry]) -> Option<&Entry> {
+    let mut names = std::collections::HashSet::new();
+    files.iter().find(|file| scan::is_candidate_name(&file.name) && !names.insert(scan::base(&file.name)))
+}
+
+/// How long a folder must stand still before it is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rest {
+    /// As long as a file that settles: an OVF says what the machine has, and all of it is there.
+    Looks,
+    /// Longer: a manifest may follow.
+    Manifest,
+    /// For the quiet period, unless the folder was renamed here: nothing says that no file is to follow.
+    Quiet,
+}
+
+/// What is to be done with a folder whose files have all arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is claimed, when it has rested. All names are base names.
+    Take {
+        primary: Name,
+        /// All members, the primary first.
+        members: Vec<Name>,
+        /// The members that are disks by themselves, where there are several and no OVF.
+        disks: Vec<Name>,
+        /// Why it fails without an attempt.
+        failure: Option<Failure>,
+        rest: Rest,
+    },
+    /// Members may come until then.
+    Wait(Duration),
+    /// Some file is not complete.
+    Settle,
+    /// It is not taken, and when it has been quiet that is reported.
+    Refuse(Refusal),
+}
+
+/// Decides about a folder, of whose files (by their base names) the grouping said this.
+#[must_use]
+pub fn decide(verdicts: Vec<Verdict>, files: &BTreeMap<Name, File>) -> Decision {
+    if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Settling { .. } | Verdict::Recall { .. })) {
+        return Decision::Settle;
+    }
+    let waiting = verdicts.iter().filter_map(|verdict| match verdict {
+        Verdict::Waiting { until, .. } => Some(*until),
+        _ => None,
+    });
+    if let Some(until) = waiting.min() {
+        return Decision::Wait(until);
+    }
+    let mut decided = verdicts.into_iter().filter_map(|verdict| match verdict {
+        Verdict::Ready { primary, members, .. } => Some((primary, members, None)),
+        Verdict::Incomplete { primary, members, failure } => Some((primary, members, Some(failure))),
+        _ => None,
+    });
+    let Some((primary, mut members, failure)) = decided.next() else { return Decision::Refuse(Refusal::NoDisk) };
+    let others: Vec<_> = decided.collect();
+    if others.is_empty() {
+        let rest = rest(&primary, files);
+        return Decision::Take { primary, members, disks: Vec::new(), failure, rest };
+    }
+    let is_machine = |name: &str| matches!(scan::extension(name).as_str(), "ovf" | "ova");
+    let is_disk = |name: &Name, failure: &Option<Failure>| failure.is_none() && !is_machine(name);
+    if !is_disk(&primary, &failure) || !others.iter().all(|(name, _, failure)| is_disk(name, failure)) {
+        return Decision::Refuse(Refusal::Several);
+    }
+    let disks = std::iter::once(&primary).chain(others.iter().map(|(name, ..)| name)).cloned().collect();
+    members.extend(others.into_iter().flat_map(|(_, members, _)| members));
+    Decision::Take { primary, members, disks, failure: None, rest: Rest::Quiet }
+}
+
+fn rest(primary: &Name, files: &BTreeMap<Name, File>) -> Rest {
+    if scan::extension(primary) != "ovf" {
+        return Rest::Quiet;
+    }
+    let named = files.get(primary).map(|file| &file.references);
+    let is_there = |name: &String| files.contains_key(name.as_str()) || !name.ends_with(".mf");
+    let has_manifest = named.is_none_or(|references| references.optional.iter().all(is_there));
+    if has_manifest { Rest::Looks } else { Rest::Manifest }
+}
+
+#[cfg(test)]
+mod tests;
