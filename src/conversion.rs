@@ -20,6 +20,7 @@ pub use claim::{Alone, Claim, Member, Stamp, Witness};
 pub use contract::CONTRACT_VERSION;
 pub use domain::domain_xml;
 pub use failure::{Class, Failure, Phase, Reason, Stage, chain};
+pub use file_name::stem;
 pub use hex::hex;
 pub use id::{Attempt, ConversionId, InvalidId};
 pub use options::{Compression, ConversionOptions, OutputFormat};

@@ -66,6 +66,12 @@ pub const WORK_DIR: &str = ".work";
 pub const EXTENSIONS: [&str; 12] =
     ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2", "hdd", "hds"];
 
+/// Extensions of a file that is packed, in lower case; before it stands one of [`EXTENSIONS`], or `tar`.
+pub const PACKED: [&str; 5] = ["gz", "xz", "zst", "bz2", "zip"];
+
+/// Extensions of archives around one disk or one appliance, in lower case.
+pub const ARCHIVES: [&str; 6] = ["zip", "tar", "tgz", "txz", "tzst", "tbz2"];
+
 /// Ending of a file that we are still receiving.
 pub const PART: &str = ".part";
 /// Endings of uploads that are under way, in lower case.

@@ -1,16 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The parts of a file's name.
 
-/// The name without its extension: all before the last dot.
+use super::contract::{ARCHIVES, EXTENSIONS, PACKED};
+
+/// The name without its extension: all before the last dot, and of a packed disk all before the disk's own extension.
 #[must_use]
-pub(crate) fn stem(name: &str) -> &str {
-    name.rsplit_once('.').map_or(name, |(stem, _)| stem)
+pub fn stem(name: &str) -> &str {
+    let Some((stem, last)) = name.rsplit_once('.') else { return name };
+    if !is_one_of(&PACKED, last) {
+        return stem;
+    }
+    stem.rsplit_once('.').filter(|(_, inner)| is_packable(inner)).map_or(stem, |(stem, _)| stem)
 }
 
 /// The extension without its dot: all after the last one, empty where there is none.
 #[must_use]
 pub(crate) fn extension(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(_, extension)| extension)
+}
+
+/// Whether a file of this name is taken: a disk or an appliance, packed or not.
+#[must_use]
+pub(crate) fn is_taken(name: &str) -> bool {
+    let Some((stem, last)) = name.rsplit_once('.') else { return false };
+    is_disk_extension(last)
+        || is_one_of(&ARCHIVES, last)
+        || (is_one_of(&PACKED, last) && stem.rsplit_once('.').is_some_and(|(_, inner)| is_packable(inner)))
+}
+
+/// Whether this is the extension of a disk or an appliance, in any case.
+#[must_use]
+pub(crate) fn is_disk_extension(extension: &str) -> bool {
+    is_one_of(&EXTENSIONS, extension)
+}
+
+/// The name of what a file of this name packs; `None` where the name does not say that it packs anything.
+#[must_use]
+pub(crate) fn unpacked(name: &str) -> Option<String> {
+    let (stem, last) = name.rsplit_once('.')?;
+    if is_one_of(&PACKED, last) {
+        return Some(stem.to_owned());
+    }
+    let is_packed_tar = is_one_of(&ARCHIVES, last) && !last.eq_ignore_ascii_case("tar");
+    is_packed_tar.then(|| format!("{stem}.tar"))
+}
+
+fn is_packable(extension: &str) -> bool {
+    is_disk_extension(extension) || extension.eq_ignore_ascii_case("tar")
+}
+
+fn is_one_of(list: &[&str], extension: &str) -> bool {
+    list.iter().any(|one| one.eq_ignore_ascii_case(extension))
 }
 
 #[cfg(test)]
@@ -23,6 +63,25 @@ mod tests {
             [("vm.ova", ("vm", "ova")), ("a.b.vmdk", ("a.b", "vmdk")), ("vm", ("vm", "")), ("vm.", ("vm", ""))]
         {
             assert_eq!((stem(name), extension(name)), parts, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_packed_disk_has_two_extensions() {
+        for (name, parts) in [
+            ("vm.img.xz", ("vm", Some("vm.img"), true)),
+            ("a.b.QCOW2.ZST", ("a.b", Some("a.b.QCOW2"), true)),
+            ("vm.vhdx.zip", ("vm", Some("vm.vhdx"), true)),
+            ("vm.tar.gz", ("vm", Some("vm.tar"), true)),
+            ("vm.tgz", ("vm", Some("vm.tar"), true)),
+            ("vm.zip", ("vm", Some("vm"), true)),
+            ("vm.tar", ("vm", None, true)),
+            ("vm.gz", ("vm", Some("vm"), false)),
+            ("notes.txt.gz", ("notes.txt", Some("notes.txt"), false)),
+            ("gz", ("gz", None, false)),
+            ("vm.iso", ("vm", None, false)),
+        ] {
+            assert_eq!((stem(name), unpacked(name).as_deref(), is_taken(name)), parts, "{name}");
         }
     }
 }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Progress and cancellation of a copy and of the passes over its output.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::{Cancellation, Error};
 
 /// Progress and cancellation of a copy, a verification or a digest. One control may serve several, one after the
@@ -10,8 +8,6 @@ use super::{Cancellation, Error};
 #[derive(Debug, Default)]
 pub struct CopyControl {
     cancellation: Cancellation,
-    done: AtomicU64,
-    total: AtomicU64,
 }
 
 impl CopyControl {
@@ -26,16 +22,17 @@ impl CopyControl {
         self.cancellation.is_cancelled()
     }
 
-    /// The cancellation, to be handed to the regions of the source.
+    /// The cancellation, to be handed to the regions of the source: what is done with them before the copy counts too.
     #[must_use]
     pub fn cancellation(&self) -> &Cancellation {
         &self.cancellation
     }
 
-    /// Guest bytes done (zeros included), and guest bytes of all passes begun so far; `(0, 0)` before the first.
+    /// Guest bytes done (zeros included), and guest bytes of all passes begun so far; `(0, 0)` before the first. Of a
+    /// stream that is unpacked, its packed bytes are counted.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+        self.cancellation.progress()
     }
 
     /// Counts bytes of a pass that need not be made: an earlier attempt made it.
@@ -46,12 +43,12 @@ impl CopyControl {
 
     /// Adds the guest bytes of another pass to the total.
     pub(super) fn expect(&self, bytes: u64) {
-        self.total.fetch_add(bytes, Ordering::Relaxed);
+        self.cancellation.expect(bytes);
     }
 
     /// Adds guest bytes to those done.
     pub(super) fn advance(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.cancellation.advance(bytes);
     }
 
     /// Fails once it was cancelled.

@@ -20,8 +20,10 @@ use std::os::unix::fs::MetadataExt;
 
 use self::options::{CopyOptions, MAX_THREADS, available_threads};
 use super::control::CopyControl;
+use super::image::Reader;
 use super::writer::output::Output;
 use super::{Error, Image};
+use crate::conversion::OutputFormat;
 
 /// A copy that is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +49,11 @@ pub fn copy(
     options: &CopyOptions,
     control: &CopyControl,
 ) -> Result<Copied, Error> {
-    control.expect(image.virtual_size());
+    // A VDI's map lies before its data, and the map's length follows from the size.
+    if let (Reader::Packed(packed), OutputFormat::Vdi) = (&image.reader, options.format) {
+        packed.measure(control)?;
+    }
+    control.expect(image.work());
     let output = Output::new(file, name, control, !options.buffered);
     let threads = options.threads.unwrap_or_else(available_threads).clamp(1, MAX_THREADS);
     stages::run(image, &output, name, threads, options, control)?;

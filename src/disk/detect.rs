@@ -6,13 +6,19 @@
 //! and ISO 9660 are guest content.
 
 use super::descriptor::vmdk;
+use super::fields::le32;
 use super::{Error, Region, parallels};
 use crate::conversion::Reason;
-use crate::conversion::contract::EXTENSIONS;
-use crate::conversion::file_name::extension;
+use crate::conversion::contract::{ARCHIVES, EXTENSIONS, PACKED};
+use crate::conversion::file_name::{extension, is_taken};
 
 /// Bytes looked at from the start of a file.
 pub(super) const HEAD_BYTES: usize = 4096;
+
+/// How a member of a gzip begins: magic and method (RFC 1952: always 8).
+pub(super) const GZIP: &[u8] = b"\x1F\x8B\x08";
+/// How a frame of zstd begins.
+pub(super) const ZSTD: &[u8] = b"\x28\xB5\x2F\xFD";
 
 /// Bytes looked at from the end of a file.
 pub(super) const TAIL_BYTES: usize = 512;
@@ -36,8 +42,33 @@ pub(super) enum Content {
     Tar,
     /// An XML text, as an OVF is.
     Xml,
+    /// One packed stream.
+    Packed(Packing),
+    Zip,
     /// None of the above: bytes of a disk.
     Raw,
+}
+
+/// What a stream is packed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Packing {
+    Gzip,
+    Xz,
+    Zstd,
+    Bzip2,
+}
+
+impl Packing {
+    /// What people call it.
+    #[must_use]
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+            Self::Bzip2 => "bzip2",
+        }
+    }
 }
 
 impl Content {
@@ -54,7 +85,26 @@ impl Content {
             Self::Parallels => "parallels",
             Self::Tar => "tar",
             Self::Xml => "xml",
+            Self::Packed(packing) => packing.as_str(),
+            Self::Zip => "zip",
             Self::Raw => "raw",
+        }
+    }
+
+    /// The extension that such a file should have.
+    #[must_use]
+    pub(super) const fn extension(self) -> &'static str {
+        match self {
+            Self::VmdkSparse | Self::VmdkText => "vmdk",
+            Self::Tar => "ova",
+            Self::Xml => "ovf",
+            Self::Parallels => "hdd",
+            Self::Packed(Packing::Gzip) => "gz",
+            Self::Packed(Packing::Zstd) => "zst",
+            Self::Packed(Packing::Bzip2) => "bz2",
+            Self::Vhd | Self::Vhdx | Self::Vdi | Self::Qcow2 | Self::Zip | Self::Packed(Packing::Xz) | Self::Raw => {
+                self.as_str()
+            }
         }
     }
 
@@ -70,8 +120,14 @@ impl Content {
             "raw" | "ami" => self == Self::Raw,
             "hdd" | "hds" => matches!(self, Self::Parallels | Self::Raw),
             "img" => matches!(self, Self::Raw | Self::Qcow2),
-            "ova" => self == Self::Tar,
+            "ova" => matches!(self, Self::Tar | Self::Zip | Self::Packed(_)),
             "ovf" => self == Self::Xml,
+            "gz" | "tgz" => self == Self::Packed(Packing::Gzip),
+            "xz" | "txz" => self == Self::Packed(Packing::Xz),
+            "zst" | "tzst" => self == Self::Packed(Packing::Zstd),
+            "bz2" | "tbz2" => self == Self::Packed(Packing::Bzip2),
+            "zip" => self == Self::Zip,
+            "tar" => self == Self::Tar,
             _ => false,
         }
     }
@@ -93,7 +149,7 @@ impl Match {
     }
 }
 
-/// Signatures at a fixed place from the start. A gzip is told by its method too (RFC 1952: always 8).
+/// Signatures at a fixed place from the start.
 const SIGNATURES: [(usize, &[u8], Match); 19] = [
     (0, b"KDMV", Match::Read(Content::VmdkSparse)),
     (0, b"conectix", Match::Read(Content::Vhd)),
@@ -107,14 +163,20 @@ const SIGNATURES: [(usize, &[u8], Match); 19] = [
     (0, parallels::EXTENDED, Match::Read(Content::Parallels)),
     (0, b"Bochs Virtual HD Image", Match::Refused("bochs")),
     (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", Match::Refused("cloop")),
-    (0, b"PK\x03\x04", Match::Refused("zip")),
-    (0, b"\xFD7zXZ\0", Match::Refused("xz")),
-    (0, b"\x1F\x8B\x08", Match::Refused("gzip")),
-    (0, b"\x28\xB5\x2F\xFD", Match::Refused("zstd")),
+    (0, b"PK\x03\x04", Match::Read(Content::Zip)),
+    (0, b"\xFD7zXZ\0", Match::Read(Content::Packed(Packing::Xz))),
+    (0, GZIP, Match::Read(Content::Packed(Packing::Gzip))),
+    (0, ZSTD, Match::Read(Content::Packed(Packing::Zstd))),
     (0, b"7z\xBC\xAF\x27\x1C", Match::Refused("7z")),
     (0, b"\x04\x22\x4D\x18", Match::Refused("lz4")),
     (0, b"Rar!\x1A\x07", Match::Refused("rar")),
 ];
+
+/// Whether a skippable frame of zstd begins here.
+#[must_use]
+pub(super) fn is_skippable(head: &[u8]) -> bool {
+    head.len() >= 4 && le32(head, 0) & 0xFFFF_FFF0 == 0x184D_2A50
+}
 
 /// Every format that the bytes claim to be, each once.
 fn matches(head: &[u8], tail: &[u8]) -> Vec<Match> {
@@ -134,7 +196,11 @@ fn matches(head: &[u8], tail: &[u8]) -> Vec<Match> {
         note(if first { Match::Refused("qcow of version 1") } else { Match::Read(Content::Qcow2) });
     }
     if head.get(..10).is_some_and(|h| h.starts_with(b"BZh") && h[4..] == *b"1AY&SY") {
-        note(Match::Refused("bzip2"));
+        note(Match::Read(Content::Packed(Packing::Bzip2)));
+    }
+    // pzstd begins with one.
+    if is_skippable(head) {
+        note(Match::Read(Content::Packed(Packing::Zstd)));
     }
     if vmdk::is_text(head) {
         note(Match::Read(Content::VmdkText));
@@ -202,30 +268,64 @@ pub(super) fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
     Ok((read(HEAD_BYTES, false)?, read(TAIL_BYTES, true)?))
 }
 
-/// Checks that the extension of `name` may hold `content`.
+/// Extensions of what is no disk, although its content may look like one.
+const OTHERS: [&str; 1] = ["iso"];
+
+/// Checks that the extension of `name` may hold `content`. An extension that says nothing of disks may hold whatever has
+/// a signature.
 ///
 /// # Errors
-/// `UnsupportedFormat` for an extension that is not accepted, `Corrupt` where the extension demands a signature and
-/// there is none at all, `FormatMismatch` where the content is another format.
+/// `UnsupportedFormat` for an unknown extension over bytes without a signature, `Corrupt` where the extension demands a
+/// signature and there is none at all, `FormatMismatch` where the content is another format.
 pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error> {
     let extension = extension(name).to_ascii_lowercase();
     if content.agrees_with(&extension) {
         return Ok(());
     }
-    if !EXTENSIONS.contains(&extension.as_str()) {
-        let message = if extension.is_empty() {
+    let is_known = |list: &[&str]| list.contains(&extension.as_str());
+    if !is_known(&EXTENSIONS) && !is_known(&PACKED) && !is_known(&ARCHIVES) {
+        if content != Content::Raw && !is_known(&OTHERS) {
+            return Ok(());
+        }
+        let what = if extension.is_empty() {
             "has no extension".to_owned()
         } else {
             format!("has the extension .{}, which is not taken", extension.escape_debug())
         };
+        let message = format!("{what}; rename it to .{} if it is a disk", content.extension());
         return Err(Error::refuse(Reason::UnsupportedFormat, name, message));
     }
     if content == Content::Raw {
         let message = format!("has no signature of a .{extension} file");
         return Err(Error::refuse(Reason::Corrupt, name, message).at(0));
     }
-    let message = format!("is called .{extension} and holds {}", content.as_str());
+    let message =
+        format!("is called .{extension} and holds {}; rename it to .{}", content.as_str(), content.extension());
     Err(Error::refuse(Reason::FormatMismatch, name, message))
+}
+
+/// Whether raw bytes that begin so are a disk, whatever their name: `.dd` says so, else it needs a boot sector, a
+/// partition table, LVM, LUKS or a file system that lies on a whole disk.
+#[must_use]
+pub(super) fn is_disk_called(name: &str, head: &[u8]) -> bool {
+    let extension = extension(name).to_ascii_lowercase();
+    let is_open = !OTHERS.contains(&extension.as_str()) && !is_taken(name);
+    is_open && (extension == "dd" || is_disk(head))
+}
+
+/// Whether these first bytes are those of a disk.
+#[must_use]
+pub(super) fn is_disk(head: &[u8]) -> bool {
+    const SIGNS: [(usize, &[u8]); 6] = [
+        (510, b"\x55\xAA"),
+        (512, b"EFI PART"),
+        (512, b"LABELONE"),
+        (0, b"LUKS\xBA\xBE"),
+        (0, b"XFSB"),
+        // The superblock of ext2, ext3 and ext4.
+        (1080, b"\x53\xEF"),
+    ];
+    SIGNS.iter().any(|(at, sign)| head.get(*at..).is_some_and(|rest| rest.starts_with(sign)))
 }
 
 /// The container that a tool would take raw output of these first and last bytes for; `None` where it is inert.
@@ -263,6 +363,14 @@ mod tests {
     #[case(257, b"ustar  \0", Content::Tar)]
     #[case(0, b"\xEF\xBB\xBF<?xml version=\"1.0\"?>", Content::Xml)]
     #[case(0, b"  <Envelope>", Content::Xml)]
+    #[case(0, b"WithoutFreeSpace", Content::Parallels)]
+    #[case(0, b"WithouFreSpacExt", Content::Parallels)]
+    #[case(0, b"PK\x03\x04", Content::Zip)]
+    #[case(0, b"\xFD7zXZ\0", Content::Packed(Packing::Xz))]
+    #[case(0, b"\x1F\x8B\x08", Content::Packed(Packing::Gzip))]
+    #[case(0, b"BZh91AY&SY", Content::Packed(Packing::Bzip2))]
+    #[case(0, b"\x28\xB5\x2F\xFD", Content::Packed(Packing::Zstd))]
+    #[case(0, b"\x50\x2A\x4D\x18", Content::Packed(Packing::Zstd))]
     #[case(0, b"", Content::Raw)]
     #[case(510, b"\x55\xAA", Content::Raw)]
     #[case(512, b"EFI PART", Content::Raw)]
@@ -279,11 +387,8 @@ mod tests {
     #[case(b"QED\0")]
     #[case(b"COWD")]
     #[case(b"\xBE\xBA\xFE\xCA\0\0\0\0")]
-    #[case(b"PK\x03\x04")]
-    #[case(b"\xFD7zXZ\0")]
-    #[case(b"\x1F\x8B\x08")]
-    #[case(b"BZh91AY&SY")]
-    #[case(b"\x28\xB5\x2F\xFD")]
+    #[case(b"7z\xBC\xAF\x27\x1C")]
+    #[case(b"\x04\x22\x4D\x18")]
     #[case(b"Bochs Virtual HD Image")]
     fn known_formats_that_nobody_reads_are_refused_by_name(#[case] magic: &[u8]) {
         let error = detect("x", &head(0, magic), &ZEROS).unwrap_err();
@@ -320,8 +425,9 @@ mod tests {
 
     #[test]
     fn the_extension_must_agree() {
-        use Content::{Qcow2, Raw, Tar, Vdi, Vhd, Vhdx, VmdkSparse, VmdkText, Xml};
-        let all = [VmdkSparse, VmdkText, Vhd, Vhdx, Vdi, Qcow2, Tar, Xml, Raw];
+        use Content::{Packed, Parallels, Qcow2, Raw, Tar, Vdi, Vhd, Vhdx, VmdkSparse, VmdkText, Xml, Zip};
+        let gzip = Packed(Packing::Gzip);
+        let all = [VmdkSparse, VmdkText, Vhd, Vhdx, Vdi, Qcow2, Parallels, Tar, Xml, Zip, gzip, Raw];
         for (name, good) in [
             ("a.vmdk", vec![VmdkSparse, VmdkText]),
             ("a.b.VHD", vec![Vhd]),
@@ -331,8 +437,15 @@ mod tests {
             ("a.raw", vec![Raw]),
             ("a.ami", vec![Raw]),
             ("a.IMG", vec![Raw, Qcow2]),
-            ("a.ova", vec![Tar]),
+            ("a.ova", vec![Tar, Zip, gzip]),
             ("a.ovf", vec![Xml]),
+            ("a.hdd", vec![Parallels, Raw]),
+            ("a.hds", vec![Parallels, Raw]),
+            ("a.img.GZ", vec![gzip]),
+            ("a.img.xz", vec![Packed(Packing::Xz)]),
+            ("a.tgz", vec![gzip]),
+            ("a.vhdx.zip", vec![Zip]),
+            ("a.tar", vec![Tar]),
         ] {
             for content in all {
                 let result = check_extension(name, content).map_err(|e| e.reason);
@@ -347,6 +460,20 @@ mod tests {
         for name in ["a", "a.iso", "vmdk", ""] {
             assert_eq!(check_extension(name, Raw).unwrap_err().reason, Reason::UnsupportedFormat);
         }
+    }
+
+    #[test]
+    fn an_extension_that_says_nothing_of_disks_leaves_it_to_the_content() {
+        for name in ["a", "a.qcow", "a.avhdx", "a.vhdfixed", "a.1"] {
+            check_extension(name, Content::Vhdx).unwrap();
+        }
+        assert_eq!(check_extension("a.iso", Content::Vhdx).unwrap_err().reason, Reason::UnsupportedFormat);
+        let boot = head(510, b"\x55\xAA");
+        assert!(is_disk_called("a", &boot) && is_disk_called("a.bin", &boot) && is_disk_called("a.dd", b""));
+        for name in ["a.iso", "a.vmdk", "a.img.gz"] {
+            assert!(!is_disk_called(name, &boot), "{name}");
+        }
+        assert!(!is_disk_called("a.txt", &head(0, b"some text")));
     }
 
     #[test]

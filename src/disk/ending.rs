@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::descriptor::{self, References};
 use super::detect::{self, Content};
 use super::fields::{be32, be64, le32, le64};
+use super::packed::frames;
 use super::{Region, ova, vmdk};
 use crate::conversion::file_name::extension;
 
@@ -38,6 +39,19 @@ pub(crate) fn ending(file: std::fs::File, name: &str) -> Ending {
     of(&Region::whole(Arc::new(file), name, found.len()))
 }
 
+/// The extension that a file of an unknown one should have, by its content; `None` where that is no disk.
+#[must_use]
+pub(crate) fn fitting_extension(file: std::fs::File, name: &str) -> Option<&'static str> {
+    let len = file.metadata().ok()?.len();
+    let (head, tail) = detect::ends(&Region::whole(Arc::new(file), name, len)).ok()?;
+    match detect::detect(name, &head, &tail).ok()? {
+        Content::Raw => detect::is_disk_called(name, &head).then_some(Content::Raw.extension()),
+        // Too many other files begin like these.
+        Content::Xml | Content::Tar | Content::Zip | Content::Packed(_) => None,
+        content => Some(content.extension()),
+    }
+}
+
 fn of(region: &Region) -> Ending {
     let Ok((head, tail)) = detect::ends(region) else { return Ending::Untold };
     let Ok(content) = detect::detect(region.name(), &head, &tail) else { return Ending::Untold };
@@ -48,6 +62,10 @@ fn of(region: &Region) -> Ending {
         Content::Qcow2 => qcow2(region, &head).map(|is_there| by(is_there, Ending::Untold)),
         Content::Vdi => Some(by(vdi_end(&head) <= region.len(), Ending::Untold)),
         Content::Xml => xml(region),
+        // A raw disk may begin like one of these.
+        Content::Packed(_) | Content::Zip if !content.agrees_with(extension(region.name())) => None,
+        Content::Packed(packing) => frames::has_end(region, packing).map(|is_there| by(is_there, Ending::Whole)),
+        Content::Zip => frames::has_zip_end(region).map(|is_there| by(is_there, Ending::Whole)),
         Content::Vhdx | Content::VmdkText | Content::Parallels => None,
         Content::Raw => Some(by(is_raw(region), Ending::Untold)),
     };
@@ -68,6 +86,11 @@ fn is_raw(region: &Region) -> bool {
 /// Whether the archive's end, every member that its OVF names, and the members' own ends are there.
 fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
     use crate::conversion::Reason;
+    if !extension(region.name()).eq_ignore_ascii_case("ova") {
+        let members = ova::members(region).ok()?;
+        let end = members.last().map(end_of)?;
+        return Some(by(end < region.len() && tail.iter().all(|byte| *byte == 0), Ending::Whole));
+    }
     let ova = match ova::open(region) {
         Ok(ova) => ova,
         Err(error) if matches!(error.reason, Reason::Truncated | Reason::MissingMember) => {
@@ -75,13 +98,17 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
         }
         Err(_) => return None,
     };
-    let last = ova.members.last()?;
-    let end = (last.region.file().1 + last.region.len()).next_multiple_of(512);
+    let end = ova.members.last().map(end_of)?;
     let is_closed = end < region.len() && tail.iter().all(|byte| *byte == 0);
     let named = names(&ova.members[ova.ovf].region)?;
     let is_there = |name: &String| ova.members.iter().any(|member| member.name == *name);
     let are_whole = || ova.members.iter().all(|member| of(&member.region) != Ending::Missing || !is_disk(&member.name));
     Some(by(is_closed && named.required.iter().all(is_there) && are_whole(), Ending::Whole))
+}
+
+/// Where the padding behind a member of a tar ends, in the file.
+fn end_of(member: &ova::OvaMember) -> u64 {
+    (member.region.file().1 + member.region.len()).next_multiple_of(512)
 }
 
 fn is_disk(name: &str) -> bool {

@@ -3,6 +3,7 @@
 
 use super::extent::{Extents, MAX_COMPRESSED};
 use super::holes::without_holes;
+use super::packed::PackedRaw;
 use super::parallels::Parallels;
 use super::qcow2::Qcow2;
 use super::raw::Raw;
@@ -11,6 +12,7 @@ use super::vhd::Vhd;
 use super::vhdx::Vhdx;
 use super::vmdk::Vmdk;
 use super::{Error, Extent, Location, Region, raw, vmdk};
+use crate::conversion::Reason;
 
 /// One guest disk, opened and checked.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub enum Reader {
         kind: &'static str,
         extents: Vec<Extent>,
     },
+    /// A raw disk in a packed stream: it has no map, and is read from its start to its end.
+    Packed(PackedRaw),
     /// Disks one behind the other, each with its own regions.
     Joined {
         kind: &'static str,
@@ -79,6 +83,12 @@ impl Image {
         Ok(Self::of(region, Reader::Parallels(Parallels::open(region, limit)?)))
     }
 
+    /// A raw disk in a packed stream.
+    #[must_use]
+    pub fn packed(packed: PackedRaw) -> Self {
+        Self { regions: vec![packed.region().clone()], reader: Reader::Packed(packed) }
+    }
+
     fn of(region: &Region, reader: Reader) -> Self {
         Self { regions: vec![region.clone()], reader }
     }
@@ -90,10 +100,38 @@ impl Image {
         Self { regions, reader: Reader::Joined { kind, parts } }
     }
 
-    /// Size of the guest's disk in bytes.
+    /// Size of the guest's disk in bytes; `None` where only a copy finds out.
+    #[must_use]
+    pub fn known_size(&self) -> Option<u64> {
+        match &self.reader {
+            Reader::Packed(packed) => packed.size(),
+            _ => Some(self.virtual_size()),
+        }
+    }
+
+    /// The largest size that the guest's disk may turn out to have, in bytes.
+    #[must_use]
+    pub fn most_bytes(&self) -> u64 {
+        match &self.reader {
+            Reader::Packed(packed) => packed.most(),
+            _ => self.virtual_size(),
+        }
+    }
+
+    /// Bytes that a copy counts as its progress: the guest's, or the packed ones.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        match &self.reader {
+            Reader::Packed(packed) => packed.region().len(),
+            _ => self.virtual_size(),
+        }
+    }
+
+    /// Size of the guest's disk in bytes; 0 as long as only a copy finds out ([`Image::known_size`]).
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
         match &self.reader {
+            Reader::Packed(packed) => packed.size().unwrap_or(0),
             Reader::Raw(raw) => raw.virtual_size(),
             Reader::Qcow2(qcow2) => qcow2.virtual_size(),
             Reader::Vdi(vdi) => vdi.virtual_size(),
@@ -115,6 +153,7 @@ impl Image {
             Reader::Vdi(vdi) => vdi.kind(),
             Reader::Vhd(vhd) => vhd.kind(),
             Reader::Vhdx(vhdx) => vhdx.kind(),
+            Reader::Packed(packed) => packed.kind(),
             Reader::Parallels(parallels) => parallels.kind(),
             Reader::Vmdk(vmdk) => vmdk.kind(),
             Reader::Listed { kind, .. } | Reader::Joined { kind, .. } => kind,
@@ -130,7 +169,12 @@ impl Image {
             Reader::Vmdk(vmdk) => vmdk.grain(),
             // Only tests list compressed extents, and none of theirs is larger.
             Reader::Listed { .. } => MAX_COMPRESSED,
-            Reader::Raw(_) | Reader::Vdi(_) | Reader::Vhd(_) | Reader::Vhdx(_) | Reader::Parallels(_) => 0,
+            Reader::Raw(_)
+            | Reader::Vdi(_)
+            | Reader::Vhd(_)
+            | Reader::Vhdx(_)
+            | Reader::Parallels(_)
+            | Reader::Packed(_) => 0,
             Reader::Joined { parts, .. } => return parts.last().map_or(0, Self::unit),
         };
         usize::try_from(unit).expect("2 MiB at most")
@@ -146,6 +190,7 @@ impl Image {
             Reader::Vdi(vdi) => Some(vdi.data_bytes()),
             Reader::Vhd(vhd) => Some(vhd.data_bytes()),
             Reader::Vhdx(vhdx) => Some(vhdx.data_bytes()),
+            Reader::Packed(_) => None,
             Reader::Parallels(parallels) => Some(parallels.data_bytes()),
             Reader::Vmdk(vmdk) => Some(vmdk.data_bytes()),
             Reader::Listed { extents, .. } => {
@@ -164,6 +209,7 @@ impl Image {
             Reader::Vdi(vdi) => vdi.warnings().to_vec(),
             Reader::Vhd(vhd) => vhd.warnings().to_vec(),
             Reader::Vhdx(vhdx) => vhdx.warnings().to_vec(),
+            Reader::Packed(packed) => packed.warnings(),
             Reader::Parallels(parallels) => parallels.warnings().to_vec(),
             Reader::Vmdk(vmdk) => vmdk.warnings().to_vec(),
             Reader::Listed { .. } => Vec::new(),
@@ -185,6 +231,14 @@ impl Image {
             Reader::Vmdk(vmdk) => Box::new(vmdk.extents()),
             Reader::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
             Reader::Joined { parts, .. } => return Box::new(joined(parts)),
+            Reader::Packed(packed) => {
+                let message = "is packed, and was asked for a map";
+                return Box::new(std::iter::once(Err(Error::refuse(
+                    Reason::Internal,
+                    packed.region().name(),
+                    message,
+                ))));
+            }
         };
         Box::new(without_holes(map, &self.regions))
     }

@@ -32,10 +32,22 @@ pub(super) struct OvaMember {
 /// Walks the archive's headers, and refuses what no OVA has.
 ///
 /// # Errors
-/// `UnsafeReference` for names that are no plain base names and for links, `UnsupportedFormat` for other special
-/// members and for too many of them, `Corrupt` for bad headers, duplicates and a second OVF, `Truncated`,
-/// `MissingMember` where there is no OVF at all.
+/// As [`members`]; `Corrupt` for a second OVF, `MissingMember` where there is no OVF at all.
 pub(super) fn open(region: &Region) -> Result<Ova, Error> {
+    let file = region.name();
+    let members = members(region)?;
+    let ovf = only(file, &members, "ovf", MAX_BYTES)?;
+    let ovf = ovf.ok_or_else(|| Error::refuse(Reason::MissingMember, file, "is a tar without an .ovf"))?;
+    let manifest = only(file, &members, "mf", manifest::MAX_BYTES)?;
+    Ok(Ova { members, ovf, manifest })
+}
+
+/// The members of a tar, each a plain file with a plain name.
+///
+/// # Errors
+/// `UnsafeReference` for names that are no plain base names and for links, `UnsupportedFormat` for other special
+/// members and for too many of them, `Corrupt` for bad headers and duplicates, `Truncated`.
+pub(super) fn members(region: &Region) -> Result<Vec<OvaMember>, Error> {
     let file = region.name();
     let mut members: Vec<OvaMember> = Vec::new();
     let mut headers = archive::Headers::new(region);
@@ -54,10 +66,7 @@ pub(super) fn open(region: &Region) -> Result<Ova, Error> {
         })?;
         members.push(OvaMember { name, region: part });
     }
-    let ovf = only(file, &members, "ovf", MAX_BYTES)?;
-    let ovf = ovf.ok_or_else(|| Error::refuse(Reason::MissingMember, file, "is a tar without an .ovf"))?;
-    let manifest = only(file, &members, "mf", manifest::MAX_BYTES)?;
-    Ok(Ova { members, ovf, manifest })
+    Ok(members)
 }
 
 /// The only member with an extension, of at most `most` bytes.

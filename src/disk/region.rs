@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Error;
 use super::units::{SECTOR, SECTOR_BYTES};
@@ -30,20 +30,42 @@ pub struct Region {
 /// Shorter reads go through the page cache: there the kernel reads ahead.
 const MIN_DIRECT: usize = 64 << 10;
 
-/// Ends the work of everyone who holds a clone of it.
+/// Ends the work of everyone who holds a clone of it, and counts what they do together.
 #[derive(Clone, Debug, Default)]
-pub struct Cancellation(Arc<AtomicBool>);
+pub struct Cancellation(Arc<Work>);
+
+#[derive(Debug, Default)]
+struct Work {
+    is_cancelled: AtomicBool,
+    done: AtomicU64,
+    total: AtomicU64,
+}
 
 impl Cancellation {
     /// Ends the work.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was ended.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Bytes done, and bytes of all passes begun so far.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.0.done.load(Ordering::Relaxed), self.0.total.load(Ordering::Relaxed))
+    }
+
+    /// Adds the bytes of another pass to the total.
+    pub(super) fn expect(&self, bytes: u64) {
+        self.0.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Adds bytes to those done.
+    pub(super) fn advance(&self, bytes: u64) {
+        self.0.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Fails once it was ended, at the file `name`.
@@ -161,6 +183,16 @@ impl Region {
     /// `Cancelled`.
     pub fn check(&self) -> Result<(), Error> {
         self.cancellation.check(self.name())
+    }
+
+    /// Adds the bytes of a pass over it to the work that is to be done.
+    pub(super) fn expect(&self, bytes: u64) {
+        self.cancellation.expect(bytes);
+    }
+
+    /// Adds bytes to the work that is done.
+    pub(super) fn advance(&self, bytes: u64) {
+        self.cancellation.advance(bytes);
     }
 
     /// Fills `buffer` from `offset`.

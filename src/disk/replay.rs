@@ -10,6 +10,8 @@ use self::decode::Decode;
 use self::load::{Loaded, load};
 use super::buffer::Buffer;
 use super::control::CopyControl;
+use super::image::Reader;
+use super::packed::{PIECE, PackedRaw};
 use super::units::CLUSTER_BYTES;
 use super::{Error, Image};
 
@@ -31,6 +33,9 @@ pub(super) fn replay(
     control: &CopyControl,
     mut sink: impl FnMut(u64, GuestBytes) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    if let Reader::Packed(packed) = &image.reader {
+        return replay_packed(packed, control, sink);
+    }
     let name = image.regions.first().map_or("source", |region| region.name()).to_owned();
     let mut batches = Batches::new(image.extents(), image.virtual_size(), name.clone());
     let mut decode = Decode::new();
@@ -58,4 +63,23 @@ pub(super) fn replay(
         }
     }
     Ok(())
+}
+
+fn replay_packed(
+    packed: &PackedRaw,
+    control: &CopyControl,
+    mut sink: impl FnMut(u64, GuestBytes) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut pieces = packed.pieces()?;
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    loop {
+        control.check(packed.region().name())?;
+        let len = pieces.next(&mut buffer)?;
+        if len == 0 {
+            return Ok(());
+        }
+        sink(at, GuestBytes::Data(&buffer[..len]))?;
+        at += len as u64;
+    }
 }

@@ -10,6 +10,7 @@ mod disk;
 mod group;
 mod inspection;
 mod open;
+mod packed;
 mod split;
 
 pub use self::accepted::{Limits, Scratch, Source, SourceDisk};

@@ -18,7 +18,7 @@ use self::qcow2::Qcow2;
 use self::raw::Raw;
 use self::vdi::Vdi;
 use super::Error;
-use crate::conversion::{Compression, OutputFormat};
+use crate::conversion::{Compression, OutputFormat, Reason};
 
 /// A disk being written. All allocation happens here, in guest order, so that the same source and options make the same
 /// bytes whatever the number of threads.
@@ -30,19 +30,33 @@ pub(super) enum Writer {
 }
 
 impl Writer {
-    /// A writer of a disk of `size` bytes into a file that errors call `name`. Compression is for qcow2 only.
+    /// A writer of a disk of `size` bytes into a file that errors call `name`. Compression is for qcow2 only. Where the
+    /// size isn't known yet (a VDI's must be), [`Writer::set_size`] follows before [`Writer::close`].
     pub(super) fn new(
         format: OutputFormat,
         compression: Compression,
         level: Option<u32>,
-        size: u64,
+        size: Option<u64>,
         name: &str,
     ) -> Result<Self, Error> {
         match format {
             OutputFormat::Raw => Ok(Self::Raw(Raw::new(size, name))),
             OutputFormat::Qcow2 => Ok(Self::Qcow2(Box::new(Qcow2::new(compression, level, size, name)?))),
-            OutputFormat::Vdi => Ok(Self::Vdi(Box::new(Vdi::new(size, name)?))),
+            OutputFormat::Vdi => {
+                let size = size.ok_or_else(|| Error::refuse(Reason::Internal, name, "a VDI's size must be known"))?;
+                Ok(Self::Vdi(Box::new(Vdi::new(size, name)?)))
+            }
         }
+    }
+
+    /// Sets the size that was not known at first.
+    pub(super) fn set_size(&mut self, size: u64) -> Result<(), Error> {
+        match self {
+            Self::Raw(raw) => raw.set_size(size),
+            Self::Qcow2(qcow2) => qcow2.set_size(size)?,
+            Self::Vdi(_) => {}
+        }
+        Ok(())
     }
 
     /// How batches are to be encoded for it.

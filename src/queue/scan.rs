@@ -12,7 +12,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
-use crate::conversion::contract::{CLAIM_FILE, EXTENSIONS, UNFINISHED};
+use crate::conversion::contract::{CLAIM_FILE, UNFINISHED};
+use crate::conversion::file_name::is_taken;
 use crate::conversion::{Member, Stamp};
 use crate::files::volume;
 
@@ -264,8 +265,7 @@ pub fn is_candidate_name(name: &str) -> bool {
 }
 
 fn is_disk_name(name: &[u8]) -> bool {
-    let Some(dot) = name.iter().rposition(|&b| b == b'.') else { return false };
-    EXTENSIONS.iter().any(|e| name[dot + 1..].eq_ignore_ascii_case(e.as_bytes()))
+    std::str::from_utf8(name).is_ok_and(is_taken)
 }
 
 fn is_left_alone(name: &[u8]) -> bool {
@@ -342,8 +342,18 @@ mod tests {
     fn only_files_named_like_disks_are_candidates() {
         let dir = tempdir().unwrap();
         let long = format!("{}.raw", "x".repeat(251));
-        let candidates = ["UP.VMDK", "-rf.ova", "a:b,c.ovf", "new\nline.Qcow2", "vm.vdi", &long];
-        let companions = ["vm.mf", "notes.txt", "noextension", "vm.vmdk.gz"];
+        let candidates = [
+            "UP.VMDK",
+            "-rf.ova",
+            "a:b,c.ovf",
+            "new\nline.Qcow2",
+            "vm.vdi",
+            "vm.vmdk.gz",
+            "vm.tar.xz",
+            "vm.zip",
+            &long,
+        ];
+        let companions = ["vm.mf", "notes.txt", "noextension", "notes.txt.gz", "vm.gz"];
         let ignored = [".hidden.vmdk", "vm.vmdk.part", "vm.ova.TMP", "vm.raw.filepart", "vm.img.crdownload"];
         for name in candidates.iter().chain(&companions).chain(&ignored) {
             fs::write(dir.path().join(name), "x").unwrap();

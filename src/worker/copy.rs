@@ -78,29 +78,41 @@ pub(super) fn copy<E: From<Failure>>(
     let siblings: Vec<_> = group.siblings.iter().map(|region| region.until(cancellation)).collect();
     let primary = group.primary.until(cancellation);
     let disks: Vec<_> = group.disks.iter().map(|region| region.until(cancellation)).collect();
-    let source = source::open_machine(&primary, &disks, &siblings, &limits, &mut || scratch(conversion.directory))
-        .map_err(|e| Failure::from(&e).at_stage(Stage::Inspect))?;
+    let opened = source::open_machine(&primary, &disks, &siblings, &limits, &mut || scratch(conversion.directory));
+    let source = opened.map_err(|error| {
+        let failure = Failure::from(&error).at_stage(Stage::Inspect);
+        match failure.needed_bytes {
+            Some(needed) => space.lacking(needed, group.primary.name(), failure),
+            None => failure,
+        }
+    })?;
 
     meter.enter(Stage::Plan);
+    // What was unpacked takes room too.
+    let space = Space::of(conversion.directory)?;
+    let (unpacked, _) = meter.copy.progress();
     let names = names::disk_names(conversion.stem, source.disks.len(), conversion.options.out_format);
     accept(&names)?;
     plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
+    let work: u64 = source.disks.iter().map(|d| d.image.work()).sum();
+    // As far as they are known; each pass counts what it has to do when it begins.
     let all: u64 = source.disks.iter().map(|d| d.image.virtual_size()).sum();
-    meter.set_total(all * conversion.passes());
+    meter.set_total(unpacked + work + all * (conversion.passes() - 1));
 
     meter.enter(Stage::Copy);
     let disks = copy_disks(conversion, &source, names, meter).map_err(|failure| match failure.reason {
         Reason::OutputFull => {
-            let bound = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.virtual_size())).sum();
+            let most = source.disks.iter().map(|d| d.image.data_bytes().unwrap_or(d.image.most_bytes()));
+            let bound = most.fold(0, u64::saturating_add);
             let written = allocated_bytes(conversion.directory);
-            let needed = needed_after_all(written, meter.copy.progress().0, all, bound);
+            let needed = needed_after_all(written, meter.copy.progress().0 - unpacked, work, bound);
             space.lacking(needed, conversion.group.primary.name(), failure)
         }
         _ => failure,
     })?;
     group.check_unchanged()?;
     if group.was_touched()? {
-        meter.set_total(all * (conversion.passes() + 1));
+        meter.set_total(unpacked + work + all * conversion.passes());
         compare(conversion, &source, &disks, meter)?;
         group.check_unchanged()?;
     }
@@ -120,7 +132,7 @@ pub(super) fn copy<E: From<Failure>>(
         hardware: source.hardware.clone().map(|hardware| by_output(hardware, &disks)),
         disks,
         side_files: Vec::new(),
-        warnings: source.warnings.clone(),
+        warnings: source.warnings_after_copy(),
         superseded_by: None,
         source_changed_at: None,
     };
@@ -148,7 +160,7 @@ fn compare(conversion: &Conversion<'_>, source: &Source, disks: &[DiskReport], m
 
 /// Bounds what the copy may do: the largest offset of a file, the space on the volume.
 fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space) -> Result<(), Failure> {
-    let largest = source.disks.iter().map(|d| d.image.virtual_size()).max().unwrap_or(0);
+    let largest = source.disks.iter().map(|d| d.image.most_bytes()).max().unwrap_or(0);
     contain::limit_file_size(largest)
         .map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the output's size: {e}")))?;
     let needed = needed_bytes(conversion.options, source);

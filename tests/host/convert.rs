@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm convert` against qemu-img, which makes the sources and checks the outputs.
 
+mod packed;
 mod threads;
 
 use std::fs::{self, File, OpenOptions};
@@ -67,7 +68,7 @@ fn truth(place: &TempDir) -> PathBuf {
 }
 
 /// File name, format, and options of the sources that qemu-img makes.
-const SOURCES: [(&str, &str, &[&str]); 16] = [
+const SOURCES: [(&str, &str, &[&str]); 17] = [
     ("sparse.vmdk", "vmdk", &["-o", "subformat=monolithicSparse"]),
     ("stream.vmdk", "vmdk", &["-o", "subformat=streamOptimized"]),
     ("split.vmdk", "vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]),
@@ -79,6 +80,7 @@ const SOURCES: [(&str, &str, &[&str]); 16] = [
     ("fixed.vhdx", "vhdx", &["-o", "subformat=fixed"]),
     ("dynamic.vdi", "vdi", &[]),
     ("static.vdi", "vdi", &["-o", "static=on"]),
+    ("expanding.hdd", "parallels", &[]),
     ("two.qcow2", "qcow2", &["-o", "compat=0.10"]),
     ("three.qcow2", "qcow2", &["-o", "cluster_size=4k"]),
     ("zlib.qcow2", "qcow2", &["-c"]),

@@ -67,6 +67,14 @@ pub(crate) fn gzipped(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().unwrap()
 }
 
+/// A zip of one file.
+pub(crate) fn zipped(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    writer.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap().into_inner()
+}
+
 /// An OVA of a disk of `size` bytes, which is a gzip member.
 pub(crate) fn ova_of_gzip(packed: &[u8], size: u64) -> Vec<u8> {
     let text = ovf(&[("d.vmdk.gz", size)]).replace("ovf:id=\"file0\"", "ovf:id=\"file0\" ovf:compression=\"gzip\"");
@@ -84,4 +92,21 @@ fn a_compressed_member_is_read_and_a_bomb_is_not() {
 fn a_whole_archive_with_two_disks_is_taken() {
     let disk = disk();
     Trap::new("vm.ova", &ova("vm", &[("a.vmdk", &disk, SIZE), ("b.vmdk", &disk, SIZE)])).is_converted();
+}
+
+#[test]
+fn a_packed_disk_is_read_and_a_bomb_an_archive_of_several_or_of_links_is_not() {
+    let disk = content(1 << 20);
+    Trap::new("vm.img.gz", &gzipped(&disk)).is_converted();
+    Trap::new("vm.vmdk.zip", &zipped("vm/d.vmdk", &self::disk())).is_converted();
+    Trap::new("vm.zip", &zipped("../../etc/d.vmdk", &self::disk())).is_converted();
+    Trap::new("vm.img.gz.gz", &gzipped(&gzipped(&disk))).is_refused("UnsupportedFormat");
+    Trap::new("vm.zip", &zipped("a.zip", &zipped("vm.img", &disk))).is_refused("UnsupportedFormat");
+    let sevens = gzipped(&vec![7; 8 << 20]);
+    let bomb: Vec<u8> = std::iter::repeat_n(sevens, 40).flatten().collect();
+    Trap::new("vm.img.gz", &bomb).is_refused_with(
+        "TooLarge",
+        &["--max-virtual-size", "1M"],
+        &serde_json::json!({"maxVirtualSize": 1 << 20}),
+    );
 }

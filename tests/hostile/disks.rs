@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::archives::{gzipped, ova_of_gzip};
+use crate::archives::{gzipped, ova_of_gzip, zipped};
 use crate::support::vmdk::{Sparse, built, descriptor};
 use crate::trap::{BESIDE, CANARY, Trap, content, qemu_img, written};
 
@@ -129,6 +129,9 @@ pub(crate) fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("disk.qcow2", written("qcow2", content)),
         ("one.ova", crate::support::ova::ova("one", &[("d.vmdk", &built(&stream, content), size)])),
         ("gzip.ova", ova_of_gzip(&packed, size)),
+        ("stream.vmdk.gz", packed),
+        ("disk.img.gz", gzipped(content)),
+        ("vmdk.zip", zipped("d/d.vmdk", &built(&stream, content))),
     ];
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("truth"), content).unwrap();
@@ -139,6 +142,7 @@ pub(crate) fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("static.vdi", "vdi", "static=on"),
         ("version-2.qcow2", "qcow2", "compat=0.10"),
         ("extended.qcow2", "qcow2", "extended_l2=on,cluster_size=128k"),
+        ("disk.hdd", "parallels", "cluster_size=64k"),
         ("zlib.qcow2", "qcow2", "compression_type=zlib"),
         ("zstd.qcow2", "qcow2", "compression_type=zstd"),
     ] {

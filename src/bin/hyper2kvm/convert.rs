@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
-use hyper2kvm::conversion::{Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason};
+use hyper2kvm::conversion::{Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason, stem};
 use hyper2kvm::disk::MAX_THREADS;
 use hyper2kvm::worker::copy::Conversion;
 use hyper2kvm::worker::group::Group;
@@ -35,7 +35,7 @@ Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// A disk image, an OVA, an OVF with its disks beside it, or a VMDK descriptor
+    /// A disk image, an OVA, an OVF with its disks beside it, or a VMDK descriptor; one of these packed
     source: PathBuf,
     /// Write the only disk to this file; without --format, its extension (qcow2, raw, img, vdi) tells the format
     #[arg(short, long, value_name = "FILE", conflicts_with = "output_dir")]
@@ -272,8 +272,11 @@ fn destination(arguments: &Arguments) -> Result<(PathBuf, String), PlaceError> {
         (None, Some(directory)) => directory.clone(),
         (None, None) => here(&arguments.source),
     };
-    match (named.file_stem().map(OsStr::to_str), &arguments.output) {
-        (Some(Some(stem)), _) => Ok((directory, stem.to_owned())),
+    match (named.file_name().map(OsStr::to_str), &arguments.output) {
+        (Some(Some(name)), _) => {
+            let stem = Some(stem(name)).filter(|stem| !stem.is_empty()).unwrap_or(name);
+            Ok((directory, stem.to_owned()))
+        }
         // `.` or `..`
         (None, Some(file)) => Err(PlaceError::Directory(file.clone())),
         (None | Some(None), _) => {

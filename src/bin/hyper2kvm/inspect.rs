@@ -12,8 +12,8 @@ use hyper2kvm::disk::Error;
 use hyper2kvm::disk::source::{self, Inspection, Limits};
 use hyper2kvm::worker::group::Group;
 
-/// Most bytes that compressed members of an OVA may take in the temporary directory during the inspection.
-const MAX_SCRATCH: u64 = 16 << 30;
+/// Most bytes that what is unpacked may take in the temporary directory during the inspection.
+const MAX_SCRATCH: u64 = 4 << 30;
 
 const EXAMPLES: &str = "Examples:
   hyper2kvm inspect web01.ova
@@ -24,7 +24,7 @@ Exit codes: 0 it would be accepted, else the code of its reason (10 to 13).";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// A disk image, an OVA, an OVF with its disks beside it, or a VMDK descriptor
+    /// A disk image, an OVA, an OVF with its disks beside it, or a VMDK descriptor; one of these packed
     source: PathBuf,
     /// Refuse disks larger than this [default: 64 TiB]
     #[arg(long, value_name = "SIZE", hide_default_value = true, default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
@@ -72,7 +72,7 @@ fn describe(out: &mut impl Write, told: &Inspection) -> io::Result<()> {
     row("size", &ByteSize(told.size_bytes).to_string())?;
     for disk in &told.disks {
         let allocated = disk.allocated_bytes.map_or_else(|| "unknown".to_owned(), |b| ByteSize(b).to_string());
-        let size = ByteSize(disk.virtual_size_bytes);
+        let size = disk.virtual_size_bytes.map_or_else(|| "unknown size".to_owned(), |b| ByteSize(b).to_string());
         let compression = disk.compression;
         row(
             "disk",

@@ -12,6 +12,8 @@ use super::source_digests::{FileDigest, SourceDigests};
 use crate::conversion::Reason;
 use crate::disk::buffer::{Buffer, Pool};
 use crate::disk::control::CopyControl;
+use crate::disk::image::Reader;
+use crate::disk::packed::{PIECE, PackedRaw};
 use crate::disk::replay::batch::{Batch, Batches, INPUT, Step};
 use crate::disk::replay::load::{Loaded, load};
 use crate::disk::units::CLUSTER_BYTES;
@@ -161,7 +163,7 @@ pub(super) fn run(
     options: &CopyOptions,
     control: &CopyControl,
 ) -> Result<(), Error> {
-    let mut writer = Writer::new(options.format, options.compress, options.level, image.virtual_size(), name)?;
+    let mut writer = Writer::new(options.format, options.compress, options.level, image.known_size(), name)?;
     let failed = AtomicBool::new(false);
     let digests = SourceDigests::new(&image.regions, &options.digests, control, &failed);
     let shared = Shared {
@@ -179,7 +181,10 @@ pub(super) fn run(
     };
     let allocated = std::thread::scope(|scope| {
         let _guard = AbandonOnPanic(&shared);
-        scope.spawn(|| shared.map());
+        scope.spawn(|| match &image.reader {
+            Reader::Packed(packed) => shared.unpack(packed),
+            _ => shared.map(),
+        });
         if let Some(to_digest) = &shared.queues.digest {
             scope.spawn(|| shared.digest(digests, to_digest));
             scope.spawn(|| shared.digest_apart());
@@ -247,10 +252,52 @@ impl<'a> Shared<'a> {
         self.queues.load.close();
     }
 
+    /// Unpacks a stream: one thread, which hands its pieces to those that encode. Packed bytes are the progress.
+    fn unpack(&self, packed: &PackedRaw) {
+        let _guard = AbandonOnPanic(self);
+        let mut pieces = match packed.pieces() {
+            Ok(pieces) => pieces,
+            Err(e) => return self.fail(e),
+        };
+        let mut at = 0;
+        for number in 0.. {
+            let taken = self.memory_for(PIECE, 0);
+            if !self.memory.budget.take(taken) {
+                break;
+            }
+            let mut buffer = self.memory.pool.take(PIECE);
+            let filled = self.control.check(self.name).and_then(|()| pieces.next(&mut buffer));
+            self.control.advance(pieces.advanced());
+            match filled {
+                Ok(0) => {
+                    self.queues.place.put(number, ToPlace::End);
+                    break;
+                }
+                Ok(len) => {
+                    let guest = at..at + len as u64;
+                    at = guest.end;
+                    self.queues.encode.push(0, (number, Loaded::stored(guest, buffer), taken));
+                }
+                Err(e) => {
+                    self.queues.place.put(number, ToPlace::Failed(e));
+                    break;
+                }
+            }
+        }
+        self.queues.load.close();
+        if let Some(to_digest) = &self.queues.digest {
+            to_digest.put(0, ToDigest::End);
+        }
+    }
+
     /// Memory that a batch takes on its way.
     fn memory_of(&self, batch: &Batch) -> usize {
-        let packed = if matches!(self.coding, Coding::Packed { .. }) { batch.len() } else { 0 };
-        batch.len().next_multiple_of(CLUSTER_BYTES) + batch.input() + packed
+        self.memory_for(batch.len(), batch.input())
+    }
+
+    fn memory_for(&self, len: usize, input: usize) -> usize {
+        let packed = if matches!(self.coding, Coding::Packed { .. }) { len } else { 0 };
+        len.next_multiple_of(CLUSTER_BYTES) + input + packed
     }
 
     fn read(&self) {
@@ -351,6 +398,7 @@ impl<'a> Shared<'a> {
 
     /// Places one batch after the other, and at last the metadata.
     fn allocate(&self, writer: &mut Writer) -> Result<(), Error> {
+        let is_packed = matches!(self.image.reader, Reader::Packed(_));
         let mut at = 0;
         let mut jobs = Vec::new();
         loop {
@@ -366,8 +414,13 @@ impl<'a> Shared<'a> {
                 None => return Err(Error::refuse(Reason::Internal, self.name, "a thread of the copy ended early")),
             };
             self.submit(&mut jobs, taken);
-            self.control.advance(end - at);
+            if !is_packed {
+                self.control.advance(end - at);
+            }
             at = end;
+        }
+        if is_packed {
+            writer.set_size(at)?;
         }
         writer.close(&mut jobs);
         self.submit(&mut jobs, 0);

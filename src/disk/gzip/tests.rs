@@ -2,6 +2,7 @@
 //! Whole, joined, cut, changed and exploding gzip files.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::Compression;
@@ -9,6 +10,7 @@ use flate2::write::GzEncoder;
 
 use super::*;
 use crate::disk::Cancellation;
+use crate::disk::packed::CHUNK;
 
 fn region(bytes: &[u8]) -> Region {
     let mut file = tempfile::tempfile().unwrap();

@@ -77,6 +77,12 @@ pub(crate) enum Target {
 }
 
 impl Loaded {
+    /// Guest bytes that are in `buffer` as they are, from its start.
+    pub(crate) fn stored(guest: Range<u64>, buffer: Buffer) -> Self {
+        let pieces = vec![Piece { place: 0..length(guest.end - guest.start), bytes: Bytes::InBuffer }];
+        Self { guest, pieces, buffer, input: Buffer::default(), reads: Vec::new() }
+    }
+
     /// Guest bytes.
     pub(crate) fn len(&self) -> usize {
         length(self.guest.end - self.guest.start)

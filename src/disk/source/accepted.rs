@@ -37,6 +37,14 @@ pub struct Source {
 }
 
 impl Source {
+    /// What was odd but handled, and what only the copy found out.
+    #[must_use]
+    pub fn warnings_after_copy(&self) -> Vec<String> {
+        let found = self.disks.iter().flat_map(|disk| disk.image.warnings());
+        let new: Vec<_> = found.filter(|warning| !self.warnings.contains(warning)).collect();
+        self.warnings.iter().cloned().chain(new).collect()
+    }
+
     /// Guest bytes that its disks store, an upper bound of what an uncompressed copy writes; `None` where only a copy
     /// tells.
     #[must_use]

@@ -20,6 +20,10 @@ pub(super) fn open_disk(
         Content::Raw => Image::raw(region)?,
         Content::VmdkSparse => Image::vmdk(region, limits.max_virtual_size)?,
         Content::VmdkText => split::open(region, name, members, limits)?,
+        Content::Zip | Content::Packed(_) => {
+            let message = format!("is {}, and was not said to be packed", content.as_str());
+            return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message));
+        }
         Content::Tar | Content::Xml => {
             let message = format!("holds {} where a disk belongs", content.as_str());
             return Err(Error::refuse(Reason::FormatMismatch, region.name(), message));

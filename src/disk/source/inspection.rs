@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::accepted::{Limits, Scratch, Source, SourceDisk};
-use super::open::open;
+use super::open::look;
 use crate::conversion::Failure;
 use crate::conversion::report::Hardware;
 use crate::disk::{Location, Region, detect};
@@ -43,7 +43,9 @@ pub struct DiskInspection {
     pub member: String,
     /// Format and kind: `vmdk streamOptimized`.
     pub format: String,
-    pub virtual_size_bytes: u64,
+    /// Absent where only unpacking tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_size_bytes: Option<u64>,
     /// Guest bytes that are stored, where the metadata tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocated_bytes: Option<u64>,
@@ -77,11 +79,11 @@ impl Inspection {
     }
 }
 
-/// Opens `primary` as [`open`] does, but returns a refusal as a finding.
+/// Opens `primary` as [`open`](super::open()) does, but returns a refusal as a finding.
 #[must_use]
 pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Inspection {
     let (name, size_bytes) = (primary.name().to_owned(), primary.len());
-    match open(primary, siblings, limits, scratch) {
+    match look(primary, siblings, limits, scratch) {
         Ok(Source { format, disks, hardware, warnings, members, digests: _ }) => Inspection {
             name,
             size_bytes,
@@ -111,7 +113,7 @@ fn describe(disk: &SourceDisk) -> DiskInspection {
     DiskInspection {
         member: disk.member.clone(),
         format: disk.image.kind().to_owned(),
-        virtual_size_bytes: disk.image.virtual_size(),
+        virtual_size_bytes: disk.image.known_size(),
         allocated_bytes: disk.image.data_bytes(),
         compression: compression.unwrap_or("none"),
     }

@@ -4,7 +4,9 @@
 use super::accepted::{Limits, Scratch, Source, SourceDisk};
 use super::disk::open_disk;
 use super::group;
+use super::packed::{Depth, Room, open_stream, open_tar, open_zip};
 use crate::disk::detect::{self, Content};
+use crate::disk::packed::Stream;
 use crate::disk::{Error, Region};
 
 /// Opens `primary` and, as further disks of the same machine, `disks`, which no descriptor names; otherwise as [`open`].
@@ -34,15 +36,34 @@ pub fn open_machine(
 /// # Errors
 /// What the formats' readers refuse, with their reasons; `TooLarge` beyond `limits`.
 pub fn open(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
+    open_files(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Whole })
+}
+
+/// The same for an inspection: what is packed and large is only looked at from its beginning.
+pub(super) fn look(
+    primary: &Region,
+    siblings: &[Region],
+    limits: &Limits,
+    scratch: &mut Scratch,
+) -> Result<Source, Error> {
+    open_files(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Beginning })
+}
+
+pub(super) fn open_files(primary: &Region, siblings: &[Region], room: &mut Room) -> Result<Source, Error> {
     let name = primary.name();
-    let content = detect::detect_region(primary)?;
-    detect::check_extension(name, content)?;
+    let (head, tail) = detect::ends(primary)?;
+    let content = detect::detect(name, &head, &tail)?;
+    // Names that say nothing come only from a person who named the file.
+    detect::check_extension(name, content)
+        .or_else(|e| if content == Content::Raw && detect::is_disk_called(name, &head) { Ok(()) } else { Err(e) })?;
     match content {
-        Content::Tar => group::open_ova(primary, limits, scratch),
-        Content::Xml => group::open_ovf(primary, siblings, limits, scratch),
+        Content::Packed(packing) => open_stream(primary, &Stream::of(primary, packing), room),
+        Content::Zip => open_zip(primary, room),
+        Content::Tar => open_tar(primary, name, room),
+        Content::Xml => group::open_ovf(primary, siblings, &room.limits, room.scratch),
         _ => {
             let named: Vec<_> = siblings.iter().map(|region| (region.name(), region)).collect();
-            let image = open_disk(primary, name, content, &named, limits)?;
+            let image = open_disk(primary, name, content, &named, &room.limits)?;
             let mut members = vec![(name.to_owned(), primary.len())];
             let extents = image.regions.iter().filter(|region| region.name() != name);
             members.extend(extents.map(|region| (region.name().to_owned(), region.len())));

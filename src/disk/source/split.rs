@@ -54,7 +54,8 @@ fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> 
 fn open_flat(region: &Region, sector: u64, size: u64) -> Result<Image, Error> {
     let (head, tail) = detect::ends(region)?;
     let content = detect::detect(region.name(), &head, &tail).unwrap_or(Content::Raw);
-    if !matches!(content, Content::Raw | Content::Xml | Content::Tar) {
+    let is_plain = matches!(content, Content::Raw | Content::Xml | Content::Tar | Content::Zip | Content::Packed(_));
+    if !is_plain {
         let message = format!("is a {} by itself and no flat extent of another disk", content.as_str());
         return Err(Error::refuse(Reason::UnsafeReference, region.name(), message));
     }

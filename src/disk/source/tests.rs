@@ -2,6 +2,7 @@
 //! Whole sources, good and hostile.
 
 mod makers;
+mod packed;
 
 use std::io::{Cursor, Write as _};
 use std::sync::Arc;
@@ -256,8 +257,8 @@ fn content_must_be_what_the_name_says() {
         ("vm.vmdk", b"COWD", Reason::UnsupportedFormat),
         ("vm.img", b"QFI\xFB\0\0\0\x01", Reason::UnsupportedFormat),
         ("vm.iso", &disk, Reason::UnsupportedFormat),
-        ("vm", &disk, Reason::UnsupportedFormat),
-        ("vm.ova", b"\x1F\x8B\x08", Reason::UnsupportedFormat),
+        ("vm", &[0; 512], Reason::UnsupportedFormat),
+        ("vm.ova", b"\x1F\x8B\x08", Reason::Truncated),
         ("vm.vmdk", b"", Reason::Corrupt),
         ("vm.ovf", envelope.as_bytes(), Reason::MissingMember),
         ("vm.vmdk", envelope.as_bytes(), Reason::FormatMismatch),
@@ -310,7 +311,7 @@ fn an_inspection_tells_instead_of_failing() {
         [DiskInspection {
             member: "d.vmdk".to_owned(),
             format: "vmdk streamOptimized".to_owned(),
-            virtual_size_bytes: 131_072,
+            virtual_size_bytes: Some(131_072),
             allocated_bytes: Some(65_536),
             compression: "deflate",
         }]

@@ -38,6 +38,7 @@ const MAX_LAG: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Qcow2 {
     size: u64,
+    name: String,
     coding: Coding,
     zstd: bool,
     /// First host cluster that is free.
@@ -51,28 +52,42 @@ pub(crate) struct Qcow2 {
 }
 
 impl Qcow2 {
-    pub(super) fn new(compression: Compression, level: Option<u32>, size: u64, name: &str) -> Result<Self, Error> {
-        if size > MAX_SIZE {
-            return Err(Error::refuse(Reason::TooLarge, name, "a qcow2 disk holds at most 2 PiB"));
-        }
+    /// A disk of `size` bytes; where these are not known yet, [`Qcow2::set_size`] follows.
+    pub(super) fn new(
+        compression: Compression,
+        level: Option<u32>,
+        size: Option<u64>,
+        name: &str,
+    ) -> Result<Self, Error> {
         let coding = match compression {
             Compression::None => Coding::Runs { unit: CLUSTER_BYTES },
             compression => Coding::Packed { compression, level },
         };
-        let l1 = usize::try_from(size.div_ceil(L2_BYTES)).expect("bounded by the largest size");
         let mut refcounts = Refcounts::new();
         refcounts.add(HostCluster(0));
-        Ok(Self {
-            size,
+        let mut disk = Self {
+            size: 0,
+            name: name.to_owned(),
             coding,
             zstd: compression == Compression::Zstd,
             frontier: HostCluster(1),
             packer: Packer::new(),
             refcounts,
             l2: None,
-            l1: vec![0; l1],
+            l1: Vec::new(),
             header: None,
-        })
+        };
+        size.map_or(Ok(()), |size| disk.set_size(size))?;
+        Ok(disk)
+    }
+
+    pub(super) fn set_size(&mut self, size: u64) -> Result<(), Error> {
+        if size > MAX_SIZE {
+            return Err(Error::refuse(Reason::TooLarge, &*self.name, "a qcow2 disk holds at most 2 PiB"));
+        }
+        self.size = size;
+        self.l1.resize(usize::try_from(size.div_ceil(L2_BYTES)).expect("bounded by the largest size"), 0);
+        Ok(())
     }
 
     pub(super) fn coding(&self) -> Coding {
@@ -166,7 +181,12 @@ impl Qcow2 {
     fn flush_l2(&mut self, jobs: &mut Vec<WriteJob>) {
         let Some((number, entries)) = self.l2.take() else { return };
         let host = self.allocate();
-        self.l1[usize::try_from(number).expect("an index of L1")] = alone(host.start());
+        let index = usize::try_from(number).expect("an index of L1");
+        if index >= self.l1.len() {
+            // The size isn't known yet.
+            self.l1.resize(index + 1, 0);
+        }
+        self.l1[index] = alone(host.start());
         jobs.push(cluster_job(host, entries.into_iter().flat_map(u64::to_be_bytes)));
     }
 

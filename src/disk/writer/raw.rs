@@ -13,7 +13,8 @@ use crate::disk::{Error, detect};
 /// A raw disk being written.
 #[derive(Debug)]
 pub(crate) struct Raw {
-    size: u64,
+    /// Absent until it is known.
+    size: Option<u64>,
     name: String,
     head: Vec<u8>,
     tail: Vec<u8>,
@@ -22,8 +23,12 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    pub(super) fn new(size: u64, name: &str) -> Self {
+    pub(super) fn new(size: Option<u64>, name: &str) -> Self {
         Self { size, name: name.to_owned(), head: Vec::new(), tail: Vec::new(), rest: None }
+    }
+
+    pub(super) fn set_size(&mut self, size: u64) {
+        self.size = Some(size);
     }
 
     #[expect(clippy::unused_self, reason = "writers answer for themselves")]
@@ -40,7 +45,7 @@ impl Raw {
             // Checked now, so that a bad head does not fail the copy only at its end.
             self.check()?;
         }
-        if guest.end == self.size {
+        if self.size.is_none_or(|size| size == guest.end) {
             self.tail = buffer[len - len.min(detect::TAIL_BYTES)..len].to_vec();
         }
         let mut parts: Vec<(u64, Range<usize>)> = Vec::with_capacity(runs.len());
@@ -59,7 +64,7 @@ impl Raw {
 
     pub(super) fn finish(self, output: &Output) -> Result<(), Error> {
         self.check()?;
-        output.set_len(self.size)?;
+        output.set_len(self.size.expect("it is set before the end"))?;
         if let Some((at, bytes)) = &self.rest {
             output.buffered()?;
             output.write(bytes, *at)?;

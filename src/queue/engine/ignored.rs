@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Entries of the queue directory that are never claimed: each is logged once, and counted while it lies there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
-use crate::queue::scan::{self, Refused};
+use crate::conversion::Stamp;
+use crate::disk::ending::fitting_extension;
+use crate::files::store;
+use crate::queue::scan::{self, Entry, Name, Refusal, Refused};
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -14,6 +18,8 @@ pub(super) struct Ignored {
     unnamed: HashSet<Refused>,
     /// Folders that are not taken, each by the entry because of which it isn't.
     folders: HashSet<Refused>,
+    /// What the content of files of unknown extensions says, each looked at once.
+    looked_at: HashMap<Name, (Stamp, Refusal)>,
 }
 
 impl Ignored {
@@ -33,8 +39,10 @@ impl Ignored {
 
     /// Sets the entries that are refused because nothing names them.
     pub(super) fn set_unnamed(&mut self, refused: Vec<Refused>) {
-        let unnamed = refused.into_iter().collect();
+        let unnamed: HashSet<_> = refused.into_iter().collect();
         report(&unnamed, &self.unnamed);
+        let names: HashSet<&str> = unnamed.iter().map(|refused| refused.name.as_str()).collect();
+        self.looked_at.retain(|name, _| names.contains(name.as_ref()));
         self.unnamed = unnamed;
     }
 
@@ -43,6 +51,19 @@ impl Ignored {
         let folders = refused.into_iter().collect();
         report(&folders, &self.folders);
         self.folders = folders;
+    }
+
+    /// Why a file of an unknown extension is refused: it may be a disk under another name. One that can't be read is
+    /// none.
+    pub(super) fn look(&mut self, directory: &Path, entry: &Entry) -> Refusal {
+        if let Some((_, refusal)) = self.looked_at.get(&entry.name).filter(|(seen, _)| *seen == entry.stamp()) {
+            return *refusal;
+        }
+        let opened = store::open_dir(directory).and_then(|dir| store::open_untrusted(dir, directory, &entry.name));
+        let fitting = opened.ok().and_then(|file| fitting_extension(file, &entry.name));
+        let refusal = fitting.map_or(Refusal::Other, Refusal::Misnamed);
+        self.looked_at.insert(entry.name.clone(), (entry.stamp(), refusal));
+        refusal
     }
 
     pub(super) fn count(&self) -> usize {

@@ -607,6 +607,7 @@ impl Intake {
                 self.next_group = Some(self.next_group.map_or(due, |at| at.min(due)));
                 continue;
             }
+            let refusal = if refusal == Refusal::Other { self.ignored.look(&self.directory, entry) } else { refusal };
             refused.push(Refused { name: name.as_ref().to_owned(), inode: entry.inode, refusal });
         }
         self.ignored.set_unnamed(refused);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why an entry of the queue directory is left where it is, and what a person can do about it.
 
+use std::borrow::Cow;
+
 use super::{Kind, extension};
 
 /// Why an entry is never taken.
@@ -18,8 +20,12 @@ pub enum Refusal {
     Name,
     /// Several files in one.
     Archive,
-    /// One compressed file that no OVF names.
+    /// One compressed file that no OVF names, and whose name does not tell what is in it.
     Compressed,
+    /// One compressed file that no OVF names, in a form that is not read.
+    Unread,
+    /// A disk, by its content or the end of its name, that should end in this.
+    Misnamed(&'static str),
     /// A machine's description in its product's own form.
     Machine,
     /// Changes of a disk that is elsewhere.
@@ -47,8 +53,11 @@ impl Refusal {
     #[must_use]
     pub fn of_companion(name: &str) -> Self {
         match extension(name).as_str() {
-            "zip" | "7z" | "rar" | "tar" | "tgz" | "txz" | "tbz2" | "cab" => Self::Archive,
-            "gz" | "xz" | "bz2" | "zst" | "lz4" | "lzo" => Self::Compressed,
+            "7z" | "rar" | "cab" => Self::Archive,
+            "gz" | "xz" | "bz2" | "zst" => Self::Compressed,
+            "lz4" | "lzo" | "lzma" | "z" => Self::Unread,
+            "dd" => Self::Misnamed("raw"),
+            "vhdfixed" => Self::Misnamed("vhd"),
             "vmx" | "vmxf" | "vmtx" | "vbox" | "vmcx" | "pvs" | "xva" => Self::Machine,
             "avhd" | "avhdx" | "vmsn" | "vmsd" | "vmem" | "vmss" | "vmrs" => Self::Checkpoint,
             _ => Self::Other,
@@ -74,8 +83,8 @@ impl Refusal {
 
     /// For a person: what the entry is, and what to do.
     #[must_use]
-    pub const fn text(self) -> &'static str {
-        match self {
+    pub fn text(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Symlink => "is a symbolic link, which is never followed; move the file itself here",
             Self::Mounted => "is a mount point, which can't be moved; copy the folder itself here",
             Self::Fifo => "is a FIFO, not a disk image",
@@ -84,14 +93,23 @@ impl Refusal {
             Self::Empty => "is empty; copy it again",
             Self::Name => "has a name that is not UTF-8; rename it",
             Self::Archive => "is an archive, which is never opened; unpack it and move the disk images here",
-            Self::Compressed => "is compressed, and no OVF names it; unpack it and move the disk image here",
+            Self::Compressed => {
+                "is compressed, and neither its name nor an OVF tells what is in it; let its name end in that, as in .img.gz \
+                 or .qcow2.xz"
+            }
+            Self::Unread => "is compressed, and no OVF names it; unpack it and move the disk image here",
+            Self::Misnamed(fitting) => {
+                return Cow::Owned(format!(
+                    "seems to be a disk image under another name; rename it to end in .{fitting}"
+                ));
+            }
             Self::Machine => {
                 "describes a machine in a form that is not read; export the machine as OVF or OVA, or move its disks here"
             }
             Self::Checkpoint => "belongs to a snapshot; merge or delete the snapshot and move the disk here",
             Self::Other => {
                 "is no disk image, and nothing here names it; disk images end in .vmdk, .ova, .ovf, .vhd, .vhdx, .vdi, \
-                 .qcow2, .raw, .img or .ami"
+                 .qcow2, .raw, .img, .ami, .hdd or .hds, and .gz, .xz, .zst, .bz2 or .zip behind that"
             }
             Self::Reserved => "has a name that is kept for records; rename it",
             Self::Deep => "lies too deep in a dropped folder; move its files up, to one level below the folder at most",
@@ -102,6 +120,6 @@ impl Refusal {
             Self::NoDisk => "is a folder without a disk image; put the machine's disks into it, or move it away",
             Self::Closed => "may not be read; let the daemon read and write the folder (chmod -R g+rwX)",
             Self::Crowded => "holds more files than a machine has; give each machine a folder of its own",
-        }
+        })
     }
 }

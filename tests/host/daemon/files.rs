@@ -53,9 +53,11 @@ fn what_is_never_taken_is_told_once_with_what_to_do_and_counted() {
     use std::os::unix::ffi::OsStrExt as _;
     let site = Site::new("companion_timeout: 3");
     let queue = site.queue();
-    for name in ["vm.zip", "vm.7z", "vm.vmx", "disk.raw.gz", "vm-000001.avhdx", "notes.txt", ".hidden", "x.vmdk.part"] {
+    for name in ["vm.rar", "vm.7z", "vm.vmx", "disk.gz", "vm-000001.avhdx", "notes.txt", ".hidden", "x.vmdk.part"] {
         fs::write(queue.join(name), "something").unwrap();
     }
+    fs::write(queue.join("volume"), [b"QFI\xFB\0\0\0\x03".as_slice(), &[0; 504]].concat()).unwrap();
+    fs::write(queue.join("old.dd"), disk(1)).unwrap();
     fs::create_dir(queue.join("web01")).unwrap();
     fs::create_dir(queue.join("lost+found")).unwrap();
     symlink("/etc/hostname", queue.join("link")).unwrap();
@@ -63,10 +65,12 @@ fn what_is_never_taken_is_told_once_with_what_to_do_and_counted() {
     let _socket = std::os::unix::net::UnixListener::bind(queue.join("socket")).unwrap();
     let daemon = site.start();
     let told = [
-        ("vm.zip", "unpack it and move the disk images here"),
+        ("vm.rar", "unpack it and move the disk images here"),
         ("vm.7z", "unpack it and move the disk images here"),
         ("vm.vmx", "export the machine as OVF or OVA, or move its disks here"),
-        ("disk.raw.gz", "unpack it and move the disk image here"),
+        ("disk.gz", "let its name end in that, as in .img.gz"),
+        ("volume", "rename it to end in .qcow2"),
+        ("old.dd", "rename it to end in .raw"),
         ("vm-000001.avhdx", "merge or delete the snapshot and move the disk here"),
         ("notes.txt", "is no disk image, and nothing here names it"),
         ("web01", "is a directory; move the files in it here"),
@@ -75,16 +79,32 @@ fn what_is_never_taken_is_told_once_with_what_to_do_and_counted() {
         ("socket", "is a socket, not a disk image"),
     ];
     daemon.until("all are counted", || daemon.stats()["ignored"] == told.len());
-    fs::remove_file(queue.join("vm.zip")).unwrap();
+    fs::remove_file(queue.join("vm.rar")).unwrap();
     daemon.until("one is gone", || daemon.stats()["ignored"] == told.len() - 1);
     for (name, remedy) in told {
         let lines = daemon.lines(&format!("refused: {name} "));
         assert!(matches!(&lines[..], [line] if line.contains(remedy)), "{name}: {lines:?}");
     }
     assert_eq!(daemon.lines("refused: ").len(), told.len());
-    // Without vm.zip, and with lost+found and the upload that is not finished.
+    // Without vm.rar, and with lost+found and the upload that is not finished.
     let visible = |entry: &fs::DirEntry| !entry.file_name().as_bytes().starts_with(b".");
     assert_eq!(fs::read_dir(&queue).unwrap().map(Result::unwrap).filter(visible).count(), told.len() + 1);
+}
+
+#[test]
+fn packed_disks_are_converted_under_their_stems() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    site.drop_file("web.img.gz", &gzip(&disk(1)));
+    site.drop_file("db.vmdk.gz", &gzip(&vmdk::built(&Sparse::stream_optimized(64 << 10), &disk(2))));
+    daemon.until("both are archived", || site.archived() == ["db.vmdk.gz", "web.img.gz"]);
+    assert_eq!(site.published(), ["db", "web"]);
+    assert_eq!(site.disks(), ["db.qcow2", "web.qcow2"]);
 }
 
 #[test]

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Packed sources, by the programs that people pack with where these are installed.
+
+use super::*;
+use crate::disk::resolve::qemu_img;
+use crate::disk::source::inspect;
+
+fn raw_disk() -> Vec<u8> {
+    let mut bytes = content(7, 3 << 20);
+    bytes[510..512].copy_from_slice(&[0x55, 0xAA]);
+    bytes
+}
+
+fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in files {
+        writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(bytes).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+fn xz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 0);
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn qcow2(bytes: &[u8]) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("raw"), bytes).unwrap();
+    qemu_img(directory.path(), &["convert", "-f", "raw", "-O", "qcow2", "raw", "out"]);
+    std::fs::read(directory.path().join("out")).unwrap()
+}
+
+#[test]
+fn one_disk_is_read_from_every_packing() {
+    let bytes = raw_disk();
+    let vmdk = stream(&bytes);
+    let qcow2 = qcow2(&bytes);
+    for (name, packed, format) in [
+        ("vm.img.gz", gzip(&bytes), "raw in gzip"),
+        ("vm.raw.xz", xz(&bytes), "raw in xz"),
+        ("vm.vmdk.gz", gzip(&vmdk), "vmdk streamOptimized in gzip"),
+        ("vm.qcow2.xz", xz(&qcow2), "qcow2 version 3 in xz"),
+        ("vm.img.xz", xz(&qcow2), "qcow2 version 3 in xz"),
+        ("vm.vmdk.zip", zip(&[("vm/vm.vmdk", &vmdk), ("vm/readme.txt", b"x")]), "vmdk streamOptimized in zip"),
+        ("vm.zip", zip(&[("vm.img", &bytes)]), "raw in zip"),
+        ("vm.tar", tar(&[("disk.raw", &bytes)]), "raw in tar"),
+        ("vm.tar.gz", gzip(&tar(&[("disk.raw", &bytes)])), "raw in tar in gzip"),
+        ("vm.tgz", gzip(&tar(&[("disk.raw", &bytes)])), "raw in tar in gzip"),
+        ("vm.gz", gzip(&vmdk), "vmdk streamOptimized in gzip"),
+        ("vm", gzip(&bytes), "raw in gzip"),
+    ] {
+        let source = good((name, &packed), &[]);
+        assert_eq!((source.format.as_str(), source.disks.len()), (format, 1), "{name}");
+        assert!(guest(&source.disks[0].image) == bytes, "{name}");
+    }
+}
+
+#[test]
+fn an_appliance_is_read_from_every_packing() {
+    let bytes = raw_disk();
+    let disk = stream(&bytes);
+    let ova = sample_ova::ova("vm", &[("d.vmdk", &disk, 3 << 20)]);
+    let envelope = ovf(&[("d.vmdk", 3 << 20)]);
+    let files = [("vm/vm.ovf", envelope.as_bytes()), ("vm/d.vmdk", disk.as_slice()), ("vm/eula.txt", b"yes")];
+    for (name, packed, format) in [
+        ("vm.ova", gzip(&ova), "ova in gzip"),
+        ("vm.ova", xz(&ova), "ova in xz"),
+        ("vm.ova.gz", gzip(&ova), "ova in gzip"),
+        ("vm.tar", ova.clone(), "ova"),
+        ("vm.tar.gz", gzip(&ova), "ova in gzip"),
+        ("vm.ova", zip(&files), "ovf in zip"),
+        ("vm.zip", zip(&files), "ovf in zip"),
+        ("vm.zip", zip(&[("vm.ova", &ova)]), "ova in zip"),
+    ] {
+        let source = good((name, &packed), &[]);
+        assert_eq!((source.format.as_str(), source.disks.len()), (format, 1), "{name}");
+        assert!(guest(&source.disks[0].image) == bytes, "{name}");
+        assert!(source.hardware.is_some(), "{name}");
+    }
+    let flat = text("monolithicFlat", "RW 6144 FLAT \"d-flat.vmdk\" 0");
+    let folder = zip(&[("d.vmdk", flat.as_bytes()), ("d-flat.vmdk", &bytes), ("d.vmx", b"x")]);
+    assert!(guest(&good(("vm.zip", &folder), &[]).disks[0].image) == bytes);
+}
+
+#[test]
+fn what_is_ambiguous_or_packed_twice_or_wrong_is_refused() {
+    let bytes = raw_disk();
+    let disk = stream(&bytes);
+    let mut two = open_with(("vm.zip", &zip(&[("a.vmdk", &disk), ("b.vmdk", &disk)])), &[], &LIMITS).unwrap_err();
+    assert_eq!(two.reason, Reason::UnsupportedFormat);
+    assert!(two.message.contains("\"a.vmdk\", \"b.vmdk\""), "{two}");
+    two = open_with(("vm.tar", &tar(&[("a.raw", &bytes), ("b.raw", &bytes)])), &[], &LIMITS).unwrap_err();
+    assert!(two.message.contains("\"a.raw\", \"b.raw\""), "{two}");
+    for (name, packed, reason) in [
+        ("vm.img.gz.gz", gzip(&gzip(&bytes)), Reason::UnsupportedFormat),
+        ("vm.img.gz", gzip(&xz(&bytes)), Reason::FormatMismatch),
+        ("vm.img.gz", xz(&bytes), Reason::FormatMismatch),
+        ("vm.img.gz", bytes.clone(), Reason::Corrupt),
+        ("vm.vmdk.gz", gzip(&bytes), Reason::Corrupt),
+        ("vm.qcow2.gz", gzip(&disk), Reason::FormatMismatch),
+        ("notes.txt.gz", gzip(b"hello"), Reason::UnsupportedFormat),
+        ("vm.zip", zip(&[]), Reason::Corrupt),
+        ("vm.zip", zip(&[("vm.ovf", ovf(&[("d.vmdk", 1)]).as_bytes())]), Reason::MissingMember),
+        ("vm.ova", gzip(&tar(&[("d.vmdk", &disk)])), Reason::MissingMember),
+        ("vm.vmdk.gz", gzip(&disk)[..5000].to_vec(), Reason::Truncated),
+    ] {
+        assert_eq!(refused((name, &packed), &[]), reason, "{name}");
+    }
+}
+
+#[test]
+fn scratch_and_sizes_are_checked_before_they_are_spent() {
+    let bytes = raw_disk();
+    let noise: Vec<u8> =
+        (0..3_u32 << 18).flat_map(|n| n.wrapping_mul(n).wrapping_mul(0x9E37_79B1).to_be_bytes()).collect();
+    let vmdk = sparse(&Sparse::stream_optimized(3 << 20), &noise);
+    let limits = Limits { max_scratch_bytes: 1 << 20, ..LIMITS };
+    let mut made = 0;
+    let mut scratch = || {
+        made += 1;
+        Ok(tempfile::tempfile().unwrap())
+    };
+    let error = open(&region("vm.vmdk.xz", &xz(&vmdk)), &[], &limits, &mut scratch).unwrap_err();
+    assert_eq!((error.reason, error.needed_bytes), (Reason::OutputFull, Some(vmdk.len() as u64)));
+    open(&region("vm.img.xz", &xz(&bytes)), &[], &limits, &mut scratch).unwrap();
+    assert_eq!(made, 0, "neither needs a scratch file");
+    let error = open_with(("vm.vmdk.gz", &gzip(&vmdk)), &[], &limits).unwrap_err();
+    assert_eq!((error.reason, error.needed_bytes.is_some()), (Reason::OutputFull, true));
+    let small = Limits { max_virtual_size: 1 << 20, ..LIMITS };
+    assert_eq!(open_with(("vm.img.xz", &xz(&bytes)), &[], &small).unwrap_err().reason, Reason::TooLarge);
+}
+
+#[test]
+fn an_inspection_says_what_is_known_of_a_packed_disk() {
+    let bytes = raw_disk();
+    let look = |name: &str, bytes: &[u8]| {
+        inspect(&region(name, bytes), &[], &LIMITS, &mut || Ok(tempfile::tempfile().unwrap()))
+    };
+    let known = look("vm.img.xz", &xz(&bytes));
+    assert_eq!((known.accepted, known.disks[0].virtual_size_bytes), (true, Some(3 << 20)));
+    let unknown = look("vm.img.gz", &gzip(&bytes));
+    assert_eq!((unknown.accepted, unknown.disks[0].virtual_size_bytes), (true, None));
+    assert_eq!(unknown.disks[0].format, "raw in gzip");
+}
+
+#[test]
+fn a_name_that_says_nothing_leaves_it_to_the_content() {
+    let bytes = raw_disk();
+    let disk = stream(&bytes);
+    for (name, file) in [("vm", &bytes), ("vm.dd", &bytes), ("vm.bin", &bytes), ("vm", &disk), ("disk.1", &disk)] {
+        assert!(guest(&good((name, file), &[]).disks[0].image) == bytes, "{name}");
+    }
+    for (name, reason) in [("vm.txt", Reason::UnsupportedFormat), ("vm", Reason::UnsupportedFormat)] {
+        assert_eq!(refused((name, &[7; 4096]), &[]), reason, "{name}");
+    }
+}
