@@ -88,7 +88,7 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
     use crate::conversion::Reason;
     if !extension(region.name()).eq_ignore_ascii_case("ova") {
         let members = ova::members(region).ok()?;
-        let end = members.last().map(end_of)?;
+        let end = members.last().and_then(end_of)?;
         return Some(by(end < region.len() && tail.iter().all(|byte| *byte == 0), Ending::Whole));
     }
     let ova = match ova::open(region) {
@@ -98,7 +98,7 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
         }
         Err(_) => return None,
     };
-    let end = ova.members.last().map(end_of)?;
+    let end = ova.members.last().and_then(end_of)?;
     let is_closed = end < region.len() && tail.iter().all(|byte| *byte == 0);
     let named = names(&ova.members[ova.ovf].region)?;
     let is_there = |name: &String| ova.members.iter().any(|member| member.name == *name);
@@ -106,9 +106,9 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
     Some(by(is_closed && named.required.iter().all(is_there) && are_whole(), Ending::Whole))
 }
 
-/// Where the padding behind a member of a tar ends, in the file.
-fn end_of(member: &ova::OvaMember) -> u64 {
-    (member.region.file().1 + member.region.len()).next_multiple_of(512)
+/// Where the padding behind a member of a tar ends, in the file; none of one that is joined from parts.
+fn end_of(member: &ova::OvaMember) -> Option<u64> {
+    Some((member.region.file()?.1 + member.region.len()).next_multiple_of(512))
 }
 
 fn is_disk(name: &str) -> bool {

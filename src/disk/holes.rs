@@ -2,7 +2,9 @@
 //! Replaces the holes that the file system knows by zeros in the map: they need not be read. Many writers leave holes
 //! in the blocks of a dynamic disk, and others may have been punched later.
 
+use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -54,8 +56,8 @@ impl Known {
                 Ok(data) => data,
                 // The rest of the file is a hole, unless the file shrank.
                 Err(Errno::NXIO) => {
-                    let (file, start) = region.file();
-                    if file.metadata().map_err(failed)?.len() < start + place.end {
+                    let end = |(file, start): (&Arc<File>, u64)| file.metadata().map(|m| m.len().saturating_sub(start));
+                    if region.file().map(end).transpose().map_err(failed)?.is_some_and(|end| end < place.end) {
                         let message = "the file shrank while it was read";
                         return Err(Error::truncated(region.name(), place.start, message));
                     }
@@ -78,9 +80,9 @@ impl Known {
     }
 }
 
-/// Where the seek from `at` ends, relative to the region.
+/// Where the seek from `at` ends, relative to the region. A joined region reports no holes.
 fn seek(region: &Region, to: fn(u64) -> SeekFrom, at: u64) -> Result<u64, Errno> {
-    let (file, start) = region.file();
+    let (file, start) = region.file().ok_or(Errno::NOTSUP)?;
     rustix::fs::seek(file, to(start + at)).map(|found| found.saturating_sub(start))
 }
 
@@ -159,7 +161,7 @@ mod tests {
     fn a_file_that_shrank_has_no_hole_at_its_end() {
         let region = region(&[true, true, false], 0);
         let extent = Extent { guest: 0..2 * BLOCK, at: Location::Stored { file: 0, offset: BLOCK } };
-        let file: &File = region.file().0;
+        let file: &File = region.file().unwrap().0;
         file.set_len(BLOCK).unwrap();
         let error = without_holes([Ok(extent)].into_iter(), std::slice::from_ref(&region)).next().unwrap().unwrap_err();
         assert_eq!((error.reason, error.offset), (Reason::Truncated, Some(BLOCK)));

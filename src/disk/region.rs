@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A bounded window on a source file: a whole image, or one member of an OVA.
+//! A bounded window on a source file: a whole image, one member of an OVA, or parts of a file joined in place.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +22,9 @@ pub struct Region {
     len: u64,
     /// The same file, open for direct I/O.
     direct: Option<Arc<File>>,
+    /// Of a joined region: its parts in order, each with the place of its first byte. `start` then counts from the first
+    /// part's first byte, and `file` is the first part's.
+    parts: Option<Arc<[(u64, Region)]>>,
     cancellation: Cancellation,
     #[cfg(test)]
     before_read: Option<BeforeRead>,
@@ -101,6 +104,7 @@ impl Region {
             start: 0,
             len,
             direct: None,
+            parts: None,
             cancellation: Cancellation::default(),
             #[cfg(test)]
             before_read: None,
@@ -125,6 +129,20 @@ impl Region {
         Self::whole(file, Arc::clone(&self.name), len).until(&self.cancellation)
     }
 
+    /// The regions `parts`, one behind the other, as one called `name`; `None` where there is none, or where their
+    /// lengths overflow.
+    pub fn joined(name: impl Into<Arc<str>>, parts: &[Self]) -> Option<Self> {
+        let first = parts.first()?;
+        let mut len = 0u64;
+        let mut placed = Vec::with_capacity(parts.len());
+        for part in parts {
+            placed.push((len, part.clone()));
+            len = len.checked_add(part.len)?;
+        }
+        let whole = Self::whole(Arc::clone(&first.file), name, len).until(&first.cancellation);
+        Some(Self { parts: Some(placed.into()), ..whole })
+    }
+
     /// A part of this region, called `name`; `None` where it would pass the end.
     pub fn part(&self, name: impl Into<Arc<str>>, start: u64, len: u64) -> Option<Self> {
         let end = start.checked_add(len)?;
@@ -134,6 +152,7 @@ impl Region {
             start: self.start + start,
             len,
             direct: self.direct.clone(),
+            parts: self.parts.clone(),
             cancellation: self.cancellation.clone(),
             #[cfg(test)]
             before_read: self.before_read.clone(),
@@ -165,16 +184,18 @@ impl Region {
         &self.name
     }
 
-    /// The open file behind it, and where in that file the region starts.
+    /// The open file behind it, and where in that file the region starts; `None` of a joined region, which lies in
+    /// several.
     #[must_use]
-    pub fn file(&self) -> (&Arc<File>, u64) {
-        (&self.file, self.start)
+    pub fn file(&self) -> Option<(&Arc<File>, u64)> {
+        self.parts.is_none().then_some((&self.file, self.start))
     }
 
     /// Whether both are the same bytes of the same file.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.file, &other.file) && (self.start, self.len) == (other.start, other.len)
+        Arc::ptr_eq(&self.file, &other.file)
+            && (self.start, self.len, self.parts.is_some()) == (other.start, other.len, other.parts.is_some())
     }
 
     /// Fails once its work was ended.
@@ -238,6 +259,9 @@ impl Region {
     }
 
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        if let Some(parts) = &self.parts {
+            return read_parts(parts, buffer, self.start + offset);
+        }
         match self.file.read_exact_at(buffer, self.start + offset) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
@@ -246,6 +270,19 @@ impl Region {
             Err(e) => Err(Error::reading(self.name(), offset, e)),
         }
     }
+}
+
+/// Fills `buffer`, which lies within `parts`, from the byte `at` of them all.
+fn read_parts(parts: &[(u64, Region)], mut buffer: &mut [u8], mut at: u64) -> Result<(), Error> {
+    let mut next = parts.partition_point(|(start, _)| *start <= at).saturating_sub(1);
+    while !buffer.is_empty() {
+        let (start, part) = &parts[next];
+        let len = usize::try_from(start + part.len - at).unwrap_or(usize::MAX).min(buffer.len());
+        let (now, rest) = buffer.split_at_mut(len);
+        part.read_exact_at(now, at - start)?;
+        (buffer, at, next) = (rest, at + len as u64, next + 1);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -289,6 +326,31 @@ mod tests {
         // A member that does not begin with a sector.
         let member = region.part("member", 100, 900 << 10).unwrap();
         assert_eq!(read(&member, 0, MIN_DIRECT, 400 << 10), 1);
+    }
+
+    #[test]
+    fn joined_parts_read_as_one_file() {
+        let parts = [5, 0, 1, 7]
+            .iter()
+            .zip(1..)
+            .map(|(len, content)| Region::whole(file(*len, content, OFlags::empty()), "part", *len as u64));
+        let whole = Region::joined("whole", &parts.collect::<Vec<_>>()).unwrap();
+        let bytes = [1, 1, 1, 1, 1, 3, 4, 4, 4, 4, 4, 4, 4];
+        assert_eq!((whole.len(), whole.name()), (13, "whole"));
+        for start in 0..13 {
+            for end in start..=13 {
+                let mut found = vec![0; end - start];
+                whole.read_exact_at(&mut found, start as u64).unwrap();
+                assert_eq!(found, bytes[start..end]);
+                let inner = whole.part("inner", start as u64, (end - start) as u64).unwrap();
+                let mut found = vec![0; end - start];
+                inner.read_once_at(&mut found, 0).unwrap();
+                assert_eq!(found, bytes[start..end]);
+            }
+        }
+        assert_eq!(whole.read_exact_at(&mut [0], 13).unwrap_err().reason, Reason::Truncated);
+        assert!(whole.file().is_none());
+        assert!(Region::joined("none", &[]).is_none());
     }
 
     #[test]

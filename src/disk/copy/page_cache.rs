@@ -51,6 +51,6 @@ impl Drop for PageCache<'_> {
 
 /// A hint, so a refusal changes nothing.
 fn advise(region: &Region, offset: u64, len: u64, advice: Advice) {
-    let (file, start) = region.file();
+    let Some((file, start)) = region.file() else { return };
     let _ = fadvise(file, start + offset, std::num::NonZeroU64::new(len), advice);
 }
