@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why a conversion fails: one table of reasons, which determines class, exit code, phase and suggestion.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use strum::VariantArray;
 
 use super::contract::exit_code;
+use super::printable::printable;
+use super::remedy::Remedy;
 
 /// Why an attempt or a conversion ended without success. What a person reads, what decides a retry and what a
 /// metric counts all come from here.
@@ -120,9 +123,6 @@ pub enum Stage {
     Verify,
     Report,
 }
-
-/// What to do about an output that the whole volume could not hold.
-pub(crate) const LARGER_VOLUME: &str = "Use a larger output volume, or a compressed output";
 
 impl Reason {
     /// Every reason, in the order of the table.
@@ -316,14 +316,19 @@ impl Failure {
         Self::in_phase(reason, reason.phase(), message)
     }
 
-    /// The same, in a phase that is known more exactly than by the table.
+    /// The same, in a phase that is known more exactly than by the table. What the message says of others' names and
+    /// texts is made [`printable`].
     pub fn in_phase(reason: Reason, phase: Phase, message: impl Into<String>) -> Self {
+        let message = message.into();
         Self {
             reason,
             class: reason.class(),
             phase,
             stage: None,
-            message: message.into(),
+            message: match printable(&message) {
+                Cow::Borrowed(_) => message,
+                Cow::Owned(shown) => shown,
+            },
             suggestion: reason.suggestion(phase),
             needed_bytes: None,
         }
@@ -336,6 +341,15 @@ impl Failure {
             "" => self.message.clone(),
             suggestion => format!("{}. {suggestion}", self.message.trim_end_matches('.')),
         }
+    }
+
+    /// Suggests what helps in this case, instead of what mostly helps.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: impl Into<Option<Remedy>>) -> Self {
+        if let Some(remedy) = remedy.into() {
+            remedy.text().clone_into(&mut self.suggestion);
+        }
+        self
     }
 
     /// Names the worker's step.

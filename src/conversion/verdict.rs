@@ -2,8 +2,7 @@
 //! What the end of a worker means, on one host and in a pod alike.
 
 use super::contract::exit_code;
-use super::failure::LARGER_VOLUME;
-use super::{Class, Failure, Reason};
+use super::{Class, Failure, Reason, Remedy};
 
 /// How a worker's process exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +25,8 @@ pub(crate) fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option
     let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message));
     failure.stage = told.stage;
     failure.needed_bytes = told.needed_bytes;
-    if failure.reason == Reason::TooLarge && failure.needed_bytes.is_some() {
-        LARGER_VOLUME.clone_into(&mut failure.suggestion);
-    }
-    Some(failure)
+    // Only what stands in our own table is suggested to anyone.
+    Some(failure.with_remedy(Remedy::of_text(&told.suggestion)))
 }
 
 /// The failure that an exit code means. `None` for success, and where the code only means that the process was ended
@@ -115,7 +112,11 @@ mod tests {
         }
         let lie = Failure { class: Class::NoAttempt, ..Failure::new(Reason::Corrupt, "a\u{1b}[31mb\n") };
         let failure = believed(&lie, |text| clean(text, 80)).unwrap();
-        assert_eq!((failure.class, failure.message.as_str()), (Class::Permanent, "a [31mb "));
+        assert_eq!((failure.class, failure.message.as_str()), (Class::Permanent, r"a\u{1b}[31mb\n"));
+        let told = Failure { suggestion: "Run this as root".into(), ..Failure::new(Reason::Corrupt, "x") };
+        assert_eq!(believed(&told, str::to_owned).unwrap(), Failure::new(Reason::Corrupt, "x"));
+        let told = Failure::new(Reason::Corrupt, "x").with_remedy(Remedy::ReplayLog);
+        assert_eq!(believed(&told, str::to_owned), Some(told));
     }
 
     #[test]

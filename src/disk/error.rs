@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::conversion::{Failure, Reason};
+use crate::conversion::{Failure, Reason, Remedy, printable};
 
 /// A refused image or a failed read or write, with the file and the place in it.
 #[derive(Debug, thiserror::Error)]
@@ -22,12 +22,22 @@ pub struct Error {
     pub source: Option<io::Error>,
     /// Free bytes the output volume needs, where the reason is `OutputFull`.
     pub needed_bytes: Option<u64>,
+    /// What helps in this case, where that is not what mostly helps.
+    pub remedy: Option<Remedy>,
 }
 
 impl Error {
     /// The image `file` is refused for `reason`.
     pub fn refuse(reason: Reason, file: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { reason, file: file.into(), offset: None, message: message.into(), source: None, needed_bytes: None }
+        Self {
+            reason,
+            file: file.into(),
+            offset: None,
+            message: message.into(),
+            source: None,
+            needed_bytes: None,
+            remedy: None,
+        }
     }
 
     /// The structure of `file` contradicts itself at `offset`.
@@ -59,6 +69,7 @@ impl Error {
             io::ErrorKind::OutOfMemory => Reason::OutOfMemory,
             _ => otherwise,
         };
+        let is_too_large = source.kind() == io::ErrorKind::FileTooLarge;
         Self {
             reason,
             file: file.into(),
@@ -66,6 +77,7 @@ impl Error {
             message: message.to_owned(),
             source: Some(source),
             needed_bytes: None,
+            remedy: is_too_large.then_some(Remedy::RaiseFileSize),
         }
     }
 
@@ -76,10 +88,19 @@ impl Error {
         self
     }
 
+    /// Says what helps in this case.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: Remedy) -> Self {
+        self.remedy = Some(remedy);
+        self
+    }
+
     fn describe(&self) -> String {
+        let said = format!("{}: {}", self.file, self.message);
+        let said = printable(&said);
         match self.offset {
-            Some(offset) => format!("{}: {} (at byte {offset})", self.file, self.message),
-            None => format!("{}: {}", self.file, self.message),
+            Some(offset) => format!("{said} (at byte {offset})"),
+            None => said.into_owned(),
         }
     }
 }
@@ -90,6 +111,6 @@ impl From<&Error> for Failure {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };
-        Self { needed_bytes: error.needed_bytes, ..Self::new(error.reason, message) }
+        Self { needed_bytes: error.needed_bytes, ..Self::new(error.reason, message) }.with_remedy(error.remedy)
     }
 }

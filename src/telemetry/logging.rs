@@ -18,6 +18,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, registry, reload};
 
+use crate::conversion::{printable, printable_json};
+
 /// Libraries that transmit secrets: logged only from warnings up, at any verbosity.
 const DISCREET: [&str; 8] = ["h2", "hyper", "hyper_util", "kube_client", "lettre", "reqwest", "rustls", "tower"];
 
@@ -133,13 +135,13 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // A line that can't be written is lost: a report on stderr would panic if stderr itself is gone.
-    let layer = fmt::layer().with_writer(writer).log_internal_errors(false).with_target(options.verbose >= 2);
+    let layer = fmt::layer().log_internal_errors(false).with_target(options.verbose >= 2);
     match options.format {
         LogFormat::Text => {
             let fields = debug_fn(|writer, field, value| field_text(writer, field.name(), &format!("{value:?}")));
-            layer.with_ansi(colours).fmt_fields(fields.delimited(" ")).boxed()
+            layer.with_writer(writer).with_ansi(colours).fmt_fields(fields.delimited(" ")).boxed()
         }
-        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+        LogFormat::Json => layer.with_writer(EscapedJson(writer)).json().flatten_event(true).boxed(),
     }
 }
 
@@ -149,10 +151,30 @@ fn field_text(writer: &mut Writer<'_>, name: &str, value: &str) -> std::fmt::Res
     if name != "message" {
         write!(writer, "{name}=")?;
     }
-    for c in value.chars() {
-        if c.is_control() { write!(writer, "{}", c.escape_default())? } else { writer.write_char(c)? }
+    writer.write_str(&printable(value))
+}
+
+/// A writer of lines of JSON that escapes what a terminal would obey: JSON itself escapes only some of it.
+struct EscapedJson<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for EscapedJson<W> {
+    type Writer = EscapedJson<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        EscapedJson(self.0.make_writer())
     }
-    Ok(())
+}
+
+impl<W: io::Write> io::Write for EscapedJson<W> {
+    /// Receives a whole line at once.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(printable_json(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Opens a log file, and makes its directory.
@@ -199,6 +221,9 @@ mod tests {
         assert_eq!(text.matches('\n').count(), 1, "{text:?}");
         let control = text.trim_end().chars().find(|c| c.is_control());
         assert_eq!(control, None, "{text:?}");
+        let json = logged(LogFormat::Json, 0, || tracing::info!(name, "{name}\u{202e}"));
+        assert_eq!(json.trim_end().chars().find(|c| c.is_control() || *c == '\u{202e}'), None, "{json:?}");
+        assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["name"], name);
         assert!(text.contains(r"New file queued: a\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{9b}.raw"), "{text}");
     }
 

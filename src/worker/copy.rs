@@ -16,11 +16,10 @@ use super::marker::open_disk;
 use super::output::output_failure;
 use super::progress::Meter;
 use super::{contain, names};
-use crate::conversion::failure::LARGER_VOLUME;
 use crate::conversion::options::ByteSize;
 use crate::conversion::report::{DiskReport, Hardware, SourceReport};
 use crate::conversion::{
-    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Stage,
+    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Remedy, Stage,
 };
 use crate::disk::manifest::{self, Expected, Outcome};
 use crate::disk::source::{self, Limits, Source, SourceDisk};
@@ -206,12 +205,20 @@ impl Space {
             ByteSize(self.size)
         );
         let failure = Failure::in_phase(Reason::TooLarge, Phase::OutputDirectoryCreation, message);
-        Failure { needed_bytes, suggestion: LARGER_VOLUME.to_owned(), ..failure }
+        Failure { needed_bytes, ..failure }.with_remedy(Remedy::LargerVolume)
     }
 
     const fn usable(&self) -> u64 {
         self.free.saturating_sub(self.reserve)
     }
+}
+
+/// Bytes on the volume of `directory` that a conversion or inspection may use: what is free, without the reserve.
+///
+/// # Errors
+/// The system's error.
+pub fn usable_bytes(directory: &Path) -> Result<u64, Failure> {
+    Space::of(directory).map(|space| space.usable())
 }
 
 /// A file without a name on the output's volume: it is gone when this process ends, in whatever way.

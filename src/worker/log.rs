@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::conversion::printable;
+
 /// How many lines are kept, and the most that is kept of a line.
 const LINES: usize = 40;
 const LINE_BYTES: usize = 512;
@@ -31,9 +33,12 @@ impl LogTail {
 
 impl Write for LogTail {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.keep(&String::from_utf8_lossy(line));
+        // An image's name or text must not end a line or reach a terminal as it is.
+        let text = String::from_utf8_lossy(line);
+        let text = format!("{}\n", printable(text.trim_end_matches('\n')));
+        self.keep(&text);
         // A lost log line is no reason to lose the conversion.
-        let _ = io::stderr().write_all(line);
+        let _ = io::stderr().write_all(text.as_bytes());
         Ok(line.len())
     }
 

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a person can do about a refusal whose cause is known more exactly than its reason.
+//!
+//! A [`Reason`](super::Reason) has one suggestion, which fits most of its causes. Where another helps, the error carries
+//! it from the place that knows the cause. `docs/formats.md` has the same table.
+
+use strum::VariantArray;
+
+/// A cause that has a remedy of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, VariantArray)]
+pub enum Remedy {
+    /// A VHDX whose log has to be replayed by its own program.
+    ReplayLog,
+    /// A differencing VHD or VHDX.
+    MergeVhd,
+    /// A child VDI.
+    MergeVdi,
+    /// A qcow2 with a backing file or a data file.
+    FlattenQcow2,
+    /// A qcow2 whose tables contradict themselves or that is marked as corrupt.
+    CheckQcow2,
+    /// A VMDK whose tables contradict themselves.
+    RepairVmdk,
+    /// A file whose line ends were converted.
+    CopyAsBinary,
+    /// A file that ends early.
+    CopyAgain,
+    /// A flat extent that is an image of its own.
+    ConvertExtentAlone,
+    /// A fixed VHD that begins like a dynamic one.
+    MakeDynamic,
+    /// Tables that lie too widely scattered to be checked.
+    WriteTablesAnew,
+    /// A FIFO, a socket or a device.
+    CopyToFile,
+    /// A symbolic link.
+    NameTarget,
+    /// A directory.
+    NameImage,
+    /// More files than the process may open.
+    RaiseOpenFiles,
+    /// An output beyond the largest file that the process or the file system allows.
+    RaiseFileSize,
+    /// An output that the whole volume could not hold.
+    LargerVolume,
+}
+
+impl Remedy {
+    /// One sentence, which a person can follow.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::ReplayLog => {
+                "Attach the disk once where it was made, which replays its log \
+                 (Hyper-V: Mount-VHD and Dismount-VHD), then copy it again"
+            }
+            Self::MergeVhd => {
+                "Merge it into its parent first (Hyper-V: Merge-VHD, or Edit Disk), then bring the merged disk"
+            }
+            Self::MergeVdi => "Clone it into one disk first: VBoxManage clonemedium disk FILE whole.vdi",
+            Self::FlattenQcow2 => {
+                "Make one self-contained image of it, where its other file is: qemu-img convert -O qcow2 FILE whole.qcow2"
+            }
+            Self::CheckQcow2 => {
+                "Copy the file again from a machine that is shut off; if that helps not: qemu-img check FILE"
+            }
+            Self::RepairVmdk => {
+                "Copy the file again from a machine that is powered off; if that helps not, repair it: \
+                 vmware-vdiskmanager -R FILE"
+            }
+            Self::CopyAsBinary => "Copy the file again in binary mode, for a transfer changed its line ends",
+            Self::CopyAgain => "Copy the file again and compare its size with the original's, for it ends early",
+            Self::ConvertExtentAlone => {
+                "Convert the file that the descriptor names by itself, under the extension of its format"
+            }
+            Self::MakeDynamic => {
+                "Convert it where it was made (Hyper-V: Convert-VHD -VHDType Dynamic), then bring the new disk"
+            }
+            Self::WriteTablesAnew => "Copy it once with the program that made it, which writes its tables in order",
+            Self::CopyToFile => "Copy its content into a regular file, then convert that",
+            Self::NameTarget => "Name the file that the link points to",
+            Self::NameImage => "Name the disk image, the OVF or the VMDK descriptor in it",
+            Self::RaiseOpenFiles => "Raise the limit of open files (ulimit -n, LimitNOFILE= of the service)",
+            Self::RaiseFileSize => {
+                "Raise the limit of a file's size (ulimit -f), or write to a file system that takes larger files"
+            }
+            Self::LargerVolume => "Use a larger output volume, or a compressed output",
+        }
+    }
+
+    /// The remedy with exactly this text: another process told it.
+    #[must_use]
+    pub fn of_text(text: &str) -> Option<Self> {
+        Self::VARIANTS.iter().copied().find(|remedy| remedy.text() == text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_remedy_is_one_sentence_known_by_its_text_and_stands_in_the_documentation() {
+        let formats = include_str!("../../docs/formats.md");
+        for &remedy in Remedy::VARIANTS {
+            let text = remedy.text();
+            assert_eq!(Remedy::of_text(text), Some(remedy));
+            assert!(!text.ends_with('.') && !text.contains(". ") && text.len() < 200, "{text}");
+            assert!(formats.contains(text), "docs/formats.md lacks: {text}");
+        }
+        assert_eq!(Remedy::of_text("Call 0900-HELP"), None);
+    }
+}
