@@ -11,6 +11,7 @@ mod copy;
 pub(crate) mod descriptor;
 mod detect;
 mod digest;
+mod effort;
 pub(crate) mod ending;
 mod error;
 mod extent;

@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Proof that no two extents of an image overlap in its file.
 //!
-//! Where the offsets ascend, a running maximum is the proof. Otherwise a bitmap is, over one window of the file after
-//! the other: memory stays bounded, and only images that are both large and disordered are walked more than once.
+//! Where the offsets ascend, a running maximum is the proof. Otherwise a sorted list of ranges is, as long as they are
+//! few; then a bitmap, over one window of the file after the other: memory stays bounded, and only images that are both
+//! large and disordered are walked more than once. All walks together cost no more than the source's [`Effort`].
 //!
 //! Extents that may share a unit must begin at different bytes. One walk compares as many of these as memory allows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Error;
-use crate::conversion::Reason;
+use super::effort::{Effort, scattered};
+use super::{Error, Region};
 
 /// Units a window covers: 8 MiB of bits, which is 4 TiB of 64 KiB clusters or 64 TiB of 1 MiB blocks.
 const WINDOW: u64 = 64 << 20;
 /// Most walks. The largest VHD (2,040 GiB) in disorder needs 64 windows of sectors; only files that point far out
 /// into their holes need more.
 const PASSES: u32 = 128;
+/// Most ranges that are kept sorted, neighbours joined, in some 20 MiB.
+const FEW: usize = 1 << 18;
+/// Claims after which their price is paid.
+const PRICED: u64 = 1 << 12;
 /// Most offsets of shared extents that one walk holds: 64 GiB of the guest in clusters of 64 KiB, in some 20 MiB. Few
 /// in tests, whose images are small.
 const STARTS: usize = if cfg!(test) { 1000 } else { 1 << 20 };
@@ -23,10 +28,14 @@ const STARTS: usize = if cfg!(test) { 1000 } else { 1 << 20 };
 /// What one walk over an image's tables has claimed so far.
 pub(crate) struct Occupancy {
     unit: u64,
+    /// What was claimed, as long as that is few ranges; then the window is.
+    few: Option<Few>,
     /// First unit of the window.
     start: u64,
     whole: Vec<u64>,
     shared: Vec<u64>,
+    /// Claims of this walk that are not paid yet.
+    unpaid: u64,
     /// One past the last unit claimed, while all claims ascend.
     frontier: u64,
     ascending: bool,
@@ -42,18 +51,38 @@ pub(crate) struct Occupancy {
     behind_start: u64,
 }
 
-/// Something else lies in that range.
-#[derive(Debug, PartialEq, Eq)]
+/// A range was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken;
 
-/// Walks the tables of `file`, as often as its size demands. `walk` claims every range, in units of `unit` bytes, and
+/// Ranges of units, sorted.
+#[derive(Default)]
+struct Few {
+    whole: Spans,
+    shared: Spans,
+    /// How many of them are few.
+    limit: usize,
+}
+
+/// Walks the tables of `region`, as often as its size demands. `walk` claims every range, in units of `unit` bytes, and
 /// must claim the same each time. Returns what the first walk returned.
 pub(crate) fn survey<T>(
-    file: &str,
+    region: &Region,
     unit: u64,
+    walk: impl FnMut(&mut Occupancy) -> Result<T, Error>,
+) -> Result<T, Error> {
+    survey_with(region, unit, FEW, walk)
+}
+
+/// The same, where so many ranges are few.
+fn survey_with<T>(
+    region: &Region,
+    unit: u64,
+    limit: usize,
     mut walk: impl FnMut(&mut Occupancy) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let mut occupancy = Occupancy::new(unit, 0, 0);
+    occupancy.few = Some(Few { limit, ..Few::default() });
     let answer = walk(&mut occupancy)?;
     for _ in 1..PASSES {
         let Some(next) = occupancy.next() else { return Ok(answer) };
@@ -62,9 +91,7 @@ pub(crate) fn survey<T>(
     }
     match occupancy.next() {
         None => Ok(answer),
-        Some(_) => {
-            Err(Error::refuse(Reason::Corrupt, file, "its blocks are scattered too widely to be checked for overlaps"))
-        }
+        Some(_) => Err(scattered(region.name())),
     }
 }
 
@@ -72,9 +99,11 @@ impl Occupancy {
     fn new(unit: u64, start: u64, first_start: u64) -> Self {
         Self {
             unit,
+            few: None,
             start,
             whole: Vec::new(),
             shared: Vec::new(),
+            unpaid: 0,
             frontier: 0,
             ascending: true,
             last_shared: false,
@@ -92,6 +121,18 @@ impl Occupancy {
         self.ascending &= first >= self.frontier;
         self.frontier = self.frontier.max(end);
         self.last_shared = false;
+        if let Some(few) = &mut self.few {
+            if few.whole.meets(first, end) || few.shared.meets(first, end) {
+                return Err(Taken);
+            }
+            few.whole.add(first, end);
+            self.keep_few();
+            return Ok(());
+        }
+        self.mark_whole(first, end)
+    }
+
+    fn mark_whole(&mut self, first: u64, end: u64) -> Result<(), Taken> {
         for (word, mask) in self.window(first, end) {
             if (at(&self.whole, word) | at(&self.shared, word)) & mask != 0 {
                 return Err(Taken);
@@ -111,6 +152,42 @@ impl Occupancy {
         self.start(offset)?;
         self.frontier = self.frontier.max(end);
         self.last_shared = true;
+        if let Some(few) = &mut self.few {
+            if few.whole.meets(first, end) {
+                return Err(Taken);
+            }
+            few.shared.add(first, end);
+            self.keep_few();
+            return Ok(());
+        }
+        self.mark_shared(first, end)
+    }
+
+    /// Pays what the claims since the last payment cost.
+    ///
+    /// # Errors
+    /// `Corrupt` once the budget of `region` is spent.
+    pub(crate) fn pay(&mut self, region: &Region) -> Result<(), Error> {
+        self.unpaid += 1;
+        if self.unpaid < PRICED {
+            return Ok(());
+        }
+        let effort: &Effort = region.effort();
+        effort.spend(region.name(), std::mem::take(&mut self.unpaid))
+    }
+
+    /// Goes on with the window where the ranges are no longer few.
+    fn keep_few(&mut self) {
+        let Some(few) = self.few.take_if(|few| few.whole.count() + few.shared.count() > few.limit) else { return };
+        for (first, end) in few.whole.0 {
+            self.mark_whole(first, end).expect("ranges that are kept do not overlap");
+        }
+        for (first, end) in few.shared.0 {
+            self.mark_shared(first, end).expect("shared ranges meet no other");
+        }
+    }
+
+    fn mark_shared(&mut self, first: u64, end: u64) -> Result<(), Taken> {
         for (word, mask) in self.window(first, end) {
             if at(&self.whole, word) & mask != 0 {
                 return Err(Taken);
@@ -157,11 +234,43 @@ impl Occupancy {
 
     /// The state for the next walk; `None` when all is proved.
     fn next(&self) -> Option<Self> {
-        if self.ascending || (self.beyond.is_none() && self.left_out.is_none()) {
+        let is_window_all = self.few.is_some() || self.beyond.is_none();
+        if self.ascending || (is_window_all && self.left_out.is_none()) {
             return None;
         }
         let start = self.beyond.unwrap_or(self.start);
         Some(Self::new(self.unit, start, self.left_out.unwrap_or(self.first_start)))
+    }
+}
+
+/// Ranges without overlaps, each from its first number to one past its last; neighbours are joined.
+#[derive(Debug, Default)]
+pub(crate) struct Spans(BTreeMap<u64, u64>);
+
+impl Spans {
+    /// Whether a number of `first..end` is in one of them.
+    pub(crate) fn meets(&self, first: u64, end: u64) -> bool {
+        first < end && self.0.range(..end).next_back().is_some_and(|(_, &behind)| behind > first)
+    }
+
+    /// Adds `first..end`, which may overlap others.
+    pub(crate) fn add(&mut self, mut first: u64, mut end: u64) {
+        if first >= end {
+            return;
+        }
+        while let Some((&start, &behind)) = self.0.range(..=end).next_back()
+            && behind >= first
+        {
+            self.0.remove(&start);
+            first = first.min(start);
+            end = end.max(behind);
+        }
+        self.0.insert(first, end);
+    }
+
+    /// How many they are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
     }
 }
 
@@ -184,10 +293,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::conversion::Reason;
+    use crate::disk::resolve::region_over;
+
+    fn survey<T>(unit: u64, walk: impl FnMut(&mut Occupancy) -> Result<T, Error>) -> Result<T, Error> {
+        survey_with(&region_over(b"x"), unit, 4, walk)
+    }
 
     fn claims(unit: u64, all: &[(u64, u64)]) -> Result<u32, Error> {
         let mut walks = 0;
-        survey("x", unit, |occupancy| {
+        survey(unit, |occupancy| {
             walks += 1;
             for &(offset, len) in all {
                 occupancy.claim(offset, len).map_err(|Taken| Error::corrupt("x", offset, "taken"))?;
@@ -219,10 +334,41 @@ mod tests {
     fn a_disordered_file_larger_than_a_window_is_walked_again() {
         let far = WINDOW * 512;
         assert_eq!(claims(512, &[(0, 512), (far, 512), (far * 5, 512)]).unwrap(), 1);
-        assert_eq!(claims(512, &[(far * 5, 512), (far, 512), (0, 512)]).unwrap(), 3);
+        assert_eq!(claims(512, &[(far * 5, 512), (far, 512), (0, 512)]).unwrap(), 1, "few are sorted");
+        let many = [(far * 5, 512), (far, 512), (0, 512), (1024, 512), (2048, 512)];
+        assert_eq!(claims(512, &many).unwrap(), 3);
+        assert!(claims(512, &[&many[..], &[(far * 5, 512)]].concat()).is_err());
         assert!(claims(512, &[(far * 5, 1024), (far * 5 + 512, 512), (0, 512)]).is_err());
         // Across the border between two windows.
         assert!(claims(512, &[(far - 512, 1024), (0, 512), (far, 512)]).is_err());
+    }
+
+    #[test]
+    fn what_all_walks_cost_together_is_bounded() {
+        let region = region_over(b"x");
+        let error = super::survey(&region, 512, |occupancy| {
+            for number in 0..(1_u64 << 28) {
+                occupancy.pay(&region)?;
+                if number % (1 << 20) == 0 {
+                    occupancy.claim(number * 512, 512).map_err(|Taken| Error::corrupt("x", number, "taken"))?;
+                }
+            }
+            Ok(())
+        });
+        assert_eq!(error.unwrap_err().remedy, Some(crate::conversion::Remedy::WriteTablesAnew));
+    }
+
+    proptest! {
+        #[test]
+        fn spans_hold_what_was_added(ranges in proptest::collection::vec((0_u64..64, 0_u64..9), 0..20), at in 0_u64..64) {
+            let mut spans = Spans::default();
+            for &(first, len) in &ranges {
+                spans.add(first, first + len);
+            }
+            let expected = ranges.iter().any(|&(first, len)| (first..first + len).contains(&at));
+            prop_assert_eq!(spans.meets(at, at + 1), expected);
+            prop_assert_eq!(spans.meets(at, at), false);
+        }
     }
 
     #[test]
@@ -251,7 +397,7 @@ mod tests {
                 a < b + b_len && b < a + a_len && (a_alone || b_alone || a == b)
             };
             let naive = (0..claims.len()).any(|one| (0..one).any(|other| overlap(claims[one], claims[other])));
-            let found = survey("x", UNIT, |occupancy| {
+            let found = survey(UNIT, |occupancy| {
                 claims.iter().try_for_each(|&(at, len, alone)| {
                     let (at, len) = (at * UNIT, len * UNIT);
                     let claimed = if alone { occupancy.claim(at, len) } else { occupancy.share(at, len) };
@@ -267,7 +413,7 @@ mod tests {
         let many = 5 * STARTS as u64;
         let shares = |starts: &[u64]| {
             let mut walks = 0;
-            survey("x", 65536, |occupancy| {
+            survey(65536, |occupancy| {
                 walks += 1;
                 let mut starts = starts.iter();
                 starts.try_for_each(|&at| occupancy.share(at, 9).map_err(|Taken| Error::corrupt("x", at, "taken")))
@@ -288,7 +434,7 @@ mod tests {
 
     #[test]
     fn shared_places_may_meet_each_other_but_nothing_else() {
-        survey("x", 65536, |occupancy| {
+        survey(65536, |occupancy| {
             assert_eq!(occupancy.share(0, 1000), Ok(()));
             assert_eq!(occupancy.share(1000, 70_000), Ok(()));
             assert_eq!(occupancy.share(500, 10), Ok(()));

@@ -21,7 +21,7 @@ use super::coalesce::coalesce;
 use super::occupancy::{Occupancy, Taken, survey};
 use super::table::Table;
 use super::{Error, Extent, Location, Region};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 
 /// Subclusters of a cluster, by the specification.
 const SUBCLUSTERS: u64 = 32;
@@ -57,14 +57,21 @@ impl Qcow2 {
                 format!("has an L1 table of {} entries where its size needs {needed}", image.header.l1_entries);
             return Err(Error::corrupt(name, 36, message));
         }
-        image.stored = image.survey()?;
+        let (stored, cut) = image.survey()?;
+        image.stored = stored;
         image.warnings = image.remarks(needed)?;
+        if let Some(guest) = cut {
+            let len = region.len();
+            image.warnings.push(format!(
+                "{name}: ends within the cluster of guest byte {guest}, at byte {len}; zeros were read behind that"
+            ));
+        }
         Ok(image)
     }
 
     /// Walks all tables: every cluster inside the file, none used twice, none on a table. Returns the guest bytes
-    /// stored.
-    fn survey(&self) -> Result<u64, Error> {
+    /// stored, and the guest byte whose cluster is cut by the file's end.
+    fn survey(&self) -> Result<(u64, Option<u64>), Error> {
         let header = &self.header;
         let mut tables = [
             (HostOffset(0), self.cluster(), "header"),
@@ -72,12 +79,13 @@ impl Qcow2 {
             (HostOffset(header.refcount_offset), header.refcount_clusters << header.cluster_bits, "refcount table"),
         ];
         tables.sort_unstable();
-        survey(self.region.name(), self.cluster(), |occupancy| {
+        survey(&self.region, self.cluster(), |occupancy| {
             for (offset, len, what) in tables {
                 self.claim(occupancy, offset, len, offset.0, || format!("its {what} lies on another table"))?;
             }
-            let mut stored = 0;
+            let (mut stored, mut cut) = (0, None);
             for step in Walk::new(&self.region, &self.header, self.size) {
+                occupancy.pay(&self.region)?;
                 match step? {
                     Step::Table { host, place } => {
                         self.claim(occupancy, host, self.cluster(), place, || {
@@ -86,11 +94,14 @@ impl Qcow2 {
                     }
                     Step::Clusters { guest, entry, place } => {
                         self.check(occupancy, &guest, entry, place)?;
+                        if self.is_cut(&guest, entry) {
+                            cut = Some(guest.start);
+                        }
                         stored += self.stored_of(&guest, entry);
                     }
                 }
             }
-            Ok(stored)
+            Ok((stored, cut))
         })
     }
 
@@ -129,17 +140,32 @@ impl Qcow2 {
         }
     }
 
-    fn present(&self, offset: HostOffset, len: u64, guest: &Range<u64>, place: u64) -> Result<(), Error> {
-        if offset.0.checked_add(len).is_none_or(|end| end > self.region.len()) {
+    /// How many of `len` bytes from `offset` are in the file. The last cluster may be cut: as QEMU has it, zeros are behind
+    /// the end of the file.
+    fn present(&self, offset: HostOffset, len: u64, guest: &Range<u64>, place: u64) -> Result<u64, Error> {
+        if offset.0 >= self.region.len() {
             let message = format!(
                 "the cluster of guest byte {} lies at byte {}, but the file ends at byte {}",
                 guest.start,
                 offset.0,
                 self.region.len()
             );
-            return Err(Error::truncated(self.region.name(), place, message));
+            let error = Error::truncated(self.region.name(), place, message);
+            return Err(error.with_remedy(Remedy::CopyAgain));
         }
-        Ok(())
+        Ok(len.min(self.region.len() - offset.0))
+    }
+
+    /// Whether the file ends within the cluster of `guest`.
+    fn is_cut(&self, guest: &Range<u64>, entry: Entry) -> bool {
+        let reaches_beyond = |offset: HostOffset, len: u64| offset.0 + len > self.region.len();
+        match entry {
+            Entry::Standard { host } => reaches_beyond(host, guest.end - guest.start),
+            Entry::Subclusters { host, stored } => self
+                .stored_parts(guest, host, stored)
+                .any(|(part, offset)| reaches_beyond(offset, part.end - part.start)),
+            Entry::Unallocated | Entry::Zero { .. } | Entry::Compressed { .. } => false,
+        }
     }
 
     fn stored_of(&self, guest: &Range<u64>, entry: Entry) -> u64 {
@@ -187,7 +213,7 @@ impl Qcow2 {
         }
         let mut l1 = Table::<8>::new(self.header.l1_offset, self.header.l1_entries);
         for index in needed..self.header.l1_entries {
-            if l1.entry(index, |buffer, at| self.region.read_exact_at(buffer, at))? != [0; 8] {
+            if l1.entry(index, |buffer, at| self.region.read_table_at(buffer, at))? != [0; 8] {
                 remarks.push(format!("{name}: a saved machine state is left out"));
                 break;
             }
@@ -262,12 +288,22 @@ impl Pieces<'_> {
     fn extent(&mut self, guest: Range<u64>, entry: Entry, place: u64) -> Result<Option<Extent>, Error> {
         match entry {
             Entry::Unallocated | Entry::Zero { .. } => {}
-            Entry::Standard { host } => self.image.present(host, guest.end - guest.start, &guest, place)?,
-            Entry::Compressed { host, .. } => self.image.present(host, 1, &guest, place)?,
+            Entry::Standard { host } => {
+                let there = self.image.present(host, guest.end - guest.start, &guest, place)?;
+                let behind = guest.start + there..guest.end;
+                if !behind.is_empty() {
+                    self.parts.push_back(Extent { guest: behind, at: Location::Zero });
+                }
+                return Ok(Some(Extent { guest: guest.start..guest.start + there, at: self.image.location(entry) }));
+            }
+            Entry::Compressed { host, .. } => {
+                self.image.present(host, 1, &guest, place)?;
+            }
             Entry::Subclusters { host, stored } => {
                 let mut reached = guest.start;
-                for (part, offset) in self.image.stored_parts(&guest, host, stored) {
-                    self.image.present(offset, part.end - part.start, &guest, place)?;
+                for (mut part, offset) in self.image.stored_parts(&guest, host, stored) {
+                    let there = self.image.present(offset, part.end - part.start, &guest, place)?;
+                    part.end = part.start + there;
                     if reached < part.start {
                         self.parts.push_back(Extent { guest: reached..part.start, at: Location::Zero });
                     }

@@ -7,7 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
 use super::Error;
+use super::effort::Effort;
 use super::units::{SECTOR, SECTOR_BYTES};
 use crate::conversion::Reason;
 
@@ -26,6 +30,7 @@ pub struct Region {
     /// part's first byte, and `file` is the first part's.
     parts: Option<Arc<[(u64, Region)]>>,
     cancellation: Cancellation,
+    effort: Effort,
     #[cfg(test)]
     before_read: Option<BeforeRead>,
 }
@@ -98,7 +103,7 @@ impl std::fmt::Debug for BeforeRead {
 impl Region {
     /// The whole of an open regular file of `len` bytes.
     pub fn whole(file: Arc<File>, name: impl Into<Arc<str>>, len: u64) -> Self {
-        Self {
+        let region = Self {
             file,
             name: name.into(),
             start: 0,
@@ -106,9 +111,22 @@ impl Region {
             direct: None,
             parts: None,
             cancellation: Cancellation::default(),
+            effort: Effort::default(),
             #[cfg(test)]
             before_read: None,
-        }
+        };
+        region.effort.grow(&region);
+        region
+    }
+
+    /// The same, whose tables are checked within `effort`.
+    pub(super) fn within(&self, effort: &Effort) -> Self {
+        Self { effort: effort.clone(), ..self.clone() }
+    }
+
+    /// What checking its tables may still cost.
+    pub(super) fn effort(&self) -> &Effort {
+        &self.effort
     }
 
     /// The same, whose file is open a second time in `direct`, for direct I/O.
@@ -126,7 +144,9 @@ impl Region {
     /// A region over the whole of `file`, `len` bytes, in place of this one: with its name and its cancellation.
     #[must_use]
     pub fn unpacked(&self, file: Arc<File>, len: u64) -> Self {
-        Self::whole(file, Arc::clone(&self.name), len).until(&self.cancellation)
+        let whole = Self::whole(file, Arc::clone(&self.name), len).until(&self.cancellation);
+        self.effort.grow(&whole);
+        whole.within(&self.effort)
     }
 
     /// The regions `parts`, one behind the other, as one called `name`; `None` where there is none, or where their
@@ -154,6 +174,7 @@ impl Region {
             direct: self.direct.clone(),
             parts: self.parts.clone(),
             cancellation: self.cancellation.clone(),
+            effort: self.effort.clone(),
             #[cfg(test)]
             before_read: self.before_read.clone(),
         })
@@ -223,6 +244,27 @@ impl Region {
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.begin(buffer.len(), offset)?;
         self.read_cached(buffer, offset)
+    }
+
+    /// The same for a part of a table, within the budget of [`Region::within`]. What the file system knows as a hole is
+    /// filled with zeros and not read. Returns whether there was anything to read.
+    ///
+    /// # Errors
+    /// As [`Region::read_exact_at`]; `Corrupt` once the budget is spent.
+    pub(super) fn read_table_at(&self, buffer: &mut [u8], offset: u64) -> Result<bool, Error> {
+        self.begin(buffer.len(), offset)?;
+        let is_hole = match seek(&*self.file, SeekFrom::Data(self.start + offset)) {
+            Ok(data) => data >= self.start + offset + buffer.len() as u64,
+            // No data up to the file's end, which the read below finds where the file shrank.
+            Err(Errno::NXIO) => self.file.metadata().is_ok_and(|file| file.len() >= self.start + self.len),
+            Err(_) => false,
+        };
+        self.effort.spend_read(self.name(), if is_hole { 0 } else { buffer.len() })?;
+        if is_hole {
+            buffer.fill(0);
+            return Ok(false);
+        }
+        self.read_cached(buffer, offset).map(|()| true)
     }
 
     /// The same for bytes that are read only once: a long read that suits direct I/O bypasses the page cache.

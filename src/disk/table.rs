@@ -3,11 +3,14 @@
 
 use std::ops::Range;
 
+use super::buffer::is_zero;
 use super::{Error, Extent, Location};
 
 /// How much of a table is held. A block allocation table may have hundreds of MiB; walked in order, it costs one read
 /// for each page.
 const PAGE: usize = 64 * 1024;
+/// Bytes that are compared with zeros at once: whole entries of every table.
+const RUN: usize = 128;
 
 /// `entries` entries of `N` bytes from byte `offset`. The caller has checked that the table lies inside its file.
 pub(crate) struct Table<const N: usize> {
@@ -16,12 +19,14 @@ pub(crate) struct Table<const N: usize> {
     page: Vec<u8>,
     /// Index of the page's first entry.
     first: u64,
+    /// Entries from here on, up to the page's end, are known to be zero.
+    zeros: u64,
 }
 
 impl<const N: usize> Table<N> {
     /// Reads nothing yet.
     pub(crate) fn new(offset: u64, entries: u64) -> Self {
-        Self { offset, entries, page: Vec::new(), first: 0 }
+        Self { offset, entries, page: Vec::new(), first: 0, zeros: u64::MAX }
     }
 
     /// Where entry `index` lies in the file, for errors.
@@ -29,11 +34,31 @@ impl<const N: usize> Table<N> {
         self.offset + index * N as u64
     }
 
+    /// How many entries from `index` on are zero, as far as the page at hand shows: a bound from below.
+    pub(crate) fn zeros(&mut self, index: u64) -> u64 {
+        let held = self.first + (self.page.len() / N) as u64;
+        if !(self.first..held).contains(&index) {
+            return 0;
+        }
+        if index < self.zeros {
+            let at = |index: u64| usize::try_from(index - self.first).expect("a page's entries fit") * N;
+            let rest = &self.page[at(index)..];
+            if is_zero(rest) {
+                self.zeros = index;
+                return held - index;
+            }
+            let zeros = rest.chunks(RUN).take_while(|run| is_zero(run)).map(<[u8]>::len).sum::<usize>();
+            return (zeros / N) as u64;
+        }
+        held - index
+    }
+
     /// Entry `index`, which must be below `entries`. `read` fills a buffer from a place in the file.
+    /// It returns whether there was anything but zeros to read, as far as it knows.
     pub(crate) fn entry(
         &mut self,
         index: u64,
-        read: impl Fn(&mut [u8], u64) -> Result<(), Error>,
+        read: impl Fn(&mut [u8], u64) -> Result<bool, Error>,
     ) -> Result<[u8; N], Error> {
         debug_assert!(index < self.entries);
         let held = (self.page.len() / N) as u64;
@@ -43,11 +68,15 @@ impl<const N: usize> Table<N> {
             let count = per_page.min(self.entries - first);
             self.page.resize(usize::try_from(count).expect("a page's entries fit") * N, 0);
             let place = self.place(first);
-            if let Err(e) = read(&mut self.page, place) {
-                self.page.clear();
-                return Err(e);
-            }
+            let is_data = match read(&mut self.page, place) {
+                Ok(is_data) => is_data,
+                Err(e) => {
+                    self.page.clear();
+                    return Err(e);
+                }
+            };
             self.first = first;
+            self.zeros = if is_data { u64::MAX } else { first };
         }
         let at = usize::try_from(index - self.first).expect("a page's entries fit") * N;
         Ok(super::fields::array(&self.page, at))

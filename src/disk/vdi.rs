@@ -9,7 +9,7 @@ use super::fields::{le32, le64};
 use super::occupancy::{Taken, survey};
 use super::table::{Block, Table};
 use super::{Error, Extent, Location, Region};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 
 /// The signature, little-endian at byte 0x40.
 pub(super) const SIGNATURE: u32 = 0xBEDA_107F;
@@ -69,14 +69,16 @@ impl Vdi {
             STATIC => "vdi static",
             3 | 4 => {
                 let message = "is a child that needs its parent: merge its snapshots first";
-                return Err(Error::refuse(Reason::UnsafeReference, name, message).at(0x4C));
+                let error = Error::refuse(Reason::UnsafeReference, name, message).at(0x4C);
+                return Err(error.with_remedy(Remedy::MergeVdi));
             }
             other => return corrupt(0x4C, format!("has the unknown VDI type {other}")),
         };
         for (at, what) in [(0x1A8, "link"), (0x1B8, "parent")] {
             if header[at..at + 16].iter().any(|&byte| byte != 0) {
                 let message = format!("names a {what} image: merge its snapshots first");
-                return Err(Error::refuse(Reason::UnsafeReference, name, message).at(at as u64));
+                let error = Error::refuse(Reason::UnsafeReference, name, message).at(at as u64);
+                return Err(error.with_remedy(Remedy::MergeVdi));
             }
         }
         let sector = le32(header, 0x168);
@@ -157,10 +159,11 @@ impl Vdi {
 
     /// Walks the whole map once: every block inside the file, none used twice. Returns the bytes allocated.
     fn survey(&self) -> Result<u64, Error> {
-        survey(self.region.name(), self.block, |occupancy| {
+        survey(&self.region, self.block, |occupancy| {
             let mut table = Table::new(self.map, self.blocks);
             let mut allocated = 0;
             for index in 0..self.blocks {
+                occupancy.pay(&self.region)?;
                 let extent = self.block(&mut table, index)?;
                 if let Location::Stored { offset, .. } = extent.at {
                     allocated += extent.len();
@@ -175,7 +178,7 @@ impl Vdi {
     }
 
     fn block(&self, table: &mut Table<4>, index: u64) -> Result<Extent, Error> {
-        let entry = u32::from_le_bytes(table.entry(index, |buffer, at| self.region.read_exact_at(buffer, at))?);
+        let entry = u32::from_le_bytes(table.entry(index, |buffer, at| self.region.read_table_at(buffer, at))?);
         let block = Block::nth(index, self.block, self.size);
         if entry == FREE || entry == ZERO {
             return Ok(block.zero());

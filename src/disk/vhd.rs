@@ -7,7 +7,7 @@
 
 mod footer;
 
-use self::footer::{FOOTER, Footer, Kind, checksum_holds};
+use self::footer::{End, FOOTER, Footer, Kind, checksum_holds};
 use super::coalesce::coalesce;
 use super::extent::Extents;
 use super::fields::{be32, be64};
@@ -59,7 +59,10 @@ impl Vhd {
     /// Checks footers, header and every entry of the block table. `limit` is the largest virtual size taken, in bytes.
     pub fn open(region: &Region, limit: u64) -> Result<Self, Error> {
         let name = region.name();
-        let footer = Footer::read(region)?;
+        if region.len() < FOOTER as u64 {
+            return Err(Error::truncated(name, region.len(), "is shorter than its footer"));
+        }
+        let (footer, end) = Footer::read(region)?;
         let size = footer.disk_size();
         if size > limit {
             let message = format!("has a disk of {size} bytes, more than the {limit} allowed");
@@ -69,49 +72,84 @@ impl Vhd {
         if footer.saved_state {
             warnings.push(format!("{name}: the machine was suspended; its memory is lost, the disk may need a check"));
         }
+        let place = end.place(region.len());
         let body = match footer.kind {
-            Kind::Fixed => Body::Fixed(fixed(region, &footer, size)?),
+            Kind::Fixed => Body::Fixed(fixed(region, place, size)?),
             Kind::Dynamic => Body::Dynamic(Blocks::read(region, &footer, size)?),
         };
         let mut vhd = Self { region: region.clone(), size, allocated: 0, body, warnings };
+        let mut end = end;
         vhd.allocated = match &vhd.body {
             Body::Fixed(raw) => raw.data_bytes().unwrap_or(size),
-            Body::Dynamic(blocks) => vhd.survey(blocks, footer.place)?,
+            Body::Dynamic(blocks) => {
+                let (allocated, behind) = vhd.survey(blocks, if end == End::Lost { None } else { Some(place) })?;
+                if end == End::Lost {
+                    end = vhd.look_behind(behind, &footer)?;
+                }
+                allocated
+            }
         };
+        vhd.warnings.extend(match end {
+            End::At(_) => None,
+            End::Padded(_, padding) => {
+                Some(format!("{name}: was padded with {padding} bytes behind its footer, which are left out"))
+            }
+            End::Lost => Some(format!("{name}: its footer at the end is missing; the copy at its start was read")),
+            End::Damaged(_) => {
+                Some(format!("{name}: its footer at the end is damaged; the copy at its start was read"))
+            }
+        });
         Ok(vhd)
     }
 
+    /// Whether the footer of a dynamic disk lies behind its last block, at byte `behind`, before a padding.
+    fn look_behind(&self, behind: u64, copy: &Footer) -> Result<End, Error> {
+        let Some(padding) = self.region.len().checked_sub(behind + FOOTER as u64) else { return Ok(End::Lost) };
+        let mut bytes = [0; FOOTER];
+        self.region.read_exact_at(&mut bytes, behind)?;
+        Ok(match Footer::parse(&self.region, &bytes, 0) {
+            Ok(footer) if footer == *copy => End::Padded(behind, padding),
+            _ => End::Lost,
+        })
+    }
+
     /// Walks the whole table once: every block inside the file, none on another or on the metadata. Returns the bytes
-    /// allocated.
-    fn survey(&self, blocks: &Blocks, footer: u64) -> Result<u64, Error> {
+    /// allocated, and the first byte behind all of that.
+    fn survey(&self, blocks: &Blocks, footer: Option<u64>) -> Result<(u64, u64), Error> {
         let name = self.region.name();
         let fixed = |occupancy: &mut Occupancy, offset: u64, len: u64, what: &str| {
             let message = || format!("its {what} lies on other metadata");
             occupancy.claim(offset, len).map_err(|Taken| Error::corrupt(name, offset, message()))
         };
-        survey(name, SECTOR, |occupancy| {
+        survey(&self.region, SECTOR, |occupancy| {
             fixed(occupancy, 0, FOOTER as u64, "footer's copy")?;
             fixed(occupancy, blocks.header, HEADER as u64, "header")?;
             fixed(occupancy, blocks.table, blocks.entries * 4, "block table")?;
             let mut table = Table::new(blocks.table, blocks.entries);
             let mut allocated = 0;
+            let mut behind =
+                (blocks.header + HEADER as u64).max((blocks.table + blocks.entries * 4).next_multiple_of(SECTOR));
             for index in 0..blocks.needed {
+                occupancy.pay(&self.region)?;
                 let extent = self.block(blocks, &mut table, index)?;
                 if let Location::Stored { offset, .. } = extent.at {
                     allocated += extent.len();
+                    behind = behind.max(offset + blocks.block);
                     occupancy.claim(offset - blocks.bitmap, blocks.bitmap + extent.len()).map_err(|Taken| {
                         let message = format!("block {index} lies where something else lies");
                         Error::corrupt(name, table.place(index), message)
                     })?;
                 }
             }
-            fixed(occupancy, footer, FOOTER as u64, "footer")?;
-            Ok(allocated)
+            if let Some(footer) = footer {
+                fixed(occupancy, footer, FOOTER as u64, "footer")?;
+            }
+            Ok((allocated, behind))
         })
     }
 
     fn block(&self, blocks: &Blocks, table: &mut Table<4>, index: u64) -> Result<Extent, Error> {
-        let entry = u32::from_be_bytes(table.entry(index, |buffer, at| self.region.read_exact_at(buffer, at))?);
+        let entry = u32::from_be_bytes(table.entry(index, |buffer, at| self.region.read_table_at(buffer, at))?);
         let block = Block::nth(index, blocks.block, self.size);
         if entry == FREE {
             return Ok(block.zero());
@@ -160,12 +198,17 @@ impl Vhd {
     }
 }
 
-/// The data of a fixed disk, which ends before its footer.
-fn fixed(region: &Region, footer: &Footer, size: u64) -> Result<Raw, Error> {
-    let data = region.part(region.name(), 0, size).filter(|_| size <= footer.place);
+/// Whether the file is a fixed disk with zeros behind its footer. By its last bytes alone it would be none.
+pub(super) fn is_padded(region: &Region) -> Result<bool, Error> {
+    Ok(region.len() >= FOOTER as u64 && footer::before_zeros(region)?.is_some())
+}
+
+/// The data of a fixed disk, which ends before its footer at byte `footer`.
+fn fixed(region: &Region, footer: u64, size: u64) -> Result<Raw, Error> {
+    let data = region.part(region.name(), 0, size).filter(|_| size <= footer);
     let Some(data) = data else {
-        let message = format!("needs {size} bytes of data, but its footer lies at byte {}", footer.place);
-        return Err(Error::truncated(region.name(), footer.place, message));
+        let message = format!("needs {size} bytes of data, but its footer lies at byte {footer}");
+        return Err(Error::truncated(region.name(), footer, message));
     };
     raw::open(&data)
 }

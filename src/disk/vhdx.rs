@@ -18,7 +18,7 @@ use super::coalesce::coalesce;
 use super::occupancy::{Taken, survey};
 use super::table::{Block, Table};
 use super::{Error, Extent, Location, Region};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 
 /// Sectors that the bitmap block of one chunk describes, by the specification.
 const CHUNK_SECTORS: u64 = 1 << 23;
@@ -40,7 +40,15 @@ impl Vhdx {
         let name = region.name();
         let mut warnings = Vec::new();
         let mut patches = Patches::new();
-        let place = header::log(region)?;
+        let logs = header::logs(region, &mut warnings)?;
+        if let Some((lost, at)) = logs.lost
+            && log::holds(region, lost)?
+        {
+            // Nobody can say whether they were applied.
+            let message = "its newer header is damaged, and its log holds entries that belong to it";
+            return Err(Error::corrupt(name, at, message).with_remedy(Remedy::ReplayLog));
+        }
+        let place = logs.current;
         if let Some(place) = place {
             let entries;
             (patches, entries) = log::replay(region, place)?;
@@ -50,7 +58,7 @@ impl Vhdx {
                 format!("{name}: was not closed; its log has no valid entries and was left out")
             });
         }
-        let regions = header::regions(region)?;
+        let regions = header::regions(region, &mut warnings)?;
         let file = Patched::new(region, patches);
         let metadata = Metadata::read(&file, regions.metadata, limit)?;
         let mut vhdx = Self { file, metadata, bat: regions.bat, allocated: 0, warnings };
@@ -71,15 +79,17 @@ impl Vhdx {
         spans.extend(log);
         spans.extend(&regions.all);
         spans.sort_unstable();
-        survey(name, MIB, |occupancy| {
+        survey(self.file.region(), MIB, |occupancy| {
             for span in &spans {
                 let message = || Error::corrupt(name, span.offset, "its regions overlap");
                 occupancy.claim(span.offset, span.len).map_err(|Taken| message())?;
             }
             let mut table = self.table();
             let mut allocated = 0;
-            for index in 0..self.blocks() {
-                let extent = self.block(&mut table, index)?;
+            let mut index = 0;
+            while index < self.blocks() {
+                occupancy.pay(self.file.region())?;
+                let extent = self.step(&mut table, index)?;
                 if let Location::Stored { offset, .. } = extent.at {
                     allocated += extent.len();
                     occupancy.claim(offset, extent.len()).map_err(|Taken| {
@@ -87,15 +97,29 @@ impl Vhdx {
                         Error::corrupt(name, self.place(&table, index), message)
                     })?;
                 }
+                index = extent.guest.end.div_ceil(self.metadata.block);
             }
             Ok(allocated)
         })
     }
 
+    /// Block `index`, or all that the page at hand shows as not present from it on.
+    fn step(&self, table: &mut Table<8>, index: u64) -> Result<Extent, Error> {
+        let zeros = table.zeros(index + index / self.chunk_ratio());
+        // A bitmap's entry may be among them before each chunk.
+        let blocks = zeros.saturating_sub(zeros / self.chunk_ratio() + 1).min(self.blocks() - index);
+        if blocks < 2 {
+            return self.block(table, index);
+        }
+        let start = index * self.metadata.block;
+        let end = (start + blocks * self.metadata.block).min(self.metadata.size);
+        Ok(Extent { guest: start..end, at: Location::Zero })
+    }
+
     fn block(&self, table: &mut Table<8>, index: u64) -> Result<Extent, Error> {
         let name = self.file.name();
         let position = index + index / self.chunk_ratio();
-        let entry = u64::from_le_bytes(table.entry(position, |buffer, at| self.file.read_exact_at(buffer, at))?);
+        let entry = u64::from_le_bytes(table.entry(position, |buffer, at| self.file.read_table_at(buffer, at))?);
         let block = Block::nth(index, self.metadata.block, self.metadata.size);
         let corrupt = |message: String| Err(Error::corrupt(name, table.place(position), message));
         // Bits 3 to 19 are reserved; the offset is in MiB from bit 20 on.
@@ -114,7 +138,8 @@ impl Vhdx {
         let extent = block.stored(offset, name, self.file.len(), table.place(position))?;
         if let Some(at) = self.file.changed(offset..offset + len) {
             let message = "its log changes data, not only metadata; open it once where it was made";
-            return Err(Error::refuse(Reason::UnsupportedFormat, name, message).at(at));
+            let error = Error::refuse(Reason::UnsupportedFormat, name, message).at(at);
+            return Err(error.with_remedy(Remedy::ReplayLog));
         }
         Ok(extent)
     }
@@ -168,7 +193,12 @@ impl Vhdx {
     /// The disk in guest order, without gaps.
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
         let mut table = self.table();
-        coalesce((0..self.blocks()).map(move |index| self.block(&mut table, index)))
+        let mut index = 0;
+        coalesce(std::iter::from_fn(move || {
+            let step = (index < self.blocks()).then(|| self.step(&mut table, index))?;
+            index = step.as_ref().map_or(index + 1, |extent| extent.guest.end.div_ceil(self.metadata.block));
+            Some(step)
+        }))
     }
 }
 

@@ -11,7 +11,7 @@ mod tables;
 
 use self::header::{CAPACITY_AT, Header};
 use self::reserved::Reserved;
-use self::tables::Tables;
+use self::tables::{Checked, Tables};
 use super::{Error, Extent, Region, descriptor};
 use crate::conversion::Reason;
 use crate::conversion::options::ByteSize;
@@ -82,7 +82,11 @@ fn with_header(region: &Region, header: Header, whole: bool) -> Result<Vmdk, Err
     if header.unclean {
         warnings.push(format!("{}: was not closed cleanly by its writer", region.name()));
     }
-    let (data_bytes, reserved) = tables::check(region, &header)?;
+    let Checked { data: data_bytes, stale, reserved } = tables::check(region, &header)?;
+    if stale > 0 || header.lost_redundant {
+        let name = region.name();
+        warnings.push(format!("{name}: its redundant grain tables are stale; they were left out"));
+    }
     Ok(Vmdk { region: region.clone(), header, reserved, whole, data_bytes, warnings })
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The header and its extensions: what the image is made of, and what in it is refused.
 
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::fields::{be32, be64};
 use crate::disk::{Error, Region};
 
@@ -80,8 +80,12 @@ impl Header {
 
     fn parse(name: &str, bytes: &[u8], version: u32, length: u64) -> Result<Self, Error> {
         let refuse = |reason, at, message: String| Err(Error::refuse(reason, name, message).at(at));
+        let flatten = |at, message: &str| {
+            let error = Error::refuse(Reason::UnsafeReference, name, message).at(at);
+            Err(error.with_remedy(Remedy::FlattenQcow2))
+        };
         if be64(bytes, 8) != 0 || be32(bytes, 16) != 0 {
-            return refuse(Reason::UnsafeReference, 8, "names a backing file: flatten it first".into());
+            return flatten(8, "names a backing file: flatten it first");
         }
         let cluster_bits = be32(bytes, 20);
         if !(9..=21).contains(&cluster_bits) {
@@ -100,10 +104,11 @@ impl Header {
             return refuse(Reason::Corrupt, 100, format!("has a header of {length} bytes"));
         }
         if features & DATA_FILE != 0 {
-            return refuse(Reason::UnsafeReference, 72, "keeps its data in another file".into());
+            return flatten(72, "keeps its data in another file");
         }
         if features & CORRUPT != 0 {
-            return refuse(Reason::Corrupt, 72, "is marked as corrupt".into());
+            let error = Error::corrupt(name, 72, "is marked as corrupt");
+            return Err(error.with_remedy(Remedy::CheckQcow2));
         }
         let unknown = features & !(DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2);
         if unknown != 0 {
@@ -185,10 +190,13 @@ impl Header {
             let mut bytes = [0; 8];
             region.read_exact_at(&mut bytes, at)?;
             let refuse = |reason, message: &str| Err(Error::refuse(reason, name, message).at(at));
+            let flatten = |message| {
+                refuse(Reason::UnsafeReference, message).map_err(|error| error.with_remedy(Remedy::FlattenQcow2))
+            };
             match be32(&bytes, 0) {
                 END => return Ok(self),
-                BACKING_FORMAT => return refuse(Reason::UnsafeReference, "names the format of a backing file"),
-                DATA_FILE_NAME => return refuse(Reason::UnsafeReference, "names a data file"),
+                BACKING_FORMAT => return flatten("names the format of a backing file"),
+                DATA_FILE_NAME => return flatten("names a data file"),
                 ENCRYPTION => return refuse(Reason::Encrypted, "is encrypted"),
                 BITMAPS => self.bitmaps = true,
                 _ => {}

@@ -351,14 +351,108 @@ fn subclusters_that_contradict_themselves_are_corrupt() {
     // Only the subclusters in use must be in the file.
     let cut = extended(host, 1);
     assert!(read(&cut[..4 * cluster + 512]).is_ok());
-    assert_eq!(refusal(&cut[..4 * cluster + 511]).0, Reason::Truncated);
+    assert_eq!(refusal(&cut[..4 * cluster]).0, Reason::Truncated);
+    let mut disk = vec![0; cluster];
+    disk[..511].fill(9);
+    assert!(read(&cut[..4 * cluster + 511]).unwrap() == disk);
+}
+
+#[test]
+fn a_last_cluster_that_is_cut_reads_as_qemu_reads_it_with_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = image(3, &[stored(1), 0, stored(0), stored(2)], 3, 16 * KIB);
+    for kept in [1, 100, 512, 4095] {
+        let cut = &file[..6 * 4096 + kept];
+        std::fs::write(directory.path().join("x"), cut).unwrap();
+        qemu_img(directory.path(), &["convert", "-f", "qcow2", "-O", "raw", "x", "raw"]);
+        assert!(read(cut).unwrap() == std::fs::read(directory.path().join("raw")).unwrap(), "{kept}");
+        let image = Qcow2::open(&region_over(cut), LIMIT).unwrap();
+        assert!(image.warnings()[0].contains("ends within the cluster of guest byte 12288"), "{:?}", image.warnings());
+    }
+    assert!(Qcow2::open(&region_over(&file), LIMIT).unwrap().warnings().is_empty());
+    assert_eq!(refusal(&file[..6 * 4096]), (Reason::Truncated, Some(3 * 4096 + 24)));
+}
+
+#[test]
+fn a_stream_that_begins_within_another_is_refused_by_the_copy() {
+    use crate::disk::replay::replay;
+    use crate::disk::{CopyControl, CopyOptions, Image, copy};
+    use std::io::Write;
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::new(9));
+    encoder.write_all(&[0x55; 4096]).unwrap();
+    let inner = encoder.finish().unwrap();
+    // Stored blocks: the outer stream holds the inner one as its text.
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::new(0));
+    let mut text = vec![0x77; 4096];
+    text[1000..1000 + inner.len()].copy_from_slice(&inner);
+    encoder.write_all(&text).unwrap();
+    let outer = encoder.finish().unwrap();
+    let within = outer.windows(inner.len()).position(|window| window == inner).unwrap() as u64;
+    let entry = |at: u64, len: usize| 1 << 62 | ((at % 512 + len as u64 - 1) / 512) << 58 | at;
+    let host = 4 * 4096 + 17;
+    let streams = |first: u64, second: u64| {
+        let mut file = image(3, &[first, second], 3, 8192);
+        file[4 * 4096 + 17..][..outer.len()].copy_from_slice(&outer);
+        let behind = 4 * 4096 + 17 + outer.len();
+        file[behind..][..inner.len()].copy_from_slice(&inner);
+        file
+    };
+    let behind = host + outer.len() as u64;
+    for (second, is_good) in [(behind, true), (host + within, false)] {
+        for swapped in [false, true] {
+            let entries = [entry(host, outer.len()), entry(second, inner.len())];
+            let [first, second] = if swapped { [entries[1], entries[0]] } else { entries };
+            let image = Image::qcow2(&region_over(&streams(first, second)), LIMIT).unwrap();
+            let control = CopyControl::default();
+            let replayed = replay(&image, &control, |_, _| Ok(()));
+            let copied = copy(&image, &tempfile::tempfile().unwrap(), "out", &CopyOptions::default(), &control);
+            let expected = if is_good { None } else { Some(Reason::Corrupt) };
+            assert_eq!(replayed.err().map(|e| e.reason), expected);
+            assert_eq!(
+                copied.err().map(|e| (e.reason, e.message.contains("shares bytes"))),
+                expected.map(|r| (r, true))
+            );
+        }
+    }
+}
+
+#[test]
+fn tables_in_holes_cost_nothing() {
+    use std::os::unix::fs::FileExt;
+    // 8 TiB in clusters of 64 KiB: 16,384 L2 tables, which together have 134 million entries of zeros.
+    let (cluster, tables) = (65536_u64, 16_384_u64);
+    let file = tempfile::tempfile().unwrap();
+    let mut header = good()[..4096].to_vec();
+    put32(&mut header, 20, 16);
+    put64(&mut header, 24, 8 << 40);
+    put32(&mut header, 36, tables as u32);
+    put64(&mut header, 40, 2 * cluster);
+    put64(&mut header, 48, cluster);
+    file.write_all_at(&header, 0).unwrap();
+    let first = 2 * cluster + tables * 8;
+    let l1: Vec<u8> = (0..tables).flat_map(|n| (first + n * 2 * cluster).to_be_bytes()).collect();
+    file.write_all_at(&l1, 2 * cluster).unwrap();
+    let len = first + tables * 2 * cluster;
+    file.set_len(len).unwrap();
+    // One that is used, in the middle.
+    file.write_all_at(&(first + cluster).to_be_bytes(), first + 7_000 * 2 * cluster + 8 * 77).unwrap();
+    let region = Region::whole(std::sync::Arc::new(file), "image", len);
+    let image = Qcow2::open(&region, LIMIT).unwrap();
+    // The table, its first entry, and the others.
+    assert!(Walk::new(&region, &image.header, image.size).count() < 3 * tables as usize + 100);
+    let stored: Vec<_> = image.extents().map(Result::unwrap).filter(|e| e.at != Location::Zero).collect();
+    let guest = 7_000 * 8192 * cluster + 77 * cluster;
+    assert_eq!(
+        stored,
+        [Extent { guest: guest..guest + cluster, at: Location::Stored { file: 0, offset: first + cluster } }]
+    );
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn a_truncated_file_is_refused(cut in 0_usize..6 * 4096) {
+    fn a_truncated_file_is_refused(cut in 0_usize..=5 * 4096) {
         prop_assert!(read(&good()[..cut]).is_err());
     }
 

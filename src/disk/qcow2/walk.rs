@@ -14,8 +14,7 @@ use crate::disk::{Error, Region};
 pub(super) enum Step {
     /// An L2 table at this place in the file is entered.
     Table { host: HostOffset, place: u64 },
-    /// Guest bytes of one cluster, or of all clusters that a missing L2 table would map. `place` is the entry's, for
-    /// errors.
+    /// Guest bytes of one cluster, or of several unallocated ones. `place` is the first entry's, for errors.
     Clusters { guest: Range<u64>, entry: Entry, place: u64 },
 }
 
@@ -40,7 +39,7 @@ impl<'a> Walk<'a> {
     }
 
     fn word(region: &Region, table: &mut Table<8>, index: u64) -> Result<u64, Error> {
-        table.entry(index, |buffer, at| region.read_exact_at(buffer, at)).map(u64::from_be_bytes)
+        table.entry(index, |buffer, at| region.read_table_at(buffer, at)).map(u64::from_be_bytes)
     }
 
     fn step(&mut self) -> Result<Step, Error> {
@@ -51,6 +50,16 @@ impl<'a> Walk<'a> {
             let index = (self.guest % covered) >> header.cluster_bits;
             let (first, words) = if header.extended_l2 { (index * 2, 2) } else { (index, 1) };
             let place = table.place(first);
+            let zeros = table.zeros(first) / words;
+            if zeros > 1 {
+                // Entries of zeros are unallocated clusters.
+                let step = Step::Clusters {
+                    guest: self.advance(zeros << header.cluster_bits),
+                    entry: Entry::Unallocated,
+                    place,
+                };
+                return Ok(step);
+            }
             let word = Self::word(region, table, first)?;
             let bitmap = if words == 2 { Some(Self::word(region, table, first + 1)?) } else { None };
             let entry = entry::l2(word, bitmap, header.cluster_bits, header.version)

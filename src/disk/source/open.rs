@@ -5,9 +5,12 @@ use super::accepted::{Limits, Scratch, Source, SourceDisk};
 use super::disk::open_disk;
 use super::group;
 use super::packed::{Depth, Room, open_stream, open_tar, open_zip};
+use crate::conversion::file_name::extension;
+use crate::conversion::printable;
 use crate::disk::detect::{self, Content};
+use crate::disk::effort::Effort;
 use crate::disk::packed::Stream;
-use crate::disk::{Error, Region};
+use crate::disk::{Error, Region, vhd};
 
 /// Opens `primary` and, as further disks of the same machine, `disks`, which no descriptor names; otherwise as [`open`].
 ///
@@ -36,7 +39,7 @@ pub fn open_machine(
 /// # Errors
 /// What the formats' readers refuse, with their reasons; `TooLarge` beyond `limits`.
 pub fn open(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
-    open_files(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Whole })
+    open_bounded(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Whole })
 }
 
 /// The same for an inspection: what is packed and large is only looked at from its beginning.
@@ -46,13 +49,28 @@ pub(super) fn look(
     limits: &Limits,
     scratch: &mut Scratch,
 ) -> Result<Source, Error> {
-    open_files(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Beginning })
+    open_bounded(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Beginning })
+}
+
+/// One budget for the tables of all files.
+fn open_bounded(primary: &Region, siblings: &[Region], room: &mut Room) -> Result<Source, Error> {
+    let effort = Effort::of(siblings.iter().chain([primary]));
+    let siblings: Vec<_> = siblings.iter().map(|region| region.within(&effort)).collect();
+    let mut source = open_files(&primary.within(&effort), &siblings, room)?;
+    for warning in &mut source.warnings {
+        *warning = printable(warning).into_owned();
+    }
+    Ok(source)
 }
 
 pub(super) fn open_files(primary: &Region, siblings: &[Region], room: &mut Room) -> Result<Source, Error> {
     let name = primary.name();
     let (head, tail) = detect::ends(primary)?;
-    let content = detect::detect(name, &head, &tail)?;
+    let mut content = detect::detect(name, &head, &tail)?;
+    // What ends with zeros shows no signature there.
+    if content == Content::Raw && extension(name).eq_ignore_ascii_case("vhd") && vhd::is_padded(primary)? {
+        content = Content::Vhd;
+    }
     // Names that say nothing come only from a person who named the file.
     detect::check_extension(name, content)
         .or_else(|e| if content == Content::Raw && detect::is_disk_called(name, &head) { Ok(()) } else { Err(e) })?;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::footer::COOKIE;
 use super::*;
+use crate::conversion::Remedy;
 use crate::disk::Image;
 use crate::disk::resolve::{guest_bytes, qemu_img, region_of, region_over, sample_disk};
 
@@ -168,8 +169,11 @@ fn a_footer_that_lies_is_refused() {
         refusal(&bad)
     };
     let place = end as u64;
-    assert_eq!(with(&|bad| bad[end + 50] ^= 1), (Reason::Corrupt, Some(place)), "checksum");
-    assert_eq!(with(&|bad| bad[end] = 0), (Reason::Truncated, Some(place)), "no footer at the end");
+    let both = |bad: &mut Vec<u8>| {
+        bad[50] ^= 1;
+        bad[end + 50] ^= 1;
+    };
+    assert_eq!(with(&both), (Reason::Corrupt, Some(place)), "checksum");
     assert_eq!(with(&|bad| bad[0] = 0), (Reason::Corrupt, Some(0)), "no copy at the start");
     let change = |bad: &mut Vec<u8>, at: usize, value: u8, both: bool| {
         for start in if both { vec![0, end] } else { vec![end] } {
@@ -226,6 +230,84 @@ fn a_block_past_the_end_is_truncated_not_zeros() {
 fn a_disk_above_the_limit_is_too_large() {
     let region = region_over(&fixed(&[1; 4096], *b"win ", GEOMETRY));
     assert_eq!(Vhd::open(&region, 4095).unwrap_err().reason, Reason::TooLarge);
+}
+
+/// The guest's disk, and the warnings.
+fn read_and_told(bytes: &[u8]) -> (Vec<u8>, Vec<String>) {
+    let vhd = Vhd::open(&region_over(bytes), LIMIT).unwrap();
+    (read(bytes).unwrap(), vhd.warnings().to_vec())
+}
+
+#[test]
+fn a_dynamic_disk_whose_end_is_lost_damaged_or_padded_is_read_by_its_copy_with_a_warning() {
+    let good = dynamic(&[Some(1), None, Some(0)], 3 * BLOCK as u64, 3);
+    let end = good.len() - 512;
+    let expected = read(&good).unwrap();
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        bytes
+    };
+    for (bytes, words) in [
+        (with(&|bytes| bytes.truncate(end)), "its footer at the end is missing"),
+        (with(&|bytes| bytes.truncate(end + 100)), "its footer at the end is missing"),
+        (with(&|bytes| bytes[end..].fill(0)), "its footer at the end is missing"),
+        (with(&|bytes| bytes[end] = 0), "its footer at the end is missing"),
+        (with(&|bytes| bytes[end + 50] ^= 1), "its footer at the end is damaged"),
+        (with(&|bytes| bytes.resize(end + 512 + 4096, 0)), "was padded with 4096 bytes"),
+        (with(&|bytes| bytes.resize(end + 512 + 77, 0xFF)), "was padded with 77 bytes"),
+    ] {
+        let (disk, warnings) = read_and_told(&bytes);
+        assert!(disk == expected, "{words}");
+        assert!(warnings.len() == 1 && warnings[0].contains(words), "{warnings:?} for {words}");
+    }
+    // A block is cut as well: the copy alone does not make a disk.
+    assert_eq!(refusal(&good[..end - 1]).0, Reason::Truncated);
+    // Neither is whole.
+    assert_eq!(refusal(&with(&|bytes| (bytes[50], bytes[end + 50]) = (9, 9))).0, Reason::Corrupt);
+}
+
+#[test]
+fn a_footer_of_511_bytes_is_read() {
+    let good = dynamic(&[Some(1), None, Some(0)], 3 * BLOCK as u64, 3);
+    assert!(read(&good[..good.len() - 1]).unwrap() == read(&good).unwrap());
+    let data = sample_disk(1 << 20);
+    let fixed = fixed(&data, *b"vpc ", GEOMETRY);
+    assert!(read(&fixed[..fixed.len() - 1]).unwrap() == data);
+}
+
+#[test]
+fn a_padded_fixed_disk_is_read_and_told() {
+    let data = sample_disk(1 << 20);
+    for padding in [1, 512, 4000, 1 << 20] {
+        let padded = [fixed(&data, *b"win ", GEOMETRY), vec![0; padding]].concat();
+        let source = crate::disk::source::open(
+            &Region::whole(region_over(&padded).file().0.clone(), "a.vhd", padded.len() as u64),
+            &[],
+            &crate::disk::source::Limits { max_virtual_size: LIMIT, max_scratch_bytes: 0 },
+            &mut || unreachable!("nothing is inflated"),
+        );
+        let source = source.unwrap();
+        assert!(source.warnings[0].contains("was padded with"), "{:?}", source.warnings);
+        assert!(read(&padded).unwrap() == data, "{padding}");
+    }
+    // A guest whose own last sector looks like a footer of another disk is not taken for one.
+    let other = [vec![1; 4096], fixed(&[1; 512], *b"win ", GEOMETRY), vec![0; 512]].concat();
+    assert_eq!(refusal(&other).0, Reason::FormatMismatch);
+}
+
+#[test]
+fn a_fixed_disk_that_begins_like_a_dynamic_one_is_refused() {
+    let inner = dynamic(&[Some(1), None, Some(0)], 3 * BLOCK as u64, 3);
+    for cut in [0, 1] {
+        let outer = fixed(&inner, *b"win ", GEOMETRY);
+        let error = read(&outer[..outer.len() - cut]).unwrap_err();
+        assert_eq!((error.reason, error.offset), (Reason::FormatMismatch, Some(0)));
+        assert_eq!(error.remedy, Some(Remedy::MakeDynamic));
+    }
+    // Even where only the first bytes look like one.
+    let outer = fixed(&[&b"conectix"[..], &[7; 4096 - 8]].concat(), *b"win ", GEOMETRY);
+    assert_eq!(refusal(&outer).0, Reason::FormatMismatch);
 }
 
 proptest! {

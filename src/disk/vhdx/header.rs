@@ -42,38 +42,74 @@ pub(super) struct Regions {
     pub(super) all: Vec<Span>,
 }
 
-/// The current header's log; `None` where there is nothing to replay.
-pub(super) fn log(region: &Region) -> Result<Option<LogPlace>, Error> {
+/// The log that the headers name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Logs {
+    /// The current header's; `None` where there is nothing to replay.
+    pub(super) current: Option<LogPlace>,
+    /// The log of a newer header that is damaged, and where that header lies.
+    pub(super) lost: Option<(LogPlace, u64)>,
+}
+
+/// The logs of both headers.
+pub(super) fn logs(region: &Region, warnings: &mut Vec<String>) -> Result<Logs, Error> {
     let name = region.name();
     let mut signature = [0; 8];
     region.read_exact_at(&mut signature, 0)?;
     if &signature != SIGNATURE {
         return Err(Error::refuse(Reason::FormatMismatch, name, "is no VHDX").at(0));
     }
-    let (at, header) = current(region)?;
+    let Current { at, header, damaged } = current(region)?;
     if le16(&header, 66) != 1 {
         let message = format!("VHDX version {} is not supported, only 1 is", le16(&header, 66));
         return Err(Error::refuse(Reason::UnsupportedFormat, name, message).at(at + 66));
     }
     let guid: Guid = array(&header, 48);
+    let mut logs = Logs::default();
+    if let Some((damaged_at, damaged)) = damaged {
+        warnings.push(format!("{name}: one of its two headers is damaged; the other was read"));
+        let guid_of_damaged: Guid = array(&damaged, 48);
+        let is_newer = le64(&damaged, 8) > le64(&header, 8);
+        if is_newer && guid_of_damaged != guid && guid_of_damaged != guid::NIL {
+            // Both headers name one place.
+            let place = log_span(region, at, &header).ok();
+            let place = place.map(|span| LogPlace { guid: guid_of_damaged, offset: span.offset, len: span.len });
+            logs.lost = place.map(|place| (place, damaged_at));
+        }
+    }
     if guid == guid::NIL {
-        return Ok(None);
+        return Ok(logs);
     }
     if le16(&header, 64) != 0 {
         let message = format!("has a log of version {}", le16(&header, 64));
         return Err(Error::refuse(Reason::UnsupportedFormat, name, message).at(at + 64));
     }
-    let span = span(region, at + 68, "log", le64(&header, 72), u64::from(le32(&header, 68)))?;
-    Ok(Some(LogPlace { guid, offset: span.offset, len: span.len }))
+    let span = log_span(region, at, &header)?;
+    logs.current = Some(LogPlace { guid, offset: span.offset, len: span.len });
+    Ok(logs)
 }
 
-/// The valid header with the larger sequence number, and its place.
-fn current(region: &Region) -> Result<(u64, Vec<u8>), Error> {
+fn log_span(region: &Region, at: u64, header: &[u8]) -> Result<Span, Error> {
+    span(region, at + 68, "log", le64(header, 72), u64::from(le32(header, 68)))
+}
+
+/// The header that counts.
+struct Current {
+    at: u64,
+    header: Vec<u8>,
+    /// The other one, where it can't be read: its place and its bytes.
+    damaged: Option<(u64, Vec<u8>)>,
+}
+
+/// The valid header with the larger sequence number.
+fn current(region: &Region) -> Result<Current, Error> {
     let mut best: Option<(u64, u64, Vec<u8>)> = None;
+    let mut damaged = None;
     for at in HEADERS {
         let mut header = vec![0; HEADER];
         region.read_exact_at(&mut header, at)?;
         if &header[..4] != b"head" || !checksum_holds(&mut header) {
+            damaged = Some((at, header));
             continue;
         }
         let sequence = le64(&header, 8);
@@ -86,19 +122,21 @@ fn current(region: &Region) -> Result<(u64, Vec<u8>), Error> {
         }
     }
     match best {
-        Some((_, at, header)) => Ok((at, header)),
+        Some((_, at, header)) => Ok(Current { at, header, damaged }),
         None => Err(Error::corrupt(region.name(), HEADERS[0], "neither of its headers has a right checksum")),
     }
 }
 
 /// The regions. Both tables must say the same, or one of them be invalid.
-pub(super) fn regions(region: &Region) -> Result<Regions, Error> {
+pub(super) fn regions(region: &Region, warnings: &mut Vec<String>) -> Result<Regions, Error> {
     let name = region.name();
     let mut found: Option<(u64, Vec<u8>)> = None;
+    let mut is_damaged = false;
     for at in REGION_TABLES {
         let mut table = vec![0; REGION_TABLE];
         region.read_exact_at(&mut table, at)?;
         if &table[..4] != b"regi" || !checksum_holds(&mut table) {
+            is_damaged = true;
             continue;
         }
         match &found {
@@ -112,6 +150,9 @@ pub(super) fn regions(region: &Region) -> Result<Regions, Error> {
     let Some((at, table)) = found else {
         return Err(Error::corrupt(name, REGION_TABLES[0], "neither of its region tables has a right checksum"));
     };
+    if is_damaged {
+        warnings.push(format!("{name}: one of its two region tables is damaged; the other was read"));
+    }
     parse_regions(region, at, &table)
 }
 

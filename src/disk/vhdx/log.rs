@@ -8,7 +8,7 @@
 use super::guid::Guid;
 use super::header::LogPlace;
 use super::patched::{LOG_SECTOR, Patches};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::fields::{array, le32, le64};
 use crate::disk::{Error, Region};
 
@@ -36,14 +36,19 @@ struct Entry {
 }
 
 /// The changes of the active sequence, and how many entries they came from. No valid sequence: no changes.
+///
+/// # Errors
+/// `Corrupt` where the log holds, or held, more than that: blocks that only the log knows would read as zeros.
 pub(super) fn replay(region: &Region, place: LogPlace) -> Result<(Patches, usize), Error> {
     if place.len > MAX_LOG {
         let message = format!("has a log of {} bytes that was not replayed; open it once where it was made", place.len);
-        return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message).at(place.offset));
+        let error = Error::refuse(Reason::UnsupportedFormat, region.name(), message).at(place.offset);
+        return Err(error.with_remedy(Remedy::ReplayLog));
     }
     let log = Log { region, place };
     let mut changes = Changes { patches: Patches::new(), made: 0 };
     let sequence = log.active_sequence()?;
+    log.refuse_damage(sequence.last().map_or(0, |last| last.sequence))?;
     if let Some(last) = sequence.last()
         && last.flushed > region.len()
     {
@@ -116,6 +121,30 @@ impl Log<'_> {
             at = if entry == last { None } else { entry_at(entry.at + entry.len) };
         }
         Ok(sequence)
+    }
+
+    /// Fails where a sector shows that an entry beyond number `applied` was written, though no valid one is there.
+    fn refuse_damage(&self, applied: u64) -> Result<(), Error> {
+        let len = self.place.len;
+        let mut before = self.sector(len - LOG_SECTOR as u64)?;
+        for at in (0..len).step_by(LOG_SECTOR) {
+            let sector = self.sector(at)?;
+            let is_lost = match stated(&sector, &self.place.guid) {
+                Stated::Head(sequence) => sequence > applied,
+                // The sectors of an entry follow one another: this one's head is gone.
+                Stated::Data(sequence) => {
+                    sequence > applied && matches!(stated(&before, &self.place.guid), Stated::Nothing)
+                }
+                Stated::Other | Stated::Nothing => false,
+            };
+            if is_lost {
+                let message = "its log is damaged: an entry that was not yet applied can't be read";
+                let error = Error::corrupt(self.region.name(), self.place.offset + at, message);
+                return Err(error.with_remedy(Remedy::ReplayLog));
+            }
+            before = sector;
+        }
+        Ok(())
     }
 
     /// The entry at `at`, if a valid one begins there. Signatures are looked at before the checksum is computed, so
@@ -231,7 +260,8 @@ impl Log<'_> {
         changes.made += 1;
         if changes.patches.len() > MAX_PATCHES || changes.made > MAX_CHANGES {
             let message = "its log holds more than 16 MiB of changes; open it once where it was made";
-            return Err(Error::refuse(Reason::UnsupportedFormat, self.region.name(), message).at(place));
+            let error = Error::refuse(Reason::UnsupportedFormat, self.region.name(), message).at(place);
+            return Err(error.with_remedy(Remedy::ReplayLog));
         }
         Ok(())
     }
@@ -239,6 +269,45 @@ impl Log<'_> {
     fn changed(&self, entry: &Entry) -> Error {
         Error::refuse(Reason::SourceChanged, self.region.name(), "its log changed while it was read")
             .at(self.place.offset + entry.at)
+    }
+}
+
+/// What a sector of the log says of itself, damaged or not.
+enum Stated {
+    /// The head of an entry of this log, and the highest number in it.
+    Head(u64),
+    /// Data of an entry of this number.
+    Data(u64),
+    /// The head of another log's entry, or descriptors.
+    Other,
+    Nothing,
+}
+
+/// Whether the log's region holds a sector of an entry of the log `guid`.
+pub(super) fn holds(region: &Region, place: LogPlace) -> Result<bool, Error> {
+    let log = Log { region, place };
+    for at in (0..place.len).step_by(LOG_SECTOR) {
+        if matches!(stated(&log.sector(at)?, &place.guid), Stated::Head(_)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn stated(sector: &[u8; LOG_SECTOR], guid: &Guid) -> Stated {
+    // Identifiers are random: two logs' have no more than a byte or two in common, but a damaged one has.
+    let own = sector[32..48].iter().zip(guid).filter(|(byte, own)| byte == own).count() >= guid.len() / 2;
+    if own {
+        let mut sequence = le64(sector, 16);
+        if matches!(&sector[64..68], b"desc" | b"zero") {
+            sequence = sequence.max(le64(sector, 64 + 24));
+        }
+        return Stated::Head(sequence.max(1));
+    }
+    match &sector[..4] {
+        b"data" => Stated::Data(u64::from(le32(sector, 4)) << 32 | u64::from(le32(sector, LOG_SECTOR - 4))),
+        b"loge" | b"desc" | b"zero" => Stated::Other,
+        _ => Stated::Nothing,
     }
 }
 

@@ -4,7 +4,7 @@
 use super::guid::{self, Guid};
 use super::header::Span;
 use super::patched::Patched;
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::Error;
 use crate::disk::fields::{array, le16, le32, le64};
 
@@ -125,5 +125,5 @@ fn item<const N: usize>(file: &Patched, place: u64, at: u64, len: u64) -> Result
 
 fn parent(name: &str, at: u64) -> Error {
     let message = "is a differencing disk that needs its parent: merge it first";
-    Error::refuse(Reason::UnsafeReference, name, message).at(at)
+    Error::refuse(Reason::UnsafeReference, name, message).at(at).with_remedy(Remedy::MergeVhd)
 }

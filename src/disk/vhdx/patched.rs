@@ -40,9 +40,26 @@ impl Patched {
         self.patches.range(before..range.end).next().map(|(&at, _)| at)
     }
 
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
     /// Fills `buffer` from `offset`, changes included.
     pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.region.read_exact_at(buffer, offset)?;
+        self.patch(buffer, offset);
+        Ok(())
+    }
+
+    /// The same for a part of a table; returns whether there may be anything but zeros in it.
+    pub(super) fn read_table_at(&self, buffer: &mut [u8], offset: u64) -> Result<bool, Error> {
+        let is_data = self.region.read_table_at(buffer, offset)?;
+        self.patch(buffer, offset);
+        Ok(is_data || !self.patches.is_empty())
+    }
+
+    /// Lays the changes over what was read from `offset`.
+    fn patch(&self, buffer: &mut [u8], offset: u64) {
         let end = offset + buffer.len() as u64;
         let before = offset.saturating_sub(LOG_SECTOR as u64 - 1);
         for (&at, patch) in self.patches.range(before..end) {
@@ -57,6 +74,5 @@ impl Patched {
                 None => buffer[within(offset)].fill(0),
             }
         }
-        Ok(())
     }
 }

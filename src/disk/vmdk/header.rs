@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::units::SECTOR;
 use crate::disk::{Error, Region};
 
@@ -44,6 +44,8 @@ pub(super) struct Header {
     pub directory: u64,
     /// Offset of the redundant grain directory, where there is one.
     pub redundant: Option<u64>,
+    /// A redundant grain directory is announced where none can be.
+    pub lost_redundant: bool,
     /// Offset and length of the embedded descriptor, where there is one.
     pub descriptor: Option<(u64, u64)>,
     /// Offset of the footer, where there is one.
@@ -128,7 +130,10 @@ pub(super) fn has_footer(region: &Region) -> Result<Option<bool>, Error> {
 }
 
 fn read_footer(region: &Region) -> Result<(Fields, u64), Error> {
-    let missing = || Error::truncated(region.name(), region.len(), "the footer that the header announces is missing");
+    let missing = || {
+        Error::truncated(region.name(), region.len(), "the footer that the header announces is missing")
+            .with_remedy(Remedy::CopyAgain)
+    };
     let marker_at = region.len().checked_sub(FOOTER_FROM_END).ok_or_else(missing)?;
     let mut marker = [0; 16];
     region.read_exact_at(&mut marker, marker_at)?;
@@ -180,7 +185,8 @@ impl Fields {
             return corrupt(CAPACITY_AT, "the capacity is 0");
         }
         if self.flags & FLAG_NEWLINES != 0 && &self.newlines != b"\n \r\n" {
-            return corrupt(73, "line ends were converted: the file was copied as text");
+            let error = Error::corrupt(region.name(), at + 73, "line ends were converted: the file was copied as text");
+            return Err(error.with_remedy(Remedy::CopyAsBinary));
         }
         let grain = self.grain.saturating_mul(SECTOR);
         if !grain.is_power_of_two() || !(4096..=MAX_GRAIN).contains(&grain) {
@@ -239,15 +245,18 @@ impl Fields {
             capacity,
             grain,
             directory: directory(self.directory, 56, "grain directory")?,
+            // Where it can't be there, it is of no use; the caller warns.
             redundant: if has_redundant {
-                Some(directory(self.redundant, 48, "redundant grain directory")?)
+                directory(self.redundant, 48, "redundant grain directory").ok()
             } else {
                 None
             },
+            lost_redundant: has_redundant && directory(self.redundant, 48, "redundant grain directory").is_err(),
             descriptor: self.descriptor(region, at)?,
             footer: (at > 0).then_some(at),
             compressed: self.flags & FLAG_COMPRESSED != 0,
-            zero_grains: self.flags & FLAG_ZERO_GRAINS != 0 && self.version >= 2,
+            // The specification has the flag from version 2 on; readers go by the flag alone.
+            zero_grains: self.flags & FLAG_ZERO_GRAINS != 0,
             unclean: self.unclean != 0,
         })
     }

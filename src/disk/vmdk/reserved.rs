@@ -4,16 +4,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::conversion::Reason;
-use crate::disk::Error;
-
-/// Most ranges that are held, in 32 MiB. With one table in each, that is a disk of 64 TiB in grains of 64 KiB.
-const MOST: usize = 2 << 20;
+use crate::disk::{Error, Region};
 
 /// The ranges of an extent's header, footer, descriptor and directories, and of its tables if it is compressed:
 /// ascending, without overlaps.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Reserved(Arc<[Range<u64>]>);
+pub(super) struct Reserved(Arc<Vec<Range<u64>>>);
 
 impl Reserved {
     /// Puts `ranges` of the image `file` in order.
@@ -27,7 +23,7 @@ impl Reserved {
             let message = "header, descriptor, directories or tables share this place";
             return Err(Error::corrupt(file, second.start, message));
         }
-        Ok(Self(ranges.into()))
+        Ok(Self(Arc::new(ranges)))
     }
 
     /// Whether `range` overlaps any of them.
@@ -43,16 +39,17 @@ impl Reserved {
     }
 }
 
-/// Adds a table of the image `file` to `ranges`. A table that begins where the last range ends extends it.
-pub(super) fn add(file: &str, ranges: &mut Vec<Range<u64>>, table: Range<u64>) -> Result<(), Error> {
-    let is_full = ranges.len() == MOST;
+/// Adds a table of the image in `region` to `ranges`. A table that begins where the last range ends extends it.
+///
+/// # Errors
+/// `Corrupt` where the source's tables lie in too many ranges.
+pub(super) fn add(region: &Region, ranges: &mut Vec<Range<u64>>, table: Range<u64>) -> Result<(), Error> {
     match ranges.last_mut() {
         Some(last) if last.end == table.start => last.end = table.end,
-        _ if is_full => {
-            let message = "its tables are scattered too widely to be checked for overlaps";
-            return Err(Error::refuse(Reason::Corrupt, file, message).at(table.start));
+        _ => {
+            region.effort().hold_range(region.name()).map_err(|e| e.at(table.start))?;
+            ranges.push(table);
         }
-        _ => ranges.push(table),
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::header::{Header, TABLE_ENTRIES, TABLE_LEN, bytes};
 use super::reserved::{self, Reserved};
+use crate::conversion::{Reason, Remedy};
 use crate::disk::coalesce::coalesce;
 use crate::disk::frame;
 use crate::disk::occupancy::survey;
@@ -32,22 +33,33 @@ pub(super) struct Tables<'a> {
 /// One entry of the directory: a table with its grains, or nothing.
 type Table = Option<Box<[u32; TABLE_LEN]>>;
 
+/// What a walk over all tables found.
+pub(super) struct Checked {
+    /// Guest bytes in grains that exist.
+    pub data: u64,
+    /// Redundant tables that lack what the tables have, or can't be read.
+    pub stale: u64,
+    /// Where no grain may lie.
+    pub reserved: Reserved,
+}
+
 /// Walks all tables: checks bounds, agreement with the redundant ones, and that grains, tables and other metadata do
 /// not overlap. Where a compressed grain ends is not known yet: the copy checks that it does not reach into what lies
-/// behind it. Returns the guest bytes in grains that exist, and the ranges where no grain may lie.
-pub(super) fn check(region: &Region, header: &Header) -> Result<(u64, Reserved), Error> {
+/// behind it.
+pub(super) fn check(region: &Region, header: &Header) -> Result<Checked, Error> {
     let (file, mut ranges) = (region.name(), header.reserved());
     if header.compressed {
         // Overlapping grains are caught by their markers: each tells the one place of the guest that it is for.
-        let add = |offset| reserved::add(file, &mut ranges, table_at(offset));
+        let add = |offset| reserved::add(region, &mut ranges, table_at(offset));
         Tables::new(region, header, &Reserved::default()).each_table(add)?;
         let reserved = Reserved::new(file, ranges)?;
-        let data = Tables::new(region, header, &reserved).check(|_| Ok(()))?;
-        return Ok((data, reserved));
+        let (data, stale) = Tables::new(region, header, &reserved).check(|_| Ok(()))?;
+        return Ok(Checked { data, stale, reserved });
     }
     let reserved = Reserved::new(file, ranges)?;
-    let data = survey(file, SECTOR, |occupancy| {
+    let (data, stale) = survey(region, SECTOR, |occupancy| {
         let mut claim = |offset, len| {
+            occupancy.pay(region)?;
             let taken = |_| Error::corrupt(file, offset, "two grains or tables share this place");
             occupancy.claim(offset, len).map_err(taken)
         };
@@ -61,7 +73,7 @@ pub(super) fn check(region: &Region, header: &Header) -> Result<(u64, Reserved),
         })?;
         Tables::new(region, header, &reserved).check(|offset| claim(offset, header.grain))
     })?;
-    Ok((data, reserved))
+    Ok(Checked { data, stale, reserved })
 }
 
 /// The bytes of the table at `offset`.
@@ -81,7 +93,8 @@ impl<'a> Tables<'a> {
             let mut twin = Tables::new(self.region, header, self.reserved);
             for number in 0..header.tables() {
                 let offset = twin.directory_entry(number)?;
-                if offset != 0 && offset != self.directory_entry(number)? {
+                let is_inside = bytes(offset) + TABLE_BYTES as u64 <= self.region.len();
+                if offset != 0 && is_inside && offset != self.directory_entry(number)? {
                     claim(bytes(offset))?;
                 }
             }
@@ -95,18 +108,17 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    fn check(mut self, mut claim: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
+    /// Returns the guest bytes in grains, and how many redundant tables are stale.
+    fn check(mut self, mut claim: impl FnMut(u64) -> Result<(), Error>) -> Result<(u64, u64), Error> {
         let second = self.header.redundant.map(|directory| Header { directory, ..self.header.clone() });
         let mut twin = second.as_ref().map(|header| Tables::new(self.region, header, self.reserved));
-        let mut data = 0;
+        let (mut data, mut stale) = (0, 0);
         for number in 0..self.header.tables() {
             let table = self.table(number)?;
             if let Some(twin) = &mut twin
-                && twin.table(number)? != table
+                && twin.is_stale(number, &table)?
             {
-                let at = twin.header.directory + number * 4;
-                let message = format!("grain table {number} and its redundant copy differ");
-                return Err(Error::corrupt(self.region.name(), at, message));
+                stale += 1;
             }
             let Some(table) = table.filter(|table| !is_empty(table)) else { continue };
             for (index, &entry) in (0..).zip(table.iter()) {
@@ -117,7 +129,34 @@ impl<'a> Tables<'a> {
                 }
             }
         }
-        Ok(data)
+        Ok((data, stale))
+    }
+
+    /// Whether redundant table `number` can be left out beside `table`: it names fewer grains, or can't be true.
+    ///
+    /// # Errors
+    /// `Corrupt` where it names another grain that may be one: two readers would see two disks.
+    fn is_stale(&mut self, number: u64, table: &Table) -> Result<bool, Error> {
+        let twin = match self.table(number) {
+            Ok(twin) => twin,
+            Err(e) if matches!(e.reason, Reason::Truncated | Reason::Corrupt) => return Ok(true),
+            Err(e) => return Err(e),
+        };
+        if twin == *table {
+            return Ok(false);
+        }
+        let none = [0; TABLE_LEN];
+        let (entries, twins) = (table.as_deref().unwrap_or(&none), twin.as_deref().unwrap_or(&none));
+        for (index, (&entry, &twin)) in (0..).zip(entries.iter().zip(twins)) {
+            let Some(guest) = self.guest(number, index) else { break };
+            if twin == entry || twin == 0 || self.grain_at(&guest, twin).is_err() {
+                continue;
+            }
+            let at = self.header.directory + number * 4;
+            let message = format!("grain table {number} and its redundant copy differ");
+            return Err(Error::corrupt(self.region.name(), at, message).with_remedy(Remedy::RepairVmdk));
+        }
+        Ok(true)
     }
 
     /// The map: adjacent zeros and adjacent stored grains are one extent.
@@ -141,7 +180,7 @@ impl<'a> Tables<'a> {
         }
         if offset.checked_add(TABLE_BYTES as u64).is_none_or(|end| end > self.region.len()) {
             let message = format!("grain table {number} lies past the end of the file");
-            return Err(Error::truncated(self.region.name(), offset, message));
+            return Err(Error::truncated(self.region.name(), offset, message).with_remedy(Remedy::CopyAgain));
         }
         let raw = self.read(number, offset)?;
         let mut entries = Box::new([0; TABLE_LEN]);
@@ -166,7 +205,7 @@ impl<'a> Tables<'a> {
             let (first, held) = &mut self.held;
             *first = offset;
             held.resize(usize::try_from(count).expect("few") * TABLE_BYTES, 0);
-            if let Err(e) = self.region.read_exact_at(held, offset) {
+            if let Err(e) = self.region.read_table_at(held, offset) {
                 held.clear();
                 return Err(e);
             }
@@ -182,7 +221,7 @@ impl<'a> Tables<'a> {
         }
         let count = DIRECTORY_CHUNK.min(self.header.tables() - number);
         let mut raw = vec![0; usize::try_from(count * 4).expect("at most a chunk")];
-        self.region.read_exact_at(&mut raw, self.header.directory + number * 4)?;
+        self.region.read_table_at(&mut raw, self.header.directory + number * 4)?;
         let entries: Vec<u32> = raw.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         let entry = entries[0];
         self.directory = (number, entries);
@@ -199,7 +238,7 @@ impl<'a> Tables<'a> {
         let end = offset + needed;
         if end > self.region.len() {
             let message = format!("the grain for guest byte {} lies past the end of the file", guest.start);
-            return Err(Error::truncated(self.region.name(), offset, message));
+            return Err(Error::truncated(self.region.name(), offset, message).with_remedy(Remedy::CopyAgain));
         }
         if self.reserved.meets(&(offset..end)) {
             let message = format!("the grain for guest byte {} lies in the image's metadata", guest.start);

@@ -75,7 +75,7 @@ fn a_sector_of_the_log_gets_its_first_and_last_bytes_back() {
     write_entry(&mut file, 0, 0, 1, &[Change::Data(METADATA, &sector)]);
     assert_eq!(blocks(&file), [2, 0, 1, 0, 0]);
     let region = region_over(&file);
-    let (patches, _) = log::replay(&region, header::log(&region).unwrap().unwrap()).unwrap();
+    let (patches, _) = log::replay(&region, header::logs(&region, &mut Vec::new()).unwrap().current.unwrap()).unwrap();
     assert_eq!(patches[&(METADATA as u64)].as_deref(), Some(&sector));
 }
 
@@ -97,37 +97,86 @@ fn a_log_may_run_around_its_end_and_hold_older_entries() {
 }
 
 #[test]
-fn a_log_without_a_valid_sequence_is_left_out() {
+fn a_log_without_an_entry_of_its_own_is_left_out() {
     let untouched = [2, 0, 1, 0, 0];
     let empty = with_log_guid(good());
     assert_eq!(blocks(&empty), untouched);
     let vhdx = Vhdx::open(&region_over(&empty), LIMIT).unwrap();
     assert!(vhdx.warnings()[0].contains("no valid entries"));
 
-    let change = table(&[0; 5]);
-    let mut torn = with_log_guid(good());
-    write_entry(&mut torn, 0, 0, 5, &[Change::Data(BAT, &change)]);
-    for at in [LOG + 8, LOG + 60, LOG + 80, LOG + 4096, LOG + 5000, LOG + 8188] {
-        let mut bad = torn.clone();
-        bad[at] ^= 1;
-        assert_eq!(blocks(&bad), untouched, "byte {at}");
+    // Entries of another log, whole and overwritten ones.
+    let mut foreign = good();
+    let second = write_entry(&mut foreign, 0, 0, 5, &[Change::Data(BAT, &table(&[0; 5]))]);
+    write_entry(&mut foreign, second, second, 6, &[Change::Data(BAT, &table(&[0; 5]))]);
+    assert_eq!(blocks(&foreign), untouched, "no log is named");
+    let header = &mut foreign[128 << 10..(128 << 10) + 4096];
+    header[48..64].copy_from_slice(&[0xA7; 16]);
+    seal(header);
+    assert_eq!(blocks(&foreign), untouched, "another log is named");
+    foreign[LOG + 100] ^= 1;
+    assert_eq!(blocks(&foreign), untouched, "another log is named, and this one torn");
+}
+
+/// The refusal of a damaged log, with its place.
+fn damaged(file: &[u8]) -> Option<u64> {
+    let error = read(file).unwrap_err();
+    assert_eq!((error.reason, error.remedy), (Reason::Corrupt, Some(Remedy::ReplayLog)), "{error}");
+    error.offset
+}
+
+#[test]
+fn a_damaged_log_is_refused_before_blocks_that_only_it_knows_become_zeros() {
+    let change = table(&[stored(1), 0, stored(0)]);
+    let mut whole = with_log_guid(image(&[0, 0, 0], 2, 3 << 20));
+    write_entry(&mut whole, 0, 0, 5, &[Change::Data(BAT, &change)]);
+    assert_eq!(blocks(&whole), [2, 0, 1]);
+    // Signature, checksum, length, number, descriptors, identifier, and the descriptor and data themselves.
+    for at in [0, 4, 8, 12, 16, 24, 32, 47, 64, 80, 88, 100, 4096, 4100, 5000, 8188] {
+        let mut bad = whole.clone();
+        bad[LOG + at] ^= 1;
+        assert_eq!(damaged(&bad), Some(LOG as u64), "byte {at}");
     }
-    assert_eq!(blocks(&torn), [0; 5], "the whole entry counts");
+    let mut bad = whole.clone();
+    bad[LOG..LOG + 4096].fill(0);
+    assert_eq!(damaged(&bad), Some(LOG as u64 + 4096), "a head that is lost");
 
     let mut tailless = with_log_guid(good());
     write_entry(&mut tailless, 4096, 0, 5, &[Change::Data(BAT, &change)]);
-    assert_eq!(blocks(&tailless), untouched, "its tail is not there");
+    assert_eq!(damaged(&tailless), Some(LOG as u64 + 4096), "its tail is not there");
+}
 
-    // A newer entry whose tail lies in another sequence does not count; that sequence does, with both its entries.
+#[test]
+fn an_entry_with_a_higher_number_than_the_last_applied_is_refused() {
+    let changes = [Change::Data(BAT, &table(&[stored(1)]))];
     let mut two = with_log_guid(good());
-    let second = write_entry(&mut two, 0, 0, 5, &[Change::Data(BAT, &change)]);
-    write_entry(&mut two, second, 0, 6, &[Change::Zero(BAT + 4096, 4096)]);
+    let second = write_entry(&mut two, 0, 0, 5, &changes);
+    let third = write_entry(&mut two, second, 0, 6, &changes);
+    assert_eq!(blocks(&two), [2, 0, 0, 0, 0]);
+    for at in [0, 16, 40, 90, 4100] {
+        let mut bad = two.clone();
+        bad[LOG + second + at] ^= 0x10;
+        assert_eq!(damaged(&bad), Some((LOG + second) as u64), "byte {at}");
+    }
+    // Whole, but its tail lies in another sequence.
     write_entry(&mut two, 65536, second, 9, &[Change::Zero(BAT + 4096, 4096)]);
-    assert_eq!(blocks(&two), [0; 5]);
+    assert_eq!(damaged(&two), Some(LOG as u64 + 65536));
 
-    let mut foreign = good();
-    write_entry(&mut foreign, 0, 0, 5, &[Change::Data(BAT, &change)]);
-    assert_eq!(blocks(&foreign), untouched, "no log is named");
+    // What was applied long ago may be overwritten in part.
+    let mut older = with_log_guid(good());
+    write_entry(&mut older, third, third, 3, &changes);
+    older[LOG + third + 4096] ^= 1;
+    write_entry(&mut older, 0, 0, 5, &changes);
+    assert_eq!(blocks(&older), [2, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_damaged_newer_header_does_not_hide_its_log() {
+    let mut file = with_log_guid(image(&[0], 1, 1 << 20));
+    file[(128 << 10) + 100] ^= 1;
+    let vhdx = Vhdx::open(&region_over(&file), LIMIT).unwrap();
+    assert_eq!(vhdx.warnings(), ["image: one of its two headers is damaged; the other was read"]);
+    write_entry(&mut file, 0, 0, 5, &[Change::Data(BAT, &table(&[stored(0)]))]);
+    assert_eq!(damaged(&file), Some(128 << 10));
 }
 
 #[test]
