@@ -2,10 +2,12 @@
 //! Reads a guest's disk from front to back, for second passes and checks.
 
 pub(crate) mod batch;
+pub(crate) mod consumed;
 pub(crate) mod decode;
 pub(crate) mod load;
 
 use self::batch::{Batches, Step};
+use self::consumed::Used;
 use self::decode::Decode;
 use self::load::{Loaded, load};
 use super::buffer::Buffer;
@@ -39,6 +41,7 @@ pub(super) fn replay(
     let name = image.regions.first().map_or("source", |region| region.name()).to_owned();
     let mut batches = Batches::new(image.extents(), image.virtual_size(), name.clone());
     let mut decode = Decode::new();
+    let mut used = Used::default();
     let (mut buffer, mut input) = (Buffer::default(), Buffer::default());
     let mut at = 0;
     while let Some(step) = batches.next()? {
@@ -55,7 +58,8 @@ pub(super) fn replay(
                     buffer = Buffer::new(needed);
                 }
                 let mut loaded = load(&image.regions, batch, buffer, input)?;
-                decode.run(image, &mut loaded)?;
+                let consumed = decode.run(image, &mut loaded)?;
+                used.claim(image, &consumed)?;
                 sink(at, GuestBytes::Data(&loaded.buffer[..len]))?;
                 at = loaded.guest.end;
                 Loaded { buffer, input, .. } = loaded;

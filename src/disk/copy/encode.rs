@@ -8,6 +8,7 @@ use libdeflater::{CompressionLvl, Compressor};
 
 use crate::conversion::Compression;
 use crate::disk::buffer::{Buffer, is_zero};
+use crate::disk::replay::consumed::Consumed;
 use crate::disk::replay::decode::{self, Decode};
 use crate::disk::replay::load::{Bytes, Codec, Loaded, Piece, Stream};
 use crate::disk::units::CLUSTER_BYTES;
@@ -45,21 +46,21 @@ impl Encode {
         Ok(Self { decode: Decode::new(), encoder, coding, scratch: vec![0; CLUSTER_BYTES] })
     }
 
-    /// Decodes and encodes a batch of `image`. Gives back the input's memory too.
-    pub(super) fn run(&mut self, image: &Image, mut loaded: Loaded) -> Result<(Coded, Buffer), Error> {
-        let content = match self.coding {
+    /// Decodes and encodes a batch of `image`. Gives back the input's memory too, and which streams were decoded.
+    pub(super) fn run(&mut self, image: &Image, mut loaded: Loaded) -> Result<(Coded, Vec<Consumed>, Buffer), Error> {
+        let (content, consumed) = match self.coding {
             Coding::Runs { unit } => {
-                self.decode.run(image, &mut loaded)?;
-                Content::Runs(runs(&loaded.buffer, loaded.len(), unit))
+                let consumed = self.decode.run(image, &mut loaded)?;
+                (Content::Runs(runs(&loaded.buffer, loaded.len(), unit)), consumed)
             }
             Coding::Packed { compression, .. } => {
                 let passed = if compression == Compression::Zlib { self.pass_through(&mut loaded) } else { Vec::new() };
-                self.decode.run(image, &mut loaded)?;
-                self.pack(&loaded, &passed)
+                let consumed = self.decode.run(image, &mut loaded)?;
+                (self.pack(&loaded, &passed), consumed)
             }
         };
         let Loaded { guest, buffer, input, .. } = loaded;
-        Ok((Coded { guest, buffer, content }, input))
+        Ok((Coded { guest, buffer, content }, consumed, input))
     }
 
     /// Finds the streams that can be passed on as they are. Verifying them leaves their guest bytes in the buffer.

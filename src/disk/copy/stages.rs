@@ -15,6 +15,7 @@ use crate::disk::control::CopyControl;
 use crate::disk::image::Reader;
 use crate::disk::packed::{PIECE, PackedRaw};
 use crate::disk::replay::batch::{Batch, Batches, INPUT, Step};
+use crate::disk::replay::consumed::{Consumed, Used};
 use crate::disk::replay::load::{Loaded, load};
 use crate::disk::units::CLUSTER_BYTES;
 use crate::disk::writer::Writer;
@@ -40,8 +41,8 @@ const ZERO_STEP: usize = 4 << 10;
 enum ToPlace {
     /// Zeros up to this guest byte.
     Zero(u64),
-    /// A batch, and the bytes of the budget that it holds.
-    Data(Coded, usize),
+    /// A batch, the streams that were decoded for it, and the bytes of the budget that it holds.
+    Data(Coded, Vec<Consumed>, usize),
     Failed(Error),
     End,
 }
@@ -387,9 +388,9 @@ impl<'a> Shared<'a> {
     fn code(&self, encode: &mut Encode, number: u64, loaded: Loaded, taken: usize) {
         let coded = self.control.check(self.name).and_then(|()| encode.run(self.image, loaded));
         let step = match coded {
-            Ok((coded, input)) => {
+            Ok((coded, consumed, input)) => {
                 self.memory.keep_input(input);
-                ToPlace::Data(coded, taken)
+                ToPlace::Data(coded, consumed, taken)
             }
             Err(e) => ToPlace::Failed(e),
         };
@@ -401,10 +402,12 @@ impl<'a> Shared<'a> {
         let is_packed = matches!(self.image.reader, Reader::Packed(_));
         let mut at = 0;
         let mut jobs = Vec::new();
+        let mut used = Used::default();
         loop {
             let (end, taken) = match self.queues.place.next() {
                 Some(ToPlace::Zero(end)) => (end, ZERO_STEP),
-                Some(ToPlace::Data(coded, taken)) => {
+                Some(ToPlace::Data(coded, consumed, taken)) => {
+                    used.claim(self.image, &consumed)?;
                     let end = coded.guest.end;
                     writer.place(coded, &mut jobs)?;
                     (end, taken)

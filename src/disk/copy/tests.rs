@@ -239,7 +239,7 @@ fn passed_through_grains_keep_their_bytes_and_short_ones_are_encoded_again() {
 }
 
 #[test]
-fn a_stream_that_qemu_can_not_inflate_is_encoded_again() {
+fn a_stream_that_qemu_can_not_inflate_is_refused() {
     let length = |writer: Writer, code| writer.code(code, 8).code(0, 5);
     // `a`, and 258 more of it 254 times, once as length symbol 286, which libdeflate alone takes; then 3 more.
     let first = length(fixed().code(0x30 + 97, 8), 0b1100_0110);
@@ -254,8 +254,12 @@ fn a_stream_that_qemu_can_not_inflate_is_encoded_again() {
     let image = Image { regions: vec![region(&stream)], reader: Reader::Listed { kind: "listed", extents } };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
-    copied(&image, &path, &CopyOptions { compress: Compression::Zlib, ..CopyOptions::default() }).unwrap();
-    assert!(read_by_qemu(&path, OutputFormat::Qcow2) == guest);
+    for compress in [Compression::Zlib, Compression::None] {
+        let options = CopyOptions { compress, ..CopyOptions::default() };
+        let error = copied(&image, &path, &options).unwrap_err();
+        assert_eq!((error.reason, error.offset), (Reason::Corrupt, Some(0)));
+        std::fs::remove_file(&path).unwrap();
+    }
 }
 
 #[test]
