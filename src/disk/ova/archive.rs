@@ -69,7 +69,10 @@ impl<'a> Headers<'a> {
                 b'0' | b'7' | 0 => return self.member(&header, at, size, extension).map(Some),
                 b'x' => self.read_pax(at, size, &mut extension)?,
                 b'g' => self.skip_global(at, size)?,
-                b'L' => extension.name = Some(self.read_long_name(at, size)?),
+                b'L' => {
+                    let name = self.read_long_name(at, size)?;
+                    self.name(at, &mut extension, name)?;
+                }
                 flag => return Err(self.refuse(flag, at)),
             }
             self.advance(at, size)?;
@@ -107,10 +110,16 @@ impl<'a> Headers<'a> {
             let (key, value, after) = record(rest).ok_or_else(|| self.corrupt(at, "has a bad pax header"))?;
             rest = after;
             match key {
-                b"path" => extension.name = Some(text(value).ok_or_else(|| self.corrupt(at, "has a bad pax path"))?),
+                b"path" => {
+                    let name = text(value).ok_or_else(|| self.corrupt(at, "has a bad pax path"))?;
+                    self.name(at, extension, name)?;
+                }
                 b"size" => {
                     let size = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
-                    extension.size = Some(size.ok_or_else(|| self.corrupt(at, "has a bad pax size"))?);
+                    let size = size.ok_or_else(|| self.corrupt(at, "has a bad pax size"))?;
+                    if extension.size.replace(size).is_some_and(|other| other != size) {
+                        return Err(self.corrupt(at, "gives a member two sizes"));
+                    }
                 }
                 b"linkpath" => return Err(self.refuse(b'2', at)),
                 _ if key.starts_with(b"GNU.sparse") => return Err(self.refuse(b'S', at)),
@@ -118,6 +127,17 @@ impl<'a> Headers<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Names the next member. Of two names, one program takes the first and another the last.
+    fn name(&self, at: u64, extension: &mut Extension, name: String) -> Result<(), Error> {
+        match &extension.name {
+            Some(other) if *other != name => Err(self.corrupt(at, "gives a member two names")),
+            _ => {
+                extension.name = Some(name);
+                Ok(())
+            }
+        }
     }
 
     /// Skips a global header. It may set times and owners, but not what a member is.

@@ -58,6 +58,24 @@ fn sizes_above_what_octal_holds_are_read() {
 }
 
 #[test]
+fn a_member_with_two_names_or_sizes_is_refused() {
+    let long = |name: &[u8]| entry(&header(b"././@LongLink", name.len() as u64, b'L'), name);
+    let disk = member("x", b"hello");
+    for (before, is_good) in [
+        (vec![long(b"d.vmdk\0"), pax(&[("path", "d.vmdk")])], true),
+        (vec![long(b"d.vmdk\0"), pax(&[("path", "other.vmdk")])], false),
+        (vec![pax(&[("path", "other.vmdk")]), long(b"d.vmdk\0")], false),
+        (vec![pax(&[("path", "a"), ("path", "b")])], false),
+        (vec![pax(&[("path", "a")]), pax(&[("path", "b")])], false),
+        (vec![pax(&[("size", "5"), ("size", "6")])], false),
+    ] {
+        let bytes = [member(OVF.0, OVF.1), before.concat(), disk.clone(), END.to_vec()].concat();
+        let opened = open(&region(&bytes));
+        assert_eq!(opened.err().map(|e| e.reason), (!is_good).then_some(Reason::Corrupt));
+    }
+}
+
+#[test]
 fn an_archive_without_its_last_zeros_is_read() {
     let whole = tar(&[OVF, ("d.vmdk", b"x")]);
     for cut in [512, 1024, 1024 + 511] {

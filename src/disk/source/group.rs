@@ -71,7 +71,10 @@ fn open_package(
                 if manifest.is_some() && !digests.iter().any(|d| d.region.name() == region.name()) {
                     warnings.push(format!("the manifest has no digest of {}", shown(&file.href)));
                 }
-                let image = open_file(file, region, members, limits, &mut scratch_left, scratch)?;
+                compare_stored_size(file, region, &mut warnings);
+                // No disk unpacks to more than its own size and tables.
+                let capacity = disk.capacity.filter(|capacity| *capacity > 0).unwrap_or(u64::MAX);
+                let image = open_file(file, region, members, (limits, capacity), &mut scratch_left, scratch)?;
                 compare_capacity(disk, &file.href, &image, &mut warnings);
                 SourceDisk { member: file.href.clone(), image }
             }
@@ -120,14 +123,14 @@ fn open_file(
     file: &OvfFile,
     region: &Region,
     members: &Members,
-    limits: &Limits,
+    (limits, capacity): (&Limits, u64),
     scratch_left: &mut u64,
     scratch: &mut Scratch,
 ) -> Result<Image, Error> {
     let inflated;
     let (name, region) = if file.gzip {
-        let bounds =
-            gzip::Bounds { length: limits.max_virtual_size.saturating_add(METADATA_BYTES), stored: *scratch_left };
+        let length = limits.max_virtual_size.min(capacity).saturating_add(METADATA_BYTES);
+        let bounds = gzip::Bounds { length, stored: *scratch_left };
         let (whole, stored) = gzip::inflate(region, scratch()?, bounds)?;
         *scratch_left -= stored;
         inflated = whole;
@@ -148,6 +151,15 @@ fn blank_disk(envelope: &str, disk: &OvfDisk, limits: &Limits) -> Result<SourceD
     let size = disk.capacity.unwrap_or(0).next_multiple_of(512);
     check_size(envelope, size, limits)?;
     Ok(SourceDisk { member: disk.id.clone(), image: blank(size, "blank") })
+}
+
+/// Warns where the OVF states another size of a file than it has. Exporters disagree whether that of a compressed file is
+/// the one before or after.
+fn compare_stored_size(file: &OvfFile, region: &Region, warnings: &mut Vec<String>) {
+    if let Some(size) = file.size.filter(|size| *size > 0 && !file.gzip && *size != region.len()) {
+        let (name, len) = (shown(&file.href), region.len());
+        warnings.push(format!("the OVF gives the file {name} a size of {size} bytes, it has {len}"));
+    }
 }
 
 /// Warns where the capacity is not the disk's size, which is what counts: some exporters write the file's size there.

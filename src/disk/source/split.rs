@@ -3,7 +3,7 @@
 
 use super::accepted::Limits;
 use super::checks::{blank, check_size, read_text};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine};
 use crate::disk::descriptor::{MAX_BYTES, shown};
 use crate::disk::detect::{self, Content};
@@ -17,7 +17,8 @@ pub(super) fn open(region: &Region, name: &str, members: &[(&str, &Region)], lim
     descriptor.references(name).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
     // Before the parts' tables are walked.
     check_size(region.name(), descriptor.virtual_size(), limits)?;
-    let parts = descriptor.extents.iter().map(|extent| open_extent(region.name(), extent, members));
+    let parts = descriptor.extents.iter().enumerate();
+    let parts = parts.map(|(number, extent)| open_extent(region.name(), extent, number == 0, members));
     Ok(Image::joined(kind(descriptor.create_type), parts.collect::<Result<_, _>>()?))
 }
 
@@ -32,7 +33,7 @@ const fn kind(create_type: CreateType) -> &'static str {
     }
 }
 
-fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> Result<Image, Error> {
+fn open_extent(file: &str, extent: &ExtentLine, is_first: bool, members: &[(&str, &Region)]) -> Result<Image, Error> {
     let size = extent.sectors * SECTOR;
     let Some(name) = extent.file_name(file)? else { return Ok(blank(size, "vmdk zero extent")) };
     let Some((_, region)) = members.iter().find(|(member, _)| *member == name) else {
@@ -41,7 +42,7 @@ fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> 
     };
     match extent.kind {
         ExtentKind::Zero => unreachable!("it has no name"),
-        ExtentKind::Flat => open_flat(region, extent.offset, size),
+        ExtentKind::Flat => open_flat(region, extent.offset, size, is_first),
         ExtentKind::Sparse => {
             let reader = Reader::Vmdk(crate::disk::vmdk::open_extent(region, size)?);
             Ok(Image { regions: vec![(*region).clone()], reader })
@@ -49,15 +50,18 @@ fn open_extent(file: &str, extent: &ExtentLine, members: &[(&str, &Region)]) -> 
     }
 }
 
-/// Raw bytes. A file that is a disk image by itself is refused as a flat extent: the descriptor then names a disk
-/// that is not its own.
-fn open_flat(region: &Region, sector: u64, size: u64) -> Result<Image, Error> {
+/// Raw bytes. A file that is an image or an archive by itself is refused as a flat extent: the descriptor then names a
+/// file that is not its own. Behind the first extent any file of the guest may begin, so that only disk images count.
+fn open_flat(region: &Region, sector: u64, size: u64, is_first: bool) -> Result<Image, Error> {
     let (head, tail) = detect::ends(region)?;
-    let content = detect::detect(region.name(), &head, &tail).unwrap_or(Content::Raw);
-    let is_plain = matches!(content, Content::Raw | Content::Xml | Content::Tar | Content::Zip | Content::Packed(_));
-    if !is_plain {
-        let message = format!("is a {} by itself and no flat extent of another disk", content.as_str());
-        return Err(Error::refuse(Reason::UnsafeReference, region.name(), message));
+    let is_disk = || {
+        let content = detect::detect(region.name(), &head, &tail).unwrap_or(Content::Raw);
+        !matches!(content, Content::Raw | Content::Xml | Content::Tar | Content::Zip | Content::Packed(_))
+    };
+    if let Some(what) = detect::would_probe(&head, &tail).filter(|_| is_first || is_disk()) {
+        let message = format!("is a {what} by itself and no flat extent of another disk");
+        let error = Error::refuse(Reason::UnsafeReference, region.name(), message);
+        return Err(error.with_remedy(Remedy::ConvertExtentAlone));
     }
     let part = sector.checked_mul(SECTOR).and_then(|start| region.part(region.name(), start, size));
     let part = part.ok_or_else(|| {
