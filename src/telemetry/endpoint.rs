@@ -2,6 +2,8 @@
 //! The HTTP endpoint: `/healthz`, `/readyz` and `/metrics`, and a daemon's page at `/`.
 
 use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use jiff::Timestamp;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +30,9 @@ const MAX_READERS: usize = 32;
 
 /// How often an open page is rendered anew.
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Connections that wait to be accepted, as the standard library has it.
+const BACKLOG: u32 = 1024;
 
 /// The error says why not.
 pub type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -60,6 +65,32 @@ impl Probes {
             shown,
         }
     }
+}
+
+/// Listens on an address. That of all addresses of IPv6 is that of all addresses: IPv4's too, and IPv4's alone where the
+/// machine has no IPv6.
+///
+/// # Errors
+/// The system's, such as that the port is in use.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        return TcpListener::bind(address).await;
+    }
+    match bind_both(address) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    }
+}
+
+fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    // Whatever the machine's default is.
+    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Answers requests on `listener` until `shutdown`, and up to a second longer for answers under way.
@@ -191,6 +222,18 @@ mod tests {
         // A page that is open must not delay the shutdown.
         shutdown.cancel();
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn all_addresses_of_ipv6_are_all_addresses() {
+        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        if listener.local_addr().unwrap().is_ipv6() {
+            TcpStream::connect(("::1", port)).await.unwrap();
+        }
+        let taken = bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)).await.unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[tokio::test]
