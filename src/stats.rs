@@ -291,6 +291,9 @@ pub struct Snapshot {
     /// Why nothing is done, while a volume is away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
+    /// Why the queue directory can't be listed, while that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// How many waiting conversions a snapshot names.
@@ -336,6 +339,7 @@ impl Snapshot {
             shortage: None,
             queue_shortage: None,
             waiting_for: None,
+            unreadable: None,
         }
     }
 

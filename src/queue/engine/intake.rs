@@ -167,7 +167,8 @@ pub(super) struct Intake {
     /// When the groups may change because time has passed, or may be made again.
     next_group: Option<Duration>,
     last_group: Duration,
-    scan_failed: bool,
+    /// Why the last scan failed.
+    scan_failed: Option<String>,
     /// Whether the directory was listed since the start.
     has_scanned: bool,
 }
@@ -202,7 +203,7 @@ impl Intake {
             soonest_scan: Duration::ZERO,
             next_group: None,
             last_group: Duration::ZERO,
-            scan_failed: false,
+            scan_failed: None,
             has_scanned: false,
         }
     }
@@ -276,7 +277,7 @@ impl Intake {
 
     /// Whether the directory may hold this name, stable or not.
     pub(super) fn may_hold(&self, name: &str) -> bool {
-        self.scan_failed || self.entries.contains_key(name)
+        self.scan_failed.is_some() || self.entries.contains_key(name)
     }
 
     /// One of [`Intake::ready`], by its index there.
@@ -312,7 +313,7 @@ impl Intake {
 
     /// Whether everything that lies there is stable and grouped.
     pub(super) fn is_at_rest(&self) -> bool {
-        !self.is_dirty && !self.scan_failed && self.unsettled() == 0
+        !self.is_dirty && self.scan_failed.is_none() && self.unsettled() == 0
     }
 
     /// Forgets an artifact that was claimed by its name, for somebody who asked for it.
@@ -387,7 +388,7 @@ impl Intake {
                 return;
             }
         };
-        if std::mem::take(&mut self.scan_failed) {
+        if self.scan_failed.take().is_some() {
             tracing::info!("the queue directory can be read again");
         }
         self.ignored.list(listing.refused);
@@ -718,8 +719,13 @@ impl Intake {
         self.ready.push(Ready { primary, companions: members, taken_back, failure, folder });
     }
 
+    /// Why the queue directory can't be listed.
+    pub(super) fn unreadable(&self) -> Option<&str> {
+        self.scan_failed.as_deref()
+    }
+
     fn report_failed_scan(&mut self, error: &io::Error) {
-        if !std::mem::replace(&mut self.scan_failed, true) {
+        if self.scan_failed.replace(error.to_string()).is_none() {
             tracing::error!(directory = %self.directory.display(), %error, "cannot look at the queue directory");
         }
     }

@@ -30,6 +30,7 @@ impl<E: Executor> Engine<E> {
         self.view.shortage = self.space.shortage();
         self.view.queue_shortage = self.space.queue_shortage();
         self.view.waiting_for = self.absence.why().map(str::to_owned);
+        self.view.unreadable = self.intake.unreadable().map(str::to_owned);
         let view = &self.view;
         self.snapshot.send_if_modified(|shown| {
             let is_new = shown != view;
