@@ -10,6 +10,7 @@ pub mod controller;
 pub(crate) mod executor;
 pub mod identity;
 pub mod names;
+pub mod pulse;
 pub(crate) mod seen;
 pub mod sidecar;
 pub(crate) mod snapshot;

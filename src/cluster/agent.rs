@@ -35,9 +35,9 @@ mod specification;
 mod storage;
 
 use notifications::Secrets;
-use report::Reporter;
+use report::{Reporter, UNREADABLE};
 use specification::{Wanted, known, watch_queue};
-use storage::UNREADABLE;
+use storage::patiently;
 
 /// Shortest and longest pause before a ledger that can't be used is tried again. Short at first, because a person may
 /// be mending it; long at last, because each try reads all of it.
@@ -132,7 +132,7 @@ impl Agent {
             let ledger = Ledger::open(&path)?;
             ledger.try_write().map(|()| ledger)
         });
-        match opened.await {
+        match patiently(opened, &self.reporter).await {
             Ok(opened) => opened.map_err(|error| chain(&error)),
             Err(error) => Err(format!("the ledger could not be tried: {error}")),
         }

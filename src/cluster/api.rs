@@ -27,7 +27,7 @@ pub use hyper_conversion::{
     VolumePath,
 };
 pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, Webhook, WebhookType};
-pub use placement::{ConfigMapRef, PodSecurity, Proxy, WatcherSettings, WorkerSettings};
+pub use placement::{ConfigMapRef, PodSecurity, Proxy, SeLinuxLabel, WatcherSettings, WorkerSettings};
 pub use reference::reference;
 pub use settings::{ConversionOverrides, ConversionSettings, Deduplication, InvalidSetting};
 

@@ -16,7 +16,7 @@ use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 /// Longest pause before a failed watch is tried again. Once the API server is back, changes go unseen for as long.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
@@ -39,8 +39,16 @@ pub(crate) enum Change<'a, K> {
     Gone(&'a K),
 }
 
-/// Completes once everything that was there at the start is in the cache; an error if the watch ended before.
-pub(crate) type Listed = oneshot::Receiver<()>;
+/// A namespace; `None` is all of them.
+pub(crate) type Scope = Option<String>;
+
+/// The scopes of which not everything that was there at the start is in the cache yet.
+pub(crate) type Unlisted = watch::Receiver<HashSet<Scope>>;
+
+/// The scopes that are watched where these namespaces are asked for.
+pub(crate) fn scopes(namespaces: &[String]) -> Vec<Scope> {
+    if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() }
+}
 
 /// Watches the objects of `namespaces` (of all, if there are none) into one cache. The callback runs after the cache
 /// has changed. Objects that a new list no longer holds are reported as gone.
@@ -50,7 +58,7 @@ pub(crate) fn watch<K>(
     config: &watcher::Config,
     slim: impl Fn(&mut K) + Clone + Send + 'static,
     mut on_change: impl FnMut(Change<K>) + Send + 'static,
-) -> (Store<K>, Listed)
+) -> (Store<K>, Unlisted)
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -60,8 +68,7 @@ where
         + Sync
         + 'static,
 {
-    let scopes: Vec<Option<String>> =
-        if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+    let scopes = scopes(namespaces);
     let mut events = select_all(scopes.iter().cloned().map(|scope| {
         let api = match &scope {
             Some(namespace) => Api::namespaced(client.clone(), namespace),
@@ -80,23 +87,25 @@ where
     // Marks the store as ready at once: callers wait for the lists of all scopes instead.
     writer.apply_watcher_event(&Event::Init);
     writer.apply_watcher_event(&Event::InitDone);
-    let (listed, all_listed) = oneshot::channel();
-    let mut cache =
-        Cache { reader: reader.clone(), writer, unlisted: scopes.into_iter().collect(), left: HashMap::new() };
+    let unlisted: HashSet<Scope> = scopes.into_iter().collect();
+    let (shown, unlisted_now) = watch::channel(unlisted.clone());
+    let mut cache = Cache { reader: reader.clone(), writer, unlisted, left: HashMap::new() };
     tokio::spawn(async move {
-        let mut listed = Some(listed);
         while let Some((scope, event)) = events.next().await {
             match event {
                 Ok(event) => cache.apply(scope, event, &mut on_change),
                 Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; it is tried again"),
             }
-            if let Some(listed) = listed.take_if(|_| cache.unlisted.is_empty()) {
-                // Nobody may be waiting for it.
-                let _ = listed.send(());
-            }
+            shown.send_if_modified(|shown| {
+                let is_new = shown.len() != cache.unlisted.len();
+                if is_new {
+                    shown.clone_from(&cache.unlisted);
+                }
+                is_new
+            });
         }
     });
-    (reader, all_listed)
+    (reader, unlisted_now)
 }
 
 /// The API server's count of writes: the same for one object means the same content, higher means newer.
@@ -109,13 +118,13 @@ struct Cache<K: Resource<DynamicType = ()> + Clone + 'static> {
     reader: Store<K>,
     writer: Writer<K>,
     /// Scopes whose first list isn't complete.
-    unlisted: HashSet<Option<String>>,
+    unlisted: HashSet<Scope>,
     /// By scope, what the store holds and the running list has not shown yet.
-    left: HashMap<Option<String>, HashSet<ObjectRef<K>>>,
+    left: HashMap<Scope, HashSet<ObjectRef<K>>>,
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
-    fn apply(&mut self, scope: Option<String>, event: Event<K>, on_change: &mut impl FnMut(Change<K>)) {
+    fn apply(&mut self, scope: Scope, event: Event<K>, on_change: &mut impl FnMut(Change<K>)) {
         match event {
             Event::Init => {
                 let held = self.reader.state().into_iter().map(|object| ObjectRef::from_obj(object.as_ref()));

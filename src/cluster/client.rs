@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The client by which every process here talks to the API server: each of its calls has a time limit.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tower::BoxError;
 use tower::util::MapFutureLayer;
@@ -18,14 +21,54 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(90);
 #[error("the API server did not answer within {} s", CALL_LIMIT.as_secs())]
 struct Late;
 
+/// When the API server answered last. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Contact(Arc<watch::Sender<Option<Timestamp>>>);
+
+impl Contact {
+    /// It answered now.
+    pub(crate) fn note(&self) {
+        self.0.send_replace(Some(Timestamp::now()));
+    }
+
+    /// When it answered last.
+    pub(crate) fn last(&self) -> Option<Timestamp> {
+        *self.0.borrow()
+    }
+
+    /// Returns once, after the first answer; later calls wait for ever.
+    pub(crate) async fn first(&self) {
+        if self.last().is_some() {
+            return std::future::pending().await;
+        }
+        drop(self.0.subscribe().wait_for(Option::is_some).await);
+    }
+}
+
 /// A client of the API server that `config` names.
 ///
 /// # Errors
 /// Where no client can be made of the configuration.
-pub fn client(mut config: Config) -> Result<Client, kube::Error> {
+pub fn client(config: Config) -> Result<Client, kube::Error> {
+    client_with(config, &Contact::default())
+}
+
+/// The same; each answer is noted in `contact`.
+///
+/// # Errors
+/// As [`client`].
+pub fn client_with(mut config: Config, contact: &Contact) -> Result<Client, kube::Error> {
     config.read_timeout = Some(SILENCE_LIMIT);
-    let limit = MapFutureLayer::new(|answer| async {
-        timeout(CALL_LIMIT, answer).await.unwrap_or_else(|_| Err(BoxError::from(Late)))
+    let contact = contact.clone();
+    let limit = MapFutureLayer::new(move |answer| {
+        let contact = contact.clone();
+        async move {
+            let answer = timeout(CALL_LIMIT, answer).await.unwrap_or_else(|_| Err(BoxError::from(Late)));
+            if answer.is_ok() {
+                contact.note();
+            }
+            answer
+        }
     });
     Ok(ClientBuilder::try_from(config)?.with_layer(&limit).build())
 }

@@ -17,6 +17,7 @@ mod leadership;
 mod metrics;
 pub mod objects;
 mod outcome;
+mod ownership;
 mod queues;
 mod recent;
 mod run;

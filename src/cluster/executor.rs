@@ -115,8 +115,12 @@ impl Executor for ClusterExecutor {
             conditions.push((ConditionType::Published, ConditionState::new("True", "Published", directory)));
         }
         conditions.push((ConditionType::Succeeded, ended));
+        let outputs = match &row.duplicate_of {
+            Some(of) if state.end == Some(End::Duplicate) => self.outputs_of(of),
+            _ => outputs(published(row, self.paths.output()), metadata),
+        };
         let fields = EndFields {
-            outputs: outputs(published(row, self.paths.output()), metadata),
+            outputs,
             progress: completed(metadata),
             source_location: row.source_location.clone(),
             duplicate_of: row.duplicate_of.as_deref().map(original),

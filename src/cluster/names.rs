@@ -23,6 +23,9 @@ pub const LABEL_KUEUE: &str = "kueue.x-k8s.io/queue-name";
 /// since.
 pub const ANNOTATION_TEMPLATE: &str = "hyper2kvm.io/template";
 
+/// Digest of the same template without its image.
+pub const ANNOTATION_SPECIFICATION: &str = "hyper2kvm.io/specification";
+
 pub const COMPONENT_WATCHER: &str = "watcher";
 pub const COMPONENT_WORKER: &str = "worker";
 
@@ -66,6 +69,15 @@ pub const CONTAINER_WORKER: &str = "worker";
 pub const CONTAINER_WATCHER: &str = "watcher";
 /// Native sidecar that answers the control socket.
 pub const CONTAINER_SIDECAR: &str = "sidecar";
+
+/// Name of the Lease of a controller that is not told another.
+pub const LEASE: &str = "hyper2kvm-operator";
+
+/// Directory below [`SECRETS_DIR`] with further certificates to trust, and the file in it.
+pub const TRUSTED_CA: &str = "trusted-ca/ca.crt";
+
+/// Subcommand by which the kubelet asks whether a watcher works.
+pub const COMMAND_PROBE: &str = "probe";
 
 /// Name of the watcher's stateful set, service account, role, role binding and network policy.
 #[must_use]

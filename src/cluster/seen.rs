@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use k8s_openapi::api::{apps, batch, core};
+use k8s_openapi::api::{apps, batch, coordination, core};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use kube::core::NamespaceResourceScope;
@@ -109,7 +109,7 @@ seen!(
 );
 part!(
     /// Whether its pod is ready.
-    StatefulSetStatus { observed_generation: i64, ready_replicas: i32 }
+    StatefulSetStatus { observed_generation: i64, ready_replicas: i32, updated_replicas: i32 }
 );
 
 seen!(
@@ -124,4 +124,18 @@ part!(
 seen!(
     /// What is reported of a pod or a Job that doesn't start.
     Event of core::v1::Event { reason: String, message: String, last_timestamp: Time }
+);
+
+seen!(
+    /// What decides which replica leads.
+    Lease of coordination::v1::Lease { spec: LeaseSpec }
+);
+part!(
+    /// Who holds a lease, and how long.
+    LeaseSpec {
+        holder_identity: String,
+        renew_time: String,
+        lease_duration_seconds: i64,
+        lease_transitions: i64,
+    }
 );

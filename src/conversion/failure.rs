@@ -44,6 +44,8 @@ pub enum Reason {
     PermissionDenied,
     /// The output volume has no room.
     OutputFull,
+    /// The output volume refused to be written again and again, and said each time that it had room.
+    OutputQuota,
     /// Reading the source failed.
     SourceIO,
     /// Writing the output failed.
@@ -66,6 +68,8 @@ pub enum Reason {
     WorkerConfig,
     /// No node takes the worker's pod.
     Unschedulable,
+    /// What is to admit the worker's Job is not there (Kueue).
+    QueueMissing,
     /// The attempt was disrupted from outside: drain, preemption, stop, the daemon's death.
     Disrupted,
     /// The attempt was suspended (Kueue).
@@ -148,9 +152,11 @@ impl Reason {
             | Self::DisruptedTooOften => Class::Permanent,
             Self::PermissionDenied
             | Self::OutputFull
+            | Self::OutputQuota
             | Self::WorkerImage
             | Self::WorkerConfig
-            | Self::Unschedulable => Class::Configuration,
+            | Self::Unschedulable
+            | Self::QueueMissing => Class::Configuration,
             Self::SourceIO
             | Self::OutputIO
             | Self::OutOfMemory
@@ -169,6 +175,12 @@ impl Reason {
     pub const fn is_counted(self) -> bool {
         !matches!(self, Self::OutputFull)
             && matches!(self.class(), Class::Permanent | Class::Configuration | Class::Transient)
+    }
+
+    /// Whether the attempt was ended from outside.
+    #[must_use]
+    pub(crate) const fn is_disruption(self) -> bool {
+        matches!(self, Self::Disrupted | Self::Suspended)
     }
 
     /// The worker's exit code for this reason; `conversion::verdict` maps it back.
@@ -203,6 +215,7 @@ impl Reason {
             | Self::WorkerImage
             | Self::WorkerConfig
             | Self::Unschedulable
+            | Self::QueueMissing
             | Self::Disrupted
             | Self::Suspended
             | Self::Superseded
@@ -233,6 +246,10 @@ impl Reason {
             Self::TooLarge => "Raise conversion.maxVirtualSize (max_virtual_size on one host) if this image is trusted",
             Self::PermissionDenied => "Check file permissions and ensure daemon has required access",
             Self::OutputFull => "Free up disk space or configure a different output directory",
+            Self::OutputQuota => {
+                "Raise the quota that limits the output directory (of its user, group, project, qtree or fileset)"
+            }
+            Self::QueueMissing => "Install Kueue, or take worker.queueName out of the HyperConversion's spec",
             Self::SourceIO | Self::OutputIO => "Check network connectivity to source system",
             Self::OutOfMemory => "Reduce max_concurrent_jobs or increase system memory",
             Self::SourceChanged | Self::Recalled => "Wait until the upload is finished",

@@ -24,7 +24,11 @@ use super::id::Attempt;
 use super::status::{AttemptRecord, ConversionStatus, End};
 
 /// Most times that a conversion's attempts may be disrupted or suspended; then it fails.
-pub(crate) const MAX_DISRUPTIONS: usize = 10;
+pub(crate) const MAX_DISRUPTIONS: u32 = 10;
+
+/// Most times in a row that the output may be full although it said that it had room; then it is a quota, which free
+/// space does not show, and the conversion fails.
+const MAX_FULL: u32 = 10;
 
 /// Delay beyond which a backoff does not grow: a schedule longer than a year is a mistake in configuration.
 const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -157,7 +161,7 @@ fn note(status: &mut ConversionStatus, observation: Observation, policy: &RetryP
                 status.start_time.get_or_insert(now);
                 // Another writer recorded the staging, and that writer doesn't own the schedule.
                 status.next_retry_time = None;
-                status.attempts.push(AttemptRecord {
+                status.list_attempt(AttemptRecord {
                     number: attempt,
                     job_name,
                     job_uid: None,
@@ -234,11 +238,18 @@ fn finish(status: &mut ConversionStatus, end: End, now: Timestamp) {
 fn settle_failure(status: &mut ConversionStatus, failure: Failure, policy: &RetryPolicy, now: Timestamp) {
     let reason = failure.reason;
     let failure = match reason.class() {
-        Class::NoAttempt if disruptions(status) > MAX_DISRUPTIONS => Failure::new(
+        Class::NoAttempt if status.disruptions() > MAX_DISRUPTIONS => Failure::new(
             Reason::DisruptedTooOften,
-            format!("disrupted {} times; last: {}", disruptions(status), failure.message),
+            format!("disrupted {} times; last: {}", status.disruptions(), failure.message),
         ),
-        _ if reason == Reason::OutOfMemory && occurrences(status, reason) > 1 => {
+        _ if reason == Reason::OutputFull && status.in_a_row(reason) >= MAX_FULL => Failure::new(
+            Reason::OutputQuota,
+            format!(
+                "the output volume was full {MAX_FULL} times in a row, and said each time that it had the room; last: {}",
+                failure.message
+            ),
+        ),
+        _ if reason == Reason::OutOfMemory && status.out_of_memory() > 1 => {
             Failure { class: Class::Permanent, ..failure }
         }
         _ => failure,
@@ -248,22 +259,21 @@ fn settle_failure(status: &mut ConversionStatus, failure: Failure, policy: &Retr
     status.failure = Some(failure);
     match class {
         Class::GivenBack | Class::Cancelled => finish(status, End::Cancelled, now),
+        // The engine stages the next attempt only when there is the room. If that was not enough, it is so again.
+        Class::Configuration if uncounted && status.in_a_row(reason) > 1 => {
+            status.next_retry_time = Some(after(now, policy.delay(status.in_a_row(reason) - 1)));
+        }
         Class::NoAttempt | Class::Configuration if uncounted => {}
         Class::Transient if policy.enabled && status.counted_attempts() <= policy.max_retries => {
-            let delay = policy.delay(status.counted_attempts());
-            let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
-            status.next_retry_time = Some(now.saturating_add(delay).unwrap_or(Timestamp::MAX));
+            status.next_retry_time = Some(after(now, policy.delay(status.counted_attempts())));
         }
         _ => finish(status, End::Failed, now),
     }
 }
 
-fn occurrences(status: &ConversionStatus, reason: Reason) -> usize {
-    status.attempts.iter().filter(|a| a.reason == Some(reason)).count()
-}
-
-fn disruptions(status: &ConversionStatus) -> usize {
-    occurrences(status, Reason::Disrupted) + occurrences(status, Reason::Suspended)
+fn after(now: Timestamp, delay: Duration) -> Timestamp {
+    let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
+    now.saturating_add(delay).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]
@@ -341,6 +351,42 @@ mod tests {
         let (status, step) = fail_once(status, Reason::Disrupted, 0);
         assert_eq!(step, Step::Finish(End::Failed));
         assert_eq!(status.failure.map(|f| f.reason), Some(Reason::DisruptedTooOften));
+    }
+
+    #[test]
+    fn an_output_that_is_full_although_it_has_room_is_tried_ever_less_often_and_fails_as_a_quota() {
+        let (mut status, step) = fail_once(ConversionStatus::default(), Reason::OutputFull, 0);
+        assert_eq!(step, Step::Stage(Attempt(2)), "once there is the room");
+        let mut now = 0;
+        for (n, delay) in [(3, 300), (4, 600), (5, 1200), (6, 2400), (7, 4800), (8, 9600), (9, 19_200), (10, 38_400)] {
+            let (after, step) = fail_once(status, Reason::OutputFull, now);
+            now += delay;
+            assert_eq!(step, Step::Park { next: Attempt(n), until: at(now) });
+            assert_eq!(after.counted_attempts(), 0);
+            status = after;
+        }
+        let (other, _) = fail_once(status.clone(), Reason::Disrupted, now);
+        assert_eq!(fail_once(other, Reason::OutputFull, now).1, Step::Stage(Attempt(12)), "a new row begins");
+        let (status, step) = fail_once(status, Reason::OutputFull, now);
+        assert_eq!(step, Step::Finish(End::Failed));
+        assert_eq!(status.failure.map(|failure| failure.reason), Some(Reason::OutputQuota));
+    }
+
+    #[test]
+    fn of_many_attempts_the_first_and_the_last_twenty_are_listed_and_all_are_counted() {
+        let mut status = ConversionStatus::default();
+        // Each starts anew what is counted in a row; none of them counts.
+        for n in 0..100 {
+            let reason = if n % 2 == 0 { Reason::OutputFull } else { Reason::Superseded };
+            status = fail_once(status, reason, n).0;
+        }
+        let numbers: Vec<_> = status.attempts.iter().map(|attempt| attempt.number.0).collect();
+        assert_eq!(numbers, [vec![1], (81..=100).collect()].concat());
+        assert_eq!((status.earlier_attempts.total, status.next_attempt()), (79, Attempt(101)));
+        for n in 0..11 {
+            status = fail_once(status, Reason::Disrupted, n).0;
+        }
+        assert_eq!(status.failure.map(|failure| failure.reason), Some(Reason::DisruptedTooOften));
     }
 
     #[test]

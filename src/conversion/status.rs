@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::failure::{Failure, Reason};
 use super::id::Attempt;
 
+/// The first attempt, and twenty more: a status is read and written whole.
+pub(crate) const LISTED_ATTEMPTS: usize = 21;
+
 /// How a conversion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum End {
@@ -61,15 +64,45 @@ impl AttemptRecord {
     }
 }
 
+/// Attempts that are listed no more, counted by what is still decided by them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EarlierAttempts {
+    /// All of them.
+    pub total: u32,
+    /// Those that count against maxRetries.
+    pub counted: u32,
+    /// Those that were disrupted or suspended.
+    pub disrupted: u32,
+    /// Those that ran out of memory.
+    pub out_of_memory: u32,
+}
+
+impl EarlierAttempts {
+    fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    fn add(&mut self, record: &AttemptRecord) {
+        self.total += 1;
+        self.counted += u32::from(record.is_counted());
+        self.disrupted += u32::from(record.reason.is_some_and(Reason::is_disruption));
+        self.out_of_memory += u32::from(record.reason == Some(Reason::OutOfMemory));
+    }
+}
+
 /// The state of a conversion, as `lifecycle::advance` reads and writes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConversionStatus {
     /// The attempt that may start: 0 until the first work directory exists; only ever rises.
     pub staged: u32,
-    /// Every attempt so far, in the order of their numbers.
+    /// The first attempt and the last twenty, in the order of their numbers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<AttemptRecord>,
+    /// What is kept of the attempts between them.
+    #[serde(skip_serializing_if = "EarlierAttempts::is_empty")]
+    pub earlier_attempts: EarlierAttempts,
     /// When the next attempt is due, between attempts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_retry_time: Option<Timestamp>,
@@ -94,8 +127,41 @@ impl ConversionStatus {
     /// Attempts that count against `max_retries`, ended ones only.
     #[must_use]
     pub fn counted_attempts(&self) -> u32 {
-        let counted = self.attempts.iter().filter(|a| a.is_counted()).count();
-        u32::try_from(counted).unwrap_or(u32::MAX)
+        self.number_of(self.earlier_attempts.counted, AttemptRecord::is_counted)
+    }
+
+    /// Attempts that were disrupted or suspended.
+    #[must_use]
+    pub(crate) fn disruptions(&self) -> u32 {
+        let is_disrupted = |a: &AttemptRecord| a.reason.is_some_and(Reason::is_disruption);
+        self.number_of(self.earlier_attempts.disrupted, is_disrupted)
+    }
+
+    /// Attempts that ran out of memory.
+    #[must_use]
+    pub(crate) fn out_of_memory(&self) -> u32 {
+        self.number_of(self.earlier_attempts.out_of_memory, |a| a.reason == Some(Reason::OutOfMemory))
+    }
+
+    /// Attempts at the end of the list that all ended for this reason.
+    #[must_use]
+    pub(crate) fn in_a_row(&self, reason: Reason) -> u32 {
+        let row = self.attempts.iter().rev().take_while(|a| a.reason == Some(reason)).count();
+        u32::try_from(row).unwrap_or(u32::MAX)
+    }
+
+    fn number_of(&self, earlier: u32, wanted: impl Fn(&AttemptRecord) -> bool) -> u32 {
+        let listed = self.attempts.iter().filter(|a| wanted(a)).count();
+        earlier.saturating_add(u32::try_from(listed).unwrap_or(u32::MAX))
+    }
+
+    /// Lists one more attempt; of a list that has become too long the oldest but the first goes.
+    pub(crate) fn list_attempt(&mut self, record: AttemptRecord) {
+        self.attempts.push(record);
+        while self.attempts.len() > LISTED_ATTEMPTS {
+            let gone = self.attempts.remove(1);
+            self.earlier_attempts.add(&gone);
+        }
     }
 
     /// The attempt that runs now.

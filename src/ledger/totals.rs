@@ -19,7 +19,8 @@ pub fn retries(status: &ConversionStatus) -> u32 {
     let failures = status.attempts.iter().filter(|attempt| counted(attempt.reason)).count();
     let ended_it =
         status.end == Some(End::Failed) && status.attempts.last().is_some_and(|attempt| counted(attempt.reason));
-    u32::try_from(failures).unwrap_or(u32::MAX).saturating_sub(u32::from(ended_it))
+    let failures = u32::try_from(failures).unwrap_or(u32::MAX).saturating_add(status.earlier_attempts.counted);
+    failures.saturating_sub(u32::from(ended_it))
 }
 
 impl Ledger {

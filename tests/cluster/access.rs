@@ -35,7 +35,7 @@ fn rules(namespace: &str, role: &str, cluster: &Cluster) -> Vec<Value> {
 
 /// The chart's roles for these namespaces and its service account in the first, without anything that runs. With
 /// `aggregate`, also the roles that add to Kubernetes's own.
-fn grant(cluster: &Cluster, namespaces: &[&str], aggregate: bool) {
+pub(crate) fn grant(cluster: &Cluster, namespaces: &[&str], aggregate: bool) {
     let helm = run(Command::new(in_tree("tests/cluster/build.sh")).arg("helm"));
     let text = run(Command::new(Path::new(helm.trim()).join("helm"))
         .args(["template", "r", "--show-only=templates/rbac.yaml"])

@@ -5,6 +5,7 @@
 mod compromised;
 mod confined;
 mod failpoints;
+mod silence;
 mod storage;
 
 use std::fs;

@@ -24,5 +24,6 @@ mod packaging;
 mod plugin;
 mod replicas;
 mod starting;
+mod strangers;
 mod upgrade;
 mod wide;

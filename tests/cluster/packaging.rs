@@ -190,6 +190,8 @@ fn prometheus_takes_the_rules() {
         return left_out("promtool is missing (Debian: prometheus)");
     }
     run(Command::new("promtool").args(["check", "rules"]).arg(in_tree(CHART).join("files/rules.yaml")));
+    // Those that must fire do, also where nothing but failures is known.
+    run(Command::new("promtool").args(["test", "rules"]).arg(in_tree("tests/cluster/packaging/rules.yaml")));
 }
 
 #[test]
@@ -350,7 +352,12 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
     refused(r#"{"metadata": {"labels": {"a": "b"}}}"#, "a watcher changes nothing of a HyperConversion's metadata");
     refused(r#"{"metadata": {"finalizers": ["a.b/c"]}}"#, "a watcher changes nothing of a HyperConversion's metadata");
     assert_eq!(patch(r#"{"spec": {"runState": "Paused"}}"#), (true, String::new()));
-    // It binds no other user.
+    // It binds no other user, however that is called.
+    let (other, role) = (format!("--as=system:serviceaccount:{}:git-watcher", namespace.name), "--role=q");
+    let account = format!("--serviceaccount={}:git-watcher", namespace.name);
+    run(namespace.kubectl().args(["create", "rolebinding", "git", role, &account]));
+    let change = r#"{"spec": {"maxConcurrentJobs": 7}}"#;
+    run(namespace.kubectl().args(["patch", "hconv", "q", "--type=merge", "-p", change, &other]));
     run(namespace.kubectl().args([
         "patch",
         "hconv",
@@ -359,6 +366,73 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
         "-p",
         r#"{"spec": {"maxConcurrentJobs": 9}}"#,
     ]));
+    drop(policy);
+}
+
+#[test]
+fn a_watcher_changes_its_own_queue_s_conversions_and_the_controller_what_it_made() {
+    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let Some(helm) = helm() else { return };
+    let namespace = cluster.namespace("held");
+    let text = run(Command::new(helm).args(["template", &namespace.name]).arg(in_tree(CHART)).args([
+        "--show-only=templates/admission-policy.yaml",
+        "--namespace",
+        &namespace.name,
+    ]));
+    let policy = Policy { cluster, text: text.clone() };
+    namespace.apply(&text);
+    let account = |name: &str| format!("system:serviceaccount:{}:{name}", namespace.name);
+    let grant = |name: &str, verbs: &str, resources: &str| {
+        run(namespace.kubectl().args(["create", "role", name, verbs, resources]));
+        let (role, account) = (format!("--role={name}"), format!("--serviceaccount={}:{name}", namespace.name));
+        run(namespace.kubectl().args(["create", "rolebinding", name, &role, &account]));
+    };
+    let conversions = "--resource=conversionjobs.hyper2kvm.io";
+    grant("a-watcher", "--verb=get,create,delete", conversions);
+    grant("git-watcher", "--verb=get,create,delete,update,patch", conversions);
+    let controller = format!("{}-hyper2kvm-operator", namespace.name);
+    grant(&controller, "--verb=get,patch,delete,create", "--resource=networkpolicies.networking.k8s.io");
+    let conversion = |name: &str, queue: &str| {
+        json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": name},
+               "spec": {"queueRef": {"name": queue}, "source": {"path": "a.raw"}}})
+    };
+    for (name, queue) in [("own-00000001", "a"), ("other-00000002", "b"), ("git-00000003", "b")] {
+        namespace.apply(&conversion(name, queue).to_string());
+    }
+    let policy_of = |name: &str, labels: serde_json::Value| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "labels": labels},
+               "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]}})
+    };
+    namespace.apply(&policy_of("theirs", json!({"team": "a"})).to_string());
+    namespace.apply(&policy_of("ours", json!({"app.kubernetes.io/managed-by": "hyper2kvm-operator"})).to_string());
+    let delete = |kind: &str, name: &str, user: &str| {
+        let user = format!("--as={}", account(user));
+        let output =
+            namespace.kubectl().args(["delete", "--wait=false", kind, name, &user]).output().expect("it starts");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let denied = |kind: &str, user: &str, message: &str, again: &dyn Fn()| {
+        // The policy takes effect a moment after it was stored.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let name = if kind == "hcj" { "other-00000002" } else { "theirs" };
+            let (done, said) = delete(kind, name, user);
+            if said.contains(message) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{user}: {done} {said}");
+            again();
+        }
+    };
+    let own = "a watcher makes, changes and deletes the ConversionJobs of its own queue alone";
+    denied("hcj", "a-watcher", own, &|| drop(namespace.apply(&conversion("other-00000002", "b").to_string())));
+    assert_eq!(delete("hcj", "own-00000001", "a-watcher"), (true, String::new()));
+    // Who is called so and may do more is no watcher.
+    assert_eq!(delete("hcj", "git-00000003", "git-watcher"), (true, String::new()));
+    let made = "the controller changes and deletes nothing but what it made";
+    let theirs = || drop(namespace.apply(&policy_of("theirs", json!({"team": "a"})).to_string()));
+    denied("networkpolicy", &controller, made, &theirs);
+    assert_eq!(delete("networkpolicy", "ours", &controller), (true, String::new()));
     drop(policy);
 }
 

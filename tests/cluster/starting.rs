@@ -69,6 +69,23 @@ impl Drop for KueueServed {
 }
 
 #[tokio::test]
+async fn without_kueue_a_job_waits_for_it_and_says_so() {
+    let Some(stage) = Stage::open("no-kueue").await else { return };
+    let worker = json!({"queueName": "migration", "nodeSelector": {"no": "where"},
+                        "jobLabels": {"kueue.x-k8s.io/priority-class": "low"}});
+    stage.queue("q", &json!({"worker": worker})).await;
+    stage.conversion("web01-00000001", "q").await;
+    stage.staged("web01-00000001", 1).await;
+    // Another test may serve Kueue's group meanwhile.
+    let waits = ["QueueMissing", "Suspended"];
+    let missing = |c: &ConversionJob| converted(c).is_some_and(|(reason, _)| waits.contains(&reason.as_str()));
+    stage.until::<ConversionJob>("web01-00000001", missing).await;
+    let job = stage.get::<Job>("web01-00000001-1").await;
+    assert!(is_suspended(&job));
+    assert_eq!(job.labels().get("kueue.x-k8s.io/priority-class").map(String::as_str), Some("low"));
+}
+
+#[tokio::test]
 async fn kueue_starts_jobs_and_stops_them_and_nobody_else_writes_to_them() {
     let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
     let _kueue = KueueServed::start(cluster);

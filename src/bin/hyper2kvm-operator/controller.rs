@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::cluster::controller::{Options, run};
+use hyper2kvm::cluster::names;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Namespace of a replica that runs outside a pod.
@@ -25,7 +26,7 @@ pub(crate) struct Arguments {
     )]
     image_pull_policy: String,
     /// Address of /healthz, /readyz and /metrics.
-    #[arg(long, env = "HYPER2KVM_LISTEN", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "HYPER2KVM_LISTEN", default_value = "[::]:8080")]
     listen: SocketAddr,
     /// Watches these namespaces alone, separated by commas.
     #[arg(long, env = "HYPER2KVM_WATCH_NAMESPACES", value_delimiter = ',')]
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// Namespace of the Lease that decides which replica leads.
     #[arg(long, env = "HYPER2KVM_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     namespace: String,
+    /// Name of that Lease. Replicas that work for the same queues share it.
+    #[arg(long, env = "HYPER2KVM_LEASE", default_value = names::LEASE)]
+    lease: String,
     /// Name of this replica.
     #[arg(long, env = "HYPER2KVM_POD")]
     identity: Option<String>,
@@ -65,6 +69,7 @@ async fn control(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         listen: arguments.listen,
         namespaces: arguments.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect(),
         lease_namespace: arguments.namespace,
+        lease: arguments.lease,
         identity,
     };
     let mut terminate = signal(SignalKind::terminate())?;

@@ -39,6 +39,8 @@ enum Command {
     Watcher(queue::Arguments),
     /// Answers the control socket of one queue, beside its watcher.
     Sidecar(queue::Arguments),
+    /// Says whether the watcher of this pod works now, for the kubelet.
+    Probe(queue::ProbeArguments),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         }
         Command::Controller(arguments) => log().map_err(Into::into).and_then(|()| controller::main(arguments)),
         Command::Watcher(arguments) => log().map_err(Into::into).and_then(|()| queue::watch(arguments)),
+        Command::Probe(arguments) => return queue::probe(&arguments),
         Command::Sidecar(arguments) => log().map_err(Into::into).and_then(|()| queue::answer(arguments)),
     };
     match done {

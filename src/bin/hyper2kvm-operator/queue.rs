@@ -3,13 +3,14 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Args;
 use hyper2kvm::cluster::agent;
-use hyper2kvm::cluster::client::client;
+use hyper2kvm::cluster::client::{Contact, client, client_with};
 use hyper2kvm::cluster::identity::Identity;
-use hyper2kvm::cluster::names;
-use hyper2kvm::cluster::sidecar;
+use hyper2kvm::cluster::{names, pulse, sidecar};
+use hyper2kvm::conversion::chain;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -54,10 +55,30 @@ impl From<Arguments> for Identity {
     }
 }
 
+#[derive(Args)]
+pub(crate) struct ProbeArguments {
+    /// Volume that watcher and sidecar share.
+    #[arg(long, env = "HYPER2KVM_RUN_DIR", default_value = names::RUN_DIR)]
+    run_dir: PathBuf,
+}
+
+/// Prints as JSON why the watcher does not work now; nothing while it does.
+pub(crate) fn probe(arguments: &ProbeArguments) -> ExitCode {
+    match pulse::probe(&arguments.run_dir) {
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(silence)) => println!("{}", serde_json::to_string(&silence).expect("plain values")),
+        Err(error) => println!("{}", chain(&error)),
+    }
+    ExitCode::FAILURE
+}
+
 /// Moves a queue's files until SIGTERM or SIGINT.
 pub(crate) fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime()?.block_on(async {
-        let client = client(kube::Config::infer().await?)?;
+        let contact = Contact::default();
+        let client = client_with(kube::Config::infer().await?, &contact)?;
+        let run_dir = arguments.run_dir.clone();
+        tokio::spawn(async move { pulse::leave(&run_dir, contact).await });
         let ended = stop_signal()?;
         tokio::select! {
             done = agent::run(client, arguments.into()) => Ok(done?),

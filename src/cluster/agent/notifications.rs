@@ -52,6 +52,8 @@ pub(super) struct Secrets {
     pub config: NotificationConfig,
     /// What is wrong with them.
     pub wrong: Vec<Wrong>,
+    /// The authorities that are trusted besides; clients read them when they are made.
+    authorities: Option<Vec<u8>>,
 }
 
 impl Secrets {
@@ -69,7 +71,8 @@ impl Secrets {
             webhook,
             email,
         };
-        Self { config, wrong }
+        let authorities = fs::read(directory.join(names::TRUSTED_CA)).ok();
+        Self { config, wrong, authorities }
     }
 
     /// Returns when a Secret came, went or changed.

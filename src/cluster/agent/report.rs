@@ -36,8 +36,11 @@ const STANDSTILL_POLL: Duration = Duration::from_secs(5);
 /// The reason of `StorageReady` while nothing hinders the work.
 const PROBED: &str = "Probed";
 
-/// The reason of `StorageReady` while the engine hangs.
-const STANDSTILL: &str = "NotResponding";
+/// The reason of `StorageReady` while a volume does not answer.
+pub(super) const STANDSTILL: &str = "NotResponding";
+
+/// The reason of `StorageReady` while something on the volumes can't be read or written.
+pub(super) const UNREADABLE: &str = "Unreadable";
 
 /// The reason of `StorageReady` while conversions wait for room.
 const NO_SPACE: &str = "NoSpace";
@@ -117,6 +120,21 @@ impl Report {
         }
     }
 
+    /// Reports a queue directory that can't be listed, and that it can be again.
+    fn listing(&mut self, unreadable: Option<&str>) {
+        match unreadable {
+            Some(why) => self.storage_unready(
+                UNREADABLE,
+                format!(
+                    "the queue directory cannot be listed: {why}; look at its mode and owner and at the volume's server; it \
+                     is tried again by itself"
+                ),
+            ),
+            None if self.snapshot.as_ref().is_some_and(|before| before.unreadable.is_some()) => self.storage_ready(),
+            None => {}
+        }
+    }
+
     /// Reports where the socket is; whether that is news. The volumes are ready all the same.
     fn socket_elsewhere(&mut self, refused: &str) -> bool {
         if self.lacks_space() {
@@ -176,6 +194,7 @@ impl Report {
             (None, Some(shortage)) => self.space("queue", Some(shortage)),
             (shortage, _) => self.space("output", shortage),
         }
+        self.listing(snapshot.unreadable.as_deref());
         self.volumes(snapshot.waiting_for.as_deref());
         self.snapshot = Some(snapshot);
         if condition(&self.conditions, ConditionType::StorageReady).is_some_and(|storage| storage.reason == PROBED) {

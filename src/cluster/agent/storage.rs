@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use tokio::time::sleep;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{sleep, timeout};
 
-use super::report::{OTHER_VOLUME, Reporter};
+use super::report::{OTHER_VOLUME, Reporter, STANDSTILL, UNREADABLE};
 use super::specification::Wanted;
 use crate::cluster::identity::Identity;
 use crate::conversion::chain;
@@ -21,8 +22,8 @@ use crate::queue::probe;
 /// How soon volumes or locks that can't be used are tried again.
 const STORAGE_RETRY: Duration = Duration::from_secs(10);
 
-/// Reason of `StorageReady` while something on the volumes can't be read or written.
-pub(super) const UNREADABLE: &str = "Unreadable";
+/// How long a look at a volume may block before that is reported.
+const BLOCKED_LIMIT: Duration = Duration::from_secs(20);
 
 /// Annotation of a HyperConversion whose volumes are a pair from now on, whatever they belonged to.
 const ADOPT: &str = "hyper2kvm.io/adopt-volumes";
@@ -32,7 +33,8 @@ pub(super) async fn volumes(identity: &Identity, reporter: &Reporter, wanted: &W
     loop {
         let (queue, output) = (identity.queue_dir.clone(), identity.output_dir.clone());
         let is_meant = wanted.borrow().as_ref().is_some_and(|queue| queue.annotations().contains_key(ADOPT));
-        let tried = tokio::task::spawn_blocking(move || try_volumes(queue, output, is_meant)).await;
+        let trying = tokio::task::spawn_blocking(move || try_volumes(queue, output, is_meant));
+        let tried = patiently(trying, reporter).await;
         match tried {
             Ok(Ok(ready)) => return ready,
             Ok(Err((reason, message))) => {
@@ -43,6 +45,21 @@ pub(super) async fn volumes(identity: &Identity, reporter: &Reporter, wanted: &W
         }
         sleep(STORAGE_RETRY).await;
     }
+}
+
+/// The result of something that blocks on a volume. While that hangs, the report says so.
+pub(super) async fn patiently<T>(mut doing: JoinHandle<T>, reporter: &Reporter) -> Result<T, JoinError> {
+    if let Ok(done) = timeout(BLOCKED_LIMIT, &mut doing).await {
+        return done;
+    }
+    let message = format!(
+        "a volume has not answered for {} s: look at its server, its driver and the kernel's log of the node; it goes on \
+         by itself",
+        BLOCKED_LIMIT.as_secs()
+    );
+    tracing::error!("{message}");
+    reporter.update(|report| report.storage_unready(STANDSTILL, message));
+    doing.await
 }
 
 fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths, Volumes), (&'static str, String)> {
@@ -63,7 +80,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths
                 )
             }
             (_, Some(source)) if probe::is_no_space(source) => ("NoSpace", chain(&error)),
-            (_, Some(source)) if probe::is_denied(source) => ("PermissionDenied", chain(&error)),
+            (_, Some(source)) if probe::is_denied(source) => ("PermissionDenied", denied(&error)),
             _ => (UNREADABLE, chain(&error)),
         })?;
     probe::probe(&paths, Method::NoReplace).map_err(|error| {
@@ -74,20 +91,42 @@ fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths
         } else {
             "Unsuitable"
         };
-        (reason, chain(&error))
+        (reason, if error.is_denied() { denied(&error) } else { chain(&error) })
     })?;
     Ok((paths, volumes))
+}
+
+/// What a volume refuses, and how to be let in.
+fn denied(error: &dyn std::error::Error) -> String {
+    format!(
+        "{}. Set spec.securityContext.fsGroup of the HyperConversion, such as 65532, the image's own group; where the \
+         volume's driver knows no fsGroup (NFS, hostPath), give the directory and its parents to user or group of the \
+         pods (runAsUser, supplementalGroups)",
+        chain(error)
+    )
 }
 
 /// Locks both directories, waiting as long as another engine holds them.
 pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter) -> Locks {
     let token = format!("{}-{}", identity.pod, Timestamp::now().as_nanosecond());
     let begun = Instant::now();
-    loop {
+    'contest: loop {
         let me = Owner::this(&identity.pod, &identity.queue_uid, token.as_str());
-        let refused = match me.and_then(|me| Contender::new(paths, me)) {
+        let paths = paths.clone();
+        let contending = tokio::task::spawn_blocking(move || me.and_then(|me| Contender::new(&paths, me)));
+        let contender = match patiently(contending, reporter).await {
+            Ok(contender) => contender,
+            Err(error) => {
+                tracing::error!(%error, "the locks could not be tried");
+                sleep(STORAGE_RETRY).await;
+                continue;
+            }
+        };
+        let refused = match contender {
             Ok(mut contender) => loop {
-                match contender.poll(begun.elapsed()) {
+                let polling = tokio::task::spawn_blocking(move || contender.poll(begun.elapsed()));
+                let Ok(polled) = patiently(polling, reporter).await else { continue 'contest };
+                match polled {
                     Ok(Contest::Won(locks)) => return locks,
                     Ok(Contest::Waiting { contender: again, until, holder }) => {
                         contender = again;
@@ -124,7 +163,14 @@ pub(super) async fn beat(mut keeper: Keeper) -> LockError {
     let mut said = String::new();
     loop {
         sleep(HEARTBEAT_INTERVAL).await;
-        match keeper.beat(Timestamp::now(), begun.elapsed()) {
+        // A volume that hangs must hold nothing but this.
+        let beating = tokio::task::spawn_blocking(move || {
+            let beat = keeper.beat(Timestamp::now(), begun.elapsed());
+            (keeper, beat)
+        });
+        let (kept, beat) = beating.await.expect("a heartbeat does not panic");
+        keeper = kept;
+        match beat {
             Beat::Held => said.clear(),
             Beat::Lost(error) => return error,
             Beat::Unseen(error) if said != chain(&error) => {

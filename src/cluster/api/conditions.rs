@@ -92,8 +92,10 @@ condition_types! {
     OF_QUEUE: [
         /// Whether the queue is watched.
         Ready by Controller,
-        /// Whether the watcher's pod runs.
+        /// Whether the watcher works.
         WatcherAvailable by Controller,
+        /// Said only while the controller can't look at the queue, which then works on as it did.
+        Reconciled by Controller,
         /// Whether both volumes can do what is asked of them.
         StorageReady by Watcher,
         /// Whether every channel can be used as it is asked for.
@@ -108,10 +110,18 @@ condition_types! {
         Converted by Controller,
         /// Whether the output stands under its final name.
         Published by Watcher,
-        /// Whether the running attempt makes no progress. The watcher decides that, the controller ends the attempt.
-        Stalled by Watcher,
+        /// False while the running attempt makes no progress. The watcher decides that, the controller ends the attempt.
+        Progressing by Watcher,
         /// How the conversion ended: Unknown before.
         Succeeded by Watcher,
+        /// Said only until the end.
+        Reconciling by Controller,
+        /// Said only of a conversion that failed for good: kstatus calls that failed.
+        Stalled by Controller,
+        /// Said only of a conversion that succeeded, or was a duplicate.
+        Complete by Controller,
+        /// Said only of a conversion that failed for good, or was cancelled.
+        Failed by Controller,
     ],
 }
 

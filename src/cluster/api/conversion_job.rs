@@ -163,8 +163,9 @@ pub struct ConversionJobStatus {
     /// Where it stands, for the eye: conditions say the same to programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<JobPhase>,
-    /// Admitted, Converted, Published, Stalled, Succeeded. Succeeded is Unknown until the end; a duplicate is
-    /// True/Duplicate, a cancelled one False/Cancelled.
+    /// Admitted, Converted, Published, Progressing, Succeeded; Reconciling until the end, then Complete or Failed.
+    /// Succeeded is Unknown until the end; a duplicate is True/Duplicate, a cancelled one False/Cancelled. Stalled is
+    /// said of one that failed for good alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions::schema")]
     pub conditions: Vec<Condition>,

@@ -130,6 +130,10 @@ pub struct HyperConversionSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
+    /// What watcher and workers log, in the syntax of tracing, such as info,hyper2kvm=debug; empty, their own default.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024), regex(pattern = r"^[ -~]*$"))]
+    pub log: String,
     /// What is asked for: Running; Paused, nothing new starts; Draining, what is queued is finished and nothing more
     /// taken; Stopped, running conversions are ended. Leave it out of Git and Helm: kubectl and the control socket
     /// write it.
@@ -279,7 +283,7 @@ pub struct HyperConversionStatus {
     /// Generation of the spec that is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, WatcherAvailable, StorageReady, NotificationsReady, Drained.
+    /// Ready, WatcherAvailable, StorageReady, NotificationsReady, Drained, and Reconciled while the controller can't look.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions::schema")]
     pub conditions: Vec<Condition>,

@@ -7,17 +7,17 @@
 //!
 //! | `ConversionJob` | controller | watcher |
 //! |---|---|---|
-//! | `observedGeneration`, `phase`, `attempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
+//! | `observedGeneration`, `phase`, `attempts`, `earlierAttempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
 //! | `staged`, `progress`, `outputs`, `sourceLocation`, `duplicateOf`, `duration` | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
-//! | conditions `Admitted`, `Converted` | ✓ | |
-//! | conditions `Published`, `Stalled`, `Succeeded` | | ✓ |
+//! | conditions `Admitted`, `Converted`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
+//! | conditions `Published`, `Progressing`, `Succeeded` | | ✓ |
 //!
 //! | `HyperConversion` | controller | watcher |
 //! |---|---|---|
 //! | `observedGeneration` | ✓ | |
 //! | `queued`, `settling`, `retrying`, `active`, `totals`, `lastActivityTime` | | ✓ |
-//! | conditions `Ready`, `WatcherAvailable` | ✓ | |
+//! | conditions `Ready`, `WatcherAvailable`, `Reconciled` | ✓ | |
 //! | conditions `StorageReady`, `NotificationsReady`, `Drained` | | ✓ |
 //!
 //! Three fields have two writers, because both may end a conversion: the controller by an attempt that failed for good,
@@ -44,10 +44,11 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 17] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 18] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
+        ("earlierAttempts", &[Controller]),
         ("attemptCount", &[Controller]),
         ("nextRetryTime", &[Controller]),
         ("converted", &[Controller]),

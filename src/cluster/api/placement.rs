@@ -28,13 +28,25 @@ pub struct PodSecurity {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(range(min = 0, max = 4_294_967_294_i64)))]
     pub supplemental_groups: Vec<i64>,
+    /// `SELinux` label of the pods, where nodes enforce one: watcher and workers share files, so they need the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub se_linux_options: Option<SeLinuxLabel>,
+}
+
+/// The part of an `SELinux` label that tells pods apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SeLinuxLabel {
+    /// The level, such as s0:c123,c456.
+    #[schemars(length(max = 253), regex(pattern = r"^(s[0-9]+(-s[0-9]+)?(:c[0-9]+([.,]c[0-9]+)*)?)?$"))]
+    pub level: String,
 }
 
 /// The pods that convert.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkerSettings {
-    /// CPU and memory of one conversion.
+    /// CPU and memory of one conversion. Of what is named neither in requests nor in limits, the default holds.
     pub resources: ResourceRequirements,
     /// Labels that a node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -59,45 +71,64 @@ pub struct WorkerSettings {
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 253), regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"))]
     pub runtime_class_name: String,
+    /// Labels of the pods, beside the operator's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub labels: BTreeMap<String, String>,
     /// Annotations of the pods.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub annotations: BTreeMap<String, String>,
-    /// Kueue's LocalQueue that decides when a Job starts; empty, they start at once.
+    /// Labels of the Jobs, such as kueue.x-k8s.io/priority-class, beside the operator's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub job_labels: BTreeMap<String, String>,
+    /// Kueue's LocalQueue that decides when a Job starts; empty, they start at once. Where Kueue is not installed, they
+    /// wait for it.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 63), regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"))]
     pub queue_name: String,
+    /// Whether a worker refuses to start where the kernel has no Landlock to confine it.
+    pub require_landlock: bool,
+}
+
+/// Requests and limits of CPU and memory.
+fn cpu_and_memory(requests: [&str; 2], limits: [&str; 2]) -> ResourceRequirements {
+    let quantities = |amounts: [&str; 2]| {
+        let named = ["cpu", "memory"].into_iter().zip(amounts);
+        Some(named.map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned()))).collect())
+    };
+    ResourceRequirements { requests: quantities(requests), limits: quantities(limits), claims: None }
 }
 
 impl Default for WorkerSettings {
     fn default() -> Self {
-        let quantities = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|&(name, amount)| (name.to_owned(), Quantity(amount.to_owned()))).collect()
-        };
         Self {
-            resources: ResourceRequirements {
-                requests: Some(quantities(&[("cpu", "250m"), ("memory", "128Mi")])),
-                limits: Some(quantities(&[("memory", "256Mi")])),
-                claims: None,
-            },
+            // Three workers and their watcher fit into a quota of eight CPUs.
+            resources: cpu_and_memory(["250m", "128Mi"], ["2", "256Mi"]),
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),
             affinity: None,
             topology_spread_constraints: Vec::new(),
             priority_class_name: String::new(),
             runtime_class_name: String::new(),
+            labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            job_labels: BTreeMap::new(),
             queue_name: String::new(),
+            require_landlock: false,
         }
     }
 }
 
 /// The pod that watches the queue.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WatcherSettings {
-    /// CPU and memory of the watcher.
+    /// CPU and memory of the watcher. Of what is named neither in requests nor in limits, the default holds.
     pub resources: ResourceRequirements,
+    /// The same of its sidecar, which answers the control socket.
+    pub sidecar_resources: ResourceRequirements,
     /// Labels that its node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
@@ -106,12 +137,56 @@ pub struct WatcherSettings {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
+    /// Attraction to nodes and pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// How watchers spread over nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
+    /// Priority class of the pod.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253), regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"))]
+    pub priority_class_name: String,
+    /// Runtime class of the pod, such as a sandboxed one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253), regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"))]
+    pub runtime_class_name: String,
+    /// Labels of the pod, beside the operator's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the pod.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub annotations: BTreeMap<String, String>,
     /// HTTP proxy for notifications.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
     /// ConfigMap whose key `ca.crt` holds further authorities that notifications trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trusted_ca_config_map_ref: Option<ConfigMapRef>,
+}
+
+impl Default for WatcherSettings {
+    fn default() -> Self {
+        Self {
+            // It holds some 25 MiB, and more with thousands of conversions in its history.
+            resources: cpu_and_memory(["25m", "48Mi"], ["1", "256Mi"]),
+            // It holds some 12 MiB.
+            sidecar_resources: cpu_and_memory(["5m", "16Mi"], ["250m", "64Mi"]),
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            affinity: None,
+            topology_spread_constraints: Vec::new(),
+            priority_class_name: String::new(),
+            runtime_class_name: String::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            proxy: None,
+            trusted_ca_config_map_ref: None,
+        }
+    }
 }
 
 /// An HTTP proxy for notifications.

@@ -33,8 +33,15 @@ fn the_reference_in_the_tree_is_the_program_s_output() {
 
 /// Calls `visit` with path and schema of every field below `schema`, except inside Kubernetes' own types.
 fn walk(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
-    const KUBERNETES_OWN: [&str; 6] =
-        ["resources", "tolerations", "affinity", "topologySpreadConstraints", "imagePullSecrets", "annotations"];
+    const KUBERNETES_OWN: [&str; 7] = [
+        "resources",
+        "sidecarResources",
+        "tolerations",
+        "affinity",
+        "topologySpreadConstraints",
+        "imagePullSecrets",
+        "annotations",
+    ];
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
         visit(&path, field);
@@ -69,7 +76,7 @@ fn every_field_is_documented_and_bounded() {
 
 #[test]
 fn a_job_s_status_holds_the_conversion_s_state_without_loss() {
-    use crate::conversion::status::End;
+    use crate::conversion::status::{EarlierAttempts, End};
     use crate::conversion::{Attempt, AttemptRecord, ConversionStatus, Failure, Reason};
     let record = AttemptRecord {
         number: Attempt(2),
@@ -84,6 +91,7 @@ fn a_job_s_status_holds_the_conversion_s_state_without_loss() {
     let state = ConversionStatus {
         staged: 2,
         attempts: vec![record],
+        earlier_attempts: EarlierAttempts { total: 1, counted: 1, disrupted: 0, out_of_memory: 0 },
         next_retry_time: Some("2026-01-17T09:50:00Z".parse().unwrap()),
         failure: Some(Failure::new(Reason::SourceIO, "EIO")),
         converted: Some("web01-3fa9c1d2-2-x".into()),

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cluster::cache::Scope;
 use crate::conversion::admission::{RunState, admit};
 use crate::conversion::{Attempt, ConversionId};
 
@@ -61,8 +62,10 @@ pub(super) enum Message {
     Job { queue: Key, id: ConversionId, attempt: Attempt, finished: bool },
     /// A Job is gone.
     JobGone { queue: Key, id: ConversionId, attempt: Attempt },
-    /// All caches were filled once: before that, slots in use would be given away.
-    Warm,
+    /// All caches of this namespace, or of all, were filled once: before that, slots in use would be given away.
+    Warm(Scope),
+    /// A reconcile of this conversion failed. What it holds goes to others, and it asks again when it is tried again.
+    Failed { namespace: String, id: ConversionId },
     /// Asks whether this attempt holds a slot.
     MayStart { queue: Key, id: ConversionId, attempt: Attempt, answer: oneshot::Sender<bool> },
 }
@@ -96,7 +99,7 @@ impl Queue {
 /// The task's whole state: messages in, granted conversions out.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    warm: bool,
+    warm: BTreeSet<Scope>,
     queues: BTreeMap<Key, Queue>,
     /// Where each conversion was last seen, to find it again.
     seen: HashMap<(String, ConversionId), (Key, Timestamp)>,
@@ -106,8 +109,8 @@ impl Slots {
     /// Updates the state by a message; returns the conversions that got a slot by it.
     pub(super) fn receive(&mut self, message: Message) -> Vec<(Key, ConversionId)> {
         match message {
-            Message::Warm => {
-                self.warm = true;
+            Message::Warm(scope) => {
+                self.warm.insert(scope);
                 let keys: Vec<_> = self.queues.keys().cloned().collect();
                 keys.into_iter().flat_map(|key| self.grant(&key)).collect()
             }
@@ -145,11 +148,13 @@ impl Slots {
                 }
                 self.grant(&queue)
             }
+            Message::Failed { namespace, id } => self.withdraw(namespace, &id),
             Message::MayStart { queue, id, attempt, answer } => {
+                let granted = self.ask_again(&queue, &id, attempt);
                 let held = self.queues.get(&queue).is_some_and(|state| state.reserved.contains(&(id, attempt)));
                 // A reconciler that has ended meanwhile asks again when it runs next.
                 let _ = answer.send(held);
-                Vec::new()
+                granted
             }
         }
     }
@@ -174,6 +179,28 @@ impl Slots {
         Some(queue)
     }
 
+    /// Gives away the slots that a conversion was granted and has not used.
+    fn withdraw(&mut self, namespace: String, id: &ConversionId) -> Vec<(Key, ConversionId)> {
+        let Some((queue, _)) = self.seen.get(&(namespace, id.clone())).cloned() else { return Vec::new() };
+        if let Some(state) = self.queues.get_mut(&queue) {
+            state.reserved.retain(|(other, _)| other != id);
+        }
+        self.grant(&queue)
+    }
+
+    /// Lists a conversion again that had withdrawn.
+    fn ask_again(&mut self, queue: &Key, id: &ConversionId, attempt: Attempt) -> Vec<(Key, ConversionId)> {
+        let seen = self.seen.get(&(queue.namespace.clone(), id.clone()));
+        let Some((_, created)) = seen.filter(|(known, _)| known == queue).cloned() else { return Vec::new() };
+        let Some(state) = self.queues.get_mut(queue) else { return Vec::new() };
+        let is_known = |list: &BTreeSet<(ConversionId, Attempt)>| list.contains(&(id.clone(), attempt));
+        if is_known(&state.reserved) || is_known(&state.open) {
+            return Vec::new();
+        }
+        state.ready.insert((created, id.clone()), attempt);
+        self.grant(queue)
+    }
+
     fn place(&mut self, queue: &Key, id: ConversionId, created: Timestamp, need: SlotNeed) {
         match need {
             SlotNeed::Ready(attempt) => {
@@ -192,7 +219,8 @@ impl Slots {
     }
 
     fn grant(&mut self, key: &Key) -> Vec<(Key, ConversionId)> {
-        let Some(state) = self.queues.get_mut(key).filter(|_| self.warm) else { return Vec::new() };
+        let is_warm = self.warm.contains(&None) || self.warm.contains(&Some(key.namespace.clone()));
+        let Some(state) = self.queues.get_mut(key).filter(|_| is_warm) else { return Vec::new() };
         let Some((limit, run_state)) = state.wanted else { return Vec::new() };
         let free = limit.saturating_sub(state.taken());
         let ready: Vec<_> = state.ready.keys().take(free).map(|(_, id)| id.clone()).collect();

@@ -16,7 +16,7 @@ use super::decision;
 use super::metrics::Metrics;
 use super::outcome;
 use crate::cluster::api::{ConditionType, ConversionJob, HyperConversion, condition};
-use crate::cluster::cache::{self, Change, Listed};
+use crate::cluster::cache::{self, Change, Scope, Unlisted};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod, StatefulSet};
 use crate::conversion::lifecycle::{Step, next_step};
@@ -32,10 +32,11 @@ pub(super) fn watch_all(
     namespaces: &[String],
     receivers: &Receivers,
     metrics: &Arc<Metrics>,
-) -> (Caches, [Listed; 5]) {
+) -> (Caches, [Unlisted; 5]) {
     let everything = watcher::Config::default();
     let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
-    let (to, metrics, mut census) = (receivers.clone(), Arc::clone(metrics), Census::default());
+    let (of_queues, to) = (Arc::clone(metrics), receivers.clone());
+    let (metrics, mut census) = (Arc::clone(metrics), Census::default());
     let (conversions, conversions_listed) =
         cache::watch(client, namespaces, &everything, slim_conversion, move |change| {
             census.changed(&change, &metrics);
@@ -43,6 +44,10 @@ pub(super) fn watch_all(
         });
     let (to, all, mut changes) = (receivers.clone(), conversions.clone(), QueueChanges::default());
     let (queues, queues_listed) = cache::watch(client, namespaces, &everything, whole, move |change| {
+        match &change {
+            Change::Seen(queue) => of_queues.queue_seen(queue),
+            Change::Gone(queue) => of_queues.queue_gone(queue),
+        }
         to.queue_changed(&change, &mut changes, &all);
     });
     let to = receivers.clone();
@@ -54,6 +59,13 @@ pub(super) fn watch_all(
         cache::watch(client, namespaces, &ours, whole, move |change| to.stateful_set_changed(&change));
     let caches = Caches { queues, conversions, jobs, pods };
     (caches, [queues_listed, conversions_listed, jobs_listed, pods_listed, sets_listed])
+}
+
+/// Scopes of which all kinds are listed.
+#[must_use]
+pub(super) fn listed(scopes: &[Scope], unlisted: &[Unlisted]) -> HashSet<Scope> {
+    let is_listed = |scope: &&Scope| unlisted.iter().all(|kind| !kind.borrow().contains(*scope));
+    scopes.iter().filter(is_listed).cloned().collect()
 }
 
 /// Keeps of a finished conversion only what shows that it has finished: there may be ten thousand of them.
@@ -169,7 +181,7 @@ impl Census {
         };
         if self.open.remove(&name) {
             let bytes = conversion.spec.source.size_bytes.filter(|_| end == End::Succeeded).unwrap_or_default();
-            metrics.conversion_ended(format!("{end:?}"), bytes);
+            metrics.conversion_ended(end, bytes);
         }
     }
 }
@@ -200,7 +212,7 @@ struct Concern {
     uid: Option<String>,
     generation: Option<i64>,
     annotations: BTreeMap<String, String>,
-    storage: Option<(String, String)>,
+    storage: Option<(String, String, Option<i64>)>,
     deleting: bool,
 }
 
@@ -231,7 +243,7 @@ impl QueueChanges {
             uid: queue.uid(),
             generation: queue.metadata.generation,
             annotations: queue.annotations().clone(),
-            storage: storage.map(|c| (c.status.clone(), c.reason.clone())),
+            storage: storage.map(|c| (c.status.clone(), c.reason.clone(), c.observed_generation)),
             deleting: queue.metadata.deletion_timestamp.is_some(),
         };
         let before = self.seen.get(&name);

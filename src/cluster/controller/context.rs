@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What both reconcilers work with.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::core::{NamespaceResourceScope, Request};
+use kube::api::{Api, GetParams, Patch, PatchParams, PostParams};
+use kube::core::{NamespaceResourceScope, PartialObjectMeta, Request};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource, ResourceExt};
@@ -19,9 +21,11 @@ use super::backoff::Backoff;
 use super::error::Error;
 use super::metrics::Metrics;
 use super::objects::Image;
+use super::ownership::{Ownership, ownership};
 use super::recent::Recent;
 use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion};
+use crate::cluster::cache::Scope;
 use crate::cluster::names;
 use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod};
 
@@ -42,7 +46,31 @@ pub(super) struct Context {
     /// Access modes of the claims of each queue. A claim outlives the pods that use it, so an entry has expired before
     /// another claim can take its place and a file can settle there.
     pub modes: Recent<Vec<ClaimModes>>,
+    /// UIDs of the objects that were proved to be a queue's.
+    pub proved: Proved,
+    /// Namespaces, or all, of which everything is listed.
+    pub warm: watch::Receiver<HashSet<Scope>>,
     pub metrics: std::sync::Arc<Metrics>,
+}
+
+/// UIDs of objects that a queue owns, by kind, namespace and name. An apply that names a UID changes no other object.
+#[derive(Debug, Default)]
+pub(super) struct Proved {
+    uids: Mutex<HashMap<String, String>>,
+}
+
+impl Proved {
+    fn get(&self, object: &str) -> Option<String> {
+        self.uids.lock().unwrap_or_else(PoisonError::into_inner).get(object).cloned()
+    }
+
+    fn set(&self, object: String, uid: Option<String>) {
+        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        match uid {
+            Some(uid) => uids.insert(object, uid),
+            None => uids.remove(&object),
+        };
+    }
 }
 
 /// A claim of a queue, and how it may be mounted.
@@ -62,6 +90,12 @@ pub(super) struct Caches {
 }
 
 impl Context {
+    /// Whether the caches show everything of a namespace.
+    pub(super) fn is_warm(&self, namespace: Option<&str>) -> bool {
+        let warm = self.warm.borrow();
+        warm.contains(&None) || warm.contains(&namespace.map(str::to_owned))
+    }
+
     /// The API of a namespace.
     #[must_use]
     pub(super) fn api<K>(&self, namespace: &str) -> Api<K>
@@ -71,16 +105,61 @@ impl Context {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Applies an object that the controller owns completely; returns what is kept of it.
+    /// Makes sure that `object` may be applied: it is the queue's by its UID, or there is none of that name. To be called
+    /// for all objects of a queue before any of them is applied.
+    ///
+    /// # Errors
+    /// [`Error::ObjectTaken`] where somebody else's object has the name.
+    pub(super) async fn prove<K>(&self, queue: &HyperConversion, mut object: K) -> Result<K, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        let known = self.proved.get(&place(&object));
+        if known.is_some() {
+            object.meta_mut().uid = known;
+            return Ok(object);
+        }
+        let request = requests(&object).get_metadata(&object.name_any(), &GetParams::default());
+        let request = request.map_err(kube::Error::BuildRequest).map_err(Error::api("read an object"))?;
+        let found =
+            match self.client.request::<PartialObjectMeta<K>>(request).await.map_err(Error::api("read an object")) {
+                Err(error) if error.is_not_found() => None,
+                found => Some(found?.metadata),
+            };
+        let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+        match ownership(found.as_ref(), queue) {
+            Ownership::Free => {}
+            Ownership::Ours(uid) => object.meta_mut().uid = Some(uid),
+            Ownership::Earlier => return Err(Error::OfEarlierQueue { kind, name }),
+            Ownership::Foreign => return Err(Error::ObjectTaken { kind, name }),
+        }
+        Ok(object)
+    }
+
+    /// Applies a proved object that the controller owns completely; returns what is kept of it.
+    ///
+    /// With a UID the API server refuses to change another object, and fields of other writers are taken over. Without
+    /// one there was no object a moment ago: should somebody else have made one since, a field of theirs is a conflict.
     pub(super) async fn apply<K, S>(&self, object: &K) -> Result<S, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize + Debug,
-        S: DeserializeOwned,
+        S: DeserializeOwned + Resource,
     {
-        let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
+        let params = PatchParams::apply(names::MANAGER_CONTROLLER);
+        let params = if object.meta().uid.is_some() { params.force() } else { params };
         let request = requests(object).patch(&object.name_any(), &params, &Patch::Apply(object));
         let request = request.map_err(kube::Error::BuildRequest).map_err(Error::api("apply an object"))?;
-        self.client.request(request).await.map_err(Error::api("apply an object"))
+        let applied: Result<S, _> = self.client.request(request).await.map_err(Error::api("apply an object"));
+        self.proved.set(place(object), applied.as_ref().ok().and_then(|applied| applied.meta().uid.clone()));
+        applied
+    }
+
+    /// The same where nothing of it is kept.
+    pub(super) async fn apply_proved<K>(&self, object: &K) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize + Debug,
+    {
+        self.apply::<K, PartialObjectMeta<K>>(object).await.map(drop)
     }
 
     /// Creates an object; returns what is kept of it.
@@ -118,14 +197,24 @@ impl Context {
     where
         K: Resource<DynamicType = ()>,
     {
+        self.publish(EventType::Warning, object, action, reason, note).await;
+    }
+
+    /// Publishes an event about `object` that says what was done.
+    pub(super) async fn tell<K>(&self, object: &K, action: &str, reason: &str, note: &str)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        self.publish(EventType::Normal, object, action, reason, note).await;
+    }
+
+    async fn publish<K>(&self, type_: EventType, object: &K, action: &str, reason: &str, note: &str)
+    where
+        K: Resource<DynamicType = ()>,
+    {
         let note: String = note.chars().take(1000).collect();
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: action.to_owned(),
-            secondary: None,
-        };
+        let event =
+            Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             tracing::debug!(%error, "cannot publish an event");
         }
@@ -156,6 +245,11 @@ impl Context {
             None => self.access_modes(queue).await,
         }
     }
+}
+
+/// Kind, namespace and name of an object.
+fn place<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{}/{}/{}", K::kind(&()), object.meta().namespace.as_deref().unwrap_or_default(), object.name_any())
 }
 
 /// API requests for objects of this one's kind and namespace.

@@ -12,11 +12,11 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
-use super::admission::Key;
+use super::admission::{Key, Message};
 use super::context::{Context, RESYNC_INTERVAL};
 use super::decision::{self, Decision, View};
-use super::error::Error;
-use super::objects::worker::{self, JobContext};
+use super::error::{Error, Refusal};
+use super::objects::worker::{self, JobContext, TemplateDigest};
 use super::outcome;
 use super::starting::{self, PENDING_POLL};
 use super::status;
@@ -71,17 +71,22 @@ pub(super) async fn reconcile(conversion: Arc<ConversionJob>, context: Arc<Conte
 }
 
 /// Reports on the object what keeps it from going on, with an event when that is new.
-pub(super) async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, refusal: ConditionState) {
+pub(super) async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>, refusal: Refusal) {
     if conversion.metadata.deletion_timestamp.is_some() {
         return;
     }
     let before = conversion.status.as_ref().and_then(|s| condition(&s.conditions, ConditionType::Admitted));
-    if before.is_some_and(|c| c.reason == refusal.reason) {
+    if let Ok(id) = conversion.name_any().parse() {
+        let namespace = conversion.namespace().unwrap_or_default();
+        context.admission.send(Message::Failed { namespace, id });
+    }
+    let said = refusal.state;
+    if before.is_some_and(|c| c.reason == said.reason) {
         return;
     }
-    let ConditionState { reason, message, .. } = refusal.clone();
+    let ConditionState { reason, message, .. } = said.clone();
     let state = decision::state(&conversion);
-    let wanted = status::revised(&conversion, state, Some(refusal), None, Timestamp::now());
+    let wanted = status::revised(&conversion, state, Some(said), None, Timestamp::now());
     if let Err(error) = write(&conversion, &wanted, &context).await {
         tracing::debug!(conversion = %conversion.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
@@ -141,7 +146,11 @@ impl Reconcile<'_> {
             Decision::Wait if self.conversion.status.is_none() && self.is_young(now) => Action::requeue(YOUNG),
             Decision::Wait => {
                 let held = status::held(&state, self.queue.spec.run_state);
+                let published = status::newly_published(&self.conversion, now);
                 self.report(state, held, None).await?;
+                if let Some(directory) = published {
+                    self.context.tell(&self.conversion, "Publish", "Published", &directory).await;
+                }
                 Action::requeue(RESYNC_INTERVAL)
             }
             Decision::Start(attempt) => self.start(state, attempt).await?,
@@ -162,9 +171,9 @@ impl Reconcile<'_> {
         Duration::try_from(now.duration_since(made)).is_ok_and(|age| age < YOUNG)
     }
 
-    /// Digest of the template of the open attempt, as the specification builds it now.
-    fn template(&self, state: &ConversionStatus) -> Result<String, Error> {
-        let Some(open) = state.open_attempt() else { return Ok(String::new()) };
+    /// Digests of the template of the open attempt, as the specification builds it now.
+    fn template(&self, state: &ConversionStatus) -> Result<TemplateDigest, Error> {
+        let Some(open) = state.open_attempt() else { return Ok(TemplateDigest::default()) };
         Ok(worker::digest(&self.queue, &self.conversion, &self.id, open.number, &self.context.image)?)
     }
 
@@ -246,7 +255,6 @@ impl Reconcile<'_> {
         let context = JobContext {
             image: self.context.image.clone(),
             one_node: claims.iter().any(|claim| !claim.modes.iter().any(|mode| mode == "ReadWriteMany")),
-            kueue: *self.context.kueue.borrow(),
         };
         Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, &context)?)
     }
@@ -267,6 +275,8 @@ impl Reconcile<'_> {
         let (state, _) = advance(decision::state(&self.conversion), running, &self.policy, Timestamp::now());
         self.report(state, None, None).await?;
         tracing::info!(conversion = %self.id, attempt = attempt.0, "attempt started");
+        let note = format!("attempt {attempt} is Job {}", job.name_any());
+        self.context.tell(&self.conversion, "Convert", "Started", &note).await;
         Ok(Action::requeue(PENDING_POLL))
     }
 
@@ -299,6 +309,9 @@ impl Reconcile<'_> {
         let started = open.and_then(|open| open.start_time).unwrap_or(Timestamp::UNIX_EPOCH);
         let took = Timestamp::now().duration_since(started);
         self.context.metrics.attempt_ended(outcome, Duration::try_from(took).unwrap_or_default());
+        if let Observation::Done { folder, .. } = &told {
+            self.context.tell(&self.conversion, "Convert", "Converted", &format!("pod {folder} converted it")).await;
+        }
         if let Observation::Failed { failure, .. } = told {
             self.context.warn(&self.conversion, "Convert", &failure.reason.to_string(), &failure.advice()).await;
         }
@@ -318,7 +331,7 @@ impl Reconcile<'_> {
             return Ok(Action::requeue(early));
         }
         let why = match why {
-            None if suspended => Some(Failure::new(Reason::Suspended, "the Job waits, suspended, for who admits it")),
+            None if suspended => Some(self.suspended()),
             None => {
                 // Once there is a pod, the Job's events about creating it are out of date.
                 let job = job.filter(|_| pods.is_empty()).map(|job| &job.metadata);
@@ -328,7 +341,18 @@ impl Reconcile<'_> {
             other => other,
         };
         self.report(state, None, why.as_ref()).await?;
-        Ok(Action::requeue(if suspended { RESYNC_INTERVAL } else { PENDING_POLL }))
+        let poll = job.map_or(PENDING_POLL, |job| starting::next_poll(&job.metadata, Timestamp::now()));
+        Ok(Action::requeue(if suspended { RESYNC_INTERVAL } else { poll }))
+    }
+
+    /// Why a suspended Job waits.
+    fn suspended(&self) -> Failure {
+        let queue_name = &self.queue.spec.worker.queue_name;
+        if queue_name.is_empty() || *self.context.kueue.borrow() {
+            return Failure::new(Reason::Suspended, "the Job waits, suspended, for who admits it");
+        }
+        let message = format!("the Job waits for Kueue's queue {queue_name}, and Kueue is not installed");
+        Failure::new(Reason::QueueMissing, message)
     }
 
     /// Removes Jobs of attempts whose end is recorded; returns when the next one is due.
@@ -338,8 +362,8 @@ impl Reconcile<'_> {
         let api = self.context.api::<Job>(&namespace);
         let now = Timestamp::now();
         let mut again: Option<Duration> = None;
-        for record in &state.attempts {
-            let Some(job) = self.cached_job(record.number) else { continue };
+        for attempt in decision::attempts_with_jobs(&state) {
+            let Some(job) = self.cached_job(attempt) else { continue };
             if job.metadata.deletion_timestamp.is_some() || self.context.writes.is_removed(job.as_ref()) {
                 continue;
             }

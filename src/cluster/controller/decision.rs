@@ -4,6 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
+use super::objects::worker::TemplateDigest;
 use super::outcome::{self, Outcome};
 use crate::cluster::api::{ConditionType, ConversionJob, condition};
 use crate::cluster::names;
@@ -20,8 +21,8 @@ const KEEP_FAILED: SignedDuration = SignedDuration::from_hours(1);
 pub(super) struct View<'a> {
     pub conversion: &'a ConversionJob,
     pub run_state: RunState,
-    /// Digest of the template that the specification builds for the open attempt now.
-    pub template: &'a str,
+    /// Digests of the template that the specification builds for the open attempt now.
+    pub template: &'a TemplateDigest,
     /// The open attempt's Job, as the cache shows it.
     pub job: Option<&'a Job>,
     /// The pods of that Job.
@@ -121,7 +122,7 @@ fn watch(view: &View, open: &AttemptRecord) -> Decision {
         Some(known) if uid.as_ref() != Some(known) => return Decision::Search(attempt),
         Some(_) => {}
     }
-    match outcome::outcome_of(attempt, job, view.pods, open.pod_name.is_some()) {
+    match outcome::outcome_of(attempt, job, view.pods, open.pod_name.as_deref()) {
         Outcome::Ended(observation) => Decision::Record(observation),
         _ if view.run_state == RunState::Stopped => stopped(),
         Outcome::Running { .. } if let Some(why) = stall(view.conversion) => failed(attempt, Reason::Stalled, why),
@@ -144,14 +145,19 @@ fn failed(attempt: Attempt, reason: Reason, message: &str) -> Decision {
 
 /// Whether a Job that never ran was built from another template than the present specification's.
 fn is_superseded(view: &View, job: &Job, open: &AttemptRecord) -> bool {
-    let built = job.annotations().get(names::ANNOTATION_TEMPLATE);
-    open.pod_name.is_none() && !outcome::any_started(view.pods) && built.is_some_and(|built| built != view.template)
+    let is_suspended = job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true);
+    open.pod_name.is_none()
+        && !outcome::any_started(view.pods)
+        && view.template.differs(job.annotations(), is_suspended)
 }
 
 /// The watcher's message that the open attempt makes no progress. The watcher removes it before it stages another.
 fn stall(conversion: &ConversionJob) -> Option<&str> {
     let status = conversion.status.as_ref()?;
-    let stalled = condition(&status.conditions, ConditionType::Stalled).filter(|c| c.status == "True")?;
+    let said = |kind, stands: &str| condition(&status.conditions, kind).filter(|c| c.status == stands);
+    // Watchers of earlier releases say it by Stalled.
+    let by_earlier = || said(ConditionType::Stalled, "True").filter(|c| c.reason == "NoProgress");
+    let stalled = said(ConditionType::Progressing, "False").or_else(by_earlier)?;
     Some(&stalled.message)
 }
 
@@ -160,6 +166,14 @@ fn unpublishable(conversion: &ConversionJob) -> Option<Failure> {
     let status = conversion.status.as_ref()?;
     let published = condition(&status.conditions, ConditionType::Published).filter(|c| c.status == "False")?;
     Some(Failure::new(Reason::Internal, published.message.clone()))
+}
+
+/// Attempts whose Job may still be there: those that are listed, and some that were until a moment ago.
+pub(super) fn attempts_with_jobs(state: &ConversionStatus) -> impl Iterator<Item = Attempt> + '_ {
+    const LATELY_LISTED: u32 = 20;
+    let oldest = state.attempts.get(1).map_or(0, |oldest| oldest.number.0);
+    let before = (oldest.saturating_sub(LATELY_LISTED).max(2)..oldest).map(Attempt);
+    before.chain(state.attempts.iter().map(|record| record.number))
 }
 
 /// When to remove the Job of an attempt that isn't open: at once, unless the log of its pod may still be wanted.
@@ -173,7 +187,12 @@ pub(super) fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> 
     if state.open_attempt().is_some_and(|open| open.number == attempt) && !state.is_terminal() {
         return None;
     }
-    match state.attempts.iter().find(|record| record.number == attempt)? {
+    let Some(record) = state.attempts.iter().find(|record| record.number == attempt) else {
+        // An attempt that is listed no more has ended long ago.
+        let is_earlier = state.attempts.last().is_some_and(|last| attempt < last.number);
+        return is_earlier.then_some(Timestamp::UNIX_EPOCH);
+    };
+    match record {
         AttemptRecord { reason: Some(reason), end_time: Some(end), .. }
             if outcome::is_finished(job) || ended_by_itself(*reason) =>
         {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::api::InvalidSetting;
+use crate::cluster::api::{ConditionState, InvalidSetting};
 use crate::conversion::{InvalidId, chain};
 
 /// Longest time that a reconcile may take.
@@ -43,13 +43,62 @@ pub(super) enum Error {
     #[error("a Job {0} is there that is not this conversion's: delete it, and the attempt starts by itself")]
     NameTaken(String),
     #[error(
+        "a {kind} {name} is there that is not this queue's, and the queue's watcher needs the name: delete that {kind}, or \
+         make the HyperConversion under another name; nothing of it was changed"
+    )]
+    ObjectTaken { kind: String, name: String },
+    #[error(
+        "the {kind} {name} of an earlier HyperConversion of this name is still there; the queue begins once it is gone"
+    )]
+    OfEarlierQueue { kind: String, name: String },
+    #[error(
         "the reconcile took longer than {} s and is made again by itself; if it stays so, look at the API server's load",
         TIME_LIMIT.as_secs()
     )]
     TimedOut,
 }
 
+/// What a reconcile that failed means for its object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub state: ConditionState,
+    /// Whether it passes by itself, and says nothing of the object.
+    pub passes: bool,
+}
+
 impl Error {
+    /// Everything that [`Self::reason`] may say.
+    pub(super) const REASONS: [&str; 10] = [
+        "Forbidden",
+        "ApiRefused",
+        "ApiUnreachable",
+        "InvalidSpec",
+        "InvalidName",
+        "QueueNotFound",
+        "DirectoryTaken",
+        "AccessMode",
+        "NameTaken",
+        "TimedOut",
+    ];
+
+    /// What it means for the object.
+    #[must_use]
+    pub(super) fn refusal(&self) -> Refusal {
+        Refusal { state: ConditionState::new("False", self.reason(), self.chain()), passes: self.passes() }
+    }
+
+    /// Whether it passes by itself: the API server is busy or away.
+    fn passes(&self) -> bool {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => matches!(status.code, 409 | 429 | 500..),
+                _ => true,
+            },
+            Self::TimedOut => true,
+            _ => false,
+        }
+    }
+
     /// Wraps an API error with the action that failed.
     pub(super) fn api(action: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |source| Self::Api { action, source: Box::new(source) }
@@ -83,7 +132,7 @@ impl Error {
             Self::QueueNotFound { .. } => "QueueNotFound",
             Self::DirectoryTaken { .. } => "DirectoryTaken",
             Self::AccessMode { .. } => "AccessMode",
-            Self::NameTaken(_) => "NameTaken",
+            Self::NameTaken(_) | Self::ObjectTaken { .. } | Self::OfEarlierQueue { .. } => "NameTaken",
             Self::TimedOut => "TimedOut",
         }
     }

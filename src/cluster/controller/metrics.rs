@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the controller counts: by kind and reason, never by object.
+//! What the controller counts: by kind and reason, and of queues what they are like. Never by conversion.
 
 use std::time::Duration;
 
+use kube::ResourceExt;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,6 +11,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::error::Error;
+use crate::cluster::api::{ConditionType, HyperConversion, condition};
+use crate::conversion::Reason;
+use crate::conversion::status::End;
 use crate::telemetry::metrics::exposition;
 
 /// Buckets of a reconcile, in seconds.
@@ -38,6 +43,38 @@ struct Outcome {
     outcome: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Namespace {
+    namespace: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfQueue {
+    namespace: String,
+    queue: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConditionOfQueue {
+    namespace: String,
+    queue: String,
+    r#type: String,
+    status: &'static str,
+}
+
+/// What a condition may say.
+const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
+
+/// Outcomes of conversions, in the words of the daemon's metrics.
+const fn outcome(end: End) -> &'static str {
+    match end {
+        End::Succeeded => "succeeded",
+        End::Failed => "failed",
+        End::Duplicate => "duplicate",
+        End::Cancelled => "cancelled",
+    }
+}
+
 /// The metrics and the registry that shows them.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -52,6 +89,11 @@ pub(super) struct Metrics {
     running: Gauge,
     queued: Gauge,
     leader: Gauge,
+    served: Family<Namespace, Gauge>,
+    conditions: Family<ConditionOfQueue, Gauge>,
+    queue_queued: Family<OfQueue, Gauge>,
+    queue_active: Family<OfQueue, Gauge>,
+    queue_failed: Family<OfQueue, Gauge>,
 }
 
 impl Default for Metrics {
@@ -69,6 +111,11 @@ impl Default for Metrics {
             running: Gauge::default(),
             queued: Gauge::default(),
             leader: Gauge::default(),
+            served: Family::default(),
+            conditions: Family::default(),
+            queue_queued: Family::default(),
+            queue_active: Family::default(),
+            queue_failed: Family::default(),
         };
         let Self { reconciles, durations, errors, attempts, .. } = &metrics;
         registry.register("reconciles", "Reconciles", reconciles.clone());
@@ -81,6 +128,20 @@ impl Default for Metrics {
         registry.register("running", "Attempts that hold a slot", metrics.running.clone());
         registry.register("queued", "Conversions that wait for a slot", metrics.queued.clone());
         registry.register("leader", "Whether this replica leads", metrics.leader.clone());
+        registry.register(
+            "namespace_served",
+            "Whether the objects of a watched namespace are listed",
+            metrics.served.clone(),
+        );
+        registry.register("queue_condition", "Conditions of queues, by type and status", metrics.conditions.clone());
+        registry.register("queue_queued", "Artifacts of a queue that wait", metrics.queue_queued.clone());
+        registry.register("queue_active", "Conversions of a queue that run", metrics.queue_active.clone());
+        registry.register(
+            "queue_failed",
+            "Conversions of a queue that failed for good, ever",
+            metrics.queue_failed.clone(),
+        );
+        metrics.initialise();
         let build = Family::<Build, Gauge>::default();
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
         registry.register("build_info", "The version that runs", build);
@@ -105,9 +166,67 @@ impl Metrics {
     }
 
     /// One conversion ended; `bytes` of source if it succeeded.
-    pub(super) fn conversion_ended(&self, outcome: String, bytes: u64) {
-        self.conversions.get_or_create(&Outcome { outcome }).inc();
+    pub(super) fn conversion_ended(&self, end: End, bytes: u64) {
+        self.conversions.get_or_create(&Outcome { outcome: outcome(end).to_owned() }).inc();
         self.bytes.inc_by(bytes);
+    }
+
+    /// Shows every series from the start: of one that begins at 1, no increase is seen.
+    fn initialise(&self) {
+        for end in [End::Succeeded, End::Failed, End::Duplicate, End::Cancelled] {
+            drop(self.conversions.get_or_create(&Outcome { outcome: outcome(end).to_owned() }));
+        }
+        let reasons = Reason::ALL.iter().map(ToString::to_string);
+        for outcome in reasons.chain(["Succeeded".to_owned()]) {
+            drop(self.attempts.get_or_create(&Outcome { outcome }));
+        }
+        for kind in ["HyperConversion", "ConversionJob"] {
+            drop(self.reconciles.get_or_create(&Kind { kind }));
+            for reason in Error::REASONS {
+                drop(self.errors.get_or_create(&KindReason { kind, reason }));
+            }
+        }
+    }
+
+    /// Whether all objects of a watched namespace are listed.
+    pub(super) fn served(&self, namespace: &str, served: bool) {
+        self.served.get_or_create(&Namespace { namespace: namespace.to_owned() }).set(served.into());
+    }
+
+    /// What a queue is like now.
+    pub(super) fn queue_seen(&self, queue: &HyperConversion) {
+        let of = of_queue(queue);
+        let status = queue.status.clone().unwrap_or_default();
+        for (gauge, value) in [
+            (&self.queue_queued, status.queued.unwrap_or_default()),
+            (&self.queue_active, status.active.unwrap_or_default()),
+            (&self.queue_failed, status.totals.unwrap_or_default().failed),
+        ] {
+            gauge.get_or_create(&of).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        for kind in ConditionType::OF_QUEUE {
+            let said = condition(&status.conditions, kind).map(|said| said.status.as_str());
+            for label in condition_labels(&of, *kind) {
+                if let Some(said) = said {
+                    self.conditions.get_or_create(&label).set((label.status == said).into());
+                } else {
+                    self.conditions.remove(&label);
+                }
+            }
+        }
+    }
+
+    /// A queue is gone.
+    pub(super) fn queue_gone(&self, queue: &HyperConversion) {
+        let of = of_queue(queue);
+        for gauge in [&self.queue_queued, &self.queue_active, &self.queue_failed] {
+            gauge.remove(&of);
+        }
+        for kind in ConditionType::OF_QUEUE {
+            for label in condition_labels(&of, *kind) {
+                self.conditions.remove(&label);
+            }
+        }
     }
 
     /// How many attempts hold a slot, and how many conversions wait for one.
@@ -128,22 +247,74 @@ impl Metrics {
     }
 }
 
+fn of_queue(queue: &HyperConversion) -> OfQueue {
+    OfQueue { namespace: queue.namespace().unwrap_or_default(), queue: queue.name_any() }
+}
+
+fn condition_labels(of: &OfQueue, kind: ConditionType) -> impl Iterator<Item = ConditionOfQueue> + '_ {
+    STATUSES.into_iter().map(move |status| ConditionOfQueue {
+        namespace: of.namespace.clone(),
+        queue: of.queue.clone(),
+        r#type: kind.as_str().to_owned(),
+        status,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn a_queue_shows_what_it_is_like_and_leaves_nothing_behind() {
+        let metrics = Metrics::default();
+        let queue: HyperConversion = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "q", "namespace": "n"},
+            "spec": {"queue": {"claimName": "a"}, "output": {"claimName": "b"}},
+            "status": {"queued": 3, "totals": {"failed": 2}, "conditions": [
+                {"type": "Ready", "status": "False", "reason": "R", "message": "", "lastTransitionTime": "2026-01-17T09:00:00Z"},
+            ]},
+        }))
+        .unwrap();
+        metrics.queue_seen(&queue);
+        let text = metrics.text();
+        for line in [
+            "hyper2kvm_queue_condition{namespace=\"n\",queue=\"q\",type=\"Ready\",status=\"False\"} 1",
+            "hyper2kvm_queue_condition{namespace=\"n\",queue=\"q\",type=\"Ready\",status=\"True\"} 0",
+            "hyper2kvm_queue_queued{namespace=\"n\",queue=\"q\"} 3",
+            "hyper2kvm_queue_failed{namespace=\"n\",queue=\"q\"} 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        crate::telemetry::metrics::promtool_takes(&text);
+        metrics.queue_gone(&queue);
+        assert!(!metrics.text().contains("queue=\"q\""));
+    }
+
+    #[test]
+    fn every_outcome_is_there_before_it_happens() {
+        let text = Metrics::default().text();
+        for line in [
+            "hyper2kvm_conversions_total{outcome=\"succeeded\"} 0",
+            "hyper2kvm_conversions_total{outcome=\"failed\"} 0",
+            "hyper2kvm_attempts_total{outcome=\"Corrupt\"} 0",
+            "hyper2kvm_reconcile_errors_total{kind=\"HyperConversion\",reason=\"NameTaken\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
     fn every_metric_is_shown_under_the_product_s_name() {
         let metrics = Metrics::default();
-        metrics.reconciled("ConversionJob", Duration::from_millis(3), Some("Api"));
+        metrics.reconciled("ConversionJob", Duration::from_millis(3), Some("TimedOut"));
         metrics.attempt_ended("Succeeded".into(), Duration::from_secs(3));
-        metrics.conversion_ended("Succeeded".into(), 7);
+        metrics.conversion_ended(End::Succeeded, 7);
         metrics.slots(2, 5);
         metrics.leads(true);
         let text = metrics.text();
         for line in [
             "hyper2kvm_reconciles_total{kind=\"ConversionJob\"} 1",
-            "hyper2kvm_reconcile_errors_total{kind=\"ConversionJob\",reason=\"Api\"} 1",
+            "hyper2kvm_reconcile_errors_total{kind=\"ConversionJob\",reason=\"TimedOut\"} 1",
             "hyper2kvm_attempts_total{outcome=\"Succeeded\"} 1",
             "hyper2kvm_converted_bytes_total 7",
             "hyper2kvm_running 2",

@@ -21,20 +21,20 @@ pub(super) enum Outcome {
     Waiting(Option<Failure>),
 }
 
-/// Decides how far `attempt` is, by its Job and the pods of that Job. `has_run` says whether it was seen running
-/// before.
+/// Decides how far `attempt` is, by its Job and the pods of that Job. `ran` is the pod that was seen running before.
 ///
-/// Looks at these in order, because the later ones are consequences of the earlier: disruption and suspension; the
-/// worker's message; its exit code; the container's status; the pod's and the Job's conditions.
+/// Looks at these in order, because the later ones are consequences of the earlier: success, whatever was to befall the
+/// pod; disruption and suspension; the worker's message; its exit code; the container's status; the pod's and the Job's
+/// conditions. What is called a success is inspected on the volume before anything is published.
 #[must_use]
-pub(super) fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bool) -> Outcome {
+pub(super) fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], ran: Option<&str>) -> Outcome {
     let failed = |failure| Outcome::Ended(Observation::Failed { attempt, failure });
-    let winner = pods.iter().find(|pod| worker_succeeded(pod) && disruption(pod).is_none());
+    let winner = pods.iter().find(|pod| worker_succeeded(pod));
     if winner.is_none() {
         if let Some(condition) = pods.iter().find_map(|pod| disruption(pod).filter(|_| is_ending(pod))) {
             return failed(Failure::new(Reason::Disrupted, words(condition)));
         }
-        if is_suspended(job) && (has_run || pods.iter().any(|pod| worker_has_started(pod))) {
+        if is_suspended(job) && (ran.is_some() || pods.iter().any(|pod| worker_has_started(pod))) {
             return failed(Failure::new(Reason::Suspended, "the Job was suspended while it ran"));
         }
     }
@@ -48,7 +48,10 @@ pub(super) fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], has_run: bo
         return failed(failure);
     }
     if pods.is_empty() && job_condition(job, &["Complete"]).is_some() {
-        // Without the pod, its attempt's directory can't be told from waste.
+        // The folder on the volume is the witness: it has the pod's name.
+        if let Some(folder) = ran.map(str::to_owned) {
+            return Outcome::Ended(Observation::Done { attempt, folder });
+        }
         return failed(Failure::new(Reason::JobLost, "the Job is complete, but its pod is gone"));
     }
     match newest(pods) {

@@ -10,12 +10,11 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::admission::Key;
 use super::context::{ClaimModes, Context, RESYNC_INTERVAL};
-use super::error::Error;
+use super::error::{Error, Refusal};
 use super::objects::worker::{self, JobContext};
 use super::objects::{access, network, watcher};
 use super::starting::{self, PENDING_POLL};
@@ -25,8 +24,15 @@ use crate::cluster::api::{
     HyperConversionStatus, QueueRef, Source, VolumePath, condition, set_by, set_condition,
 };
 use crate::cluster::names;
+use crate::cluster::pulse::{Silence, SilenceReason};
 use crate::cluster::seen::{Pod, StatefulSet};
 use crate::conversion::{Attempt, ConversionId, Failure, Reason};
+
+/// How soon a decision on an outdated object is made again.
+const CONFLICT_RETRY: Duration = Duration::from_secs(1);
+
+/// How long a watcher that runs may be without its first word: it waits for the API server and its volumes.
+const SILENCE_GRACE: Duration = Duration::from_secs(30);
 
 /// The access mode of a claim that watcher and workers can't share.
 const POD_ONLY: &str = "ReadWriteOncePod";
@@ -38,6 +44,8 @@ pub(super) async fn reconcile(queue: Arc<HyperConversion>, context: Arc<Context>
     }
     match step(&queue, &context).await {
         Err(error) if error.is_not_found() => Ok(Action::await_change()),
+        // Another writer was first, or an object was made anew.
+        Err(error) if error.is_conflict() => Ok(Action::requeue(CONFLICT_RETRY)),
         done => done.map(Action::requeue),
     }
 }
@@ -48,28 +56,36 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     let others = context.caches.queues.state();
     validate(queue, &modes, others.iter().map(AsRef::as_ref))?;
     try_worker(queue, context).await?;
-    let _: [IgnoredAny; 5] = [
-        context.apply(&access::service_account(queue)).await?,
-        context.apply(&access::role(queue)).await?,
-        context.apply(&access::role_binding(queue)).await?,
-        context.apply(&network::worker_policy(queue)).await?,
-        context.apply(&network::watcher_policy(queue)).await?,
-    ];
-    let set = context.apply(&watcher::stateful_set(queue, &context.image)).await;
-    let set: StatefulSet = set.map_err(Error::of_part("watcher"))?;
-    let name = queue.name_any();
-    let pod = context
-        .caches
-        .pods
-        .get(&ObjectRef::new(&format!("{}-0", names::watcher(&name))).within(&Key::of(queue).namespace));
-    let (available, again) = match available(&set, pod.as_deref()) {
+    let set = Box::pin(apply_all(queue, context)).await?;
+    let name = format!("{}-0", names::watcher(&queue.name_any()));
+    let pod = context.caches.pods.get(&ObjectRef::new(&name).within(&Key::of(queue).namespace));
+    let now = Timestamp::now();
+    let (available, again) = match available(&set, pod.as_deref(), now) {
         Some(available) => (available, RESYNC_INTERVAL),
         None => by_events(&set, pod.as_deref(), context).await?,
     };
     let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
-    let ready = ready(&available, storage);
+    let ready = ready(&available, storage, queue.metadata.generation);
     report(queue, context, &[(ConditionType::WatcherAvailable, available), (ConditionType::Ready, ready)]).await?;
     Ok(again)
+}
+
+/// Applies every object of the queue, but none before all are proved to be the queue's; returns its stateful set.
+async fn apply_all(queue: &HyperConversion, context: &Context) -> Result<StatefulSet, Error> {
+    let (account, role, binding, workers, watchers, set) = tokio::try_join!(
+        context.prove(queue, access::service_account(queue)),
+        context.prove(queue, access::role(queue)),
+        context.prove(queue, access::role_binding(queue)),
+        context.prove(queue, network::worker_policy(queue)),
+        context.prove(queue, network::watcher_policy(queue)),
+        context.prove(queue, watcher::stateful_set(queue, &context.image)),
+    )?;
+    context.apply_proved(&account).await?;
+    context.apply_proved(&role).await?;
+    context.apply_proved(&binding).await?;
+    context.apply_proved(&workers).await?;
+    context.apply_proved(&watchers).await?;
+    context.apply(&set).await.map_err(Error::of_part("watcher"))
 }
 
 /// Creates a worker's Job as a dry run, once for each specification: what the API server refuses is reported before a
@@ -89,7 +105,7 @@ async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Er
     };
     let mut conversion = ConversionJob::new(id.as_str(), spec);
     (conversion.metadata.namespace, conversion.metadata.uid) = (queue.namespace(), queue.uid());
-    let job_context = JobContext { image: context.image.clone(), one_node: false, kueue: false };
+    let job_context = JobContext { image: context.image.clone(), one_node: false };
     let job = worker::job(queue, &conversion, &id, Attempt(1), &job_context)?;
     match context.try_create(&job).await.map_err(Error::of_part("worker")) {
         Err(error @ Error::InvalidPod { .. }) => Err(error),
@@ -146,11 +162,18 @@ fn contains(a: &VolumePath, b: &VolumePath) -> bool {
 }
 
 /// Whether the watcher runs, or why not, as far as its pod shows.
-fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<ConditionState> {
+fn available(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> Option<ConditionState> {
     let status = set.status.as_ref();
     let current = status.is_some_and(|status| status.observed_generation >= set.metadata.generation);
-    if current && status.and_then(|status| status.ready_replicas).unwrap_or_default() > 0 {
+    let replicas = status.map_or((0, 0), |status| {
+        (status.ready_replicas.unwrap_or_default(), status.updated_replicas.unwrap_or_default())
+    });
+    // A pod of an earlier template may be ready while it waits to be replaced.
+    if current && replicas.0 > 0 && replicas.1 > 0 {
         return Some(ConditionState::new("True", "Running", "the watcher runs"));
+    }
+    if let Some(late) = pod.and_then(|pod| starting::overdue(pod, now)) {
+        return Some(node_lost(pod?, late));
     }
     if let Some(failure) = pod.and_then(starting::waiting) {
         return Some(unavailable(&failure));
@@ -158,7 +181,25 @@ fn available(set: &StatefulSet, pod: Option<&Pod>) -> Option<ConditionState> {
     if let Some(crash) = pod.and_then(starting::crashing) {
         return Some(ConditionState::new("False", "Crashing", crash));
     }
-    pod.is_some_and(starting::has_begun).then(not_ready_yet)
+    let is_silent = pod
+        .and_then(starting::unready_since)
+        .is_some_and(|since| Duration::try_from(now.duration_since(since)).is_ok_and(|silent| silent >= SILENCE_GRACE));
+    (!is_silent && pod.is_some_and(starting::has_begun)).then(not_ready_yet)
+}
+
+/// The pod should be gone and is not: nobody but its node can say that its processes have ended.
+fn node_lost(pod: &Pod, late: Duration) -> ConditionState {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("its node");
+    ConditionState::new(
+        "False",
+        "NodeLost",
+        format!(
+            "pod {name} should have gone {} s ago, and node {node} does not say that it has. If the node is off for good: \
+             kubectl delete node {node}, or kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute",
+            late.as_secs()
+        ),
+    )
 }
 
 /// The same where the pod shows nothing, or there is none: after a while, its events may. Also when to look again.
@@ -167,13 +208,27 @@ async fn by_events(
     pod: Option<&Pod>,
     context: &Context,
 ) -> Result<(ConditionState, Duration), Error> {
+    let now = Timestamp::now();
+    if let Some((pod, since)) = pod.and_then(|pod| Some((pod, starting::unready_since(pod)?))) {
+        let told = starting::silence_from_events(context, &pod.metadata).await?;
+        return Ok((silent(told, since), PENDING_POLL * 4));
+    }
     // Once there is a pod, the set's events about creating it are out of date.
     let about = pod.map_or(&set.metadata, |pod| &pod.metadata);
-    if let Some(early) = starting::early(about, Timestamp::now()) {
+    if let Some(early) = starting::early(about, now) {
         return Ok((not_ready_yet(), early));
     }
     let told = starting::failure_from_events(context, &[about]).await?;
-    Ok((told.as_ref().map_or_else(not_ready_yet, unavailable), PENDING_POLL))
+    Ok((told.as_ref().map_or_else(not_ready_yet, unavailable), starting::next_poll(about, now)))
+}
+
+/// A watcher that runs and does not work, in the words of its probe.
+fn silent(told: Option<Silence>, since: Timestamp) -> ConditionState {
+    let (reason, why) = match told {
+        Some(silence) => (silence.reason, silence.message),
+        None => (SilenceReason::Silent, "look at its log and at its node".to_owned()),
+    };
+    ConditionState::new("False", reason.as_str(), format!("the watcher has not been ready since {since}: {why}"))
 }
 
 fn not_ready_yet() -> ConditionState {
@@ -190,22 +245,29 @@ fn unavailable(failure: &Failure) -> ConditionState {
     ConditionState::new("False", reason, failure.advice())
 }
 
-fn ready(available: &ConditionState, storage: Option<&Condition>) -> ConditionState {
+fn ready(available: &ConditionState, storage: Option<&Condition>, generation: Option<i64>) -> ConditionState {
     if available.status != "True" {
         return ConditionState::new("False", "WatcherUnavailable", available.message.clone());
     }
+    let is_older = |said: &Condition| said.observed_generation.is_some_and(|said| Some(said) < generation);
     match storage {
+        Some(storage) if storage.status == "True" && is_older(storage) => {
+            ConditionState::new("Unknown", "SpecificationUnseen", "the watcher has not taken up this specification yet")
+        }
         Some(storage) if storage.status == "True" => ConditionState::new("True", "Watching", "the queue is watched"),
         Some(storage) => ConditionState::new("False", storage.reason.clone(), storage.message.clone()),
         None => ConditionState::new("Unknown", "StorageUnchecked", "the watcher has not looked at its volumes yet"),
     }
 }
 
-/// Reports on the object what keeps it from being ready, with an event when that is new.
-pub(super) async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, state: ConditionState) {
-    let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::Ready));
+/// Reports on the object what keeps it from being ready, with an event when that is new. What passes by itself keeps
+/// nothing from working: the queue stays as ready as it was.
+pub(super) async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, refusal: Refusal) {
+    let Refusal { state, passes } = refusal;
+    let kind = if passes { ConditionType::Reconciled } else { ConditionType::Ready };
+    let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, kind));
     let is_new = before.is_none_or(|before| before.reason != state.reason);
-    if let Err(error) = report(&queue, &context, &[(ConditionType::Ready, state.clone())]).await {
+    if let Err(error) = report(&queue, &context, &[(kind, state.clone())]).await {
         tracing::debug!(queue = %queue.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
     if is_new {
@@ -222,6 +284,8 @@ async fn report(
     let before = queue.status.clone().unwrap_or_default();
     let mut after = before.clone();
     after.observed_generation = queue.meta().generation;
+    // Said only as long as it is so.
+    after.conditions.retain(|condition| condition.type_ != ConditionType::Reconciled.as_str());
     for (kind, state) in states {
         set_condition(&mut after.conditions, *kind, state.clone(), after.observed_generation, Timestamp::now());
     }

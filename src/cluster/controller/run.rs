@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The controller's life: wait for the API, for the lead, for the caches; then reconcile.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -16,7 +17,6 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -24,15 +24,16 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{Admission, Message};
 use super::backoff::Backoff;
 use super::caches::{self, Receivers};
-use super::context::Context;
-use super::error::{Error, TIME_LIMIT};
+use super::context::{Context, Proved};
+use super::error::{Error, Refusal, TIME_LIMIT};
 use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
 use super::objects::Image;
 use super::recent::Recent;
 use super::writes::Writes;
 use super::{conversions, queues};
-use crate::cluster::api::{ConditionState, ConversionJob, HyperConversion};
+use crate::cluster::api::{ConversionJob, HyperConversion};
+use crate::cluster::cache::{self, Scope, Unlisted};
 use crate::cluster::client::client;
 use crate::cluster::names;
 use crate::telemetry::endpoint::{self, Probes};
@@ -56,6 +57,8 @@ pub struct Options {
     pub namespaces: Vec<String>,
     /// Namespace of the Lease.
     pub lease_namespace: String,
+    /// Name of the Lease: replicas of one release share it.
+    pub lease: String,
     /// Name of this replica.
     pub identity: String,
 }
@@ -90,13 +93,12 @@ pub enum RunError {
 pub async fn run(config: Config, options: Options, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::default());
     let (ready, readiness) = watch::channel(Readiness::Waiting("starting".to_owned()));
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .map_err(|source| RunError::Listen { address: options.listen, source })?;
+    let listener =
+        endpoint::bind(options.listen).await.map_err(|source| RunError::Listen { address: options.listen, source })?;
     tokio::spawn(endpoint::serve(listener, probes(readiness, Arc::clone(&metrics)), CancellationToken::new()));
     let client = client(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let mut shutdown = std::pin::pin!(shutdown);
-    let leadership = tokio::select! {
+    let mut leadership = tokio::select! {
         () = &mut shutdown => return Ok(()),
         leadership = lead(&client, &config, &options, &ready) => leadership?,
     };
@@ -137,42 +139,48 @@ async fn lead(
     served::<ConversionJob>(client, options, ready).await;
     // A replica that stands by is ready.
     ready.send_replace(Readiness::Ready);
-    let leadership = leadership::acquire(config, &options.lease_namespace, &options.identity)
+    let leadership = leadership::acquire(config, &options.lease_namespace, &options.lease, &options.identity)
         .await
         .map_err(|source| RunError::Client(Box::new(source)))?;
     ready.send_replace(Readiness::Waiting("filling the caches".to_owned()));
     Ok(leadership)
 }
 
-/// Waits until a kind of ours is served, and reports what is missing.
+/// Waits until a kind of ours is served in a namespace at least, and reports what is missing.
 async fn served<K>(client: &Client, options: &Options, ready: &watch::Sender<Readiness>)
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let apis = scoped::<K>(client, options);
-    let ask = async || {
-        for api in &apis {
-            api.list(&ListParams::default().limit(1)).await?;
-        }
-        Ok(())
-    };
     let mut said = String::new();
-    while let Err(error) = ask().await {
-        let why = match &error {
-            kube::Error::Api(status) if status.code == 404 => {
-                let name = format!("{}.{}", K::plural(&()), K::group(&()));
-                format!(
-                    "the CustomResourceDefinition {name} is missing: apply the files in crds/, or install the chart"
-                )
+    loop {
+        let mut refusals = Vec::new();
+        let mut is_served = false;
+        for api in scoped::<K>(client, options) {
+            match api.list(&ListParams::default().limit(1)).await {
+                Ok(_) => is_served = true,
+                Err(error) => refusals.push(missing::<K>(&error)),
             }
-            _ => format!("the API server can't be asked for {}: {error}", K::plural(&())),
-        };
+        }
+        let why = refusals.into_iter().next().unwrap_or_default();
         if why != said {
             tracing::error!("{why}");
-            ready.send_replace(Readiness::Waiting(why.clone()));
-            said = why;
+            said.clone_from(&why);
         }
+        if is_served {
+            return;
+        }
+        ready.send_replace(Readiness::Waiting(why));
         tokio::time::sleep(API_RETRY).await;
+    }
+}
+
+fn missing<K: Resource<DynamicType = ()>>(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 404 => {
+            let name = format!("{}.{}", K::plural(&()), K::group(&()));
+            format!("the CustomResourceDefinition {name} is missing: apply the files in crds/, or install the chart")
+        }
+        _ => format!("the API server can't be asked for {}: {error}", K::plural(&())),
     }
 }
 
@@ -199,17 +207,20 @@ async fn work(
     let admission = Admission::start(grant, move |running, queued| shown.slots(running, queued));
     let granted = wake_conversions.clone();
     let receivers = Receivers { admission: admission.clone(), queues: wake_queues, conversions: wake_conversions };
-    let (caches, listed) = caches::watch_all(&client, &options.namespaces, &receivers, &metrics);
+    let (caches, unlisted) = caches::watch_all(&client, &options.namespaces, &receivers, &metrics);
     tokio::spawn(async move {
         while let Some((queue, id)) = grants.recv().await {
             let _ = granted.send(ObjectRef::new(id.as_str()).within(&queue.namespace));
         }
     });
-    if futures::future::try_join_all(listed).await.is_err() {
+    let (warmed, mut warm) = watch::channel(HashSet::new());
+    let warming =
+        warm_up(cache::scopes(&options.namespaces), unlisted, warmed, admission.clone(), Arc::clone(&metrics));
+    let warming = tokio::spawn(warming);
+    if warm.wait_for(|warm| !warm.is_empty()).await.is_err() {
         return Err(RunError::WatchEnded);
     }
     let kueue = watch_kueue(client.clone()).await;
-    admission.send(Message::Warm);
     ready.send_replace(Readiness::Ready);
     tracing::info!(queues = caches.queues.len(), conversions = caches.conversions.len(), "caches are warm");
     let reporter =
@@ -224,13 +235,52 @@ async fn work(
         backoff: Backoff::default(),
         writes: Writes::default(),
         modes: Recent::default(),
+        proved: Proved::default(),
+        warm,
         metrics,
     });
     let queues = reconciling(queue_wakes, caches.queues, Arc::clone(&context), queues::reconcile, queues::refuse);
     let conversions =
         reconciling(conversion_wakes, caches.conversions, context, conversions::reconcile, conversions::refuse);
     tokio::join!(queues, conversions);
+    warming.abort();
     Err(RunError::WatchEnded)
+}
+
+/// Lets work begin in each namespace as soon as all kinds are listed there: one that does not answer stops no other.
+async fn warm_up(
+    scopes: Vec<Scope>,
+    mut unlisted: [Unlisted; 5],
+    warmed: watch::Sender<HashSet<Scope>>,
+    admission: Admission,
+    metrics: Arc<Metrics>,
+) {
+    for namespace in scopes.iter().flatten() {
+        metrics.served(namespace, false);
+    }
+    loop {
+        for scope in caches::listed(&scopes, &unlisted) {
+            if warmed.borrow().contains(&scope) {
+                continue;
+            }
+            if let Some(namespace) = &scope {
+                metrics.served(namespace, true);
+                tracing::info!(namespace, "all is listed");
+            }
+            admission.send(Message::Warm(scope.clone()));
+            warmed.send_modify(|warm| {
+                warm.insert(scope);
+            });
+        }
+        if warmed.borrow().len() == scopes.len() {
+            // The channel lives as long as there is work.
+            return warmed.closed().await;
+        }
+        let changes = unlisted.iter_mut().map(|kind| Box::pin(kind.changed()));
+        if futures::future::select_all(changes).await.0.is_err() {
+            return;
+        }
+    }
 }
 
 /// Reconciles objects as they are woken, with a time limit, a backoff by object, and metrics. `refuse` reports on the
@@ -240,7 +290,7 @@ async fn reconciling<K, F, G>(
     store: Store<K>,
     context: Arc<Context>,
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
-    refuse: impl Fn(Arc<K>, Arc<Context>, ConditionState) -> G + Clone + Send + Sync + 'static,
+    refuse: impl Fn(Arc<K>, Arc<Context>, Refusal) -> G + Clone + Send + Sync + 'static,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
     F: Future<Output = Result<Action, Error>> + Send + 'static,
@@ -250,6 +300,9 @@ async fn reconciling<K, F, G>(
     let timed = move |object: Arc<K>, context: Arc<Context>| {
         let (reconcile, refuse) = (reconcile.clone(), refuse.clone());
         Box::pin(async move {
+            if !context.is_warm(object.meta().namespace.as_deref()) {
+                return Ok(Action::requeue(API_RETRY));
+            }
             let started = Instant::now();
             let result = tokio::time::timeout(TIME_LIMIT, reconcile(Arc::clone(&object), Arc::clone(&context)));
             let result = result.await.unwrap_or(Err(Error::TimedOut));
@@ -258,8 +311,8 @@ async fn reconciling<K, F, G>(
             match &result {
                 Ok(_) => context.backoff.succeeded(&name_of(object.as_ref())),
                 Err(error) => {
-                    let state = ConditionState::new("False", error.reason(), error.chain());
-                    if tokio::time::timeout(REFUSE_LIMIT, refuse(object, Arc::clone(&context), state)).await.is_err() {
+                    let refusing = refuse(object, Arc::clone(&context), error.refusal());
+                    if tokio::time::timeout(REFUSE_LIMIT, refusing).await.is_err() {
                         tracing::debug!("cannot say in time what is wrong");
                     }
                 }

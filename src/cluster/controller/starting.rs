@@ -10,23 +10,41 @@ use kube::api::ListParams;
 use super::context::Context;
 use super::error::Error;
 use crate::cluster::containers;
+use crate::cluster::pulse::Silence;
 use crate::cluster::seen::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition};
 use crate::conversion::verdict;
 use crate::conversion::{Failure, Reason};
 
-/// How soon a pod that doesn't start is looked at again.
+/// How soon a pod that doesn't start is looked at again, at first and after a while: each look lists events.
 pub(super) const PENDING_POLL: Duration = Duration::from_secs(5);
+const LONGEST_POLL: Duration = Duration::from_secs(60);
 /// How long a pod may take before its status and events are searched for a reason: on a busy node many wait a moment
 /// for others to end.
 const START_GRACE: Duration = Duration::from_secs(5);
+/// What to do where the kubelet can't prepare a directory of a volume.
+const SUB_PATH_REMEDY: &str = "The kubelet, as root, makes and enters the directories of subPath on the volume. On an NFS \
+                               export with root_squash: make them beforehand, and let others enter every one of them \
+                               (chmod o+x), or export with no_root_squash";
+/// How long after its grace period a pod may take to go before its node is called lost.
+const OVERDUE: Duration = Duration::from_secs(60);
 /// Longest text taken over from a worker or a pod, in bytes: a condition's message holds 32 KiB, people read less.
 const MAX_TEXT: usize = 1024;
 
-/// The rest of the time in which an object of this age may still be without a running pod.
-pub(super) fn early(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
+/// How old an object is; `None` where our clock lags behind the API server's.
+fn age(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
     let made = object.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    let age = Duration::try_from(now.duration_since(made)).unwrap_or_default();
-    START_GRACE.checked_sub(age).filter(|early| !early.is_zero())
+    Duration::try_from(now.duration_since(made)).ok()
+}
+
+/// The rest of the time in which an object of this age may still be without a running pod. An object from the future
+/// gets none: with a clock that lags, it would be early for as long as that lags.
+pub(super) fn early(object: &ObjectMeta, now: Timestamp) -> Option<Duration> {
+    START_GRACE.checked_sub(age(object, now)?).filter(|early| !early.is_zero())
+}
+
+/// How soon an object whose pod doesn't start is looked at again: a quarter of the time that it has waited.
+pub(super) fn next_poll(object: &ObjectMeta, now: Timestamp) -> Duration {
+    (age(object, now).unwrap_or_default() / 4).clamp(PENDING_POLL, LONGEST_POLL)
 }
 
 /// Why a container of a pod doesn't start, in the pod's own words.
@@ -49,8 +67,16 @@ pub(super) fn waiting(pod: &Pod) -> Option<Failure> {
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Reason::WorkerConfig,
             _ => return None,
         };
-        Some(Failure::new(reason, clean(&format!("{why}: {}", state.message.as_deref().unwrap_or_default()))))
+        let message = state.message.as_deref().unwrap_or_default();
+        let failure = Failure::new(reason, clean(&format!("{why}: {message}")));
+        Some(if is_sub_path(message) { Failure { suggestion: SUB_PATH_REMEDY.to_owned(), ..failure } } else { failure })
     })
+}
+
+/// Whether the kubelet could not prepare a directory of a volume. It keeps the cause to itself, and its message is all
+/// that there is.
+fn is_sub_path(message: &str) -> bool {
+    message.contains("failed to prepare subPath") || message.contains("failed to create subPath")
 }
 
 /// How a container that should keep running ended last, and where to read more; `None` while all of them run, or the
@@ -102,21 +128,55 @@ fn ours_first(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
 /// The newest event that says why one of these objects has no pod that runs.
 pub(super) async fn failure_from_events(context: &Context, objects: &[&ObjectMeta]) -> Result<Option<Failure>, Error> {
     for object in objects {
-        let (Some(namespace), Some(uid)) = (&object.namespace, &object.uid) else { continue };
-        let params = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
-        let events = context.api::<Event>(namespace).list(&params).await.map_err(Error::api("list events"))?;
-        let time = |event: &Event| event.last_timestamp.clone().or(event.metadata.creation_timestamp.clone());
-        let mut events = events.items;
-        events.sort_by_key(time);
-        let told = events
-            .iter()
-            .rev()
-            .find_map(|event| from_event(event.reason.as_deref()?, event.message.as_deref().unwrap_or_default()));
+        let told = newest_event(context, object, from_event).await?;
         if told.is_some() {
             return Ok(told);
         }
     }
     Ok(None)
+}
+
+/// What the probe of a watcher's pod said last.
+pub(super) async fn silence_from_events(context: &Context, pod: &ObjectMeta) -> Result<Option<Silence>, Error> {
+    newest_event(context, pod, from_probe).await
+}
+
+/// What the newest event about an object means, of which `meaning` knows one.
+async fn newest_event<T>(
+    context: &Context,
+    object: &ObjectMeta,
+    meaning: impl Fn(&str, &str) -> Option<T>,
+) -> Result<Option<T>, Error> {
+    let (Some(namespace), Some(uid)) = (&object.namespace, &object.uid) else { return Ok(None) };
+    let params = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
+    let events = context.api::<Event>(namespace).list(&params).await.map_err(Error::api("list events"))?;
+    let time = |event: &Event| event.last_timestamp.clone().or(event.metadata.creation_timestamp.clone());
+    let mut events = events.items;
+    events.sort_by_key(time);
+    let mut newest = events.iter().rev();
+    Ok(newest.find_map(|event| meaning(event.reason.as_deref()?, event.message.as_deref().unwrap_or_default())))
+}
+
+/// What a watcher's probe said, from the kubelet's event about it.
+fn from_probe(reason: &str, note: &str) -> Option<Silence> {
+    let said = (reason == "Unhealthy").then(|| note.find('{')).flatten()?;
+    let silence: Silence = serde_json::from_str(&note[said..]).ok()?;
+    Some(Silence { message: clean(&silence.message), ..silence })
+}
+
+/// Since when a pod is not ready although all containers of ours run.
+pub(super) fn unready_since(pod: &Pod) -> Option<Timestamp> {
+    let ours: Vec<_> = containers::all(pod).filter(|container| containers::is_ours(container)).collect();
+    let runs = |container: &&ContainerStatus| container.state.as_ref().is_some_and(|state| state.running.is_some());
+    let unready = condition(pod, "Ready", "False").or_else(|| condition(pod, "Ready", "Unknown"))?;
+    (!ours.is_empty() && ours.iter().all(runs)).then(|| unready.last_transition_time.as_ref().map(|time| time.0))?
+}
+
+/// How long a pod that is to be gone is there nevertheless: its node does not answer.
+pub(super) fn overdue(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    // The API server adds the grace period to it.
+    let due = pod.metadata.deletion_timestamp.as_ref()?.0;
+    Duration::try_from(now.duration_since(due)).ok().filter(|late| *late >= OVERDUE)
 }
 
 /// The failure that an event means for a pod that doesn't start, or isn't created; `None` where it means none.

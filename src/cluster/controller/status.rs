@@ -50,13 +50,63 @@ pub(super) fn revised(
     status.attempt_count = Some(state.counted_attempts());
     let admitted = admitted.or_else(|| recovered(condition(&status.conditions, ConditionType::Admitted)?, &state));
     let converted = converted(&state, waiting);
+    let ended = ended(&state);
     status.state = state;
     for (kind, said) in [(ConditionType::Admitted, admitted), (ConditionType::Converted, Some(converted))] {
         if let Some(said) = said {
             set_condition(&mut status.conditions, kind, said, generation, now);
         }
     }
+    for (kind, said) in ended {
+        match said {
+            Some(said) => set_condition(&mut status.conditions, kind, said, generation, now),
+            None => status.conditions.retain(|condition| condition.type_ != kind.as_str()),
+        }
+    }
     status
+}
+
+/// The conditions by which tools that know nothing of conversions tell how one stands; each is said only while it is
+/// true.
+fn ended(state: &ConversionStatus) -> [(ConditionType, Option<ConditionState>); 4] {
+    let failure = state.failure.as_ref();
+    let unsuccessful = || {
+        let (reason, message) = match failure {
+            Some(failure) => (failure.reason.to_string(), failure.advice()),
+            None => ("Cancelled".to_owned(), "cancelled".to_owned()),
+        };
+        ConditionState::new("True", reason, message)
+    };
+    let complete = match state.end {
+        Some(End::Succeeded) => Some(ConditionState::new("True", "Succeeded", "converted and published")),
+        Some(End::Duplicate) => Some(ConditionState::new("True", "Duplicate", "converted before")),
+        _ => None,
+    };
+    let failed = matches!(state.end, Some(End::Failed | End::Cancelled)).then(unsuccessful);
+    let stalled = matches!(state.end, Some(End::Failed)).then(unsuccessful);
+    let reconciling = state
+        .end
+        .is_none()
+        .then(|| ConditionState::new("True", format!("{:?}", phase(state)), "the conversion has not ended yet"));
+    [
+        (ConditionType::Reconciling, reconciling),
+        (ConditionType::Stalled, stalled),
+        (ConditionType::Complete, complete),
+        (ConditionType::Failed, failed),
+    ]
+}
+
+/// The directory of a conversion that was published lately and is not called complete yet.
+#[must_use]
+pub(super) fn newly_published(conversion: &ConversionJob, now: Timestamp) -> Option<String> {
+    let status = conversion.status.as_ref()?;
+    // Those of an earlier release get their condition now, and were published long ago.
+    let age = now.duration_since(status.state.completion_time?);
+    let is_new = status.state.end == Some(End::Succeeded)
+        && age < jiff::SignedDuration::from_mins(10)
+        && condition(&status.conditions, ConditionType::Complete).is_none();
+    let published = condition(&status.conditions, ConditionType::Published).filter(|c| c.status == "True");
+    published.filter(|_| is_new).map(|published| published.message.clone())
 }
 
 /// Why a conversion does not start its next attempt, where the queue's run state forbids it.
@@ -129,6 +179,7 @@ pub(super) fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) ->
         "phase": wanted.phase,
         "conditions": conditions,
         "attempts": state.attempts,
+        "earlierAttempts": Some(state.earlier_attempts).filter(|earlier| earlier.total > 0),
         "attemptCount": wanted.attempt_count,
         "nextRetryTime": state.next_retry_time,
         "failure": state.failure,
@@ -182,11 +233,44 @@ mod tests {
             assert_eq!((said.status.as_str(), said.reason.as_str()), after, "{reason}");
         }
     }
+
+    #[test]
+    fn tools_that_know_nothing_of_conversions_read_how_one_stands() {
+        let failure = json!(Failure::new(Reason::Corrupt, "m"));
+        for (state, conditions) in [
+            (json!({}), vec![("Reconciling", "Pending")]),
+            (
+                json!({"failure": failure, "staged": 1, "attempts": [{"number": 1, "reason": "SourceIO", "endTime": "2026-01-17T09:00:00Z"}],
+                    "nextRetryTime": "2026-01-17T09:05:00Z"}),
+                vec![("Reconciling", "Retrying")],
+            ),
+            (json!({"end": "Succeeded"}), vec![("Complete", "Succeeded")]),
+            (json!({"end": "Duplicate"}), vec![("Complete", "Duplicate")]),
+            (json!({"end": "Cancelled"}), vec![("Failed", "Cancelled")]),
+            (json!({"end": "Failed", "failure": failure}), vec![("Stalled", "Corrupt"), ("Failed", "Corrupt")]),
+        ] {
+            let before = ["Reconciling", "Stalled", "Complete", "Failed"].map(|kind| {
+                json!({"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-17T09:00:00Z"})
+            });
+            let conversion: ConversionJob = serde_json::from_value(json!({
+                "metadata": {"name": "a-00000001"}, "status": {"conditions": before},
+                "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.raw"}},
+            }))
+            .unwrap();
+            let state: ConversionStatus = serde_json::from_value(state).unwrap();
+            let revised = revised(&conversion, state.clone(), None, None, Timestamp::UNIX_EPOCH);
+            let own = ["Admitted", "Converted"];
+            let said = revised.conditions.iter().filter(|c| !own.contains(&c.type_.as_str()));
+            let said: Vec<_> = said.map(|c| (c.type_.as_str(), c.reason.as_str())).collect();
+            assert_eq!(said, conditions, "{state:?}");
+        }
+    }
+
     #[test]
     fn a_patch_of_the_controller_applies_its_own_fields_and_all_of_them() {
         let at = "2026-01-17T09:00:00Z";
         let whole = json!({
-            "staged": 1, "attempts": [{"number": 1, "startTime": at}], "nextRetryTime": at, "converted": "p", "end": "Failed",
+            "staged": 1, "attempts": [{"number": 1, "startTime": at}], "earlierAttempts": {"total": 1}, "nextRetryTime": at, "converted": "p", "end": "Failed",
             "startTime": at, "completionTime": at, "failure": Failure::new(Reason::Corrupt, "m"), "sourceLocation": "a.raw",
             "outputs": [{"path": "a", "format": "raw", "virtualSizeBytes": 1, "allocatedBytes": 1}], "duration": "1s",
             "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "R", "message": "", "lastTransitionTime": at}],
@@ -198,7 +282,12 @@ mod tests {
         .unwrap();
         let state = conversion.status.clone().unwrap().state;
         let admitted = ConditionState::new("True", "Admitted", "holds a slot");
-        let revised = revised(&conversion, state, Some(admitted), None, at.parse().unwrap());
+        let mut revised = revised(&conversion, state, Some(admitted), None, at.parse().unwrap());
+        // They exclude one another.
+        for kind in [ConditionType::Reconciling, ConditionType::Complete] {
+            let said = ConditionState::new("True", "R", "m");
+            set_condition(&mut revised.conditions, kind, said, None, at.parse().unwrap());
+        }
         let status = &patch(&conversion, &revised).unwrap()["status"];
         assert_whole(status, &OF_CONVERSION, ConditionType::OF_CONVERSION, Writer::Controller);
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::api::owners::Writer;
 use crate::cluster::api::{
-    ConditionState, ConditionType, ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion,
+    ConditionState, ConditionType, ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion, Output,
     ProgressReport, QueueRef, Source, set_by, set_condition,
 };
 use crate::cluster::names;
@@ -143,6 +143,21 @@ pub(super) fn outputs(directory: Option<String>, metadata: Option<&Metadata>) ->
     Value::Array(disks.map(without_nulls).collect())
 }
 
+/// The outputs of the conversion that a duplicate repeats, where its object is among `all`. `duplicate_of` ends with the
+/// directory of its disks, below `output_dir`.
+pub(super) fn outputs_of<'a>(
+    duplicate_of: &str,
+    output_dir: &Path,
+    all: impl IntoIterator<Item = &'a ConversionJob>,
+) -> Value {
+    let is_original = |outputs: &[Output]| {
+        let directory = outputs.first().and_then(|output| Path::new(&output.path).parent());
+        directory.is_some_and(|dir| duplicate_of.ends_with(&format!(" in {}", output_dir.join(dir).display())))
+    };
+    let mut published = all.into_iter().filter_map(|object| Some(&object.status.as_ref()?.outputs));
+    published.find(|outputs| is_original(outputs)).map_or(Value::Null, |outputs| json!(outputs))
+}
+
 /// The progress of a conversion that has finished: its last step may have been too quick to be seen.
 pub(super) fn completed(metadata: Option<&Metadata>) -> Value {
     let Some(metadata) = metadata else { return Value::Null };
@@ -181,6 +196,22 @@ mod tests {
     use crate::cluster::api::owners::tests::{OF_CONVERSION, assert_whole};
     use crate::conversion::status::End;
     use crate::conversion::{Failure, Reason};
+
+    #[test]
+    fn a_duplicate_has_the_outputs_of_what_it_repeats() {
+        let object = |name: &str, directory: &str| -> ConversionJob {
+            let outputs = json!([{"path": format!("{directory}/disk.qcow2"), "format": "qcow2", "virtualSizeBytes": 1, "allocatedBytes": 1}]);
+            serde_json::from_value(json!({
+                "metadata": {"name": name}, "status": {"outputs": outputs},
+                "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.raw"}},
+            }))
+            .unwrap()
+        };
+        let all = [object("a-00000001", "2026-01-17/web"), object("b-00000002", "2026-01-17/web01")];
+        let of = |text: &str| outputs_of(text, Path::new("/out"), &all)[0]["path"].clone();
+        assert_eq!(of("web01.ova of 2026-01-17T09:45:00Z in /out/2026-01-17/web01"), "2026-01-17/web01/disk.qcow2");
+        assert_eq!(of("web01.ova of 2026-01-17T09:45:00Z in /out/2026-01-17/web0"), Value::Null, "pruned");
+    }
 
     #[test]
     fn a_patch_of_the_watcher_applies_its_own_fields_and_all_of_them() {

@@ -108,13 +108,14 @@ impl ClusterExecutor {
         for (id, attempt) in self.progress.stalled() {
             let Some(status) = self.refresh(&id).and_then(|object| object.status.clone()) else { continue };
             let is_open = status.state.open_attempt().is_some_and(|open| open.number == attempt);
-            if !is_open || condition(&status.conditions, ConditionType::Stalled).is_some_and(|c| c.status == "True") {
+            let said = condition(&status.conditions, ConditionType::Progressing);
+            if !is_open || said.is_some_and(|c| c.status == "False") {
                 continue;
             }
             let minutes = STALL_AFTER.as_secs() / 60;
             let message = format!("attempt {attempt} made no progress for {minutes} minutes");
-            let stalled = ConditionState::new("True", "NoProgress", message.clone());
-            let conditions = vec![in_progress(message), (ConditionType::Stalled, stalled)];
+            let stalled = ConditionState::new("False", "NoProgress", message.clone());
+            let conditions = vec![in_progress(message), (ConditionType::Progressing, stalled)];
             let status = WatcherStatus { staged: status.state.staged, conditions, ..WatcherStatus::default() };
             match self.apply_status("stall", &id, status).await {
                 Ok(()) => tracing::warn!(conversion = %id, attempt = attempt.0, "no progress; the attempt is to end"),

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::objects::{WatcherStatus, object};
+use super::objects::{self, WatcherStatus, object};
 use super::progress::{self, PolledProgress};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change, version};
@@ -92,7 +92,7 @@ impl ClusterExecutor {
         let told = tell.clone();
         let of_queue = watcher::Config::default().fields(&format!("spec.queueRef.name={name}"));
         let namespaces = std::slice::from_ref(&namespace);
-        let (conversions, conversions_listed) = cache::watch(
+        let (conversions, mut conversions_listed) = cache::watch(
             &client,
             namespaces,
             &of_queue,
@@ -113,16 +113,15 @@ impl ClusterExecutor {
             names::LABEL_COMPONENT,
             names::COMPONENT_WORKER
         ));
-        let (pods, pods_listed) = cache::watch(&client, namespaces, &workers, slim_pod, move |change| {
+        let (pods, mut pods_listed) = cache::watch(&client, namespaces, &workers, slim_pod, move |change| {
             let (Change::Seen(pod) | Change::Gone(pod)) = change;
             let pod: &Pod = pod;
             if let Some(conversion) = pod.labels().get(names::LABEL_CONVERSION) {
                 let _ = tell.send(WatchEvent::Changed(conversion.clone()));
             }
         });
-        let filled = tokio::join!(conversions_listed, pods_listed);
-        if filled.0.is_err() || filled.1.is_err() {
-            return Err(WatchEnded);
+        for listed in [&mut conversions_listed, &mut pods_listed] {
+            listed.wait_for(HashSet::is_empty).await.map_err(|_| WatchEnded)?;
         }
         let mut tick = interval(PROGRESS_POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -206,6 +205,12 @@ impl ClusterExecutor {
         }
         self.asked.remove(id);
         self.outbox.retain(|other| other != id);
+    }
+
+    /// The outputs of the conversion that a duplicate repeats.
+    pub(super) fn outputs_of(&self, duplicate_of: &str) -> serde_json::Value {
+        let all = self.conversions.state();
+        objects::outputs_of(duplicate_of, self.paths.output(), all.iter().map(AsRef::as_ref))
     }
 
     /// Whether a worker may still use the files.

@@ -42,6 +42,7 @@ fn control(config: &kube::Config, namespace: &str, image: Image) -> JoinHandle<(
         listen: "127.0.0.1:0".parse().unwrap(),
         namespaces: vec![namespace.to_owned()],
         lease_namespace: namespace.to_owned(),
+        lease: "hyper2kvm-operator".to_owned(),
         identity: "test".into(),
     };
     let config = config.clone();

@@ -34,7 +34,7 @@ fn spec(limit: usize, run_state: RunState) -> Message {
 fn slots() -> Slots {
     let mut slots = Slots::default();
     assert_eq!(slots.receive(spec(LIMIT, RunState::Running)), []);
-    assert_eq!(slots.receive(Message::Warm), []);
+    assert_eq!(slots.receive(Message::Warm(None)), []);
     slots
 }
 
@@ -48,7 +48,7 @@ fn nothing_is_granted_before_the_caches_are_warm_then_the_oldest_first() {
     for message in [ready(3), ready(1), spec(LIMIT, RunState::Running), ready(2)] {
         assert_eq!(granted(&mut slots, message), []);
     }
-    assert_eq!(granted(&mut slots, Message::Warm), [id(1), id(2)]);
+    assert_eq!(granted(&mut slots, Message::Warm(None)), [id(1), id(2)]);
 }
 
 #[test]
@@ -112,11 +112,50 @@ fn the_next_attempt_of_a_conversion_waits_anew() {
 async fn who_holds_a_slot_is_told_so() {
     let (granted, mut grants) = mpsc::unbounded_channel();
     let admission = Admission::start(granted, |_, _| {});
-    for message in [spec(1, RunState::Running), ready(1), ready(2), Message::Warm] {
+    for message in [spec(1, RunState::Running), ready(1), ready(2), Message::Warm(None)] {
         admission.send(message);
     }
     assert!(admission.may_start(queue(), id(1), Attempt(1)).await);
     assert!(!admission.may_start(queue(), id(1), Attempt(2)).await);
     assert!(!admission.may_start(queue(), id(2), Attempt(1)).await);
     assert_eq!(grants.recv().await, Some((queue(), id(1))));
+}
+
+#[test]
+fn a_namespace_that_is_not_listed_yet_keeps_nothing_from_another() {
+    let mut slots = Slots::default();
+    let other = Key { namespace: "m".into(), name: "q".into() };
+    let of_other = Message::Conversion {
+        queue: other.clone(),
+        id: id(9),
+        created: Timestamp::UNIX_EPOCH,
+        need: SlotNeed::Ready(Attempt(1)),
+    };
+    let wanted = Message::Queue { queue: other, limit: LIMIT, run_state: RunState::Running };
+    for message in [spec(LIMIT, RunState::Running), wanted, ready(1), of_other] {
+        assert_eq!(granted(&mut slots, message), []);
+    }
+    assert_eq!(granted(&mut slots, Message::Warm(Some("n".into()))), [id(1)]);
+    assert_eq!(granted(&mut slots, Message::Warm(Some("m".into()))), [id(9)]);
+}
+
+#[test]
+fn a_slot_comes_back_when_a_reconcile_fails_and_is_asked_for_anew() {
+    let mut slots = slots();
+    for n in 1..=2 {
+        assert_eq!(granted(&mut slots, ready(n)), [id(n)]);
+    }
+    assert_eq!(granted(&mut slots, ready(3)), []);
+    let failed = |n| Message::Failed { namespace: "n".into(), id: id(n) };
+    assert_eq!(granted(&mut slots, failed(1)), [id(3)], "another takes its place");
+    let mut ask = |n| {
+        let (answer, mut answered) = oneshot::channel();
+        let asking = Message::MayStart { queue: queue(), id: id(n), attempt: Attempt(1), answer };
+        let granted = slots.receive(asking).into_iter().map(|(_, id)| id).collect::<Vec<_>>();
+        (answered.try_recv().unwrap(), granted, slots.totals())
+    };
+    assert_eq!(ask(1), (false, vec![], (2, 1)), "it waits again");
+    assert_eq!(ask(3), (true, vec![], (2, 1)));
+    assert_eq!(granted(&mut slots, failed(2)), [id(1)]);
+    assert_eq!(granted(&mut slots, failed(9)), [], "nobody knows it");
 }

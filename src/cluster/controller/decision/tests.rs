@@ -9,6 +9,10 @@ use crate::conversion::status::End;
 const N: Attempt = Attempt(1);
 const TEMPLATE: &str = "t1";
 
+fn template() -> TemplateDigest {
+    TemplateDigest::of_test(TEMPLATE, "s1")
+}
+
 fn conversion(status: &Value) -> ConversionJob {
     serde_json::from_value(json!({
         "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob",
@@ -47,7 +51,7 @@ fn pod(state: &Value, phase: &str) -> Pod {
 }
 
 fn decide_on(conversion: &ConversionJob, run_state: RunState, job: Option<&Job>, pods: &[&Pod]) -> Decision {
-    decide(&View { conversion, run_state, template: TEMPLATE, job, pods })
+    decide(&View { conversion, run_state, template: &template(), job, pods })
 }
 
 fn reason(decision: &Decision) -> Option<Reason> {
@@ -88,16 +92,19 @@ fn a_recorded_attempt_gets_its_job_once_and_never_again() {
 #[test]
 fn an_attempt_that_the_watcher_calls_stalled_is_ended_once() {
     let running = pod(&json!({"running": {"startedAt": "2026-01-17T09:00:01Z"}}), "Running");
-    let stalled = |status: &str| {
+    let told = |kind: &str, status: &str| {
         let mut object = open(Some("j"), Some("p"));
         object["conditions"] = json!([{
-            "type": "Stalled", "status": status, "reason": "NoProgress", "message": "attempt 1 made no progress",
+            "type": kind, "status": status, "reason": "NoProgress", "message": "attempt 1 made no progress",
             "lastTransitionTime": "2026-01-17T09:20:00Z",
         }]);
         conversion(&object)
     };
-    let decision = decide_on(&stalled("True"), RunState::Running, Some(&plain_job()), &[&running]);
-    assert_eq!(reason(&decision), Some(Reason::Stalled));
+    let stalled = |holds: &str| told("Progressing", if holds == "True" { "False" } else { "True" });
+    for conversion in [stalled("True"), told("Stalled", "True")] {
+        let decision = decide_on(&conversion, RunState::Running, Some(&plain_job()), &[&running]);
+        assert_eq!(reason(&decision), Some(Reason::Stalled));
+    }
     assert_eq!(decide_on(&stalled("False"), RunState::Running, Some(&plain_job()), &[&running]), Decision::Wait);
     // An attempt that has ended meanwhile ended by itself; one that doesn't run can't stall.
     let done = pod(&json!({"terminated": {"exitCode": 0, "startedAt": "2026-01-17T09:00:01Z"}}), "Succeeded");
@@ -142,6 +149,22 @@ fn a_job_that_never_ran_is_superseded_by_another_template() {
     let running = pod(&json!({"running": {}}), "Running");
     let ran = conversion(&open(Some("j"), Some("p")));
     assert_eq!(decide_on(&ran, RunState::Running, Some(&old_job), &[&running]), Decision::Wait);
+}
+
+#[test]
+fn a_job_that_waits_to_be_admitted_keeps_its_place_with_its_image_but_not_with_its_specification() {
+    let waiting = |specification: &str| -> Job {
+        let mut waiting = job("j", "t0", &json!([]));
+        waiting.spec = serde_json::from_value(json!({"suspend": true})).unwrap();
+        let annotations = waiting.metadata.annotations.as_mut().unwrap();
+        annotations.insert("hyper2kvm.io/specification".to_owned(), specification.to_owned());
+        waiting
+    };
+    let fresh = conversion(&open(Some("j"), None));
+    let same = decide_on(&fresh, RunState::Running, Some(&waiting("s1")), &[]);
+    assert_eq!(same, Decision::Pending(None));
+    let other = decide_on(&fresh, RunState::Running, Some(&waiting("s0")), &[]);
+    assert_eq!(reason(&other), Some(Reason::Superseded));
 }
 
 #[test]
@@ -200,6 +223,22 @@ fn a_job_goes_when_its_attempt_s_end_is_recorded_and_a_failed_one_an_hour_later(
     ] {
         assert_eq!(removal(&state, job), due, "{name}");
     }
+}
+
+#[test]
+fn jobs_of_attempts_that_are_listed_no_more_are_looked_for_and_go_at_once() {
+    let listed = [1, 41, 42].map(|number| json!({"number": number, "endTime": "2026-01-17T09:00:00Z"}));
+    let state = state(&conversion(&json!({"attempts": listed})));
+    let numbers: Vec<_> = attempts_with_jobs(&state).map(|attempt| attempt.0).collect();
+    assert_eq!(numbers, [(21..=40).collect(), vec![1, 41, 42]].concat());
+    let numbered = |number: &str| {
+        let mut job = plain_job();
+        job.metadata.labels.as_mut().unwrap().insert("hyper2kvm.io/attempt".to_owned(), number.to_owned());
+        job
+    };
+    assert_eq!(removal(&state, &numbered("40")), Some(Timestamp::UNIX_EPOCH));
+    assert_eq!(removal(&state, &numbered("43")), None, "the conversions' cache is behind");
+    assert_eq!(attempts_with_jobs(&ConversionStatus::default()).count(), 0);
 }
 
 #[test]

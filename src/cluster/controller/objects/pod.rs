@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What watcher and worker pods have in common: the restricted profile, volumes, environment.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
     Capabilities, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaimVolumeSource,
-    PodSecurityContext, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    PodSecurityContext, ResourceRequirements, SELinuxOptions, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -24,6 +26,11 @@ pub(super) fn pod_security(wanted: &PodSecurity) -> PodSecurityContext {
         // The ownership of a volume of a million files is not changed at every start.
         fs_group_change_policy: wanted.fs_group.map(|_| "OnRootMismatch".to_owned()),
         supplemental_groups: (!wanted.supplemental_groups.is_empty()).then(|| wanted.supplemental_groups.clone()),
+        se_linux_options: wanted
+            .se_linux_options
+            .as_ref()
+            .filter(|label| !label.level.is_empty())
+            .map(|label| SELinuxOptions { level: Some(label.level.clone()), ..SELinuxOptions::default() }),
         seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
         ..PodSecurityContext::default()
     }
@@ -37,6 +44,41 @@ pub(super) fn container_security() -> SecurityContext {
         read_only_root_filesystem: Some(true),
         ..SecurityContext::default()
     }
+}
+
+/// What is wanted, and of each resource that it names nowhere the default: a quota refuses a pod with a container that
+/// leaves out what it counts.
+pub(super) fn resources(wanted: &ResourceRequirements, default: &ResourceRequirements) -> ResourceRequirements {
+    let mut whole = wanted.clone();
+    let names = |list: &Option<BTreeMap<String, Quantity>>, name: &String| {
+        list.as_ref().is_some_and(|list| list.contains_key(name))
+    };
+    let is_open = |name: &String| !names(&wanted.requests, name) && !names(&wanted.limits, name);
+    for (list, defaults) in [(&mut whole.requests, &default.requests), (&mut whole.limits, &default.limits)] {
+        let open = defaults.iter().flatten().filter(|(name, _)| is_open(name));
+        let open: BTreeMap<_, _> = open.map(|(name, amount)| (name.clone(), amount.clone())).collect();
+        if !open.is_empty() {
+            list.get_or_insert_default().extend(open);
+        }
+    }
+    whole
+}
+
+/// `own` over what is wanted over the defaults.
+pub(super) fn merged(
+    defaults: &[(&str, &str)],
+    wanted: &BTreeMap<String, String>,
+    own: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<_, _> = defaults.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    all.extend(wanted.clone());
+    all.extend(own);
+    all
+}
+
+/// The text, unless it is empty.
+pub(super) fn non_empty_text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// One volume for each claim: a claim that holds both directories is mounted from one volume.
@@ -97,6 +139,11 @@ pub(super) fn empty_dir(name: &str, size: &str, medium: Option<&str>) -> Volume 
 /// A variable with a value.
 pub(super) fn env(name: &str, value: impl Into<String>) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.into()), value_from: None }
+}
+
+/// What the process logs, where the specification says it.
+pub(super) fn log(queue: &HyperConversion) -> Option<EnvVar> {
+    (!queue.spec.log.is_empty()).then(|| env("RUST_LOG", &queue.spec.log))
 }
 
 /// A variable with a field of the pod itself.

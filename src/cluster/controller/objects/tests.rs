@@ -33,13 +33,19 @@ fn ornate() -> HyperConversion {
         "queue": {"claimName": "inbox", "subPath": ""},
         "output": {"claimName": "disks", "subPath": "a/b"},
         "conversion": {"outFormat": "qcow2", "compress": "zstd", "activeDeadlineSeconds": 600},
-        "securityContext": {"runAsUser": 1_000_680_000, "runAsGroup": 0, "fsGroup": 1000, "supplementalGroups": [2000]},
+        "securityContext": {"runAsUser": 1_000_680_000, "runAsGroup": 0, "fsGroup": 1000, "supplementalGroups": [2000],
+                            "seLinuxOptions": {"level": "s0:c1,c2"}},
         "notifications": {
             "webhook": {"urlSecretRef": {"name": "hooks", "key": "slack"}, "headersSecretRef": {"name": "headers"}},
             "email": {"host": "smtp.example.com", "from": "a@example.com", "to": ["b@example.com"], "credentialsSecretRef": {"name": "smtp"}},
         },
         "watcher": {
             "resources": {"limits": {"memory": "64Mi"}},
+            "sidecarResources": {"requests": {"cpu": "1m"}},
+            "labels": {"team": "a"}, "annotations": {"example.com/a": "b"},
+            "priorityClassName": "high", "runtimeClassName": "kata",
+            "affinity": {"nodeAffinity": {}},
+            "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
             "nodeSelector": {"disk": "ssd"},
             "tolerations": [{"key": "migration", "operator": "Exists"}],
             "proxy": {"httpsProxy": "http://proxy:3128", "noProxy": "10.0.0.0/8"},
@@ -50,8 +56,10 @@ fn ornate() -> HyperConversion {
             "nodeSelector": {"disk": "ssd"},
             "tolerations": [{"key": "migration", "operator": "Exists"}],
             "priorityClassName": "low", "runtimeClassName": "kata",
-            "annotations": {"example.com/a": "b"}, "queueName": "batch",
+            "labels": {"team": "a"}, "annotations": {"example.com/a": "b", "linkerd.io/inject": "enabled"},
+            "jobLabels": {"kueue.x-k8s.io/priority-class": "low"}, "queueName": "batch", "requireLandlock": true,
         },
+        "log": "debug",
         "imagePullSecrets": [{"name": "registry"}],
     }))
 }
@@ -75,7 +83,7 @@ fn job(queue: &HyperConversion, context: &JobContext) -> k8s_openapi::api::batch
 }
 
 fn shared() -> JobContext {
-    JobContext { image: image(), one_node: false, kueue: false }
+    JobContext { image: image(), one_node: false }
 }
 
 #[test]
@@ -106,14 +114,45 @@ fn the_job_of_a_plain_queue() {
 
 #[test]
 fn the_job_of_a_queue_with_everything_on_volumes_of_one_node_under_kueue() {
-    insta::assert_yaml_snapshot!(job(&ornate(), &JobContext { one_node: true, kueue: true, ..shared() }));
+    insta::assert_yaml_snapshot!(job(&ornate(), &JobContext { one_node: true, ..shared() }));
 }
 
 #[test]
-fn a_job_is_left_to_run_where_kueue_is_not_served() {
-    let job = job(&ornate(), &shared());
-    assert_eq!(job.spec.unwrap().suspend, None);
-    assert!(!job.metadata.labels.unwrap().contains_key(names::LABEL_KUEUE));
+fn every_container_has_requests_and_limits_of_cpu_and_memory_unless_others_are_set() {
+    let set = |spec: Value| {
+        let queue = queue(spec);
+        let watcher = watcher::stateful_set(&queue, &image()).spec.unwrap().template.spec.unwrap();
+        let worker = job(&queue, &shared()).spec.unwrap().template.spec.unwrap();
+        let all = watcher.init_containers.into_iter().flatten().chain(watcher.containers).chain(worker.containers);
+        all.map(|container| json!(container.resources.unwrap())).collect::<Vec<_>>()
+    };
+    for resources in set(json!({})) {
+        for list in ["requests", "limits"] {
+            for resource in ["cpu", "memory"] {
+                assert!(resources[list][resource].is_string(), "{list}.{resource}: {resources}");
+            }
+        }
+    }
+    // A memory limit that is left out deliberately is one that the requests name alone.
+    let some = set(json!({"worker": {"resources": {"requests": {"cpu": "1"}}}}));
+    let expected = json!({"requests": {"cpu": "1", "memory": "128Mi"}, "limits": {"memory": "256Mi"}});
+    assert_eq!(some[2], expected);
+    let all = set(json!({"watcher": {"sidecarResources": {"limits": {"cpu": "1", "memory": "1Gi"}}}}));
+    assert_eq!(all[0], json!({"limits": {"cpu": "1", "memory": "1Gi"}}));
+}
+
+#[test]
+fn labels_that_are_asked_for_do_not_replace_the_operator_s_own() {
+    let asked = json!({"hyper2kvm.io/queue": "other", "team": "a", "sidecar.istio.io/inject": "true"});
+    let queue = queue(json!({"worker": {"labels": asked, "jobLabels": asked}, "watcher": {"labels": asked}}));
+    let job = job(&queue, &shared());
+    let watcher = watcher::stateful_set(&queue, &image()).spec.unwrap().template.metadata.unwrap();
+    let pod = job.spec.unwrap().template.metadata.unwrap();
+    for labels in [job.metadata.labels, pod.labels, watcher.labels] {
+        let labels = labels.unwrap();
+        let found = ["hyper2kvm.io/queue", "team", "sidecar.istio.io/inject"].map(|name| labels[name].as_str());
+        assert_eq!(found, ["vmware-exit", "a", "true"]);
+    }
 }
 
 #[test]

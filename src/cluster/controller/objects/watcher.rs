@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The watcher's stateful set: one pod that moves the queue's files, and its sidecar.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, Container, EnvVar, KeyToPath, PodSpec, PodTemplateSpec, SecretVolumeSource, Volume,
-    VolumeMount,
+    ConfigMapVolumeSource, Container, EnvVar, ExecAction, KeyToPath, PodSpec, PodTemplateSpec, Probe,
+    SecretVolumeSource, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::ResourceExt;
 
 use super::{Image, owned_by_queue, pod};
-use crate::cluster::api::HyperConversion;
+use crate::cluster::api::{HyperConversion, WatcherSettings};
 use crate::cluster::names;
+
+/// How often the kubelet asks the watcher whether it works, in seconds: each time is a process of some milliseconds.
+const PROBE_PERIOD: i32 = 30;
+/// The same until it has worked once: a new queue is ready as soon as it can be.
+const FIRST_PROBE_PERIOD: i32 = 2;
 
 /// Holds the snapshot (some hundred bytes a running conversion) and the socket.
 const RUN_VOLUME_SIZE: &str = "16Mi";
@@ -26,6 +33,7 @@ struct Files {
 #[must_use]
 pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSet {
     let name = queue.name_any();
+    let (settings, defaults) = (&queue.spec.watcher, WatcherSettings::default());
     let mut volumes = pod::claim_volumes(queue);
     volumes.push(pod::empty_dir("run", RUN_VOLUME_SIZE, Some("Memory")));
     volumes.push(pod::empty_dir("tmp", RUN_VOLUME_SIZE, None));
@@ -36,7 +44,11 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSe
         pod::mount("tmp", "/tmp", None, false),
     ];
     let sidecar = container(image, names::CONTAINER_SIDECAR, environment(queue), mounts.clone());
-    let sidecar = Container { restart_policy: Some("Always".to_owned()), ..sidecar };
+    let sidecar = Container {
+        restart_policy: Some("Always".to_owned()),
+        resources: Some(pod::resources(&settings.sidecar_resources, &defaults.sidecar_resources)),
+        ..sidecar
+    };
     mounts.push(pod::mount(pod::QUEUE_VOLUME, names::QUEUE_DIR, pod::sub_path(&queue.spec.queue, ""), false));
     for Files { volume, directory } in files(queue) {
         mounts.push(pod::mount(&volume.name, &directory, None, true));
@@ -45,7 +57,13 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSe
     let mut variables = environment(queue);
     variables.extend(proxy(queue));
     let watcher = container(image, names::CONTAINER_WATCHER, variables, mounts);
-    let watcher = Container { resources: Some(queue.spec.watcher.resources.clone()), ..watcher };
+    let watcher = Container {
+        resources: Some(pod::resources(&settings.resources, &defaults.resources)),
+        readiness_probe: Some(probe(PROBE_PERIOD, 2)),
+        // However long it takes, to begin anew would not help.
+        startup_probe: Some(probe(FIRST_PROBE_PERIOD, i32::MAX)),
+        ..watcher
+    };
     StatefulSet {
         metadata: owned_by_queue(queue, names::watcher(&name), names::COMPONENT_WATCHER),
         spec: Some(StatefulSetSpec {
@@ -58,11 +76,12 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSe
             },
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
-                    labels: Some(names::labels(&name, names::COMPONENT_WATCHER)),
-                    annotations: Some(
-                        [("kubectl.kubernetes.io/default-container".to_owned(), names::CONTAINER_WATCHER.to_owned())]
-                            .into(),
-                    ),
+                    labels: Some(pod::merged(&[], &settings.labels, names::labels(&name, names::COMPONENT_WATCHER))),
+                    annotations: Some(pod::merged(
+                        &[("kubectl.kubernetes.io/default-container", names::CONTAINER_WATCHER)],
+                        &settings.annotations,
+                        BTreeMap::new(),
+                    )),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(PodSpec {
@@ -73,8 +92,12 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSe
                     init_containers: Some(vec![sidecar]),
                     containers: vec![watcher],
                     volumes: Some(volumes),
-                    node_selector: non_empty_map(&queue.spec.watcher.node_selector),
-                    tolerations: non_empty(&queue.spec.watcher.tolerations),
+                    node_selector: non_empty_map(&settings.node_selector),
+                    tolerations: non_empty(&settings.tolerations),
+                    affinity: settings.affinity.clone(),
+                    topology_spread_constraints: non_empty(&settings.topology_spread_constraints),
+                    priority_class_name: pod::non_empty_text(&settings.priority_class_name),
+                    runtime_class_name: pod::non_empty_text(&settings.runtime_class_name),
                     image_pull_secrets: non_empty(&queue.spec.image_pull_secrets),
                     termination_grace_period_seconds: Some(30),
                     ..PodSpec::default()
@@ -100,14 +123,29 @@ fn container(image: &Image, name: &str, env: Vec<EnvVar>, mounts: Vec<VolumeMoun
     }
 }
 
+/// Whether the watcher works now. No liveness probe: to restart it would not mend a volume that hangs, nor bring an API
+/// server back.
+fn probe(period: i32, failures: i32) -> Probe {
+    Probe {
+        exec: Some(ExecAction {
+            command: Some(vec!["hyper2kvm-operator".to_owned(), names::COMMAND_PROBE.to_owned()]),
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(10),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}
+
 fn environment(queue: &HyperConversion) -> Vec<EnvVar> {
-    vec![
+    let own = vec![
         pod::env_field("HYPER2KVM_NAMESPACE", "metadata.namespace"),
         pod::env_field("HYPER2KVM_POD", "metadata.name"),
         pod::env("HYPER2KVM_QUEUE", queue.name_any()),
         // A queue that is made again under the same name is another queue, with another watcher.
         pod::env("HYPER2KVM_QUEUE_UID", queue.uid().unwrap_or_default()),
-    ]
+    ];
+    own.into_iter().chain(pod::log(queue)).collect()
 }
 
 /// Only notifications leave the cluster, and only the watcher sends them.
@@ -172,8 +210,6 @@ pub(super) fn non_empty<T: Clone>(list: &[T]) -> Option<Vec<T>> {
     (!list.is_empty()).then(|| list.to_vec())
 }
 
-pub(super) fn non_empty_map<K: Ord + Clone, V: Clone>(
-    map: &std::collections::BTreeMap<K, V>,
-) -> Option<std::collections::BTreeMap<K, V>> {
+pub(super) fn non_empty_map<K: Ord + Clone, V: Clone>(map: &BTreeMap<K, V>) -> Option<BTreeMap<K, V>> {
     (!map.is_empty()).then(|| map.clone())
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One attempt as a batch Job: one artifact read-only, one work directory, nothing else.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
@@ -11,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::watcher::{non_empty, non_empty_map};
 use super::{Image, pod};
-use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting};
+use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting, WorkerSettings};
 use crate::cluster::names;
 use crate::conversion::contract::{self, variable};
 use crate::conversion::{Attempt, ConversionId, hex};
@@ -19,14 +21,21 @@ use crate::conversion::{Attempt, ConversionId, hex};
 /// Room for temporary files of libraries; the disks go to the work directory.
 const TMP_SIZE: &str = "64Mi";
 
+/// What keeps others from putting a proxy into a worker's pod, which has no use for one, and from moving it before it
+/// is done. The specification may say otherwise.
+const LEFT_ALONE_LABELS: [(&str, &str); 1] = [("sidecar.istio.io/inject", "false")];
+const LEFT_ALONE_ANNOTATIONS: [(&str, &str); 3] = [
+    ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
+    ("karpenter.sh/do-not-disrupt", "true"),
+    ("linkerd.io/inject", "disabled"),
+];
+
 /// What a Job depends on besides the two specifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct JobContext {
     pub image: Image,
     /// Whether a claim may be mounted on one node only, which is then the watcher's.
     pub one_node: bool,
-    /// Whether Kueue's API group is served.
-    pub kueue: bool,
 }
 
 /// The batch Job of one attempt.
@@ -42,18 +51,19 @@ pub(crate) fn job(
 ) -> Result<Job, InvalidSetting> {
     let built = digest(queue, conversion, id, attempt, &context.image)?;
     let template = template(queue, conversion, id, attempt, &context.image, context.one_node)?;
-    let mut labels = labels(queue, id, attempt);
+    let mut own = labels(queue, id, attempt);
     let queue_name = &queue.spec.worker.queue_name;
-    let kueue = context.kueue && !queue_name.is_empty();
-    if kueue {
-        labels.insert(names::LABEL_KUEUE.to_owned(), queue_name.clone());
+    // Where Kueue isn't served, the Job waits for it: a Job that started would be past its quota.
+    let is_queued = !queue_name.is_empty();
+    if is_queued {
+        own.insert(names::LABEL_KUEUE.to_owned(), queue_name.clone());
     }
     Ok(Job {
         metadata: ObjectMeta {
             name: Some(names::job(id, attempt)),
             namespace: conversion.namespace(),
-            labels: Some(labels),
-            annotations: Some([(names::ANNOTATION_TEMPLATE.to_owned(), built)].into()),
+            labels: Some(pod::merged(&[], &queue.spec.worker.job_labels, own)),
+            annotations: Some(built.annotations()),
             owner_references: conversion.controller_owner_ref(&()).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
@@ -72,7 +82,7 @@ pub(crate) fn job(
                     on_exit_codes: None,
                 }],
             }),
-            suspend: kueue.then_some(true),
+            suspend: is_queued.then_some(true),
             template,
             ..JobSpec::default()
         }),
@@ -80,8 +90,38 @@ pub(crate) fn job(
     })
 }
 
-/// Digest of the template that the specification builds now, to compare with a Job's annotation. Leaves out where
+/// Digests of the template that the specification builds now, to compare with a Job's annotations. They leave out where
 /// volumes can be mounted: claims don't change, and reading them each time would cost a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TemplateDigest {
+    whole: String,
+    /// Of the template without its image.
+    without_image: String,
+}
+
+impl TemplateDigest {
+    #[cfg(test)]
+    pub(crate) fn of_test(whole: &str, without_image: &str) -> Self {
+        Self { whole: whole.to_owned(), without_image: without_image.to_owned() }
+    }
+
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let named = [(names::ANNOTATION_TEMPLATE, &self.whole), (names::ANNOTATION_SPECIFICATION, &self.without_image)];
+        named.into_iter().map(|(name, digest)| (name.to_owned(), digest.clone())).collect()
+    }
+
+    /// Whether a Job with these annotations was made from another template. A Job that waits to be admitted keeps its
+    /// place with the image that it has, which is whole: it is made anew for nothing but another specification.
+    pub(crate) fn differs(&self, built: &BTreeMap<String, String>, is_suspended: bool) -> bool {
+        match (built.get(names::ANNOTATION_SPECIFICATION), built.get(names::ANNOTATION_TEMPLATE)) {
+            (Some(built), _) if is_suspended => *built != self.without_image,
+            (_, Some(built)) => *built != self.whole,
+            (_, None) => false,
+        }
+    }
+}
+
+/// The digests of an attempt's template.
 ///
 /// # Errors
 /// As [`job`].
@@ -91,13 +131,20 @@ pub(crate) fn digest(
     id: &ConversionId,
     attempt: Attempt,
     image: &Image,
-) -> Result<String, InvalidSetting> {
-    let template = template(queue, conversion, id, attempt, image, false)?;
-    let json = serde_json::to_vec(&template).expect("an object for the API server serialises");
-    Ok(hex(&Sha256::digest(&json)[..8]))
+) -> Result<TemplateDigest, InvalidSetting> {
+    let mut template = template(queue, conversion, id, attempt, image, false)?;
+    let digest = |template: &PodTemplateSpec| {
+        let json = serde_json::to_vec(template).expect("an object for the API server serialises");
+        hex(&Sha256::digest(&json)[..8])
+    };
+    let whole = digest(&template);
+    for container in template.spec.iter_mut().flat_map(|spec| &mut spec.containers) {
+        (container.image, container.image_pull_policy) = (None, None);
+    }
+    Ok(TemplateDigest { whole, without_image: digest(&template) })
 }
 
-fn labels(queue: &HyperConversion, id: &ConversionId, attempt: Attempt) -> std::collections::BTreeMap<String, String> {
+fn labels(queue: &HyperConversion, id: &ConversionId, attempt: Attempt) -> BTreeMap<String, String> {
     let mut labels = names::labels(&queue.name_any(), names::COMPONENT_WORKER);
     labels.insert(names::LABEL_CONVERSION.to_owned(), id.to_string());
     labels.insert(names::LABEL_ATTEMPT.to_owned(), attempt.to_string());
@@ -126,7 +173,7 @@ fn template(
         image_pull_policy: Some(image.pull_policy.clone()),
         command: Some(vec!["hyper2kvm".to_owned(), "worker".to_owned()]),
         env: Some(environment(queue, attempt, options)),
-        resources: Some(worker.resources.clone()),
+        resources: Some(pod::resources(&worker.resources, &WorkerSettings::default().resources)),
         volume_mounts: Some(vec![
             pod::mount(pod::QUEUE_VOLUME, names::CLAIM_DIR, claim, true),
             pod::mount(pod::output_volume(queue), names::WORK_DIR, work, false),
@@ -139,8 +186,8 @@ fn template(
     };
     Ok(PodTemplateSpec {
         metadata: Some(ObjectMeta {
-            labels: Some(labels(queue, id, attempt)),
-            annotations: non_empty_map(&worker.annotations),
+            labels: Some(pod::merged(&LEFT_ALONE_LABELS, &worker.labels, labels(queue, id, attempt))),
+            annotations: Some(pod::merged(&LEFT_ALONE_ANNOTATIONS, &worker.annotations, BTreeMap::new())),
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
@@ -156,8 +203,8 @@ fn template(
             tolerations: non_empty(&worker.tolerations),
             affinity: affinity(queue, one_node),
             topology_spread_constraints: non_empty(&worker.topology_spread_constraints),
-            priority_class_name: non_empty_text(&worker.priority_class_name),
-            runtime_class_name: non_empty_text(&worker.runtime_class_name),
+            priority_class_name: pod::non_empty_text(&worker.priority_class_name),
+            runtime_class_name: pod::non_empty_text(&worker.runtime_class_name),
             image_pull_secrets: non_empty(&spec.image_pull_secrets),
             ..PodSpec::default()
         }),
@@ -173,6 +220,10 @@ fn environment(queue: &HyperConversion, attempt: Attempt, options: String) -> Ve
         pod::env(variable::ATTEMPT, attempt.to_string()),
         pod::env(variable::TERMINATION_LOG, names::TERMINATION_LOG),
     ];
+    variables.extend(pod::log(queue));
+    if queue.spec.worker.require_landlock {
+        variables.push(pod::env(variable::REQUIRE_LANDLOCK, "1"));
+    }
     if cfg!(debug_assertions) {
         // Faults that tests ask for, one queue at a time.
         for (annotation, variable) in
@@ -204,8 +255,4 @@ fn affinity(queue: &HyperConversion, one_node: bool) -> Option<Affinity> {
     let pods = affinity.pod_affinity.get_or_insert_with(PodAffinity::default);
     pods.required_during_scheduling_ignored_during_execution.get_or_insert_with(Vec::new).push(term);
     Some(affinity)
-}
-
-fn non_empty_text(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
 }

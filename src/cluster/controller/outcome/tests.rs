@@ -76,7 +76,7 @@ fn message(reason: Reason) -> String {
 }
 
 fn outcome_of_one(job: &Job, pod: &Pod) -> Outcome {
-    outcome_of(N, job, &[pod], false)
+    outcome_of(N, job, &[pod], None)
 }
 
 fn reason_of(outcome: &Outcome) -> (Option<Reason>, Option<Class>) {
@@ -93,12 +93,6 @@ fn what_ended_is_judged_by_disruption_then_message_then_exit_code_then_status() 
         (
             "disruption before the message",
             with(ended(10, "Error", &told(Reason::Corrupt)), "conditions", disrupted()),
-            Reason::Disrupted,
-            Class::NoAttempt,
-        ),
-        (
-            "disruption before success",
-            with(ended(0, "Completed", ""), "conditions", disrupted()),
             Reason::Disrupted,
             Class::NoAttempt,
         ),
@@ -166,7 +160,8 @@ fn the_worker_s_account_is_kept_whole() {
 fn a_pod_that_succeeded_wins_with_its_name_even_beside_a_disrupted_one() {
     let lost = named_pod("a-2-x", true, with(ended(143, "Error", ""), "conditions", disrupted()));
     let won = named_pod("a-2-y", false, ended(0, "Completed", ""));
-    let outcome = outcome_of(N, &job(json!([{"type": "Complete", "status": "True"}]), false), &[&lost, &won], true);
+    let outcome =
+        outcome_of(N, &job(json!([{"type": "Complete", "status": "True"}]), false), &[&lost, &won], Some("a-2-y"));
     assert_eq!(outcome, Outcome::Ended(Observation::Done { attempt: N, folder: "a-2-y".into() }));
 }
 
@@ -181,10 +176,10 @@ fn an_announced_disruption_counts_once_the_pod_is_on_its_way_out() {
 #[test]
 fn a_job_suspended_in_the_middle_is_suspended_and_one_not_yet_released_waits() {
     let suspended = job(json!([{"type": "Suspended", "status": "True"}]), true);
-    assert_eq!(outcome_of(N, &suspended, &[], false), Outcome::Waiting(None));
-    assert_eq!(reason_of(&outcome_of(N, &suspended, &[], true)).0, Some(Reason::Suspended));
+    assert_eq!(outcome_of(N, &suspended, &[], None), Outcome::Waiting(None));
+    assert_eq!(reason_of(&outcome_of(N, &suspended, &[], Some("a-2-x"))).0, Some(Reason::Suspended));
     let dying = named_pod("a-2-x", true, ended(143, "Error", ""));
-    assert_eq!(reason_of(&outcome_of(N, &suspended, &[&dying], false)).0, Some(Reason::Suspended));
+    assert_eq!(reason_of(&outcome_of(N, &suspended, &[&dying], None)).0, Some(Reason::Suspended));
 }
 
 #[test]
@@ -220,15 +215,26 @@ fn a_running_pod_names_itself_and_its_node() {
 fn a_job_that_failed_without_a_pod_failed_in_its_own_words() {
     let conditions =
         json!([{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it did"}]);
-    let outcome = outcome_of(N, &job(conditions, false), &[], true);
+    let outcome = outcome_of(N, &job(conditions, false), &[], Some("a-2-x"));
     let failure = Failure::new(Reason::Killed, "BackoffLimitExceeded: it did");
     assert_eq!(outcome, Outcome::Ended(Observation::Failed { attempt: N, failure }));
 }
 
 #[test]
-fn a_job_that_is_complete_while_its_pod_is_gone_is_lost() {
+fn a_job_that_is_complete_while_its_pod_is_gone_is_done_by_the_folder_of_the_pod_that_ran() {
     let complete = job(json!([{"type": "Complete", "status": "True"}]), false);
-    assert_eq!(reason_of(&outcome_of(N, &complete, &[], true)).0, Some(Reason::JobLost));
+    let done = Outcome::Ended(Observation::Done { attempt: N, folder: "a-2-x".into() });
+    assert_eq!(outcome_of(N, &complete, &[], Some("a-2-x")), done);
+    assert_eq!(reason_of(&outcome_of(N, &complete, &[], None)).0, Some(Reason::JobLost), "no pod was ever seen");
+}
+
+#[test]
+fn a_worker_that_finished_before_its_pod_was_disrupted_has_finished() {
+    let status = with(ended(0, "Completed", ""), "conditions", disrupted());
+    let done = Outcome::Ended(Observation::Done { attempt: N, folder: "a-2-x".into() });
+    assert_eq!(outcome_of_one(&running_job(), &named_pod("a-2-x", true, status.clone())), done);
+    let suspended = job(json!([{"type": "Suspended", "status": "True"}]), true);
+    assert_eq!(outcome_of_one(&suspended, &pod(status)), done);
 }
 
 #[test]

@@ -72,17 +72,21 @@ fn a_queue_is_ready_when_its_watcher_runs_and_its_volumes_are_in_order() {
         }))
         .unwrap()
     };
+    let seen = |storage: Condition, generation: i64| Condition { observed_generation: Some(generation), ..storage };
     for (available, storage, expected) in [
         (&running, None, ("Unknown", "StorageUnchecked")),
         (&running, Some(storage("False", "NoSpace")), ("False", "NoSpace")),
         (&running, Some(storage("True", "Probed")), ("True", "Watching")),
+        (&running, Some(seen(storage("True", "Probed"), 2)), ("True", "Watching")),
+        (&running, Some(seen(storage("True", "Probed"), 1)), ("Unknown", "SpecificationUnseen")),
+        (&running, Some(seen(storage("False", "Locked"), 1)), ("False", "Locked")),
         (
             &ConditionState::new("False", "WorkerImage", "no such image"),
             Some(storage("True", "Probed")),
             ("False", "WatcherUnavailable"),
         ),
     ] {
-        let said = ready(available, storage.as_ref());
+        let said = ready(available, storage.as_ref(), Some(2));
         assert_eq!((said.status, said.reason.as_str()), expected);
     }
 }
@@ -91,7 +95,7 @@ fn a_queue_is_ready_when_its_watcher_runs_and_its_volumes_are_in_order() {
 fn a_watcher_that_does_not_run_is_told_of_in_its_pod_s_words_with_the_remedy() {
     let set = |ready: i32| -> StatefulSet {
         let metadata = json!({"name": "q-watcher", "generation": 1});
-        let status = json!({"observedGeneration": 1, "readyReplicas": ready});
+        let status = json!({"observedGeneration": 1, "readyReplicas": ready, "updatedReplicas": 1});
         serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap()
     };
     let pod = |state: Value| -> Pod {
@@ -121,7 +125,7 @@ fn a_watcher_that_does_not_run_is_told_of_in_its_pod_s_words_with_the_remedy() {
         (set(0), Some(serde_json::from_value(json!({"metadata": {"name": "q-watcher-0"}})).unwrap()), None),
         (set(0), None, None),
     ] {
-        let said = available(&set, pod.as_ref());
+        let said = available(&set, pod.as_ref(), Timestamp::UNIX_EPOCH);
         let said = said.as_ref().map(|said| (said.status, said.reason.as_str(), said.message.as_str()));
         assert_eq!(said, told, "{pod:?}");
     }
@@ -136,4 +140,73 @@ fn a_patch_of_the_controller_applies_its_own_fields_of_a_queue_and_all_of_them()
     }
     let patch = patch(&queue("q", 1, &path("c", ""), &path("d", "")), &status);
     assert_whole(&patch["status"], &OF_QUEUE, ConditionType::OF_QUEUE, Writer::Controller);
+}
+
+#[test]
+fn a_ready_pod_of_an_earlier_specification_is_not_the_watcher_that_is_wanted() {
+    for (updated, expected) in [(0, None), (1, Some("Running"))] {
+        let status = json!({"observedGeneration": 2, "readyReplicas": 1, "updatedReplicas": updated});
+        let set = serde_json::from_value(json!({"metadata": {"generation": 2}, "status": status})).unwrap();
+        let said = available(&set, None, Timestamp::UNIX_EPOCH);
+        assert_eq!(said.as_ref().map(|said| said.reason.as_str()), expected);
+    }
+}
+
+/// A watcher's pod whose containers run and which has not been ready since nine o'clock.
+fn unready(deleted: &Value) -> Pod {
+    let runs = |name: &str| json!({"name": name, "state": {"running": {}}});
+    serde_json::from_value(json!({
+        "metadata": {"name": "q-watcher-0", "deletionTimestamp": deleted},
+        "spec": {"nodeName": "node1"},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-17T09:00:00Z"}],
+            "initContainerStatuses": [runs("sidecar")], "containerStatuses": [runs("watcher")],
+        },
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_watcher_that_runs_and_is_not_ready_for_long_is_silent_in_the_words_of_its_probe() {
+    let set = serde_json::from_value(json!({"metadata": {}, "status": {}})).unwrap();
+    let at = |time: &str| time.parse::<Timestamp>().unwrap();
+    let starting = available(&set, Some(&unready(&Value::Null)), at("2026-01-17T09:00:29Z")).unwrap();
+    assert_eq!(starting.reason, "Starting");
+    assert_eq!(available(&set, Some(&unready(&Value::Null)), at("2026-01-17T09:00:30Z")), None, "its events decide");
+    let since = at("2026-01-17T09:00:00Z");
+    let told = Silence { reason: SilenceReason::NoApiAccess, message: "no way there".to_owned() };
+    let said = silent(Some(told), since);
+    assert_eq!((said.status, said.reason.as_str()), ("False", "NoApiAccess"));
+    assert_eq!(said.message, "the watcher has not been ready since 2026-01-17T09:00:00Z: no way there");
+    assert_eq!(silent(None, since).reason, "Silent");
+}
+
+#[test]
+fn a_pod_that_should_have_gone_a_minute_ago_was_lost_with_its_node() {
+    let set = serde_json::from_value(json!({"metadata": {}, "status": {}})).unwrap();
+    let pod = unready(&json!("2026-01-17T09:10:00Z"));
+    let at = |time: &str| available(&set, Some(&pod), time.parse().unwrap());
+    assert_ne!(at("2026-01-17T09:10:59Z").map(|said| said.reason), Some("NodeLost".to_owned()));
+    let said = at("2026-01-17T09:11:00Z").unwrap();
+    assert_eq!(said.reason, "NodeLost");
+    assert!(said.message.contains("kubectl delete node node1"), "{}", said.message);
+}
+
+#[test]
+fn an_api_server_that_is_busy_says_nothing_of_the_queue() {
+    let api = |code: u16| {
+        let status = kube::core::Status { code, ..kube::core::Status::default() };
+        Error::api("apply an object")(kube::Error::Api(Box::new(status)))
+    };
+    for (error, passes) in [
+        (api(500), true),
+        (api(503), true),
+        (api(429), true),
+        (api(403), false),
+        (api(422), false),
+        (Error::TimedOut, true),
+        (Error::ObjectTaken { kind: "Role".to_owned(), name: "q-watcher".to_owned() }, false),
+    ] {
+        assert_eq!(error.refusal().passes, passes, "{error}");
+    }
 }

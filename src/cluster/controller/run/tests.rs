@@ -27,6 +27,7 @@ fn options() -> Options {
         listen: "127.0.0.1:0".parse().unwrap(),
         namespaces: Vec::new(),
         lease_namespace: "n".to_owned(),
+        lease: "l".to_owned(),
         identity: "a".to_owned(),
     }
 }
@@ -75,6 +76,8 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
         backoff: Backoff::default(),
         writes: Writes::default(),
         modes: Recent::default(),
+        proved: Proved::default(),
+        warm: watch::channel(HashSet::from([None])).1,
         metrics,
     })
 }

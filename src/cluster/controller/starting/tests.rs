@@ -142,3 +142,40 @@ fn containers_of_others_in_the_pod_neither_hide_ours_nor_stand_for_them() {
     let theirs = injected(watcher(running(), running()), done(), ended_before(7, "Error", "off"));
     assert!(crashing(&theirs).unwrap().starts_with("container a-proxy ended with exit code 7"));
 }
+
+#[test]
+fn what_a_probe_said_is_read_from_its_event_alone() {
+    let note = r#"Readiness probe failed: {"reason":"NoApiAccess","message":"no way"}
+"#;
+    let told = from_probe("Unhealthy", note).unwrap();
+    assert_eq!((told.reason.as_str(), told.message.as_str()), ("NoApiAccess", "no way"));
+    assert_eq!(from_probe("Killing", note), None);
+    assert_eq!(from_probe("Unhealthy", "Readiness probe failed: command timed out"), None);
+}
+
+#[test]
+fn an_object_is_early_for_five_seconds_and_never_where_our_clock_lags_and_is_looked_at_ever_less_often() {
+    let at = |time: &str| time.parse::<Timestamp>().unwrap();
+    let made = ObjectMeta {
+        creation_timestamp: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at("2026-01-17T09:00:00Z"))),
+        ..ObjectMeta::default()
+    };
+    for (now, wait, poll) in [
+        ("2026-01-17T09:00:02Z", Some(3), 5),
+        ("2026-01-17T09:00:05Z", None, 5),
+        ("2026-01-17T09:01:20Z", None, 20),
+        ("2026-01-17T10:00:00Z", None, 60),
+        ("2026-01-17T08:50:00Z", None, 5),
+    ] {
+        let found = (early(&made, at(now)).map(|wait| wait.as_secs()), next_poll(&made, at(now)).as_secs());
+        assert_eq!(found, (wait, poll), "{now}");
+    }
+}
+
+#[test]
+fn a_directory_that_the_kubelet_can_t_prepare_has_a_remedy_of_its_own() {
+    let text = r#"failed to prepare subPath for volumeMount "queue" of container "watcher""#;
+    let failure = waiting(&watcher(running(), waiting_for("CreateContainerConfigError", text))).unwrap();
+    assert_eq!(failure.reason, Reason::WorkerConfig);
+    assert!(failure.advice().contains("root_squash"), "{}", failure.advice());
+}
