@@ -4,6 +4,7 @@
 mod arrival;
 mod ending;
 mod files;
+mod folders;
 mod groups;
 mod members;
 mod reload;

@@ -18,6 +18,12 @@ enum Case {
     Alone,
     /// A descriptor and its extent.
     Group,
+    /// A folder with a descriptor and its extent.
+    Folder,
+    /// The same, whose first attempt fails and is tried again.
+    FolderRetried,
+    /// The same, whose first attempt finds that the source changed.
+    FolderReturned,
     /// A descriptor whose extent was converted alone before.
     TakenBack,
     /// Nothing that can be converted.
@@ -43,19 +49,21 @@ impl Case {
         let publication = [Step::PublicationNoted, Step::Published];
         let end = [Step::EndNoted, Step::Disposed, Step::Reported, Step::Tidied];
         match self {
-            Self::Alone | Self::Group => [&claim[..], &publication, &end].concat(),
+            Self::Alone | Self::Group | Self::Folder => [&claim[..], &publication, &end].concat(),
             Self::TakenBack => [&claim[..], &publication, &end, &[Step::Superseded]].concat(),
             Self::Broken => end.to_vec(),
-            Self::Retried => vec![Step::ParkNoted, Step::Parked, Step::TakenBack],
-            Self::Returned => vec![Step::ReturnNoted, Step::Returned, Step::Reported, Step::Tidied],
+            Self::Retried | Self::FolderRetried => vec![Step::ParkNoted, Step::Parked, Step::TakenBack],
+            Self::Returned | Self::FolderReturned => {
+                vec![Step::ReturnNoted, Step::Returned, Step::Reported, Step::Tidied]
+            }
         }
     }
 
     fn fault(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Retried => Some(("HYPER2KVM_TEST_FAIL", "SourceIO:1")),
-            Self::Returned => Some(("HYPER2KVM_TEST_FAIL", "SourceChanged")),
-            Self::Alone | Self::Group | Self::TakenBack | Self::Broken => None,
+            Self::Retried | Self::FolderRetried => Some(("HYPER2KVM_TEST_FAIL", "SourceIO:1")),
+            Self::Returned | Self::FolderReturned => Some(("HYPER2KVM_TEST_FAIL", "SourceChanged")),
+            Self::Alone | Self::Group | Self::Folder | Self::TakenBack | Self::Broken => None,
         }
     }
 
@@ -69,6 +77,14 @@ impl Case {
                 site.drop_file("vm-flat.vmdk", &disk(1));
                 site.drop_file("vm.vmdk", super::kill::flat_descriptor("vm-flat.vmdk", 128).as_bytes());
                 vec!["vm-flat.vmdk", "vm.vmdk"]
+            }
+            Self::Folder | Self::FolderRetried | Self::FolderReturned => {
+                let aside = site.dir.path().join("folder");
+                fs::create_dir(&aside).unwrap();
+                fs::write(aside.join("any-flat.vmdk"), disk(1)).unwrap();
+                fs::write(aside.join("any.vmdk"), super::kill::flat_descriptor("any-flat.vmdk", 128)).unwrap();
+                fs::rename(aside, site.queue().join("vm")).unwrap();
+                vec!["any-flat.vmdk", "any.vmdk"]
             }
             Self::TakenBack => {
                 site.drop_file("part.raw", &disk(1));
@@ -113,7 +129,7 @@ fn survives(case: Case, step: Step) {
     let here = format!("{case:?} {step:?}: {stats}\n{}", daemon.log());
     let is_broken = case == Case::Broken;
     let is_taken_back = case == Case::TakenBack;
-    let retries = u64::from(case == Case::Retried);
+    let retries = u64::from(matches!(case, Case::Retried | Case::FolderRetried));
     assert_eq!(
         counted,
         [u64::from(!is_broken) + u64::from(is_taken_back), u64::from(is_broken), retries, 0]
@@ -157,8 +173,12 @@ fn end(daemon: &mut Daemon<'_>) {
 #[test]
 fn a_daemon_that_dies_between_any_two_steps_is_followed_by_one_that_finishes() {
     let cases = [Case::Alone, Case::Group, Case::TakenBack, Case::Broken, Case::Retried, Case::Returned];
-    let all: Vec<(Case, Step)> =
-        cases.into_iter().flat_map(|case| case.steps().into_iter().map(move |step| (case, step))).collect();
+    let folders = [Case::Folder, Case::FolderRetried, Case::FolderReturned];
+    let all: Vec<(Case, Step)> = cases
+        .into_iter()
+        .chain(folders)
+        .flat_map(|case| case.steps().into_iter().map(move |step| (case, step)))
+        .collect();
     let tried: BTreeSet<String> = all.iter().map(|(_, step)| format!("{step:?}")).collect();
     assert_eq!(tried.len(), Step::ALL.len(), "a step is not tried");
     // Each spends most of its time waiting for files to settle.
