@@ -469,21 +469,20 @@ fn record(dir: &Path, disk: &mut Disk) {
     disk.names.insert(at, names);
 }
 
-/// The path of each file.
+/// The path of each file and directory.
 fn find(dir: &Path, found: &mut BTreeMap<u64, PathBuf>) {
     for entry in fs::read_dir(dir).expect("a directory of ours").map(|entry| entry.expect("a directory of ours")) {
         let kind = entry.file_type().expect("nobody else is here");
         if kind.is_dir() {
             find(&entry.path(), found);
-        } else {
-            found.insert(fs::symlink_metadata(entry.path()).expect("nobody else is here").ino(), entry.path());
         }
+        found.insert(fs::symlink_metadata(entry.path()).expect("nobody else is here").ino(), entry.path());
     }
 }
 
-fn rebuild(disk: &Disk, inode: u64, at: &Path, found: &BTreeMap<u64, PathBuf>, random: &mut Random) {
+fn rebuild(disk: &Disk, directory: u64, at: &Path, found: &BTreeMap<u64, PathBuf>, random: &mut Random) {
     fs::create_dir(at).expect("the directory is ours");
-    for (name, inode) in disk.names.get(&inode).into_iter().flatten() {
+    for (name, inode) in disk.names.get(&directory).into_iter().flatten() {
         let path = at.join(name);
         if disk.names.contains_key(inode) {
             rebuild(disk, *inode, &path, found, random);
@@ -504,6 +503,11 @@ fn rebuild(disk: &Disk, inode: u64, at: &Path, found: &BTreeMap<u64, PathBuf>, r
         } else {
             fs::write(&path, kept.cloned().unwrap_or_default()).expect("the directory is ours");
         }
+    }
+    // A directory gets another inode, as after a restore. It is still known by its time.
+    if let Some(before) = found.get(&directory) {
+        let modified = fs::metadata(before).and_then(|found| found.modified()).expect("a directory of ours");
+        fs::File::open(at).and_then(|dir| dir.set_modified(modified)).expect("a directory of ours");
     }
 }
 

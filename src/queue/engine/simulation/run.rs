@@ -377,6 +377,7 @@ impl<'a> Play<'a> {
             act,
             Act::Drop
                 | Act::DropGroup
+                | Act::DropFolder
                 | Act::DropAgain
                 | Act::DropLate
                 | Act::Rename
@@ -385,6 +386,7 @@ impl<'a> Play<'a> {
                 | Act::Deny
                 | Act::Remove
                 | Act::Retry
+                | Act::RetryFolder
                 | Act::Correct
                 | Act::WriteOn
                 | Act::Ask
@@ -397,6 +399,7 @@ impl<'a> Play<'a> {
             Act::Back => self.mount(),
             Act::Drop => self.site.drop_file(),
             Act::DropGroup => self.site.drop_group(),
+            Act::DropFolder => self.site.drop_folder(),
             Act::DropAgain => self.site.drop_again(),
             Act::DropLate => self.site.drop_late(),
             Act::Rename => self.site.rename(),
@@ -406,6 +409,7 @@ impl<'a> Play<'a> {
             Act::Allow => self.volume.release(),
             Act::Remove => self.site.remove(),
             Act::Retry => self.site.retry(),
+            Act::RetryFolder => self.site.retry_folder(),
             Act::Correct => self.site.correct(),
             Act::WriteOn => self.site.write_on(),
             Act::Command(run_state) => self.command(run_state, remote),

@@ -17,6 +17,8 @@ pub(super) enum Act {
     Drop,
     /// A descriptor and its extent are dropped, in either order.
     DropGroup,
+    /// A folder is dropped: whole, or without a file that comes with the next one.
+    DropFolder,
     /// A file is dropped under a name that was used before.
     DropAgain,
     /// A descriptor is dropped that names a file that was dropped before.
@@ -29,8 +31,9 @@ pub(super) enum Act {
     Deny,
     Allow,
     Remove,
-    /// Somebody moves a file from `.errors/` back into the queue.
+    /// Somebody moves a file, or a folder, from `.errors/` back into the queue.
     Retry,
+    RetryFolder,
     /// Somebody changes a file in `.errors/`.
     Correct,
     /// Somebody writes to a file that was opened before it was claimed.
@@ -118,7 +121,11 @@ impl Script {
 }
 
 fn drop_of(random: &mut Random) -> Act {
-    if random.once_in(3) { Act::DropGroup } else { Act::Drop }
+    match random.below(4) {
+        0 => Act::DropGroup,
+        1 => Act::DropFolder,
+        _ => Act::Drop,
+    }
 }
 
 fn act(random: &mut Random, is_cluster: bool) -> Act {
@@ -126,7 +133,7 @@ fn act(random: &mut Random, is_cluster: bool) -> Act {
         0..=2 => drop_of(random),
         3 => Act::DropAgain,
         4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Deny, Act::Remove]),
-        5 => random.pick(&[Act::Retry, Act::Correct, Act::WriteOn]),
+        5 => random.pick(&[Act::Retry, Act::RetryFolder, Act::Correct, Act::WriteOn]),
         6 | 7 => {
             Act::Command(random.pick(&[RunState::Running, RunState::Paused, RunState::Draining, RunState::Stopped]))
         }

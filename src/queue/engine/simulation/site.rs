@@ -50,6 +50,8 @@ pub(super) struct Site {
     /// Whether the next drop belongs to the group of the last one.
     is_in_group: bool,
     names: Vec<String>,
+    /// A file that a dropped folder still misses: its path, and its group.
+    missing: Option<(String, u64)>,
     /// Names that a later descriptor named, with the name of that descriptor.
     named_late: BTreeMap<String, String>,
 }
@@ -68,6 +70,7 @@ impl Site {
             groups: 0,
             is_in_group: false,
             names: Vec::new(),
+            missing: None,
             named_late: BTreeMap::new(),
         }
     }
@@ -111,6 +114,61 @@ impl Site {
         self.groups += 1;
     }
 
+    /// Drops a folder with a descriptor and its extent, or brings the extent that the last one misses. Where that was
+    /// taken meanwhile, it lies in a folder of its own.
+    pub(super) fn drop_folder(&mut self) {
+        if let Some((path, group)) = self.missing.take() {
+            let folder = self.paths.queue().join(path.split('/').next().expect("a path"));
+            if !folder.exists() {
+                self.make_folder(&folder);
+            }
+            let last = std::mem::replace(&mut self.groups, group);
+            self.is_in_group = true;
+            self.put(&path, "", true);
+            self.is_in_group = false;
+            self.groups = last;
+            return;
+        }
+        let folder = format!("folder{}", self.dropped);
+        self.make_folder(&self.paths.queue().join(&folder));
+        let extent = format!("{folder}/any-flat.vmdk");
+        self.is_in_group = true;
+        self.put(&format!("{folder}/any.vmdk"), &descriptor("any-flat.vmdk"), false);
+        if self.random.once_in(3) {
+            self.missing = Some((extent, self.groups));
+        } else {
+            self.put(&extent, "", true);
+        }
+        self.is_in_group = false;
+        self.groups += 1;
+    }
+
+    fn make_folder(&self, path: &Path) {
+        self.volume.other(|| {
+            volume::create_dir(path, 0o755).expect("a free name");
+            volume::sync_dir(self.paths.queue()).expect("a directory of ours");
+        });
+    }
+
+    /// Moves a folder from `.errors/` back into the queue.
+    pub(super) fn retry_folder(&mut self) {
+        let errors = self.paths.errors();
+        let folders =
+            names(&errors).into_iter().filter(|name| name.starts_with("folder") && errors.join(name).is_dir());
+        let folders: Vec<String> = folders.collect();
+        let Some(index) = (!folders.is_empty()).then(|| self.random.below(folders.len() as u64)) else { return };
+        let name = &folders[usize::try_from(index).expect("an index")];
+        let (from, to) = (errors.join(name), self.paths.queue().join(name));
+        if to.exists() {
+            return;
+        }
+        self.volume.note(format!("taken from .errors: {name}"));
+        let marks: Vec<String> =
+            files(&from, true).iter().filter_map(|path| mark(&fs::read(path).expect("a file of ours"))).collect();
+        self.move_by_hand(&from, &to);
+        marks.iter().for_each(|mark| self.touch(mark));
+    }
+
     /// Drops a descriptor that names a file that was dropped before, wherever that file is now.
     pub(super) fn drop_late(&mut self) {
         let free = |name: &&String| !name.contains(".vmdk") && !self.named_late.contains_key(*name);
@@ -140,7 +198,7 @@ impl Site {
             volume::write(&file, &path, &content).expect("a directory of ours");
             file.set_modified(modified).expect("a file of ours");
             volume::sync_file(&file, &path).expect("a file of ours");
-            volume::sync_dir(self.paths.queue()).expect("a directory of ours");
+            volume::sync_dir(path.parent().expect("a file")).expect("a directory of ours");
             file
         });
         self.volume.touched(open.metadata().expect("an open file").ino());
@@ -154,7 +212,10 @@ impl Site {
             group: self.groups,
         };
         self.sources.insert(mark, source);
-        self.names.push(name.to_owned());
+        // People drop folders under new names only.
+        if !name.contains('/') {
+            self.names.push(name.to_owned());
+        }
         self.groups += u64::from(!self.is_in_group);
     }
 
