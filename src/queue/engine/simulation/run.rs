@@ -154,8 +154,8 @@ impl<'a> Play<'a> {
                     self.volume.note(format!("the power was cut: {keeps:?}"));
                 }
                 if !self.site.is_away() {
-                    self.site.check_places(false)?;
-                    self.site.check_published(false)?;
+                    let published = self.site.check_published(false)?;
+                    self.site.check_places(&published, &self.script.retention, false)?;
                 }
             } else {
                 self.world.borrow_mut().engine_died();
@@ -229,7 +229,9 @@ impl<'a> Play<'a> {
         let executor = Worker::new(Rc::clone(&self.world), writer.clone());
         let outbox = Outbox::kept(NotificationConfig { on_success: true, ..NotificationConfig::default() });
         let (_events, names) = mpsc::channel(1);
-        let hints = Hints { names, writers: Writers::default(), events: Events::default() };
+        let writers = Writers::default();
+        self.site.watched_by(writers.clone());
+        let hints = Hints { names, writers, events: Events::default() };
         let started = self.time.now();
         self.volume.note("starts".to_owned());
         let starting = Engine::start(self.settings(guard), executor, writer.clone(), outbox, hints, started);
@@ -327,6 +329,7 @@ impl<'a> Play<'a> {
     /// Ends all faults.
     fn calm(&mut self) {
         self.mount();
+        self.site.finish_all();
         self.volume.fail(None);
         self.volume.release();
         self.volume.die_in(None);
@@ -389,6 +392,10 @@ impl<'a> Play<'a> {
                 | Act::RetryFolder
                 | Act::Correct
                 | Act::WriteOn
+                | Act::Upload(_)
+                | Act::Continue
+                | Act::Restart
+                | Act::Finish
                 | Act::Ask
         );
         if is_of_files && self.site.is_away() {
@@ -412,6 +419,10 @@ impl<'a> Play<'a> {
             Act::RetryFolder => self.site.retry_folder(),
             Act::Correct => self.site.correct(),
             Act::WriteOn => self.site.write_on(),
+            Act::Upload(growth) => self.site.upload(growth),
+            Act::Continue => self.site.write_piece(),
+            Act::Restart => self.site.write_anew(),
+            Act::Finish => self.site.finish(),
             Act::Command(run_state) => self.command(run_state, remote),
             Act::Delete => {
                 let mut world = self.world.borrow_mut();

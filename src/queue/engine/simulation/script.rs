@@ -38,6 +38,13 @@ pub(super) enum Act {
     Correct,
     /// Somebody writes to a file that was opened before it was claimed.
     WriteOn,
+    /// Somebody begins to write a file piece by piece, in a file that grows or has its whole length from the start.
+    Upload(Growth),
+    /// The next piece of such a file is written, or it is truncated and begun anew, or its rest is written and it is
+    /// closed.
+    Continue,
+    Restart,
+    Finish,
     Command(RunState),
     /// Somebody deletes a conversion (in a cluster).
     Delete,
@@ -56,6 +63,13 @@ pub(super) enum Act {
     /// The process dies with the machine.
     Cut(Keeps),
     CutIn(u64, Keeps),
+}
+
+/// How an upload begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Growth {
+    Grows,
+    Preallocated,
 }
 
 /// A queue, and what happens to it.
@@ -99,7 +113,19 @@ impl Script {
                 Act::Fault(Some(_)) => Act::Fault(None),
                 Act::Full(true) => Act::Full(false),
                 Act::Away(_) => Act::Back,
-                Act::Deny => Act::Allow,
+                Act::Deny => {
+                    if random.once_in(2) {
+                        flap(random, &mut acts);
+                    }
+                    Act::Allow
+                }
+                Act::Upload(_) => {
+                    for _ in 0..random.below(4) {
+                        let further = random.pick(&[Act::Continue, Act::Continue, Act::Restart]);
+                        acts.push((at(random), further));
+                    }
+                    Act::Finish
+                }
                 _ => continue,
             };
             acts.push((at(random), end));
@@ -114,10 +140,23 @@ impl Script {
             deduplicate_by_md5: random.once_in(2),
             emit_domain_xml: random.once_in(3),
             policy,
-            retention: Retention::default(),
+            retention: retention(random),
             acts,
         }
     }
+}
+
+/// Rights that come and go every other second.
+fn flap(random: &mut Random, acts: &mut Vec<(Duration, Act)>) {
+    let begin = random.below(SPAN_MS);
+    for n in 0..6 {
+        acts.push((Duration::from_millis(begin + 2000 * n), if n % 2 == 0 { Act::Deny } else { Act::Allow }));
+    }
+}
+
+fn retention(random: &mut Random) -> Retention {
+    let mut days = || random.once_in(3).then(|| u32::try_from(1 + random.below(4)).expect("a small number"));
+    Retention { processed_days: days(), errors_days: days(), outputs_days: days() }
 }
 
 fn drop_of(random: &mut Random) -> Act {
@@ -129,7 +168,7 @@ fn drop_of(random: &mut Random) -> Act {
 }
 
 fn act(random: &mut Random, is_cluster: bool) -> Act {
-    match random.below(23) {
+    match random.below(26) {
         0..=2 => drop_of(random),
         3 => Act::DropAgain,
         4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Deny, Act::Remove]),
@@ -144,6 +183,7 @@ fn act(random: &mut Random, is_cluster: bool) -> Act {
         12..=15 => Act::DieIn(1 + random.below(60)),
         16 => Act::Cut(random.pick(&[Keeps::Prefix, Keeps::Any])),
         20 | 21 => Act::DropLate,
+        23..=25 => Act::Upload(random.pick(&[Growth::Grows, Growth::Preallocated])),
         22 => Act::Away(random.pick(&[Role::Queue, Role::Output])),
         _ => Act::CutIn(1 + random.below(60), random.pick(&[Keeps::Prefix, Keeps::Any])),
     }

@@ -5,20 +5,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use crate::conversion::Metadata;
+use crate::conversion::retention::Retention;
 use crate::conversion::status::End;
 use crate::files::volume::simulated::{Random, Volume};
 use crate::files::{Paths, volume};
 use crate::ledger::Ledger;
 use crate::queue::identity::Role;
+use crate::queue::writers::{Sign, Writers};
 
 use super::Simulated;
 use super::executor::{World, converted};
+use super::script::Growth;
 
 /// A source that was dropped, known by the first line of its content, whatever it is called.
 #[derive(Debug)]
@@ -35,6 +38,23 @@ struct Source {
     is_extent: bool,
     /// Files that were dropped together.
     group: u64,
+    /// How it was written, where that took several steps.
+    upload: Option<Upload>,
+}
+
+/// A file that is written piece by piece.
+#[derive(Debug)]
+struct Upload {
+    /// Its writer's handle; absent once the writer has closed it, or died.
+    file: Option<File>,
+    /// What the writer means to write.
+    whole: Vec<u8>,
+    /// How much of that it has written.
+    written: usize,
+    /// Whether the engine has seen all that the writer did: then it can know better than to take a half.
+    is_seen: bool,
+    /// Whether the writer has closed it.
+    is_closed: bool,
 }
 
 /// See the module's documentation.
@@ -54,6 +74,8 @@ pub(super) struct Site {
     missing: Option<(String, u64)>,
     /// Names that a later descriptor named, with the name of that descriptor.
     named_late: BTreeMap<String, String>,
+    /// What the engine is told of writers.
+    writers: Writers,
 }
 
 type Check = Result<(), String>;
@@ -72,6 +94,7 @@ impl Site {
             names: Vec::new(),
             missing: None,
             named_late: BTreeMap::new(),
+            writers: Writers::default(),
         }
     }
 
@@ -210,6 +233,7 @@ impl Site {
             is_touched: false,
             is_extent,
             group: self.groups,
+            upload: None,
         };
         self.sources.insert(mark, source);
         // People drop folders under new names only.
@@ -225,6 +249,7 @@ impl Site {
             .into_iter()
             .filter_map(|path| Some((path.clone(), mark(&fs::read(path).ok()?)?)))
             .collect();
+        found.retain(|(_, mark)| self.sources.get(mark).is_some_and(|source| source.upload.is_none()));
         // A file with two names is in the middle of a move by link, and nobody takes one of its names.
         found.retain(|(path, _)| fs::symlink_metadata(path).is_ok_and(|found| found.nlink() == 1));
         found.sort();
@@ -359,6 +384,137 @@ impl Site {
         path.file_name().map(|name| name.to_string_lossy().into_owned())
     }
 
+    /// An engine begins to see what writers do. It knows nothing of those that began before.
+    pub(super) fn watched_by(&mut self, writers: Writers) {
+        self.writers = writers;
+        for upload in self.sources.values_mut().filter_map(|source| source.upload.as_mut()) {
+            upload.is_seen &= upload.is_closed;
+        }
+    }
+
+    /// Begins a file that is written piece by piece.
+    pub(super) fn upload(&mut self, growth: Growth) {
+        let (mark, name) = (format!("source {}", self.dropped), format!("up{}.raw", self.dropped));
+        self.dropped += 1;
+        let mut whole = format!("{mark}\n").into_bytes();
+        let written = whole.len();
+        whole.resize(usize::try_from(512 + 512 * (1 + self.random.below(8))).expect("a small number"), b'w');
+        let mut content = whole[..written].to_vec();
+        if growth == Growth::Preallocated {
+            content.resize(whole.len(), 0);
+        }
+        self.volume.note(format!("upload begins: {name}, {mark}, {growth:?}, {} bytes", whole.len()));
+        let path = self.paths.queue().join(&name);
+        let modified = self.modified();
+        let file = self.volume.other(|| {
+            let file = volume::create_file(&path, 0o644).expect("a free name");
+            volume::write(&file, &path, &content).expect("a directory of ours");
+            file.set_modified(modified).expect("a file of ours");
+            volume::sync_file(&file, &path).expect("a file of ours");
+            volume::sync_dir(self.paths.queue()).expect("a directory of ours");
+            file
+        });
+        self.volume.touched(file.metadata().expect("an open file").ino());
+        self.writers.observe(&name, Sign::Modified);
+        let upload = Upload { file: Some(file), whole, written, is_seen: true, is_closed: false };
+        let source = Source {
+            name,
+            contents: vec![content],
+            open: None,
+            is_removed: false,
+            // A half of it may be converted where the engine can't see the writer.
+            is_touched: true,
+            is_extent: false,
+            group: self.groups,
+            upload: Some(upload),
+        };
+        self.groups += 1;
+        self.sources.insert(mark, source);
+    }
+
+    /// Writes the next piece of an upload.
+    pub(super) fn write_piece(&mut self) {
+        let Some(mark) = self.some_upload() else { return };
+        let bytes = usize::try_from(1 + self.random.below(600)).expect("a small number");
+        self.write(&mark, |upload| {
+            upload.written = (upload.written + bytes).min(upload.whole.len());
+            false
+        });
+    }
+
+    /// Truncates an upload, and begins anew.
+    pub(super) fn write_anew(&mut self) {
+        let Some(mark) = self.some_upload() else { return };
+        let bytes = mark.len() + 1;
+        self.write(&mark, |upload| {
+            upload.written = bytes;
+            true
+        });
+    }
+
+    /// Writes the rest of an upload, and closes it.
+    pub(super) fn finish(&mut self) {
+        if let Some(mark) = self.some_upload() {
+            self.finish_one(&mark);
+        }
+    }
+
+    /// Finishes all uploads.
+    pub(super) fn finish_all(&mut self) {
+        let is_open = |source: &Source| source.upload.as_ref().is_some_and(|upload| upload.file.is_some());
+        let open: Vec<String> =
+            self.sources.iter().filter(|(_, source)| is_open(source)).map(|(mark, _)| mark.clone()).collect();
+        open.iter().for_each(|mark| self.finish_one(mark));
+    }
+
+    fn finish_one(&mut self, mark: &str) {
+        self.write(mark, |upload| {
+            upload.written = upload.whole.len();
+            false
+        });
+        let Some(source) = self.sources.get_mut(mark) else { return };
+        let Some(upload) = source.upload.as_mut().filter(|upload| upload.file.is_some()) else { return };
+        self.volume.note(format!("upload ends: {mark}"));
+        upload.file = None;
+        upload.is_closed = true;
+        self.writers.observe(&source.name, Sign::Closed);
+    }
+
+    fn some_upload(&mut self) -> Option<String> {
+        let is_open = |source: &Source| source.upload.as_ref().is_some_and(|upload| upload.file.is_some());
+        let open: Vec<&String> =
+            self.sources.iter().filter(|(_, source)| is_open(source)).map(|(mark, _)| mark).collect();
+        let index = |bound: usize, random: &mut Random| usize::try_from(random.below(bound as u64)).expect("an index");
+        (!open.is_empty()).then(|| open[index(open.len(), &mut self.random)].clone())
+    }
+
+    /// Writes as far as `advance` says, which returns whether the file is truncated to that. The file may lie anywhere
+    /// meanwhile.
+    fn write(&mut self, mark: &str, advance: impl FnOnce(&mut Upload) -> bool) {
+        let modified = self.modified() + Duration::from_nanos(self.volume.trace().len() as u64);
+        let Some(source) = self.sources.get_mut(mark) else { return };
+        let Some(upload) = &mut source.upload else { return };
+        let is_truncated = advance(upload);
+        let Some(file) = &upload.file else { return };
+        let inode = file.metadata().expect("an open file").ino();
+        self.volume.note(format!("upload goes on: {mark}, {} bytes", upload.written));
+        if is_truncated {
+            file.set_len(upload.written as u64).expect("a file of ours");
+        }
+        file.write_all_at(&upload.whole[..upload.written], 0).expect("a file of ours");
+        file.set_modified(modified).expect("a file of ours");
+        self.volume.touched(inode);
+        let is_it = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.ino() == inode);
+        if let Some(path) = files(self.paths.queue(), true).into_iter().find(is_it) {
+            self.volume.other(|| volume::sync_file(file, &path)).expect("a file of ours");
+            source.contents.push(fs::read(&path).expect("a file of ours"));
+        } else {
+            // It was removed by its age, and its writer writes to nothing.
+            upload.file = None;
+        }
+        self.writers.observe(&source.name, Sign::Modified);
+    }
+
     fn touch(&mut self, mark: &str) {
         let Some(touched) = self.sources.get(mark) else { return };
         let (group, name) = (touched.group, touched.name.clone());
@@ -373,6 +529,9 @@ impl Site {
     pub(super) fn power_was_cut(&mut self) {
         for source in self.sources.values_mut() {
             source.open = None;
+            if let Some(upload) = &mut source.upload {
+                upload.file = None;
+            }
         }
     }
 
@@ -428,7 +587,7 @@ impl Site {
 
     /// Checks that every source lies in one place below the queue, under one name or, where a move was cut short, under
     /// two.
-    pub(super) fn check_places(&self, is_end: bool) -> Check {
+    pub(super) fn check_places(&self, published: &[Published], retention: &Retention, is_end: bool) -> Check {
         let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
         let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for path in files(self.paths.queue(), true) {
@@ -446,8 +605,12 @@ impl Site {
         for (mark, source) in &self.sources {
             let places = names.get(mark).map_or(&[][..], Vec::as_slice);
             let inodes = found.get(mark).map_or(0, BTreeSet::len);
+            let is_published = published.iter().any(|one| one.marks.contains(mark));
+            let may_be_gone = retention.errors_days.is_some()
+                || retention.processed_days.is_some() && (is_published || retention.outputs_days.is_some());
             let is_right = match (source.is_removed, is_end) {
                 (true, _) => places.is_empty(),
+                (false, _) if places.is_empty() => may_be_gone,
                 (false, true) => places.len() == 1,
                 (false, false) => inodes == 1 && places.len() <= 2,
             };
@@ -490,8 +653,10 @@ impl Site {
         let mut rest = bytes.as_slice().strip_prefix(b"converted\n").ok_or("its disk has no beginning")?;
         for mark in &marks {
             let source = self.sources.get(mark).ok_or_else(|| format!("made of {mark}"))?;
-            let content = source.contents.iter().rev().find_map(|content| rest.strip_prefix(content.as_slice()));
-            rest = content.ok_or_else(|| format!("not what {mark} was"))?;
+            let content = source.contents.iter().rev().find(|content| rest.starts_with(content));
+            let content = content.ok_or_else(|| format!("not what {mark} was"))?;
+            source.check_upload(content, is_end && metadata.source_changed_at.is_none())?;
+            rest = &rest[content.len()..];
         }
         if !rest.is_empty() || marks.is_empty() || bytes == converted([]) {
             return Err("its disk is not what was dropped".to_owned());
@@ -507,8 +672,14 @@ impl Site {
 
     /// Checks, once everything has come to rest, that all is in its place and counted.
     pub(super) fn check_end(&self, world: &World, ledger: &mut Ledger, script: &super::script::Script) -> Check {
-        self.check_places(true)?;
+        let retention = &script.retention;
         let published = self.check_published(true)?;
+        self.check_places(&published, retention, true)?;
+        for trash in [self.paths.processing().join(".trash"), self.paths.work().join(".trash")] {
+            if !names(&trash).is_empty() {
+                return Err(format!("{:?} is left in {}", names(&trash), trash.display()));
+            }
+        }
         for below in [self.paths.processing(), self.paths.work()] {
             let left: Vec<String> = names(&below).into_iter().filter(|name| !name.starts_with('.')).collect();
             if !left.is_empty() {
@@ -540,11 +711,17 @@ impl Site {
         }
         check_announced(ledger, happened[0], happened[1])?;
         let superseded = published.iter().filter(|one| one.is_superseded).count() as u64;
-        if superseded != totals.superseded {
+        if superseded > totals.superseded || superseded < totals.superseded && retention.outputs_days.is_none() {
             return Err(format!("{superseded} are superseded, {} are counted so", totals.superseded));
         }
-        if published.len() as u64 != happened[0] {
-            return Err(format!("{} published, {} succeeded", published.len(), happened[0]));
+        if published.len() as u64 + totals.removed.outputs != happened[0] {
+            let removed = totals.removed.outputs;
+            return Err(format!("{} published, {removed} removed, {} succeeded", published.len(), happened[0]));
+        }
+        let limits = [retention.processed_days, retention.errors_days, retention.outputs_days];
+        let removed = [totals.removed.processed, totals.removed.errors, totals.removed.outputs];
+        if limits.iter().zip(removed).any(|(limit, removed)| limit.is_none() && removed > 0) {
+            return Err(format!("removed {removed:?} by {limits:?}"));
         }
         Ok(())
     }
@@ -563,8 +740,9 @@ impl Site {
             if valid_times(&mark) > 1 && !source.is_touched {
                 return Err(format!("{mark} was published {} times", valid_times(&mark)));
             }
+            let has_lost_outputs = script.retention.outputs_days.is_some();
             let has_duplicates = world.ended.values().any(|(end, _)| *end == End::Duplicate);
-            if is_archived && times(&mark) == 0 && !has_duplicates {
+            if is_archived && times(&mark) == 0 && !has_duplicates && !has_lost_outputs {
                 return Err(format!("{mark} is archived and was not published"));
             }
             // A source that a later descriptor names may have been published by itself, without that descriptor.
@@ -576,7 +754,8 @@ impl Site {
             if !is_archived && !is_failed && !stays {
                 return Err(format!("{mark} is forgotten in {}", shown.display()));
             }
-            if !is_archived && !is_failed && !source.is_extent && times(&mark) == 0 && !has_duplicates {
+            let is_unpublished = times(&mark) == 0 && !has_duplicates && !has_lost_outputs;
+            if !is_archived && !is_failed && !source.is_extent && is_unpublished {
                 return Err(format!("{mark} waits for ever in {}", shown.display()));
             }
         }
@@ -592,6 +771,23 @@ fn check_announced(ledger: &mut Ledger, succeeded: u64, failed: u64) -> Check {
         return Err(format!("announced {told:?}, happened {:?} (succeeded, failed)", [succeeded, failed]));
     }
     Ok(())
+}
+
+impl Source {
+    /// Checks that a disk that was made of this content is what the writer had written when it closed the file. Where the
+    /// engine could not see the writer, a half may be published; it says so in the end (`is_final`: it does not).
+    fn check_upload(&self, content: &[u8], is_final: bool) -> Check {
+        let Some(upload) = &self.upload else { return Ok(()) };
+        let is_whole = upload.is_closed && content == upload.whole;
+        // A writer that died with its machine has closed nothing, and nobody knows what it wanted.
+        let is_dead = upload.file.is_none() && !upload.is_closed;
+        if !is_whole && !is_dead && (upload.is_seen || is_final) {
+            let (found, of) = (content.len(), upload.whole.len());
+            let closed = if upload.is_closed { "was closed" } else { "is open" };
+            return Err(format!("{} {closed}, and was published otherwise ({found} of {of} bytes)", self.name));
+        }
+        Ok(())
+    }
 }
 
 /// One published directory.
