@@ -77,9 +77,11 @@ fn take(left: &AtomicU64, wanted: u64) -> Option<()> {
     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).ok().map(drop)
 }
 
-/// Bytes that the region's file occupies (stat(2): blocks of 512), or its length where that is less.
+/// Bytes that the region's file occupies (stat(2): blocks of 512), or its length where that is less. What is joined from
+/// parts counts as those.
 fn stored(region: &Region) -> u64 {
-    region.file().0.metadata().map_or(0, |file| file.blocks().saturating_mul(512).min(file.len()))
+    let Some((file, _)) = region.file() else { return 0 };
+    file.metadata().map_or(0, |file| file.blocks().saturating_mul(512).min(file.len()))
 }
 
 /// The refusal of tables that can't be checked at a bounded price.

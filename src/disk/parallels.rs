@@ -124,7 +124,7 @@ impl Parallels {
     fn survey(&self) -> Result<u64, Error> {
         let name = self.region.name();
         // Clusters of the old kind may begin at any sector.
-        survey(name, self.step, |occupancy| {
+        survey(&self.region, self.step, |occupancy| {
             let mut table = self.table();
             let mut allocated = 0;
             for index in 0..self.clusters {
@@ -149,7 +149,7 @@ impl Parallels {
     }
 
     fn cluster(&self, table: &mut Table<4>, index: u64) -> Result<Extent, Error> {
-        let entry = u32::from_le_bytes(table.entry(index, |buffer, at| self.region.read_exact_at(buffer, at))?);
+        let entry = u32::from_le_bytes(table.entry(index, |buffer, at| self.region.read_table_at(buffer, at))?);
         let block = Block::nth(index, self.cluster, self.size);
         if entry == 0 {
             return Ok(block.zero());

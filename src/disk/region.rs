@@ -159,7 +159,7 @@ impl Region {
             placed.push((len, part.clone()));
             len = len.checked_add(part.len)?;
         }
-        let whole = Self::whole(Arc::clone(&first.file), name, len).until(&first.cancellation);
+        let whole = Self::whole(Arc::clone(&first.file), name, len).until(&first.cancellation).within(&first.effort);
         Some(Self { parts: Some(placed.into()), ..whole })
     }
 
@@ -253,6 +253,10 @@ impl Region {
     /// As [`Region::read_exact_at`]; `Corrupt` once the budget is spent.
     pub(super) fn read_table_at(&self, buffer: &mut [u8], offset: u64) -> Result<bool, Error> {
         self.begin(buffer.len(), offset)?;
+        if self.parts.is_some() {
+            self.effort.spend_read(self.name(), buffer.len())?;
+            return self.read_cached(buffer, offset).map(|()| true);
+        }
         let is_hole = match seek(&*self.file, SeekFrom::Data(self.start + offset)) {
             Ok(data) => data >= self.start + offset + buffer.len() as u64,
             // No data up to the file's end, which the read below finds where the file shrank.

@@ -152,7 +152,10 @@ fn names_images_and_contexts_are_what_a_site_says() {
     assert!(bare.contains("serviceAccountName: theirs"), "{bare}");
     for (values, message) in [
         (vec!["serviceAccount.create=false"], "serviceAccount.name: name the account"),
-        (vec!["podDisruptionBudget.enabled=true", "podDisruptionBudget.minAvailable=1"], "no node with one could be drained"),
+        (
+            vec!["podDisruptionBudget.enabled=true", "podDisruptionBudget.minAvailable=1"],
+            "no node with one could be drained",
+        ),
         (
             vec!["podDisruptionBudget.enabled=true", "podDisruptionBudget.maxUnavailable=0"],
             "no node with one could be drained",

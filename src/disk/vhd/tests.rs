@@ -282,7 +282,7 @@ fn a_padded_fixed_disk_is_read_and_told() {
     for padding in [1, 512, 4000, 1 << 20] {
         let padded = [fixed(&data, *b"win ", GEOMETRY), vec![0; padding]].concat();
         let source = crate::disk::source::open(
-            &Region::whole(region_over(&padded).file().0.clone(), "a.vhd", padded.len() as u64),
+            &Region::whole(region_over(&padded).file().unwrap().0.clone(), "a.vhd", padded.len() as u64),
             &[],
             &crate::disk::source::Limits { max_virtual_size: LIMIT, max_scratch_bytes: 0 },
             &mut || unreachable!("nothing is inflated"),
