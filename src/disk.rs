@@ -34,6 +34,7 @@ mod replay;
 mod resolve;
 pub mod source;
 mod table;
+mod text;
 mod units;
 mod vdi;
 mod verify;

@@ -28,7 +28,7 @@ pub(crate) fn child(words: &[String]) -> Result<()> {
     let name = Path::new(from).file_name().and_then(|name| name.to_str()).context("a source has a name")?;
     let file = File::open(from)?;
     let len = file.metadata()?.len();
-    let limits = Limits { max_virtual_size: u64::MAX, max_scratch_bytes: 0 };
+    let limits = Limits { max_virtual_size: u64::MAX, max_scratch_bytes: 0, ovf_option: None };
     let mut no_scratch = || Err(Error::writing("scratch file", 0, std::io::ErrorKind::Unsupported.into()));
     let source = source::open(&Region::whole(Arc::new(file), name, len), &[], &limits, &mut no_scratch)?;
     let output = File::options().read(true).write(true).create_new(true).open(to)?;

@@ -8,23 +8,25 @@ mod names;
 pub(crate) mod ovf;
 pub(crate) mod vmdk;
 
+#[cfg(test)]
+use self::names::plain_name;
 pub(crate) use self::names::shown;
-pub(crate) use self::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name};
+pub(crate) use self::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize};
 use super::Error;
 use crate::conversion::file_name::extension;
 
 /// Which base names belong to the artifact whose primary is called `name` and begins with `bytes` (the whole file, or
-/// its first [`MAX_BYTES`] + 1).
+/// its first [`MAX_BYTES`] + 1). `option` is the deployment option of an OVF; absent: its default one.
 ///
 /// Only an `.ovf` and a VMDK text descriptor name others; every other file stands alone, whatever is in it.
 ///
 /// # Errors
 /// `UnsafeReference` where it names a parent, a device, or anything but a plain base name; `Corrupt` and
 /// `UnsupportedFormat` where the text can't be understood.
-pub(crate) fn references(name: &str, bytes: &[u8]) -> Result<References, Error> {
+pub(crate) fn references(name: &str, bytes: &[u8], option: Option<&str>) -> Result<References, Error> {
     let extension = extension(name);
     if extension.eq_ignore_ascii_case("ovf") {
-        return Ok(ovf::parse(name, bytes)?.references(name));
+        return Ok(ovf::parse(name, bytes, option)?.references(name));
     }
     if extension.eq_ignore_ascii_case("vmdk") && vmdk::is_text(bytes) {
         return vmdk::parse(name, bytes)?.references(name);
@@ -33,7 +35,7 @@ pub(crate) fn references(name: &str, bytes: &[u8]) -> Result<References, Error> 
 }
 
 /// Whether a file of this name is most likely an extent of a VMDK descriptor that comes later: `vm-flat.vmdk`,
-/// `vm-s001.vmdk`, `vm-f001.vmdk`.
+/// `vm-s001.vmdk`, `vm-f001.vmdk`, or one of a kind that is not read.
 #[must_use]
 pub(crate) fn looks_like_extent(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -41,7 +43,20 @@ pub(crate) fn looks_like_extent(name: &str) -> bool {
         return false;
     };
     let numbered = |digits: &str| digits.len() >= 3 && digits.bytes().all(|b| b.is_ascii_digit());
-    suffix == "flat" || suffix.strip_prefix(['s', 'f']).is_some_and(numbered)
+    matches!(suffix, "flat" | "delta" | "sesparse" | "rdm" | "rdmp")
+        || suffix.strip_prefix(['s', 'f']).is_some_and(numbered)
+}
+
+/// What to do with an extent of `bytes` bytes that has no descriptor, for a person.
+#[must_use]
+pub(crate) fn without_descriptor(name: &str, bytes: u64) -> String {
+    let stem = name.rsplit_once('-').map_or(name, |(stem, _)| stem);
+    let bring = format!("bring the descriptor ({stem}.vmdk) and every file that it names");
+    // The other kinds are no disk by themselves.
+    if name.to_ascii_lowercase().ends_with("-flat.vmdk") {
+        return format!("{bring}, or rename it to {stem}.raw if its {bytes} bytes are the whole disk");
+    }
+    bring
 }
 
 #[cfg(test)]
@@ -76,9 +91,9 @@ mod tests {
     fn a_file_that_is_no_descriptor_stands_alone() {
         let text = b"# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\nRW 1 FLAT \"/etc/shadow\" 0\n";
         for name in ["vm.raw", "vm.ova", "vm", "vm.qcow2"] {
-            assert_eq!(references(name, text).unwrap(), References::default(), "{name}");
+            assert_eq!(references(name, text, None).unwrap(), References::default(), "{name}");
         }
-        assert_eq!(references("vm.vmdk", b"KDMV\x01\0\0\0").unwrap(), References::default());
-        assert_eq!(references("vm.VMDK", text).unwrap_err().reason, Reason::UnsafeReference);
+        assert_eq!(references("vm.vmdk", b"KDMV\x01\0\0\0", None).unwrap(), References::default());
+        assert_eq!(references("vm.VMDK", text, None).unwrap_err().reason, Reason::UnsafeReference);
     }
 }

@@ -7,7 +7,7 @@
 
 use super::descriptor::vmdk;
 use super::fields::le32;
-use super::{Error, Region, parallels};
+use super::{Error, Region, parallels, text};
 use crate::conversion::Reason;
 use crate::conversion::contract::{ARCHIVES, EXTENSIONS, PACKED};
 use crate::conversion::file_name::{extension, is_taken};
@@ -221,9 +221,18 @@ fn matches(head: &[u8], tail: &[u8]) -> Vec<Match> {
 
 /// Whether a text begins as an XML document with an envelope or a declaration does.
 fn is_xml(head: &[u8]) -> bool {
-    let text = head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(head).trim_ascii_start();
+    let text = text::narrow(head);
+    let text = text.trim_ascii_start();
     let opens = |tag: &[u8]| text.get(..tag.len()).is_some_and(|t| t == tag);
-    opens(b"<?xml") || opens(b"<!--") || opens(b"<!DOCTYPE") || opens(b"<Envelope") || opens(b"<ovf:Envelope")
+    opens(b"<?xml") || opens(b"<!--") || opens(b"<!DOCTYPE") || is_envelope(text)
+}
+
+/// Whether a text begins with the tag of an envelope, whatever its prefix and case.
+fn is_envelope(text: &[u8]) -> bool {
+    let Some(tag) = text.strip_prefix(b"<") else { return false };
+    let end = tag.iter().position(|b| b.is_ascii_whitespace() || matches!(b, b'>' | b'/')).unwrap_or(tag.len());
+    let name = tag[..end].rsplit(|b| *b == b':').next().unwrap_or_default();
+    name.eq_ignore_ascii_case(b"Envelope")
 }
 
 /// What the file `name` is, by its first [`HEAD_BYTES`] and last [`TAIL_BYTES`] (fewer of a shorter file).
@@ -371,6 +380,10 @@ mod tests {
     #[case(0, b"BZh91AY&SY", Content::Packed(Packing::Bzip2))]
     #[case(0, b"\x28\xB5\x2F\xFD", Content::Packed(Packing::Zstd))]
     #[case(0, b"\x50\x2A\x4D\x18", Content::Packed(Packing::Zstd))]
+    #[case(0, b"<ns0:envelope xmlns:ns0='o'>", Content::Xml)]
+    #[case(0, b"\xFF\xFE<\0?\0x\0m\0l\0 \0", Content::Xml)]
+    #[case(0, b"\0<\0E\0n\0v\0e\0l\0o\0p\0e\0>", Content::Xml)]
+    #[case(0, b"<html>", Content::Raw)]
     #[case(0, b"", Content::Raw)]
     #[case(510, b"\x55\xAA", Content::Raw)]
     #[case(512, b"EFI PART", Content::Raw)]

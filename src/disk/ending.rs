@@ -101,7 +101,8 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
     let end = ova.members.last().and_then(end_of)?;
     let is_closed = end < region.len() && tail.iter().all(|byte| *byte == 0);
     let named = names(&ova.members[ova.ovf].region)?;
-    let is_there = |name: &String| ova.members.iter().any(|member| member.name == *name);
+    let has = |name: &str| ova.members.iter().any(|member| member.name == name);
+    let is_there = |name: &String| named.spellings(name).any(has);
     let are_whole = || ova.members.iter().all(|member| of(&member.region) != Ending::Missing || !is_disk(&member.name));
     Some(by(is_closed && named.required.iter().all(is_there) && are_whole(), Ending::Whole))
 }
@@ -118,15 +119,14 @@ fn is_disk(name: &str) -> bool {
 fn names(ovf: &Region) -> Option<References> {
     let mut text = vec![0; usize::try_from(ovf.len()).ok().filter(|len| *len <= descriptor::MAX_BYTES)?];
     ovf.read_exact_at(&mut text, 0).ok()?;
-    descriptor::references(ovf.name(), &text).ok()
+    descriptor::references(ovf.name(), &text, None).ok()
 }
 
 /// Whether the text ends as a document does. Whether it can be understood is for its reader to find out.
 fn xml(region: &Region) -> Option<Ending> {
     let mut text = vec![0; usize::try_from(region.len()).ok().filter(|len| *len <= descriptor::MAX_BYTES)?];
     region.read_exact_at(&mut text, 0).ok()?;
-    let closes = text.trim_ascii_end().ends_with(b"Envelope>");
-    Some(by(closes, Ending::Whole))
+    Some(by(descriptor::ovf::is_closed(&text), Ending::Whole))
 }
 
 /// Whether the L1 table, the last L2 tables and what they point to lie inside the file (QEMU's `docs/interop/qcow2.txt`).

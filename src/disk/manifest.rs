@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The manifest of an OVF, and the digests that it demands.
 //!
-//! Format: DMTF DSP0243, "Integrity of OVF packages": one line for each file, `SHA256(vm-disk1.vmdk)= hex`. Writers
-//! differ in spaces and line ends.
+//! Format: DMTF DSP0243, "Integrity of OVF packages": one line for each file. What is not understood, and what names no
+//! file that is there, is a warning; a digest that a file does not have is a refusal.
+
+mod lines;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sha1::Sha1;
-use sha2::{Digest as _, Sha256, Sha512};
+use sha2::digest::DynDigest;
+use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512, Sha512_224, Sha512_256};
 
+use self::lines::{Line, Says};
 use super::descriptor::shown;
 use super::{Error, Region};
 use crate::conversion::{Reason, hex};
@@ -16,23 +20,38 @@ use crate::conversion::{Reason, hex};
 /// Longest manifest that is read, in bytes: 128 lines of SHA512 have 50 KiB.
 pub const MAX_BYTES: usize = 64 << 10;
 
+/// Most warnings about one manifest.
+const MAX_WARNINGS: usize = 16;
+
 /// Bytes read at a time where a member is digested beside the copy.
 const CHUNK: usize = 1 << 20;
 
-/// Algorithms of the OVF specification.
+/// The algorithms of SHA-1 and SHA-2 (FIPS 180-4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
     Sha1,
+    Sha224,
     Sha256,
+    Sha384,
     Sha512,
+    /// SHA-512/224, not SHA-512 cut short.
+    Sha512To224,
+    /// SHA-512/256.
+    Sha512To256,
 }
 
 impl Algorithm {
+    /// Takes every spelling: `SHA256`, `sha-256`, `SHA2-256`, `SHA_256`.
     fn parse(word: &str) -> Option<Self> {
-        match word.to_ascii_uppercase().as_str() {
-            "SHA1" => Some(Self::Sha1),
-            "SHA256" => Some(Self::Sha256),
-            "SHA512" => Some(Self::Sha512),
+        let letters = word.chars().filter(|c| !matches!(c, '-' | '_' | '/' | '.' | ' '));
+        match letters.collect::<String>().to_ascii_uppercase().as_str() {
+            "SHA1" | "SHA160" => Some(Self::Sha1),
+            "SHA224" | "SHA2224" => Some(Self::Sha224),
+            "SHA256" | "SHA2256" => Some(Self::Sha256),
+            "SHA384" | "SHA2384" => Some(Self::Sha384),
+            "SHA512" | "SHA2512" => Some(Self::Sha512),
+            "SHA512224" | "SHA2512224" => Some(Self::Sha512To224),
+            "SHA512256" | "SHA2512256" => Some(Self::Sha512To256),
             _ => None,
         }
     }
@@ -40,74 +59,38 @@ impl Algorithm {
     const fn bytes(self) -> usize {
         match self {
             Self::Sha1 => 20,
-            Self::Sha256 => 32,
+            Self::Sha224 | Self::Sha512To224 => 28,
+            Self::Sha256 | Self::Sha512To256 => 32,
+            Self::Sha384 => 48,
             Self::Sha512 => 64,
         }
     }
 
-    /// The word that manifests carry.
+    /// The word for messages, as manifests carry it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sha1 => "SHA1",
+            Self::Sha224 => "SHA224",
             Self::Sha256 => "SHA256",
+            Self::Sha384 => "SHA384",
             Self::Sha512 => "SHA512",
+            Self::Sha512To224 => "SHA512/224",
+            Self::Sha512To256 => "SHA512/256",
         }
     }
-}
 
-/// One line of a manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    pub name: String,
-    pub algorithm: Algorithm,
-    pub digest: Vec<u8>,
-}
-
-/// Parses a manifest. Returns one line for each file and algorithm.
-///
-/// # Errors
-/// `ManifestMismatch` for a line that can't be understood, since its file could not be checked, and for two lines
-/// that contradict each other.
-pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Line>, Error> {
-    let refuse = |message: String| Error::refuse(Reason::ManifestMismatch, file, message);
-    if bytes.len() > MAX_BYTES {
-        return Err(refuse(format!("is longer than {MAX_BYTES} bytes")));
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| refuse("is no UTF-8 text".to_owned()))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut lines: Vec<Line> = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let line =
-            parse_line(line.trim()).ok_or_else(|| refuse(format!("has a line {} that is no digest", index + 1)))?;
-        match lines.iter().find(|known| (&known.name, known.algorithm) == (&line.name, line.algorithm)) {
-            None => lines.push(line),
-            // A repeated line is dropped: a thousand of them must not cause a thousand reads of the disk.
-            Some(known) if known.digest == line.digest => {}
-            Some(_) => {
-                let (algorithm, name) = (line.algorithm.as_str(), shown(&line.name));
-                return Err(refuse(format!("has in line {} another {algorithm} of {name} than before", index + 1)));
-            }
+    fn hasher(self) -> Box<dyn DynDigest + Send> {
+        match self {
+            Self::Sha1 => Box::new(Sha1::new()),
+            Self::Sha224 => Box::new(Sha224::new()),
+            Self::Sha256 => Box::new(Sha256::new()),
+            Self::Sha384 => Box::new(Sha384::new()),
+            Self::Sha512 => Box::new(Sha512::new()),
+            Self::Sha512To224 => Box::new(Sha512_224::new()),
+            Self::Sha512To256 => Box::new(Sha512_256::new()),
         }
     }
-    Ok(lines)
-}
-
-/// `ALGORITHM(name)= hex`, with or without spaces before the name and around the equals sign. The name may hold
-/// brackets itself.
-fn parse_line(line: &str) -> Option<Line> {
-    let (algorithm, rest) = line.split_once('(')?;
-    let (rest, hex) = rest.rsplit_once('=')?;
-    let name = rest.trim_end().strip_suffix(')')?;
-    let algorithm = Algorithm::parse(algorithm.trim())?;
-    let digest = unhex(hex.trim())?;
-    (digest.len() == algorithm.bytes()).then(|| Line { name: name.to_owned(), algorithm, digest })
-}
-
-fn unhex(hex: &str) -> Option<Vec<u8>> {
-    let digits = hex.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<Vec<u8>>>()?;
-    let (pairs, odd) = digits.as_chunks::<2>();
-    odd.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 /// A digest that a manifest demands of a member, over its stored (also its compressed) bytes.
@@ -122,11 +105,7 @@ impl Expected {
     /// A hasher for this member, to be fed every byte in file order.
     #[must_use]
     pub fn hasher(&self) -> Hasher {
-        match self.algorithm {
-            Algorithm::Sha1 => Hasher(Running::Sha1(Sha1::new())),
-            Algorithm::Sha256 => Hasher(Running::Sha256(Sha256::new())),
-            Algorithm::Sha512 => Hasher(Running::Sha512(Box::new(Sha512::new()))),
-        }
+        Hasher(self.algorithm.hasher())
     }
 
     /// Compares the digest in `hasher` with the one demanded.
@@ -196,51 +175,75 @@ pub fn verify(expected: &[Expected], control: &Control) -> Result<Outcome, Error
     Ok(Outcome::Verified)
 }
 
-/// Matches the lines of a manifest with the members beside it; names without a member come back as warnings.
-#[must_use]
-pub fn expected(lines: &[Line], members: &[(&str, &Region)]) -> (Vec<Expected>, Vec<String>) {
-    let mut expected = Vec::new();
+/// The digests that a manifest (of the region called `file`) demands, each once, and warnings about what it says
+/// besides. `find` returns the member of a name.
+///
+/// # Errors
+/// `ManifestMismatch` where it is too long, where a member's digest is cut, or where two lines contradict each other.
+pub fn expected(
+    file: &str,
+    bytes: &[u8],
+    find: impl Fn(&str) -> Option<Region>,
+) -> Result<(Vec<Expected>, Vec<String>), Error> {
+    let mut expected: Vec<Expected> = Vec::new();
     let mut warnings = Vec::new();
-    for line in lines {
-        match members.iter().find(|(name, _)| *name == line.name) {
-            Some((_, region)) => expected.push(Expected {
-                region: (*region).clone(),
-                algorithm: line.algorithm,
-                digest: line.digest.clone(),
-            }),
-            None => warnings.push(format!("the manifest names {}, which is not there", shown(&line.name))),
+    for Line { number, says } in lines::parse(file, bytes)? {
+        let (name, algorithm, digest) = match says {
+            Says::Digest { name, algorithm, digest } => (name, algorithm, digest),
+            Says::Unchecked { name, algorithm } => {
+                let (algorithm, name) = (shown(&algorithm), shown(&name));
+                warnings.push(format!("the manifest has a digest of {name} by {algorithm}, which is not checked"));
+                continue;
+            }
+            Says::Unknown(text) => {
+                warnings.push(format!("the manifest has a line {number} that is no digest: {}", shown(&text)));
+                continue;
+            }
+        };
+        let Some(region) = find(&name) else {
+            warnings.push(format!("the manifest names {}, which is not there", shown(&name)));
+            continue;
+        };
+        if region.name() == file {
+            warnings.push(format!("the manifest names itself in line {number}"));
+            continue;
+        }
+        let refuse = |message: String| Err(Error::refuse(Reason::ManifestMismatch, file, message));
+        let (word, name) = (algorithm.as_str(), shown(&name));
+        let Some(digest) = digest else {
+            return refuse(format!("has in line {number} a {word} of {name} that is cut or no hex"));
+        };
+        match expected.iter().find(|e| e.algorithm == algorithm && e.region.is_same(&region)) {
+            None => expected.push(Expected { region, algorithm, digest }),
+            // A repeated line is dropped: a thousand of them must not cause a thousand reads of the disk.
+            Some(known) if known.digest == digest => {}
+            Some(_) => return refuse(format!("has in line {number} another {word} of {name} than before")),
         }
     }
-    (expected, warnings)
+    Ok((expected, shortened(warnings)))
+}
+
+/// The first of many warnings, and how many more there are.
+fn shortened(mut warnings: Vec<String>) -> Vec<String> {
+    let more = warnings.len().saturating_sub(MAX_WARNINGS);
+    if more > 0 {
+        warnings.truncate(MAX_WARNINGS);
+        warnings.push(format!("the manifest has {more} more lines that were not used"));
+    }
+    warnings
 }
 
 /// A digest in the making.
-#[derive(Clone, Debug)]
-pub struct Hasher(Running);
-
-#[derive(Clone, Debug)]
-enum Running {
-    Sha1(Sha1),
-    Sha256(Sha256),
-    Sha512(Box<Sha512>),
-}
+pub struct Hasher(Box<dyn DynDigest + Send>);
 
 impl Hasher {
     /// The next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        match &mut self.0 {
-            Running::Sha1(hasher) => hasher.update(bytes),
-            Running::Sha256(hasher) => hasher.update(bytes),
-            Running::Sha512(hasher) => hasher.update(bytes),
-        }
+        self.0.update(bytes);
     }
 
     fn finish(self) -> Vec<u8> {
-        match self.0 {
-            Running::Sha1(hasher) => hasher.finalize().to_vec(),
-            Running::Sha256(hasher) => hasher.finalize().to_vec(),
-            Running::Sha512(hasher) => hasher.finalize().to_vec(),
-        }
+        self.0.finalize().into_vec()
     }
 }
 

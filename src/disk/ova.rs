@@ -6,57 +6,69 @@
 
 mod archive;
 
-use super::descriptor::{MAX_BYTES, MAX_MEMBERS, plain_name, shown};
+use self::archive::Entry;
+use super::descriptor::{MAX_BYTES, MAX_MEMBERS, shown};
 use super::{Error, Region, manifest};
 use crate::conversion::{Reason, file_name};
 
-/// The members of an OVA, each a plain file with a plain name, no name twice.
+/// Most parts of disks that are cut in chunks, besides the other members.
+const MAX_PARTS: usize = 1024;
+
+/// The members of an OVA that may be of use, no path twice.
 #[derive(Clone, Debug)]
 pub(super) struct Ova {
     /// In the order of the archive; regions are called `vm.ova:disk1.vmdk`.
     pub members: Vec<OvaMember>,
     /// Index of the only `.ovf`.
     pub ovf: usize,
-    /// Index of the only `.mf`.
-    pub manifest: Option<usize>,
+    /// Indices of the `.mf` files: some writers make one for each disk.
+    pub manifests: Vec<usize>,
 }
 
 /// A member of an OVA.
 #[derive(Clone, Debug)]
 pub(super) struct OvaMember {
-    /// Its base name.
+    /// Its folder in the archive, without `./` before and `/` behind; empty for most.
+    pub folder: String,
+    /// Its base name: the last part of its path.
     pub name: String,
     pub region: Region,
 }
 
-/// Walks the archive's headers, and refuses what no OVA has.
+/// The package in an archive. Directories and the companions that
+/// macOS adds are left out: a name in an archive opens nothing, and what is of use is found by its last part.
 ///
 /// # Errors
 /// As [`members`]; `Corrupt` for a second OVF, `MissingMember` where there is no OVF at all.
 pub(super) fn open(region: &Region) -> Result<Ova, Error> {
     let file = region.name();
     let members = members(region)?;
-    let ovf = only(file, &members, "ovf", MAX_BYTES)?;
-    let ovf = ovf.ok_or_else(|| Error::refuse(Reason::MissingMember, file, "is a tar without an .ovf"))?;
-    let manifest = only(file, &members, "mf", manifest::MAX_BYTES)?;
-    Ok(Ova { members, ovf, manifest })
+    let ovfs = with_extension(&members, "ovf", MAX_BYTES)?;
+    let manifests = with_extension(&members, "mf", manifest::MAX_BYTES)?;
+    match ovfs.as_slice() {
+        [ovf] => Ok(Ova { members, ovf: *ovf, manifests }),
+        [] => Err(Error::refuse(Reason::MissingMember, file, "is a tar without an .ovf")),
+        _ => Err(Error::refuse(Reason::Corrupt, file, "has more than one .ovf")),
+    }
 }
 
-/// The members of a tar, each a plain file with a plain name.
+/// The members of a tar, each a plain file.
 ///
 /// # Errors
-/// `UnsafeReference` for names that are no plain base names and for links, `UnsupportedFormat` for other special
+/// `UnsafeReference` for names that leave the archive and for links, `UnsupportedFormat` for other special
 /// members and for too many of them, `Corrupt` for bad headers and duplicates, `Truncated`.
 pub(super) fn members(region: &Region) -> Result<Vec<OvaMember>, Error> {
     let file = region.name();
     let mut members: Vec<OvaMember> = Vec::new();
+    let (mut whole, mut parts) = (0, 0);
     let mut headers = archive::Headers::new(region);
     while let Some(entry) = headers.next_entry()? {
-        let name = plain_name(file, &entry.name).map_err(|e| e.at(entry.header))?;
-        if members.iter().any(|m| m.name == name) {
+        let Some((folder, name)) = path(file, &entry)? else { continue };
+        if members.iter().any(|m| m.name == name && m.folder == folder) {
             return Err(Error::corrupt(file, entry.header, format!("has the member {} twice", shown(&name))));
         }
-        if members.len() == MAX_MEMBERS {
+        *(if is_part(&name) { &mut parts } else { &mut whole }) += 1;
+        if whole > MAX_MEMBERS || parts > MAX_PARTS {
             let message = format!("has more than {MAX_MEMBERS} members");
             return Err(Error::refuse(Reason::UnsupportedFormat, file, message).at(entry.header));
         }
@@ -64,25 +76,55 @@ pub(super) fn members(region: &Region) -> Result<Vec<OvaMember>, Error> {
             let message = format!("ends within its member {}, which has {} bytes", shown(&name), entry.size);
             Error::truncated(file, entry.data, message)
         })?;
-        members.push(OvaMember { name, region: part });
+        members.push(OvaMember { folder, name, region: part });
     }
     Ok(members)
 }
 
-/// The only member with an extension, of at most `most` bytes.
-fn only(file: &str, members: &[OvaMember], extension: &str, most: usize) -> Result<Option<usize>, Error> {
+/// Folder and base name of a member; `None` for what is no file of the package.
+///
+/// # Errors
+/// `UnsafeReference` for a path that leaves the archive, and for names with control characters.
+fn path(file: &str, entry: &Entry) -> Result<Option<(String, String)>, Error> {
+    let unsafe_path = |what: &str| {
+        let message = format!("has a member {}, {what}: pack the files again without it", shown(&entry.name));
+        Err(Error::refuse(Reason::UnsafeReference, file, message).at(entry.header))
+    };
+    let path = entry.name.replace('\\', "/");
+    if path.chars().any(char::is_control) {
+        return unsafe_path("whose name has control characters");
+    }
+    let is_drive = path.as_bytes().get(1) == Some(&b':') && path.starts_with(|c: char| c.is_ascii_alphabetic());
+    if path.starts_with('/') || is_drive || path.split('/').any(|part| part == "..") {
+        return unsafe_path("a path that leaves the archive");
+    }
+    // Old writers mark a directory by its name only.
+    if path.ends_with('/') {
+        return Ok(None);
+    }
+    let mut parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let Some(name) = parts.pop() else { return Ok(None) };
+    // macOS' tar and Finder put attributes of each file into a second one.
+    if name.starts_with("._") || parts.contains(&"__MACOSX") {
+        return Ok(None);
+    }
+    Ok(Some((parts.join("/"), name.to_owned())))
+}
+
+/// Whether this is a part of a file that is cut in chunks: `disk.vmdk.000000000`.
+fn is_part(name: &str) -> bool {
+    let number = file_name::extension(name);
+    number.len() == 9 && number.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// The members with an extension, each of at most `most` bytes.
+fn with_extension(members: &[OvaMember], extension: &str, most: usize) -> Result<Vec<usize>, Error> {
     let has = |name: &str| file_name::extension(name).eq_ignore_ascii_case(extension);
-    let mut found = members.iter().enumerate().filter(|(_, m)| has(&m.name));
-    let first = found.next();
-    if found.next().is_some() {
-        return Err(Error::refuse(Reason::Corrupt, file, format!("has more than one .{extension}")));
+    let found: Vec<_> = members.iter().enumerate().filter(|(_, m)| has(&m.name)).map(|(index, _)| index).collect();
+    if let Some(long) = found.iter().map(|index| &members[*index].region).find(|region| region.len() > most as u64) {
+        return Err(Error::refuse(Reason::Corrupt, long.name(), format!("is longer than {most} bytes")));
     }
-    let Some((index, member)) = first else { return Ok(None) };
-    if member.region.len() > most as u64 {
-        let message = format!("is longer than {most} bytes");
-        return Err(Error::refuse(Reason::Corrupt, member.region.name(), message));
-    }
-    Ok(Some(index))
+    Ok(found)
 }
 
 #[cfg(test)]

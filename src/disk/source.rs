@@ -9,11 +9,12 @@ mod checks;
 mod disk;
 mod group;
 mod inspection;
+mod members;
 mod open;
 mod packed;
 mod split;
 
-pub use self::accepted::{Limits, Scratch, Source, SourceDisk};
+pub use self::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 pub use self::inspection::{DiskInspection, Inspection, MemberInspection, inspect};
 pub use self::open::{open, open_machine};
 

@@ -16,6 +16,9 @@ use super::{Error, Extent, Region, descriptor};
 use crate::conversion::Reason;
 use crate::conversion::options::ByteSize;
 
+/// To a multiple of so many bytes VirtualBox enlarges the last part of a split disk.
+const PART_ALIGNMENT: u64 = 64 << 10;
+
 /// A sparse extent whose tables have been checked.
 #[derive(Clone, Debug)]
 pub struct Vmdk {
@@ -55,14 +58,14 @@ pub(super) fn has_end(region: &Region) -> Option<bool> {
 }
 
 /// Opens one part of a split sparse disk (twoGbMaxExtentSparse). The caller has checked the descriptor that names it and
-/// says that it has `size` bytes.
+/// says that it has `size` bytes. VirtualBox makes the last part larger: what is behind `size` is not the disk's.
 ///
 /// # Errors
-/// As [`open`]; a part of another size or that has a descriptor of its own is `Corrupt`, a compressed one
+/// As [`open`]; a part that is smaller or that has a descriptor of its own is `Corrupt`, a compressed one
 /// `UnsupportedFormat`.
 pub(super) fn open_extent(region: &Region, size: u64) -> Result<Vmdk, Error> {
     let header = Header::read(region)?;
-    if header.capacity != size {
+    if header.capacity < size {
         let message = format!("has {} bytes of a disk, its descriptor says {size}", header.capacity);
         return Err(Error::corrupt(region.name(), CAPACITY_AT, message));
     }
@@ -74,7 +77,13 @@ pub(super) fn open_extent(region: &Region, size: u64) -> Result<Vmdk, Error> {
             "is a compressed part of a split disk, which no writer makes: convert it to streamOptimized first";
         return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message));
     }
-    with_header(region, header, false)
+    let capacity = header.capacity;
+    let mut part = with_header(region, Header { capacity: size, ..header }, false)?;
+    if capacity > size.next_multiple_of(PART_ALIGNMENT) {
+        let name = region.name();
+        part.warnings.push(format!("{name}: has {capacity} bytes of a disk, of which its descriptor takes {size}"));
+    }
+    Ok(part)
 }
 
 fn with_header(region: &Region, header: Header, whole: bool) -> Result<Vmdk, Error> {

@@ -258,6 +258,7 @@ fn attempt(
         stem,
         id: claim.id.as_str(),
         options: &spec.options,
+        ovf_option: None,
         threads: Some(places.threads),
         verify_full: false,
     };

@@ -41,6 +41,8 @@ pub struct Conversion<'a> {
     /// The conversion's id; empty for a conversion by hand.
     pub id: &'a str,
     pub options: &'a ConversionOptions,
+    /// The deployment option of an OVF; absent: its default one.
+    pub ovf_option: Option<&'a str>,
     /// Threads that decode and encode; absent: as many as the process may use.
     pub threads: Option<usize>,
     /// Whether the output is read back and compared with the source.
@@ -70,7 +72,11 @@ pub(super) fn copy<E: From<Failure>>(
     meter.enter(Stage::Inspect);
     let group = conversion.group;
     let space = Space::of(conversion.directory)?;
-    let limits = Limits { max_virtual_size: conversion.options.max_virtual_size, max_scratch_bytes: space.usable() };
+    let limits = Limits {
+        max_virtual_size: conversion.options.max_virtual_size,
+        max_scratch_bytes: space.usable(),
+        ovf_option: conversion.ovf_option.map(str::to_owned),
+    };
     // Checking the tables of a large disk, or inflating a member, takes a while: both stop when the conversion is
     // cancelled.
     let cancellation = meter.copy.cancellation();

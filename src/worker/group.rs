@@ -13,8 +13,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::contain;
-use crate::conversion::{Claim, Class, Failure, Phase, Reason};
+use crate::conversion::contract::MAX_EXTENTS;
+use crate::conversion::{Claim, Class, Failure, Phase, Reason, file_name};
 use crate::disk::Region;
+use crate::disk::descriptor::ovf::chunk_name;
 use crate::disk::descriptor::{self, References};
 use crate::files::store::open_beneath;
 
@@ -89,11 +91,12 @@ impl Group {
         Ok(Self::from_opened(opened, &claim.disks))
     }
 
-    /// Opens `source` and, where it is a descriptor, the files beside it that it names.
+    /// Opens `source` and, where it is a descriptor, the files beside it that it names; of an OVF, those of the
+    /// deployment option called `option`, or else of its default one.
     ///
     /// # Errors
     /// As [`Group::open_claim`]; `MissingMember` and `UnsafeReference` as the descriptor's rules say.
-    pub fn open_beside(source: &Path) -> Result<Self, Failure> {
+    pub fn open_beside(source: &Path, option: Option<&str>) -> Result<Self, Failure> {
         let Some(name) = source.file_name() else {
             return Err(Failure::new(Reason::SourceMissing, format!("{}: names no file", source.display())));
         };
@@ -102,23 +105,21 @@ impl Group {
             .map_err(|e| open_failure(&parent.display().to_string(), &e.into()))?;
         let first = open_regular(&directory, name)?;
         let mut opened = vec![first];
-        let named = members_named_by(&opened[0])?;
+        let named = members_named_by(&opened[0], option)?;
         make_room(&opened[0].name, 1 + named.required.len() + named.optional.len())?;
         for name in &named.required {
-            match open_regular(&directory, OsStr::new(name)) {
-                Ok(file) => opened.push(file),
-                Err(failure) if failure.reason == Reason::SourceMissing => {
-                    let message = format!("{}: names {name:?}, which is not beside it", opened[0].name);
-                    return Err(Failure::new(Reason::MissingMember, message));
-                }
-                Err(failure) => return Err(failure),
+            if open_spelled(&directory, &named, name, &mut opened)? {
+                continue;
             }
+            let message = format!("{}: names {name:?}, which is not beside it", opened[0].name);
+            return Err(Failure::new(Reason::MissingMember, message));
         }
         for name in &named.optional {
             match open_regular(&directory, OsStr::new(name)) {
                 Ok(file) => opened.push(file),
-                Err(failure) if failure.reason == Reason::SourceMissing => {}
-                Err(failure) => return Err(failure),
+                Err(failure) if is_manifest(name) && failure.reason != Reason::SourceMissing => return Err(failure),
+                // Nothing reads it: whatever it is, the disks can be converted.
+                Err(_) => {}
             }
         }
         Ok(Self::from_opened(opened, &[]))
@@ -201,12 +202,12 @@ fn make_room(primary: &str, files: usize) -> Result<(), Failure> {
 }
 
 /// The files that a descriptor names; none for a disk that stands alone.
-fn members_named_by(primary: &Opened) -> Result<References, Failure> {
+fn members_named_by(primary: &Opened, option: Option<&str>) -> Result<References, Failure> {
     let region = primary.region();
     let head = region.len().min(descriptor::MAX_BYTES as u64 + 1);
     let mut text = vec![0; usize::try_from(head).expect("a descriptor fits into memory")];
     region.read_exact_at(&mut text, 0).map_err(|e| Failure::from(&e))?;
-    descriptor::references(&primary.name, &text).map_err(|e| Failure::from(&e))
+    descriptor::references(&primary.name, &text, option).map_err(|e| Failure::from(&e))
 }
 
 /// Opens a regular file by its path below `directory`, as [`open_regular`] does.
@@ -251,6 +252,44 @@ fn is_in_memory(file: &OwnedFd, size: i64) -> bool {
     let size = u64::try_from(size).unwrap_or(0);
     let found = |at| preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT) == Ok(1);
     (0..PLACES).filter(|place| found(size / PLACES * place)).count() > 12
+}
+
+/// Opens the file that `name` stands for, if it is there: under this name, under another spelling, or in chunks.
+fn open_spelled(
+    directory: &OwnedFd,
+    named: &References,
+    name: &str,
+    opened: &mut Vec<Opened>,
+) -> Result<bool, Failure> {
+    for spelling in named.spellings(name) {
+        if opened.iter().any(|file| file.name == spelling) {
+            return Ok(true);
+        }
+        match open_regular(directory, OsStr::new(spelling)) {
+            Ok(file) => {
+                opened.push(file);
+                return Ok(true);
+            }
+            Err(failure) if failure.reason == Reason::SourceMissing => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let mut chunks = Vec::new();
+    for number in 0..MAX_EXTENTS as u64 {
+        match open_regular(directory, OsStr::new(&chunk_name(name, number))) {
+            Ok(file) => chunks.push(file),
+            Err(failure) if failure.reason == Reason::SourceMissing => break,
+            Err(failure) => return Err(failure),
+        }
+        make_room(name, opened.len() + chunks.len())?;
+    }
+    let is_there = !chunks.is_empty();
+    opened.extend(chunks);
+    Ok(is_there)
+}
+
+fn is_manifest(name: &str) -> bool {
+    file_name::extension(name).eq_ignore_ascii_case("mf")
 }
 
 const fn describe_kind(kind: FileType) -> &'static str {

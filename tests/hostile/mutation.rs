@@ -27,7 +27,7 @@ use crate::disks::good;
 use crate::support::vmdk::{Sparse, built, descriptor};
 use crate::trap::content;
 
-const LIMITS: Limits = Limits { max_virtual_size: 64 << 20, max_scratch_bytes: 64 << 20 };
+const LIMITS: Limits = Limits { max_virtual_size: 64 << 20, max_scratch_bytes: 64 << 20, ovf_option: None };
 /// Smallest extent that any format stores, except at a disk's end.
 const SMALLEST: u64 = 512;
 /// Cases of each image, unless a variable sets another number.

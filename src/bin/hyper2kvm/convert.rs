@@ -58,6 +58,9 @@ pub(crate) struct Arguments {
     /// Refuse disks larger than this [default: 64 TiB]
     #[arg(long, value_name = "SIZE", hide_default_value = true, default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
     max_virtual_size: ByteSize,
+    /// Take this deployment option of an OVF [default: the one that it marks as default]
+    #[arg(long, value_name = "NAME")]
+    ovf_option: Option<String>,
     /// Write a libvirt domain, {stem}.xml, beside the disks
     #[arg(long)]
     emit_domain_xml: bool,
@@ -163,7 +166,7 @@ fn refuse(why: &dyn std::fmt::Display, suggestion: &str, code: u8) -> ExitCode {
 fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, Placed), PlaceError> {
     let options = options(arguments);
     let (directory, stem) = destination(arguments)?;
-    let group = Group::open_beside(&arguments.source)?;
+    let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref())?;
     let made = Made::directory(&directory).map_err(|e| output::output_failure(&directory, &e))?;
     let target = place::Target {
         directory: &directory,
@@ -180,6 +183,7 @@ fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, P
         stem: &stem,
         id: "",
         options: &options,
+        ovf_option: arguments.ovf_option.as_deref(),
         threads: arguments.threads.map(usize::from),
         verify_full: arguments.verify == Some(Verify::Full),
     };

@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// Refuse disks larger than this [default: 64 TiB]
     #[arg(long, value_name = "SIZE", hide_default_value = true, default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
     max_virtual_size: ByteSize,
+    /// Look at this deployment option of an OVF [default: the one that it marks as default]
+    #[arg(long, value_name = "NAME")]
+    ovf_option: Option<String>,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -53,8 +56,12 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 fn look(arguments: &Arguments) -> Inspection {
-    let limits = Limits { max_virtual_size: arguments.max_virtual_size.0, max_scratch_bytes: MAX_SCRATCH };
-    match Group::open_beside(&arguments.source) {
+    let limits = Limits {
+        max_virtual_size: arguments.max_virtual_size.0,
+        max_scratch_bytes: MAX_SCRATCH,
+        ovf_option: arguments.ovf_option.clone(),
+    };
+    match Group::open_beside(&arguments.source, arguments.ovf_option.as_deref()) {
         Ok(group) => source::inspect(&group.primary, &group.siblings, &limits, &mut || {
             tempfile::tempfile().map_err(|e| Error::writing("scratch file", 0, e))
         }),
@@ -81,6 +88,11 @@ fn describe(out: &mut impl Write, told: &Inspection) -> io::Result<()> {
                 disk.member, disk.format
             ),
         )?;
+    }
+    for option in &told.ovf_options {
+        let texts = [Some(&option.name), option.label.as_ref(), option.description.as_ref()];
+        let text = texts.into_iter().flatten().cloned().collect::<Vec<_>>().join(": ");
+        row("option", &if option.chosen { format!("{text} (taken)") } else { text })?;
     }
     if told.members.len() > 1 {
         for member in &told.members {

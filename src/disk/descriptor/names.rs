@@ -25,6 +25,8 @@ pub struct References {
     /// Sizes of the files, as far as the descriptor states them: by these a member is told from another machine's file
     /// of its name.
     pub sizes: BTreeMap<String, StatedSize>,
+    /// Of names that a file may have in another spelling, that spelling: it counts where there is no file of the name.
+    pub written: BTreeMap<String, String>,
 }
 
 /// What a descriptor says of a file's size, in bytes.
@@ -56,7 +58,12 @@ impl References {
     /// Whether `name` belongs to the artifact, required or not.
     #[must_use]
     pub fn names(&self, name: &str) -> bool {
-        self.required.iter().chain(&self.optional).any(|n| n == name)
+        self.required.iter().chain(&self.optional).chain(self.written.values()).any(|n| n == name)
+    }
+
+    /// The names that the file called `name` may have, the likeliest first.
+    pub fn spellings<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        std::iter::once(name).chain(self.written.get(name).map(String::as_str))
     }
 }
 

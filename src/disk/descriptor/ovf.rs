@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //! OVF envelopes: which files, which disks, which machine.
 //!
-//! Format: DMTF DSP0243 (OVF 1.1, 2.1). Elements and attributes are matched by their local names, because versions
-//! differ in their namespaces only. Neither a DTD nor entities are read.
+//! Format: DMTF DSP0243 (OVF 0.9 to 2.1). Elements and attributes are matched by their local names in any case, because
+//! versions differ in their namespaces, and makers in their spelling. Neither a DTD nor entities are read.
 
+mod files;
 mod hardware;
+mod options;
 mod parts;
 mod xml;
 
-use std::collections::HashSet;
-
 use roxmltree::{Document, Node, ParsingOptions};
 
-pub(crate) use self::parts::{OvfDisk, OvfFile};
-use self::xml::{attribute, children, unit_bytes};
+pub(crate) use self::parts::{OvfDisk, OvfFile, OvfOption, chunk_name, is_chunk};
+use self::xml::is;
 use super::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name, shown};
 use crate::conversion::Reason;
 use crate::conversion::file_name::stem;
 use crate::conversion::report::Hardware;
-use crate::disk::Error;
+use crate::disk::{Error, text};
 
 /// Most XML nodes; an envelope of 100 disks has some 5,000. Bounds the parser's memory to about 10 MiB.
 const MAX_NODES: u32 = 1 << 16;
+
+/// Most chunks that a file may be cut in; with more, the OVF is one that no exporter writes.
+const MAX_CHUNKS: u64 = 8192;
 
 /// Most namespace declarations: the parser copies those in scope at every element that declares one.
 const MAX_NAMESPACES: usize = 512;
@@ -32,69 +35,113 @@ const MAX_ATTRIBUTES: usize = 256;
 /// An envelope, its names vetted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ovf {
-    /// Every file that it references, in its order.
+    /// The files that its disks need, in the order of the references.
     pub files: Vec<OvfFile>,
-    /// Every disk of the disk section, in its order.
+    /// The machine's disks, in the order of the disk section.
     pub disks: Vec<OvfDisk>,
+    /// Names of the other files that it references, as far as they are plain. Nothing looks at them.
+    pub extras: Vec<String>,
+    /// Its deployment options.
+    pub options: Vec<OvfOption>,
     /// The machine; `None` where the envelope has none or several. Its controllers name disks by [`OvfDisk::id`].
     pub hardware: Option<Hardware>,
     /// What was odd but handled.
     pub warnings: Vec<String>,
 }
 
-/// Parses an envelope of at most [`MAX_BYTES`].
+/// Parses an envelope of at most [`MAX_BYTES`], with the deployment option called `option`, or else its default one.
 ///
 /// # Errors
-/// `Corrupt` for what is no envelope, `UnsafeReference` for an href that is no plain name and for delta disks,
-/// `UnsupportedFormat` for chunked files, other compressions and DTDs, `Encrypted`.
-pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Ovf, Error> {
+/// `Corrupt` for what is no envelope, `UnsafeReference` for a disk's href that is no plain name and for delta disks,
+/// `UnsupportedFormat` for other compressions, DTDs and an unknown option, `Encrypted`.
+pub(crate) fn parse(file: &str, bytes: &[u8], option: Option<&str>) -> Result<Ovf, Error> {
     let corrupt = |message: String| Error::refuse(Reason::Corrupt, file, message);
     if bytes.len() > MAX_BYTES {
         return Err(corrupt(format!("the OVF is longer than {MAX_BYTES} bytes")));
     }
-    let text = std::str::from_utf8(bytes)
-        .map_err(|e| corrupt("the OVF is no UTF-8 text".to_owned()).at(e.valid_up_to() as u64))?;
+    let text = text::decode_xml(bytes).map_err(|undecodable| match undecodable.offset {
+        Some(offset) => corrupt("the OVF is no UTF-8 text".to_owned()).at(offset as u64),
+        None => corrupt("the OVF is no text of the encoding that it declares".to_owned()),
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     refuse_costly(file, text)?;
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, entity_resolver: None };
-    let document = Document::parse_with_options(text, options).map_err(|e| refuse_xml(file, &e))?;
+    let parsing = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, entity_resolver: None };
+    let document = Document::parse_with_options(text, parsing).map_err(|e| refuse_xml(file, &e))?;
     let envelope = document.root_element();
-    if envelope.tag_name().name() != "Envelope" {
+    if !is(envelope, "Envelope") {
         return Err(corrupt(format!("its root is {} and no OVF envelope", shown(envelope.tag_name().name()))));
     }
-    let encrypted = |n: &Node| matches!(n.tag_name().name(), "EncryptedData" | "EncryptionSection" | "EncryptedKey");
+    let encrypted = |n: &Node| ["EncryptedData", "EncryptionSection", "EncryptedKey"].iter().any(|name| is(*n, name));
     if envelope.descendants().any(|n| encrypted(&n)) {
         return Err(Error::refuse(Reason::Encrypted, file, "has an encryption section"));
     }
 
-    let files = read_files(file, envelope)?;
-    let disks = read_disks(file, envelope, &files)?;
-    let mut warnings = Vec::new();
-    let hardware = hardware::read(envelope, &disks, &files, &mut warnings);
-    Ok(Ovf { files, disks, hardware, warnings })
+    let options = options::read(file, envelope, option)?;
+    let listed = files::read(file, envelope, &options)?;
+    let mut warnings = listed.warnings;
+    let chosen = options.iter().find(|option| option.chosen).map(|option| option.id.as_str());
+    let hardware = hardware::read(envelope, chosen, &listed.disks, &listed.files, &mut warnings);
+    Ok(Ovf { files: listed.files, disks: listed.disks, extras: listed.extras, options, hardware, warnings })
+}
+
+/// Whether a text ends as an envelope does, apart from comments behind it.
+#[must_use]
+pub(crate) fn is_closed(bytes: &[u8]) -> bool {
+    let Ok(text) = text::decode_xml(bytes) else { return false };
+    let mut text = text.trim_end();
+    while let Some((before, _)) = text.strip_suffix("-->").and_then(|text| text.rsplit_once("<!--")) {
+        text = before.trim_end();
+    }
+    let closes = text.strip_suffix('>').map(str::trim_end);
+    closes.is_some_and(|text| {
+        text.get(text.floor_char_boundary(text.len().saturating_sub(8))..)
+            .is_some_and(|name| name.eq_ignore_ascii_case("Envelope"))
+    })
 }
 
 impl Ovf {
     /// The names that belong to the artifact of the OVF called `name`.
     #[must_use]
     pub(crate) fn references(&self, name: &str) -> References {
-        let is_disk = |index: usize| self.disks.iter().any(|d| d.file == Some(index));
         let mut references = References::default();
-        for (index, file) in self.files.iter().enumerate() {
-            let list = if is_disk(index) { &mut references.required } else { &mut references.optional };
-            list.push(file.href.clone());
-            // Exporters disagree whether the size of a compressed file is the one before or after.
-            if let Some(size) = file.size.filter(|size| *size > 0 && !file.gzip) {
-                references.sizes.insert(file.href.clone(), StatedSize::Exactly(size));
-            }
+        for file in &self.files {
+            file.add_to(&mut references);
         }
-        let stem = stem(name);
-        for extension in ["mf", "cert"] {
+        references.optional.extend(self.extras.iter().cloned());
+        // Some writers make a manifest for each disk.
+        let of_disks = self.files.iter().flat_map(|file| [(stem(&file.href), "mf"), (stem(&file.href), "MF")]);
+        for (stem, extension) in
+            ["mf", "MF", "cert"].map(|extension| (stem(name), extension)).into_iter().chain(of_disks)
+        {
             let beside = format!("{stem}.{extension}");
             if !references.names(&beside) {
                 references.optional.push(beside);
             }
         }
         references
+    }
+}
+
+impl OvfFile {
+    /// Adds the names that the file may have: its own, or those of its chunks.
+    fn add_to(&self, references: &mut References) {
+        // Exporters disagree whether the size of a compressed file is the one before or after.
+        let size = self.size.filter(|size| *size > 0 && !self.gzip);
+        references.sizes.extend(size.map(|size| (self.href.clone(), StatedSize::Exactly(size))));
+        let Some(chunk) = self.chunk else {
+            references.required.push(self.href.clone());
+            references.written.extend(self.written.clone().map(|written| (self.href.clone(), written)));
+            return;
+        };
+        let parts = size.map_or(1, |size| size.div_ceil(chunk)).min(MAX_CHUNKS);
+        for number in 0..parts {
+            let name = chunk_name(&self.href, number);
+            let bytes = size.map(|size| chunk.min(size - number * chunk));
+            references.sizes.extend(bytes.map(|bytes| (name.clone(), StatedSize::Exactly(bytes))));
+            // Somebody may have joined them.
+            references.written.insert(name.clone(), self.href.clone());
+            references.required.push(name);
+        }
     }
 }
 
@@ -141,81 +188,6 @@ fn refuse_xml(file: &str, error: &roxmltree::Error) -> Error {
         // The parser's message may quote the text, so only the place is shown.
         _ => Error::refuse(Reason::Corrupt, file, format!("the OVF is no well-formed XML {at}")),
     }
-}
-
-fn read_files(file: &str, envelope: Node) -> Result<Vec<OvfFile>, Error> {
-    let mut files: Vec<OvfFile> = Vec::new();
-    let mut ids = HashSet::new();
-    let elements = children(envelope, "References").flat_map(|references| children(references, "File"));
-    for element in elements {
-        let id = attribute(element, "id").unwrap_or_default();
-        let href = attribute(element, "href").unwrap_or_default();
-        let href = plain_name(file, href)?;
-        let unsupported = |what: String| Error::refuse(Reason::UnsupportedFormat, file, what);
-        if attribute(element, "chunkSize").is_some() {
-            return Err(unsupported(format!("its file {} is cut in chunks", shown(&href))));
-        }
-        let gzip = match attribute(element, "compression").unwrap_or_default() {
-            "" | "identity" => false,
-            "gzip" => true,
-            other => {
-                return Err(unsupported(format!("its file {} has the compression {}", shown(&href), shown(other))));
-            }
-        };
-        let size = attribute(element, "size").and_then(|s| s.trim().parse().ok());
-        if href == file || files.iter().any(|f| f.href == href) || !ids.insert(id.to_owned()) {
-            let message = format!("references the file {} or its id twice", shown(&href));
-            return Err(Error::refuse(Reason::Corrupt, file, message));
-        }
-        files.push(OvfFile { id: id.to_owned(), href, size, gzip });
-        if files.len() > MAX_MEMBERS {
-            let message = format!("references more than {MAX_MEMBERS} files");
-            return Err(Error::refuse(Reason::UnsupportedFormat, file, message));
-        }
-    }
-    Ok(files)
-}
-
-fn read_disks(file: &str, envelope: Node, files: &[OvfFile]) -> Result<Vec<OvfDisk>, Error> {
-    let mut disks: Vec<OvfDisk> = Vec::new();
-    let sections = envelope.children().filter(|n| matches!(n.tag_name().name(), "DiskSection" | "SharedDiskSection"));
-    for element in sections.flat_map(|section| section.children()) {
-        if !matches!(element.tag_name().name(), "Disk" | "SharedDisk") {
-            continue;
-        }
-        let id = attribute(element, "diskId").unwrap_or_default().to_owned();
-        let corrupt = |what: &str| Error::refuse(Reason::Corrupt, file, format!("its disk {} {what}", shown(&id)));
-        if attribute(element, "parentRef").is_some() {
-            let message = format!("its disk {} is a snapshot of another", shown(&id));
-            return Err(Error::refuse(Reason::UnsafeReference, file, message));
-        }
-        let referenced = match attribute(element, "fileRef") {
-            None => None,
-            Some(reference) => {
-                let index = files.iter().position(|f| f.id == reference);
-                Some(index.ok_or_else(|| corrupt("refers to a file that the OVF doesn't list"))?)
-            }
-        };
-        if disks.iter().any(|d| d.id == id || referenced.is_some() && d.file == referenced) {
-            return Err(corrupt("or its file is listed twice"));
-        }
-        let capacity = capacity(element);
-        if referenced.is_none() && capacity.is_none_or(|c| c == 0) {
-            return Err(corrupt("has neither a file nor a capacity"));
-        }
-        disks.push(OvfDisk { id, file: referenced, capacity });
-        if disks.len() > MAX_MEMBERS {
-            let message = format!("describes more than {MAX_MEMBERS} disks");
-            return Err(Error::refuse(Reason::UnsupportedFormat, file, message));
-        }
-    }
-    Ok(disks)
-}
-
-fn capacity(disk: Node) -> Option<u64> {
-    let number: u64 = attribute(disk, "capacity")?.trim().parse().ok()?;
-    let unit = attribute(disk, "capacityAllocationUnits").map_or(Some(1), unit_bytes)?;
-    number.checked_mul(unit)
 }
 
 #[cfg(test)]

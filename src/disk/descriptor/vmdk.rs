@@ -2,7 +2,12 @@
 //! The text descriptor of a VMDK: beside its extents, or embedded in a sparse file.
 //!
 //! Format: VMware, *Virtual Disk Format 5.0*, section "The Descriptor File". Lines are `key=value` or
-//! `ACCESS SECTORS KIND "name" [OFFSET]`; case and quotes vary between writers. Bytes need not be ASCII.
+//! `ACCESS SECTORS KIND "name" [OFFSET]`; case and quotes vary between writers. Names are in the encoding that the
+//! descriptor names, or in the one of the file system that it was copied from.
+
+mod extent_name;
+
+use encoding_rs::Encoding;
 
 use super::names::{MAX_BYTES, References, StatedSize, plain_name, shown};
 use crate::conversion::Reason;
@@ -87,6 +92,8 @@ pub(crate) struct ExtentLine {
     pub kind: ExtentKind,
     /// The name as written, unchecked: in an embedded descriptor it is only a label. Empty for `ZERO`.
     pub name: Vec<u8>,
+    /// The encoding that the descriptor names, where it is known and not UTF-8.
+    pub encoding: Option<&'static Encoding>,
     /// First sector within the file; 0 where the line doesn't say.
     pub offset: u64,
 }
@@ -124,7 +131,8 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
     refuse_parent_hint(file, text)?;
 
     let mut create_type = None;
-    let mut extents = Vec::new();
+    let mut encoding = None;
+    let mut extents: Vec<ExtentLine> = Vec::new();
     for (index, line) in text.split(|b| *b == b'\n').enumerate() {
         let line = line.trim_ascii();
         if line.is_empty() || line[0] == b'#' {
@@ -146,6 +154,9 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
             if create_type.replace(CreateType::parse(file, &word)?).is_some() {
                 return Err(corrupt("its descriptor has two createTypes".to_owned()));
             }
+        } else if key.eq_ignore_ascii_case(b"encoding") {
+            let known = crate::disk::text::encoding(&String::from_utf8_lossy(value));
+            encoding = known.filter(|encoding| encoding.is_ascii_compatible() && *encoding != encoding_rs::UTF_8);
         } else if key.eq_ignore_ascii_case(b"parentCID") {
             if !value.eq_ignore_ascii_case(b"ffffffff") {
                 return Err(Error::refuse(
@@ -159,6 +170,7 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
         }
     }
     let create_type = create_type.ok_or_else(|| corrupt("its descriptor has no createType".to_owned()))?;
+    extents.iter_mut().for_each(|extent| extent.encoding = encoding);
     let descriptor = Descriptor { create_type, extents };
     descriptor.check_shape(file)?;
     Ok(descriptor)
@@ -185,7 +197,7 @@ impl Descriptor {
         let mut references = References::default();
         let mut seen = std::collections::HashSet::new();
         for extent in &self.extents {
-            let Some(name) = extent.file_name(file)? else { continue };
+            let Some((name, other)) = extent.file_names(file)? else { continue };
             if name == file {
                 return Err(Error::refuse(Reason::UnsafeReference, file, "names itself as an extent"));
             }
@@ -196,6 +208,7 @@ impl Descriptor {
             if let Some(bytes) = extent.file_bytes() {
                 references.sizes.insert(name.clone(), StatedSize::AtLeast(bytes));
             }
+            references.written.extend(other.filter(|other| other != file).map(|other| (name.clone(), other)));
             references.required.push(name);
         }
         Ok(references)
@@ -244,23 +257,6 @@ impl ExtentLine {
     /// What a flat extent's file has at least, in bytes; `None` where the line doesn't tell.
     fn file_bytes(&self) -> Option<u64> {
         (self.kind == ExtentKind::Flat).then(|| self.offset.checked_add(self.sectors)?.checked_mul(SECTOR)).flatten()
-    }
-
-    /// The base name of its file; `None` for `ZERO`.
-    ///
-    /// # Errors
-    /// `UnsafeReference` for anything but a plain name, `MissingMember` for one that is no UTF-8 and so names no member.
-    pub(crate) fn file_name(&self, file: &str) -> Result<Option<String>, Error> {
-        if self.kind == ExtentKind::Zero {
-            return Ok(None);
-        }
-        let name = String::from_utf8_lossy(&self.name);
-        let plain = plain_name(file, &name)?;
-        if std::str::from_utf8(&self.name).is_err() {
-            let message = format!("names the extent {}, which is no UTF-8", shown(&plain));
-            return Err(Error::refuse(Reason::MissingMember, file, message));
-        }
-        Ok(Some(plain))
     }
 }
 
@@ -329,7 +325,7 @@ fn check_kind(file: &str, extent: &RawExtent<'_>) -> Result<ExtentLine, Error> {
             return Err(Error::refuse(Reason::UnsupportedFormat, file, message));
         }
     };
-    Ok(ExtentLine { sectors: extent.sectors, kind, name: extent.name.to_vec(), offset: extent.offset })
+    Ok(ExtentLine { sectors: extent.sectors, kind, name: extent.name.to_vec(), encoding: None, offset: extent.offset })
 }
 
 fn word(text: &[u8]) -> (&[u8], &[u8]) {

@@ -12,13 +12,14 @@ const BLOCK: u64 = 512;
 /// Longest extended header or long name.
 const MAX_EXTENSION: u64 = 64 << 10;
 
-/// Most headers of all kinds: each member of an OVA may have two extensions before it.
-const MAX_HEADERS: u32 = 1024;
+/// Most headers of all kinds: each member of an OVA may have two extensions before it, and a disk may be cut in a
+/// thousand parts.
+const MAX_HEADERS: u32 = 4096;
 
 /// A member with bytes of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// As written, unchecked.
+    /// As written, unchecked; bytes that are no UTF-8 are U+FFFD.
     pub name: String,
     /// Offset of its header.
     pub header: u64,
@@ -73,6 +74,8 @@ impl<'a> Headers<'a> {
                     let name = self.read_long_name(at, size)?;
                     self.name(at, &mut extension, name)?;
                 }
+                // A directory, or the archive's label. Neither has bytes of its own.
+                b'5' | b'V' if size == 0 && extension.size.unwrap_or(0) == 0 => extension = Extension::default(),
                 flag => return Err(self.refuse(flag, at)),
             }
             self.advance(at, size)?;
@@ -81,10 +84,7 @@ impl<'a> Headers<'a> {
 
     fn member(&mut self, header: &[u8; 512], at: u64, size: u64, extension: Extension) -> Result<Entry, Error> {
         let size = extension.size.unwrap_or(size);
-        let name = match extension.name {
-            Some(name) => name,
-            None => text(&header_name(header)).ok_or_else(|| self.corrupt(at, "has a member name that is no UTF-8"))?,
-        };
+        let name = extension.name.unwrap_or_else(|| text(&header_name(header)));
         self.advance(at, size)?;
         Ok(Entry { name, header: at, data: at + BLOCK, size })
     }
@@ -110,10 +110,7 @@ impl<'a> Headers<'a> {
             let (key, value, after) = record(rest).ok_or_else(|| self.corrupt(at, "has a bad pax header"))?;
             rest = after;
             match key {
-                b"path" => {
-                    let name = text(value).ok_or_else(|| self.corrupt(at, "has a bad pax path"))?;
-                    self.name(at, extension, name)?;
-                }
+                b"path" => self.name(at, extension, text(value))?,
                 b"size" => {
                     let size = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
                     let size = size.ok_or_else(|| self.corrupt(at, "has a bad pax size"))?;
@@ -153,7 +150,7 @@ impl<'a> Headers<'a> {
     fn read_long_name(&self, at: u64, size: u64) -> Result<String, Error> {
         let bytes = self.read_extension(at, size)?;
         let name = bytes.split(|b| *b == 0).next().unwrap_or_default();
-        text(name).ok_or_else(|| self.corrupt(at, "has a member name that is no UTF-8"))
+        Ok(text(name))
     }
 
     fn read_extension(&self, at: u64, size: u64) -> Result<Vec<u8>, Error> {
@@ -176,7 +173,7 @@ impl<'a> Headers<'a> {
             b'1' => (Reason::UnsafeReference, "a hard link"),
             b'2' | b'K' => (Reason::UnsafeReference, "a symbolic link"),
             b'3' | b'4' => (Reason::UnsafeReference, "a device"),
-            b'5' => (Reason::UnsupportedFormat, "a directory"),
+            b'5' | b'V' => (Reason::Corrupt, "a directory or label with bytes"),
             b'6' => (Reason::UnsafeReference, "a FIFO"),
             b'S' => (Reason::UnsupportedFormat, "a sparse member"),
             b'M' => (Reason::UnsupportedFormat, "a part of a multi-volume archive"),
@@ -236,6 +233,6 @@ fn octal(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(digits, 8).ok()
 }
 
-fn text(bytes: &[u8]) -> Option<String> {
-    String::from_utf8(bytes.to_vec()).ok()
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

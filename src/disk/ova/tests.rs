@@ -33,7 +33,7 @@ fn members_are_windows_on_the_archive() {
     let ova = open(&region(&sample("vm", &[("d1.vmdk", b"first", 512), ("d2.vmdk", b"", 512)]))).unwrap();
     let names: Vec<_> = ova.members.iter().map(|m| m.name.as_str()).collect();
     assert_eq!(names, ["vm.ovf", "vm.mf", "d1.vmdk", "d2.vmdk"]);
-    assert_eq!((ova.ovf, ova.manifest), (0, Some(1)));
+    assert_eq!((ova.ovf, ova.manifests), (0, vec![1]));
     assert_eq!(read(&ova.members[2]), b"first");
     assert_eq!(ova.members[2].region.name(), "vm.ova:d1.vmdk");
 }
@@ -84,23 +84,18 @@ fn an_archive_without_its_last_zeros_is_read() {
 }
 
 #[test]
-fn unsafe_names_and_links_are_refused() {
-    for name in ["../x.vmdk", "/etc/shadow", "a/b", "..", "c:x", "a\nb", "./d.vmdk", "a\\b"] {
+fn paths_that_leave_the_archive_control_characters_and_links_are_refused() {
+    for name in ["../x.vmdk", "a/../../x", "/etc/shadow", "..", "c:x", "C:\\x", "\\x", "a\nb", "a/\u{1b}b"] {
         assert_eq!(refused(&tar(&[OVF, (name, b"")])).0, Reason::UnsafeReference, "{name:?}");
         let long = [member(OVF.0, OVF.1), pax(&[("path", name)]), member("d", b"")].concat();
         assert_eq!(refused(&long).0, Reason::UnsafeReference, "{name:?} in pax");
     }
-    let mut prefixed = header(b"d.vmdk", 0, b'0');
-    prefixed[345..348].copy_from_slice(b"etc");
-    sum(&mut prefixed);
-    assert_eq!(refused(&prefixed).0, Reason::UnsafeReference);
     for (flag, reason) in [
         (b'1', Reason::UnsafeReference),
         (b'2', Reason::UnsafeReference),
         (b'3', Reason::UnsafeReference),
         (b'6', Reason::UnsafeReference),
         (b'K', Reason::UnsafeReference),
-        (b'5', Reason::UnsupportedFormat),
         (b'S', Reason::UnsupportedFormat),
         (b'M', Reason::UnsupportedFormat),
         (b'?', Reason::UnsupportedFormat),
@@ -117,6 +112,43 @@ fn unsafe_names_and_links_are_refused() {
 }
 
 #[test]
+fn folders_of_hand_packed_archives_are_no_obstacle() {
+    let directory = |name: &str| entry(&header(name.as_bytes(), 0, b'5'), b"");
+    let mut prefixed = header(b"d.vmdk", 5, b'0');
+    prefixed[345..351].copy_from_slice(b"export");
+    sum(&mut prefixed);
+    let bytes = [
+        directory("./"),
+        entry(&header(b"old/", 0, b'0'), b""),
+        member("./export/vm.ovf", OVF.1),
+        member("./._vm.ovf", b"finder"),
+        member("__MACOSX/export/._vm.ovf", b"finder"),
+        member("export//./.DS_Store", b"finder"),
+        entry(&prefixed, b"first"),
+        member("docs\\d.vmdk", b"other"),
+        member("docs/12:30.txt", b""),
+        entry(&header(b"f\xFCr.txt", 0, b'0'), b""),
+        END.to_vec(),
+    ]
+    .concat();
+    let ova = open(&region(&bytes)).unwrap();
+    let paths: Vec<_> = ova.members.iter().map(|m| (m.folder.as_str(), m.name.as_str())).collect();
+    assert_eq!(
+        paths,
+        [
+            ("export", "vm.ovf"),
+            ("export", ".DS_Store"),
+            ("export", "d.vmdk"),
+            ("docs", "d.vmdk"),
+            ("docs", "12:30.txt"),
+            ("", "f\u{fffd}r.txt")
+        ]
+    );
+    assert_eq!((ova.ovf, read(&ova.members[2])), (0, b"first".to_vec()));
+    assert_eq!(ova.members[2].region.name(), "vm.ova:d.vmdk");
+}
+
+#[test]
 fn archives_that_contradict_themselves_are_refused() {
     let mut bad_sum = header(b"d.vmdk", 0, b'0');
     bad_sum[0] = b'e';
@@ -129,7 +161,10 @@ fn archives_that_contradict_themselves_are_refused() {
     for (bytes, reason) in [
         (tar(&[OVF, ("a", b"1"), ("a", b"2")]), Reason::Corrupt),
         (tar(&[OVF, ("other.OVF", b"")]), Reason::Corrupt),
-        (tar(&[OVF, ("a.mf", b""), ("b.mf", b"")]), Reason::Corrupt),
+        (tar(&[OVF, ("x/a", b"1"), ("./x/a", b"1")]), Reason::Corrupt),
+        (tar(&[OVF, ("old/vm.ovf", b"")]), Reason::Corrupt),
+        ([entry(&header(b"L", 2, b'L'), b"a\0"), pax(&[("path", "b")]), member("a", b"")].concat(), Reason::Corrupt),
+        (entry(&header(b"folder/", 3, b'5'), b"abc"), Reason::Corrupt),
         (tar(&[("a.vmdk", b"")]), Reason::MissingMember),
         (tar(&[("vm.ovf", &vec![b' '; MAX_BYTES + 1])]), Reason::Corrupt),
         (tar(&[OVF, ("vm.mf", &vec![b' '; manifest::MAX_BYTES + 1])]), Reason::Corrupt),
@@ -139,7 +174,7 @@ fn archives_that_contradict_themselves_are_refused() {
         ([pax(&[("size", "-1")]), member("d", b"")].concat(), Reason::Corrupt),
         (entry(&header(b"x", 3, b'x'), b"99 "), Reason::Corrupt),
         (entry(&header(b"x", 1 << 30, b'x'), b""), Reason::Corrupt),
-        (header(b"g", 0, b'g').repeat(2000), Reason::UnsupportedFormat),
+        (header(b"g", 0, b'g').repeat(5000), Reason::UnsupportedFormat),
         (header(b"d.vmdk", 1000, b'0').to_vec(), Reason::Truncated),
         (tar(&[OVF])[..520].to_vec(), Reason::Truncated),
         (tar(&[OVF])[..1024 + 100].to_vec(), Reason::Truncated),
@@ -149,6 +184,11 @@ fn archives_that_contradict_themselves_are_refused() {
     }
     let many: Vec<u8> = (0..=MAX_MEMBERS).flat_map(|n| member(&format!("{n}"), b"")).collect();
     assert_eq!(refused(&many).0, Reason::UnsupportedFormat);
+    let chunks = |many| {
+        (0..many).flat_map(|n| member(&format!("d.vmdk.{n:09}"), b"")).chain(member(OVF.0, OVF.1)).collect::<Vec<u8>>()
+    };
+    assert_eq!(open(&region(&chunks(MAX_PARTS))).unwrap().members.len(), MAX_PARTS + 1);
+    assert_eq!(refused(&chunks(MAX_PARTS + 1)).0, Reason::UnsupportedFormat);
 }
 
 proptest! {

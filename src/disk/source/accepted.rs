@@ -3,17 +3,22 @@
 
 use std::fs::File;
 
+use serde::Serialize;
+
 use crate::conversion::report::Hardware;
+use crate::disk::descriptor::ovf;
 use crate::disk::manifest::Expected;
 use crate::disk::{Error, Image};
 
-/// What an attempt may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an attempt may cost, and what of the source is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Largest virtual size of a disk, in bytes.
     pub max_virtual_size: u64,
     /// Most bytes that inflated members may occupy, all together.
     pub max_scratch_bytes: u64,
+    /// The deployment option of an OVF; absent: its default one.
+    pub ovf_option: Option<String>,
 }
 
 /// Makes an empty file, open for reading and writing, that goes away by itself.
@@ -32,6 +37,8 @@ pub struct Source {
     pub digests: Vec<Expected>,
     /// What was odd but handled.
     pub warnings: Vec<String>,
+    /// The deployment options of its OVF.
+    pub options: Vec<OvfOption>,
     /// Every file that it consists of, for a person: base name and length in bytes.
     pub members: Vec<(String, u64)>,
 }
@@ -59,4 +66,25 @@ pub struct SourceDisk {
     /// Base name of the file that holds it (its descriptor, if it has one); of a blank disk, the OVF's id of it.
     pub member: String,
     pub image: Image,
+}
+
+/// A deployment option of an OVF: one of several machines that it describes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OvfOption {
+    /// By this name it is asked for.
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Whether the conversion takes this one.
+    pub chosen: bool,
+}
+
+impl From<&ovf::OvfOption> for OvfOption {
+    fn from(option: &ovf::OvfOption) -> Self {
+        let ovf::OvfOption { id, label, description, chosen } = option.clone();
+        Self { name: id, label, description, chosen }
+    }
 }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! OVF packages: the envelope with its files, in an OVA or side by side.
 
-use super::accepted::{Limits, Scratch, Source, SourceDisk};
+use super::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 use super::checks::{blank, check_size, read_text};
 use super::disk::open_disk;
+use super::members::{Member, Members};
 use crate::conversion::Reason;
 use crate::conversion::contract;
 use crate::conversion::file_name::{extension, stem};
 use crate::conversion::report::Hardware;
-use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile};
+use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile, is_chunk};
 use crate::disk::descriptor::{MAX_BYTES, shown};
 use crate::disk::image::Image;
 use crate::disk::manifest::{self, Expected};
@@ -17,14 +18,13 @@ use crate::disk::{Error, Region, detect, gzip, ova};
 /// Bytes that an inflated member may have beyond the largest virtual size: headers, tables, descriptors.
 const METADATA_BYTES: u64 = 1 << 30;
 
-/// The files of a package by their base names.
-type Members<'a> = Vec<(&'a str, &'a Region)>;
-
 pub(super) fn open_ova(archive: &Region, limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
     let ova = ova::open(archive)?;
-    let members: Members = ova.members.iter().map(|m| (m.name.as_str(), &m.region)).collect();
-    let manifest = ova.manifest.map(|index| &ova.members[index].region);
-    open_package("ova", members[ova.ovf], manifest, &members, limits, scratch)
+    let all = ova.members.iter().map(|m| Member { folder: &m.folder, name: &m.name, region: &m.region }).collect();
+    let members = Members { all, home: &ova.members[ova.ovf].folder };
+    let manifests: Vec<_> = ova.manifests.iter().map(|index| &ova.members[*index].region).collect();
+    let envelope = &ova.members[ova.ovf];
+    open_package("ova", (&envelope.name, &envelope.region), &manifests, &members, limits, scratch)
 }
 
 pub(super) fn open_ovf(
@@ -34,32 +34,31 @@ pub(super) fn open_ovf(
     scratch: &mut Scratch,
 ) -> Result<Source, Error> {
     let name = envelope.name();
-    let mut members: Members = vec![(name, envelope)];
-    members.extend(siblings.iter().map(|region| (region.name(), region)));
-    let stem = stem(name);
-    let manifest = format!("{stem}.mf");
-    let manifest = members.iter().find(|(name, _)| *name == manifest).map(|(_, region)| *region);
-    open_package("ovf", (name, envelope), manifest, &members, limits, scratch)
+    let regions = || std::iter::once(envelope).chain(siblings);
+    let all = regions().map(|region| Member { folder: "", name: region.name(), region }).collect();
+    // Its siblings are what it names, and a manifest for it or for one of its disks.
+    let manifests: Vec<_> =
+        siblings.iter().filter(|region| extension(region.name()).eq_ignore_ascii_case("mf")).collect();
+    open_package("ovf", (name, envelope), &manifests, &Members { all, home: "" }, limits, scratch)
 }
 
 fn open_package(
     format: &str,
     (name, envelope): (&str, &Region),
-    manifest: Option<&Region>,
+    manifests: &[&Region],
     members: &Members,
     limits: &Limits,
     scratch: &mut Scratch,
 ) -> Result<Source, Error> {
     let mut warnings = Vec::new();
-    let digests = match manifest {
-        Some(manifest) => read_manifest(manifest, envelope, members, &mut warnings)?,
-        None => Vec::new(),
-    };
+    let digests = read_manifests(manifests, envelope, members, &mut warnings)?;
     let text = read_text(envelope, MAX_BYTES)?;
-    let ovf = ovf::parse(name, &text).map_err(|e| Error { file: envelope.name().to_owned(), ..e })?;
+    let ovf = ovf::parse(name, &text, limits.ovf_option.as_deref())
+        .map_err(|e| Error { file: envelope.name().to_owned(), ..e })?;
     if ovf.disks.is_empty() {
         return Err(Error::refuse(Reason::UnsupportedFormat, envelope.name(), "describes no disk"));
     }
+    let beside = members.by_name();
     let mut scratch_left = limits.max_scratch_bytes;
     let mut disks = Vec::new();
     for disk in &ovf.disks {
@@ -67,14 +66,14 @@ fn open_package(
             None => blank_disk(envelope.name(), disk, limits)?,
             Some(file) => {
                 let file = &ovf.files[file];
-                let region = find(envelope.name(), file, members)?;
-                if manifest.is_some() && !digests.iter().any(|d| d.region.name() == region.name()) {
+                let region = members.disk(envelope.name(), file)?;
+                if !manifests.is_empty() && !digests.iter().any(|d| is_of(d, &region)) {
                     warnings.push(format!("the manifest has no digest of {}", shown(&file.href)));
                 }
-                compare_stored_size(file, region, &mut warnings);
+                compare_stored_size(file, &region, &mut warnings);
                 // No disk unpacks to more than its own size and tables.
                 let capacity = disk.capacity.filter(|capacity| *capacity > 0).unwrap_or(u64::MAX);
-                let image = open_file(file, region, members, (limits, capacity), &mut scratch_left, scratch)?;
+                let image = open_file(file, &region, &beside, (limits, capacity), &mut scratch_left, scratch)?;
                 compare_capacity(disk, &file.href, &image, &mut warnings);
                 SourceDisk { member: file.href.clone(), image }
             }
@@ -89,40 +88,53 @@ fn open_package(
         disks,
         digests,
         warnings,
-        members: members.iter().map(|(name, region)| ((*name).to_owned(), region.len())).collect(),
+        options: ovf.options.iter().map(OvfOption::from).collect(),
+        members: members.all.iter().map(|m| (m.name.to_owned(), m.region.len())).collect(),
     })
 }
 
+/// Whether a digest is one of this file, or of a chunk of it.
+fn is_of(digest: &Expected, region: &Region) -> bool {
+    let name = digest.region.name();
+    name == region.name() || is_chunk(name) && stem(name) == region.name()
+}
+
 /// The digests still to be verified. The envelope's own is verified here, before anything in it is trusted.
-fn read_manifest(
-    manifest: &Region,
+fn read_manifests(
+    manifests: &[&Region],
     envelope: &Region,
     members: &Members,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Expected>, Error> {
-    let lines = manifest::parse(manifest.name(), &read_text(manifest, manifest::MAX_BYTES)?)?;
-    let (expected, unknown) = manifest::expected(&lines, members);
-    warnings.extend(unknown);
+    let mut digests: Vec<Expected> = Vec::new();
+    for manifest in manifests {
+        let bytes = read_text(manifest, manifest::MAX_BYTES)?;
+        let (expected, odd) = manifest::expected(manifest.name(), &bytes, |name| members.digested(name))?;
+        warnings.extend(odd);
+        // Manifests that say the same demand it once.
+        let is_known = |one: &Expected, known: &[Expected]| {
+            known
+                .iter()
+                .any(|k| k.region.is_same(&one.region) && (k.algorithm, &k.digest) == (one.algorithm, &one.digest))
+        };
+        for one in expected {
+            if !is_known(&one, &digests) {
+                digests.push(one);
+            }
+        }
+    }
     let (of_envelope, digests): (Vec<_>, Vec<_>) =
-        expected.into_iter().partition(|d| d.region.name() == envelope.name());
+        digests.into_iter().partition(|d| d.region.name() == envelope.name());
     if envelope.len() <= MAX_BYTES as u64 {
         manifest::verify(&of_envelope, &manifest::Control::default())?;
     }
     Ok(digests)
 }
 
-fn find<'a>(envelope: &str, file: &OvfFile, members: &Members<'a>) -> Result<&'a Region, Error> {
-    let found = members.iter().find(|(name, _)| *name == file.href).map(|(_, region)| *region);
-    found.ok_or_else(|| {
-        let message = format!("names the disk {}, which is not there", shown(&file.href));
-        Error::refuse(Reason::MissingMember, envelope, message)
-    })
-}
-
 fn open_file(
     file: &OvfFile,
     region: &Region,
-    members: &Members,
+    members: &[(&str, &Region)],
     (limits, capacity): (&Limits, u64),
     scratch_left: &mut u64,
     scratch: &mut Scratch,

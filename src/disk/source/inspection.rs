@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::accepted::{Limits, Scratch, Source, SourceDisk};
+use super::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 use super::open::look;
 use crate::conversion::Failure;
 use crate::conversion::report::Hardware;
@@ -28,6 +28,9 @@ pub struct Inspection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Failure>,
     pub disks: Vec<DiskInspection>,
+    /// The deployment options of its OVF.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ovf_options: Vec<OvfOption>,
     /// The files that it consists of.
     pub members: Vec<MemberInspection>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +75,7 @@ impl Inspection {
             accepted: false,
             refusal: Some(refusal),
             disks: Vec::new(),
+            ovf_options: Vec::new(),
             members: Vec::new(),
             hardware: None,
             warnings: Vec::new(),
@@ -84,13 +88,14 @@ impl Inspection {
 pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Inspection {
     let (name, size_bytes) = (primary.name().to_owned(), primary.len());
     match look(primary, siblings, limits, scratch) {
-        Ok(Source { format, disks, hardware, warnings, members, digests: _ }) => Inspection {
+        Ok(Source { format, disks, hardware, warnings, options, members, digests: _ }) => Inspection {
             name,
             size_bytes,
             format: Some(format),
             accepted: true,
             refusal: None,
             disks: disks.iter().map(describe).collect(),
+            ovf_options: options,
             members: members.into_iter().map(|(name, size_bytes)| MemberInspection { name, size_bytes }).collect(),
             hardware,
             warnings,

@@ -6,11 +6,11 @@ use super::disk::open_disk;
 use super::group;
 use super::packed::{Depth, Room, open_stream, open_tar, open_zip};
 use crate::conversion::file_name::extension;
-use crate::conversion::printable;
+use crate::conversion::{Reason, printable};
 use crate::disk::detect::{self, Content};
 use crate::disk::effort::Effort;
 use crate::disk::packed::Stream;
-use crate::disk::{Error, Region, vhd};
+use crate::disk::{Error, Region, descriptor, vhd};
 
 /// Opens `primary` and, as further disks of the same machine, `disks`, which no descriptor names; otherwise as [`open`].
 ///
@@ -39,7 +39,7 @@ pub fn open_machine(
 /// # Errors
 /// What the formats' readers refuse, with their reasons; `TooLarge` beyond `limits`.
 pub fn open(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
-    open_bounded(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Whole })
+    open_bounded(primary, siblings, &mut Room { limits: limits.clone(), scratch, depth: Depth::Whole })
 }
 
 /// The same for an inspection: what is packed and large is only looked at from its beginning.
@@ -49,7 +49,7 @@ pub(super) fn look(
     limits: &Limits,
     scratch: &mut Scratch,
 ) -> Result<Source, Error> {
-    open_bounded(primary, siblings, &mut Room { limits: *limits, scratch, depth: Depth::Beginning })
+    open_bounded(primary, siblings, &mut Room { limits: limits.clone(), scratch, depth: Depth::Beginning })
 }
 
 /// One budget for the tables of all files.
@@ -57,6 +57,10 @@ fn open_bounded(primary: &Region, siblings: &[Region], room: &mut Room) -> Resul
     let effort = Effort::of(siblings.iter().chain([primary]));
     let siblings: Vec<_> = siblings.iter().map(|region| region.within(&effort)).collect();
     let mut source = open_files(&primary.within(&effort), &siblings, room)?;
+    if room.limits.ovf_option.is_some() && source.options.is_empty() {
+        let message = "has no deployment options: it is no OVF";
+        return Err(Error::refuse(Reason::UnsupportedFormat, primary.name(), message));
+    }
     for warning in &mut source.warnings {
         *warning = printable(warning).into_owned();
     }
@@ -71,6 +75,7 @@ pub(super) fn open_files(primary: &Region, siblings: &[Region], room: &mut Room)
     if content == Content::Raw && extension(name).eq_ignore_ascii_case("vhd") && vhd::is_padded(primary)? {
         content = Content::Vhd;
     }
+    refuse_lone_extent(primary, content)?;
     // Names that say nothing come only from a person who named the file.
     detect::check_extension(name, content)
         .or_else(|e| if content == Content::Raw && detect::is_disk_called(name, &head) { Ok(()) } else { Err(e) })?;
@@ -91,8 +96,22 @@ pub(super) fn open_files(primary: &Region, siblings: &[Region], room: &mut Room)
                 disks: vec![SourceDisk { member: name.to_owned(), image }],
                 hardware: None,
                 digests: Vec::new(),
+                options: Vec::new(),
                 members,
             })
         }
     }
+}
+
+/// Refuses the raw bytes of a disk that are called like a VMDK: they are one of its extents.
+fn refuse_lone_extent(region: &Region, content: Content) -> Result<(), Error> {
+    let name = region.name();
+    if content != Content::Raw || !descriptor::looks_like_extent(name) {
+        return Ok(());
+    }
+    let message = format!(
+        "is an extent of a VMDK without its descriptor: {}",
+        descriptor::without_descriptor(name, region.len())
+    );
+    Err(Error::refuse(Reason::MissingMember, name, message))
 }

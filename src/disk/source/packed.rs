@@ -120,6 +120,7 @@ fn from_beginning(stream: &Stream, content: Content, member: &str, unpacked: &Un
         disks: disks.into_iter().collect(),
         hardware: None,
         digests: Vec::new(),
+        options: Vec::new(),
         warnings: vec![warning],
         members: Vec::new(),
     }
@@ -132,6 +133,7 @@ fn single(member: &str, image: Image) -> Source {
         disks: vec![SourceDisk { member: member.to_owned(), image }],
         hardware: None,
         digests: Vec::new(),
+        options: Vec::new(),
         members: Vec::new(),
     }
 }
@@ -251,7 +253,7 @@ fn open_group(archive: &Region, primary: &Entry, entries: &[Entry], room: &mut R
     let text = take_out(primary, room)?;
     let mut bytes = vec![0; usize::try_from(text.len()).unwrap_or(usize::MAX).min(MAX_BYTES + 1)];
     text.read_exact_at(&mut bytes, 0)?;
-    let named = descriptor::references(name, &bytes)?;
+    let named = descriptor::references(name, &bytes, room.limits.ovf_option.as_deref())?;
     let beside: Vec<_> = entries.iter().filter(|entry| named.names(base(&entry.path))).collect();
     let large = beside.iter().filter(|entry| entry.stored().is_none()).map(|entry| entry.size).sum::<u64>();
     if room.depth == Depth::Beginning && large > BEGINNING {
@@ -263,6 +265,7 @@ fn open_group(archive: &Region, primary: &Entry, entries: &[Entry], room: &mut R
             disks: Vec::new(),
             hardware: None,
             digests: Vec::new(),
+        options: Vec::new(),
             members: Vec::new(),
         });
     }

@@ -35,8 +35,9 @@ const fn kind(create_type: CreateType) -> &'static str {
 
 fn open_extent(file: &str, extent: &ExtentLine, is_first: bool, members: &[(&str, &Region)]) -> Result<Image, Error> {
     let size = extent.sectors * SECTOR;
-    let Some(name) = extent.file_name(file)? else { return Ok(blank(size, "vmdk zero extent")) };
-    let Some((_, region)) = members.iter().find(|(member, _)| *member == name) else {
+    let Some((name, other)) = extent.file_names(file)? else { return Ok(blank(size, "vmdk zero extent")) };
+    let find = |name: &str| members.iter().find(|(member, _)| *member == name);
+    let Some((_, region)) = find(&name).or_else(|| find(other.as_deref()?)) else {
         let message = format!("names the extent {}, which is not beside it", shown(&name));
         return Err(Error::refuse(Reason::MissingMember, file, message));
     };

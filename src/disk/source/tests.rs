@@ -17,7 +17,7 @@ use crate::disk::sample_vmdk::{GRAIN, Sparse};
 use crate::disk::{CopyControl, Error, Image, Region};
 use crate::disk::{detect, manifest};
 
-const LIMITS: Limits = Limits { max_virtual_size: 1 << 40, max_scratch_bytes: 1 << 26 };
+const LIMITS: Limits = Limits { max_virtual_size: 1 << 40, max_scratch_bytes: 1 << 26, ovf_option: None };
 
 /// The content of files outside the source; it may appear nowhere.
 const CANARY: &str = "CANARY-5f2b";
@@ -203,9 +203,17 @@ fn flat_and_split_disks_are_put_together() {
     let (first, second) = (part(&one), part(&two));
     let source = good(("vm.vmdk", split.as_bytes()), &[("vm-s001.vmdk", &first), ("vm-s002.vmdk", &second)]);
     assert_eq!(source.format, "vmdk twoGbMaxExtentSparse");
-    assert!(guest(&source.disks[0].image) == [one, two].concat());
-    let wrong = [("vm-s001.vmdk", first.as_slice()), ("vm-s002.vmdk", first.as_slice())];
-    assert_eq!(refused(("vm.vmdk", split.as_bytes()), &wrong), Reason::Corrupt);
+    assert!(guest(&source.disks[0].image) == [one.as_slice(), &two].concat());
+    let smaller = [("vm-s001.vmdk", second.as_slice()), ("vm-s002.vmdk", second.as_slice())];
+    assert_eq!(refused(("vm.vmdk", split.as_bytes()), &smaller), Reason::Corrupt);
+    let larger = [("vm-s001.vmdk", first.as_slice()), ("vm-s002.vmdk", first.as_slice())];
+    let source = good(("vm.vmdk", split.as_bytes()), &larger);
+    assert!(guest(&source.disks[0].image) == [one.as_slice(), &one[..4096]].concat());
+    assert_eq!(source.warnings, Vec::<String>::new());
+    let much_larger = part(&content(3, 1 << 20));
+    let much_larger = [("vm-s001.vmdk", first.as_slice()), ("vm-s002.vmdk", &much_larger)];
+    let warnings = good(("vm.vmdk", split.as_bytes()), &much_larger).warnings;
+    assert_eq!(warnings, ["vm-s002.vmdk: has 1048576 bytes of a disk, of which its descriptor takes 4096"]);
     assert_eq!(refused(("vm-s001.vmdk", &first), &[]), Reason::MissingMember);
 }
 

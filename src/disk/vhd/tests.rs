@@ -284,7 +284,7 @@ fn a_padded_fixed_disk_is_read_and_told() {
         let source = crate::disk::source::open(
             &Region::whole(region_over(&padded).file().unwrap().0.clone(), "a.vhd", padded.len() as u64),
             &[],
-            &crate::disk::source::Limits { max_virtual_size: LIMIT, max_scratch_bytes: 0 },
+            &crate::disk::source::Limits { max_virtual_size: LIMIT, max_scratch_bytes: 0, ovf_option: None },
             &mut || unreachable!("nothing is inflated"),
         );
         let source = source.unwrap();

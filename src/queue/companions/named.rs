@@ -35,7 +35,7 @@ pub fn read_references(dir: &Path, path: &str) -> Result<References, StoreError>
 }
 
 pub(super) fn references(name: &str, bytes: &[u8]) -> References {
-    descriptor::references(name, bytes)
+    descriptor::references(name, bytes, None)
         .unwrap_or_else(|_| References { optional: seemingly_named(name, bytes), ..References::default() })
 }
 

@@ -30,7 +30,7 @@ fn region(path: &Path) -> Region {
 fn open(path: &Path) -> Image {
     let beside = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
     let siblings: Vec<_> = beside.filter(|other| other != path).map(|other| region(&other)).collect();
-    let limits = Limits { max_virtual_size: u64::MAX, max_scratch_bytes: 0 };
+    let limits = Limits { max_virtual_size: u64::MAX, max_scratch_bytes: 0, ovf_option: None };
     let mut source = source::open(&region(path), &siblings, &limits, &mut || unreachable!("no gzip")).unwrap();
     source.disks.remove(0).image
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use roxmltree::Node;
 
 use super::parts::{OvfDisk, OvfFile};
-use super::xml::{attribute, children, unit_bytes};
+use super::xml::{attribute, children, is, unit_bytes};
 use crate::conversion::report::{DiskController, Hardware, Nic};
 
 const PROCESSOR: u32 = 3;
@@ -23,11 +23,12 @@ const OTHER_STORAGE: u32 = 20;
 /// Reads the only virtual system; several have no hardware in common.
 pub(super) fn read(
     envelope: Node,
+    configuration: Option<&str>,
     disks: &[OvfDisk],
     files: &[OvfFile],
     warnings: &mut Vec<String>,
 ) -> Option<Hardware> {
-    let mut systems = envelope.descendants().filter(|n| n.tag_name().name() == "VirtualSystem");
+    let mut systems = envelope.descendants().filter(|n| is(*n, "VirtualSystem"));
     let system = systems.next()?;
     let others = systems.count();
     if others > 0 {
@@ -41,7 +42,7 @@ pub(super) fn read(
         ..Hardware::default()
     };
     if let Some(section) = children(system, "VirtualHardwareSection").next() {
-        read_items(section, default_configuration(envelope), disks, files, &mut hardware);
+        read_items(section, configuration, disks, files, &mut hardware);
     }
     add_virtualbox_addresses(system, &mut hardware.nics);
     Some(hardware)
@@ -57,7 +58,7 @@ fn read_items(
     let mut controllers: BTreeMap<String, usize> = BTreeMap::new();
     let mut attached: Vec<(String, u64, String)> = Vec::new();
     let items =
-        section.children().filter(|n| matches!(n.tag_name().name(), "Item" | "StorageItem" | "EthernetPortItem"));
+        section.children().filter(|n| ["Item", "StorageItem", "EthernetPortItem"].iter().any(|name| is(*n, name)));
     for item in items.filter(|i| applies(*i, configuration)) {
         let number = |name: &str| child_text(item, name).and_then(|t| t.parse::<u64>().ok());
         let Some(kind) = child_text(item, "ResourceType").and_then(|t| t.parse().ok()) else { continue };
@@ -99,16 +100,6 @@ fn applies(item: Node, configuration: Option<&str>) -> bool {
     let chosen = attribute(item, "configuration")
         .is_none_or(|list| configuration.is_some_and(|wanted| list.split_whitespace().any(|c| c == wanted)));
     chosen && attribute(item, "bound").is_none()
-}
-
-/// The default deployment option, else the first.
-fn default_configuration<'a>(envelope: Node<'a, '_>) -> Option<&'a str> {
-    let options = || {
-        let sections = envelope.children().filter(|n| n.tag_name().name() == "DeploymentOptionSection");
-        sections.flat_map(|s| s.children().filter(|n| n.tag_name().name() == "Configuration"))
-    };
-    let default = options().find(|c| matches!(attribute(*c, "default"), Some("true" | "1")));
-    default.or_else(|| options().next()).and_then(|c| attribute(c, "id"))
 }
 
 fn memory_mib(item: Node, quantity: Option<u64>) -> Option<u64> {
@@ -171,8 +162,8 @@ fn guest_os(system: Node) -> Option<String> {
     vmware.or_else(|| child_text(section, "Description")).or_else(|| attribute(section, "id").map(shortened))
 }
 
-fn child_text(node: Node, name: &str) -> Option<String> {
-    let found = node.children().find(|n| n.tag_name().name() == name)?;
+fn child_text<'a>(node: Node<'a, '_>, name: &'a str) -> Option<String> {
+    let found = children(node, name).next()?;
     found.text().map(str::trim).filter(|t| !t.is_empty()).map(shortened)
 }
 

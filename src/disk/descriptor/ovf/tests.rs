@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::xml::unit_bytes;
 use super::*;
 use crate::conversion::report::{DiskController, Nic};
 
@@ -55,13 +56,17 @@ fn envelope(files: &str, disks: &str, rest: &str) -> String {
     )
 }
 
+fn read(text: &str) -> Result<Ovf, Error> {
+    parse("vm.ovf", text.as_bytes(), None)
+}
+
 fn reason(text: &str) -> Reason {
-    parse("vm.ovf", text.as_bytes()).unwrap_err().reason
+    read(text).unwrap_err().reason
 }
 
 #[test]
 fn a_machine_is_read_whole() {
-    let ovf = parse("web.ovf", VMWARE.as_bytes()).unwrap();
+    let ovf = parse("web.ovf", VMWARE.as_bytes(), None).unwrap();
     assert_eq!(
         ovf.disks,
         [
@@ -97,14 +102,14 @@ fn a_machine_is_read_whole() {
 
 #[test]
 fn disks_are_required_and_all_else_is_welcome() {
-    let references = super::super::references("web.OVF", VMWARE.as_bytes()).unwrap();
+    let references = super::super::references("web.OVF", VMWARE.as_bytes(), None).unwrap();
     assert_eq!(references.required, ["web-disk1.vmdk"]);
-    assert_eq!(references.optional, ["web.nvram", "web.mf", "web.cert"]);
-    let sizes = [("web-disk1.vmdk", 70_144), ("web.nvram", 8_684)];
+    assert_eq!(references.optional, ["web.nvram", "web.mf", "web.MF", "web.cert", "web-disk1.mf", "web-disk1.MF"]);
+    let sizes = [("web-disk1.vmdk", 70_144)];
     assert_eq!(references.sizes, sizes.map(|(name, size)| (name.to_owned(), StatedSize::Exactly(size))).into());
     // Of a compressed file nobody knows which size is meant.
     let gzip = VMWARE.replace("ovf:size=\"70144\"", "ovf:size=\"70144\" ovf:compression=\"gzip\"");
-    assert_eq!(super::super::references("web.ovf", gzip.as_bytes()).unwrap().sizes.len(), 1);
+    assert_eq!(super::super::references("web.ovf", gzip.as_bytes(), None).unwrap().sizes.len(), 0);
 }
 
 #[test]
@@ -119,7 +124,7 @@ fn firmware_is_found_in_every_dialect() {
         ("<VirtualSystem><Config key='firmware' value='bios'/></VirtualSystem>", Some("bios")),
         ("<VirtualSystem/>", None),
     ] {
-        let ovf = parse("vm.ovf", envelope("", "", rest).as_bytes()).unwrap();
+        let ovf = parse("vm.ovf", envelope("", "", rest).as_bytes(), None).unwrap();
         assert_eq!(ovf.hardware.unwrap().firmware.as_deref(), firmware, "{rest}");
     }
 }
@@ -133,7 +138,7 @@ fn virtualbox_keeps_addresses_in_a_section_of_its_own() {
         <ResourceType>17</ResourceType></Item></VirtualHardwareSection>\
         <Machine><Hardware><Network><Adapter slot='0' enabled='false' MACAddress='080027000000'/>\
         <Adapter slot='1' enabled='true' MACAddress='080027AABBCC'/></Network></Hardware></Machine></VirtualSystem>";
-    let ovf = parse("vm.ovf", envelope("", "<Disk diskId='d1' capacity='512'/>", rest).as_bytes()).unwrap();
+    let ovf = parse("vm.ovf", envelope("", "<Disk diskId='d1' capacity='512'/>", rest).as_bytes(), None).unwrap();
     let hardware = ovf.hardware.unwrap();
     assert_eq!(hardware.name.as_deref(), Some("vbox"));
     assert_eq!(
@@ -162,7 +167,7 @@ fn only_the_default_deployment_option_counts() {
         item("tiny big", 8),
         item("small", 2)
     );
-    let ovf = parse("vm.ovf", envelope("", "", &rest).as_bytes()).unwrap();
+    let ovf = parse("vm.ovf", envelope("", "", &rest).as_bytes(), None).unwrap();
     assert_eq!(ovf.hardware.unwrap().vcpus, Some(8));
 }
 
@@ -171,7 +176,7 @@ fn several_machines_lose_their_hardware_and_keep_their_disks() {
     let disks = "<Disk diskId='d' capacity='512'/>";
     let text =
         envelope("", disks, "<VirtualSystemCollection><VirtualSystem/><VirtualSystem/></VirtualSystemCollection>");
-    let ovf = parse("vm.ovf", text.as_bytes()).unwrap();
+    let ovf = parse("vm.ovf", text.as_bytes(), None).unwrap();
     assert_eq!((ovf.hardware, ovf.disks.len(), ovf.warnings.len()), (None, 1, 1));
 }
 
@@ -188,30 +193,41 @@ fn units_are_bytes() {
 }
 
 #[test]
-fn names_that_are_no_base_names_are_unsafe() {
+fn a_disk_s_name_that_is_no_base_name_is_unsafe_and_others_are_not_looked_at() {
     for href in ["../x.vmdk", "/etc/shadow", "a/b.vmdk", "http://host/x.vmdk", "", "..", "c:x", "a&#10;b"] {
-        assert_eq!(
-            reason(&envelope(&format!("<File id='f' href='{href}'/>"), "", "")),
-            Reason::UnsafeReference,
-            "{href}"
-        );
+        let file = format!("<File id='f' href='{href}'/>");
+        let needed = envelope(&file, "<Disk diskId='d' fileRef='f'/>", "");
+        assert_eq!(reason(&needed), Reason::UnsafeReference, "{href}");
+        let beside = envelope(&file, "<Disk diskId='d' capacity='512'/>", "");
+        assert_eq!(read(&beside).unwrap().extras, Vec::<String>::new(), "{href}");
     }
     let delta = envelope("<File id='f' href='a.vmdk'/>", "<Disk diskId='d' fileRef='f' parentRef='p'/>", "");
     assert_eq!(reason(&delta), Reason::UnsafeReference);
 }
 
 #[test]
+fn files_that_no_disk_needs_may_be_anything() {
+    let files = "<File id='f' href='a.vmdk'/><File id='g' href='b.iso' compression='bzip2' chunkSize='x'/>\
+                 <File id='g' href='b.iso'/><File href='vm.ovf'/><File id='h' href='eula/en.txt'/>";
+    let ovf = read(&envelope(files, "<Disk diskId='d' fileRef='f'/>", "")).unwrap();
+    assert_eq!((ovf.files.len(), ovf.extras.as_slice()), (1, ["b.iso".to_owned()].as_slice()));
+}
+
+#[test]
 fn what_cannot_be_read_says_why() {
     let file = "<File id='f' href='a.vmdk'/>";
+    let disk = "<Disk diskId='d' fileRef='f'/>";
     for (text, expected) in [
-        (envelope("<File id='f' href='a.vmdk' chunkSize='9'/>", "", ""), Reason::UnsupportedFormat),
-        (envelope("<File id='f' href='a.vmdk' compression='bzip2'/>", "", ""), Reason::UnsupportedFormat),
-        (envelope(&file.repeat(2), "", ""), Reason::Corrupt),
-        (envelope("<File id='f' href='vm.ovf'/>", "", ""), Reason::Corrupt),
+        (envelope("<File id='f' href='a.vmdk' chunkSize='x'/>", disk, ""), Reason::UnsupportedFormat),
+        (envelope("<File id='f' href='a.vmdk' chunkSize='0'/>", disk, ""), Reason::UnsupportedFormat),
+        (envelope("<File id='f' href='a.vmdk' compression='bzip2'/>", disk, ""), Reason::UnsupportedFormat),
+        (envelope("<File id='f' href='a.vmdk'/><File id='f' href='b.vmdk'/>", disk, ""), Reason::Corrupt),
+        (envelope("<File id='f' href='vm.ovf'/>", disk, ""), Reason::Corrupt),
         (envelope(file, "<Disk diskId='d' fileRef='g'/>", ""), Reason::Corrupt),
         (envelope(file, "<Disk diskId='d'/>", ""), Reason::Corrupt),
         (envelope(file, "<Disk diskId='d' capacity='${size}'/>", ""), Reason::Corrupt),
         (envelope(file, "<Disk diskId='d' fileRef='f'/><Disk diskId='e' fileRef='f'/>", ""), Reason::Corrupt),
+        (envelope(file, "<Disk diskId='d' fileRef='f'/><Disk diskId='d' capacity='9'/>", ""), Reason::Corrupt),
         (envelope("", "", "<EncryptionSection/>"), Reason::Encrypted),
         ("<Domain/>".to_owned(), Reason::Corrupt),
         ("<Envelope>".to_owned(), Reason::Truncated),
@@ -223,7 +239,173 @@ fn what_cannot_be_read_says_why() {
     ] {
         assert_eq!(reason(&text), expected, "{}", &text[..text.len().min(200)]);
     }
-    assert_eq!(parse("vm.ovf", b"\xff<Envelope/>").unwrap_err().reason, Reason::Corrupt);
+    assert_eq!(parse("vm.ovf", b"\xff<Envelope/>", None).unwrap_err().reason, Reason::Corrupt);
+}
+
+#[test]
+fn ovirt_leaves_attributes_empty_and_refers_by_href() {
+    let files = "<File ovf:href='7f3c' ovf:id='7f3c' ovf:size='9' ovf:description='Active VM'/>";
+    let disks = "<Disk ovf:diskId='7f3c' ovf:capacity='1024' ovf:parentRef='' ovf:fileRef='7f3c'/>\
+                 <Disk ovf:diskId='x' ovf:capacity='2048' ovf:parentRef='' ovf:fileRef=''/>";
+    let text = format!(
+        "<ovf:Envelope xmlns:ovf='o' xmlns:xsi='i'><References>{files}</References>\
+         <Section xsi:type='ovf:DiskSection_Type'><Info>Disks</Info>{disks}</Section>\
+         <Content ovf:id='out' xsi:type='ovf:VirtualSystem_Type'><Name>olvm</Name></Content></ovf:Envelope>"
+    );
+    let ovf = read(&text).unwrap();
+    let disk = |id: &str, file, capacity| OvfDisk { id: id.to_owned(), file, capacity: Some(capacity) };
+    assert_eq!(ovf.disks, [disk("7f3c", Some(0), 1024), disk("x", None, 2048)]);
+    assert_eq!(ovf.hardware.unwrap().name.as_deref(), Some("olvm"));
+    let by_href = text.replace("ovf:id='7f3c'", "ovf:id='other'");
+    assert_eq!(read(&by_href).unwrap().disks[0].file, Some(0));
+}
+
+#[test]
+fn words_count_in_any_case() {
+    let text = "<ENVELOPE><references><file ID='f' HREF='a.vmdk.gz' Compression='GZIP' Size=' 7 '/></references>\
+                <disksection><disk DiskId='d' FileRef='f' Capacity='2' capacityallocationunits='Byte * 2^20'/>\
+                <DISK diskid='e' capacity='3' capacityAllocationUnits='megabytes'/></disksection></ENVELOPE>";
+    let ovf = read(text).unwrap();
+    assert_eq!((ovf.files[0].gzip, ovf.files[0].size), (true, Some(7)));
+    assert_eq!(ovf.disks.iter().map(|d| d.capacity).collect::<Vec<_>>(), [Some(2 << 20), Some(3 << 20)]);
+}
+
+#[test]
+fn a_text_may_be_in_any_encoding_that_xml_declares() {
+    let text = |label: &str| {
+        format!("<?xml version='1.0' encoding='{label}'?>\r\n")
+            + &envelope("<File id='f' href='für.vmdk'/>", "<Disk diskId='d' fileRef='f'/>", "")
+    };
+    let wide = |mark: &[u8], order: fn(u16) -> [u8; 2]| {
+        [mark.to_vec(), text("UTF-16").encode_utf16().flat_map(order).collect()].concat()
+    };
+    let latin = |label: &str| text(label).chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect::<Vec<u8>>();
+    for bytes in [
+        text("UTF-8").into_bytes(),
+        [b"\xEF\xBB\xBF".as_slice(), text("UTF-8").as_bytes()].concat(),
+        text("utf-16").into_bytes(),
+        wide(b"\xFF\xFE", u16::to_le_bytes),
+        wide(b"\xFE\xFF", u16::to_be_bytes),
+        wide(b"", u16::to_le_bytes),
+        latin("ISO-8859-1"),
+        latin("ISO-8859-15"),
+        latin("windows-1252"),
+        latin("Windows-1254"),
+    ] {
+        assert_eq!(parse("vm.ovf", &bytes, None).unwrap().files[0].href, "für.vmdk", "{bytes:?}");
+        assert!(is_closed(&bytes));
+    }
+    assert!(is_closed(b"<a:envelope></a:envelope >\n<!-- made by x -->\n"));
+    assert!(!is_closed(b"<Envelope><References>") && !is_closed(b"") && !is_closed(b"<Envelope/><"));
+}
+
+#[test]
+fn percent_signs_are_decoded_and_the_written_name_counts_too() {
+    for (href, name, written) in [
+        ("my%20disk.vmdk", "my disk.vmdk", Some("my%20disk.vmdk")),
+        ("./my%20disk.vmdk", "my disk.vmdk", Some("my%20disk.vmdk")),
+        ("f%C3%BCr.vmdk", "für.vmdk", Some("f%C3%BCr.vmdk")),
+        ("100%.vmdk", "100%.vmdk", None),
+        // What is no plain name when it is decoded is only its own letters.
+        ("a%2Fb.vmdk", "a%2Fb.vmdk", None),
+        ("%2e%2e", "%2e%2e", None),
+        ("%00", "%00", None),
+        ("f%FCr.vmdk", "f%FCr.vmdk", None),
+    ] {
+        let text = envelope(&format!("<File id='f' href='{href}'/>"), "<Disk diskId='d' fileRef='f'/>", "");
+        let ovf = read(&text).unwrap();
+        assert_eq!((ovf.files[0].href.as_str(), ovf.files[0].written.as_deref()), (name, written), "{href}");
+        let references = ovf.references("vm.ovf");
+        assert_eq!(references.spellings(name).collect::<Vec<_>>().len(), 1 + usize::from(written.is_some()));
+    }
+}
+
+#[test]
+fn a_capacity_may_be_a_property_with_a_default() {
+    let products = "<ProductSection ovf:class='disk'><Property ovf:key='size' ovf:value='30'>\
+                    <Value ovf:configuration='big' ovf:value='60'/></Property></ProductSection>\
+                    <DeploymentOptionSection><Configuration id='small'/><Configuration id='big'/>\
+                    </DeploymentOptionSection>";
+    for (written, option, capacity) in [
+        ("${size}", None, 30),
+        ("${disk.size}", None, 30),
+        ("${size}", Some("small"), 30),
+        ("${size}", Some("big"), 60),
+        (" 5 ", Some("big"), 5),
+    ] {
+        let disk = format!("<Disk diskId='d' capacity='{written}' capacityAllocationUnits='byte * 2^30'/>");
+        let ovf = parse("vm.ovf", envelope("", &disk, products).as_bytes(), option).unwrap();
+        assert_eq!(ovf.disks[0].capacity, Some(capacity << 30), "{written}");
+    }
+    let disk = "<Disk diskId='d' capacity='${size}'/>";
+    let other = format!("{products}<ProductSection><Property ovf:key='size' ovf:value='31'/></ProductSection>");
+    for rest in ["", "<ProductSection><Property key='size'/></ProductSection>", &other] {
+        let error = read(&envelope("", disk, rest)).unwrap_err();
+        assert!(error.message.contains("the property that tells it has no default"), "{error}");
+        // Where there is a file, it tells.
+        let with_file = "<Disk diskId='d' fileRef='f' capacity='${size}'/>";
+        assert_eq!(read(&envelope("<File id='f' href='a'/>", with_file, rest)).unwrap().disks[0].capacity, None);
+    }
+}
+
+#[test]
+fn a_machine_has_the_disks_of_its_deployment_option() {
+    let files = "<File id='f' href='a.vmdk'/><File id='g' href='b.vmdk'/>";
+    let disks = "<Disk diskId='shared' fileRef='f'/><Disk diskId='small' capacity='512'/>\
+                 <Disk diskId='big' fileRef='f'/><Disk diskId='big2' fileRef='g'/><Disk diskId='loose' capacity='9'/>";
+    let item = |configuration: &str, disk: &str| {
+        format!("<Item {configuration}><HostResource>{disk}</HostResource><ResourceType>17</ResourceType></Item>")
+    };
+    let rest = format!(
+        "<DeploymentOptionSection><Configuration id='s'><Label>Small\n one</Label></Configuration>\
+         <Configuration id='b' default='TRUE'><Description>Two</Description></Configuration></DeploymentOptionSection>\
+         <VirtualSystem><VirtualHardwareSection>{}{}{}{}</VirtualHardwareSection></VirtualSystem>",
+        item("configuration='s'", "ovf:/disk/shared"),
+        item("configuration='s'", "/disk/small"),
+        item("configuration='b'", "ovf:/disk/big"),
+        item("configuration='x b'", "ovf:/file/g"),
+    );
+    let text = envelope(files, disks, &rest);
+    let of = |option| {
+        let ovf = parse("vm.ovf", text.as_bytes(), option).unwrap();
+        (ovf.disks.iter().map(|d| d.id.clone()).collect::<Vec<_>>(), ovf)
+    };
+    let (ids, ovf) = of(None);
+    assert_eq!(ids, ["big", "big2", "loose"]);
+    assert_eq!(ovf.warnings.len(), 2, "{:?}", ovf.warnings);
+    let option = |id: &str, label: Option<&str>, description: Option<&str>, chosen| OvfOption {
+        id: id.to_owned(),
+        label: label.map(str::to_owned),
+        description: description.map(str::to_owned),
+        chosen,
+    };
+    assert_eq!(ovf.options, [option("s", Some("Small one"), None, false), option("b", None, Some("Two"), true)]);
+    assert_eq!(ovf.references("vm.ovf").required, ["a.vmdk", "b.vmdk"]);
+    let (ids, ovf) = of(Some("s"));
+    assert_eq!(ids, ["shared", "small", "loose"]);
+    // The files of the other options go where the OVF goes.
+    let references = ovf.references("vm.ovf");
+    assert_eq!((references.required, references.optional[0].as_str()), (vec!["a.vmdk".to_owned()], "b.vmdk"));
+    let error = parse("vm.ovf", text.as_bytes(), Some("huge")).unwrap_err();
+    assert_eq!(error.reason, Reason::UnsupportedFormat);
+    assert!(error.message.contains("\"huge\"; its options: \"s\", \"b\""), "{error}");
+}
+
+#[test]
+fn a_file_in_chunks_is_known_by_their_names_and_sizes() {
+    let disk = "<Disk diskId='d' fileRef='f'/>";
+    let ovf =
+        |attributes: &str| read(&envelope(&format!("<File id='f' href='d.vmdk' {attributes}/>"), disk, "")).unwrap();
+    let references = ovf("chunkSize='1000' size='2500'").references("vm.ovf");
+    let names = ["d.vmdk.000000000", "d.vmdk.000000001", "d.vmdk.000000002"];
+    assert_eq!(references.required, names);
+    let sizes = names.iter().zip([1000, 1000, 500]).map(|(name, size)| ((*name).to_owned(), StatedSize::Exactly(size)));
+    let whole = ("d.vmdk".to_owned(), StatedSize::Exactly(2500));
+    assert_eq!(references.sizes, sizes.chain([whole]).collect());
+    // Somebody may have joined them.
+    assert!(names.iter().all(|name| references.spellings(name).eq([*name, "d.vmdk"])));
+    assert_eq!(ovf("chunkSize='1000'").references("vm.ovf").required, names[..1]);
+    assert_eq!(ovf("chunkSize='1' size='99999999999'").references("vm.ovf").required.len(), 8192);
 }
 
 #[test]
@@ -233,9 +415,9 @@ fn texts_made_to_cost_are_refused_quickly() {
     let attributes = format!("<Envelope {}/>", many(100_000, &|n| format!("a{n}='' ")));
     assert_eq!(reason(&attributes), Reason::Corrupt);
     let described = format!("<Envelope><!-- {0} --><a b='{0}'>{0}</a></Envelope>", "=".repeat(1000));
-    parse("vm.ovf", described.as_bytes()).unwrap();
+    parse("vm.ovf", described.as_bytes(), None).unwrap();
     let crowded = format!("<a {}/>", many(MAX_ATTRIBUTES, &|n| format!("a{n}='' ")));
-    parse("vm.ovf", format!("<Envelope>{}</Envelope>", crowded.repeat(400)).as_bytes()).unwrap();
+    parse("vm.ovf", format!("<Envelope>{}</Envelope>", crowded.repeat(400)).as_bytes(), None).unwrap();
     let nested = many(40_000, &|n| format!("<a xmlns:b{n}='{n}'>"));
     assert_eq!(reason(&nested), Reason::Corrupt);
     let deep = "<a>".repeat(300_000);
@@ -253,6 +435,6 @@ proptest! {
         bytes[at] = byte;
         let keep = bytes.len() - if cut % 2 == 0 { 0 } else { cut % bytes.len() };
         bytes.truncate(keep);
-        let _ = parse("web.ovf", &bytes).map(|o| o.references("web.ovf"));
+        let _ = parse("web.ovf", &bytes, None).map(|o| o.references("web.ovf"));
     }
 }

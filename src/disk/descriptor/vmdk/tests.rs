@@ -29,6 +29,7 @@ fn an_embedded_descriptor_is_read_and_its_label_left_alone() {
             sectors: 8_388_608,
             kind: ExtentKind::Sparse,
             name: b"generated-stream.vmdk".to_vec(),
+            encoding: None,
             offset: 0
         }]
     );
@@ -128,13 +129,52 @@ fn what_contradicts_itself_is_corrupt() {
     assert_eq!(reason(encrypted), Reason::Encrypted);
 }
 
+/// A flat descriptor that says this encoding and has these bytes for a name.
+fn encoded(label: &str, name: &[u8]) -> Vec<u8> {
+    let text = text("monolithicFlat", "RW 8 FLAT \"@\" 0").replace("UTF-8", label);
+    let at = text.find('@').unwrap();
+    [&text.as_bytes()[..at], name, &text.as_bytes()[at + 1..]].concat()
+}
+
 #[test]
-fn names_that_are_no_utf8_name_no_member() {
-    let bytes = text("monolithicFlat", "RW 8 FLAT \"f@r.vmdk\" 0").into_bytes();
-    let bytes: Vec<u8> = bytes.into_iter().map(|b| if b == b'@' { 0xFC } else { b }).collect();
-    let descriptor = parse("vm.vmdk", &bytes).unwrap();
-    assert_eq!(descriptor.extents[0].name, b"f\xFCr.vmdk");
-    assert_eq!(descriptor.references("vm.vmdk").unwrap_err().reason, Reason::MissingMember);
+fn names_are_in_the_encoding_that_the_descriptor_says() {
+    for (label, bytes, names) in [
+        ("GBK", b"\xB4\xC5\xC5\xCC-flat.vmdk".as_slice(), ("磁盘-flat.vmdk", None)),
+        ("windows-936-2000", b"\xB4\xC5\xC5\xCC-flat.vmdk", ("磁盘-flat.vmdk", None)),
+        // The second byte of one of these characters is a backslash in ASCII.
+        ("Shift_JIS", b"\x83\x5C\x83\x74\x83\x67.vmdk", ("ソフト.vmdk", None)),
+        ("Big5", b"\xBA\xCF\xBA\xD0.vmdk", ("磁碟.vmdk", None)),
+        ("windows-1252", b"f\xFCr.vmdk", ("für.vmdk", None)),
+        ("ISO-8859-1", b"f\xFCr.vmdk", ("für.vmdk", None)),
+        ("windows-1251", b"\xE4.vmdk", ("д.vmdk", None)),
+        ("UTF-8", "für.vmdk".as_bytes(), ("für.vmdk", None)),
+        ("UTF-16", "für.vmdk".as_bytes(), ("für.vmdk", None)),
+        ("klingon", "für.vmdk".as_bytes(), ("für.vmdk", None)),
+        // Whoever renamed the files and the names in the descriptor left the encoding.
+        ("windows-1252", "für.vmdk".as_bytes(), ("fÃ¼r.vmdk", Some("für.vmdk"))),
+        ("GBK", b"vm-flat.vmdk", ("vm-flat.vmdk", None)),
+    ] {
+        let descriptor = parse("vm.vmdk", &encoded(label, bytes)).unwrap();
+        let references = descriptor.references("vm.vmdk").unwrap();
+        assert_eq!(references.required, [names.0], "{label}");
+        assert_eq!(references.written.get(names.0).map(String::as_str), names.1, "{label}");
+    }
+}
+
+#[test]
+fn a_name_in_an_unknown_encoding_names_no_member_and_a_path_in_any_is_unsafe() {
+    for (label, bytes, reason) in [
+        ("UTF-8", b"f\xFCr.vmdk".as_slice(), Reason::MissingMember),
+        ("klingon", b"f\xFCr.vmdk", Reason::MissingMember),
+        ("GBK", b"\xFF.vmdk", Reason::MissingMember),
+        ("windows-1252", b"/etc/f\xFCr", Reason::UnsafeReference),
+        ("klingon", b"/etc/f\xFCr", Reason::UnsafeReference),
+        ("windows-1252", b"a\x1b.vmdk", Reason::UnsafeReference),
+    ] {
+        let descriptor = parse("vm.vmdk", &encoded(label, bytes)).unwrap();
+        assert_eq!(descriptor.extents[0].name, bytes);
+        assert_eq!(descriptor.references("vm.vmdk").unwrap_err().reason, reason, "{label}");
+    }
 }
 
 #[test]
