@@ -2,7 +2,7 @@
 //! Which files are one artifact, and which still wait for others of it.
 //!
 //! An OVF and a VMDK descriptor take in the files that they name, and the files that those name in turn, if their sizes
-//! are as stated. Every candidate stands in exactly one [`Verdict`]: as primary, as member, or as what its primary
+//! are as stated; a VMDK also what VMware keeps beside it. Every candidate stands in exactly one [`Verdict`]: as primary, as member, or as what its primary
 //! waits for.
 
 use std::collections::BTreeMap;
@@ -14,9 +14,11 @@ use crate::conversion::{Alone, ConversionId, Failure, Reason};
 use crate::disk::descriptor::{self, References, StatedSize};
 
 mod artifact;
+mod beside;
 mod named;
 mod owners;
 
+pub use beside::{Disks, is_kept_beside};
 pub use named::{may_be_descriptor, read_references};
 
 use owners::Owners;
@@ -109,8 +111,9 @@ fn judge_extent(name: &Name, file: &File, now: Duration, timeout: Duration) -> V
         return Verdict::Waiting { primary, missing: Vec::new(), until };
     }
     let message = format!(
-        "{name}: looks like an extent of a VMDK, and no descriptor that names it came within {} s",
-        timeout.as_secs()
+        "{name}: looks like an extent of a VMDK, and no descriptor that names it came within {} s: {}",
+        timeout.as_secs(),
+        descriptor::without_descriptor(name, file.size)
     );
     let failure = Failure::new(Reason::MissingMember, message);
     Verdict::Incomplete { members: vec![primary.clone()], primary, failure }

@@ -24,6 +24,9 @@ pub use refusal::Refusal;
 /// Entries looked at in one listing. A larger directory is read in part, and that is reported.
 pub const MAX_ENTRIES: usize = 200_000;
 
+/// How VMware calls the file of a disk's changed blocks: `vm-ctk.vmdk`.
+const CHANGE_TRACKING: &str = "-ctk.vmdk";
+
 /// Directories that file systems and file servers make for themselves.
 const SYSTEM: [&str; 5] = ["lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir", "#recycle"];
 
@@ -265,7 +268,13 @@ pub fn is_candidate_name(name: &str) -> bool {
 }
 
 fn is_disk_name(name: &[u8]) -> bool {
-    std::str::from_utf8(name).is_ok_and(is_taken)
+    std::str::from_utf8(name).is_ok_and(|name| is_taken(name) && !is_change_tracking(name))
+}
+
+/// Whether a file of this name lists changed blocks of a disk, for backups. It is no disk.
+#[must_use]
+pub fn is_change_tracking(name: &str) -> bool {
+    ends(name.as_bytes(), CHANGE_TRACKING)
 }
 
 fn is_left_alone(name: &[u8]) -> bool {
@@ -279,10 +288,12 @@ pub fn is_unfinished(name: &str) -> bool {
 }
 
 fn ends_unfinished(name: &[u8]) -> bool {
-    let ends = |ending: &str| {
-        name.len().checked_sub(ending.len()).is_some_and(|at| name[at..].eq_ignore_ascii_case(ending.as_bytes()))
-    };
-    UNFINISHED.iter().any(|ending| ends(ending))
+    UNFINISHED.iter().any(|ending| ends(name, ending))
+}
+
+/// Whether `name` ends so, in any case.
+fn ends(name: &[u8], ending: &str) -> bool {
+    name.len().checked_sub(ending.len()).is_some_and(|at| name[at..].eq_ignore_ascii_case(ending.as_bytes()))
 }
 
 /// Whether events about this name are of any interest.
@@ -353,7 +364,8 @@ mod tests {
             "vm.zip",
             &long,
         ];
-        let companions = ["vm.mf", "notes.txt", "noextension", "notes.txt.gz", "vm.gz"];
+        let companions =
+            ["vm.mf", "notes.txt", "noextension", "notes.txt.gz", "vm.gz", "vm-ctk.vmdk", "VM-CTK.VMDK"];
         let ignored = [".hidden.vmdk", "vm.vmdk.part", "vm.ova.TMP", "vm.raw.filepart", "vm.img.crdownload"];
         for name in candidates.iter().chain(&companions).chain(&ignored) {
             fs::write(dir.path().join(name), "x").unwrap();

@@ -2,6 +2,7 @@
 //! The daemon from outside: the built binaries, files dropped in, and the results.
 
 mod arrival;
+mod beside;
 mod ending;
 mod files;
 mod folders;

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which file belongs to which descriptor: to the one that names it and states its size.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::super::scan::{self, Name};
 use super::artifact::{Artifact, Unfit};
+use super::beside::Disks;
 use super::{File, is_ovf};
 use crate::disk::descriptor::StatedSize;
+use crate::disk::descriptor::ovf::chunk_name;
 
 /// Which file belongs to which primary.
 #[derive(Debug, Default)]
@@ -55,6 +58,7 @@ impl Owners {
         owners.take_in(&ovfs, files);
         let roots = owners.lone_descriptors(files);
         owners.take_in(&roots, files);
+        owners.take_in_from_beside(files);
         owners.hold_for_unread_ovfs(files, now, limit);
         owners
     }
@@ -79,9 +83,9 @@ impl Owners {
             roots.push(name.clone());
             let mut unread = vec![file];
             while let Some(descriptor) = unread.pop() {
-                for (name, _, stated) in references(descriptor) {
-                    let fits = |file: &&File| fit(file, stated) >= Fit::Possible;
-                    if let Some(found) = files.get(name).filter(fits)
+                for (name, _, stated) in references(descriptor, files) {
+                    let fits = |(_, file): &(&Name, &File)| fit(file, stated) >= Fit::Possible;
+                    if let Some((name, found)) = files.get_key_value(name.as_ref()).filter(fits)
                         && named.insert(name)
                     {
                         unread.push(found);
@@ -120,7 +124,8 @@ impl Owners {
         files: &BTreeMap<Name, File>,
         bids: &mut BTreeMap<Name, Vec<Bid>>,
     ) {
-        for (name, is_required, stated) in files.get(descriptor).into_iter().flat_map(references) {
+        for (name, is_required, stated) in files.get(descriptor).into_iter().flat_map(|file| references(file, files)) {
+            let name = name.as_ref();
             if name == primary.as_ref() || self.of.get(name) == Some(primary) {
                 continue;
             }
@@ -185,6 +190,17 @@ impl Owners {
         None
     }
 
+    /// Gives every disk what lies beside it and nobody has.
+    fn take_in_from_beside(&mut self, files: &BTreeMap<Name, File>) {
+        let disks = Disks::among(files);
+        for name in files.keys().filter(|name| !self.of.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            let Some(disk) = disks.beside(&name) else { continue };
+            let primary = self.of.get(disk).unwrap_or(disk).clone();
+            self.of.insert(name.clone(), primary.clone());
+            self.artifacts.entry(primary).or_default().present.insert(name);
+        }
+    }
+
     /// An OVF that is still arriving may not name its disks yet. Until it does, but not for ever, disks that are called
     /// like it are kept with it.
     fn hold_for_unread_ovfs(&mut self, files: &BTreeMap<Name, File>, now: Duration, limit: Duration) {
@@ -202,14 +218,50 @@ impl Owners {
     }
 }
 
-/// What a descriptor names, whether it must be there, and what is stated of its size.
-fn references(descriptor: &File) -> impl Iterator<Item = (&str, bool, Option<StatedSize>)> {
+/// What a descriptor names, by the names that the files here have; whether it must be there, and what is stated of its
+/// size.
+fn references<'a>(
+    descriptor: &'a File,
+    files: &'a BTreeMap<Name, File>,
+) -> Vec<(Cow<'a, str>, bool, Option<StatedSize>)> {
     let references = descriptor.references.as_ref();
+    let mut named: Vec<(Cow<'a, str>, bool, Option<StatedSize>)> = Vec::new();
     let required = references.required.iter().map(|name| (name, true));
     let optional = references.optional.iter().map(|name| (name, false));
-    required
-        .chain(optional)
-        .map(|(name, is_required)| (name.as_str(), is_required, references.sizes.get(name).copied()))
+    for (name, is_required) in required.chain(optional) {
+        let found = references.spellings(name).find(|spelling| files.contains_key(*spelling));
+        match found {
+            // All its chunks are called like the file that somebody joined.
+            Some(found) if named.last().is_some_and(|(last, ..)| last == found) => {}
+            None if is_required && files.contains_key(chunk_name(name, 0).as_str()) => {
+                named.extend(chunks(name, references.sizes.get(name).copied(), files));
+            }
+            _ => {
+                let name = found.unwrap_or(name);
+                named.push((name.into(), is_required, references.sizes.get(name).copied()));
+            }
+        }
+    }
+    named
+}
+
+/// The chunks of the file `name` that are here, and, while they are not all of it, the next.
+fn chunks<'a>(
+    name: &str,
+    stated: Option<StatedSize>,
+    files: &'a BTreeMap<Name, File>,
+) -> impl Iterator<Item = (Cow<'a, str>, bool, Option<StatedSize>)> + use<'a> {
+    let chunk = |number: usize| files.get_key_value(chunk_name(name, number as u64).as_str());
+    let mut found: Vec<Cow<'a, str>> = Vec::new();
+    let mut bytes = 0u64;
+    while let Some((name, file)) = chunk(found.len()) {
+        bytes = bytes.saturating_add(file.size);
+        found.push(Cow::Borrowed(name.as_ref()));
+    }
+    if stated.is_some_and(|stated| bytes < stated.bytes()) {
+        found.push(Cow::Owned(chunk_name(name, found.len() as u64)));
+    }
+    found.into_iter().map(|name| (name, true, None))
 }
 
 /// A file that still grows is shorter than it will be.

@@ -337,6 +337,112 @@ fn a_broken_descriptor_keeps_its_extents_to_be_refused_with_them() {
 }
 
 #[test]
+fn what_vmware_keeps_beside_a_disk_goes_with_it() {
+    let queue = Queue::default()
+        .with("vm.vmdk", true, &["vm-flat.vmdk"], &[])
+        .stable("vm-flat.vmdk")
+        .stable("vm-ctk.vmdk")
+        .stable("vm.nvram")
+        .stable("vm.vmsd")
+        .stable("vm.vmxf")
+        .stable("vm-1a2b3c4d.vswp")
+        .stable("vmx-vm-1a2b3c4d-1.vswp")
+        .stable("vmware.log")
+        .stable("vmware-7.log")
+        .stable("other.log")
+        .stable("vm.vmx")
+        .with("vm_1.vmdk", true, &["vm_1-flat.vmdk"], &[])
+        .stable("vm_1-flat.vmdk")
+        .stable("vm_1-ctk.vmdk");
+    let first = [
+        "vm.vmdk",
+        "vm-1a2b3c4d.vswp",
+        "vm-ctk.vmdk",
+        "vm-flat.vmdk",
+        "vm.nvram",
+        "vm.vmsd",
+        "vm.vmxf",
+        "vmware-7.log",
+        "vmware.log",
+        "vmx-vm-1a2b3c4d-1.vswp",
+    ];
+    assert_eq!(queue.verdicts(), [ready(&first), ready(&["vm_1.vmdk", "vm_1-ctk.vmdk", "vm_1-flat.vmdk"])]);
+    // While one of them is still copied, the disk waits.
+    let queue = queue.growing("vm.nvram");
+    assert_eq!(queue.verdicts()[0], settling("vm.vmdk", &["vm.nvram"]));
+}
+
+#[test]
+fn a_disk_without_a_descriptor_and_one_of_an_ovf_have_files_beside_them_too() {
+    let queue = Queue::default().stable("vm.vmdk").stable("vm.nvram").stable("VM-1.log");
+    assert_eq!(queue.verdicts(), [ready(&["vm.vmdk", "vm.nvram"])]);
+    let queue = Queue::default().with("vm.ovf", true, &["d.vmdk"], &[]).stable("d.vmdk").stable("d-ctk.vmdk");
+    assert_eq!(queue.verdicts(), [ready(&["vm.ovf", "d-ctk.vmdk", "d.vmdk"])]);
+}
+
+#[test]
+fn what_lies_beside_no_disk_or_may_lie_beside_two_is_nobodys() {
+    let queue = Queue::default().stable("vm-ctk.vmdk").stable("vm.nvram");
+    assert_eq!(queue.verdicts(), []);
+    let queue = Queue::default().stable("a.vmdk").stable("b.vmdk").stable("vmware.log").stable("b.log");
+    assert_eq!(queue.verdicts(), [ready(&["a.vmdk"]), ready(&["b.vmdk", "b.log"])]);
+    let queue = Queue::default().stable("vm.raw").stable("vm.log");
+    assert_eq!(queue.verdicts(), [ready(&["vm.raw"])]);
+}
+
+/// An envelope whose only disk is this file.
+fn ovf_of(file: &str) -> References {
+    let text = format!(
+        "<Envelope><References><File id='f' {file}/></References>\
+         <DiskSection><Disk diskId='d' fileRef='f'/></DiskSection></Envelope>"
+    );
+    let references = references("vm.ovf", text.as_bytes());
+    // Manifests are of no interest here.
+    References { optional: Vec::new(), ..references }
+}
+
+fn with_ovf(file: &str) -> Queue {
+    let mut queue = Queue::default().stable("vm.ovf");
+    queue.0.get_mut("vm.ovf").unwrap().references = ovf_of(file).into();
+    queue
+}
+
+#[test]
+fn a_name_with_percent_signs_is_found_decoded_and_as_it_is_written() {
+    let queue = || with_ovf("href='a%20b.vmdk'");
+    assert_eq!(queue().verdicts(), [waiting("vm.ovf", &["a b.vmdk"])]);
+    assert_eq!(queue().stable("a b.vmdk").verdicts(), [ready(&["vm.ovf", "a b.vmdk"])]);
+    assert_eq!(queue().stable("a%20b.vmdk").verdicts(), [ready(&["vm.ovf", "a%20b.vmdk"])]);
+    // Both are there: the second is a disk of its own.
+    let both = queue().stable("a b.vmdk").stable("a%20b.vmdk");
+    assert_eq!(both.verdicts(), [ready(&["a%20b.vmdk"]), ready(&["vm.ovf", "a b.vmdk"])]);
+}
+
+#[test]
+fn the_chunks_of_a_file_are_its_members() {
+    let chunk = |n: usize| format!("d.vmdk.{n:09}");
+    let chunks = |mut queue: Queue, sizes: &[u64]| {
+        for (n, size) in sizes.iter().enumerate() {
+            queue = sized(queue.stable(&chunk(n)), &chunk(n), *size);
+        }
+        queue
+    };
+    let whole = ready(&["vm.ovf", "d.vmdk.000000000", "d.vmdk.000000001", "d.vmdk.000000002"]);
+    let stated = || with_ovf("href='d.vmdk' chunkSize='1000' size='2500'");
+    assert_eq!(chunks(stated(), &[1000, 1000, 500]).verdicts(), [whole.clone()]);
+    assert_eq!(chunks(stated(), &[1000, 1000]).verdicts(), [waiting("vm.ovf", &["d.vmdk.000000002"])]);
+    assert_eq!(chunks(stated(), &[1000, 1000, 400]).verdicts(), [waiting("vm.ovf", &["d.vmdk.000000002"])]);
+    // Somebody joined them.
+    let joined = sized(stated().stable("d.vmdk"), "d.vmdk", 2500);
+    assert_eq!(joined.verdicts(), [ready(&["vm.ovf", "d.vmdk"])]);
+    // The OVF does not say that there are chunks.
+    let unsaid = || with_ovf("href='d.vmdk' size='2500'");
+    assert_eq!(chunks(unsaid(), &[1000, 1000, 500]).verdicts(), [whole.clone()]);
+    assert_eq!(chunks(unsaid(), &[1000, 1000]).verdicts(), [waiting("vm.ovf", &["d.vmdk.000000002"])]);
+    assert_eq!(chunks(with_ovf("href='d.vmdk'"), &[1, 2, 3]).verdicts(), [whole]);
+}
+
+#[test]
 fn ten_thousand_files_are_judged_in_one_go() {
     let mut queue = Queue::default();
     for n in 0..10_000 {

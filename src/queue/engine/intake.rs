@@ -593,8 +593,11 @@ impl Intake {
     /// Records the files that are no disks and that nobody names, and those that are empty.
     fn ignore_unnamed(&mut self, files: &BTreeMap<Name, File>, empty: Vec<Refused>, now: Duration) {
         let references = files.values().map(|file| &file.references).filter(|references| !references.is_empty());
-        let named: HashSet<&str> =
-            references.flat_map(|r| r.required.iter().chain(&r.optional)).map(String::as_str).collect();
+        let named: HashSet<&str> = references
+            .flat_map(|r| r.required.iter().chain(&r.optional).chain(r.written.values()))
+            .map(String::as_str)
+            .collect();
+        let disks = companions::Disks::among(files);
         let mut refused = empty;
         for (name, file) in files.iter().filter(|(name, file)| file.is_stable && !named.contains(name.as_ref())) {
             let Some(Seen { entry, .. }) =
@@ -602,9 +605,12 @@ impl Intake {
             else {
                 continue;
             };
+            if disks.beside(name).is_some() {
+                continue;
+            }
             let refusal = Refusal::of_companion(name);
             let due = file.last_change + self.companion_timeout;
-            if refusal.may_be_named_later() && now < due {
+            if (refusal.may_be_named_later() || companions::is_kept_beside(name)) && now < due {
                 self.next_group = Some(self.next_group.map_or(due, |at| at.min(due)));
                 continue;
             }

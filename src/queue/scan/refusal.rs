@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{Kind, extension};
+use super::{Kind, extension, is_change_tracking};
 
 /// Why an entry is never taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +30,8 @@ pub enum Refusal {
     Machine,
     /// Changes of a disk that is elsewhere.
     Checkpoint,
+    /// Which blocks of a disk changed since a backup.
+    ChangeTracking,
     /// Another file that nothing here names.
     Other,
     /// A folder of this name would be taken for a record of ours.
@@ -53,6 +55,7 @@ impl Refusal {
     #[must_use]
     pub fn of_companion(name: &str) -> Self {
         match extension(name).as_str() {
+            _ if is_change_tracking(name) => Self::ChangeTracking,
             "7z" | "rar" | "cab" => Self::Archive,
             "gz" | "xz" | "bz2" | "zst" => Self::Compressed,
             "lz4" | "lzo" | "lzma" | "z" => Self::Unread,
@@ -107,6 +110,10 @@ impl Refusal {
                 "describes a machine in a form that is not read; export the machine as OVF or OVA, or move its disks here"
             }
             Self::Checkpoint => "belongs to a snapshot; merge or delete the snapshot and move the disk here",
+            Self::ChangeTracking => {
+                "lists changed blocks of a disk for backups, and is no disk; move it here with its disk or delete it, and \
+                 rename it if it is a disk"
+            }
             Self::Other => {
                 "is no disk image, and nothing here names it; disk images end in .vmdk, .ova, .ovf, .vhd, .vhdx, .vdi, \
                  .qcow2, .raw, .img, .ami, .hdd or .hds, and .gz, .xz, .zst, .bz2 or .zip behind that"
