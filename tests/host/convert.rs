@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm convert` against qemu-img, which makes the sources and checks the outputs.
 
+mod intake;
 mod packed;
 mod threads;
 
