@@ -187,8 +187,10 @@ fn rest(primary: &Name, files: &BTreeMap<Name, File>) -> Rest {
         return Rest::Quiet;
     }
     let named = files.get(primary).map(|file| &file.references);
-    let is_there = |name: &String| files.contains_key(name.as_str()) || !name.ends_with(".mf");
-    let has_manifest = named.is_none_or(|references| references.optional.iter().all(is_there));
+    // There may be one for the OVF, or one for each disk.
+    let manifests = named.into_iter().flat_map(|references| &references.optional);
+    let mut manifests = manifests.filter(|name| scan::extension(name) == "mf").peekable();
+    let has_manifest = manifests.peek().is_none() || manifests.any(|name| files.contains_key(name.as_str()));
     if has_manifest { Rest::Looks } else { Rest::Manifest }
 }
 

@@ -364,8 +364,7 @@ mod tests {
             "vm.zip",
             &long,
         ];
-        let companions =
-            ["vm.mf", "notes.txt", "noextension", "notes.txt.gz", "vm.gz", "vm-ctk.vmdk", "VM-CTK.VMDK"];
+        let companions = ["vm.mf", "notes.txt", "noextension", "notes.txt.gz", "vm.gz", "vm-ctk.vmdk", "VM-CTK.VMDK"];
         let ignored = [".hidden.vmdk", "vm.vmdk.part", "vm.ova.TMP", "vm.raw.filepart", "vm.img.crdownload"];
         for name in candidates.iter().chain(&companions).chain(&ignored) {
             fs::write(dir.path().join(name), "x").unwrap();
