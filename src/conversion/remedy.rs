@@ -31,6 +31,22 @@ pub enum Remedy {
     MakeDynamic,
     /// Tables that lie too widely scattered to be checked.
     WriteTablesAnew,
+    /// A disk that an OVF names with a path.
+    PutBesideOvf,
+    /// A disk that an OVF names with a URL.
+    Download,
+    /// A disk that an OVF gives no name.
+    ExportWithDisks,
+    /// An archive whose paths leave it.
+    PackWithoutPaths,
+    /// An archive with several files that one name may mean.
+    LeaveOne,
+    /// A flat extent without its descriptor.
+    BringDescriptor,
+    /// Extents named in an encoding that the descriptor does not tell.
+    NameEncoding,
+    /// A deployment option that the OVF does not have.
+    ChooseOption,
     /// A FIFO, a socket or a device.
     CopyToFile,
     /// A symbolic link.
@@ -77,6 +93,24 @@ impl Remedy {
                 "Convert it where it was made (Hyper-V: Convert-VHD -VHDType Dynamic), then bring the new disk"
             }
             Self::WriteTablesAnew => "Copy it once with the program that made it, which writes its tables in order",
+            Self::PutBesideOvf => "Put the disk beside the OVF, and write only its name into the href of the OVF",
+            Self::Download => {
+                "Download the disk, put it beside the OVF, and write only its name into the href of the OVF"
+            }
+            Self::ExportWithDisks => "Export the machine again together with its disks",
+            Self::PackWithoutPaths => "Pack the files again from inside their folder: tar -cf NAME.ova *",
+            Self::LeaveOne => {
+                "Leave only the file that is meant in the archive, or unpack it and bring the OVF with its disks"
+            }
+            Self::BringDescriptor => {
+                "Bring the descriptor (NAME.vmdk for NAME-flat.vmdk), or rename the file to NAME.raw if it is the whole disk"
+            }
+            Self::NameEncoding => {
+                "Write the encoding of its names into the descriptor (encoding=\"GBK\"), or rename the extents there and on the disk"
+            }
+            Self::ChooseOption => {
+                "Ask for one of its options by --ovf-option NAME, or leave that out for the default one"
+            }
             Self::CopyToFile => "Copy its content into a regular file, then convert that",
             Self::NameTarget => "Name the file that the link points to",
             Self::NameImage => "Name the disk image, the OVF or the VMDK descriptor in it",

@@ -47,13 +47,19 @@ pub(crate) fn looks_like_extent(name: &str) -> bool {
         || suffix.strip_prefix(['s', 'f']).is_some_and(numbered)
 }
 
+/// Whether an extent of this name may be a whole disk.
+#[must_use]
+pub(crate) fn is_flat_extent(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with("-flat.vmdk")
+}
+
 /// What to do with an extent of `bytes` bytes that has no descriptor, for a person.
 #[must_use]
 pub(crate) fn without_descriptor(name: &str, bytes: u64) -> String {
     let stem = name.rsplit_once('-').map_or(name, |(stem, _)| stem);
     let bring = format!("bring the descriptor ({stem}.vmdk) and every file that it names");
     // The other kinds are no disk by themselves.
-    if name.to_ascii_lowercase().ends_with("-flat.vmdk") {
+    if is_flat_extent(name) {
         return format!("{bring}, or rename it to {stem}.raw if its {bytes} bytes are the whole disk");
     }
     bring

@@ -9,7 +9,7 @@ mod archive;
 use self::archive::Entry;
 use super::descriptor::{MAX_BYTES, MAX_MEMBERS, shown};
 use super::{Error, Region, manifest};
-use crate::conversion::{Reason, file_name};
+use crate::conversion::{Reason, Remedy, file_name};
 
 /// Most parts of disks that are cut in chunks, besides the other members.
 const MAX_PARTS: usize = 1024;
@@ -48,7 +48,7 @@ pub(super) fn open(region: &Region) -> Result<Ova, Error> {
     match ovfs.as_slice() {
         [ovf] => Ok(Ova { members, ovf: *ovf, manifests }),
         [] => Err(Error::refuse(Reason::MissingMember, file, "is a tar without an .ovf")),
-        _ => Err(Error::refuse(Reason::Corrupt, file, "has more than one .ovf")),
+        _ => Err(Error::refuse(Reason::Corrupt, file, "has more than one .ovf").with_remedy(Remedy::LeaveOne)),
     }
 }
 
@@ -87,8 +87,9 @@ pub(super) fn members(region: &Region) -> Result<Vec<OvaMember>, Error> {
 /// `UnsafeReference` for a path that leaves the archive, and for names with control characters.
 fn path(file: &str, entry: &Entry) -> Result<Option<(String, String)>, Error> {
     let unsafe_path = |what: &str| {
-        let message = format!("has a member {}, {what}: pack the files again without it", shown(&entry.name));
-        Err(Error::refuse(Reason::UnsafeReference, file, message).at(entry.header))
+        let message = format!("has a member {}, {what}", shown(&entry.name));
+        let refused = Error::refuse(Reason::UnsafeReference, file, message).at(entry.header);
+        Err(refused.with_remedy(Remedy::PackWithoutPaths))
     };
     let path = entry.name.replace('\\', "/");
     if path.chars().any(char::is_control) {

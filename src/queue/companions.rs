@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::scan::{self, Entry, Name};
-use crate::conversion::{Alone, ConversionId, Failure, Reason};
+use crate::conversion::{Alone, ConversionId, Failure, Reason, Remedy};
 use crate::disk::descriptor::{self, References, StatedSize};
 
 mod artifact;
@@ -115,7 +115,8 @@ fn judge_extent(name: &Name, file: &File, now: Duration, timeout: Duration) -> V
         timeout.as_secs(),
         descriptor::without_descriptor(name, file.size)
     );
-    let failure = Failure::new(Reason::MissingMember, message);
+    let remedy = descriptor::is_flat_extent(name).then_some(Remedy::BringDescriptor);
+    let failure = Failure::new(Reason::MissingMember, message).with_remedy(remedy);
     Verdict::Incomplete { members: vec![primary.clone()], primary, failure }
 }
 

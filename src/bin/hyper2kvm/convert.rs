@@ -139,7 +139,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                 Reason::TooLarge if failure.needed_bytes.is_none() => {
                     "Raise --max-virtual-size if this image is trusted"
                 }
-                Reason::MissingMember => "Copy every file of the export into one directory",
+                Reason::MissingMember if Remedy::of_text(&failure.suggestion).is_none() => {
+                    "Copy every file of the export into one directory"
+                }
                 _ => &failure.suggestion,
             };
             refuse(&failure, suggestion, failure.reason.exit_code())

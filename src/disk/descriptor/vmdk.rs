@@ -170,7 +170,9 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
         }
     }
     let create_type = create_type.ok_or_else(|| corrupt("its descriptor has no createType".to_owned()))?;
-    extents.iter_mut().for_each(|extent| extent.encoding = encoding);
+    for extent in &mut extents {
+        extent.encoding = encoding;
+    }
     let descriptor = Descriptor { create_type, extents };
     descriptor.check_shape(file)?;
     Ok(descriptor)

@@ -6,8 +6,8 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::conversion::Reason;
 use crate::conversion::file_name::stem;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::descriptor::ovf::{OvfFile, chunk_name};
 use crate::disk::descriptor::shown;
 use crate::disk::{Error, Region};
@@ -43,7 +43,8 @@ impl<'a> Members<'a> {
         let refuse = |reason, what: String| Error::refuse(reason, envelope, what);
         let ambiguous = |_| {
             let href = shown(&file.href);
-            refuse(Reason::Corrupt, format!("names the disk {href}, and several files are called so: leave only one"))
+            let message = format!("names the disk {href}, and several files are called so");
+            refuse(Reason::Corrupt, message).with_remedy(Remedy::LeaveOne)
         };
         let mut whole = None;
         for name in names() {

@@ -6,7 +6,7 @@ use super::disk::open_disk;
 use super::group;
 use super::packed::{Depth, Room, open_stream, open_tar, open_zip};
 use crate::conversion::file_name::extension;
-use crate::conversion::{Reason, printable};
+use crate::conversion::{Reason, Remedy, printable};
 use crate::disk::detect::{self, Content};
 use crate::disk::effort::Effort;
 use crate::disk::packed::Stream;
@@ -59,7 +59,8 @@ fn open_bounded(primary: &Region, siblings: &[Region], room: &mut Room) -> Resul
     let mut source = open_files(&primary.within(&effort), &siblings, room)?;
     if room.limits.ovf_option.is_some() && source.options.is_empty() {
         let message = "has no deployment options: it is no OVF";
-        return Err(Error::refuse(Reason::UnsupportedFormat, primary.name(), message));
+        let refused = Error::refuse(Reason::UnsupportedFormat, primary.name(), message);
+        return Err(refused.with_remedy(Remedy::ChooseOption));
     }
     for warning in &mut source.warnings {
         *warning = printable(warning).into_owned();
@@ -113,5 +114,6 @@ fn refuse_lone_extent(region: &Region, content: Content) -> Result<(), Error> {
         "is an extent of a VMDK without its descriptor: {}",
         descriptor::without_descriptor(name, region.len())
     );
-    Err(Error::refuse(Reason::MissingMember, name, message))
+    let refused = Error::refuse(Reason::MissingMember, name, message);
+    Err(if descriptor::is_flat_extent(name) { refused.with_remedy(Remedy::BringDescriptor) } else { refused })
 }

@@ -265,7 +265,7 @@ fn open_group(archive: &Region, primary: &Entry, entries: &[Entry], room: &mut R
             disks: Vec::new(),
             hardware: None,
             digests: Vec::new(),
-        options: Vec::new(),
+            options: Vec::new(),
             members: Vec::new(),
         });
     }

@@ -235,10 +235,10 @@ fn an_envelope_of_any_dialect_is_taken() {
 #[test]
 fn a_disk_s_path_or_url_is_refused_with_what_to_do() {
     for (href, words) in [
-        ("disks/d.vmdk", "put that file beside the OVF"),
-        ("http://host/d.vmdk", "download that file"),
-        ("file:///d.vmdk", "download that file"),
-        ("", "export the machine again"),
+        ("disks/d.vmdk", "Put the disk beside the OVF"),
+        ("http://host/d.vmdk", "Download the disk"),
+        ("file:///d.vmdk", "Download the disk"),
+        ("", "Export the machine again"),
     ] {
         let text = ovf(&[(href, CAPACITY)]);
         for (name, bytes) in [("vm.ovf", text.clone().into_bytes()), ("vm.ova", tar(&[("vm.ovf", text.as_bytes())]))] {
@@ -405,6 +405,7 @@ fn a_lone_flat_extent_says_what_it_lacks() {
     let said = refused(&folder(&[("vm-flat.vmdk", &guest(1))]), "vm-flat.vmdk", &[], "MissingMember");
     assert!(said.contains("bring the descriptor (vm.vmdk)") && said.contains("rename it to vm.raw"), "{said}");
     assert!(said.contains(&format!("{CAPACITY} bytes")), "{said}");
+    assert!(said.contains("\n  Bring the descriptor (NAME.vmdk"), "{said}");
     let said = refused(&folder(&[("vm-f001.vmdk", &guest(1))]), "vm-f001.vmdk", &[], "MissingMember");
     assert!(said.contains("bring the descriptor (vm.vmdk)") && !said.contains("rename"), "{said}");
 }

@@ -10,7 +10,7 @@ use super::options::{Others, property};
 use super::parts::{OvfDisk, OvfFile, OvfOption};
 use super::xml::{attribute, children, is, unit_bytes};
 use super::{MAX_MEMBERS, plain_name, shown};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::Error;
 
 /// What an envelope lists, as far as the machine needs it.
@@ -101,7 +101,7 @@ fn read_disks<'a>(
         }
         let entry = match reference {
             None => None,
-            Some(reference) => Some(find(entries, reference).map_err(|what| corrupt(what))?),
+            Some(reference) => Some(find(entries, reference).map_err(corrupt)?),
         };
         if disks.iter().any(|(other, of)| other.id == id || entry.is_some() && *of == entry) {
             return Err(corrupt("or its file is listed twice"));
@@ -168,14 +168,13 @@ fn vetted(file: &str, entry: &Entry) -> Result<OvfFile, Error> {
 fn names(file: &str, href: &str) -> Result<(String, Option<String>), Error> {
     let bare = href.strip_prefix("./").unwrap_or(href);
     let written = plain_name(file, bare).map_err(|refused| {
-        let remedy = if href.is_empty() {
-            "export the machine again with its disks".to_owned()
+        refused.with_remedy(if href.is_empty() {
+            Remedy::ExportWithDisks
         } else if href.contains("://") || href.starts_with("file:") {
-            "download that file, put it beside the OVF, and write only its name into href".to_owned()
+            Remedy::Download
         } else {
-            "put that file beside the OVF, and write only its name into href".to_owned()
-        };
-        Error { message: format!("{}: {remedy}", refused.message), ..refused }
+            Remedy::PutBesideOvf
+        })
     })?;
     let decoded = percent_decode_str(&written).decode_utf8().ok().and_then(|name| plain_name(file, &name).ok());
     match decoded {

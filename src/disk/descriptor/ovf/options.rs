@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Deployment options: which of the machines that an envelope describes is meant, and what belongs to it alone.
 //!
-//! Format: DSP0243, "DeploymentOptionSection" and "ProductSection". An item of the hardware names the options that it
+//! Format: DSP0243, "Deployment options" and "Product section". An item of the hardware names the options that it
 //! belongs to; a property may have a value for each.
 
 use roxmltree::Node;
 
 use super::parts::OvfOption;
 use super::xml::{attribute, child_text, children, is};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::Error;
 use crate::disk::descriptor::{MAX_MEMBERS, shown};
 
@@ -37,7 +37,7 @@ pub(super) fn read(file: &str, envelope: Node, wanted: Option<&str>) -> Result<V
         let offered: Vec<_> = configurations.iter().take(MAX_MEMBERS).map(|c| shown(&id(c))).collect();
         let offered = if offered.is_empty() { "none".to_owned() } else { offered.join(", ") };
         let message = format!("has no deployment option {}; its options: {offered}", shown(wanted));
-        return Err(Error::refuse(Reason::UnsupportedFormat, file, message));
+        return Err(Error::refuse(Reason::UnsupportedFormat, file, message).with_remedy(Remedy::ChooseOption));
     }
     let text = |c: Node, name: &str| child_text(c, name).map(visible);
     let option = |c: &Node| OvfOption {

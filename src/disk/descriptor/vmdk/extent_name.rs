@@ -2,7 +2,7 @@
 //! What the file of an extent may be called: bytes in the descriptor's encoding, or as another program copied them.
 
 use super::{ExtentKind, ExtentLine, plain_name, shown};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::{Error, text};
 
 impl ExtentLine {
@@ -30,12 +30,8 @@ impl ExtentLine {
             (None, None) => {
                 // A path in an unknown encoding is refused for being one.
                 let seen = plain_name(file, &String::from_utf8_lossy(&self.name))?;
-                let message = format!(
-                    "names the extent {}, which is no UTF-8, and names no encoding that is known: write its encoding \
-                     (encoding=\"GBK\") into the descriptor, or rename the extents and the names in the descriptor",
-                    shown(&seen)
-                );
-                Err(Error::refuse(Reason::MissingMember, file, message))
+                let message = format!("names the extent {}, whose encoding nobody tells", shown(&seen));
+                Err(Error::refuse(Reason::MissingMember, file, message).with_remedy(Remedy::NameEncoding))
             }
         }
     }
