@@ -165,6 +165,7 @@ impl Parallels {
 
     /// For people: format and kind.
     #[must_use]
+    #[expect(clippy::unused_self, reason = "readers answer for themselves")]
     pub(super) fn kind(&self) -> &'static str {
         "parallels expanding"
     }

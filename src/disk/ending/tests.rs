@@ -78,6 +78,30 @@ fn what_is_written_out_of_order_tells_of_a_missing_end_only() {
 }
 
 #[test]
+fn a_packed_file_closes_with_its_packing_s_mark_where_there_is_one() {
+    use std::io::Write as _;
+    let content = vec![7; 300_000];
+    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 0);
+    xz.write_all(&content).unwrap();
+    let xz = xz.finish().unwrap();
+    assert_eq!(of_bytes("vm.img.xz", &xz), Ending::Whole);
+    let [cut, filled] = cuts(&xz, 20);
+    assert_eq!(of_bytes("vm.img.xz", &cut), Ending::Missing);
+    assert_eq!(of_bytes("vm.img.xz", &filled), Ending::Missing);
+    let zstd = zstd::bulk::compress(&content, 1).unwrap();
+    assert_eq!(of_bytes("vm.img.zst", &zstd), Ending::Whole);
+    assert_eq!(of_bytes("vm.img.zst", &zstd[..zstd.len() - 1]), Ending::Missing);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+    gzip.write_all(&content).unwrap();
+    assert_eq!(of_bytes("vm.img.gz", &gzip.finish().unwrap()), Ending::Untold);
+    assert_eq!(of_bytes("vm.img.xz", &content), Ending::Missing, "it has its length and no content yet");
+    assert_eq!(of_bytes("vm.raw", &xz[..512]), Ending::Untold, "a raw disk may begin like that");
+    let tar = sample_ova::tar(&[("disk.raw", &content)]);
+    assert_eq!(of_bytes("vm.tar", &tar), Ending::Whole);
+    assert_eq!(of_bytes("vm.tar", &tar[..tar.len() - 1024]), Ending::Missing);
+}
+
+#[test]
 fn no_bytes_are_too_few() {
     let disk = stream();
     let ova = sample_ova::ova("vm", &[("disk1.vmdk", &disk, 1 << 20)]);

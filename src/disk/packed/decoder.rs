@@ -172,14 +172,14 @@ pub(super) struct Members {
 }
 
 enum Now {
-    Member(GzDecoder<Input>),
+    Member(Box<GzDecoder<Input>>),
     /// Behind the last member, at this place.
     Over(u64),
 }
 
 impl Members {
     fn new(input: Input) -> Self {
-        Self { now: Now::Member(GzDecoder::new(input)), ended: 0, surplus: 0 }
+        Self { now: Now::Member(Box::new(GzDecoder::new(input))), ended: 0, surplus: 0 }
     }
 
     fn position(&self) -> u64 {
@@ -201,7 +201,7 @@ impl Members {
             let Now::Member(member) = std::mem::replace(&mut self.now, Now::Over(end)) else { return Ok(0) };
             let mut input = member.into_inner();
             if input.peek(GZIP.len())?.starts_with(GZIP) {
-                self.now = Now::Member(GzDecoder::new(input));
+                self.now = Now::Member(Box::new(GzDecoder::new(input)));
                 continue;
             }
             input.skip_zeros()?;

@@ -284,18 +284,15 @@ fn open_group(archive: &Region, primary: &Entry, entries: &[Entry], room: &mut R
 /// The file as a region with its base name: in place where it is stored so, else in scratch.
 fn take_out(entry: &Entry, room: &mut Room) -> Result<Region, Error> {
     let stream = entry.stream()?;
-    let region = match entry.stored() {
-        Some(region) => {
-            check_stored(stream)?;
-            region.clone()
-        }
-        None => {
-            check_room(stream, room)?;
-            let depth = std::mem::replace(&mut room.depth, Depth::Whole);
-            let unpacked = unpack(stream, room);
-            room.depth = depth;
-            unpacked?.region
-        }
+    let region = if let Some(region) = entry.stored() {
+        check_stored(stream)?;
+        region.clone()
+    } else {
+        check_room(stream, room)?;
+        let depth = std::mem::replace(&mut room.depth, Depth::Whole);
+        let unpacked = unpack(stream, room);
+        room.depth = depth;
+        unpacked?.region
     };
     Ok(region.part(base(&entry.path), 0, region.len()).expect("all of it"))
 }

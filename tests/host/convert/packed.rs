@@ -133,7 +133,7 @@ fn scratch_that_has_no_room_is_told_before_it_is_filled_and_a_raw_disk_needs_non
     let Some(volume) = Volume::mount(16 << 20).filter(|_| have_qemu_img()) else { return };
     let place = tempfile::tempdir().unwrap();
     let raw = place.path().join("vm.img");
-    let noise = super::noise(12 << 20);
+    let noise = super::noise(1 << 20).repeat(12);
     fs::write(&raw, &noise).unwrap();
     let vdi = place.path().join("vm.vdi");
     qemu_img(&["convert", "-f", "raw", "-O", "vdi", text(&raw), text(&vdi)]);

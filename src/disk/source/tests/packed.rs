@@ -112,6 +112,20 @@ fn what_is_ambiguous_or_packed_twice_or_wrong_is_refused() {
 }
 
 #[test]
+fn an_encrypted_file_or_one_of_another_method_is_refused_by_name() {
+    let whole = zip(&[("vm.img", &raw_disk())]);
+    let directory = whole.windows(4).rposition(|bytes| *bytes == *b"PK\x01\x02").unwrap();
+    for (local, central, value, word) in [(6, 8, 1, "encrypted"), (8, 10, 9, "only deflate is read")] {
+        let mut changed = whole.clone();
+        changed[local] = value;
+        changed[directory + central] = value;
+        let error = open_with(("vm.zip", &changed), &[], &LIMITS).unwrap_err();
+        assert_eq!(error.reason, Reason::UnsupportedFormat);
+        assert!(error.message.contains(word) && error.message.contains("vm.img"), "{error}");
+    }
+}
+
+#[test]
 fn scratch_and_sizes_are_checked_before_they_are_spent() {
     let bytes = raw_disk();
     let noise: Vec<u8> =
