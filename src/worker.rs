@@ -2,6 +2,7 @@
 //! One artifact, one attempt, one work directory, and no knowledge of others: copy → verify → digest → seal.
 
 pub mod attempt;
+pub mod by_hand;
 pub mod contain;
 pub mod copy;
 pub mod group;
@@ -12,4 +13,5 @@ pub mod names;
 pub mod output;
 pub mod place;
 pub mod progress;
+pub mod scratch;
 pub mod steps;

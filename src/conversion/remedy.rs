@@ -57,6 +57,8 @@ pub enum Remedy {
     RaiseOpenFiles,
     /// An output beyond the largest file that the process or the file system allows.
     RaiseFileSize,
+    /// A process that reads images by hand and can't be contained.
+    RunUncontained,
     /// An output that the whole volume could not hold.
     LargerVolume,
 }
@@ -118,6 +120,7 @@ impl Remedy {
             Self::RaiseFileSize => {
                 "Raise the limit of a file's size (ulimit -f), or write to a file system that takes larger files"
             }
+            Self::RunUncontained => "Run it with --no-sandbox, if this image is trusted",
             Self::LargerVolume => "Use a larger output volume, or a compressed output",
         }
     }

@@ -4,11 +4,10 @@
 //! A file of one MiB can hold tables that point all over a hole of terabytes. What a walk costs is bounded by what the
 //! files really store, so that no image of an honest writer meets the bound.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Error, Region};
+use super::Error;
 use crate::conversion::{Reason, Remedy};
 
 /// Entries that may be looked at whatever the files store: one to two seconds.
@@ -32,20 +31,15 @@ struct Left {
 }
 
 impl Effort {
-    /// For a file that stores so many bytes.
-    fn of_bytes(stored: u64) -> Self {
+    /// For files that store so many bytes together.
+    pub(super) fn of_bytes(stored: u64) -> Self {
         let entries = BASE.saturating_add(stored.saturating_mul(FOR_EACH_BYTE));
         Self(Arc::new(Left { entries: AtomicU64::new(entries), ranges: AtomicU64::new(RANGES) }))
     }
 
-    /// For the files of these regions together.
-    pub(super) fn of<'a>(regions: impl Iterator<Item = &'a Region>) -> Self {
-        Self::of_bytes(regions.map(stored).fold(0, u64::saturating_add))
-    }
-
     /// Adds what a file stores that was made meanwhile.
-    pub(super) fn grow(&self, file: &Region) {
-        self.0.entries.fetch_add(stored(file), Ordering::Relaxed);
+    pub(super) fn grow(&self, stored: u64) {
+        self.0.entries.fetch_add(stored.saturating_mul(FOR_EACH_BYTE), Ordering::Relaxed);
     }
 
     /// Spends so many entries of `file`.
@@ -75,13 +69,6 @@ impl Default for Effort {
 
 fn take(left: &AtomicU64, wanted: u64) -> Option<()> {
     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).ok().map(drop)
-}
-
-/// Bytes that the region's file occupies (stat(2): blocks of 512), or its length where that is less. What is joined from
-/// parts counts as those.
-fn stored(region: &Region) -> u64 {
-    let Some((file, _)) = region.file() else { return 0 };
-    file.metadata().map_or(0, |file| file.blocks().saturating_mul(512).min(file.len()))
 }
 
 /// The refusal of tables that can't be checked at a bounded price.

@@ -17,8 +17,8 @@ const WINDOW: u64 = 64 << 20;
 /// Most walks. The largest VHD (2,040 GiB) in disorder needs 64 windows of sectors; only files that point far out
 /// into their holes need more.
 const PASSES: u32 = 128;
-/// Most ranges that are kept sorted, neighbours joined, in some 20 MiB.
-const FEW: usize = 1 << 18;
+/// Most ranges that are kept sorted, neighbours joined, in some 15 MiB.
+const FEW: usize = 1 << 19;
 /// Claims after which their price is paid.
 const PRICED: u64 = 1 << 12;
 /// Most offsets of shared extents that one walk holds: 64 GiB of the guest in clusters of 64 KiB, in some 20 MiB. Few

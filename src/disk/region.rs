@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -115,13 +115,22 @@ impl Region {
             #[cfg(test)]
             before_read: None,
         };
-        region.effort.grow(&region);
+        region.effort.grow(region.stored());
         region
     }
 
     /// The same, whose tables are checked within `effort`.
     pub(super) fn within(&self, effort: &Effort) -> Self {
         Self { effort: effort.clone(), ..self.clone() }
+    }
+
+    /// Bytes that its whole file occupies (stat(2): blocks of 512), or the file's length where that is less. What is joined
+    /// from parts counts as those.
+    pub(super) fn stored(&self) -> u64 {
+        if self.parts.is_some() {
+            return 0;
+        }
+        self.file.metadata().map_or(0, |file| file.blocks().saturating_mul(512).min(file.len()))
     }
 
     /// What checking its tables may still cost.
@@ -145,7 +154,7 @@ impl Region {
     #[must_use]
     pub fn unpacked(&self, file: Arc<File>, len: u64) -> Self {
         let whole = Self::whole(file, Arc::clone(&self.name), len).until(&self.cancellation);
-        self.effort.grow(&whole);
+        self.effort.grow(whole.stored());
         whole.within(&self.effort)
     }
 

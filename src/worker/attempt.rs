@@ -197,7 +197,7 @@ fn prepare(spec: &AttemptSpec) -> Result<Places, Failure> {
         threads: available_threads(),
     };
     contain::limit_process().map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the process: {e}")))?;
-    let enforced = contain::restrict_to(Some(places.claim.as_fd()), places.work.as_fd(), spec.require_landlock)?;
+    let enforced = contain::restrict_to(Some(places.claim.as_fd()), Some(places.work.as_fd()), spec.require_landlock)?;
     if enforced == Enforcement::None {
         tracing::warn!("this kernel has no Landlock: the worker is contained by its limits and its user only");
     }
@@ -226,7 +226,7 @@ fn attempt(
     let claim = read_claim(&spec.claim)?;
     let group = Group::open_claim(&places.claim, &claim)?;
     // All files are open: from here on no path can be read at all.
-    contain::restrict_to(None, places.work.as_fd(), spec.require_landlock)?;
+    contain::restrict_to(None, Some(places.work.as_fd()), spec.require_landlock)?;
     interrupts.watch(meter);
     let progress = Ticker::write_file(Arc::clone(meter), spec.work.join(PROGRESS_FILE));
     let folder = spec.work.join(&spec.folder);

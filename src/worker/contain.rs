@@ -39,14 +39,14 @@ pub enum Enforcement {
     None,
 }
 
-/// From here on this process reads only below `readable`, writes only below `writable`, opens no TCP connection and
-/// gains no privilege.
+/// From here on this process reads only below `readable`, writes only below `writable` (nothing where there is none),
+/// opens no TCP connection and gains no privilege.
 ///
 /// # Errors
 /// `Internal` where the kernel refuses, or has no Landlock although it is `required`.
 pub fn restrict_to(
     readable: Option<BorrowedFd<'_>>,
-    writable: BorrowedFd<'_>,
+    writable: Option<BorrowedFd<'_>>,
     required: bool,
 ) -> Result<Enforcement, Failure> {
     let status = ruleset(readable, writable)
@@ -66,7 +66,10 @@ pub fn restrict_to(
     Ok(enforcement)
 }
 
-fn ruleset(readable: Option<BorrowedFd<'_>>, writable: BorrowedFd<'_>) -> Result<RestrictionStatus, RulesetError> {
+fn ruleset(
+    readable: Option<BorrowedFd<'_>>,
+    writable: Option<BorrowedFd<'_>>,
+) -> Result<RestrictionStatus, RulesetError> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -76,7 +79,9 @@ fn ruleset(readable: Option<BorrowedFd<'_>>, writable: BorrowedFd<'_>) -> Result
     if let Some(directory) = readable {
         rules = rules.add_rule(PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir))?;
     }
-    rules = rules.add_rule(PathBeneath::new(writable, work_access()))?;
+    if let Some(directory) = writable {
+        rules = rules.add_rule(PathBeneath::new(directory, work_access()))?;
+    }
     rules.restrict_self()
 }
 
@@ -127,6 +132,14 @@ pub fn raise_open_files(files: usize) -> Result<(), u64> {
 pub fn limit_process() -> io::Result<()> {
     lower(Resource::Core, 0)?;
     lower(Resource::As, ADDRESS_SPACE)?;
+    turn_signals_into_errors()
+}
+
+/// A write beyond the largest file allowed fails instead of killing this process.
+///
+/// # Errors
+/// The system's error.
+pub fn turn_signals_into_errors() -> io::Result<()> {
     for signal in [signal_hook::consts::SIGXFSZ, signal_hook::consts::SIGUSR1] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
@@ -178,7 +191,7 @@ mod tests {
     fn a_worker_reads_its_claim_and_writes_its_work_directory_only() {
         contained(|claim, work| {
             let (claim_fd, work_fd) = (File::open(claim).unwrap(), File::open(work).unwrap());
-            let enforced = restrict_to(Some(claim_fd.as_fd()), work_fd.as_fd(), false).unwrap();
+            let enforced = restrict_to(Some(claim_fd.as_fd()), Some(work_fd.as_fd()), false).unwrap();
             if enforced == Enforcement::None {
                 eprintln!("left out: this kernel has no Landlock");
                 return;
@@ -200,7 +213,7 @@ mod tests {
             let work_fd = File::open(work).unwrap();
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let open = File::open(claim.join("disk")).unwrap();
-            let enforced = restrict_to(None, work_fd.as_fd(), false).unwrap();
+            let enforced = restrict_to(None, Some(work_fd.as_fd()), false).unwrap();
             if enforced == Enforcement::None {
                 eprintln!("left out: this kernel has no Landlock");
                 return;

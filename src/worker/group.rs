@@ -9,12 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::contain;
 use crate::conversion::contract::MAX_EXTENTS;
-use crate::conversion::{Claim, Class, Failure, Phase, Reason, file_name};
+use crate::conversion::{Claim, Class, Failure, Phase, Reason, Remedy, file_name};
 use crate::disk::Region;
 use crate::disk::descriptor::ovf::chunk_name;
 use crate::disk::descriptor::{self, References};
@@ -97,13 +97,7 @@ impl Group {
     /// # Errors
     /// As [`Group::open_claim`]; `MissingMember` and `UnsafeReference` as the descriptor's rules say.
     pub fn open_beside(source: &Path, option: Option<&str>) -> Result<Self, Failure> {
-        let Some(name) = source.file_name() else {
-            return Err(Failure::new(Reason::SourceMissing, format!("{}: names no file", source.display())));
-        };
-        let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let directory = openat(CWD, parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| open_failure(&parent.display().to_string(), &e.into()))?;
-        let first = open_regular(&directory, name)?;
+        let (directory, first) = open_first(source)?;
         let mut opened = vec![first];
         let named = members_named_by(&opened[0], option)?;
         make_room(&opened[0].name, 1 + named.required.len() + named.optional.len())?;
@@ -123,6 +117,14 @@ impl Group {
             }
         }
         Ok(Self::from_opened(opened, &[]))
+    }
+
+    /// Opens `source` alone, and reads nothing.
+    ///
+    /// # Errors
+    /// As [`Group::open_beside`] for the source itself.
+    pub fn check(source: &Path) -> Result<(), Failure> {
+        open_first(source).map(drop)
     }
 
     fn from_opened(opened: Vec<Opened>, disks: &[String]) -> Self {
@@ -197,7 +199,8 @@ fn make_room(primary: &str, files: usize) -> Result<(), Failure> {
             "{primary}: has {files} files, and this process may open {limit}: raise the limit of open files \
              (ulimit -n, LimitNOFILE= of the service)"
         );
-        Failure { class: Class::Configuration, ..Failure::in_phase(Reason::Internal, Phase::Initialization, message) }
+        let failure = Failure::in_phase(Reason::Internal, Phase::Initialization, message);
+        Failure { class: Class::Configuration, ..failure }.with_remedy(Remedy::RaiseOpenFiles)
     })
 }
 
@@ -222,18 +225,28 @@ fn open_below(directory: &OwnedFd, path: &str) -> Result<Opened, Failure> {
     Ok(Opened { name: path.to_owned(), ..opened })
 }
 
+/// Opens a source by hand, and the directory that it lies in.
+fn open_first(source: &Path) -> Result<(OwnedFd, Opened), Failure> {
+    let Some(name) = source.file_name() else {
+        return Err(Failure::new(Reason::SourceMissing, format!("{}: names no file", source.display())));
+    };
+    let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = openat(CWD, parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| open_failure(&parent.display().to_string(), &e.into()))?;
+    let first = open_regular(&directory, name)?;
+    Ok((directory, first))
+}
+
 /// Opens a regular file that lies directly in `directory`. Follows no link, and never blocks.
 fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
     let shown = String::from_utf8_lossy(name.as_bytes()).into_owned();
+    // Opening a device may do something, and a socket can't be opened.
+    if let Ok(found) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        refuse_irregular(&shown, FileType::from_raw_mode(found.st_mode))?;
+    }
     let fd = open_beneath(directory, name, OFlags::empty()).map_err(|e| open_failure(&shown, &e.into()))?;
     let stat = fstat(&fd).map_err(|e| open_failure(&shown, &e.into()))?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => {}
-        kind => {
-            let message = format!("{shown}: is {}, not a regular file", describe_kind(kind));
-            return Err(Failure::new(Reason::UnsupportedFormat, message));
-        }
-    }
+    refuse_irregular(&shown, FileType::from_raw_mode(stat.st_mode))?;
     if stat.st_size == 0 {
         return Err(Failure::new(Reason::Truncated, format!("{shown}: the file is empty")));
     }
@@ -292,6 +305,17 @@ fn is_manifest(name: &str) -> bool {
     file_name::extension(name).eq_ignore_ascii_case("mf")
 }
 
+fn refuse_irregular(shown: &str, kind: FileType) -> Result<(), Failure> {
+    let remedy = match kind {
+        FileType::RegularFile => return Ok(()),
+        FileType::Symlink => Remedy::NameTarget,
+        FileType::Directory => Remedy::NameImage,
+        _ => Remedy::CopyToFile,
+    };
+    let message = format!("{shown}: is {}, not a regular file", describe_kind(kind));
+    Err(Failure::new(Reason::UnsupportedFormat, message).with_remedy(remedy))
+}
+
 const fn describe_kind(kind: FileType) -> &'static str {
     match kind {
         FileType::Directory => "a directory",
@@ -317,7 +341,8 @@ fn open_failure(name: &str, error: &io::Error) -> Failure {
             Failure::in_phase(Reason::PermissionDenied, Phase::Initialization, message)
         }
         _ if error.raw_os_error() == Some(loops) => {
-            Failure::new(Reason::UnsupportedFormat, format!("{name}: is a symbolic link, not a regular file"))
+            let message = format!("{name}: is a symbolic link, not a regular file");
+            Failure::new(Reason::UnsupportedFormat, message).with_remedy(Remedy::NameTarget)
         }
         _ => Failure::new(Reason::SourceIO, format!("{name}: cannot open: {error}")),
     }

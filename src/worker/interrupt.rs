@@ -2,9 +2,12 @@
 //! Signals that end a conversion.
 
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
+
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::progress::Meter;
 
@@ -23,6 +26,16 @@ impl Interrupts {
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
         Ok(Self(read))
+    }
+
+    /// Ends `process` at each signal. The thread lives as long as this process.
+    pub fn hand_on(mut self, process: OwnedFd) {
+        thread::spawn(move || {
+            while self.0.read(&mut [0]).is_ok_and(|bytes| bytes > 0) {
+                // It may have ended by itself.
+                let _ = pidfd_send_signal(&process, Signal::TERM);
+            }
+        });
     }
 
     /// Cancels the conversion at the first signal, or at once if one came earlier. The thread lives as long as the

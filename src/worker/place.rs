@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use tempfile::TempDir;
 
 use super::group::Group;
 use super::output::{output_failure, sync_directory};
@@ -55,14 +54,6 @@ pub struct Target<'a> {
     pub replace: bool,
     /// Settings of the libvirt domain to write, if any.
     pub domain: Option<&'a DomainOptions>,
-}
-
-/// A hidden directory beside the final place, removed with whatever is left in it.
-///
-/// # Errors
-/// The system's error in the directory.
-pub fn scratch(directory: &Path) -> Result<TempDir, Failure> {
-    tempfile::Builder::new().prefix(".hyper2kvm-").tempdir_in(directory).map_err(|e| output_failure(directory, &e))
 }
 
 /// Refuses names that are taken before an hour's work is done for them; for names that are free now, [`place`] decides.

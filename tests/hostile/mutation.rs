@@ -9,10 +9,12 @@
 //! ```text
 //! cargo +nightly bolero test --no-default-features mutation::stream_vmdk   # until it finds something, or Ctrl-C
 //! BOLERO_RANDOM_ITERATIONS=1000 cargo nextest run --test hostile mutation::  # at random, 24 without the variable
+//! HYPER2KVM_DIFFERENTIAL=1 …  # whatever both take, qemu-img must read as the same disk
 //! ```
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use bolero::{TypeGenerator, check, produce};
@@ -186,6 +188,52 @@ fn agree(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)]) {
             (plain, fast) => panic!("{:?} but {:?}: {options:?}", plain.as_ref().err(), fast.err()),
         }
     }
+    if let Ok(disks) = &plain
+        && std::env::var_os("HYPER2KVM_DIFFERENTIAL").is_some()
+        && let [disk] = disks.as_slice()
+    {
+        agrees_with_qemu(name, image, siblings, disk);
+    }
+}
+
+/// QEMU's name of the format of a file, with the options under which it takes a VHD's size as we do; `None` where it has
+/// none.
+fn driver(name: &str) -> Option<&'static str> {
+    Some(match name.rsplit('.').next()? {
+        "vmdk" => "driver=vmdk",
+        "vhd" => "driver=vpc,force_size_calc=current_size",
+        "vhdx" => "driver=vhdx",
+        "vdi" => "driver=vdi",
+        "qcow2" => "driver=qcow2",
+        _ => return None,
+    })
+}
+
+/// Where QEMU takes the image as well, it reads the same disk. It may take less than we do, and more.
+fn agrees_with_qemu(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)], disk: &[u8]) {
+    let Some(driver) = driver(name) else { return };
+    let place = tempfile::tempdir().unwrap();
+    for (name, bytes) in siblings.iter().map(|(name, bytes)| (*name, bytes.as_slice())).chain([(name, image)]) {
+        fs::write(place.path().join(name), bytes).unwrap();
+    }
+    let options = format!("{driver},file.driver=file,file.filename={name}");
+    let converted = Command::new("timeout")
+        .args(["20", "qemu-img", "convert", "--image-opts", "-O", "raw", &options, "by-qemu"])
+        .current_dir(place.path())
+        .output();
+    if !converted.is_ok_and(|done| done.status.success()) {
+        return;
+    }
+    let theirs = fs::read(place.path().join("by-qemu")).unwrap();
+    // Virtual PC's own disks have the size of their geometry.
+    let (ours, theirs) = if name.ends_with(".vhd") {
+        let len = disk.len().min(theirs.len());
+        (&disk[..len], &theirs[..len])
+    } else {
+        (disk, &theirs[..])
+    };
+    let first = ours.iter().zip(theirs).position(|(ours, theirs)| ours != theirs);
+    assert!(first.is_none() && ours.len() == theirs.len(), "qemu-img reads another disk from byte {first:?} on");
 }
 
 /// The images to change; made once.
@@ -194,8 +242,35 @@ fn images() -> &'static [Dropped] {
     IMAGES.get_or_init(|| {
         let content = content(2 << 20);
         let alone = good(&content).into_iter().map(|(name, image)| Dropped { name, image, siblings: Vec::new() });
-        alone.chain(described(&content)).collect()
+        alone.chain(described(&content)).chain(damaged(&content)).collect()
     })
+}
+
+/// Images that lack something and are taken, with a warning.
+fn damaged(content: &[u8]) -> Vec<Dropped> {
+    let alone = |name, image| Dropped { name, image, siblings: Vec::new() };
+    let mut stale = built(&Sparse::monolithic_sparse(content.len() as u64), content);
+    // The first redundant table, behind the header, the descriptor and its directory.
+    stale[22 * 512..26 * 512].fill(0);
+    let mut images = vec![alone("stale.vmdk", stale)];
+    for (name, mut image) in good(content) {
+        match name {
+            "dynamic.vhd" => {
+                image.truncate(image.len() - 512);
+                images.push(alone("endless.vhd", image));
+            }
+            "fixed.vhd" => {
+                image.resize(image.len() + 4096, 0);
+                images.push(alone("padded.vhd", image));
+            }
+            "version-2.qcow2" => {
+                image.truncate(image.len() - 1000);
+                images.push(alone("cut.qcow2", image));
+            }
+            _ => {}
+        }
+    }
+    images
 }
 
 /// Texts that describe the files beside them.
@@ -267,6 +342,10 @@ targets! {
     gzip_ova "gzip.ova"
     ovf "one.ovf"
     split_vmdk "split.vmdk"
+    stale_vmdk "stale.vmdk"
+    endless_vhd "endless.vhd"
+    padded_vhd "padded.vhd"
+    cut_qcow2 "cut.qcow2"
 }
 
 #[test]

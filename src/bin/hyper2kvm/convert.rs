@@ -11,14 +11,20 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
-use hyper2kvm::conversion::{Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason, stem};
-use hyper2kvm::disk::MAX_THREADS;
+use hyper2kvm::conversion::{
+    Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason, printable, printable_json, stem,
+};
+use hyper2kvm::disk::{MAX_THREADS, available_threads};
+use hyper2kvm::worker::by_hand::{self, Child, Contained};
+use hyper2kvm::worker::contain;
 use hyper2kvm::worker::copy::Conversion;
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
+use hyper2kvm::worker::log::LogTail;
 use hyper2kvm::worker::output;
 use hyper2kvm::worker::place::{self, PlaceError, Placed};
 use hyper2kvm::worker::progress::{Meter, Ticker};
+use hyper2kvm::worker::scratch::Scratch;
 use hyper2kvm::worker::steps::convert;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -76,6 +82,9 @@ pub(crate) struct Arguments {
     /// How to show progress on standard error: a bar on a terminal, one JSON object a line, or not at all
     #[arg(long, value_enum, default_value = "auto")]
     progress: Show,
+    /// Read the image in this process, without containment: for kernels and containers that allow none
+    #[arg(long)]
+    no_sandbox: bool,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -118,23 +127,198 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         eprintln!("hyper2kvm: {message}");
         return ExitCode::from(USAGE);
     }
+    let lines = LogTail::default();
     tracing_subscriber::fmt()
-        .with_writer(io::stderr)
+        .with_writer(move || lines.clone())
+        .with_ansi(false)
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("HYPER2KVM_LOG"))
         .with_target(false)
         .init();
-    let meter = Arc::new(Meter::default());
-    match Interrupts::catch(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]) {
-        Ok(interrupts) => interrupts.watch(&meter),
-        Err(error) => eprintln!("hyper2kvm: cannot handle signals: {error}"),
+    let interrupts = Interrupts::catch(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])
+        .inspect_err(|error| eprintln!("hyper2kvm: cannot handle signals: {error}"))
+        .ok();
+    match by_hand::child() {
+        Some(child) => convert_contained(arguments, &child, interrupts),
+        None if arguments.no_sandbox => convert_uncontained(arguments, interrupts),
+        None => supervise(arguments, interrupts),
     }
-    match convert_one(arguments, &meter) {
-        Ok((metadata, placed)) => report(arguments, &metadata, &placed),
-        Err(_) if meter.is_interrupted() => {
-            eprintln!("hyper2kvm: interrupted; nothing was left in the output directory");
-            ExitCode::from(INTERRUPTED)
+}
+
+/// Makes directories, lets a contained child convert, and puts what it made into place.
+fn supervise(arguments: &Arguments, interrupts: Option<Interrupts>) -> ExitCode {
+    let made = Group::check(&arguments.source).map_err(PlaceError::from).and_then(|()| Output::make(arguments));
+    let made = match made {
+        Ok(made) => made,
+        Err(error) => return tell(&error),
+    };
+    match by_hand::run_contained(Some(&made.scratch), interrupts) {
+        Err(failure) => tell(&PlaceError::Failed(failure)),
+        Ok(status) if status.success() => {
+            match by_hand::take_report(&made.scratch, &made.stem, made.options.out_format) {
+                Ok(metadata) => finish(arguments, made, metadata),
+                Err(failure) => tell(&PlaceError::Failed(failure)),
+            }
         }
-        Err(PlaceError::Failed(failure)) => {
+        Ok(status) => match by_hand::died(status) {
+            Some(failure) => tell(&PlaceError::Failed(failure)),
+            // It has told why.
+            None => status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from),
+        },
+    }
+}
+
+/// Converts into the scratch directory, as the child of [`supervise`].
+fn convert_contained(arguments: &Arguments, child: &Child, interrupts: Option<Interrupts>) -> ExitCode {
+    // The processors' quota is in files that can't be read later.
+    let threads = arguments.threads.map_or_else(available_threads, usize::from);
+    let converted = (|| {
+        let (directory, stem) = destination(arguments)?;
+        let Contained { group, warning } = child.open(&arguments.source, arguments.ovf_option.as_deref())?;
+        if let Some(warning) = warning {
+            eprintln!("hyper2kvm: warning: {warning}");
+        }
+        let scratch = child.scratch().unwrap_or(&directory);
+        let place = Place { directory: &directory, stem: &stem, scratch };
+        Ok(child.leave(&convert_into(arguments, &place, &group, threads, interrupts)?)?)
+    })();
+    match converted {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ended::Interrupted) => interrupted(),
+        Err(Ended::By(error)) => tell(&error),
+    }
+}
+
+/// Does all in this process.
+fn convert_uncontained(arguments: &Arguments, interrupts: Option<Interrupts>) -> ExitCode {
+    eprintln!("hyper2kvm: warning: --no-sandbox: the image is read by a process with all rights of this user");
+    let threads = arguments.threads.map_or_else(available_threads, usize::from);
+    if let Err(error) = contain::turn_signals_into_errors() {
+        eprintln!("hyper2kvm: cannot handle signals: {error}");
+    }
+    let converted = (|| {
+        let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref())?;
+        let made = Output::make(arguments)?;
+        let place = Place { directory: &made.directory, stem: &made.stem, scratch: made.scratch.path() };
+        let metadata = convert_into(arguments, &place, &group, threads, interrupts)?;
+        Ok((made, metadata))
+    })();
+    match converted {
+        Ok((made, metadata)) => finish(arguments, made, metadata),
+        Err(Ended::Interrupted) => interrupted(),
+        Err(Ended::By(error)) => tell(&error),
+    }
+}
+
+fn interrupted() -> ExitCode {
+    eprintln!("hyper2kvm: interrupted; nothing was left in the output directory");
+    ExitCode::from(INTERRUPTED)
+}
+
+/// Why there is no output.
+enum Ended {
+    Interrupted,
+    By(PlaceError),
+}
+
+impl<E: Into<PlaceError>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::By(error.into())
+    }
+}
+
+/// Where a conversion writes, and where its output is to go.
+struct Place<'a> {
+    directory: &'a Path,
+    stem: &'a str,
+    scratch: &'a Path,
+}
+
+/// Converts the group's disks into the scratch directory.
+fn convert_into(
+    arguments: &Arguments,
+    place: &Place<'_>,
+    group: &Group,
+    threads: usize,
+    interrupts: Option<Interrupts>,
+) -> Result<Metadata, Ended> {
+    let options = options(arguments);
+    let meter = Arc::new(Meter::default());
+    if let Some(interrupts) = interrupts {
+        interrupts.watch(&meter);
+    }
+    let target = target(arguments, place.directory, place.stem, &options);
+    let ticker = show(arguments, &meter);
+    let conversion = Conversion {
+        group,
+        directory: place.scratch,
+        stem: place.stem,
+        id: "",
+        options: &options,
+        ovf_option: arguments.ovf_option.as_deref(),
+        threads: Some(threads),
+        verify_full: arguments.verify == Some(Verify::Full),
+    };
+    let converted = convert(&conversion, &meter, |names| place::check(&target, group, names));
+    drop(ticker);
+    converted.map_err(|error| match error {
+        _ if meter.is_interrupted() => Ended::Interrupted,
+        PlaceError::Failed(mut failure) => {
+            // Nobody else knows the scratch directory by its descriptor.
+            let (scratch, shown) = (place.scratch.to_string_lossy(), place.directory.to_string_lossy());
+            failure.message = failure.message.replace(&*scratch, &shown);
+            Ended::By(PlaceError::Failed(failure))
+        }
+        error => Ended::By(error),
+    })
+}
+
+fn target<'a>(
+    arguments: &'a Arguments,
+    directory: &'a Path,
+    stem: &'a str,
+    options: &'a ConversionOptions,
+) -> place::Target<'a> {
+    place::Target {
+        directory,
+        file: arguments.output.as_deref(),
+        stem,
+        replace: arguments.force,
+        domain: options.emit_domain_xml.then_some(&options.domain),
+    }
+}
+
+/// What is made in the output's place before anything is read.
+struct Output {
+    directory: PathBuf,
+    stem: String,
+    options: ConversionOptions,
+    scratch: Scratch,
+    made: Made,
+}
+
+impl Output {
+    fn make(arguments: &Arguments) -> Result<Self, PlaceError> {
+        let (directory, stem) = destination(arguments)?;
+        let made = Made::directory(&directory).map_err(|e| output::output_failure(&directory, &e))?;
+        let scratch = Scratch::new(&directory)?;
+        Ok(Self { directory, stem, options: options(arguments), scratch, made })
+    }
+}
+
+/// Moves the disks to their places and reports them.
+fn finish(arguments: &Arguments, output: Output, mut metadata: Metadata) -> ExitCode {
+    let target = target(arguments, &output.directory, &output.stem, &output.options);
+    let placed = match place::place(output.scratch.path(), &mut metadata, &target) {
+        Ok(placed) => placed,
+        Err(error) => return tell(&error),
+    };
+    output.made.keep();
+    report(arguments, &metadata, &placed)
+}
+
+fn tell(error: &PlaceError) -> ExitCode {
+    let suggestion = match error {
+        PlaceError::Failed(failure) => {
             let suggestion = match failure.reason {
                 Reason::TooLarge if failure.needed_bytes.is_none() => {
                     "Raise --max-virtual-size if this image is trusted"
@@ -144,57 +328,21 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                 }
                 _ => &failure.suggestion,
             };
-            refuse(&failure, suggestion, failure.reason.exit_code())
+            return refuse(failure, suggestion, failure.reason.exit_code());
         }
-        Err(error) => {
-            let suggestion = match error {
-                PlaceError::Taken(_) => "Use another name, or --force to replace it",
-                PlaceError::Directory(_) | PlaceError::Several { .. } => "Use --output-dir DIR, or another name",
-                PlaceError::Source(_) | PlaceError::Failed(_) => "Use another name",
-            };
-            refuse(&error, suggestion, USAGE)
-        }
-    }
+        PlaceError::Taken(_) => "Use another name, or --force to replace it",
+        PlaceError::Directory(_) | PlaceError::Several { .. } => "Use --output-dir DIR, or another name",
+        PlaceError::Source(_) => "Use another name",
+    };
+    refuse(error, suggestion, USAGE)
 }
 
 fn refuse(why: &dyn std::fmt::Display, suggestion: &str, code: u8) -> ExitCode {
-    eprintln!("hyper2kvm: {why}");
+    eprintln!("hyper2kvm: {}", printable(&why.to_string()));
     if !suggestion.is_empty() {
         eprintln!("  {suggestion}");
     }
     ExitCode::from(code)
-}
-
-fn convert_one(arguments: &Arguments, meter: &Arc<Meter>) -> Result<(Metadata, Placed), PlaceError> {
-    let options = options(arguments);
-    let (directory, stem) = destination(arguments)?;
-    let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref())?;
-    let made = Made::directory(&directory).map_err(|e| output::output_failure(&directory, &e))?;
-    let target = place::Target {
-        directory: &directory,
-        file: arguments.output.as_deref(),
-        stem: &stem,
-        replace: arguments.force,
-        domain: options.emit_domain_xml.then_some(&options.domain),
-    };
-    let scratch = place::scratch(&directory)?;
-    let ticker = show(arguments, meter);
-    let conversion = Conversion {
-        group: &group,
-        directory: scratch.path(),
-        stem: &stem,
-        id: "",
-        options: &options,
-        ovf_option: arguments.ovf_option.as_deref(),
-        threads: arguments.threads.map(usize::from),
-        verify_full: arguments.verify == Some(Verify::Full),
-    };
-    let converted = convert(&conversion, meter, |names| place::check(&target, &group, names));
-    drop(ticker);
-    let mut metadata = converted?;
-    let placed = place::place(scratch.path(), &mut metadata, &target)?;
-    made.keep();
-    Ok((metadata, placed))
 }
 
 /// Directories made for the output; they are removed again if nothing was put into them.
@@ -209,6 +357,7 @@ impl Made {
         Ok(made)
     }
 
+    /// Leaves them where they are.
     fn keep(mut self) {
         self.0.clear();
     }
@@ -334,7 +483,8 @@ fn draw(bar: &ProgressBar, progress: &Progress) {
 fn report(arguments: &Arguments, metadata: &Metadata, placed: &Placed) -> ExitCode {
     let mut out = io::stdout().lock();
     let printed = if arguments.json {
-        serde_json::to_writer_pretty(&mut out, metadata).map_err(io::Error::from).and_then(|()| writeln!(out))
+        let json = serde_json::to_string_pretty(metadata).map_err(io::Error::from);
+        json.and_then(|json| writeln!(out, "{}", printable_json(&json)))
     } else {
         summary(&mut out, metadata, placed)
     };
@@ -350,17 +500,17 @@ fn report(arguments: &Arguments, metadata: &Metadata, placed: &Placed) -> ExitCo
 #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
 fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Result<()> {
     for warning in &metadata.warnings {
-        writeln!(out, "warning: {warning}")?;
+        writeln!(out, "warning: {}", printable(warning))?;
     }
     for (disk, path) in metadata.disks.iter().zip(&placed.disks) {
         let (virtual_size, allocated) = (ByteSize(disk.virtual_size_bytes), ByteSize(disk.allocated_bytes));
-        writeln!(out, "{}  {virtual_size} virtual, {allocated} on disk", path.display())?;
+        writeln!(out, "{}  {virtual_size} virtual, {allocated} on disk", shown(path))?;
         if let Some(sha256) = &disk.sha256 {
             writeln!(out, "  sha256 {sha256}")?;
         }
     }
     if let Some(domain) = &placed.domain {
-        writeln!(out, "{}  libvirt domain: virsh define {}", domain.display(), domain.display())?;
+        writeln!(out, "{0}  libvirt domain: virsh define {0}", shown(domain))?;
     }
     let seconds = metadata.duration_ms as f64 / 1000.0;
     let virtual_size: u64 = metadata.disks.iter().map(|d| d.virtual_size_bytes).sum();
@@ -368,6 +518,11 @@ fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Re
     writeln!(
         out,
         "{} ({}) in {seconds:.2} s, {rate:.0} MB/s of guest disk",
-        metadata.source.name, metadata.source.format
+        printable(&metadata.source.name),
+        metadata.source.format
     )
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy()).into_owned()
 }

@@ -2,15 +2,20 @@
 //! `hyper2kvm inspect`: what an image is, from its metadata alone.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE};
 use hyper2kvm::conversion::report::Hardware;
+use hyper2kvm::conversion::{Failure, printable, printable_json};
 use hyper2kvm::disk::Error;
 use hyper2kvm::disk::source::{self, Inspection, Limits};
+use hyper2kvm::worker::by_hand::{self, Contained};
+use hyper2kvm::worker::copy::usable_bytes;
 use hyper2kvm::worker::group::Group;
+use hyper2kvm::worker::interrupt::Interrupts;
+use hyper2kvm::worker::scratch::Scratch;
 
 /// Most bytes that what is unpacked may take in the temporary directory during the inspection.
 const MAX_SCRATCH: u64 = 4 << 30;
@@ -32,18 +37,55 @@ pub(crate) struct Arguments {
     /// Look at this deployment option of an OVF [default: the one that it marks as default]
     #[arg(long, value_name = "NAME")]
     ovf_option: Option<String>,
+    /// Read the image in this process, without containment: for kernels and containers that allow none
+    #[arg(long)]
+    no_sandbox: bool,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    let told = look(arguments);
+    // Where no temporary directory can be had, members that are compressed as a whole can't be looked into.
+    let temporary = || Scratch::new(&std::env::temp_dir()).ok();
+    match by_hand::child() {
+        Some(child) => {
+            let opened = child.open(&arguments.source, arguments.ovf_option.as_deref());
+            if let Ok(Contained { warning: Some(warning), .. }) = &opened {
+                eprintln!("hyper2kvm: warning: {warning}");
+            }
+            print(arguments, &look(arguments, opened.map(|contained| contained.group), child.scratch()))
+        }
+        None if arguments.no_sandbox => {
+            eprintln!("hyper2kvm: warning: --no-sandbox: the image is read by a process with all rights of this user");
+            let scratch = temporary();
+            let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref());
+            print(arguments, &look(arguments, group, scratch.as_ref().map(Scratch::path)))
+        }
+        None => supervise(temporary().as_ref()),
+    }
+}
+
+/// Lets a contained child look and print.
+fn supervise(scratch: Option<&Scratch>) -> ExitCode {
+    // The child is asked to end with this process, which then removes the scratch directory.
+    let interrupts = Interrupts::catch(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]).ok();
+    match by_hand::run_contained(scratch, interrupts).and_then(|status| by_hand::died(status).map_or(Ok(status), Err)) {
+        Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from),
+        Err(failure) => {
+            eprintln!("hyper2kvm: {failure}\n  {}", failure.suggestion);
+            ExitCode::from(failure.reason.exit_code())
+        }
+    }
+}
+
+fn print(arguments: &Arguments, told: &Inspection) -> ExitCode {
     let mut out = io::stdout().lock();
     let printed = if arguments.json {
-        serde_json::to_writer_pretty(&mut out, &told).map_err(io::Error::from).and_then(|()| writeln!(out))
+        let json = serde_json::to_string_pretty(told).map_err(io::Error::from);
+        json.and_then(|json| writeln!(out, "{}", printable_json(&json)))
     } else {
-        describe(&mut out, &told)
+        describe(&mut out, told)
     };
     match (printed, &told.refusal) {
         (Err(error), _) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -55,15 +97,17 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn look(arguments: &Arguments) -> Inspection {
+fn look(arguments: &Arguments, group: Result<Group, Failure>, scratch: Option<&Path>) -> Inspection {
+    let free = scratch.and_then(|scratch| usable_bytes(scratch).ok()).unwrap_or(0);
     let limits = Limits {
         max_virtual_size: arguments.max_virtual_size.0,
-        max_scratch_bytes: MAX_SCRATCH,
+        max_scratch_bytes: MAX_SCRATCH.min(free),
         ovf_option: arguments.ovf_option.clone(),
     };
-    match Group::open_beside(&arguments.source, arguments.ovf_option.as_deref()) {
+    match group {
         Ok(group) => source::inspect(&group.primary, &group.siblings, &limits, &mut || {
-            tempfile::tempfile().map_err(|e| Error::writing("scratch file", 0, e))
+            let scratch = scratch.ok_or_else(|| io::Error::other("there is no temporary directory"));
+            scratch.and_then(tempfile::tempfile_in).map_err(|e| Error::writing("scratch file", 0, e))
         }),
         Err(refusal) => {
             let name = arguments.source.file_name().unwrap_or(arguments.source.as_os_str());
@@ -73,7 +117,7 @@ fn look(arguments: &Arguments) -> Inspection {
 }
 
 fn describe(out: &mut impl Write, told: &Inspection) -> io::Result<()> {
-    let mut row = |key: &str, value: &str| writeln!(out, "{key:<14} {value}");
+    let mut row = |key: &str, value: &str| writeln!(out, "{key:<14} {}", printable(value));
     row("file", &told.name)?;
     row("format", told.format.as_deref().unwrap_or("unknown"))?;
     row("size", &ByteSize(told.size_bytes).to_string())?;

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use hyper2kvm::conversion::admission::RunState;
-use hyper2kvm::conversion::chain;
+use hyper2kvm::conversion::{chain, printable_json};
 use serde::Serialize;
 
 use access::Access;
@@ -123,7 +123,8 @@ struct Printer {
 impl Printer {
     /// Prints `object`, or the text with the same content.
     fn print(self, object: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Refusal> {
-        let text = if self.is_json { serde_json::to_string_pretty(object)? + "\n" } else { text() };
+        let json = |text: String| printable_json(&text).into_owned() + "\n";
+        let text = if self.is_json { json(serde_json::to_string_pretty(object)?) } else { text() };
         // The reader may be gone already (`| head -1`): that is no error.
         drop(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()));
         Ok(())

@@ -54,7 +54,8 @@ pub(super) fn look(
 
 /// One budget for the tables of all files.
 fn open_bounded(primary: &Region, siblings: &[Region], room: &mut Room) -> Result<Source, Error> {
-    let effort = Effort::of(siblings.iter().chain([primary]));
+    let stored = siblings.iter().chain([primary]).map(Region::stored).fold(0, u64::saturating_add);
+    let effort = Effort::of_bytes(stored);
     let siblings: Vec<_> = siblings.iter().map(|region| region.within(&effort)).collect();
     let mut source = open_files(&primary.within(&effort), &siblings, room)?;
     if room.limits.ovf_option.is_some() && source.options.is_empty() {
