@@ -31,7 +31,7 @@ mod raw;
 mod region;
 mod replay;
 #[cfg(test)]
-mod resolve;
+pub(crate) mod resolve;
 pub mod source;
 mod table;
 mod text;
@@ -40,6 +40,7 @@ mod vdi;
 mod verify;
 mod vhd;
 mod vhdx;
+pub mod view;
 mod vmdk;
 mod writer;
 

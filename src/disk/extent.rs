@@ -42,6 +42,20 @@ impl Extent {
         Self { guest: self.guest.start + guest..self.guest.end + guest, at }
     }
 
+    /// What of it lies within `range`, which it meets; all of it where it is compressed.
+    #[must_use]
+    pub fn clipped(self, range: Range<u64>) -> Self {
+        let guest = self.guest.start.max(range.start)..self.guest.end.min(range.end);
+        match self.at {
+            Location::Zero => Self { guest, at: Location::Zero },
+            Location::Stored { file, offset } => {
+                let offset = offset + (guest.start - self.guest.start);
+                Self { guest, at: Location::Stored { file, offset } }
+            }
+            Location::Deflate { .. } | Location::Zstd { .. } | Location::Framed { .. } => self,
+        }
+    }
+
     /// Never true of an extent that a map yields.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A disk image of any format: the files it lies in and how they make up the guest's disk.
 
+use std::ops::Range;
+
 use super::extent::{Extents, MAX_COMPRESSED};
 use super::holes::without_holes;
 use super::packed::PackedRaw;
@@ -242,6 +244,46 @@ impl Image {
         };
         Box::new(without_holes(map, &self.regions))
     }
+
+    /// The part of the map that covers `range`: whole extents, the first of which may begin before it and the last end
+    /// behind it. Costs what the range costs, not what lies before it.
+    #[must_use]
+    pub fn extents_within(&self, range: &Range<u64>) -> Extents<'_> {
+        let (start, end) = (range.start, range.end);
+        let map: Extents<'_> = match &self.reader {
+            Reader::Raw(raw) => Box::new(raw.extents()),
+            Reader::Qcow2(qcow2) => Box::new(qcow2.extents_within(range)),
+            Reader::Vdi(vdi) => Box::new(vdi.extents_within(range)),
+            Reader::Vhd(vhd) => vhd.extents_within(range),
+            Reader::Vhdx(vhdx) => Box::new(vhdx.extents_within(range)),
+            Reader::Parallels(parallels) => Box::new(parallels.extents_within(range)),
+            Reader::Vmdk(vmdk) => Box::new(vmdk.extents_within(range)),
+            Reader::Listed { extents, .. } => Box::new(extents.iter().cloned().map(Ok)),
+            Reader::Joined { parts, .. } => return joined_within(parts, range),
+            // An error of its own.
+            Reader::Packed(_) => return self.extents(),
+        };
+        let reaches = move |extent: &Result<Extent, Error>| {
+            extent.as_ref().map_or(true, |extent| extent.guest.end > start && extent.guest.start < end)
+        };
+        let clipped = map.filter(reaches).map(move |extent| extent.map(|extent| extent.clipped(start..end)));
+        Box::new(without_holes(clipped, &self.regions))
+    }
+}
+
+fn joined_within<'a>(parts: &'a [Image], range: &Range<u64>) -> Extents<'a> {
+    let (mut found, mut guest, mut file): (Vec<Extents<'a>>, _, _) = (Vec::new(), 0, 0);
+    for part in parts {
+        let size = part.virtual_size();
+        let within = range.start.max(guest)..range.end.min(guest + size);
+        if !within.is_empty() {
+            let map = part.extents_within(&(within.start - guest..within.end - guest));
+            found.push(Box::new(map.map(move |extent| extent.map(|extent| extent.moved(guest, file)))));
+        }
+        guest += size;
+        file += part.regions.len();
+    }
+    Box::new(found.into_iter().flatten())
 }
 
 fn joined(parts: &[Image]) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {

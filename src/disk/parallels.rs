@@ -5,10 +5,12 @@
 //! clusters. The layout is the one of QEMU's `docs/interop/parallels.txt`. A plain disk of Parallels is raw and has no
 //! header.
 
+use std::ops::Range;
+
 use super::coalesce::coalesce;
 use super::fields::{le32, le64};
 use super::occupancy::{Taken, survey};
-use super::table::{Block, Table};
+use super::table::{self, Block, Table};
 use super::units::SECTOR;
 use super::{Error, Extent, Location, Region};
 use crate::conversion::Reason;
@@ -186,6 +188,16 @@ impl Parallels {
     pub(super) fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
         let mut table = self.table();
         coalesce((0..self.clusters).map(move |index| self.cluster(&mut table, index)))
+    }
+
+    /// The clusters of the disk that `range` meets.
+    pub(super) fn extents_within(
+        &self,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = Result<Extent, Error>> + Send + use<'_> {
+        let mut table = self.table();
+        let clusters = table::blocks_within(range, self.cluster, self.clusters);
+        coalesce(clusters.map(move |index| self.cluster(&mut table, index)))
     }
 }
 

@@ -260,6 +260,17 @@ impl Qcow2 {
         coalesce(Pieces { image: self, walk: Walk::new(&self.region, &self.header, self.size), parts: VecDeque::new() })
     }
 
+    /// The clusters that `range` meets.
+    pub(super) fn extents_within(
+        &self,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = Result<Extent, Error>> + Send + use<'_> {
+        let cluster = self.header.cluster();
+        let end = range.end.next_multiple_of(cluster).min(self.size);
+        let walk = Walk::new(&self.region, &self.header, end).from(range.start / cluster * cluster);
+        coalesce(Pieces { image: self, walk, parts: VecDeque::new() })
+    }
+
     fn location(&self, entry: Entry) -> Location {
         match entry {
             Entry::Unallocated | Entry::Zero { .. } | Entry::Subclusters { .. } => Location::Zero,

@@ -83,6 +83,11 @@ impl<const N: usize> Table<N> {
     }
 }
 
+/// Numbers of the blocks of `block` bytes that `range` meets, of `blocks` in all.
+pub(crate) fn blocks_within(range: &Range<u64>, block: u64, blocks: u64) -> Range<u64> {
+    range.start / block..range.end.div_ceil(block).min(blocks)
+}
+
 /// A block of the guest's disk; an entry of a table says where it lies in the file.
 pub(crate) struct Block {
     index: u64,

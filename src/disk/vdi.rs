@@ -4,10 +4,12 @@
 //! A header of 512 bytes, a map of one 32-bit little-endian block number for each block of the disk, and the blocks
 //! from `data` on. The layout is the one of `VirtualBox`'s `VDICore.h` (`VDIHEADER1PLUS`).
 
+use std::ops::Range;
+
 use super::coalesce::coalesce;
 use super::fields::{le32, le64};
 use super::occupancy::{Taken, survey};
-use super::table::{Block, Table};
+use super::table::{self, Block, Table};
 use super::{Error, Extent, Location, Region};
 use crate::conversion::{Reason, Remedy};
 
@@ -215,6 +217,16 @@ impl Vdi {
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
         let mut table = Table::new(self.map, self.blocks);
         coalesce((0..self.blocks).map(move |index| self.block(&mut table, index)))
+    }
+
+    /// The blocks of the disk that `range` meets.
+    pub(super) fn extents_within(
+        &self,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = Result<Extent, Error>> + Send + use<'_> {
+        let mut table = Table::new(self.map, self.blocks);
+        let blocks = table::blocks_within(range, self.block, self.blocks);
+        coalesce(blocks.map(move |index| self.block(&mut table, index)))
     }
 }
 

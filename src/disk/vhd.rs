@@ -7,13 +7,15 @@
 
 mod footer;
 
+use std::ops::Range;
+
 use self::footer::{End, FOOTER, Footer, Kind, checksum_holds};
 use super::coalesce::coalesce;
 use super::extent::Extents;
 use super::fields::{be32, be64};
 use super::occupancy::{Occupancy, Taken, survey};
 use super::raw::Raw;
-use super::table::{Block, Table};
+use super::table::{self, Block, Table};
 use super::units::SECTOR;
 use super::{Error, Extent, Location, Region, raw};
 use crate::conversion::Reason;
@@ -193,6 +195,18 @@ impl Vhd {
             Body::Dynamic(blocks) => {
                 let mut table = Table::new(blocks.table, blocks.entries);
                 Box::new(coalesce((0..blocks.needed).map(move |index| self.block(blocks, &mut table, index))))
+            }
+        }
+    }
+
+    /// The extents of a fixed disk, or the blocks of a dynamic one that `range` meets.
+    pub(super) fn extents_within(&self, range: &Range<u64>) -> Extents<'_> {
+        match &self.body {
+            Body::Fixed(raw) => Box::new(raw.extents()),
+            Body::Dynamic(blocks) => {
+                let mut table = Table::new(blocks.table, blocks.entries);
+                let within = table::blocks_within(range, blocks.block, blocks.needed);
+                Box::new(coalesce(within.map(move |index| self.block(blocks, &mut table, index))))
             }
         }
     }

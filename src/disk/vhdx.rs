@@ -11,12 +11,14 @@ mod log;
 mod metadata;
 mod patched;
 
+use std::ops::Range;
+
 use self::header::{MIB, Regions, Span};
 use self::metadata::Metadata;
 use self::patched::{Patched, Patches};
 use super::coalesce::coalesce;
 use super::occupancy::{Taken, survey};
-use super::table::{Block, Table};
+use super::table::{self, Block, Table};
 use super::{Error, Extent, Location, Region};
 use crate::conversion::{Reason, Remedy};
 
@@ -199,6 +201,16 @@ impl Vhdx {
             index = step.as_ref().map_or(index + 1, |extent| extent.guest.end.div_ceil(self.metadata.block));
             Some(step)
         }))
+    }
+
+    /// The blocks of the disk that `range` meets.
+    pub(super) fn extents_within(
+        &self,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = Result<Extent, Error>> + Send + use<'_> {
+        let mut table = self.table();
+        let blocks = table::blocks_within(range, self.metadata.block, self.blocks());
+        coalesce(blocks.map(move |index| self.block(&mut table, index)))
     }
 }
 

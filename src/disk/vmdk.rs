@@ -9,6 +9,8 @@ mod header;
 mod reserved;
 mod tables;
 
+use std::ops::Range;
+
 use self::header::{CAPACITY_AT, Header};
 use self::reserved::Reserved;
 use self::tables::{Checked, Tables};
@@ -136,6 +138,14 @@ impl Vmdk {
     /// The map. Grain tables are read and checked while it is walked, markers with the grains behind them.
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, Error>> + Send + '_ {
         Tables::new(&self.region, &self.header, &self.reserved).extents()
+    }
+
+    /// The grains that `range` meets.
+    pub(super) fn extents_within(
+        &self,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = Result<Extent, Error>> + Send + use<'_> {
+        Tables::new(&self.region, &self.header, &self.reserved).extents_within(range)
     }
 }
 

@@ -38,6 +38,11 @@ impl<'a> Walk<'a> {
         Self { region, header, size, l1, l2: None, guest: 0 }
     }
 
+    /// The walk from guest byte `guest`, the first of a cluster.
+    pub(super) fn from(self, guest: u64) -> Self {
+        Self { guest, ..self }
+    }
+
     fn word(region: &Region, table: &mut Table<8>, index: u64) -> Result<u64, Error> {
         table.entry(index, |buffer, at| region.read_table_at(buffer, at)).map(u64::from_be_bytes)
     }

@@ -7,7 +7,7 @@ use super::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 use super::open::look;
 use crate::conversion::Failure;
 use crate::conversion::report::Hardware;
-use crate::disk::{Location, Region, detect};
+use crate::disk::{Error, Location, Region, detect};
 
 /// Most extents looked at to find out how a disk is compressed.
 const SAMPLE: usize = 1 << 16;
@@ -81,32 +81,38 @@ impl Inspection {
             warnings: Vec::new(),
         }
     }
+
+    /// What `opened`, the source in `primary`, shows.
+    #[must_use]
+    pub fn of(primary: &Region, opened: Result<Source, Error>) -> Self {
+        let (name, size_bytes) = (primary.name().to_owned(), primary.len());
+        match opened {
+            Ok(Source { format, disks, hardware, warnings, options, members, digests: _ }) => Self {
+                name,
+                size_bytes,
+                format: Some(format),
+                accepted: true,
+                refusal: None,
+                disks: disks.iter().map(describe).collect(),
+                ovf_options: options,
+                members: members.into_iter().map(|(name, size_bytes)| MemberInspection { name, size_bytes }).collect(),
+                hardware,
+                warnings,
+            },
+            Err(error) => Self {
+                members: vec![MemberInspection { name: name.clone(), size_bytes }],
+                size_bytes,
+                format: detect::detect_region(primary).ok().map(|content| content.as_str().to_owned()),
+                ..Self::refused(name, Failure::from(&error))
+            },
+        }
+    }
 }
 
 /// Opens `primary` as [`open`](super::open()) does, but returns a refusal as a finding.
 #[must_use]
 pub fn inspect(primary: &Region, siblings: &[Region], limits: &Limits, scratch: &mut Scratch) -> Inspection {
-    let (name, size_bytes) = (primary.name().to_owned(), primary.len());
-    match look(primary, siblings, limits, scratch) {
-        Ok(Source { format, disks, hardware, warnings, options, members, digests: _ }) => Inspection {
-            name,
-            size_bytes,
-            format: Some(format),
-            accepted: true,
-            refusal: None,
-            disks: disks.iter().map(describe).collect(),
-            ovf_options: options,
-            members: members.into_iter().map(|(name, size_bytes)| MemberInspection { name, size_bytes }).collect(),
-            hardware,
-            warnings,
-        },
-        Err(error) => Inspection {
-            members: vec![MemberInspection { name: name.clone(), size_bytes }],
-            size_bytes,
-            format: detect::detect_region(primary).ok().map(|content| content.as_str().to_owned()),
-            ..Inspection::refused(name, Failure::from(&error))
-        },
-    }
+    Inspection::of(primary, look(primary, siblings, limits, scratch))
 }
 
 fn describe(disk: &SourceDisk) -> DiskInspection {

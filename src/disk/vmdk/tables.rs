@@ -161,7 +161,24 @@ impl<'a> Tables<'a> {
 
     /// The map: adjacent zeros and adjacent stored grains are one extent.
     pub(super) fn extents(self) -> impl Iterator<Item = Result<Extent, Error>> + Send + 'a {
-        coalesce(Grains { tables: self, number: 0, index: 0, entries: None })
+        coalesce(Grains { tables: self, number: 0, index: 0, read: false, entries: None })
+    }
+
+    /// The part of the map that `range` meets, by whole grains.
+    pub(super) fn extents_within(
+        self,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = Result<Extent, Error>> + Send + use<'a> {
+        let (grain, end) = (range.start / self.header.grain, range.end);
+        let grains = Grains {
+            tables: self,
+            number: grain / TABLE_ENTRIES,
+            index: grain % TABLE_ENTRIES,
+            read: false,
+            entries: None,
+        };
+        let reaches = move |extent: &Result<Extent, Error>| extent.as_ref().map_or(true, |e| e.guest.start < end);
+        coalesce(grains.take_while(reaches))
     }
 
     /// Guest bytes of grain `index` of table `number`; `None` behind the table's or the disk's last.
@@ -272,24 +289,31 @@ struct Grains<'a> {
     /// The grain at hand: its table's number, and its index there.
     number: u64,
     index: u64,
+    /// Whether the table at hand was read.
+    read: bool,
     /// The table at hand; `None` where it has no grain, or is still to be read.
     entries: Table,
 }
 
 impl Grains<'_> {
+    fn next_table(&mut self) {
+        (self.number, self.index, self.read) = (self.number + 1, 0, false);
+    }
+
     fn step(&mut self) -> Result<Option<Extent>, Error> {
         while self.number < self.tables.header.tables() {
-            if self.index == 0 {
+            if !self.read {
+                self.read = true;
                 self.entries = self.tables.table(self.number)?.filter(|entries| !is_empty(entries));
             }
             let Some(guest) = self.tables.guest(self.number, self.index) else {
-                self.number += 1;
-                self.index = 0;
+                self.next_table();
                 continue;
             };
             let Some(entries) = &self.entries else {
-                self.number += 1;
-                let end = guest.start.saturating_add(self.tables.header.grain * TABLE_ENTRIES);
+                let left = TABLE_ENTRIES - self.index;
+                self.next_table();
+                let end = guest.start.saturating_add(self.tables.header.grain * left);
                 let end = end.min(self.tables.header.capacity);
                 return Ok(Some(Extent { guest: guest.start..end, at: Location::Zero }));
             };
