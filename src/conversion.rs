@@ -7,6 +7,7 @@ pub mod contract;
 pub(crate) mod domain;
 pub(crate) mod failure;
 pub(crate) mod file_name;
+pub mod guest;
 pub(crate) mod hex;
 pub(crate) mod id;
 pub(crate) mod lifecycle;
