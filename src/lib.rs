@@ -7,6 +7,7 @@
 //! bin ─▶ cluster ─▶ queue ─▶ executor ─▶ ledger ─▶ files ─▶ conversion
 //!        cluster, queue ─▶ control · notification · config · telemetry · stats ─▶ conversion
 //! bin(hyper2kvm) ─▶ worker ─▶ disk, files ─▶ conversion
+//! bin(hyper2kvm) ─▶ guest ─▶ disk ─▶ conversion
 //! queue ─▶ disk (what a descriptor names)
 //! ```
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ pub mod conversion;
 pub mod disk;
 pub mod executor;
 pub mod files;
+pub mod guest;
 pub mod ledger;
 pub mod notification;
 pub mod queue;

@@ -9,10 +9,11 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, UseTree};
 
 /// Every top-level module and those it may name besides itself.
-const MAY_NAME: [(&str, &[&str]); 13] = [
+const MAY_NAME: [(&str, &[&str]); 14] = [
     ("conversion", &[]),
     ("files", &["conversion"]),
     ("disk", &["conversion"]),
+    ("guest", &["conversion", "disk"]),
     ("worker", &["conversion", "disk", "files"]),
     ("stats", &["conversion"]),
     ("telemetry", &["conversion", "stats"]),

@@ -8,6 +8,11 @@ command -v virt-xml-validate >/dev/null && command -v xmllint >/dev/null || left
 command -v promtool >/dev/null || left_out "check of the metrics (Debian: prometheus)"
 command -v strace >/dev/null || left_out "the traced power cut (Debian: strace)"
 [ "$(id -u)" = 0 ] || left_out "tests that mount a small file system or boot a node (root)"
+PATH=$PATH:/usr/sbin:/sbin
+for maker in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs ntfs-3g:ntfs-3g mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk pvcreate:lvm2; do
+  command -v "${maker%:*}" >/dev/null || left_out "guests made with ${maker%:*} (Debian: ${maker#*:})"
+done
+[ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] || left_out "guests whose file systems only a mount fills: btrfs, NTFS, LVM (root with loop devices)"
 here=$(dirname "$0")/cluster
 while read -r lack; do
   [ "$lack" = root ] || left_out "pods on a real node ($lack)"

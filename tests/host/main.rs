@@ -8,6 +8,7 @@ mod by_hand;
 mod convert;
 mod daemon;
 mod faults;
+mod guest;
 mod hyper2kvmctl;
 mod notification;
 mod page;

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `hyper2kvm inspect`: what an image is, from its metadata alone.
+//! `hyper2kvm inspect`: what an image is, from its metadata alone; on request, what the guest in it is.
+
+mod guest;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
+use hyper2kvm::conversion::guest::Guest;
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE};
 use hyper2kvm::conversion::report::Hardware;
 use hyper2kvm::conversion::{Failure, printable, printable_json};
@@ -16,6 +20,7 @@ use hyper2kvm::worker::copy::usable_bytes;
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::scratch::Scratch;
+use serde::Serialize;
 
 /// Most bytes that what is unpacked may take in the temporary directory during the inspection.
 const MAX_SCRATCH: u64 = 4 << 30;
@@ -23,6 +28,7 @@ const MAX_SCRATCH: u64 = 4 << 30;
 const EXAMPLES: &str = "Examples:
   hyper2kvm inspect web01.ova
   hyper2kvm inspect db.vmdk --json | jq .accepted
+  hyper2kvm inspect web01.ova --guest
 
 Exit codes: 0 it would be accepted, else the code of its reason (10 to 13).";
 
@@ -43,6 +49,21 @@ pub(crate) struct Arguments {
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
+    /// Look into the guest: its system, its drivers, and whether it boots from virtio
+    #[arg(long)]
+    guest: bool,
+    /// Seconds that the look into the guest may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    guest_limit: u64,
+}
+
+/// What is printed: the image, and the guest where it was asked for.
+#[derive(Debug, Serialize)]
+struct Told {
+    #[serde(flatten)]
+    image: Inspection,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<Guest>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
@@ -79,15 +100,16 @@ fn supervise(scratch: Option<&Scratch>) -> ExitCode {
     }
 }
 
-fn print(arguments: &Arguments, told: &Inspection) -> ExitCode {
+fn print(arguments: &Arguments, told: &Told) -> ExitCode {
     let mut out = io::stdout().lock();
     let printed = if arguments.json {
         let json = serde_json::to_string_pretty(told).map_err(io::Error::from);
         json.and_then(|json| writeln!(out, "{}", printable_json(&json)))
     } else {
-        describe(&mut out, told)
+        let guest = told.guest.as_ref();
+        describe(&mut out, &told.image).and_then(|()| guest.map_or(Ok(()), |guest| guest::describe(&mut out, guest)))
     };
-    match (printed, &told.refusal) {
+    match (printed, &told.image.refusal) {
         (Err(error), _) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("hyper2kvm: cannot print: {error}");
             ExitCode::FAILURE
@@ -97,23 +119,37 @@ fn print(arguments: &Arguments, told: &Inspection) -> ExitCode {
     }
 }
 
-fn look(arguments: &Arguments, group: Result<Group, Failure>, scratch: Option<&Path>) -> Inspection {
+fn look(arguments: &Arguments, group: Result<Group, Failure>, scratch: Option<&Path>) -> Told {
     let free = scratch.and_then(|scratch| usable_bytes(scratch).ok()).unwrap_or(0);
     let limits = Limits {
         max_virtual_size: arguments.max_virtual_size.0,
         max_scratch_bytes: MAX_SCRATCH.min(free),
         ovf_option: arguments.ovf_option.clone(),
     };
-    match group {
-        Ok(group) => source::inspect(&group.primary, &group.siblings, &limits, &mut || {
-            let scratch = scratch.ok_or_else(|| io::Error::other("there is no temporary directory"));
-            scratch.and_then(tempfile::tempfile_in).map_err(|e| Error::writing("scratch file", 0, e))
-        }),
+    let mut scratch = || {
+        let scratch = scratch.ok_or_else(|| io::Error::other("there is no temporary directory"));
+        scratch.and_then(tempfile::tempfile_in).map_err(|e| Error::writing("scratch file", 0, e))
+    };
+    let group = match group {
+        Ok(group) => group,
         Err(refusal) => {
             let name = arguments.source.file_name().unwrap_or(arguments.source.as_os_str());
-            Inspection::refused(name.to_string_lossy().into_owned(), refusal)
+            let image = Inspection::refused(name.to_string_lossy().into_owned(), refusal);
+            return Told { image, guest: None };
         }
+    };
+    if !arguments.guest {
+        let image = source::inspect(&group.primary, &group.siblings, &limits, &mut scratch);
+        return Told { image, guest: None };
     }
+    // What is packed is unpacked as for a conversion.
+    let opened = source::open(&group.primary, &group.siblings, &limits, &mut scratch);
+    let guest = opened.as_ref().ok().map(|source| {
+        let disks: Vec<_> = source.disks.iter().map(|disk| (disk.member.as_str(), &disk.image)).collect();
+        let time = Duration::from_secs(arguments.guest_limit);
+        hyper2kvm::guest::inspect(&disks, &hyper2kvm::guest::Limits { time, ..Default::default() })
+    });
+    Told { image: Inspection::of(&group.primary, opened), guest }
 }
 
 fn describe(out: &mut impl Write, told: &Inspection) -> io::Result<()> {

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Good guests with changed bytes: every reader ends within the budget, and none panics.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bolero::{TypeGenerator, check, produce};
+
+use super::makers::{MIB, Maker, can_mount, has, run};
+use crate::disk::{Image, Region};
+use crate::guest::{Limits, inspect};
+
+/// Cases of each guest, unless a variable sets another number.
+const CASES: usize = 48;
+/// What one case may cost, far below what is allowed to be found out.
+const LIMITS: Limits =
+    Limits { time: Duration::from_secs(2), read_bytes: 256 << 20, decoded_bytes: 64 << 20, steps: 200_000 };
+/// How long a case may take: its time, and what a busy machine needs to notice.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One change: of the bytes that are stored, at a place in parts of 65,536.
+#[derive(Clone, Debug, TypeGenerator)]
+enum Change {
+    Flip { at: u16, fine: u8, mask: u8 },
+    Number { at: u16, fine: u8, value: u64 },
+    Extreme { at: u16, fine: u8, which: u8 },
+    Copy { from: u16, to: u16, len: u8 },
+}
+
+const EXTREMES: [u64; 7] = [0, 1, 0xFFFF, 0x1_0000, u32::MAX as u64, 1 << 63, u64::MAX];
+/// What is stored together, if any of it is not zero.
+const BLOCK: usize = 512;
+
+/// A disk without its zeros.
+struct Stored {
+    len: u64,
+    /// Where each block lies.
+    places: Vec<u64>,
+    blocks: Vec<u8>,
+}
+
+impl Stored {
+    fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap();
+        let mut stored = Self { len: bytes.len() as u64, places: Vec::new(), blocks: Vec::new() };
+        let pages = bytes.chunks(64 * BLOCK).enumerate().filter(|(_, page)| *page != &[0; 64 * BLOCK][..page.len()]);
+        for (page, bytes) in pages {
+            for (index, block) in bytes.chunks(BLOCK).enumerate() {
+                if block.iter().any(|byte| *byte != 0) {
+                    stored.places.push(((page * 64 + index) * BLOCK) as u64);
+                    stored.blocks.extend(block);
+                }
+            }
+        }
+        stored
+    }
+
+    /// The disk with other blocks, in a file.
+    fn written(&self, blocks: &[u8]) -> Region {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(self.len).unwrap();
+        for (place, block) in self.places.iter().zip(blocks.chunks(BLOCK)) {
+            file.write_all_at(block, *place).unwrap();
+        }
+        Region::whole(Arc::new(file), "disk", self.len)
+    }
+}
+
+fn apply(blocks: &mut [u8], change: &Change) {
+    let count = blocks.len() / BLOCK;
+    let place = |at: u16, fine: u8| ((usize::from(at) * count) >> 16) * BLOCK + usize::from(fine) * 2;
+    let mut number = |at, fine, value: u64| {
+        let at = place(at, fine) & !3;
+        let bytes = if value.is_multiple_of(2) { value.to_be_bytes() } else { value.to_le_bytes() };
+        let end = blocks.len().min(at + 8);
+        blocks[at..end].copy_from_slice(&bytes[..end - at]);
+    };
+    match *change {
+        Change::Flip { at, fine, mask } => blocks[place(at, fine)] ^= mask.max(1),
+        Change::Number { at, fine, value } => number(at, fine, value),
+        Change::Extreme { at, fine, which } => number(at, fine, EXTREMES[usize::from(which) % EXTREMES.len()]),
+        Change::Copy { from, to, len } => {
+            let (from, to) = (place(from, 0), place(to, 0));
+            let len = (usize::from(len) * 4 + 4).min(blocks.len() - from.max(to));
+            blocks.copy_within(from..from + len, to);
+        }
+    }
+}
+
+/// The guests, by name.
+fn guests() -> &'static [(&'static str, Stored)] {
+    static GUESTS: OnceLock<Vec<(&str, Stored)>> = OnceLock::new();
+    GUESTS.get_or_init(|| {
+        let mut guests = Vec::new();
+        let maker = Maker::new();
+        maker.linux(&["virtio_blk", "ahci"]);
+        let mut add = |name, path: PathBuf| guests.push((name, Stored::read(&path)));
+        if has("mkfs.ext4") && has("sfdisk") {
+            let root = maker.ext4("ext4", 24 * MIB, &maker.files());
+            let script = "label: gpt\nstart=2048,size=49152,type=linux\n";
+            add("ext4", maker.disk("disk", 26 * MIB, script, &[(MIB, &root)]));
+        }
+        if has("mkfs.xfs") {
+            for number in 0..400 {
+                maker.file(&format!("boot/many/{number:050}"), "");
+            }
+            add("xfs", maker.xfs("xfs", 300 * MIB, &maker.files(), &[]));
+        }
+        if has("mkfs.btrfs") {
+            let volume = maker.empty("btrfs", 128 * MIB);
+            run("mkfs.btrfs", &["-q", "--rootdir", maker.files().to_str().unwrap(), volume.to_str().unwrap()]);
+            add("btrfs", volume);
+        }
+        if ["mkfs.vfat", "mcopy", "sfdisk"].map(has).iter().all(|has| *has) {
+            let loaders = Maker::new();
+            loaders.file("EFI/BOOT/BOOTX64.EFI", "loader");
+            loaders.file("EFI/debian/a long name of a loader.efi", "loader");
+            let esp = loaders.fat("esp", 16 * MIB, 16, &loaders.files());
+            let script = "label: gpt\nstart=2048,size=32768,type=uefi\n";
+            add("fat", loaders.disk("disk", 18 * MIB, script, &[(MIB, &esp)]));
+        }
+        if super::systems::can_make_windows() {
+            let maker = Maker::new();
+            super::systems::windows(&maker, Some(0));
+            add("ntfs", super::systems::ntfs(&maker));
+        }
+        if has("pvcreate") && can_mount() {
+            let maker = Maker::new();
+            let disks = ["one", "two"].map(|name| maker.empty(name, 60 * MIB));
+            super::systems::lvm(&maker, &format!("h2k-hostile-{}", std::process::id()), &disks);
+            let [one, _] = disks;
+            add("lvm", one);
+        }
+        guests
+    })
+}
+
+/// Changes a guest and looks into it.
+fn survives(name: &str) {
+    let Some((_, stored)) = guests().iter().find(|(known, _)| *known == name) else {
+        println!("LEFT OUT: changes of {name}, whose tools are not installed (tests/prerequisites.sh)");
+        return;
+    };
+    let changes = produce::<Vec<Change>>().with().len(1usize..6);
+    check!().with_generator(changes).with_iterations(CASES).for_each(|changes| {
+        let mut blocks = stored.blocks.clone();
+        for change in changes {
+            apply(&mut blocks, change);
+        }
+        let image = Image::raw(&stored.written(&blocks)).unwrap();
+        let start = Instant::now();
+        let guest = inspect(&[("disk", &image)], &LIMITS);
+        assert!(start.elapsed() < PATIENCE, "{name} took {:?}", start.elapsed());
+        let told = serde_json::to_string(&guest).unwrap();
+        assert!(told.len() < 1 << 20, "{name} tells {} bytes", told.len());
+    });
+}
+
+macro_rules! guests {
+    ($($name:ident)*) => {$(
+        #[test]
+        fn $name() {
+            survives(stringify!($name));
+        }
+    )*};
+}
+
+guests! { ext4 xfs btrfs fat ntfs lvm }
