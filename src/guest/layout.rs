@@ -16,8 +16,8 @@ use super::lvm;
 use super::partitions::{self, BIOS_BOOT, ESP, Table};
 use super::probe::{Content, probe};
 use crate::conversion::guest::{self, Answer, Doubt, Guest, GuestDisk, MAX_LIST, PartitionTable};
-use crate::disk::Image;
 use crate::disk::view::View;
+use crate::disk::{Image, Reader};
 
 /// A volume with what it holds.
 pub(super) struct Held {
@@ -42,7 +42,7 @@ pub(super) struct Layout {
 pub(super) fn read(disks: &[(&str, &Image)], budget: &Rc<Budget>, guest: &mut Guest) -> Layout {
     let mut volumes = Vec::new();
     for (index, (member, image)) in disks.iter().take(MAX_LIST).enumerate() {
-        if image.known_size().is_none() {
+        if matches!(image.reader, Reader::Packed(_)) {
             let why = "is a packed raw disk, which only a conversion unpacks".into();
             guest.doubts.push(Doubt { what: super::fields::clean(member), why });
             continue;

@@ -54,7 +54,7 @@ pub(super) fn describe(out: &mut impl Write, guest: &Guest) -> io::Result<()> {
         ("virtio-net", virtio.network),
         ("SATA", virtio.sata),
     ] {
-        row("boots", &format!("{bus}: {}", worded(answer)))?;
+        row(bus, worded(answer))?;
     }
     for reason in &virtio.reasons {
         row("reason", reason)?;
