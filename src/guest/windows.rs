@@ -116,8 +116,8 @@ fn system(tree: &Tree, told: &mut Told) -> Result<Windows> {
     let architecture =
         environment.map(|key| existing(hive.text(&key, "PROCESSOR_ARCHITECTURE"))).transpose()?.flatten();
     if let (Some(os), Some(architecture)) = (&mut told.os, architecture) {
-        let names: BTreeMap<_, _> = [("AMD64", "x86_64"), ("x86", "i386"), ("ARM64", "aarch64")].into();
-        os.architecture = names.get(architecture.as_str()).map(|name| (*name).to_owned());
+        let kernels_words: BTreeMap<_, _> = [("AMD64", "x86_64"), ("x86", "i386"), ("ARM64", "aarch64")].into();
+        os.architecture = kernels_words.get(architecture.as_str()).map(|name| (*name).to_owned());
     }
     Ok(windows)
 }

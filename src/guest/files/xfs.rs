@@ -34,7 +34,7 @@ pub(in crate::guest) struct Xfs {
     group_log: u32,
     groups: u64,
     inode_len: usize,
-    inodes_log: u32,
+    per_block_log: u32,
     inode_log: u32,
     /// Bytes of a block of a directory.
     directory_block: u64,
@@ -67,7 +67,7 @@ impl Xfs {
                 Err(Error::corrupt("has a superblock with impossible sizes"))
             }
         };
-        let (block_log, inode_log, inodes_log) = (log(120, 9..=16)?, log(122, 8..=11)?, log(123, 0..=8)?);
+        let (block_log, inode_log, per_block_log) = (log(120, 9..=16)?, log(122, 8..=11)?, log(123, 0..=8)?);
         let (group_log, directory_log) = (log(124, 1..=31)?, log(192, 0..=7)?);
         let features = if is_5 { be32(&sb, 216)? } else { be32(&sb, 200)? };
         if block_log + directory_log > 16 {
@@ -81,7 +81,7 @@ impl Xfs {
             group_log,
             groups: u64::from(be32(&sb, 88)?),
             inode_len: 1 << inode_log,
-            inodes_log,
+            per_block_log,
             inode_log,
             directory_block: 1 << (block_log + directory_log),
             is_5,
@@ -110,8 +110,8 @@ impl Xfs {
 
     fn inode(&self, number: u64) -> Result<Inode> {
         self.budget.step()?;
-        let within = number & ((1 << self.inodes_log) - 1);
-        let place = self.place(number >> self.inodes_log)? + (within << self.inode_log);
+        let within = number & ((1 << self.per_block_log) - 1);
+        let place = self.place(number >> self.per_block_log)? + (within << self.inode_log);
         let raw = self.volume.bytes(place, self.inode_len)?;
         if !raw.starts_with(b"IN") {
             return Err(Error::corrupt(format!("has no inode {number}")));
