@@ -45,20 +45,19 @@ fn all(answers: impl IntoIterator<Item = Answer>) -> Answer {
 
 fn linux(guest: &mut Guest) {
     let mut virtio = Virtio::default();
-    let Some(newest) = guest.kernels.first() else {
-        virtio.reasons.push("No kernel was found in /boot: its drivers are not known.".into());
-        guest.virtio = virtio;
-        return;
-    };
-    virtio.block = early(newest, &["virtio_pci", "virtio_blk"], "virtio-blk", &mut virtio.reasons);
-    virtio.scsi = early(newest, &["virtio_pci", "virtio_scsi", "sd_mod"], "virtio-scsi", &mut virtio.reasons);
-    virtio.sata = early(newest, &["ahci", "sd_mod"], "SATA", &mut virtio.reasons);
-    virtio.network = late(newest, &mut virtio.reasons);
     let mut fixes = Vec::new();
-    for kernel in &guest.kernels {
-        let mut ignored = Vec::new();
-        if early(kernel, &["virtio_pci", "virtio_blk"], "", &mut ignored) == Answer::No {
-            fixes.push(initramfs(kernel, std::ptr::eq(kernel, newest)));
+    match guest.kernels.first() {
+        None => virtio.reasons.push("No kernel was found in /boot: its drivers are not known.".into()),
+        Some(newest) => {
+            virtio.block = early(newest, &["virtio_pci", "virtio_blk"], "virtio-blk", &mut virtio.reasons);
+            virtio.scsi = early(newest, &["virtio_pci", "virtio_scsi", "sd_mod"], "virtio-scsi", &mut virtio.reasons);
+            virtio.sata = early(newest, &["ahci", "sd_mod"], "SATA", &mut virtio.reasons);
+            virtio.network = late(newest, &mut virtio.reasons);
+        }
+    }
+    for (index, kernel) in guest.kernels.iter().enumerate() {
+        if early(kernel, &["virtio_pci", "virtio_blk"], "", &mut Vec::new()) == Answer::No {
+            fixes.push(initramfs(kernel, index == 0));
         }
     }
     names(guest, &mut virtio, &mut fixes);
