@@ -53,6 +53,9 @@ pub(super) struct Context {
     pub metrics: std::sync::Arc<Metrics>,
 }
 
+/// Most UIDs that are remembered: six for each of three thousand queues, some hundred bytes each.
+const MOST_PROVED: usize = 20_000;
+
 /// UIDs of objects that a queue owns, by kind, namespace and name. An apply that names a UID changes no other object.
 #[derive(Debug, Default)]
 pub(super) struct Proved {
@@ -66,6 +69,10 @@ impl Proved {
 
     fn set(&self, object: String, uid: Option<String>) {
         let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of queues that are gone are never asked for again; the others are proved once more.
+        if uids.len() >= MOST_PROVED {
+            uids.clear();
+        }
         match uid {
             Some(uid) => uids.insert(object, uid),
             None => uids.remove(&object),

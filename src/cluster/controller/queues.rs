@@ -181,10 +181,15 @@ fn available(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> Option<Con
     if let Some(crash) = pod.and_then(starting::crashing) {
         return Some(ConditionState::new("False", "Crashing", crash));
     }
-    let is_silent = pod
-        .and_then(starting::unready_since)
-        .is_some_and(|since| Duration::try_from(now.duration_since(since)).is_ok_and(|silent| silent >= SILENCE_GRACE));
-    (!is_silent && pod.is_some_and(starting::has_begun)).then(not_ready_yet)
+    // Its probe says why.
+    let is_unready = pod.is_some_and(|pod| starting::unready_since(pod).is_some());
+    (!is_unready && pod.is_some_and(starting::has_begun)).then(not_ready_yet)
+}
+
+/// The rest of the time in which a watcher that runs may be without its first word.
+fn grace(since: Timestamp, now: Timestamp) -> Option<Duration> {
+    let silent = Duration::try_from(now.duration_since(since)).unwrap_or(SILENCE_GRACE);
+    SILENCE_GRACE.checked_sub(silent).filter(|rest| !rest.is_zero())
 }
 
 /// The pod should be gone and is not: nobody but its node can say that its processes have ended.
@@ -210,6 +215,9 @@ async fn by_events(
 ) -> Result<(ConditionState, Duration), Error> {
     let now = Timestamp::now();
     if let Some((pod, since)) = pod.and_then(|pod| Some((pod, starting::unready_since(pod)?))) {
+        if let Some(rest) = grace(since, now) {
+            return Ok((not_ready_yet(), rest));
+        }
         let told = starting::silence_from_events(context, &pod.metadata).await?;
         return Ok((silent(told, since), PENDING_POLL * 4));
     }

@@ -170,10 +170,12 @@ fn unready(deleted: &Value) -> Pod {
 fn a_watcher_that_runs_and_is_not_ready_for_long_is_silent_in_the_words_of_its_probe() {
     let set = serde_json::from_value(json!({"metadata": {}, "status": {}})).unwrap();
     let at = |time: &str| time.parse::<Timestamp>().unwrap();
-    let starting = available(&set, Some(&unready(&Value::Null)), at("2026-01-17T09:00:29Z")).unwrap();
-    assert_eq!(starting.reason, "Starting");
-    assert_eq!(available(&set, Some(&unready(&Value::Null)), at("2026-01-17T09:00:30Z")), None, "its events decide");
     let since = at("2026-01-17T09:00:00Z");
+    assert_eq!(available(&set, Some(&unready(&Value::Null)), since), None, "its events decide");
+    // It is looked at again when its time is over, although nothing about it changes.
+    assert_eq!(grace(since, at("2026-01-17T09:00:29Z")), Some(Duration::from_secs(1)));
+    assert_eq!(grace(since, at("2026-01-17T09:00:30Z")), None);
+    assert_eq!(grace(since, at("2026-01-17T08:59:00Z")), None, "the clock was set back");
     let told = Silence { reason: SilenceReason::NoApiAccess, message: "no way there".to_owned() };
     let said = silent(Some(told), since);
     assert_eq!((said.status, said.reason.as_str()), ("False", "NoApiAccess"));
