@@ -10,6 +10,8 @@
 //! send      us {"size":n}   us n − offset bytes        us {"sha256":…}
 //! ```
 //!
+//! The files of a folder are received one by one into the hidden `.{folder}.part`, which is renamed in the end.
+//!
 //! Both digests are of the whole file. What was received before an interruption stays as `{name}.part`, which no
 //! watcher touches, and is not sent again. A line `{"error":…}` may stand in place of any other.
 
@@ -29,7 +31,7 @@ use super::moves::{self, Method, MoveError};
 use super::paths::is_plain_name;
 use super::space::told_free;
 use super::store::{self, StoreError};
-use crate::conversion::contract::{NAME_MAX, PART, UNFINISHED};
+use crate::conversion::contract::{CLAIM_FILE, NAME_MAX, PART, UNFINISHED};
 use crate::conversion::hex;
 
 /// Longest line that either side reads, in bytes.
@@ -150,6 +152,64 @@ pub fn receive(
         _ => return Err(TransferError::Ended { have: size, size }),
     };
     end.write(output).map_err(TransferError::Stream)
+}
+
+/// Receives one file of the folder `folder`: `path` is relative to that. The folder is hidden until
+/// [`finish_folder`]; a file that an earlier upload brought whole is only compared.
+pub fn receive_in_folder(
+    directory: &Path,
+    folder: &str,
+    path: &str,
+    size: u64,
+    input: &mut impl BufRead,
+    output: &mut impl Write,
+) -> Result<(), TransferError> {
+    let hidden = hidden_folder(directory, folder)?;
+    let (below, name) = path.rsplit_once('/').unwrap_or(("", path));
+    if !path.split('/').all(is_plain_name) || below.contains('/') || below.starts_with('.') {
+        return Err(TransferError::Path(path.to_owned()));
+    }
+    let making = |source: MoveError| TransferError::Rename(source);
+    moves::create_dir(&directory.join(&hidden).join(below)).map_err(making)?;
+    // Nobody may have put a link there.
+    let below = if below.is_empty() { hidden } else { format!("{hidden}/{below}") };
+    let place = directory.join(&below);
+    store::open_dir_below(directory, &below).map_err(|error| opened(&place, error))?;
+    let whole = place.join(name);
+    if whole.exists() {
+        match moves::move_file(&whole, &place.join(format!("{name}{PART}")), Method::NoReplace) {
+            Ok(()) | Err(MoveError::Taken(_)) => {}
+            Err(error) => return Err(making(error)),
+        }
+    }
+    receive(&place, name, size, input, output)
+}
+
+/// Gives a folder its name whose files have all been received: it appears whole, and replaces nothing.
+pub fn finish_folder(directory: &Path, folder: &str, output: &mut impl Write) -> Result<(), TransferError> {
+    let hidden = hidden_folder(directory, folder)?;
+    store::open_dir_below(directory, &hidden).map_err(|error| opened(&directory.join(&hidden), error))?;
+    match moves::move_dir(&directory.join(&hidden), &directory.join(folder), Method::NoReplace) {
+        Ok(()) => Line::Done(folder.to_owned()).write(output).map_err(TransferError::Stream),
+        Err(MoveError::Taken(_)) => Err(TransferError::Taken(folder.to_owned())),
+        Err(error) => Err(TransferError::Rename(error)),
+    }
+}
+
+/// The name of a folder while it is uploaded.
+fn hidden_folder(directory: &Path, folder: &str) -> Result<String, TransferError> {
+    let hidden = format!(".{folder}{PART}");
+    let is_unfinished = UNFINISHED.iter().any(|end| folder.to_lowercase().ends_with(end));
+    let is_name = is_plain_name(folder) && is_plain_name(&hidden) && !folder.contains(char::is_control);
+    if !is_name || is_unfinished || folder.starts_with('.') || folder == CLAIM_FILE {
+        return Err(TransferError::Name(folder.to_owned()));
+    }
+    let there = directory.join(folder);
+    match moves::is_taken(&there) {
+        Ok(false) => Ok(hidden),
+        Ok(true) => Err(TransferError::Taken(folder.to_owned())),
+        Err(source) => Err(TransferError::Open { path: there, source }),
+    }
 }
 
 impl<'a> Part<'a> {

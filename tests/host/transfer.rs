@@ -257,3 +257,46 @@ fn nothing_outside_the_directory_is_sent() {
         assert_eq!(remote.end(), Some(1));
     }
 }
+
+#[test]
+fn a_folder_appears_once_all_its_files_have_come_and_goes_on_where_it_was_interrupted() {
+    let queue = tempfile::tempdir().expect("a directory");
+    let (at, content) = (queue.path(), content(3000));
+    let directory = at.to_str().expect("UTF-8");
+    let receive = |name: &str| {
+        let size = content.len().to_string();
+        Remote::start(&["receive", "--directory", directory, "--folder", "web01", "--name", name, "--size", &size])
+    };
+    for name in ["Disks/a.raw", "b.raw"] {
+        let mut remote = receive(name);
+        assert_eq!(remote.line(), json!({"have": 0}));
+        remote.say(&content);
+        assert_eq!(remote.line(), json!({"sha256": digest(&content)}));
+        remote.say(b"commit\n");
+        assert_eq!(remote.line()["done"], name.rsplit('/').next().expect("a name"));
+        assert_eq!(remote.end(), Some(0));
+    }
+    assert_eq!(names(at), [".web01.part"]);
+    // What came whole is only compared.
+    let mut again = receive("b.raw");
+    assert_eq!(again.line(), json!({"have": content.len()}));
+    assert_eq!(again.line(), json!({"sha256": digest(&content)}));
+    again.say(b"commit\n");
+    assert_eq!(again.line(), json!({"done": "b.raw"}));
+    assert_eq!(again.end(), Some(0));
+    for name in ["../b.raw", "a/b/c.raw", "/b.raw", ".x/b.raw", "Disks/.hidden", "Disks/b.part"] {
+        let mut refused = receive(name);
+        assert!(refused.line()["error"].is_string(), "{name}");
+        assert_eq!(refused.end(), Some(1));
+    }
+    let finish = || Remote::start(&["receive-folder", "--directory", directory, "--name", "web01"]);
+    let mut finished = finish();
+    assert_eq!(finished.line(), json!({"done": "web01"}));
+    assert_eq!(finished.end(), Some(0));
+    assert_eq!(
+        (names(at), names(&at.join("web01"))),
+        (vec!["web01".to_owned()], vec!["Disks".to_owned(), "b.raw".to_owned()])
+    );
+    assert!(finish().line()["error"].as_str().is_some_and(|error| error.contains("exists already")));
+    assert!(receive("c.raw").line()["error"].as_str().is_some_and(|error| error.contains("exists already")));
+}

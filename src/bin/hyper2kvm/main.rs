@@ -39,6 +39,9 @@ enum Command {
     /// Take a file into a directory, from standard input
     #[command(hide = true)]
     Receive(transfer::Receive),
+    /// Give a folder its name whose files have all been taken
+    #[command(hide = true)]
+    ReceiveFolder(transfer::ReceiveFolder),
     /// Give a file of a directory, on standard output
     #[command(hide = true)]
     Send(transfer::Send),
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Daemon(arguments) => daemon::run(&arguments),
         Command::Worker => worker(),
         Command::Receive(arguments) => transfer::receive(&arguments),
+        Command::ReceiveFolder(arguments) => transfer::receive_folder(&arguments),
         Command::Send(arguments) => transfer::send(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hyper2kvm", &mut std::io::stdout());

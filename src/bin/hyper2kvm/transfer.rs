@@ -20,6 +20,19 @@ pub(crate) struct Receive {
     /// Bytes of the whole file
     #[arg(long)]
     size: u64,
+    /// Name of the folder that it belongs to; `--name` is relative to that
+    #[arg(long, allow_hyphen_values = true)]
+    folder: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveFolder {
+    /// Directory that took the files
+    #[arg(long)]
+    directory: PathBuf,
+    /// Name of the folder, whose files have all been received
+    #[arg(long, allow_hyphen_values = true)]
+    name: String,
 }
 
 #[derive(Debug, Args)]
@@ -36,8 +49,19 @@ pub(crate) struct Send {
 }
 
 pub(crate) fn receive(arguments: &Receive) -> ExitCode {
-    let Receive { directory, name, size } = arguments;
-    ended(transfer::receive(directory, name, *size, &mut io::stdin().lock(), &mut io::stdout().lock()))
+    let Receive { directory, name, size, folder } = arguments;
+    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    let received = match folder {
+        Some(folder) => transfer::receive_in_folder(directory, folder, name, *size, &mut input, &mut output),
+        None => transfer::receive(directory, name, *size, &mut input, &mut output),
+    };
+    drop(output);
+    ended(received)
+}
+
+pub(crate) fn receive_folder(arguments: &ReceiveFolder) -> ExitCode {
+    let finished = transfer::finish_folder(&arguments.directory, &arguments.name, &mut io::stdout().lock());
+    ended(finished)
 }
 
 pub(crate) fn send(arguments: &Send) -> ExitCode {

@@ -4,6 +4,7 @@
 mod access;
 mod conversion;
 mod exec;
+mod folder;
 mod queue;
 mod table;
 mod transfer;
@@ -27,6 +28,7 @@ const EXAMPLES: &str = "\
 Examples:
   kubectl hyper2kvm status                                every queue of the namespace
   kubectl hyper2kvm put web01.ova vmware-exit             bring an image onto a queue
+  kubectl hyper2kvm put ./web01 vmware-exit               bring a machine's folder, OVF and disks
   kubectl hyper2kvm top vmware-exit                       watch its conversions
   kubectl hyper2kvm get web01-3fa9c1d2 ./disks            take the disks away
   kubectl hyper2kvm retry web01-3fa9c1d2                  convert a failed one again
@@ -91,11 +93,11 @@ enum Verb {
         /// Name of a ConversionJob
         conversion: String,
     },
-    /// Upload a file into a queue
+    /// Upload a file, or the folder of one machine, into a queue
     Put {
         file: PathBuf,
         queue: String,
-        /// Name of the file in the queue [default: its own]
+        /// Name of the file or folder in the queue [default: its own]
         #[arg(long)]
         name: Option<String>,
     },

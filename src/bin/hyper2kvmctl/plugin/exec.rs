@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `put` and `get`: files through `hyper2kvm receive` and `send` in the watcher's pod, because the image has no tar.
+//! `put` and `get`: files and folders through `hyper2kvm receive` and `send` in the watcher's pod, because the image has no tar.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use tokio::io::BufReader;
 
 use super::access::{Access, told};
 use super::table::bytes;
-use super::transfer::{Outcome, TransferError, Unfinished, upload};
-use super::{Printer, Refusal};
+use super::transfer::{Outcome, TransferError, Unfinished, finished, upload};
+use super::{Printer, Refusal, folder};
 
 /// Bytes buffered on their way to the far end.
 const IN_FLIGHT: usize = 1 << 20;
@@ -28,16 +28,43 @@ pub(super) async fn put(
 ) -> Result<(), Refusal> {
     let shown = file.display();
     let found = std::fs::metadata(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    if !found.is_file() {
-        return Err(format!("{shown} is no file; put takes one at a time, descriptors last").into());
+    if !found.is_file() && !found.is_dir() {
+        return Err(format!("{shown} is neither a file nor a folder").into());
     }
-    let Some(name) = name.or_else(|| file.file_name()?.to_str()) else {
+    // `.` has no name of its own.
+    let whole = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let own = if found.is_dir() { whole.file_name() } else { file.file_name() };
+    let Some(name) = name.or_else(|| own?.to_str()) else {
         return Err(format!("{shown} has no name in UTF-8; give it one with --name").into());
     };
     access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
+    if found.is_dir() {
+        return put_folder(access, file, queue, name, printer).await;
+    }
     let size = found.len();
+    let sha256 = bring(access, file, size, queue, name, None).await?;
+    let object = json!({ "queue": queue, "name": name, "sizeBytes": size, "sha256": sha256 });
+    printer.print(&object, || {
+        format!(
+            "{name} is in {queue}: {}, sha256 {sha256}\n`kubectl hyper2kvm -n {} top {queue}` shows what becomes of it\n",
+            bytes(size),
+            access.namespace
+        )
+    })
+}
+
+/// Uploads one file, of a folder or by itself, and returns its digest.
+async fn bring(
+    access: &Access,
+    file: &Path,
+    size: u64,
+    queue: &str,
+    name: &str,
+    folder: Option<&str>,
+) -> Result<String, Refusal> {
     let length = size.to_string();
-    let command = ["hyper2kvm", "receive", "--directory", QUEUE_DIR, "--name", name, "--size", &length];
+    let mut command = vec!["hyper2kvm", "receive", "--directory", QUEUE_DIR, "--name", name, "--size", &length];
+    command.extend(folder.iter().flat_map(|folder| ["--folder", folder]));
     let bar = bar(name, size);
     let mut outcome = Outcome::Differs { resumed: true };
     while outcome == (Outcome::Differs { resumed: true }) {
@@ -46,12 +73,30 @@ pub(super) async fn put(
         outcome = upload(file, size, &mut BufReader::new(output), &mut input, &bar).await?;
     }
     bar.finish_and_clear();
-    let Outcome::Done { sha256 } = outcome else { return Err(differs(name)) };
-    let object = json!({ "queue": queue, "name": name, "sizeBytes": size, "sha256": sha256 });
-    printer.print(&object, || {
+    match outcome {
+        Outcome::Done { sha256 } => Ok(sha256),
+        Outcome::Differs { .. } => Err(differs(name)),
+    }
+}
+
+/// Uploads a folder: each file, and then the folder appears whole.
+async fn put_folder(access: &Access, folder: &Path, queue: &str, name: &str, printer: Printer) -> Result<(), Refusal> {
+    let mut files = Vec::new();
+    let mut sent = 0;
+    for file in folder::list(folder)? {
+        let sha256 = bring(access, &file.path, file.size, queue, &file.name, Some(name)).await?;
+        files.push(json!({ "name": file.name, "sizeBytes": file.size, "sha256": sha256 }));
+        sent += file.size;
+    }
+    let command = ["hyper2kvm", "receive-folder", "--directory", QUEUE_DIR, "--name", name];
+    let mut process = start(access, queue, &command, false).await?;
+    let Some(output) = process.stdout() else { return Err(closed()) };
+    finished(&mut BufReader::new(output)).await?;
+    printer.print(&json!({ "queue": queue, "name": name, "files": files }), || {
         format!(
-            "{name} is in {queue}: {}, sha256 {sha256}\n`kubectl hyper2kvm -n {} top {queue}` shows what becomes of it\n",
-            bytes(size),
+            "{name} is in {queue}: {} files, {}\n`kubectl hyper2kvm -n {} top {queue}` shows what becomes of it\n",
+            files.len(),
+            bytes(sent),
             access.namespace
         )
     })

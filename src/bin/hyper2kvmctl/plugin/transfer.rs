@@ -105,6 +105,14 @@ pub(super) async fn upload(
     }
 }
 
+/// Waits until the far end has given a folder its name.
+pub(super) async fn finished(output: &mut (impl AsyncBufRead + Unpin)) -> Result<(), TransferError> {
+    match next(output).await? {
+        Line::Done(_) => Ok(()),
+        line => Err(unexpected(&line)),
+    }
+}
+
 /// An unfinished download: its bytes so far, and their digest, which continues with the next ones.
 pub(super) struct Unfinished {
     file: File,
