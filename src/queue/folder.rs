@@ -120,8 +120,8 @@ fn twin(files: &[Entry]) -> Option<&Entry> {
 pub enum Rest {
     /// As long as a file that settles: an OVF says what the machine has, and all of it is there.
     Looks,
-    /// Longer: a manifest may follow.
-    Manifest,
+    /// Longer: a manifest, or another file that the OVF may have, can follow.
+    Optional,
     /// For the quiet period, unless the folder was renamed here: nothing says that no file is to follow.
     Quiet,
 }
@@ -187,11 +187,14 @@ fn rest(primary: &Name, files: &BTreeMap<Name, File>) -> Rest {
         return Rest::Quiet;
     }
     let named = files.get(primary).map(|file| &file.references);
+    let optional = || named.into_iter().flat_map(|references| &references.optional);
+    let is_there = |name: &String| files.contains_key(name.as_str());
     // There may be one for the OVF, or one for each disk.
-    let manifests = named.into_iter().flat_map(|references| &references.optional);
-    let mut manifests = manifests.filter(|name| scan::extension(name) == "mf").peekable();
-    let has_manifest = manifests.peek().is_none() || manifests.any(|name| files.contains_key(name.as_str()));
-    if has_manifest { Rest::Looks } else { Rest::Manifest }
+    let is_manifest = |name: &&String| scan::extension(name) == "mf";
+    let has_manifest = !optional().any(|name| is_manifest(&name)) || optional().filter(is_manifest).any(is_there);
+    // Few exporters sign a manifest.
+    let has_rest = optional().filter(|name| !is_manifest(name) && !name.ends_with(".cert")).all(is_there);
+    if has_manifest && has_rest { Rest::Looks } else { Rest::Optional }
 }
 
 #[cfg(test)]

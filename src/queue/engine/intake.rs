@@ -664,7 +664,7 @@ impl Intake {
                 let (due, witness) = match rest {
                     _ if is_moved_in => (still_at, Witness::Writer),
                     Rest::Looks => (still_at, Witness::Format),
-                    Rest::Manifest => (complete_at, Witness::Format),
+                    Rest::Optional => (complete_at, Witness::Format),
                     Rest::Quiet => (quiet_at, Witness::Quiet),
                 };
                 if !self.is_due(due, now) {

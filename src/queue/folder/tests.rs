@@ -86,7 +86,7 @@ fn a_folder_is_one_machine_or_it_is_refused() {
     let ovf = ("vm.ovf", &["a.vmdk"][..]);
     let none: &[&str] = &[];
     for (files, decision) in [
-        (&[ovf, ("a.vmdk", none)][..], take(&["vm.ovf", "a.vmdk"], &[], Rest::Manifest)),
+        (&[ovf, ("a.vmdk", none)][..], take(&["vm.ovf", "a.vmdk"], &[], Rest::Optional)),
         (&[ovf, ("a.vmdk", none), ("vm.mf", none)], take(&["vm.ovf", "a.vmdk", "vm.mf"], &[], Rest::Looks)),
         (&[ovf], Decision::Wait(Duration::from_secs(60))),
         (&[("a.vmdk", none), ("notes.txt", none)], take(&["a.vmdk"], &[], Rest::Quiet)),
