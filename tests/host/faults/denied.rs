@@ -98,3 +98,32 @@ fn anothers_files_in_a_sticky_directory_fail_and_are_converted_once_it_is_none()
     fs::set_permissions(site.queue(), fs::Permissions::from_mode(0o777)).unwrap();
     daemon.until("it is converted", || site.archived() == ["anothers.raw"]);
 }
+
+#[test]
+fn a_folder_that_the_daemon_may_not_write_to_fails_where_it_lies_and_is_converted_once_it_may() {
+    const USER: &str = "65534";
+    let site = Site::new("");
+    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    for dir in [site.dir.path().to_owned(), site.queue(), site.output()] {
+        fs::create_dir_all(&dir).unwrap();
+        open(&dir);
+    }
+    let privileged = ["--reuid", USER, "--regid", USER, "--clear-groups"];
+    let Some(daemon) = site.spawn_by("setpriv", &privileged) else {
+        eprintln!("left out: a folder that may not be moved: no setpriv");
+        return;
+    };
+    let folder = site.queue().join("web01");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("vm.raw"), disk(1)).unwrap();
+    let is_told = || site.queue().join(".errors/web01.error.json").exists();
+    daemon.until("it has failed", || is_told() && daemon.stats()["total_failed"] == 1);
+    let report = site.error_file("web01");
+    assert_eq!(report["reason"], "PermissionDenied", "{report}");
+    assert!(report["suggestion"].as_str().unwrap().contains("let it write to the folder"), "{report}");
+    assert_eq!(site.waiting(), ["web01"]);
+    open(&folder);
+    daemon.until("it is converted", || site.published() == ["web01"] && site.archived() == ["vm.raw"]);
+    daemon.until("nothing is said of it any more", || !is_told());
+    assert_eq!(daemon.stats()["total_failed"], 1);
+}
