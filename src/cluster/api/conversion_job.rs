@@ -113,7 +113,8 @@ pub struct QueueRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// The file, relative to the queue's directory. By hand also below .errors/ or .processed/, to convert again.
+    /// The file, or the folder of one machine, relative to the queue's directory. By hand also below .errors/ or
+    /// .processed/, to convert again.
     #[schemars(
         length(min = 1, max = 1024),
         extend("x-kubernetes-validations" = [
