@@ -167,6 +167,18 @@ impl Placement {
         Ok(())
     }
 
+    /// Where each file goes of an artifact that is placed as a whole, with the member that it is.
+    #[must_use]
+    pub fn files<'a>(&'a self, claim: &'a Claim) -> Vec<(PathBuf, &'a Member)> {
+        let of_folder = |planned: &'a PlannedMove| {
+            claim.members.iter().map(|member| (planned.to.join(claim.within(member)), member)).collect::<Vec<_>>()
+        };
+        let of = |planned: &'a PlannedMove| {
+            if planned.is_folder { of_folder(planned) } else { vec![(planned.to.clone(), &planned.member)] }
+        };
+        self.moves.iter().flat_map(of).collect()
+    }
+
     /// Where the primary goes.
     #[must_use]
     pub fn primary(&self) -> &Path {

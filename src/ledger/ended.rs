@@ -242,18 +242,18 @@ pub(super) fn record(connection: &Connection, row: &ConversionRow) -> Result<()>
             forget_files(connection, &alone.id)?;
         }
     }
-    for planned in &placement.moves {
+    for (path, member) in placement.files(&row.claim) {
         connection
             .execute(
                 "INSERT INTO ended_files(path, id, name, inode, size, mtime_ns) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                  ON CONFLICT(path) DO UPDATE SET id = ?2, name = ?3, inode = ?4, size = ?5, mtime_ns = ?6",
                 params![
-                    planned.to.to_string_lossy(),
+                    path.to_string_lossy(),
                     row.id.as_str(),
-                    planned.member.name,
-                    planned.member.inode.cast_signed(),
-                    to_sql(planned.member.size_bytes),
-                    planned.member.mtime_ns.to_string(),
+                    member.name,
+                    member.inode.cast_signed(),
+                    to_sql(member.size_bytes),
+                    member.mtime_ns.to_string(),
                 ],
             )
             .map_err(writing())?;

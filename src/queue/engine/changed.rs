@@ -113,6 +113,10 @@ impl<E: Executor> Engine<E> {
         }
         let (before, now) = first?;
         let has_primary = moves.first().is_some_and(|planned| planned.member.name == ended.name);
+        let moves = match scan::folder_of(&ended.name) {
+            Some(folder) => vec![whole_folder(ended.files.first()?, folder, queue)?],
+            None => moves,
+        };
         has_primary.then(|| Changed { placement: Placement { dir: queue.to_owned(), moves }, before, now })
     }
 
@@ -188,6 +192,15 @@ impl<E: Executor> Engine<E> {
         }
         Ok(())
     }
+}
+
+/// The way back of a folder with all that it holds now; `file` is one of its members.
+fn whole_folder(file: &EndedFile, folder: &str, queue: &Path) -> Option<PlannedMove> {
+    let from = file.path.ancestors().nth(file.member.name.matches('/').count())?;
+    let found = scan::look(from.parent()?, from.file_name()?.to_str()?).ok().flatten()?;
+    let member = Member { name: folder.to_owned(), ..found.member() };
+    let to = queue.join(folder);
+    (found.kind == Kind::Directory).then(|| PlannedMove { from: from.to_owned(), to, member, is_folder: true })
 }
 
 /// Marks what was made of the artifact, and logs that it is taken again because of one member, as it was and as it is.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where the members go: parked between attempts, back to the queue, or to where those of ended conversions stay.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use crate::conversion::contract::FAILURE_FILE;
 use crate::conversion::failure::without_name;
@@ -301,23 +301,15 @@ impl<E: Executor> Engine<E> {
 
 /// Members that stay in (or return to) the queue directory by this placement.
 pub(super) fn left_sources(paths: &Paths, claim: &Claim, placement: &Placement) -> Vec<LeftSource> {
-    let left = |path: &Path, member: &Member| LeftSource {
-        path: path.to_string_lossy().into_owned(),
-        inode: member.inode,
-        size_bytes: member.size_bytes,
-        mtime_ns: member.mtime_ns,
-    };
-    let mut sources = Vec::new();
-    for planned in &placement.moves {
-        let Ok(path) = planned.to.strip_prefix(paths.queue()) else { continue };
+    let left = |(path, member): (PathBuf, &Member)| {
+        let path = path.strip_prefix(paths.queue()).ok()?.to_string_lossy().into_owned();
         // Nothing below `.processed/` or `.errors/` is watched.
-        match path.components().count() {
-            1 if planned.is_folder => {
-                sources.extend(claim.members.iter().map(|member| left(&path.join(claim.within(member)), member)));
-            }
-            1 => sources.push(left(path, &planned.member)),
-            _ => {}
-        }
-    }
-    sources
+        (!path.starts_with('.')).then_some(LeftSource {
+            path,
+            inode: member.inode,
+            size_bytes: member.size_bytes,
+            mtime_ns: member.mtime_ns,
+        })
+    };
+    placement.files(claim).into_iter().filter_map(left).collect()
 }

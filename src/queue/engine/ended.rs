@@ -136,7 +136,9 @@ impl<E: Executor> Engine<E> {
     fn tidy_sources(&self, placement: &Placement) -> Result<()> {
         let (errors, archive) = (self.settings.paths.errors(), self.settings.paths.archive());
         if let Some(primary) = placement.moves.first().filter(|planned| planned.from.starts_with(&errors)) {
-            error_file::remove(&primary.from, &errors)?;
+            // That of a folder lies beside the folder.
+            let depth = primary.member.name.matches('/').count();
+            error_file::remove(primary.from.ancestors().nth(depth).unwrap_or(&primary.from), &errors)?;
         }
         let left: BTreeSet<&Path> = placement.moves.iter().filter_map(|planned| planned.from.parent()).collect();
         for dir in left {
@@ -158,7 +160,8 @@ impl<E: Executor> Engine<E> {
         for conversion in self.conversions.values() {
             let row = &conversion.row;
             let placement = row.placement();
-            held.extend(placement.iter().flat_map(|placement| &placement.moves).map(|planned| planned.to.clone()));
+            let files = placement.iter().flat_map(|placement| placement.files(&row.claim));
+            held.extend(files.map(|(path, _)| path));
             if row.state == ClaimState::Claimed {
                 let taken_back = row.claim.members.iter().filter_map(|member| member.alone.as_ref());
                 held.extend(taken_back.map(|alone| queue.join(&alone.location)));

@@ -302,3 +302,22 @@ fn what_is_no_machine_is_told_once_and_stays() {
     fs::write(site.queue().join("empty/vm.raw"), one).unwrap();
     daemon.until("they are converted", || site.published() == ["empty", "linked"]);
 }
+
+#[test]
+fn a_folder_whose_file_is_mended_in_errors_is_taken_again_as_a_whole() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let broken = folder(&site, "web01", &[("vm.vhdx", &[7; 4096]), ("notes.txt", b"kept with it")]);
+    copy(&broken, &site.queue());
+    daemon.until("it has failed", || site.queue().join(".errors/web01.error.json").exists());
+    assert_eq!(site.error_file("web01")["reason"], "Corrupt");
+    let errors = site.queue().join(".errors/web01");
+    fs::write(errors.join("other.raw"), disk(1)).unwrap();
+    fs::remove_file(errors.join("vm.vhdx")).unwrap();
+    let made =
+        Command::new("qemu-img").args(["create", "-q", "-f", "vhdx"]).arg(errors.join("vm.vhdx")).arg("1M").status();
+    assert!(made.unwrap().success());
+    daemon.until("it is archived", || archived(&site).len() == 3);
+    assert_eq!(archived(&site), names(&["web01/notes.txt", "web01/other.raw", "web01/vm.vhdx"]));
+    assert_eq!((site.disks(), below(&site, ".errors")), (names(&["web01-disk0.qcow2", "web01-disk1.qcow2"]), vec![]));
+}
