@@ -60,6 +60,8 @@ pub enum Reason {
     SourceChanged,
     /// An OVF that names this disk arrived later.
     Recalled,
+    /// The manifest says that a member, which was known by name and size alone, is another machine's.
+    WrongMember,
     /// The source was gone before the start.
     SourceMissing,
     /// The worker's image can't be pulled.
@@ -164,7 +166,7 @@ impl Reason {
             | Self::JobLost
             | Self::Killed
             | Self::Internal => Class::Transient,
-            Self::SourceChanged | Self::Recalled => Class::GivenBack,
+            Self::SourceChanged | Self::Recalled | Self::WrongMember => Class::GivenBack,
             Self::SourceMissing | Self::Cancelled => Class::Cancelled,
             Self::Disrupted | Self::Suspended | Self::Superseded => Class::NoAttempt,
         }
@@ -187,7 +189,7 @@ impl Reason {
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::SourceChanged | Self::Recalled => exit_code::SOURCE_CHANGED,
+            Self::SourceChanged | Self::Recalled | Self::WrongMember => exit_code::SOURCE_CHANGED,
             Self::OutOfMemory | Self::Killed => exit_code::KILLED,
             Self::Disrupted | Self::Suspended | Self::Superseded => exit_code::ENDED,
             Self::Internal => exit_code::INTERNAL,
@@ -253,6 +255,7 @@ impl Reason {
             Self::SourceIO | Self::OutputIO => "Check network connectivity to source system",
             Self::OutOfMemory => "Reduce max_concurrent_jobs or increase system memory",
             Self::SourceChanged | Self::Recalled => "Wait until the upload is finished",
+            Self::WrongMember => "Copy the file that belongs to the descriptor into the queue directory",
             Self::WorkerImage => "Check the image name and pull secrets",
             Self::WorkerConfig => {
                 "Check the queue's securityContext, and the namespace's quotas, limits and pod security level"
@@ -319,6 +322,9 @@ pub struct Failure {
     /// Free bytes that the output volume must have before another attempt makes sense (`OutputFull`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needed_bytes: Option<u64>,
+    /// The member that belongs to another machine (`WrongMember`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
 }
 
 /// The message without the file name with which most of them begin, for a sentence that has named the file already.
@@ -348,6 +354,7 @@ impl Failure {
             },
             suggestion: reason.suggestion(phase),
             needed_bytes: None,
+            member: None,
         }
     }
 

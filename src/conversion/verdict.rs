@@ -25,6 +25,7 @@ pub(crate) fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option
     let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message));
     failure.stage = told.stage;
     failure.needed_bytes = told.needed_bytes;
+    failure.member = told.member.as_deref().map(clean);
     // Only what stands in our own table is suggested to anyone.
     Some(failure.with_remedy(Remedy::of_text(&told.suggestion)))
 }

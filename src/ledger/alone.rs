@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use jiff::{Timestamp, ToSpan as _};
 use rusqlite::{Connection, Row, params};
 
-use crate::conversion::ConversionId;
 use crate::conversion::status::End;
+use crate::conversion::{ConversionId, Stamp};
 use crate::files::placement::PlannedMove;
 
 use super::processed::text_of;
@@ -33,6 +33,14 @@ pub struct AloneSource {
     pub is_duplicate: bool,
     /// Whether it ended no longer ago than asked.
     pub is_recent: bool,
+}
+
+impl AloneSource {
+    /// Its state when it was left.
+    #[must_use]
+    pub const fn stamp(&self) -> Stamp {
+        Stamp { size_bytes: self.size_bytes, mtime_ns: self.mtime_ns, inode: self.inode }
+    }
 }
 
 impl Ledger {

@@ -36,6 +36,8 @@ pub struct File {
     pub last_change: Duration,
     /// What it names ([`read_references`]); empty for everything but descriptors.
     pub references: Arc<References>,
+    /// Primaries that it belongs to by its name, and not by their manifests.
+    pub not_of: Vec<Name>,
 }
 
 /// Where a file is that a descriptor names and that isn't in the queue directory.
@@ -51,6 +53,8 @@ pub enum Elsewhere {
     Lost(String),
     /// A file of that name was converted by itself, but its size (in bytes) was not the stated one.
     Another(u64),
+    /// A file of that name was converted by itself, but its digest was not the manifest's.
+    Disproved,
 }
 
 /// The source of a conversion that has ended, as a member of a later artifact.
@@ -78,10 +82,10 @@ pub enum Verdict {
 }
 
 /// Decides about every candidate among `files`, and passes each verdict to `decided`. `elsewhere` finds files of a name
-/// and size that aren't in the queue directory; `now` and the times in `files` are of one monotonic clock.
+/// and size, for a primary, that aren't in the queue directory; `now` and the times in `files` are of one monotonic clock.
 pub fn group(
     files: &BTreeMap<Name, File>,
-    elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>,
+    elsewhere: impl Fn(&Name, &str, Option<StatedSize>) -> Option<Elsewhere>,
     now: Duration,
     companion_timeout: Duration,
     mut decided: impl FnMut(Verdict),

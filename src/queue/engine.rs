@@ -11,7 +11,7 @@
 //!
 //! The engine blocks on the file system. A socket is therefore served on another thread, which reads the snapshot.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
 use crate::conversion::retention::Retention;
-use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress, chain};
+use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress, Stamp, chain};
 use crate::executor::{self, Executor};
 use crate::ledger::{self, ConversionRow, NewNotification};
 use crate::notification::StallWatch;
@@ -225,6 +225,8 @@ pub struct Engine<E> {
     space: Space,
     /// Conversions of single files whose ends a descriptor waits for.
     awaited: BTreeSet<ConversionId>,
+    /// Files that were recalled from conversions of their own, with the ids of those, until they are claimed again.
+    recalled: HashMap<Stamp, ConversionId>,
     conversions: BTreeMap<ConversionId, Conversion>,
     /// Failed claims that may have left something in `.processing/`.
     failed_claims: BTreeSet<ConversionId>,
@@ -339,6 +341,7 @@ impl<E: Executor> Engine<E> {
             digests: Digests::default(),
             space: Space::default(),
             awaited: BTreeSet::new(),
+            recalled: HashMap::new(),
             conversions: BTreeMap::new(),
             failed_claims: BTreeSet::new(),
             drain,

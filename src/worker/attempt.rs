@@ -261,6 +261,7 @@ fn attempt(
         ovf_option: None,
         threads: Some(places.threads),
         verify_full: false,
+        doubtful: claim.members.iter().filter(|m| m.alone.is_some()).map(|m| m.name.clone()).collect(),
     };
     let metadata = steps::attempt(&conversion, meter, &markers, done, &spec.work)?;
     drop(progress);

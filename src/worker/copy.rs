@@ -47,6 +47,8 @@ pub struct Conversion<'a> {
     pub threads: Option<usize>,
     /// Whether the output is read back and compared with the source.
     pub verify_full: bool,
+    /// Members that are known by name and size alone: where a digest differs, they may be another machine's.
+    pub doubtful: Vec<String>,
 }
 
 impl Conversion<'_> {
@@ -54,6 +56,17 @@ impl Conversion<'_> {
     /// the digest.
     pub(super) fn passes(&self) -> u64 {
         1 + u64::from(self.verify_full) + u64::from(self.options.checksum)
+    }
+
+    /// The failure of a copy. A digest that differs may say that a doubtful member is not the one that was meant.
+    fn blame(&self, error: &Error, stage: Stage) -> Failure {
+        let failure = Failure::from(error).at_stage(stage);
+        if error.reason != Reason::ManifestMismatch || !self.doubtful.contains(&error.file) {
+            return failure;
+        }
+        let message = format!("{}, so that it belongs to another machine", failure.message);
+        let member = Some(error.file.clone());
+        Failure { member, ..Failure::new(Reason::WrongMember, message) }.at_stage(stage)
     }
 }
 
@@ -304,7 +317,7 @@ fn copy_disks(
         }
         let verified = verifying.join().unwrap_or_else(|panic| resume_unwind(panic));
         // If a digest differs, it is the cause of a copy that ended early.
-        match verified.map_err(|e| Failure::from(&e).at_stage(Stage::Verify))? {
+        match verified.map_err(|e| conversion.blame(&e, Stage::Verify))? {
             Outcome::Cancelled if copied.is_ok() => {
                 Err(Failure::new(Reason::Disrupted, "ended while digests were checked"))
             }
@@ -327,7 +340,7 @@ fn copy_disk(
     let copied = disk::copy(image, &output, &name, options, &meter.copy).map_err(|e| {
         // The manifest's digests are computed during the copy, but they verify the source.
         let stage = if e.reason == Reason::ManifestMismatch { Stage::Verify } else { Stage::Copy };
-        Failure::from(&e).at_stage(stage)
+        conversion.blame(&e, stage)
     })?;
     Ok(DiskReport {
         file: name,

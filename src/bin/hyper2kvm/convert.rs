@@ -255,6 +255,7 @@ fn convert_into(
         id: "",
         options: &options,
         ovf_option: arguments.ovf_option.as_deref(),
+        doubtful: Vec::new(),
         threads: Some(threads),
         verify_full: arguments.verify == Some(Verify::Full),
     };

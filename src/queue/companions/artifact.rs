@@ -58,7 +58,7 @@ impl Artifact {
         &self,
         primary: &Name,
         files: &BTreeMap<Name, File>,
-        elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>,
+        elsewhere: impl Fn(&Name, &str, Option<StatedSize>) -> Option<Elsewhere>,
         now: Duration,
         timeout: Duration,
         decided: &mut impl FnMut(Verdict),
@@ -113,7 +113,7 @@ impl Artifact {
     fn seek(
         &self,
         primary: &Name,
-        elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>,
+        elsewhere: impl Fn(&Name, &str, Option<StatedSize>) -> Option<Elsewhere>,
         decided: &mut impl FnMut(Verdict),
     ) -> Sought {
         let mut sought = Sought::default();
@@ -121,7 +121,7 @@ impl Artifact {
             sought.awaited.insert(name, None);
         }
         for (name, stated) in &self.missing {
-            match elsewhere(name, *stated) {
+            match elsewhere(primary, name, *stated) {
                 Some(Elsewhere::Alone(id)) => {
                     sought.is_coming = true;
                     decided(Verdict::Recall { primary: primary.clone(), member: name.clone(), id });
@@ -137,6 +137,10 @@ impl Artifact {
                         with_commas(stated)
                     );
                     sought.awaited.insert(name.clone(), Some(known));
+                }
+                Some(Elsewhere::Disproved) => {
+                    let known = "one that was converted by itself has another digest than the manifest states";
+                    sought.awaited.insert(name.clone(), Some(known.to_owned()));
                 }
                 None => {
                     sought.awaited.insert(name.clone(), None);

@@ -136,7 +136,7 @@ impl Owners {
                 (Some(owner), _) if is_required => {
                     artifact.taken.insert(name.to_owned(), owner);
                 }
-                (None, Some((name, file))) => {
+                (None, Some((name, file))) if !file.not_of.contains(primary) => {
                     let (primary, descriptor) = (primary.clone(), descriptor.clone());
                     let bid = Bid { primary, descriptor, is_required, stated, fit: fit(file, stated) };
                     let of_name = bids.entry(name.clone()).or_default();
@@ -146,7 +146,7 @@ impl Owners {
                         None => of_name.push(bid),
                     }
                 }
-                (None, None) if is_required => {
+                (None, _) if is_required => {
                     artifact.missing.insert(name.to_owned(), stated);
                 }
                 _ => {}

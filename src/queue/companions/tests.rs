@@ -29,8 +29,14 @@ struct Queue(BTreeMap<Name, File>);
 impl Queue {
     fn with(mut self, name: &str, is_stable: bool, required: &[&str], optional: &[&str]) -> Self {
         let references = References { required: texts(required), optional: texts(optional), ..References::default() };
-        let file =
-            File { is_stable, size: 1000, first_sight: s(100), last_change: s(100), references: references.into() };
+        let file = File {
+            is_stable,
+            size: 1000,
+            first_sight: s(100),
+            last_change: s(100),
+            references: references.into(),
+            not_of: Vec::new(),
+        };
         self.0.insert(name.into(), file);
         self
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::conversion::contract::METADATA_FILE;
-use crate::conversion::{Alone, Claim, ConversionId, Metadata, chain};
+use crate::conversion::{Alone, Claim, ConversionId, Member, Metadata, Stamp, chain};
 use crate::disk::descriptor::StatedSize;
 use crate::executor::Executor;
 use crate::files::paths::Paths;
@@ -19,7 +19,7 @@ use crate::files::store::{self, StoreError};
 use crate::ledger::{self, AloneSource, ConversionRow};
 use crate::queue::companions::{Elsewhere, TakenBack};
 use crate::queue::failpoint::{self, Step};
-use crate::queue::scan::{self, Kind};
+use crate::queue::scan::{self, Kind, Name};
 use crate::queue::{error_file, publish};
 
 use super::{Conversion, Engine, Result};
@@ -37,17 +37,50 @@ impl<E: Executor> Engine<E> {
             recent: self.wall() - SignedDuration::try_from(self.settings.companion_timeout).unwrap_or(KNOWN_BY_SIZE),
         };
         let (conversions, awaited) = (&self.conversions, RefCell::new(BTreeSet::new()));
-        let elsewhere = |name: &str, stated: Option<StatedSize>| {
-            if let Some(conversion) = conversions.values().find(|c| is_alone(c, name, stated)) {
+        let disproved = self.intake.disproved().clone();
+        let elsewhere = |primary: &Name, name: &str, stated: Option<StatedSize>| {
+            let is_disproved =
+                |stamp: Stamp| disproved.get(&stamp).is_some_and(|primaries| primaries.contains(primary));
+            let is_it = |c: &&Conversion| is_alone(c, name, stated) && !is_disproved(c.row.claim.members[0].stamp());
+            if let Some(conversion) = conversions.values().find(is_it) {
                 awaited.borrow_mut().insert(conversion.row.id.clone());
                 let status = &conversion.row.status;
                 let is_ending = status.converted.is_some() || status.end.is_some();
                 return Some(if is_ending { Elsewhere::Ending } else { Elsewhere::Alone(conversion.row.id.clone()) });
             }
-            search.look(name, stated)
+            search.look(name, stated, is_disproved)
         };
         self.intake.group(elsewhere, now);
         self.awaited.append(&mut awaited.into_inner());
+    }
+
+    /// Records that a member of the artifact is another machine's, as its manifest says: the primary waits for the right
+    /// one.
+    pub(super) fn disprove(&mut self, row: &ConversionRow) {
+        let Some(failure) = &row.status.failure else { return };
+        let is_it = |member: &&Member| member.alone.is_some() && Some(&member.name) == failure.member.as_ref();
+        let Some(member) = row.claim.members.iter().find(is_it) else { return };
+        tracing::warn!(
+            conversion = %row.id,
+            "{}; it goes back, and {} waits for the right one",
+            failure.message,
+            row.claim.primary
+        );
+        self.intake.disprove(&row.claim.primary, member.stamp());
+    }
+
+    /// What the claim says of a member that was recalled from a conversion of its own: like one that was taken back from
+    /// where it lies, it is known by name and size alone.
+    pub(super) fn mark_recalled(&mut self, members: &mut [Member]) {
+        if members.len() < 2 {
+            return;
+        }
+        for member in members.iter_mut().filter(|member| member.alone.is_none()) {
+            if let Some(id) = self.recalled.remove(&member.stamp()) {
+                let alone = Alone { id, location: member.name.clone(), output_path: None };
+                member.alone = Some(Box::new(alone));
+            }
+        }
     }
 
     /// Removes the reports of members that lay in `.errors/` by themselves.
@@ -104,17 +137,19 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn look(&self, name: &str, stated: Option<StatedSize>) -> Option<Elsewhere> {
+    fn look(&self, name: &str, stated: Option<StatedSize>, is_disproved: impl Fn(Stamp) -> bool) -> Option<Elsewhere> {
         let (asked, since, recent) = (name.to_owned(), self.since, self.recent);
         let found = self.ledger.wait(move |ledger| ledger.alone(&asked, since, recent));
         let found = found.inspect_err(|error| tracing::warn!(error = %chain(error), "cannot look for {name}")).ok()?;
         let is_proved = |source: &AloneSource| stated.is_some_and(|stated| source.size_bytes == stated.bytes());
+        let (disproved, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|source| is_disproved(source.stamp()));
         let (fitting, others): (Vec<_>, Vec<_>) = found
             .into_iter()
             .filter(|source| source.is_recent || is_proved(source))
             .partition(|source| fits(source.size_bytes, stated));
         let Some(last) = fitting.first() else {
-            return others.first().map(|source| Elsewhere::Another(source.size_bytes));
+            let other = others.first().map(|source| Elsewhere::Another(source.size_bytes));
+            return if disproved.is_empty() { other } else { Some(Elsewhere::Disproved) };
         };
         let mut there: Vec<(&AloneSource, TakenBack)> =
             fitting.iter().filter_map(|source| Some((source, self.taken_back(name, source)?))).collect();

@@ -24,6 +24,10 @@ impl<E: Executor> Engine<E> {
         for recall in self.intake.recalls() {
             let message = format!("{} names {} and came after it", recall.primary, recall.member);
             tracing::info!(conversion = %recall.id, "{message}; the conversion is given back");
+            if let Some(conversion) = self.conversions.get(&recall.id) {
+                let stamps = conversion.row.claim.members.iter().map(|member| (member.stamp(), recall.id.clone()));
+                self.recalled.extend(stamps);
+            }
             if let Err(error) = self.executor.cancel(&recall.id, Failure::new(Reason::Recalled, message)).await {
                 tracing::warn!(conversion = %recall.id, error = %chain(&error), "cannot recall");
             }
@@ -168,7 +172,7 @@ impl<E: Executor> Engine<E> {
         }
     }
 
-    fn new_claim(&self, artifact: &Artifact, content: &Content) -> Claim {
+    fn new_claim(&mut self, artifact: &Artifact, content: &Content) -> Claim {
         let now = self.wall();
         let id = loop {
             let id = ConversionId::for_file(artifact.entry_name(), self.settings.world.random());
@@ -176,6 +180,8 @@ impl<E: Executor> Engine<E> {
                 break id;
             }
         };
+        let mut members = members_of(artifact);
+        self.mark_recalled(&mut members);
         Claim {
             contract_version: CONTRACT_VERSION,
             id,
@@ -189,7 +195,7 @@ impl<E: Executor> Engine<E> {
                 .map(|name| name.as_ref().to_owned())
                 .collect(),
             primary: artifact.primary.as_ref().to_owned(),
-            members: members_of(artifact),
+            members,
             claimed_at: now,
             complete_by: artifact.complete_by,
             fingerprint: content.fingerprint.clone(),

@@ -101,6 +101,9 @@ impl<E: Executor> Engine<E> {
             }
             error_file::remove(placement.primary(), &paths.errors())?;
         }
+        if reason == Reason::WrongMember {
+            self.disprove(&row);
+        }
         let (placement, _) = claim::plan_return(&paths, &row.claim)?;
         tracing::info!(conversion = %id, %reason, "{} goes back to settling", row.claim.primary);
         self.change(id, Change::State(ClaimState::Returning { reason, placement })).await?;

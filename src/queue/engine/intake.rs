@@ -159,6 +159,8 @@ pub(super) struct Intake {
     denied: Denied,
     ready: Vec<Ready>,
     recalls: Vec<Recall>,
+    /// Members that manifests have disproved, each with its primary.
+    disproved: HashMap<Stamp, Vec<Name>>,
     /// Whether the groups must be made again.
     is_dirty: bool,
     next_scan: Duration,
@@ -198,6 +200,7 @@ impl Intake {
             denied: Denied::default(),
             ready: Vec::new(),
             recalls: Vec::new(),
+            disproved: HashMap::new(),
             is_dirty: true,
             next_scan: Duration::ZERO,
             soonest_scan: Duration::ZERO,
@@ -252,7 +255,11 @@ impl Intake {
     }
 
     /// Makes the groups again if something changed. `elsewhere` finds members that aren't in the directory.
-    pub(super) fn group(&mut self, elsewhere: impl Fn(&str, Option<StatedSize>) -> Option<Elsewhere>, now: Duration) {
+    pub(super) fn group(
+        &mut self,
+        elsewhere: impl Fn(&Name, &str, Option<StatedSize>) -> Option<Elsewhere>,
+        now: Duration,
+    ) {
         let due = self.next_group.is_some_and(|at| at <= now);
         if !(self.is_dirty && now >= self.last_group + REGROUP || due) {
             return;
@@ -369,6 +376,19 @@ impl Intake {
             self.drop_entry(&member.name);
             self.drop_folder(&member.name);
         }
+    }
+
+    /// A manifest says that this member is not the primary's.
+    pub(super) fn disprove(&mut self, primary: &str, member: Stamp) {
+        let primaries = self.disproved.entry(member).or_default();
+        if !primaries.iter().any(|other| **other == *primary) {
+            primaries.push(primary.into());
+        }
+    }
+
+    /// Members that manifests have disproved, each with its primaries.
+    pub(super) fn disproved(&self) -> &HashMap<Stamp, Vec<Name>> {
+        &self.disproved
     }
 
     /// Something outside the directory changed: the groups are made again.
@@ -580,7 +600,8 @@ impl Intake {
             };
             let first_sight = self.settling.first_sight(name).unwrap_or_default();
             let size = entry.size;
-            let file = File { is_stable, size, first_sight, last_change, references };
+            let not_of = self.disproved.get(&entry.stamp()).cloned().unwrap_or_default();
+            let file = File { is_stable, size, first_sight, last_change, references, not_of };
             match folder {
                 Some(folder) => folder.add(entry, file, now.saturating_sub(last_change).saturating_add(*age)),
                 None => drop(files.insert(name.clone(), file)),
@@ -779,7 +800,7 @@ mod tests {
         for n in 2..5 {
             assert_eq!((intake.unsettled(), intake.ready().len()), (1, 0));
             intake.look(n * second);
-            intake.group(|_, _| None, n * second);
+            intake.group(|_, _, _| None, n * second);
         }
         assert_eq!(intake.ready().map(AsRef::as_ref).collect::<Vec<&str>>(), ["vm.raw"]);
     }

@@ -192,3 +192,65 @@ fn a_disk_that_fits_two_ovfs_fails_both_and_neither_is_published_with_it() {
     assert_eq!(site.published(), Vec::<String>::new());
     assert_eq!(site.in_errors(), ["a.ovf", "b.ovf", "disk-0.vmdk"]);
 }
+
+/// A manifest of these members.
+fn manifest(members: &[(&str, &[u8])]) -> Vec<u8> {
+    ova::manifest(members).into_bytes()
+}
+
+#[test]
+fn a_manifest_tells_another_machines_disk_of_the_same_name_and_size() {
+    // Converted by itself before the OVF comes, or under way when it comes.
+    for is_ended in [true, false] {
+        let site = Site::new("");
+        let environment: &[(&str, &str)] = if is_ended { &[] } else { &[("HYPER2KVM_TEST_HANG", "1")] };
+        let mut daemon = site.start_with(environment);
+        let (others, own) = (stream_optimized(1), stream_optimized(2));
+        assert_eq!(others.len(), own.len(), "only their content differs");
+        site.drop_file("disk-0.vmdk", &others);
+        if is_ended {
+            daemon.until("it is converted alone", || site.archived() == ["disk-0.vmdk"]);
+        } else {
+            daemon.until("it is under way", || daemon.workers().len() == 1);
+        }
+        let ovf = sized_ovf(&[("disk-0.vmdk", CAPACITY, own.len())]);
+        site.drop_file("b.mf", &manifest(&[("b.ovf", ovf.as_bytes()), ("disk-0.vmdk", &own)]));
+        site.drop_file("b.ovf", ovf.as_bytes());
+        if !is_ended {
+            daemon.until("it is recalled", || daemon.lines("the conversion is given back").len() == 1);
+            daemon.until("b is under way", || daemon.lines("attempt started").len() == 2);
+            // What hangs is ended, and the next daemon goes on with the claim.
+            daemon.signal(Signal::TERM);
+            assert!(daemon.end_within(SOON).success());
+            drop(daemon);
+            daemon = site.start();
+        }
+        daemon.until("the manifest tells", || daemon.lines("belongs to another machine; it goes back").len() == 1);
+        daemon.until("the other is a machine of its own", || site.archived() == ["disk-0.vmdk"]);
+        daemon.until("b waits", || site.waiting() == ["b.mf", "b.ovf"]);
+        site.drop_file("disk-0.vmdk", &own);
+        daemon.until("b is published", || site.published() == ["b", "disk-0"]);
+        daemon.until("all is archived", || site.archived().len() == 4 && site.waiting().is_empty());
+        assert_eq!((site.in_errors(), daemon.stats()["total_failed"].as_u64()), (vec![], Some(0)), "{}", daemon.log());
+        assert_eq!(metadata(&site, "disk-0").get("supersededBy"), None);
+        assert_eq!(daemon.stats()["total_superseded"], 0);
+        // And the other machine's OVF finds it.
+        site.drop_file("a.ovf", sized_ovf(&[("disk-0.vmdk", CAPACITY, others.len())]).as_bytes());
+        daemon.until("a is published", || site.published() == ["a", "b", "disk-0"]);
+        daemon.until("it is marked", || metadata(&site, "disk-0").get("supersededBy").is_some());
+    }
+}
+
+#[test]
+fn a_disk_that_came_with_its_ovf_and_is_not_what_the_manifest_says_fails_as_before() {
+    let site = Site::new("");
+    let daemon = site.start_with(&[("HYPER2KVM_TEST_LOOK_INTERVAL_MS", "500")]);
+    let (wrong, own) = (stream_optimized(1), stream_optimized(2));
+    let ovf = sized_ovf(&[("disk-0.vmdk", CAPACITY, own.len())]);
+    site.drop_file("b.mf", &manifest(&[("b.ovf", ovf.as_bytes()), ("disk-0.vmdk", &own)]));
+    site.drop_file("b.ovf", ovf.as_bytes());
+    site.drop_file("disk-0.vmdk", &wrong);
+    daemon.until("its report is there", || site.queue().join(".errors/b.ovf.error.json").exists());
+    assert_eq!(site.error_file("b.ovf")["reason"], "ManifestMismatch");
+    assert_eq!((site.in_errors(), site.published()), (names(&["b.mf", "b.ovf", "disk-0.vmdk"]), vec![]));
+}

@@ -105,6 +105,7 @@ fn status(report: &ErrorFile) -> Option<ConversionStatus> {
         message: report.error.clone(),
         suggestion: report.suggestion.clone(),
         needed_bytes: None,
+        member: None,
     };
     Some(ConversionStatus {
         staged: made,
