@@ -67,3 +67,19 @@ fn a_server_that_answers_hears_of_every_conversion_once() {
     told.sort_by_key(ToString::to_string);
     assert_eq!(told, (0..FILES).map(|n| format!("vm{n}.raw")).collect::<Vec<_>>(), "{log}");
 }
+
+#[test]
+fn a_skipped_duplicate_is_announced_where_asked_for() {
+    let server = Server::start(Manner::Answers);
+    let site =
+        Site::new(&format!("notifications: {{enabled: true, on_duplicate: true, webhook_url: \"{}\"}}", server.url()));
+    let daemon = site.start();
+    for times in 1..=2 {
+        site.drop_file("vm.raw", &disk(1));
+        daemon.until("it is archived", || site.archived().len() == times);
+    }
+    let told = server.next();
+    assert_eq!((&told["event"], &told["filename"]), (&"duplicate_skipped".into(), &"vm.raw".into()), "{told}");
+    assert!(told["duplicate_of"].as_str().unwrap().starts_with("vm.raw of "), "{told}");
+    assert_eq!(daemon.stats()["total_duplicates"], 1);
+}
