@@ -85,8 +85,9 @@ const LIVES: [Life; 5] = [
 #[tokio::test]
 async fn watchers_that_die_between_any_two_steps_are_followed_by_ones_that_finish() {
     let tried: BTreeSet<String> = LIVES.iter().flat_map(|life| life.deaths).map(|step| format!("{step:?}")).collect();
-    // What is superseded is marked by the same code on one host, where that is tried.
-    assert_eq!(tried.len() + [Step::Superseded].len(), Step::ALL.len(), "a step is not tried");
+    // These are done by the same code on one host, where they are tried.
+    let others = [Step::Superseded, Step::EndedPlanNoted, Step::EndedMoved, Step::EndedGone];
+    assert_eq!(tried.len() + others.len(), Step::ALL.len(), "a step is not tried");
     let Some(operator) = Operator::shared() else { return };
     let mut queues = Vec::new();
     for life in &LIVES {

@@ -180,11 +180,64 @@ fn a_daemon_that_dies_between_any_two_steps_is_followed_by_one_that_finishes() {
         .flat_map(|case| case.steps().into_iter().map(move |step| (case, step)))
         .collect();
     let tried: BTreeSet<String> = all.iter().map(|(_, step)| format!("{step:?}")).collect();
-    assert_eq!(tried.len(), Step::ALL.len(), "a step is not tried");
+    assert_eq!(tried.len() + AFTERWARDS.len(), Step::ALL.len(), "a step is not tried");
     // Each spends most of its time waiting for files to settle.
     let failed: Vec<_> = thread::scope(|scope| {
         let running: Vec<_> = all.iter().map(|&(case, step)| scope.spawn(move || survives(case, step))).collect();
         running.into_iter().zip(&all).filter_map(|(one, at)| one.join().is_err().then_some(at)).collect()
     });
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// The steps of what is done with what ended conversions left.
+const AFTERWARDS: [Step; 3] = [Step::EndedPlanNoted, Step::EndedMoved, Step::EndedGone];
+
+#[test]
+fn a_daemon_that_dies_while_it_removes_what_is_old_is_followed_by_one_that_removes_and_counts_it_once() {
+    let day = ("HYPER2KVM_TEST_RETENTION_DAY_MS", "1000");
+    for step in AFTERWARDS {
+        let site = Site::new("retention: {processed_days: 1, errors_days: 1, outputs_days: 1}");
+        let order = site.output().join(".daemon").join(ORDER_FILE);
+        site.drop_file("vm.raw", &disk(1));
+        site.drop_file("bad.vhdx", &[7; 4096]);
+        let mut daemon = site.start();
+        daemon.until("both have ended", || has_ended(&site, 2));
+        end(&mut daemon);
+        // Once for each kind of files.
+        fs::write(&order, format!("{step:?}\n{step:?}\n{step:?}")).unwrap();
+        for _ in 0..3 {
+            let mut daemon = site.spawn(&[day]);
+            let ended = daemon.end_within(SOON);
+            assert_eq!(ended.signal(), Some(Signal::ABORT.as_raw()), "{step:?}: {ended}\n{}", daemon.log());
+        }
+        let daemon = site.start_with(&[day]);
+        let is_gone =
+            || site.archived().is_empty() && site.published().is_empty() && site.names("queue/.errors").is_empty();
+        daemon.until("all is removed", is_gone);
+        let kinds = ["processed", "errors", "outputs"].map(|kind| format!("total_removed_{kind}"));
+        daemon.until("each is counted once", || kinds.iter().all(|kind| daemon.stats()[kind] == 1));
+        for trash in ["queue/.processing/.trash", "output/.work/.trash"] {
+            assert_eq!(site.names(trash), Vec::<String>::new(), "{step:?}");
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_dies_while_it_takes_a_group_up_is_followed_by_one_that_takes_up_all_of_it() {
+    for step in [Step::EndedPlanNoted, Step::EndedMoved] {
+        let site = Site::new("quiet_period: 0");
+        let order = site.output().join(".daemon").join(ORDER_FILE);
+        site.drop_file("vm-flat.vmdk", &disk(1));
+        site.drop_file("vm.vmdk", super::kill::flat_descriptor("vm-flat.vmdk", 128).as_bytes());
+        let mut daemon = site.start();
+        daemon.until("it is converted", || has_ended(&site, 2));
+        end(&mut daemon);
+        let archive = site.queue().join(".processed").join(site.names("queue/.processed").remove(0));
+        fs::write(archive.join("vm-flat.vmdk"), disk(2)).unwrap();
+        fs::write(&order, format!("{step:?}")).unwrap();
+        let mut daemon = site.spawn(&[]);
+        assert_eq!(daemon.end_within(SOON).signal(), Some(Signal::ABORT.as_raw()), "{step:?}\n{}", daemon.log());
+        let daemon = site.start();
+        daemon.until("it is converted again", || site.published() == ["vm", "vm-1"] && has_ended(&site, 2));
+    }
 }
