@@ -7,6 +7,7 @@ command -v qemu-img >/dev/null || left_out "comparison of disk images with qemu-
 command -v virt-xml-validate >/dev/null && command -v xmllint >/dev/null || left_out "validation of domain.xml (Debian: libvirt-clients, libxml2-utils)"
 command -v promtool >/dev/null || left_out "check of the metrics (Debian: prometheus)"
 command -v strace >/dev/null || left_out "the traced power cut (Debian: strace)"
+command -v bindfs >/dev/null && [ -e /dev/fuse ] || left_out "a queue on a served volume (Debian: bindfs; /dev/fuse)"
 [ "$(id -u)" = 0 ] || left_out "tests that mount a small file system or boot a node (root)"
 PATH=$PATH:/usr/sbin:/sbin
 for maker in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs ntfs-3g:ntfs-3g mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk pvcreate:lvm2; do

@@ -6,6 +6,7 @@ mod failpoints;
 mod full;
 mod hangs;
 mod kill;
+mod network;
 mod notify;
 mod outbox;
 mod power_cut;

@@ -38,6 +38,7 @@ use tokio::sync::Mutex;
 mod deadline;
 mod reload;
 mod services;
+mod signals;
 mod volumes;
 mod waiting;
 
@@ -166,6 +167,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .enable_all()
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
+    signals::receive();
     let entered = beside.enter();
     let hangups = services::listen_for_hangups();
     drop(entered);

@@ -15,12 +15,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::daemon::{Daemon, Site, disk, until};
 
 /// What every end is promised to take at most.
-const END: Duration = Duration::from_secs(10);
+pub(super) const END: Duration = Duration::from_secs(10);
 
 /// What an answer takes that waits for nothing.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-fn answers_at_once(daemon: &Daemon<'_>) {
+pub(super) fn answers_at_once(daemon: &Daemon<'_>) {
     for command in ["status", "stats"] {
         let asked = Instant::now();
         assert_eq!(daemon.ask(command)["status"], "ok");
@@ -147,7 +147,7 @@ fn run(command: &mut Command) -> bool {
 }
 
 /// Status and body.
-fn health(port: u16) -> (u16, String) {
+pub(super) fn health(port: u16) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(AT_ONCE)).unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
@@ -158,7 +158,7 @@ fn health(port: u16) -> (u16, String) {
 }
 
 /// Whether nothing of the process is left but threads that the kernel keeps.
-fn is_leaving(pid: u32) -> bool {
+pub(super) fn is_leaving(pid: u32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
     threads.filter_map(Result::ok).all(|thread| {
         let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
