@@ -723,6 +723,10 @@ impl Site {
         if limits.iter().zip(removed).any(|(limit, removed)| limit.is_none() && removed > 0) {
             return Err(format!("removed {removed:?} by {limits:?}"));
         }
+        let [succeeded, failed, duplicates, cancelled] = happened;
+        if removed[0] > succeeded + duplicates || removed[1] > failed + cancelled {
+            return Err(format!("removed {removed:?}, happened {happened:?}"));
+        }
         Ok(())
     }
 
