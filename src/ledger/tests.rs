@@ -5,6 +5,7 @@ use jiff::{Timestamp, ToSpan as _};
 use rusqlite::Connection;
 
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
+use crate::conversion::retention::Removal;
 use crate::conversion::status::{ConversionStatus, End};
 use crate::conversion::{Alone, CONTRACT_VERSION, Claim, ConversionId, Failure, Member, Reason};
 
@@ -645,4 +646,47 @@ fn a_file_of_one_name_and_size_is_a_duplicate_only_with_the_content_that_is_know
     record(&sampled("bb"));
     assert!(is_found(&sampled("bb")) && is_found(&both("22", "bb")));
     assert!(!is_found(&both("11", "aa")) && !is_found(&sampled("aa")));
+}
+
+#[test]
+fn what_ended_conversions_left_is_known_by_its_place_until_it_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let mut ids = Vec::new();
+    for random in 1..=2 {
+        let claim = claim("vm.raw", random);
+        let row = ledger.claim(new(claim.clone())).unwrap();
+        let status = published(attempt(row.status, Ok(()), 2_000), 2_010);
+        ledger.update(&claim.id, &ended(&claim, &status, "/out/vm")).unwrap();
+        ids.push(claim.id);
+    }
+    let clock = |uptime| Clock { wall: at(3_000), boot_id: "a".to_owned(), uptime: Duration::from_secs(uptime) };
+    let files = |ledger: &Ledger| -> Vec<usize> {
+        ledger.ended_since(at(0)).unwrap().iter().map(|ended| ended.files.len()).collect()
+    };
+    assert_eq!(files(&ledger), [0, 1], "the second has the place of the first");
+    assert_eq!(ledger.ended_at(Path::new("/nowhere/vm.raw")).unwrap().unwrap().id, ids[1]);
+    assert_eq!(ledger.ended_since(at(9_000)).unwrap(), []);
+    assert_eq!(ledger.aged_since(u64::MAX, 0, 9).unwrap(), [], "nothing was looked at yet");
+    assert_eq!((ledger.advance_age(&clock(10)).unwrap(), ledger.advance_age(&clock(70)).unwrap()), (0, 60));
+    assert_eq!(ledger.aged_since(0, 0, 1).unwrap().len(), 1);
+    assert_eq!(ledger.aged_since(0, 1, 9).unwrap()[0].id, ids[1]);
+    // A plan is carried out, and counted once.
+    let plan = EndedPlan::RemoveOutput { from: "/out/vm".into(), to: "/out/.work/.trash/vm".into(), bytes: 7 };
+    ledger.plan_ended(&ids[1], Some(&plan)).unwrap();
+    assert_eq!(
+        ledger.ended_plans().unwrap().iter().map(|(ended, plan)| (&ended.id, (**plan).clone())).collect::<Vec<_>>(),
+        [(&ids[1], plan)]
+    );
+    assert_eq!(files(&ledger), [0]);
+    assert!(ledger.find_success("vm.raw", 4096, &Content::default()).unwrap().is_some());
+    ledger.removed(&ids[1], Removal::Output, 7).unwrap();
+    assert_eq!(ledger.find_success("vm.raw", 4096, &Content::default()).unwrap(), None, "it is no duplicate");
+    assert_eq!(ledger.ended_plans().unwrap(), []);
+    ledger.removed(&ids[1], Removal::Processed, 5).unwrap();
+    let removed = ledger.totals().unwrap().removed;
+    assert_eq!((removed.processed, removed.errors, removed.outputs, removed.bytes), (1, 0, 1, 12));
+    assert_eq!(files(&ledger), [0, 0]);
+    ledger.forget_ended(&ids[1]).unwrap();
+    assert_eq!(ledger.ended_since(at(0)).unwrap().len(), 1);
 }

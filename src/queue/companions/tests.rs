@@ -59,7 +59,7 @@ impl Queue {
         now: u64,
     ) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
-        group(&self.0, elsewhere, s(now), TIMEOUT, |verdict| verdicts.push(verdict));
+        group(&self.0, |_, name, stated| elsewhere(name, stated), s(now), TIMEOUT, |verdict| verdicts.push(verdict));
         verdicts
     }
 

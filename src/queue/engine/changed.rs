@@ -22,7 +22,7 @@ use crate::executor::Executor;
 use crate::files::moves;
 use crate::files::placement::{Placement, PlannedMove};
 use crate::files::store;
-use crate::ledger::{EndedConversion, EndedFile, EndedPlan};
+use crate::ledger::{EndedConversion, EndedFile, EndedPlan, Ledger};
 use crate::notification::Event;
 use crate::queue::publish;
 use crate::queue::scan::{self, Entry, Kind};
@@ -62,13 +62,14 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.ended.next_look = now + LOOK_AGAIN;
-        self.carry_ended_plans().await;
         let back = if std::mem::replace(&mut self.ended.has_looked, true) { WATCHED } else { WATCHED_AT_START };
         let since = self.wall() - back;
-        let rows = match self.ledger.call(move |ledger| ledger.ended_since(since)).await {
-            Ok(rows) => rows,
+        let read = move |ledger: &mut Ledger| Ok((ledger.ended_plans()?, ledger.ended_since(since)?));
+        let (plans, rows) = match self.ledger.call(read).await {
+            Ok(read) => read,
             Err(error) => return tracing::warn!(error = %chain(&error), "cannot look for sources that changed"),
         };
+        self.carry_ended(plans).await;
         let held = self.held_sources();
         for ended in rows {
             let others = self.left_beside_changed(&ended);

@@ -33,19 +33,26 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Carries out everything that is recorded. What fails is logged, and tried again at the next look.
+    /// Carries out everything that is recorded.
     pub(super) async fn carry_ended_plans(&mut self) {
-        let plans = match self.ledger.call(|ledger| ledger.ended_plans()).await {
-            Ok(plans) => plans,
-            Err(error) => {
-                return tracing::warn!(error = %chain(&error), "cannot read what is to be done with old files");
-            }
-        };
+        match self.ledger.call(|ledger| ledger.ended_plans()).await {
+            Ok(plans) => self.carry_ended(plans).await,
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot read what is to be done with old files"),
+        }
+    }
+
+    /// Carries these plans out. Whatever fails is logged once, and tried again at the next look.
+    pub(super) async fn carry_ended(&mut self, plans: Vec<(EndedConversion, Recorded<EndedPlan>)>) {
+        let mut failed = BTreeSet::new();
         for (ended, plan) in plans {
             if let Err(error) = self.carry_ended_plan(&ended, &plan).await {
-                tracing::warn!(conversion = %ended.id, error = %chain(&error), "cannot move or remove what it left");
+                if !self.retaining.failed.contains(&ended.id) {
+                    tracing::warn!(conversion = %ended.id, error = %chain(&error), "cannot move or remove what it left yet");
+                }
+                failed.insert(ended.id);
             }
         }
+        self.retaining.failed = failed;
     }
 
     async fn carry_ended_plan(&mut self, ended: &EndedConversion, plan: &Recorded<EndedPlan>) -> Result<()> {

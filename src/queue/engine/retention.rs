@@ -23,13 +23,16 @@ use crate::ledger::{EndedConversion, EndedFile, EndedPlan, PROCESSED_DAYS};
 use crate::queue::open_files::OpenFiles;
 use crate::queue::publish;
 
-use super::{Engine, PAUSE, Result};
+use super::{Engine, Result};
 
 /// Longest time between two rounds over all ended conversions.
 const ROUND: Duration = Duration::from_secs(3600);
 
 /// Conversions that are looked at in one round of the engine: a volume that is slow must not keep the engine for long.
 const PAGE: u32 = 50;
+
+/// Until the next try, where the ledger could not be read.
+const AFTER_ERROR: Duration = Duration::from_secs(60);
 
 /// Until the next page.
 const NEXT_PAGE: Duration = Duration::from_millis(200);
@@ -42,6 +45,8 @@ pub(super) struct Retaining {
     at: i64,
     /// Conversions of which was told why something old enough stays.
     told: HashSet<ConversionId>,
+    /// Conversions whose recorded plans could not be carried out at the last look.
+    pub failed: BTreeSet<ConversionId>,
 }
 
 impl<E: Executor> Engine<E> {
@@ -59,7 +64,7 @@ impl<E: Executor> Engine<E> {
             }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "cannot look at what ended conversions left");
-                PAUSE
+                AFTER_ERROR
             }
         };
         self.retaining.next_look = now + pause;
