@@ -670,7 +670,7 @@ impl Intake {
         let entry = folder.entry.clone();
         let mut verdicts = Vec::new();
         let timeout = self.companion_timeout;
-        companions::group(&inside.files, |_, _| None, now, timeout, |verdict| verdicts.push(verdict));
+        companions::group(&inside.files, |_, _, _| None, now, timeout, |verdict| verdicts.push(verdict));
         match folder::decide(verdicts, &inside.files) {
             Decision::Settle => None,
             Decision::Wait(until) => {

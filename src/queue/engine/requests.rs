@@ -275,12 +275,13 @@ fn find_folder(directory: &Path, entry: Entry, request: &Request) -> io::Result<
         let references = is_descriptor.then(|| companions::read_references(directory, &file.name).unwrap_or_default());
         let (first_sight, last_change) = (Duration::ZERO, Duration::ZERO);
         let references = Arc::new(references.unwrap_or_default());
-        let known = File { is_stable: true, size: file.size, first_sight, last_change, references };
+        let not_of = Vec::new();
+        let known = File { is_stable: true, size: file.size, first_sight, last_change, references, not_of };
         found.insert(scan::base(&file.name).into(), (file, known));
     }
     let files = found.iter().map(|(name, (_, file))| (name.clone(), file.clone())).collect();
     let mut verdicts = Vec::new();
-    companions::group(&files, |_, _| None, Duration::ZERO, Duration::ZERO, |verdict| verdicts.push(verdict));
+    companions::group(&files, |_, _, _| None, Duration::ZERO, Duration::ZERO, |verdict| verdicts.push(verdict));
     match folder::decide(verdicts, &files) {
         Decision::Take { failure: Some(failure), .. } => Ok(Found::Unfit(failure)),
         Decision::Take { members, disks, .. } => {

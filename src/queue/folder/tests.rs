@@ -67,12 +67,13 @@ fn decided(files: &[(&str, &[&str])], now: u64) -> Decision {
             optional: if required.is_empty() { Vec::new() } else { vec!["vm.mf".to_owned()] },
             ..References::default()
         }),
+        not_of: Vec::new(),
     };
     let files: BTreeMap<Name, File> =
         files.iter().map(|(name, required)| (Name::from(*name), file(required))).collect();
     let mut verdicts = Vec::new();
     let seconds = Duration::from_secs;
-    companions::group(&files, |_, _| None, seconds(now), seconds(60), |verdict| verdicts.push(verdict));
+    companions::group(&files, |_, _, _| None, seconds(now), seconds(60), |verdict| verdicts.push(verdict));
     decide(verdicts, &files)
 }
 
