@@ -11,6 +11,7 @@ pub mod guest;
 pub(crate) mod hex;
 pub(crate) mod id;
 pub(crate) mod lifecycle;
+pub mod machine;
 pub mod options;
 mod printable;
 mod remedy;

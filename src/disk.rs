@@ -16,6 +16,7 @@ pub(crate) mod ending;
 mod error;
 mod extent;
 mod fields;
+pub mod first_sectors;
 mod frame;
 mod gzip;
 mod holes;
