@@ -161,7 +161,7 @@ mod tests {
     use crate::disk::resolve::{qemu_img, region_of, sample_disk};
     use crate::disk::source::{self, Limits};
 
-    const LIMITS: Limits = Limits { max_virtual_size: 1 << 40, max_scratch_bytes: 1 << 26 };
+    const LIMITS: Limits = Limits { max_virtual_size: 1 << 40, max_scratch_bytes: 1 << 26, ovf_option: None };
 
     /// Places in an order that no cache likes: the halves of a disk in turn, each step a prime.
     fn places(size: u64) -> impl Iterator<Item = (u64, usize)> {

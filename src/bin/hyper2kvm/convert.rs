@@ -12,7 +12,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
 use hyper2kvm::conversion::{
-    Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason, printable, printable_json, stem,
+    Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason, Remedy, printable,
+    printable_json, stem,
 };
 use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
