@@ -406,7 +406,7 @@ fn nothing_prints_a_secret() {
     assert_eq!(
         shown["notifications"],
         json!({
-            "enabled": true, "on_success": false, "on_failure": true, "on_stalled": true,
+            "enabled": true, "on_success": false, "on_duplicate": false, "on_failure": true, "on_stalled": true,
             "stall_threshold_minutes": 60,
             "webhook_url": "***", "webhook_type": "generic", "webhook_headers": {"authorization": "***"},
             "email_enabled": true, "email_smtp_host": "h", "email_smtp_port": 587, "email_use_tls": true,
