@@ -27,6 +27,7 @@ use crate::notification::Event;
 use crate::queue::publish;
 use crate::queue::scan::{self, Entry, Kind};
 
+use super::ended::is_held;
 use super::intake::Artifact;
 use super::{Engine, Error, Result};
 
@@ -87,7 +88,7 @@ impl<E: Executor> Engine<E> {
     fn changed(&self, ended: &EndedConversion, held: &BTreeSet<PathBuf>) -> Option<Changed> {
         let (queue, errors) = (self.settings.paths.queue(), self.settings.paths.errors());
         // Sources that were left in place are claimed again where they lie.
-        if ended.files.iter().any(|file| file.path.parent() == Some(queue) || held.contains(&file.path)) {
+        if ended.files.iter().any(|file| file.path.parent() == Some(queue) || is_held(held, &file.path)) {
             return None;
         }
         let (mut moves, mut first) = (Vec::new(), None);

@@ -178,6 +178,11 @@ impl<E: Executor> Engine<E> {
     }
 }
 
+/// Whether a file, or a folder that it lies in, is among those.
+pub(super) fn is_held(held: &BTreeSet<PathBuf>, path: &Path) -> bool {
+    path.ancestors().any(|place| held.contains(place))
+}
+
 fn look(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::Look { path: path.to_owned(), source }
 }

@@ -23,6 +23,7 @@ use crate::ledger::{EndedConversion, EndedFile, EndedPlan, PROCESSED_DAYS};
 use crate::queue::open_files::OpenFiles;
 use crate::queue::publish;
 
+use super::ended::is_held;
 use super::{Engine, Result};
 
 /// Longest time between two rounds over all ended conversions.
@@ -126,7 +127,7 @@ impl<E: Executor> Engine<E> {
     fn own_sources(&self, ended: &EndedConversion, held: &BTreeSet<PathBuf>) -> Vec<EndedFile> {
         let is_own = |file: &&EndedFile| {
             let found = fs::symlink_metadata(&file.path);
-            !held.contains(&file.path)
+            !is_held(held, &file.path)
                 && found.is_ok_and(|found| found.is_file() && Stamp::of(&found) == file.member.stamp())
         };
         ended.files.iter().filter(is_own).cloned().collect()
