@@ -95,7 +95,7 @@ fn a_packed_file_closes_with_its_packing_s_mark_where_there_is_one() {
     gzip.write_all(&content).unwrap();
     assert_eq!(of_bytes("vm.img.gz", &gzip.finish().unwrap()), Ending::Untold);
     assert_eq!(of_bytes("vm.img.xz", &content), Ending::Missing, "it has its length and no content yet");
-    assert_eq!(of_bytes("vm.raw", &xz[..512]), Ending::Untold, "a raw disk may begin like that");
+    assert_eq!(of_bytes("vm.raw", &xz), Ending::Untold, "a raw disk may begin like that");
     let tar = sample_ova::tar(&[("disk.raw", &content)]);
     assert_eq!(of_bytes("vm.tar", &tar), Ending::Whole);
     assert_eq!(of_bytes("vm.tar", &tar[..tar.len() - 1024]), Ending::Missing);
