@@ -193,7 +193,7 @@ fn rest(primary: &Name, files: &BTreeMap<Name, File>) -> Rest {
     let is_manifest = |name: &&String| scan::extension(name) == "mf";
     let has_manifest = !optional().any(|name| is_manifest(&name)) || optional().filter(is_manifest).any(is_there);
     // Few exporters sign a manifest.
-    let has_rest = optional().filter(|name| !is_manifest(name) && !name.ends_with(".cert")).all(is_there);
+    let has_rest = optional().filter(|name| !is_manifest(name) && scan::extension(name) != "cert").all(is_there);
     if has_manifest && has_rest { Rest::Looks } else { Rest::Optional }
 }
 

@@ -62,20 +62,16 @@ impl Folders {
         for path in content.folders.iter().filter(|path| !is_watched(path)) {
             self.events.also_watch(&directory.join(path));
         }
-        match self.found.get_mut(&name) {
-            Some(known) => {
-                let is_changed = !has_same_names(&known.content, &content);
-                if is_changed {
-                    (known.changed_at, known.is_as_found) = (now, false);
-                }
-                (known.entry, known.content) = (entry, content);
-                Ok(is_changed)
-            }
-            None => {
-                self.found.insert(name, Folder { entry, content, changed_at: now, is_as_found: true, age });
-                Ok(true)
-            }
+        let Some(known) = self.found.get_mut(&name) else {
+            self.found.insert(name, Folder { entry, content, changed_at: now, is_as_found: true, age });
+            return Ok(true);
+        };
+        let is_changed = !has_same_names(&known.content, &content);
+        if is_changed {
+            (known.changed_at, known.is_as_found) = (now, false);
         }
+        (known.entry, known.content) = (entry, content);
+        Ok(is_changed)
     }
 
     /// Forgets those that are not among `listed`.

@@ -325,7 +325,9 @@ impl Intake {
 
     /// Forgets an artifact that was claimed by its name, for somebody who asked for it.
     pub(super) fn requested(&mut self, primary: &str, name: &str, members: &[Entry]) {
-        members.iter().for_each(|member| self.drop_entry(&member.name));
+        for member in members {
+            self.drop_entry(&member.name);
+        }
         self.drop_folder(name);
         self.ready.retain(|other| *other.primary != *primary);
     }
