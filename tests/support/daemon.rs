@@ -226,11 +226,12 @@ impl Daemon<'_> {
         rustix::process::Pid::from_child(&self.child)
     }
 
-    /// Children of the daemon's main thread.
+    /// Children of any of the daemon's threads.
     pub(crate) fn workers(&self) -> Vec<u32> {
-        let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return Vec::new() };
+        let children = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let of_all: Vec<String> = threads.filter_map(Result::ok).map(children).collect();
+        of_all.iter().flat_map(|children| children.split_whitespace()).map(|child| child.parse().unwrap()).collect()
     }
 
     /// Waits for the daemon's own end.

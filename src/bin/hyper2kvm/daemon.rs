@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -38,7 +39,6 @@ use tokio::sync::Mutex;
 mod deadline;
 mod reload;
 mod services;
-mod signals;
 mod volumes;
 mod waiting;
 
@@ -109,10 +109,20 @@ impl Refusal {
     }
 }
 
+/// The stack of the thread that does the work: a main thread's usual one.
+const STACK: usize = 8 << 20;
+
 /// Runs until drained or stopped.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     install_crypto();
-    match begin(arguments) {
+    // The kernel gives a signal of the process to the main thread (signal(7)), and tells no other one. A thread that waits for
+    // a network or FUSE server never comes to the handler: this one waits for nothing but the other, which does the work.
+    let worked = thread::scope(|scope| {
+        let builder = thread::Builder::new().name("engine".to_owned()).stack_size(STACK);
+        let engine = builder.spawn_scoped(scope, || begin(arguments));
+        engine.map(|engine| engine.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    match worked.unwrap_or_else(|error| Err(Refusal::fault(format!("cannot start a thread: {error}")))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {
             eprintln!("Error: {}", refusal.text);
@@ -167,7 +177,6 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .enable_all()
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
-    signals::receive();
     let entered = beside.enter();
     let hangups = services::listen_for_hangups();
     drop(entered);

@@ -4,7 +4,7 @@
 //! ```text
 //!  told to stop ──▶ the engine ends by itself ──────────────────────▶ end, 0
 //!               ──▶ 7.5 s: it is left where it stands ──▶ services ─▶ end, 0
-//!               ──▶ 9 s: something hangs in the kernel ───────────▶ end, 1
+//!               ──▶ 9.5 s: something hangs in the kernel ─────────▶ end, 1
 //! ```
 //!
 //! Every step of the engine is safe to repeat, and children die with the process.
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 const CUT: Duration = Duration::from_millis(7500);
 
 /// How long everything else may take from then on.
-const REST: Duration = Duration::from_millis(1500);
+const REST: Duration = Duration::from_secs(2);
 
 /// The time limit, which begins when the daemon is told to stop. Cheap to clone.
 #[derive(Clone, Debug, Default)]
