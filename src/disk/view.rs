@@ -14,14 +14,14 @@ use crate::conversion::Reason;
 
 /// Guest bytes of a page.
 const PAGE: u64 = 64 << 10;
-/// Pages that a view holds: 8 MiB.
-const PAGES: usize = 128;
 
 /// Reads anywhere on one disk.
 pub struct View {
     image: Image,
     size: u64,
     decode: Decode,
+    /// Most pages that it holds.
+    most: usize,
     /// By number, with the time of its last use.
     pages: HashMap<u64, (u64, Box<[u8]>)>,
     uses: u64,
@@ -37,10 +37,11 @@ impl std::fmt::Debug for View {
 }
 
 impl View {
-    /// A view of the whole disk. Reads nothing yet.
+    /// A view of the whole disk that holds `most` pages of 64 KiB at most, or one. Reads nothing yet.
     #[must_use]
-    pub fn new(image: Image) -> Self {
+    pub fn new(image: Image, most: usize) -> Self {
         Self {
+            most,
             size: image.virtual_size(),
             image,
             decode: Decode::new(),
@@ -129,8 +130,9 @@ impl View {
         let mut loaded = load(&self.image.regions, batch, buffer, input)?;
         self.decode.run(&self.image, &mut loaded)?;
         let Loaded { buffer, input, .. } = loaded;
-        // Every page that is whole in it.
-        for number in guest.start.div_ceil(PAGE)..guest.end.div_ceil(PAGE) {
+        // Every page that is whole in it; the wanted one last, so that no other of them takes its place.
+        let first = guest.start.div_ceil(PAGE);
+        for number in (first..guest.end.div_ceil(PAGE)).filter(|other| *other != number).chain([number]) {
             let page = number * PAGE..((number + 1) * PAGE).min(self.size);
             if page.end <= guest.end {
                 let at = usize::try_from(page.start - guest.start).expect("within the batch");
@@ -143,7 +145,7 @@ impl View {
     }
 
     fn keep(&mut self, number: u64, page: Box<[u8]>) {
-        if self.pages.len() >= PAGES
+        if self.pages.len() >= self.most.max(1)
             && let Some(oldest) = self.pages.iter().min_by_key(|(_, (used, _))| *used).map(|(number, _)| *number)
         {
             self.pages.remove(&oldest);
@@ -194,7 +196,7 @@ mod tests {
             }
             let region = region_of(&directory.path().join(name));
             let source = source::open(&region, &[], &LIMITS, &mut || Ok(tempfile::tempfile().unwrap())).unwrap();
-            let mut view = View::new(source.disks[0].image.clone());
+            let mut view = View::new(source.disks[0].image.clone(), 8);
             // VHD rounds its size up.
             assert!(view.size() >= disk.len() as u64, "{name}");
             for (at, len) in places(disk.len() as u64) {
@@ -203,7 +205,7 @@ mod tests {
                 let start = usize::try_from(at).unwrap();
                 assert!(found == disk[start..start + len], "{name}: {len} bytes at {at}");
             }
-            assert!(view.pages.len() <= PAGES);
+            assert!(view.pages.len() <= 8);
             let end = view.size();
             assert_eq!(view.read_at(&mut [0; 2], end - 1).unwrap_err().reason, Reason::Truncated, "{name}");
         }

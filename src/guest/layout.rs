@@ -19,6 +19,9 @@ use crate::conversion::guest::{self, Answer, Doubt, Guest, GuestDisk, MAX_LIST, 
 use crate::disk::view::View;
 use crate::disk::{Image, Reader};
 
+/// Pages of 64 KiB that all disks together hold: 8 MiB.
+const PAGES: usize = 128;
+
 /// A volume with what it holds.
 pub(super) struct Held {
     pub(super) told: guest::Volume,
@@ -41,13 +44,14 @@ pub(super) struct Layout {
 /// Reads the layout of `disks` into `guest`; what cannot be read becomes a doubt.
 pub(super) fn read(disks: &[(&str, &Image)], budget: &Rc<Budget>, guest: &mut Guest) -> Layout {
     let mut volumes = Vec::new();
+    let share = PAGES / disks.len().max(1);
     for (index, (member, image)) in disks.iter().take(MAX_LIST).enumerate() {
         if matches!(image.reader, Reader::Packed(_)) {
             let why = "is a packed raw disk, which only a conversion unpacks".into();
             guest.doubts.push(Doubt { what: super::fields::clean(member), why });
             continue;
         }
-        let disk = Disk::new(View::new((*image).clone()), budget);
+        let disk = Disk::new(View::new((*image).clone(), share), budget);
         let whole = Volume::part(&disk, 0, disk.size());
         let name = format!("disk {index}");
         let table = partitions::read(&whole).unwrap_or_else(|error| {
