@@ -7,6 +7,7 @@
 mod names;
 pub(crate) mod ovf;
 pub(crate) mod vmdk;
+pub(crate) mod vmx;
 
 #[cfg(test)]
 use self::names::plain_name;

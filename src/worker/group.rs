@@ -100,7 +100,7 @@ impl Group {
         let (directory, first) = open_first(source)?;
         let mut opened = vec![first];
         let named = members_named_by(&opened[0], option)?;
-        make_room(&opened[0].name, 1 + named.required.len() + named.optional.len())?;
+        make_room(&opened[0].name, 2 + named.required.len() + named.optional.len())?;
         for name in &named.required {
             if open_spelled(&directory, &named, name, &mut opened)? {
                 continue;
@@ -115,6 +115,11 @@ impl Group {
                 // Nothing reads it: whatever it is, the disks can be converted.
                 Err(_) => {}
             }
+        }
+        let name = &opened[0].name;
+        if file_name::extension(name).eq_ignore_ascii_case("vmdk") {
+            // The machine that VMware runs it in. It is no part of the disk: one that can't be read is left out.
+            opened.extend(open_regular(&directory, OsStr::new(&format!("{}.vmx", file_name::stem(name)))).ok());
         }
         Ok(Self::from_opened(opened, &[]))
     }

@@ -17,6 +17,7 @@ use self::xml::is;
 use super::names::{MAX_BYTES, MAX_MEMBERS, References, StatedSize, plain_name, shown};
 use crate::conversion::Reason;
 use crate::conversion::file_name::stem;
+use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
 use crate::disk::{Error, text};
 
@@ -45,6 +46,8 @@ pub(crate) struct Ovf {
     pub options: Vec<OvfOption>,
     /// The machine; `None` where the envelope has none or several. Its controllers name disks by [`OvfDisk::id`].
     pub hardware: Option<Hardware>,
+    /// Every machine. Their disks are named by [`OvfDisk::id`].
+    pub machines: Vec<Machine>,
     /// What was odd but handled.
     pub warnings: Vec<String>,
 }
@@ -80,8 +83,10 @@ pub(crate) fn parse(file: &str, bytes: &[u8], option: Option<&str>) -> Result<Ov
     let listed = files::read(file, envelope, &options)?;
     let mut warnings = listed.warnings;
     let chosen = options.iter().find(|option| option.chosen).map(|option| option.id.as_str());
-    let hardware = hardware::read(envelope, chosen, &listed.disks, &listed.files, &mut warnings);
-    Ok(Ovf { files: listed.files, disks: listed.disks, extras: listed.extras, options, hardware, warnings })
+    let hardware::Described { hardware, machines } =
+        hardware::read(envelope, chosen, &listed.disks, &listed.files, &mut warnings);
+    let files::Listed { files, disks, extras, .. } = listed;
+    Ok(Ovf { files, disks, extras, options, hardware, machines, warnings })
 }
 
 /// Whether a text ends as an envelope does, apart from comments behind it.

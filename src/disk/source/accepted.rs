@@ -5,6 +5,7 @@ use std::fs::File;
 
 use serde::Serialize;
 
+use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
 use crate::disk::descriptor::ovf;
 use crate::disk::manifest::Expected;
@@ -33,6 +34,8 @@ pub struct Source {
     pub disks: Vec<SourceDisk>,
     /// What the OVF says of the machine. Its controllers name disks by [`SourceDisk::member`].
     pub hardware: Option<Hardware>,
+    /// Every machine that it describes. Their disks are named by [`SourceDisk::member`].
+    pub machines: Vec<Machine>,
     /// Digests to verify before anything is published (`manifest::verify`).
     pub digests: Vec<Expected>,
     /// What was odd but handled.

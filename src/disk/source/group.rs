@@ -8,6 +8,7 @@ use super::members::{Member, Members};
 use crate::conversion::Reason;
 use crate::conversion::contract;
 use crate::conversion::file_name::{extension, stem};
+use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
 use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile, is_chunk};
 use crate::disk::descriptor::{MAX_BYTES, shown};
@@ -85,6 +86,7 @@ fn open_package(
     Ok(Source {
         format: format.to_owned(),
         hardware: ovf.hardware.clone().map(|hardware| by_member(hardware, &ovf)),
+        machines: ovf.machines.iter().map(|machine| machine_by_member(machine.clone(), &ovf)).collect(),
         disks,
         digests,
         warnings,
@@ -184,12 +186,20 @@ fn compare_capacity(disk: &OvfDisk, href: &str, image: &Image, warnings: &mut Ve
 
 /// Controllers name their disks by the OVF's ids; from here on disks are known by their members.
 fn by_member(mut hardware: Hardware, ovf: &Ovf) -> Hardware {
-    let member = |id: &String| {
-        let file = ovf.disks.iter().find(|d| d.id == *id).and_then(|d| d.file);
-        file.map_or_else(|| id.clone(), |index| ovf.files[index].href.clone())
-    };
     for controller in &mut hardware.disk_controllers {
-        controller.disks = controller.disks.iter().map(member).collect();
+        controller.disks = controller.disks.iter().map(|id| member_of(id, ovf)).collect();
     }
     hardware
+}
+
+fn machine_by_member(mut machine: Machine, ovf: &Ovf) -> Machine {
+    for disk in &mut machine.disks {
+        disk.file = member_of(&disk.file, ovf);
+    }
+    machine
+}
+
+fn member_of(id: &str, ovf: &Ovf) -> String {
+    let file = ovf.disks.iter().find(|d| d.id == id).and_then(|d| d.file);
+    file.map_or_else(|| id.to_owned(), |index| ovf.files[index].href.clone())
 }

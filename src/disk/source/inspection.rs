@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 use super::open::look;
 use crate::conversion::Failure;
+use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
 use crate::disk::{Error, Location, Region, detect};
 
@@ -35,6 +36,9 @@ pub struct Inspection {
     pub members: Vec<MemberInspection>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
+    /// Every machine that the source describes; their disks are named by their members.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<Machine>,
     pub warnings: Vec<String>,
 }
 
@@ -78,6 +82,7 @@ impl Inspection {
             ovf_options: Vec::new(),
             members: Vec::new(),
             hardware: None,
+            machines: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -87,7 +92,7 @@ impl Inspection {
     pub fn of(primary: &Region, opened: Result<Source, Error>) -> Self {
         let (name, size_bytes) = (primary.name().to_owned(), primary.len());
         match opened {
-            Ok(Source { format, disks, hardware, warnings, options, members, digests: _ }) => Self {
+            Ok(Source { format, disks, hardware, machines, warnings, options, members, digests: _ }) => Self {
                 name,
                 size_bytes,
                 format: Some(format),
@@ -97,6 +102,7 @@ impl Inspection {
                 ovf_options: options,
                 members: members.into_iter().map(|(name, size_bytes)| MemberInspection { name, size_bytes }).collect(),
                 hardware,
+                machines,
                 warnings,
             },
             Err(error) => Self {

@@ -2,11 +2,14 @@
 //! Opens whatever was dropped, by its content.
 
 use super::accepted::{Limits, Scratch, Source, SourceDisk};
+use super::checks::read_text;
 use super::disk::open_disk;
 use super::group;
 use super::packed::{Depth, Room, open_stream, open_tar, open_zip};
-use crate::conversion::file_name::extension;
+use crate::conversion::file_name::{extension, stem};
+use crate::conversion::machine::Machine;
 use crate::conversion::{Reason, Remedy, printable};
+use crate::disk::descriptor::{MAX_BYTES, vmx};
 use crate::disk::detect::{self, Content};
 use crate::disk::effort::Effort;
 use crate::disk::packed::Stream;
@@ -97,6 +100,7 @@ pub(super) fn open_files(primary: &Region, siblings: &[Region], room: &mut Room)
                 warnings: image.warnings(),
                 disks: vec![SourceDisk { member: name.to_owned(), image }],
                 hardware: None,
+                machines: machine_of(primary, siblings)?.into_iter().collect(),
                 digests: Vec::new(),
                 options: Vec::new(),
                 members,
@@ -117,4 +121,13 @@ fn refuse_lone_extent(region: &Region, content: Content) -> Result<(), Error> {
     );
     let refused = Error::refuse(Reason::MissingMember, name, message);
     Err(if descriptor::is_flat_extent(name) { refused.with_remedy(Remedy::BringDescriptor) } else { refused })
+}
+
+/// The machine of a VMX beside a VMDK, called alike.
+fn machine_of(primary: &Region, siblings: &[Region]) -> Result<Option<Machine>, Error> {
+    let name = primary.name();
+    let vmx = format!("{}.vmx", stem(name));
+    let found = siblings.iter().find(|region| region.name() == vmx && region.len() <= MAX_BYTES as u64);
+    let Some(vmx) = found.filter(|_| extension(name).eq_ignore_ascii_case("vmdk")) else { return Ok(None) };
+    Ok(Some(vmx::read(&read_text(vmx, MAX_BYTES)?, name)))
 }

@@ -1,173 +1,198 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The machine that an OVF describes.
+//! The machines that an OVF describes.
 //!
 //! Format: DSP0243, virtual hardware section, whose items carry the properties of CIM's
-//! `CIM_ResourceAllocationSettingData`; resource types from DSP8042.
+//! `CIM_ResourceAllocationSettingData`; resource types from DSP8042. Exporters add elements of their own: VMware,
+//! `VirtualBox`, oVirt, `XenCenter`, virt-v2v.
 
-use std::collections::BTreeMap;
+mod items;
+mod order;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod virtualbox;
 
 use roxmltree::Node;
 
+use self::items::Items;
 use super::parts::{OvfDisk, OvfFile};
-use super::xml::{attribute, children, is, unit_bytes};
+use super::xml::{attribute, children, is};
+use crate::conversion::machine::{Card, Description, MAX_MACHINES, Machine};
 use crate::conversion::report::{DiskController, Hardware, Nic};
 
-const PROCESSOR: u32 = 3;
-const MEMORY: u32 = 4;
-const IDE_CONTROLLER: u32 = 5;
-const SCSI_CONTROLLER: u32 = 6;
-const NETWORK_CARD: u32 = 10;
-const DISK: u32 = 17;
-const OTHER_STORAGE: u32 = 20;
+/// What an envelope says of its machines. Both name disks by [`OvfDisk::id`].
+pub(super) struct Described {
+    /// The only machine, as the first contract version knows it; `None` where there is none or are several.
+    pub hardware: Option<Hardware>,
+    /// Every machine.
+    pub machines: Vec<Machine>,
+}
 
-/// Reads the only virtual system; several have no hardware in common.
+/// Reads every virtual system, with the items of the deployment option `configuration`.
 pub(super) fn read(
     envelope: Node,
     configuration: Option<&str>,
     disks: &[OvfDisk],
     files: &[OvfFile],
     warnings: &mut Vec<String>,
-) -> Option<Hardware> {
-    let mut systems = envelope.descendants().filter(|n| is(*n, "VirtualSystem"));
-    let system = systems.next()?;
-    let others = systems.count();
-    if others > 0 {
-        warnings.push(format!("the OVF describes {} machines: their hardware is left out", others + 1));
-        return None;
+) -> Described {
+    let systems: Vec<Node> = envelope.descendants().filter(|node| is(*node, "VirtualSystem")).collect();
+    if systems.len() > 1 {
+        warnings.push(format!("the OVF describes {} machines: each gets files of its own", systems.len()));
     }
-    let mut hardware = Hardware {
-        name: child_text(system, "Name").or_else(|| attribute(system, "id").map(shortened)),
-        firmware: firmware(system),
+    if systems.len() > MAX_MACHINES {
+        warnings.push(format!("only the first {MAX_MACHINES} machines of the OVF are described"));
+    }
+    let envelope = Envelope { root: envelope, configuration, disks, files };
+    let mut hardware = None;
+    let mut machines = Vec::new();
+    for system in systems.iter().take(MAX_MACHINES) {
+        let items = children(*system, "VirtualHardwareSection").next().map(|section| Items::read(section, &envelope));
+        let items = items.unwrap_or_default();
+        machines.push(machine(*system, &items, &envelope).bounded());
+        if systems.len() == 1 {
+            hardware = Some(first_contract(*system, &items));
+        }
+    }
+    attach_the_rest(&mut machines, disks, warnings);
+    Described { hardware, machines }
+}
+
+/// What items refer to.
+struct Envelope<'a, 'i> {
+    root: Node<'a, 'i>,
+    configuration: Option<&'a str>,
+    disks: &'a [OvfDisk],
+    files: &'a [OvfFile],
+}
+
+fn machine(system: Node, items: &Items, envelope: &Envelope) -> Machine {
+    let mut machine = Machine {
+        described_by: Description::Ovf,
+        name: name(system),
         guest_os: guest_os(system),
+        annotation: annotation(system),
+        memory_mib: items.memory_mib,
+        tpm: items.tpm,
+        ..Machine::default()
+    };
+    items.add_processors(&mut machine);
+    settings::add(system, &mut machine);
+    order::add_disks(system, items, envelope, &mut machine);
+    machine.cards = cards(system, items);
+    items.add_doubts(&mut machine);
+    virtualbox::add(system, &mut machine);
+    drop_double_addresses(&mut machine);
+    machine
+}
+
+/// The machine as the first contract version describes it: controllers in the order of their items.
+fn first_contract(system: Node, items: &Items) -> Hardware {
+    let mut machine = Machine::default();
+    settings::add(system, &mut machine);
+    let mut hardware = Hardware {
+        name: name(system),
+        vcpus: items.vcpus,
+        memory_mib: items.memory_mib,
+        firmware: machine.firmware.map(|firmware| firmware.as_str().to_owned()),
+        guest_os: guest_os(system),
+        nics: items.cards.iter().map(items::CardItem::nic).collect(),
         ..Hardware::default()
     };
-    if let Some(section) = children(system, "VirtualHardwareSection").next() {
-        read_items(section, configuration, disks, files, &mut hardware);
+    let model = |nic: &Nic| Card { mac: nic.mac.clone(), ..Card::default() };
+    let mut cards: Vec<Card> = hardware.nics.iter().map(model).collect();
+    virtualbox::add_addresses(system, &mut cards);
+    for (nic, card) in hardware.nics.iter_mut().zip(cards) {
+        nic.mac = card.mac;
     }
-    add_virtualbox_addresses(system, &mut hardware.nics);
-    Some(hardware)
+    let mut attached: Vec<_> = items.disks.iter().collect();
+    attached.sort_by_key(|disk| (disk.unit, &disk.disk));
+    for controller in &items.controllers {
+        let behind = attached.iter().filter(|disk| disk.parent == controller.id);
+        hardware.disk_controllers.push(DiskController {
+            kind: controller.kind.first_contract().to_owned(),
+            model: controller.model.clone(),
+            disks: behind.map(|disk| disk.disk.clone()).collect(),
+        });
+    }
+    hardware
 }
 
-fn read_items(
-    section: Node,
-    configuration: Option<&str>,
-    disks: &[OvfDisk],
-    files: &[OvfFile],
-    hardware: &mut Hardware,
-) {
-    let mut controllers: BTreeMap<String, usize> = BTreeMap::new();
-    let mut attached: Vec<(String, u64, String)> = Vec::new();
-    let items =
-        section.children().filter(|n| ["Item", "StorageItem", "EthernetPortItem"].iter().any(|name| is(*n, name)));
-    for item in items.filter(|i| applies(*i, configuration)) {
-        let number = |name: &str| child_text(item, name).and_then(|t| t.parse::<u64>().ok());
-        let Some(kind) = child_text(item, "ResourceType").and_then(|t| t.parse().ok()) else { continue };
-        match kind {
-            PROCESSOR => {
-                let count = number("VirtualQuantity").and_then(|n| u32::try_from(n).ok());
-                hardware.vcpus = count.filter(|n| *n > 0);
-            }
-            MEMORY => hardware.memory_mib = memory_mib(item, number("VirtualQuantity")),
-            IDE_CONTROLLER | SCSI_CONTROLLER | OTHER_STORAGE => {
-                let model = child_text(item, "ResourceSubType");
-                let Some(kind) = controller_kind(kind, model.as_deref()) else { continue };
-                controllers.insert(child_text(item, "InstanceID").unwrap_or_default(), hardware.disk_controllers.len());
-                hardware.disk_controllers.push(DiskController { kind: kind.to_owned(), model, disks: Vec::new() });
-            }
-            NETWORK_CARD => hardware.nics.push(Nic {
-                mac: child_text(item, "Address"),
-                network: child_text(item, "Connection"),
-                model: child_text(item, "ResourceSubType"),
-            }),
-            DISK => {
-                let disk = child_text(item, "HostResource").and_then(|r| disk_id(&r, disks, files));
-                let parent = child_text(item, "Parent").unwrap_or_default();
-                attached.extend(disk.map(|id| (parent, number("AddressOnParent").unwrap_or(0), id)));
-            }
-            _ => {}
+fn cards(system: Node, items: &Items) -> Vec<Card> {
+    let mut cards: Vec<Card> = items.cards.iter().map(items::CardItem::card).collect();
+    virtualbox::add_addresses(system, &mut cards);
+    cards
+}
+
+/// Two cards with one address never work on one network: the second gets another one.
+fn drop_double_addresses(machine: &mut Machine) {
+    let mut known: Vec<String> = Vec::new();
+    let mut doubles = false;
+    for card in &mut machine.cards {
+        let Some(mac) = card.mac.clone() else { continue };
+        if known.contains(&mac) {
+            card.mac = None;
+            doubles = true;
+        } else {
+            known.push(mac);
         }
     }
-    attached.sort();
-    for (parent, _, disk) in attached {
-        if let Some(controller) = controllers.get(&parent) {
-            hardware.disk_controllers[*controller].disks.push(disk);
-        }
+    if doubles {
+        machine.doubt("two network cards have one address: the later one gets another");
     }
 }
 
-/// Whether `item` describes the machine: neither an item of another deployment option nor a bound of a range does.
-fn applies(item: Node, configuration: Option<&str>) -> bool {
-    let chosen = attribute(item, "configuration")
-        .is_none_or(|list| configuration.is_some_and(|wanted| list.split_whitespace().any(|c| c == wanted)));
-    chosen && attribute(item, "bound").is_none()
-}
-
-fn memory_mib(item: Node, quantity: Option<u64>) -> Option<u64> {
-    let unit = match child_text(item, "AllocationUnits") {
-        Some(unit) => unit_bytes(&unit)?,
-        None => 1 << 20,
-    };
-    let bytes = quantity?.checked_mul(unit)?;
-    Some(bytes.div_ceil(1 << 20)).filter(|mib| *mib > 0)
-}
-
-fn controller_kind(resource_type: u32, model: Option<&str>) -> Option<&'static str> {
-    let model = model.unwrap_or_default().to_ascii_lowercase();
-    match resource_type {
-        IDE_CONTROLLER => Some("ide"),
-        SCSI_CONTROLLER => Some("scsi"),
-        _ if model.contains("ahci") || model.contains("sata") => Some("sata"),
-        _ if model.contains("nvme") => Some("nvme"),
-        _ if model.contains("scsi") => Some("scsi"),
-        _ => None,
+/// Gives disks that no item attaches to the only machine; of several nobody knows which.
+fn attach_the_rest(machines: &mut [Machine], disks: &[OvfDisk], warnings: &mut Vec<String>) {
+    let is_attached = |id: &str| machines.iter().any(|m| m.disks.iter().any(|disk| disk.file == id));
+    let rest: Vec<String> = disks.iter().filter(|d| !is_attached(&d.id)).map(|d| d.id.clone()).collect();
+    if rest.is_empty() || machines.is_empty() {
+        return;
+    }
+    match machines {
+        [only] => order::append(only, rest),
+        _ => warnings.push(format!("{} disks of the OVF belong to none of its machines", rest.len())),
     }
 }
 
-/// The disk behind a host resource: `ovf:/disk/ID`, `/disk/ID`, or the file of one (`ovf:/file/ID`).
-fn disk_id(resource: &str, disks: &[OvfDisk], files: &[OvfFile]) -> Option<String> {
-    let path = resource.strip_prefix("ovf:").unwrap_or(resource);
-    let disk = match path.strip_prefix("/file/") {
-        Some(file) => disks.iter().find(|d| d.file.is_some_and(|f| files[f].id == file)),
-        None => path.strip_prefix("/disk/").and_then(|id| disks.iter().find(|d| d.id == id)),
-    };
-    disk.map(|d| d.id.clone())
-}
-
-/// `efi` or `bios`, where the OVF says: VMware's `Config` or `ExtraConfig` of key `firmware`, VirtualBox's `Firmware`.
-fn firmware(system: Node) -> Option<String> {
-    let said = system.descendants().find_map(|n| match n.tag_name().name() {
-        "Config" | "ExtraConfig" if attribute(n, "key").is_some_and(|k| k.eq_ignore_ascii_case("firmware")) => {
-            attribute(n, "value")
-        }
-        "Firmware" => attribute(n, "type"),
-        _ => None,
-    })?;
-    let efi = said.get(..3).is_some_and(|s| s.eq_ignore_ascii_case("efi")) || said.eq_ignore_ascii_case("uefi");
-    Some(if efi { "efi" } else { "bios" }.to_owned())
-}
-
-/// VirtualBox writes network cards without addresses. The addresses stand in a section of its own, in the same order.
-fn add_virtualbox_addresses(system: Node, nics: &mut [Nic]) {
-    let adapters = system.descendants().filter(|n| n.tag_name().name() == "Adapter");
-    let enabled = adapters.filter(|a| attribute(*a, "enabled").is_some_and(|e| e.eq_ignore_ascii_case("true")));
-    let addresses = enabled.filter_map(|a| attribute(a, "MACAddress")).map(shortened);
-    for (nic, address) in nics.iter_mut().filter(|nic| nic.mac.is_none()).zip(addresses) {
-        nic.mac = Some(address);
-    }
+fn name(system: Node) -> Option<String> {
+    child_text(system, "Name").or_else(|| attribute(system, "id").map(shortened))
 }
 
 fn guest_os(system: Node) -> Option<String> {
     let section = children(system, "OperatingSystemSection").next()?;
     let vmware = attribute(section, "osType").map(shortened);
-    vmware.or_else(|| child_text(section, "Description")).or_else(|| attribute(section, "id").map(shortened))
+    let said = vmware.or_else(|| child_text(section, "Description"));
+    said.or_else(|| child_text(section, "OSType")).or_else(|| attribute(section, "id").map(shortened))
 }
 
-fn child_text<'a>(node: Node<'a, '_>, name: &'a str) -> Option<String> {
-    let found = children(node, name).next()?;
-    found.text().map(str::trim).filter(|t| !t.is_empty()).map(shortened)
+/// VMware's annotation section; oVirt's and `VirtualBox`'s description.
+fn annotation(system: Node) -> Option<String> {
+    let section = children(system, "AnnotationSection").next().and_then(|s| long_text(s, "Annotation"));
+    let virtualbox = || children(system, "Machine").find_map(|machine| long_text(machine, "Description"));
+    section.or_else(|| long_text(system, "Description")).or_else(virtualbox)
+}
+
+fn long_text(node: Node, name: &str) -> Option<String> {
+    text_of(node, name).map(|text| text.chars().take(crate::conversion::machine::MAX_ANNOTATION).collect())
+}
+
+/// Text of a child, whatever the case of its name: oVirt writes `InstanceId`.
+fn child_text(node: Node, name: &str) -> Option<String> {
+    text_of(node, name).map(shortened)
+}
+
+fn text_of<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
+    let found = node.children().find(|n| n.tag_name().name().eq_ignore_ascii_case(name))?;
+    found.text().map(str::trim).filter(|text| !text.is_empty())
 }
 
 /// Cuts a name or a model for a report at 256 characters: no real one is longer.
 fn shortened(text: &str) -> String {
     text.chars().take(256).collect()
+}
+
+/// The words for true that exporters write.
+fn is_true(text: &str) -> bool {
+    ["true", "1", "yes"].iter().any(|word| text.trim().eq_ignore_ascii_case(word))
 }

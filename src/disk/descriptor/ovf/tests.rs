@@ -172,12 +172,12 @@ fn only_the_default_deployment_option_counts() {
 }
 
 #[test]
-fn several_machines_lose_their_hardware_and_keep_their_disks() {
+fn disks_that_no_machine_of_several_has_stay() {
     let disks = "<Disk diskId='d' capacity='512'/>";
     let text =
         envelope("", disks, "<VirtualSystemCollection><VirtualSystem/><VirtualSystem/></VirtualSystemCollection>");
     let ovf = parse("vm.ovf", text.as_bytes(), None).unwrap();
-    assert_eq!((ovf.hardware, ovf.disks.len(), ovf.warnings.len()), (None, 1, 1));
+    assert_eq!((ovf.hardware, ovf.machines.len(), ovf.disks.len(), ovf.warnings.len()), (None, 2, 1, 2));
 }
 
 #[test]
