@@ -5,6 +5,7 @@
 #   build.sh kubernetes [BINARY...]     etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl
 #   build.sh helm
 #   build.sh kubeconform
+#   build.sh kubevirt                  judges manifests by KubeVirt's own code (tools/kubevirt/main.go)
 #
 # They are kept in a cache keyed by the module's checksums. Those that KUBEBUILDER_ASSETS holds are taken from there.
 # The modules were made with `go mod edit -tool=… && go mod tidy`; k8s.io/kubernetes asks for its staging modules at
@@ -15,12 +16,12 @@ module=${1:?usage: build.sh MODULE [BINARY...]}
 shift
 case $module in
   kubernetes) all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl) ;;
-  helm | kubeconform) all=("$module") ;;
+  helm | kubeconform | kubevirt) all=("$module") ;;
   *) die "$module: no such module below tools/" ;;
 esac
 [ $# -gt 0 ] || set -- "${all[@]}"
 
-key=$(cat "$here/tools/$module/go.mod" "$here/tools/$module/go.sum" | sha256sum | cut -c1-16)
+key=$(cat "$here/tools/$module/"* | sha256sum | cut -c1-16)
 bin=$cache/$module-$key
 mkdir -p "$bin"
 exec 8>"$bin/.lock"
@@ -41,6 +42,7 @@ for name in "$@"; do
   case $name in
     etcd) package=go.etcd.io/etcd/server/v3 flags= ;;
     helm) package=helm.sh/helm/v4/cmd/helm flags= ;;
+    kubevirt) package=. flags= ;;
     kubeconform) package=github.com/yannh/kubeconform/cmd/kubeconform flags= ;;
     *) package=k8s.io/kubernetes/cmd/$name flags=$stamp ;;
   esac
