@@ -4,7 +4,7 @@
 pub mod admission;
 pub(crate) mod claim;
 pub mod contract;
-pub(crate) mod domain;
+pub mod emit;
 pub(crate) mod failure;
 pub(crate) mod file_name;
 pub mod guest;
@@ -22,7 +22,7 @@ pub(crate) mod verdict;
 
 pub use claim::{Alone, Claim, Member, Stamp, Witness};
 pub use contract::CONTRACT_VERSION;
-pub use domain::domain_xml;
+pub use emit::{Emit, Platform};
 pub use failure::{Class, Failure, Phase, Reason, Stage, chain};
 pub use file_name::stem;
 pub use hex::hex;

@@ -19,7 +19,7 @@
 //! ```
 
 use crate::conversion::admission::RunState;
-use crate::conversion::{Attempt, Claim, ConversionId, ConversionStatus, Failure, Metadata, Progress};
+use crate::conversion::{Attempt, Claim, ConversionId, ConversionStatus, Emit, Failure, Metadata, Progress};
 use crate::ledger::ConversionRow;
 
 pub mod process;
@@ -46,8 +46,8 @@ pub struct Request {
     pub path: String,
     /// Names of the other members, beside it; empty where its descriptor names them.
     pub companions: Vec<String>,
-    /// Whether domain.xml is wanted; `None`: as the queue says.
-    pub emit_domain_xml: Option<bool>,
+    /// Platforms that files are wanted for; `None`: as the queue says.
+    pub emit: Option<Emit>,
     /// Why it can't be converted, where that shows without a look at its files.
     pub unfit: Option<Failure>,
 }

@@ -21,4 +21,5 @@ done < <(. "$here/environment.sh" && missing_for_a_node)
 command -v buildah >/dev/null || left_out "pods on a real node (Debian: buildah)"
 command -v openssl >/dev/null || left_out "the whole cluster suite (Debian: openssl)"
 "$here/go.sh" >/dev/null 2>&1 || left_out "the whole cluster suite: its API server is built with Go 1.26, or fetched by an older one (Debian: golang-go; KUBEBUILDER_ASSETS or KUBECONFIG name one that is there)"
+"$here/go.sh" >/dev/null 2>&1 || left_out "KubeVirt's own validation of virtualmachine.yaml (Debian: golang-go)"
 exit 0

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Config, Deduplication, yaml};
+use crate::conversion::Platform;
 use crate::conversion::options::ByteSize;
 use crate::notification::Encryption;
 
@@ -32,6 +33,7 @@ struct Effective {
     compress_level: Option<u32>,
     checksum: bool,
     to_output: Option<String>,
+    emit: Vec<&'static str>,
     emit_domain_xml: bool,
     vm_name: Option<String>,
     vm_memory: Option<u64>,
@@ -120,7 +122,8 @@ fn effective(config: &Config) -> Effective {
         compress_level: conversion.compress_level,
         checksum: conversion.checksum,
         to_output: conversion.to_output.clone(),
-        emit_domain_xml: conversion.emit_domain_xml,
+        emit: conversion.emit.platforms().map(Platform::as_str).collect(),
+        emit_domain_xml: conversion.emit.contains(Platform::Libvirt),
         vm_name: domain.name.clone(),
         vm_memory: domain.memory_mib,
         vm_vcpus: domain.vcpus,

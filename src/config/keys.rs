@@ -46,6 +46,7 @@ pub(super) const KEYS: &[Key] = &[
     key("", "compress_level", &[]),
     key("", "checksum", &[]),
     key("", "to_output", &[]),
+    key("", "emit", &[]),
     key("", "emit_domain_xml", &[]),
     key("", "vm_name", &[]),
     key("", "vm_memory", &["memory"]),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::conversion::options::DomainOptions;
 use crate::conversion::retention::Retention;
-use crate::conversion::{Compression, OutputFormat};
+use crate::conversion::{Compression, Emit, OutputFormat};
 use crate::notification::{Encryption, WebhookKind};
 
 fn nothing(_: &str) -> Option<String> {
@@ -166,7 +166,7 @@ notifications:
             compress_level: Some(19),
             max_virtual_size: 2 << 40,
             checksum: true,
-            emit_domain_xml: true,
+            emit: Emit::domain_xml(true),
             to_output: Some("disk.qcow2".to_owned()),
             domain: DomainOptions {
                 name: Some("web01".to_owned()),
@@ -324,7 +324,7 @@ fn settings_that_contradict_each_other_are_warned_about() {
         (
             "vm_vcpus: 2",
             "settings of the domain (vm_name, vm_memory, vm_vcpus, vm_uefi, machine, disk_bus, net_model, \
-             libvirt_network) have no effect: emit_domain_xml is false",
+             libvirt_network) have no effect: emit_domain_xml is false and emit is empty",
         ),
         (
             "enable_deduplication: false\ndeduplication_use_md5: true",
@@ -422,6 +422,8 @@ fn what_check_config_prints_can_be_loaded() {
         "",
         "compress: zstd\nmax_virtual_size: 123456789\nfile_stable_timeout: 0.5\nverbose: 1",
         "emit_domain_xml: true\nvm_uefi: true",
+        "emit: [proxmox, kubevirt]",
+        "emit: openstack",
     ] {
         let config = load_text(text);
         assert_eq!(load_text(&config.to_yaml()), config, "{}", config.to_yaml());

@@ -15,7 +15,7 @@ use super::{Config, Deduplication, overlap, yaml};
 use crate::conversion::lifecycle::RetryPolicy;
 use crate::conversion::options::{ByteSize, DomainOptions};
 use crate::conversion::retention::Retention;
-use crate::conversion::{Compression, ConversionOptions, OutputFormat};
+use crate::conversion::{Compression, ConversionOptions, Emit, OutputFormat, Platform};
 use crate::notification::{EmailConfig, Encryption, NotificationConfig, Secret, WebhookConfig, WebhookKind};
 
 /// Longest time that can be configured, in seconds: a longer one is a mistake.
@@ -106,12 +106,12 @@ fn conversion(layers: &mut Layers) -> Result<ConversionOptions, ConfigError> {
     if compress == Compression::None && compress_level.is_some() {
         layers.warn("compress_level has no effect: compress is none".to_owned());
     }
-    let emit_domain_xml = flag(layers, "", "emit_domain_xml")?.unwrap_or(default.emit_domain_xml);
+    let emit = emit(layers)?;
     let domain = domain(layers)?;
-    if !emit_domain_xml && domain != DomainOptions::default() {
+    if emit.is_empty() && domain != DomainOptions::default() {
         layers.warn(
             "settings of the domain (vm_name, vm_memory, vm_vcpus, vm_uefi, machine, disk_bus, net_model, \
-                     libvirt_network) have no effect: emit_domain_xml is false"
+                     libvirt_network) have no effect: emit_domain_xml is false and emit is empty"
                 .to_owned(),
         );
     }
@@ -128,7 +128,7 @@ fn conversion(layers: &mut Layers) -> Result<ConversionOptions, ConfigError> {
         })?
         .unwrap_or(default.max_virtual_size),
         checksum: flag(layers, "", "checksum")?.unwrap_or(default.checksum),
-        emit_domain_xml,
+        emit,
         to_output: read(layers, "", "to_output", "a file name without directories", |value| {
             let name = value.as_str()?;
             let plain = !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.') && name.len() <= 200;
@@ -136,6 +136,18 @@ fn conversion(layers: &mut Layers) -> Result<ConversionOptions, ConfigError> {
         })?,
         domain,
     })
+}
+
+/// Platforms that files are written for; `emit_domain_xml` adds libvirt.
+fn emit(layers: &mut Layers) -> Result<Emit, ConfigError> {
+    let allowed = "a list of libvirt, kubevirt, proxmox and openstack";
+    let platform = |value: &Value| value.as_str().and_then(Platform::from_word);
+    let listed = read(layers, "", "emit", allowed, |value| match value {
+        Value::Array(list) => list.iter().map(platform).collect::<Option<Emit>>(),
+        one => Some(Emit::from_iter([platform(one)?])),
+    })?;
+    let is_wanted = flag(layers, "", "emit_domain_xml")?.unwrap_or(false);
+    Ok(listed.unwrap_or_default().with_domain_xml(is_wanted.then_some(true)))
 }
 
 fn compression(layers: &mut Layers) -> Result<Option<Compression>, ConfigError> {

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConversionId;
+use super::emit::Emit;
 use super::file_name::stem;
 
 /// What told that an artifact had arrived whole, the weakest last.
@@ -111,9 +112,10 @@ pub struct Claim {
     /// Fingerprint of the members' content, in the order of their names; absent where nobody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
-    /// Whether domain.xml is written beside the disks; present where the conversion differs from its queue.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub emit_domain_xml: Option<bool>,
+    /// Platforms that files are written for; present where the conversion differs from its queue. Claims of the first
+    /// contract version say `emitDomainXml`.
+    #[serde(default, alias = "emitDomainXml", skip_serializing_if = "Option::is_none")]
+    pub emit: Option<Emit>,
     /// Date in the names of the directories that get the output and the source, `YYYY-MM-DD`, chosen at the claim.
     pub date: String,
 }

@@ -8,7 +8,10 @@ use super::{Attempt, ConversionId};
 
 /// Version of the files that workers and watchers exchange: claim.json, metadata.json, failure.json,
 /// progress.json and the termination message. Old workers meet new watchers during an upgrade.
-pub const CONTRACT_VERSION: u32 = 1;
+///
+/// 1: the first. 2: metadata.json lists machines, claim.json names platforms. A claim tells what its watcher knows, and
+/// the worker writes no newer metadata.json than that; a watcher reads all that are not newer than its own.
+pub const CONTRACT_VERSION: u32 = 2;
 
 /// Name of a claim's record in its directory.
 pub const CLAIM_FILE: &str = "claim.json";
@@ -21,13 +24,11 @@ pub const DIGESTED_FILE: &str = "digested.json";
 /// Name of the folder, with markers, that an earlier attempt left and a later one may go on with.
 pub const KEPT_DIR: &str = "kept";
 /// Longest marker that is read, in bytes.
-pub const MAX_MARKER_BYTES: usize = 1 << 20;
+pub const MAX_MARKER_BYTES: usize = 4 << 20;
 /// Name of a failed attempt's report in its work directory.
 pub const FAILURE_FILE: &str = "failure.json";
 /// Name of a running attempt's progress in its work directory.
 pub const PROGRESS_FILE: &str = "progress.json";
-/// Name of the libvirt domain beside published disks.
-pub const DOMAIN_FILE: &str = "domain.xml";
 
 /// Longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::emit::Emit;
+
 /// Format of the converted disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -74,12 +76,14 @@ pub struct ConversionOptions {
     pub max_virtual_size: u64,
     /// Whether each output's SHA-256 is reported.
     pub checksum: bool,
-    /// Whether a libvirt domain is written beside the disks at publication.
-    pub emit_domain_xml: bool,
+    /// Platforms that files are written for, beside the disks, at publication. A worker is told as its first contract
+    /// version knows it, and writes none of them.
+    #[serde(rename = "emitDomainXml", alias = "emit", serialize_with = "Emit::as_flag")]
+    pub emit: Emit,
     /// Name of the output instead of the source's, with or without the format's extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_output: Option<String>,
-    /// Settings of domain.xml that override the source's.
+    /// Settings of the machine that override the source's.
     pub domain: DomainOptions,
 }
 
@@ -91,7 +95,7 @@ impl Default for ConversionOptions {
             compress_level: None,
             max_virtual_size: DEFAULT_MAX_VIRTUAL_SIZE,
             checksum: false,
-            emit_domain_xml: false,
+            emit: Emit::default(),
             to_output: None,
             domain: DomainOptions::default(),
         }
@@ -101,7 +105,8 @@ impl Default for ConversionOptions {
 /// 64 TiB: the largest VMDK that vSphere makes is 62 TiB, a VHDX ends at 64 TiB.
 pub const DEFAULT_MAX_VIRTUAL_SIZE: u64 = 64 << 40;
 
-/// Settings of the libvirt domain; absent ones come from the OVF, else from defaults.
+/// Settings of the machine in the files that are written beside the disks; absent ones come from the source, else from
+/// defaults. Name, memory, processors and firmware are every platform's, the others libvirt's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DomainOptions {
@@ -117,10 +122,10 @@ pub struct DomainOptions {
     /// Machine type (q35 unless set).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Disks' bus (virtio unless set).
+    /// Bus of every disk (unless set, what the guest can drive).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bus: Option<String>,
-    /// Network cards' model (virtio unless set).
+    /// Model of every network card (unless set, what the guest can drive).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub net_model: Option<String>,
     /// Libvirt network of every card (`default` unless set).

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Stage};
+use super::machine::Machine;
 use super::options::OutputFormat;
 
 /// Content of metadata.json, the last file written into a work directory: it makes the directory complete. A
@@ -23,9 +24,14 @@ pub struct Metadata {
     pub duration_ms: u64,
     pub source: SourceReport,
     pub disks: Vec<DiskReport>,
-    /// Hardware that the OVF describes; absent without one.
+    /// Hardware that the OVF describes, as the first contract version knows it; absent without an OVF or where that
+    /// describes several machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
+    /// The machines that the disks belong to, with what they get on KVM: one, unless an OVF describes several. Empty in
+    /// reports of the first contract version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<Machine>,
     /// Further files that belong to the result, by base name (none today besides the disks).
     #[serde(default)]
     pub side_files: Vec<String>,

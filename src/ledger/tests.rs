@@ -31,7 +31,7 @@ fn claim(name: &str, random: u32) -> Claim {
         claimed_at: at(1_000),
         complete_by: None,
         fingerprint: None,
-        emit_domain_xml: None,
+        emit: None,
         date: "1970-01-01".to_owned(),
     }
 }

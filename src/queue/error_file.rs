@@ -214,7 +214,7 @@ mod tests {
             claimed_at: Timestamp::UNIX_EPOCH,
             complete_by: None,
             fingerprint: None,
-            emit_domain_xml: None,
+            emit: None,
             date: "2026-01-17".to_owned(),
         };
         let failure = Failure::new(Reason::SourceIO, "vm.vmdk: cannot read at byte 7").at_stage(Stage::Copy);

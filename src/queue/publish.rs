@@ -22,7 +22,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, fstat};
 use rustix::io::Errno;
 
-use crate::conversion::contract::{DOMAIN_FILE, METADATA_FILE};
+use crate::conversion::contract::METADATA_FILE;
+use crate::conversion::emit::{self, Emitted};
+use crate::conversion::machine::{MAX_MACHINES, Machine};
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
 use crate::files::moves::{self, MoveError};
 use crate::files::paths::{Paths, is_plain_name};
@@ -30,7 +32,7 @@ use crate::files::store::{self, StoreError};
 use crate::files::waste;
 
 /// Longest metadata.json that is read.
-pub const MAX_METADATA_BYTES: usize = 64 << 10;
+pub const MAX_METADATA_BYTES: usize = 4 << 20;
 
 /// Longest warning, and the largest number of them, that are kept.
 const MAX_WARNING: usize = 1024;
@@ -51,8 +53,12 @@ pub enum PublishError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot write domain.xml")]
-    Domain(#[source] StoreError),
+    #[error("cannot write {name}")]
+    Emit {
+        name: String,
+        #[source]
+        source: StoreError,
+    },
     #[error("cannot publish {}", .path.display())]
     Move {
         path: PathBuf,
@@ -131,11 +137,13 @@ pub fn is_published(target: &Path) -> bool {
 
 impl Finished {
     /// Makes the folder ready to be delivered, and brings it to disk: removes what metadata.json does not name, and
-    /// writes domain.xml with this text, if any. Safe to repeat.
-    pub fn seal(&self, domain: Option<&str>) -> Result<(), PublishError> {
+    /// writes these files of platforms. Safe to repeat.
+    pub fn seal(&self, emitted: &[Emitted]) -> Result<(), PublishError> {
         self.strip()?;
-        if let Some(text) = domain {
-            store::write(&self.inside().join(DOMAIN_FILE), text.as_bytes()).map_err(PublishError::Domain)?;
+        for file in emitted {
+            let path = self.inside().join(&file.name);
+            store::write(&path, file.text.as_bytes())
+                .map_err(|source| PublishError::Emit { name: file.name.clone(), source })?;
         }
         let syncing = |source| PublishError::Move { path: self.folder.clone(), source };
         // Even where nothing was removed: an earlier run may have died before its removals were on the disk.
@@ -183,7 +191,7 @@ fn read(dir: impl AsFd, path: &Path, id: Option<&ConversionId>) -> Result<(Metad
     let bytes = store::read_untrusted(dir.as_fd(), path, METADATA_FILE, MAX_METADATA_BYTES).map_err(|e| chain(&e))?;
     let mut metadata: Metadata =
         serde_json::from_slice(&bytes).map_err(|e| format!("metadata.json is not what it should be: {e}"))?;
-    if metadata.contract_version != CONTRACT_VERSION {
+    if !(1..=CONTRACT_VERSION).contains(&metadata.contract_version) {
         return Err(format!("metadata.json has version {}, not {CONTRACT_VERSION}", metadata.contract_version));
     }
     if id.is_some_and(|id| metadata.id != id.as_str()) {
@@ -195,7 +203,7 @@ fn read(dir: impl AsFd, path: &Path, id: Option<&ConversionId>) -> Result<(Metad
     let mut named = BTreeSet::new();
     let files = metadata.disks.iter().map(|d| &d.file).chain(&metadata.side_files);
     for name in files {
-        if !is_plain_name(name) || name.starts_with('.') || [METADATA_FILE, DOMAIN_FILE].contains(&name.as_str()) {
+        if !is_plain_name(name) || name.starts_with('.') || name == METADATA_FILE || emit::is_reserved(name) {
             return Err(format!("metadata.json names {name:?}, which is no name for an output"));
         }
         if !named.insert(name.clone()) {
@@ -224,6 +232,8 @@ fn clamp(metadata: &mut Metadata) {
         disk.virtual_size_bytes = disk.virtual_size_bytes.min(MAX);
         disk.sha256 = disk.sha256.take().filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
     }
+    metadata.machines.truncate(MAX_MACHINES);
+    metadata.machines = std::mem::take(&mut metadata.machines).into_iter().map(Machine::bounded).collect();
     metadata.warnings.truncate(MAX_WARNINGS);
     for warning in &mut metadata.warnings {
         warning.truncate(warning.floor_char_boundary(MAX_WARNING));

@@ -257,6 +257,7 @@ fn attempt(
         directory: &folder,
         stem,
         id: claim.id.as_str(),
+        contract_version: claim.contract_version,
         options: &spec.options,
         ovf_option: None,
         threads: Some(places.threads),

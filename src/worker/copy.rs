@@ -12,14 +12,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::group::Group;
+use super::machines::machines;
 use super::marker::open_disk;
 use super::output::output_failure;
 use super::progress::Meter;
 use super::{contain, names};
+use crate::conversion::machine::Drivers;
 use crate::conversion::options::ByteSize;
 use crate::conversion::report::{DiskReport, Hardware, SourceReport};
 use crate::conversion::{
-    CONTRACT_VERSION, Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Remedy, Stage,
+    Compression, ConversionOptions, Failure, Metadata, OutputFormat, Phase, Reason, Remedy, Stage,
 };
 use crate::disk::manifest::{self, Expected, Outcome};
 use crate::disk::source::{self, Limits, Source, SourceDisk};
@@ -40,6 +42,8 @@ pub struct Conversion<'a> {
     pub stem: &'a str,
     /// The conversion's id; empty for a conversion by hand.
     pub id: &'a str,
+    /// Version of the report that is asked for.
+    pub contract_version: u32,
     pub options: &'a ConversionOptions,
     /// The deployment option of an OVF; absent: its default one.
     pub ovf_option: Option<&'a str>,
@@ -135,7 +139,7 @@ pub(super) fn copy<E: From<Failure>>(
         group.check_unchanged()?;
     }
     let report = Metadata {
-        contract_version: CONTRACT_VERSION,
+        contract_version: conversion.contract_version,
         id: conversion.id.to_owned(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         start_time,
@@ -148,6 +152,11 @@ pub(super) fn copy<E: From<Failure>>(
             sha256: None,
         },
         hardware: source.hardware.clone().map(|hardware| by_output(hardware, &disks)),
+        machines: if conversion.contract_version < 2 {
+            Vec::new()
+        } else {
+            machines(&source, &disks, Drivers::default())
+        },
         disks,
         side_files: Vec::new(),
         warnings: source.warnings_after_copy(),

@@ -15,7 +15,7 @@ use crate::conversion::contract::{
     COPIED_FILE, DIGESTED_FILE, KEPT_DIR, MAX_MARKER_BYTES, METADATA_FILE, VERIFIED_FILE,
 };
 use crate::conversion::hex::hex;
-use crate::conversion::{CONTRACT_VERSION, Claim, ConversionOptions, Failure, Metadata, Reason, chain};
+use crate::conversion::{Claim, ConversionOptions, Failure, Metadata, Reason, chain};
 use crate::files::store;
 
 /// A step of an attempt, in the order in which they are made.
@@ -61,6 +61,7 @@ pub struct Markers<'a> {
     folder: &'a Path,
     id: &'a str,
     claim: String,
+    contract_version: u32,
     options: &'a ConversionOptions,
     /// The step after which the process dies; only tests ask for that.
     dies_after: Option<Step>,
@@ -70,7 +71,14 @@ impl<'a> Markers<'a> {
     /// Markers in `folder` that are valid for this claim and these options only.
     #[must_use]
     pub fn new(folder: &'a Path, claim: &'a Claim, options: &'a ConversionOptions, dies_after: Option<Step>) -> Self {
-        Self { folder, id: claim.id.as_str(), claim: digest(claim), options, dies_after }
+        Self {
+            folder,
+            id: claim.id.as_str(),
+            claim: digest(claim),
+            contract_version: claim.contract_version,
+            options,
+            dies_after,
+        }
     }
 
     /// Makes the folder ready. An earlier run of this attempt may have left it, or an earlier attempt may have left a
@@ -109,7 +117,7 @@ impl<'a> Markers<'a> {
         let is_ours = claim == self.claim
             && options == *self.options
             && report.id == self.id
-            && report.contract_version == CONTRACT_VERSION
+            && report.contract_version == self.contract_version
             && report.tool_version == env!("CARGO_PKG_VERSION");
         let is_whole =
             !report.disks.is_empty() && report.disks.iter().all(|disk| open_disk(folder, &disk.file).is_ok());

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::group::Group;
 use super::output::{output_failure, sync_directory};
-use crate::conversion::domain::domain_xml;
+use crate::conversion::emit::{self, Emit};
 use crate::conversion::options::DomainOptions;
 use crate::conversion::{Failure, Metadata};
 
@@ -40,7 +40,8 @@ impl From<Failure> for PlaceError {
 pub struct Placed {
     /// One path for each disk, in the report's order.
     pub disks: Vec<PathBuf>,
-    pub domain: Option<PathBuf>,
+    /// The files of platforms.
+    pub emitted: Vec<PathBuf>,
 }
 
 /// Which output is wanted where.
@@ -52,8 +53,10 @@ pub struct Target<'a> {
     pub stem: &'a str,
     /// Whether existing files are replaced.
     pub replace: bool,
-    /// Settings of the libvirt domain to write, if any.
-    pub domain: Option<&'a DomainOptions>,
+    /// Platforms that files are written for.
+    pub emit: &'a Emit,
+    /// Settings of the machine in them.
+    pub domain: &'a DomainOptions,
 }
 
 /// Refuses names that are taken before an hour's work is done for them; for names that are free now, [`place`] decides.
@@ -66,7 +69,7 @@ pub fn check(target: &Target<'_>, group: &Group, names: &[String]) -> Result<(),
         return Err(PlaceError::Several { name: group.primary.name().to_owned(), disks: names.len() });
     }
     let disks = names.iter().map(|name| target.disk(name));
-    for path in disks.chain(target.domain.map(|_| target.domain_path())) {
+    for path in disks.chain(target.emitted()) {
         let Ok(there) = path.symlink_metadata() else { continue };
         if group.holds(&path) {
             return Err(PlaceError::Source(path));
@@ -86,12 +89,13 @@ impl Target<'_> {
         self.file.map_or_else(|| self.directory.join(name), Path::to_path_buf)
     }
 
-    fn domain_path(&self) -> PathBuf {
-        self.directory.join(format!("{}.xml", self.stem))
+    /// Places of the files of platforms, as far as they are known before: those of one machine.
+    fn emitted(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        emit::names(self.emit, emit::Names::Beside(self.stem)).into_iter().map(|name| self.directory.join(name))
     }
 }
 
-/// Moves the finished disks from `scratch` to their places, and writes the domain; `metadata` then has their new names.
+/// Moves the finished disks from `scratch` to their places, and writes the files of platforms; `metadata` then has their new names.
 /// On an error nothing new is left.
 ///
 /// # Errors
@@ -104,18 +108,23 @@ pub fn place(scratch: &Path, metadata: &mut Metadata, target: &Target<'_>) -> Re
         let path = target.disk(&disk.file);
         moves.push((scratch.join(&disk.file), path.clone()));
         if let Some(name) = path.file_name() {
-            disk.file = name.to_string_lossy().into_owned();
+            let name = name.to_string_lossy().into_owned();
+            let of_machines = metadata.machines.iter_mut().flat_map(|machine| &mut machine.disks);
+            for of_machine in of_machines.filter(|of_machine| of_machine.file == disk.file) {
+                of_machine.file.clone_from(&name);
+            }
+            disk.file = name;
         }
         placed.disks.push(path);
     }
-    if let Some(domain) = target.domain {
-        let path = target.domain_path();
-        let absolute = fs::canonicalize(target.directory).map_err(|e| output_failure(target.directory, &e))?;
-        let made = scratch.join("domain.xml");
-        let xml = domain_xml(metadata, domain, &absolute.to_string_lossy());
-        fs::write(&made, xml).map_err(|e| output_failure(&made, &e))?;
+    let absolute = fs::canonicalize(target.directory).map_err(|e| output_failure(target.directory, &e))?;
+    let names = emit::Names::Beside(target.stem);
+    for file in emit::files(metadata, target.emit, target.domain, &absolute.to_string_lossy(), names) {
+        let made = scratch.join(&file.name);
+        fs::write(&made, file.text).map_err(|e| output_failure(&made, &e))?;
+        let path = target.directory.join(file.name);
         moves.push((made, path.clone()));
-        placed.domain = Some(path);
+        placed.emitted.push(path);
     }
     move_all(&moves, target.replace)?;
     sync_directory(target.directory)?;

@@ -10,6 +10,7 @@ mod daemon;
 mod faults;
 mod guest;
 mod hyper2kvmctl;
+mod machines;
 mod notification;
 mod page;
 mod transfer;

@@ -9,11 +9,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
 use hyper2kvm::conversion::{
-    Compression, ConversionOptions, Failure, Metadata, OutputFormat, Progress, Reason, Remedy, printable,
-    printable_json, stem,
+    CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress, Reason,
+    Remedy, printable, printable_json, stem,
 };
 use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
@@ -68,7 +69,11 @@ pub(crate) struct Arguments {
     /// Take this deployment option of an OVF [default: the one that it marks as default]
     #[arg(long, value_name = "NAME")]
     ovf_option: Option<String>,
-    /// Write a libvirt domain, {stem}.xml, beside the disks
+    /// Write files that run the disks beside them: libvirt ({stem}.xml), kubevirt ({stem}.virtualmachine.yaml),
+    /// proxmox ({stem}.proxmox.sh), openstack ({stem}.glance.json, {stem}.openstack.sh)
+    #[arg(long, value_name = "PLATFORM,…", value_delimiter = ',')]
+    emit: Vec<Wanted>,
+    /// The same as --emit libvirt
     #[arg(long)]
     emit_domain_xml: bool,
     /// Report each output's SHA-256 (reads it once more)
@@ -103,6 +108,22 @@ enum Compress {
     Zlib,
     Zstd,
     ZlibStrict,
+}
+
+/// A platform as an argument.
+#[derive(Clone, Copy, Debug)]
+struct Wanted(Platform);
+
+impl ValueEnum for Wanted {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [Wanted; 4] =
+            [Wanted(Platform::ALL[0]), Wanted(Platform::ALL[1]), Wanted(Platform::ALL[2]), Wanted(Platform::ALL[3])];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.as_str()))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -254,6 +275,7 @@ fn convert_into(
         directory: place.scratch,
         stem: place.stem,
         id: "",
+        contract_version: CONTRACT_VERSION,
         options: &options,
         ovf_option: arguments.ovf_option.as_deref(),
         doubtful: Vec::new(),
@@ -285,7 +307,8 @@ fn target<'a>(
         file: arguments.output.as_deref(),
         stem,
         replace: arguments.force,
-        domain: options.emit_domain_xml.then_some(&options.domain),
+        emit: &options.emit,
+        domain: &options.domain,
     }
 }
 
@@ -411,7 +434,12 @@ fn options(arguments: &Arguments) -> ConversionOptions {
         compress_level: arguments.compress_level,
         max_virtual_size: arguments.max_virtual_size.0,
         checksum: arguments.checksum,
-        emit_domain_xml: arguments.emit_domain_xml,
+        emit: arguments
+            .emit
+            .iter()
+            .map(|platform| platform.0)
+            .collect::<Emit>()
+            .with_domain_xml(arguments.emit_domain_xml.then_some(true)),
         to_output: None,
         domain: DomainOptions::default(),
     }
@@ -501,7 +529,8 @@ fn report(arguments: &Arguments, metadata: &Metadata, placed: &Placed) -> ExitCo
 
 #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
 fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Result<()> {
-    for warning in &metadata.warnings {
+    let unsure = doubts(metadata).filter(|_| !placed.emitted.is_empty());
+    for warning in metadata.warnings.iter().chain(unsure) {
         writeln!(out, "warning: {}", printable(warning))?;
     }
     for (disk, path) in metadata.disks.iter().zip(&placed.disks) {
@@ -511,8 +540,13 @@ fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Re
             writeln!(out, "  sha256 {sha256}")?;
         }
     }
-    if let Some(domain) = &placed.domain {
-        writeln!(out, "{0}  libvirt domain: virsh define {0}", shown(domain))?;
+    for path in &placed.emitted {
+        let shown = shown(path);
+        match path.extension().and_then(OsStr::to_str) {
+            Some("xml") => writeln!(out, "{shown}  libvirt domain: virsh define {shown}")?,
+            Some("yaml") => writeln!(out, "{shown}  KubeVirt machine: kubectl apply -f {shown}")?,
+            _ => writeln!(out, "{shown}  its first lines say how to use it")?,
+        }
     }
     let seconds = metadata.duration_ms as f64 / 1000.0;
     let virtual_size: u64 = metadata.disks.iter().map(|d| d.virtual_size_bytes).sum();
@@ -527,4 +561,9 @@ fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Re
 
 fn shown(path: &Path) -> String {
     printable(&path.to_string_lossy()).into_owned()
+}
+
+/// What the machine files are unsure of; nobody asked for a machine where there are none.
+fn doubts(metadata: &Metadata) -> impl Iterator<Item = &String> {
+    metadata.machines.iter().flat_map(|machine| &machine.doubts)
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conditions;
 use super::settings::ConversionOverrides;
+use crate::conversion::machine::Machine;
 use crate::conversion::{ConversionStatus, OutputFormat, Stage, Witness};
 
 /// The conversion of one artifact, made by the watcher or by hand.
@@ -183,6 +184,10 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub outputs: Vec<Output>,
+    /// The machine that the disks belong to, and what was guessed or lost of it; of several machines the first, all are
+    /// in metadata.json.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// What this conversion repeated: the file, when it was converted, and the directory of its disks.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

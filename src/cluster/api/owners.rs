@@ -8,7 +8,7 @@
 //! | `ConversionJob` | controller | watcher |
 //! |---|---|---|
 //! | `observedGeneration`, `phase`, `attempts`, `earlierAttempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
-//! | `staged`, `progress`, `outputs`, `sourceLocation`, `duplicateOf`, `duration` | | ✓ |
+//! | `staged`, `progress`, `outputs`, `machine`, `sourceLocation`, `duplicateOf`, `duration` | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
 //! | conditions `Admitted`, `Converted`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
 //! | conditions `Published`, `Progressing`, `Succeeded` | | ✓ |
@@ -44,7 +44,7 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 18] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 19] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
@@ -55,6 +55,7 @@ pub(crate) mod tests {
         ("startTime", &[Controller]),
         ("staged", &[Watcher]),
         ("outputs", &[Watcher]),
+        ("machine", &[Watcher]),
         ("sourceLocation", &[Watcher]),
         ("duplicateOf", &[Watcher]),
         ("duration", &[Watcher]),

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::conversion::options::ByteSize;
-use crate::conversion::{Compression, ConversionOptions, OutputFormat};
+use crate::conversion::{Compression, ConversionOptions, Emit, OutputFormat, Platform};
 
 /// A value that the schema admits but the program can't use: an object stored before a rule was added.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +44,12 @@ pub struct ConversionSettings {
     pub compress_level: Option<u32>,
     /// Whether each disk's SHA-256 is reported in status and metadata.json.
     pub checksum: bool,
-    /// Whether a libvirt domain.xml is written beside the disks.
+    /// Platforms that files are written for, beside the disks: libvirt (domain.xml), kubevirt (virtualmachine.yaml),
+    /// proxmox (proxmox.sh), openstack (glance.json, openstack.sh).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "set"))]
+    pub emit: Vec<Platform>,
+    /// Whether a libvirt domain.xml is written beside the disks: the same as libvirt in emit.
     pub emit_domain_xml: bool,
     /// Largest virtual size of a disk that is accepted, such as 64Ti. Binary units alone: Ki, Mi, Gi, Ti, Pi.
     #[schemars(
@@ -67,6 +72,7 @@ impl Default for ConversionSettings {
             compress: Compression::default(),
             compress_level: None,
             checksum: false,
+            emit: Vec::new(),
             emit_domain_xml: false,
             max_virtual_size: "64Ti".to_owned(),
             active_deadline_seconds: 86_400,
@@ -95,7 +101,11 @@ pub struct ConversionOverrides {
     /// Whether each disk's SHA-256 is reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checksum: Option<bool>,
-    /// Whether a libvirt domain.xml is written beside the disks.
+    /// Platforms that files are written for, beside the disks, instead of the queue's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "set"))]
+    pub emit: Option<Vec<Platform>>,
+    /// Whether a libvirt domain.xml is written beside the disks: adds libvirt to the platforms, or takes it away.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub emit_domain_xml: Option<bool>,
     /// Largest virtual size of a disk that is accepted, such as 64Ti.
@@ -114,7 +124,28 @@ pub struct ConversionOverrides {
     pub active_deadline_seconds: Option<u32>,
 }
 
+impl ConversionOverrides {
+    /// The platforms that files are written for, where `queue` is the queue's settings.
+    #[must_use]
+    pub fn emit(&self, queue: &ConversionSettings) -> Emit {
+        let listed = self.emit.as_ref().map(|platforms| platforms.iter().copied().collect());
+        listed.unwrap_or_else(|| queue.emit()).with_domain_xml(self.emit_domain_xml)
+    }
+
+    /// Whether it says anything about platforms.
+    #[must_use]
+    pub const fn names_platforms(&self) -> bool {
+        self.emit.is_some() || self.emit_domain_xml.is_some()
+    }
+}
+
 impl ConversionSettings {
+    /// The platforms that files are written for.
+    #[must_use]
+    pub fn emit(&self) -> Emit {
+        self.emit.iter().copied().collect::<Emit>().with_domain_xml(self.emit_domain_xml.then_some(true))
+    }
+
     /// The queue's settings with one conversion's overrides laid over them.
     ///
     /// An output format that can't be compressed takes the queue's compression away with it.
@@ -125,13 +156,19 @@ impl ConversionSettings {
             OutputFormat::Qcow2 => overrides.compress.unwrap_or(self.compress),
             OutputFormat::Raw | OutputFormat::Vdi => Compression::None,
         };
+        let (emit, emit_domain_xml) = if overrides.names_platforms() {
+            (overrides.emit(self).platforms().collect(), false)
+        } else {
+            (self.emit.clone(), self.emit_domain_xml)
+        };
         let level_of_queue = self.compress_level.filter(|_| compress == self.compress);
         Self {
             out_format,
             compress,
             compress_level: overrides.compress_level.or(level_of_queue).filter(|_| compress != Compression::None),
             checksum: overrides.checksum.unwrap_or(self.checksum),
-            emit_domain_xml: overrides.emit_domain_xml.unwrap_or(self.emit_domain_xml),
+            emit,
+            emit_domain_xml,
             max_virtual_size: overrides.max_virtual_size.clone().unwrap_or_else(|| self.max_virtual_size.clone()),
             active_deadline_seconds: overrides.active_deadline_seconds.unwrap_or(self.active_deadline_seconds),
         }
@@ -149,7 +186,7 @@ impl ConversionSettings {
             compress_level: self.compress_level,
             max_virtual_size: max.0,
             checksum: self.checksum,
-            emit_domain_xml: self.emit_domain_xml,
+            emit: self.emit(),
             ..ConversionOptions::default()
         })
     }

@@ -130,6 +130,24 @@ fn an_override_replaces_the_queue_s_word_and_nothing_else() {
 }
 
 #[test]
+fn an_override_replaces_the_platforms_and_the_flag_of_old_adds_or_takes_away_libvirt() {
+    use crate::conversion::Platform::{Kubevirt, Libvirt, Proxmox};
+    let queue = ConversionSettings { emit: vec![Proxmox], emit_domain_xml: true, ..ConversionSettings::default() };
+    for (emit, emit_domain_xml, platforms) in [
+        (None, None, &[Libvirt, Proxmox][..]),
+        (Some(vec![Kubevirt]), None, &[Kubevirt]),
+        (Some(vec![]), None, &[]),
+        (Some(vec![Kubevirt]), Some(true), &[Libvirt, Kubevirt]),
+        (None, Some(false), &[Proxmox]),
+    ] {
+        let overrides = ConversionOverrides { emit, emit_domain_xml, ..ConversionOverrides::default() };
+        let found: Vec<_> = queue.overridden_by(&overrides).emit().platforms().collect();
+        assert_eq!(found, platforms, "{overrides:?}");
+        assert_eq!(overrides.emit(&queue), platforms.iter().copied().collect());
+    }
+}
+
+#[test]
 fn what_the_schema_admits_the_program_understands() {
     assert_eq!(ConversionSettings::default().options().unwrap(), crate::conversion::ConversionOptions::default());
     assert_eq!(RetrySettings::default().policy().unwrap(), crate::conversion::lifecycle::RetryPolicy::default());

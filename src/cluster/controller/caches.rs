@@ -72,6 +72,7 @@ pub(super) fn listed(scopes: &[Scope], unlisted: &[Unlisted]) -> HashSet<Scope> 
 fn slim_conversion(conversion: &mut ConversionJob) {
     if let Some(status) = &mut conversion.status {
         status.outputs.clear();
+        status.machine = None;
         status.progress = None;
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct WatcherStatus<'a> {
 #[serde(rename_all = "camelCase")]
 pub(super) struct EndFields {
     pub outputs: Value,
+    pub machine: Value,
     pub progress: Value,
     pub source_location: Option<String>,
     pub duplicate_of: Option<String>,
@@ -158,6 +159,11 @@ pub(super) fn outputs_of<'a>(
     published.find(|outputs| is_original(outputs)).map_or(Value::Null, |outputs| json!(outputs))
 }
 
+/// The machine of the published disks; of several, the first.
+pub(super) fn machine(metadata: Option<&Metadata>) -> Value {
+    metadata.and_then(|metadata| metadata.machines.first()).map_or(Value::Null, |machine| json!(machine))
+}
+
 /// The progress of a conversion that has finished: its last step may have been too quick to be seen.
 pub(super) fn completed(metadata: Option<&Metadata>) -> Value {
     let Some(metadata) = metadata else { return Value::Null };
@@ -239,6 +245,7 @@ mod tests {
             end: Some(&ended),
             fields: EndFields {
                 outputs: json!([]),
+                machine: json!({}),
                 progress: json!({}),
                 source_location: Some("a.raw".to_owned()),
                 duplicate_of: Some("b.raw".to_owned()),

@@ -49,11 +49,12 @@ impl ClusterExecutor {
 
     /// The objects that wait for their claim.
     pub(super) fn all_requests(&self) -> Vec<Request> {
+        let overrides = |object: &Arc<ConversionJob>| object.spec.conversion.clone();
         let request = |(id, object): (&ConversionId, &Arc<ConversionJob>)| Request {
             id: id.clone(),
             path: object.spec.source.path.clone(),
             companions: object.spec.source.companions.clone(),
-            emit_domain_xml: object.spec.conversion.emit_domain_xml,
+            emit: overrides(object).names_platforms().then(|| overrides(object).emit(&self.queue.spec.conversion)),
             unfit: unfit(object),
         };
         self.asked.iter().map(request).collect()

@@ -67,7 +67,7 @@ impl Bench {
             claimed_at: Timestamp::UNIX_EPOCH,
             complete_by: None,
             fingerprint: None,
-            emit_domain_xml: None,
+            emit: None,
             date: "1970-01-01".to_owned(),
         };
         let id = claim.id.clone();

@@ -29,7 +29,7 @@ fn claim(dir: &TempDir, names: &[&str]) -> (Claim, PathBuf, PathBuf) {
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
         complete_by: None,
         fingerprint: None,
-        emit_domain_xml: None,
+        emit: None,
         date: "2026-01-17".to_owned(),
     };
     (claim, from, to)

@@ -35,7 +35,7 @@ pub(in crate::queue) fn dropped(paths: &Paths, names: &[&str]) -> Claim {
         claimed_at: Timestamp::UNIX_EPOCH,
         complete_by: None,
         fingerprint: None,
-        emit_domain_xml: None,
+        emit: None,
         date: "2026-01-17".to_owned(),
     }
 }

@@ -199,7 +199,7 @@ impl<E: Executor> Engine<E> {
             claimed_at: now,
             complete_by: artifact.complete_by,
             fingerprint: content.fingerprint.clone(),
-            emit_domain_xml: None,
+            emit: None,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
         }
     }

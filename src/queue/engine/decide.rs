@@ -134,7 +134,7 @@ mod tests {
             claimed_at: at(0),
             complete_by: None,
             fingerprint: None,
-            emit_domain_xml: None,
+            emit: None,
             date: "1970-01-01".to_owned(),
         };
         ConversionRow {

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::conversion::domain::domain_xml;
+use crate::conversion::emit::{self, Emitted};
 use crate::conversion::lifecycle::{Observation, Step, advance, next_step};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionId, Failure, Metadata, Reason};
@@ -72,8 +72,8 @@ impl<E: Executor> Engine<E> {
         let (date, stem) = (&row.claim.date, row.claim.stem());
         for _ in 0..MAX_PLANS {
             let plan = Target::plan(&paths, date, stem)?;
-            let domain = self.domain(row, &finished.metadata, plan.path());
-            finished.seal(domain.as_deref())?;
+            let emitted = self.emitted(row, &finished.metadata, plan.path());
+            finished.seal(&emitted)?;
             let target = self.record_target(&row.id, plan).await?;
             failpoint::reach(&paths, failpoint::Step::PublicationNoted);
             match target.deliver(finished, method)? {
@@ -87,11 +87,11 @@ impl<E: Executor> Engine<E> {
         Err(PublishError::NoName { dir: paths.published(date), stem: stem.to_owned() }.into())
     }
 
-    /// Text of domain.xml for disks that lie at `target`; `None` where none is wanted.
-    fn domain(&self, row: &ConversionRow, metadata: &Metadata, target: &Path) -> Option<String> {
+    /// The files of platforms for disks that lie at `target`.
+    fn emitted(&self, row: &ConversionRow, metadata: &Metadata, target: &Path) -> Vec<Emitted> {
         let options = &self.settings.options;
-        let is_wanted = row.claim.emit_domain_xml.unwrap_or(options.emit_domain_xml);
-        is_wanted.then(|| domain_xml(metadata, &options.domain, &target.to_string_lossy()))
+        let wanted = row.claim.emit.as_ref().unwrap_or(&options.emit);
+        emit::files(metadata, wanted, &options.domain, &target.to_string_lossy(), emit::Names::Alone)
     }
 
     /// Records the target in the row. Whatever becomes of the delivery, the result is looked for there next time.

@@ -145,7 +145,7 @@ impl<E: Executor> Engine<E> {
             claimed_at: now,
             complete_by: None,
             fingerprint: None,
-            emit_domain_xml: request.emit_domain_xml,
+            emit: request.emit.clone(),
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),
         };
         tracing::info!(conversion = %request.id, "📥 New file queued: {}", request.path);

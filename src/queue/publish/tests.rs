@@ -99,9 +99,37 @@ fn metadata_that_names_what_is_no_output_is_refused() {
     attempted.write(&metadata("other-1", &["vm-disk0.qcow2"]));
     assert!(attempted.refusal().ends_with("another conversion's"));
     let mut future = metadata(id, &["vm-disk0.qcow2"]);
-    future["contractVersion"] = json!(2);
+    future["contractVersion"] = json!(CONTRACT_VERSION + 1);
     attempted.write(&future);
-    assert!(attempted.refusal().contains("version 2"));
+    assert!(attempted.refusal().contains("version 3"));
+    for name in ["proxmox.sh", "virtualmachine.yaml", "vm.glance.json", "vm.xml"] {
+        attempted.write(&metadata(id, &[name]));
+        assert!(attempted.refusal().contains("no name for an output"), "{name}");
+    }
+}
+
+#[test]
+fn a_report_of_an_older_worker_is_published_and_a_hostile_machine_is_cut() {
+    let attempted = attempted();
+    let id = attempted.claim.id.as_str();
+    let mut old = metadata(id, &["vm-disk0.qcow2"]);
+    old["contractVersion"] = json!(1);
+    attempted.write(&old);
+    assert_eq!(attempted.finished().metadata.machines, []);
+
+    let mut hostile = metadata(id, &["vm-disk0.qcow2"]);
+    let machine = json!({
+        "name": "a\nb\u{1b}[2J", "sockets": 0, "doubts": vec!["x".repeat(500); 100],
+        "disks": [{"file": "x".repeat(300)}, {"file": "../canary", "bootOrder": 0}],
+        "cards": vec![json!({"mac": "none"}); 100],
+    });
+    hostile["machines"] = json!(vec![machine; 20]);
+    attempted.write(&hostile);
+    let found = attempted.finished().metadata.machines;
+    assert_eq!(found.len(), MAX_MACHINES);
+    assert_eq!(found[0].name.as_deref(), Some("a b [2J"));
+    assert_eq!((found[0].disks.len(), found[0].disks[0].boot_order, found[0].sockets), (1, None, None));
+    assert!(found[0].cards.len() < 100 && found[0].doubts.len() < 100);
 }
 
 #[test]

@@ -11,7 +11,13 @@ use super::super::publish::Inspection;
 use super::super::publish::tests::{Attempted, attempted};
 use super::*;
 use crate::conversion::Reason;
-use crate::conversion::contract::DOMAIN_FILE;
+use crate::conversion::emit::Emitted;
+
+const DOMAIN_FILE: &str = "domain.xml";
+
+fn domain(text: &str) -> [Emitted; 1] {
+    [Emitted { name: DOMAIN_FILE.to_owned(), text: text.to_owned() }]
+}
 
 const DATE: &str = "2026-01-17";
 
@@ -25,7 +31,7 @@ fn publish(
     loop {
         let plan = Target::plan(&attempted.paths, DATE, "vm")?;
         let disk = plan.path().join(&finished.metadata.disks[0].file);
-        finished.seal(Some(&format!("<domain>{}</domain>", disk.display())))?;
+        finished.seal(&domain(&format!("<domain>{}</domain>", disk.display())))?;
         recorded(plan.path());
         let target = Recorded::found(Target::read(&attempted.paths, &plan.name(&attempted.paths)));
         assert_eq!(*target, plan);
@@ -109,7 +115,7 @@ fn a_name_taken_between_record_and_rename_is_recorded_anew(#[case] method: Metho
 fn a_crash_before_the_rename_is_published_by_doing_it_again() {
     let attempted = attempted();
     let plan = Target::plan(&attempted.paths, DATE, "vm").unwrap();
-    attempted.finished().seal(Some("half")).unwrap();
+    attempted.finished().seal(&domain("half")).unwrap();
     assert!(!has_arrived(&attempted, plan.path()));
     let target = publish(&attempted, &attempted.finished(), Method::NoReplace, |_| {}).unwrap();
     assert_eq!(target, attempted.paths.published(DATE).join("vm"));

@@ -13,7 +13,7 @@ fn request(path: &str, companions: &[&str]) -> Request {
         id: "retry-1".parse().unwrap(),
         path: path.to_owned(),
         companions: companions.iter().map(|&name| name.to_owned()).collect(),
-        emit_domain_xml: None,
+        emit: None,
         unfit: None,
     }
 }

@@ -159,13 +159,8 @@ impl World {
     /// Somebody asks for a file by its path.
     pub(super) fn ask(&mut self, path: &str) {
         let id = ConversionId::for_file(path, self.time.random());
-        let request = Request {
-            id: id.clone(),
-            path: path.to_owned(),
-            companions: Vec::new(),
-            emit_domain_xml: None,
-            unfit: None,
-        };
+        let request =
+            Request { id: id.clone(), path: path.to_owned(), companions: Vec::new(), emit: None, unfit: None };
         self.asked.insert(id, request);
     }
 
@@ -360,6 +355,7 @@ fn convert(paths: &Paths, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Op
             source_member: claim.primary.clone(),
         }],
         hardware: None,
+        machines: Vec::new(),
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,

@@ -12,8 +12,8 @@ use jiff::tz::TimeZone;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::conversion::ConversionOptions;
 use crate::conversion::admission::RunState;
+use crate::conversion::{ConversionOptions, Emit};
 use crate::files::Paths;
 use crate::files::volume::simulated::{Death, Keeps, Random, Volume};
 use crate::ledger::{self, Ledger};
@@ -199,7 +199,10 @@ impl<'a> Play<'a> {
             retention: script.retention,
             // Short enough that much is removed before the end.
             retention_day: Duration::from_secs(5),
-            options: ConversionOptions { emit_domain_xml: script.emit_domain_xml, ..ConversionOptions::default() },
+            options: ConversionOptions {
+                emit: Emit::domain_xml(script.emit_domain_xml),
+                ..ConversionOptions::default()
+            },
             zone: TimeZone::UTC,
             stall_threshold: Duration::from_secs(3600),
             run_state: if is_cluster { self.asked.0 } else { RunState::Running },

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The machine as files: what `hyper2kvm convert --emit` writes, judged by the platforms' own code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const EMIT: &str = "libvirt,kubevirt,proxmox,openstack";
+
+/// A disk of 8 MiB: a GPT with an EFI system partition and no code, or an MBR with code and an active partition, or
+/// nothing.
+fn disk(place: &Path, name: &str, kind: &str) {
+    let mut bytes = vec![0; 8 << 20];
+    let mut put = |at: usize, data: &[u8]| bytes[at..at + data.len()].copy_from_slice(data);
+    match kind {
+        "efi" => {
+            put(450, &[0xee]);
+            put(510, &[0x55, 0xaa]);
+            put(512, b"EFI PART");
+            put(512 + 72, &[2]);
+            put(512 + 80, &[128, 0, 0, 0, 128]);
+            let system = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+            put(1024, &system);
+        }
+        "bios" => {
+            put(0, &[0xeb, 0x63, 0x90]);
+            put(446, &[0x80, 0, 0, 0, 0x83]);
+            put(510, &[0x55, 0xaa]);
+        }
+        _ => {}
+    }
+    fs::write(place.join(name), bytes).unwrap();
+}
+
+fn convert(place: &Path, source: &str, more: &[&str]) -> (Output, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+        .args(["convert", "--json", "--output-dir", "out"])
+        .args(more)
+        .arg(source)
+        .current_dir(place)
+        .output()
+        .expect("the built binary runs");
+    let told = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (output, told)
+}
+
+fn converted(place: &Path, source: &str) -> Value {
+    let (output, told) = convert(place, source, &["--emit", EMIT]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    told
+}
+
+fn read(place: &Path, name: &str) -> String {
+    fs::read_to_string(place.join("out").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Holds a domain to libvirt's schema; says so where that is not installed.
+fn validate(path: &Path) {
+    match Command::new("virt-xml-validate").arg(path).arg("domain").output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(error) => eprintln!("left out: virt-xml-validate: {error}"),
+    }
+}
+
+/// The program that judges manifests as `KubeVirt` does; `None`, and a word about it, without Go.
+fn kubevirt() -> Option<PathBuf> {
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/build.sh");
+    let output = Command::new(build).arg("kubevirt").output().expect("a shell runs");
+    if !output.status.success() {
+        eprintln!("left out: KubeVirt's own validation: {}", String::from_utf8_lossy(&output.stderr));
+        return None;
+    }
+    let directory = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    Some(directory.join("kubevirt"))
+}
+
+/// What the judge says of a manifest: `None` where it takes it.
+fn refusal(judge: &Path, manifest: &str) -> Option<String> {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("manifest.yaml");
+    fs::write(&path, manifest).unwrap();
+    let output = Command::new(judge).arg(path).output().unwrap();
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// An OVF of one machine with these settings, behind two disks of which the second one is listed first.
+fn ovf(name: &str, settings: &str) -> String {
+    format!(
+        "<Envelope xmlns:ovf='http://schemas.dmtf.org/ovf/envelope/1' xmlns:r='r' xmlns:vmw='v'><References>\
+         <File ovf:id='f1' ovf:href='data.raw'/><File ovf:id='f2' ovf:href='boot.raw'/></References><DiskSection>\
+         <Disk ovf:diskId='d1' ovf:fileRef='f1' ovf:capacity='8388608'/>\
+         <Disk ovf:diskId='d2' ovf:fileRef='f2' ovf:capacity='8388608'/></DiskSection>{}</Envelope>",
+        system(name, settings, &[("d1", "1"), ("d2", "0")])
+    )
+}
+
+fn system(name: &str, settings: &str, disks: &[(&str, &str)]) -> String {
+    let disks = disks.iter().map(|(disk, unit)| {
+        format!(
+            "<Item><r:InstanceID>{disk}</r:InstanceID><r:ResourceType>17</r:ResourceType><r:Parent>3</r:Parent>\
+             <r:HostResource>ovf:/disk/{disk}</r:HostResource><r:AddressOnParent>{unit}</r:AddressOnParent></Item>"
+        )
+    });
+    format!(
+        "<VirtualSystem ovf:id='vm'><Name>{name}</Name>\
+         <OperatingSystemSection vmw:osType='windows2019srv_64Guest'/><VirtualHardwareSection>\
+         <Item><r:ResourceType>3</r:ResourceType><r:VirtualQuantity>4</r:VirtualQuantity>\
+         <vmw:CoresPerSocket>2</vmw:CoresPerSocket></Item>\
+         <Item><r:InstanceID>3</r:InstanceID><r:ResourceType>6</r:ResourceType><r:Address>0</r:Address></Item>\
+         {}{settings}</VirtualHardwareSection></VirtualSystem>",
+        disks.collect::<String>()
+    )
+}
+
+const CARDS: &str = "<Item><r:ResourceType>10</r:ResourceType><r:Address>00:50:56:01:02:03</r:Address>\
+    <r:Connection>LAN</r:Connection><r:ResourceSubType>VmxNet3</r:ResourceSubType></Item>\
+    <Item><r:ResourceType>10</r:ResourceType><r:ResourceSubType>E1000</r:ResourceSubType></Item>";
+
+const SECURE: &str = "<vmw:Config vmw:key='firmware' vmw:value='efi'/>\
+    <vmw:Config vmw:key='bootOptions.efiSecureBootEnabled' vmw:value='true'/>\
+    <Item><r:ResourceType>1</r:ResourceType><r:ResourceSubType>vmware.vtpm</r:ResourceSubType></Item>";
+
+#[test]
+fn a_bare_disk_gets_the_firmware_of_its_partition_table() {
+    let place = TempDir::new().unwrap();
+    for (name, firmware, doubt) in [
+        ("efi", "efi", "firmware efi: by the partition table"),
+        ("bios", "bios", "firmware bios: by the partition table"),
+        ("data", "bios", "neither the source nor a partition table tells the firmware: bios is a guess"),
+    ] {
+        disk(place.path(), &format!("{name}.raw"), name);
+        let told = converted(place.path(), &format!("{name}.raw"));
+        assert_eq!((&told["contractVersion"], &told["machines"][0]["firmware"]), (&2.into(), &firmware.into()));
+        let doubts: Vec<&str> =
+            told["machines"][0]["doubts"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert!(doubts.contains(&doubt), "{doubts:?}");
+        for file in ["xml", "virtualmachine.yaml", "proxmox.sh", "openstack.sh", "glance.json"] {
+            assert!(read(place.path(), &format!("{name}.{file}")).contains(doubt), "{name}.{file}");
+        }
+        validate(&place.path().join(format!("out/{name}.xml")));
+    }
+}
+
+#[test]
+fn the_disk_that_boots_is_first_wherever_it_is_listed() {
+    let place = TempDir::new().unwrap();
+    disk(place.path(), "data.raw", "data");
+    disk(place.path(), "boot.raw", "bios");
+    fs::write(place.path().join("vm.ovf"), ovf("vm", CARDS)).unwrap();
+    let told = converted(place.path(), "vm.ovf");
+    let files: Vec<_> = told["machines"][0]["disks"].as_array().unwrap().iter().map(|disk| &disk["file"]).collect();
+    assert_eq!(files, ["vm-disk1.qcow2", "vm-disk0.qcow2"]);
+    let xml = read(place.path(), "vm.xml");
+    let (first, second) = (xml.find("vm-disk1.qcow2").unwrap(), xml.find("vm-disk0.qcow2").unwrap());
+    assert!(first < second && xml.matches("<boot order='1'/>").count() == 1, "{xml}");
+    // By address the data disk would be first here: what has nothing to start goes behind.
+    let swapped = ovf("vm", CARDS).replace(">1</r:AddressOnParent>", ">x</r:AddressOnParent>");
+    let swapped = swapped.replace(">0</r:AddressOnParent>", ">1</r:AddressOnParent>");
+    fs::write(place.path().join("swapped.ovf"), swapped).unwrap();
+    let told = converted(place.path(), "swapped.ovf");
+    assert_eq!(told["machines"][0]["disks"][0]["file"], "swapped-disk1.qcow2");
+}
+
+#[test]
+fn machines_of_one_ovf_get_files_of_their_own() {
+    let place = TempDir::new().unwrap();
+    disk(place.path(), "data.raw", "bios");
+    disk(place.path(), "boot.raw", "bios");
+    let one = ovf("app", "");
+    let start = one.find("<VirtualSystem").unwrap();
+    let systems = system("app", "", &[("d1", "0")]) + &system("db", "", &[("d2", "0")]);
+    let text = format!("{}<VirtualSystemCollection>{systems}</VirtualSystemCollection></Envelope>", &one[..start]);
+    fs::write(place.path().join("vapp.ovf"), text).unwrap();
+    let told = converted(place.path(), "vapp.ovf");
+    assert_eq!(told["machines"].as_array().unwrap().len(), 2);
+    for (name, own, other) in [("app", "vapp-disk0", "vapp-disk1"), ("db", "vapp-disk1", "vapp-disk0")] {
+        for file in ["xml", "virtualmachine.yaml", "proxmox.sh", "openstack.sh", "glance.json"] {
+            let text = read(place.path(), &format!("vapp-{name}.{file}"));
+            assert!(text.contains(own) && !text.contains(other), "{name}.{file}: {text}");
+        }
+    }
+    assert!(!place.path().join("out/vapp.xml").exists());
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_before_anything_is_copied() {
+    let place = TempDir::new().unwrap();
+    disk(place.path(), "efi.raw", "efi");
+    fs::create_dir(place.path().join("out")).unwrap();
+    fs::write(place.path().join("out/efi.proxmox.sh"), "mine").unwrap();
+    let (output, _) = convert(place.path(), "efi.raw", &["--emit", "proxmox"]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_dir(place.path().join("out")).unwrap().count(), 1);
+    let (output, _) = convert(place.path(), "efi.raw", &["--emit", "vmware"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn kubevirt_takes_every_machine_and_refuses_seeded_faults() {
+    let Some(judge) = kubevirt() else { return };
+    let place = TempDir::new().unwrap();
+    disk(place.path(), "data.raw", "data");
+    disk(place.path(), "boot.raw", "efi");
+    let settings = format!("{SECURE}{CARDS}");
+    fs::write(place.path().join("win.ovf"), ovf("on: {off} \u{202e}\"'", &settings)).unwrap();
+    fs::write(place.path().join("plain.ovf"), ovf("yes", "")).unwrap();
+    let mut whole = String::new();
+    for source in ["win.ovf", "plain.ovf", "boot.raw", "data.raw"] {
+        converted(place.path(), source);
+        let stem = source.split('.').next().unwrap();
+        let manifest = read(place.path(), &format!("{stem}.virtualmachine.yaml"));
+        assert_eq!(refusal(&judge, &manifest), None, "{manifest}");
+        if source == "win.ovf" {
+            whole = manifest;
+        }
+    }
+    for (what, from, to, cause) in [
+        ("a bus that is refused", "bus: sata", "bus: ide", "IDE"),
+        ("secure boot without SMM", "smm:", "pvspinlock:", "SMM"),
+        ("a field that is none", "runStrategy: Halted", "runStrategie: Halted", "runStrategie"),
+        ("a card's model", "model: e1000e", "model: vmxnet3", "vmxnet3"),
+        ("a boot order from 0", "bootOrder: 1", "bootOrder: 0", "bootOrder"),
+        ("a machine type", "type: q35", "type: pc", "machine"),
+    ] {
+        let seeded = seed(&whole, from, to);
+        assert_ne!(seeded, whole, "{what}: {whole}");
+        let said = refusal(&judge, &seeded).unwrap_or_else(|| panic!("{what} is taken: {seeded}"));
+        assert!(said.contains(cause), "{what}: {said}");
+    }
+}
+
+/// Replaces the first line that is `from`, whatever its indentation.
+fn seed(text: &str, from: &str, to: &str) -> String {
+    let mut is_seeded = false;
+    let line = |line: &str| {
+        let is_it = line.trim_start_matches(['-', ' ']) == from && !is_seeded;
+        is_seeded |= is_it;
+        if is_it { line.replace(from, to) } else { line.to_owned() }
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n"
+}
