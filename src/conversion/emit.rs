@@ -76,6 +76,17 @@ pub fn names(emit: &Emit, names: Names<'_>) -> Vec<String> {
     emit.platforms().flat_map(Platform::files).map(|file| file_name(file, stem)).collect()
 }
 
+/// Names of every file that may lie beside published disks, whatever platforms were wanted.
+#[must_use]
+pub fn published_names(metadata: &Metadata) -> Vec<String> {
+    let stems = base_names(&machines(metadata), Names::Alone);
+    let of_one = |stem: &Option<String>| {
+        let files = Platform::ALL.into_iter().flat_map(Platform::files);
+        files.map(|file| file_name(file, stem.as_deref())).collect::<Vec<_>>()
+    };
+    stems.iter().flat_map(of_one).collect()
+}
+
 /// Whether a file of this name could be one of [`files`].
 #[must_use]
 pub fn is_reserved(name: &str) -> bool {

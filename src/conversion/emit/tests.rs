@@ -240,6 +240,8 @@ fn names_of_files_are_known_before_there_are_disks() {
         names(&emit, Names::Beside("web01")),
         ["web01.xml", "web01.virtualmachine.yaml", "web01.proxmox.sh", "web01.glance.json", "web01.openstack.sh"]
     );
+    let alone = files(&two_disks(), &emit, &DomainOptions::default(), "/o", Names::Alone);
+    assert_eq!(published_names(&two_disks()), alone.into_iter().map(|file| file.name).collect::<Vec<_>>());
     for names in [Names::Alone, Names::Beside("x")] {
         for file in files(&two_disks(), &emit, &DomainOptions::default(), "/o", names) {
             assert!(is_reserved(&file.name), "{}", file.name);

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::conversion::admission::RunState;
-use crate::conversion::contract::{DOMAIN_FILE, METADATA_FILE};
+use crate::conversion::contract::METADATA_FILE;
+use crate::conversion::emit;
 use crate::conversion::retention::{self, Bar, Decision, Kept, Output, Published, Removal, Sources};
 use crate::conversion::status::End;
 use crate::conversion::{ConversionId, Metadata, Stamp, chain};
@@ -192,14 +193,16 @@ fn is_nothing_left(kept: &Kept) -> bool {
 /// Why a published directory can't be removed, if anything bars it.
 fn bar(path: &Path, metadata: &Metadata, is_open: &mut impl FnMut(u64, u64) -> bool) -> Option<Bar> {
     let temporary = names::temporary(METADATA_FILE);
+    let emitted = emit::published_names(metadata);
     let named: BTreeSet<&str> = metadata
         .disks
         .iter()
         .map(|disk| &disk.file)
         .chain(&metadata.side_files)
         .map(String::as_str)
+        .chain(emitted.iter().map(String::as_str))
         // The last is left by a death in the middle of a mark.
-        .chain([METADATA_FILE, DOMAIN_FILE, temporary.as_str()])
+        .chain([METADATA_FILE, temporary.as_str()])
         .collect();
     let entries = fs::read_dir(path).into_iter().flatten();
     if !entries.flatten().all(|entry| entry.file_name().to_str().is_some_and(|name| named.contains(name))) {
