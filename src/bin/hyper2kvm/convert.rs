@@ -13,8 +13,8 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
 use hyper2kvm::conversion::{
-    CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress, Reason,
-    Remedy, printable, printable_json, stem,
+    CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress,
+    Reason, Remedy, printable, printable_json, stem,
 };
 use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};

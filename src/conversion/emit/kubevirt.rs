@@ -29,7 +29,10 @@ pub(super) fn virtual_machine(guest: &Guest<'_>, file: &str) -> String {
         format!("  virtctl image-upload pvc {} --no-create --image-path={}", claim(&name, n), disk.report.file)
     }));
     usage.push(format!("Start: virtctl start {name}"));
-    let mut text: String = guest.head(&usage, &lost(guest)).iter().map(|line| format!("# {line}\n")).collect();
+    let mut text = String::new();
+    for line in guest.head(&usage, &lost(guest)) {
+        text.extend(["# ", &line, "\n"]);
+    }
     for (n, disk) in guest.disks.iter().enumerate() {
         text.push_str("---\n");
         text.push_str(&yaml::document(&claim_object(guest, &name, n, disk)));
@@ -77,7 +80,7 @@ fn claim_mib(bytes: u64) -> u64 {
 
 fn machine(guest: &Guest<'_>, name: &str) -> Value {
     let mut annotations = json!({"hyper2kvm.io/source": guest.source, "hyper2kvm.io/source-name": guest.name});
-    if let Some(guest_os) = guest.guest_os {
+    if let Some(guest_os) = guest.system {
         annotations["hyper2kvm.io/guest-os"] = json!(guest_os);
     }
     if let Some(annotation) = guest.annotation {

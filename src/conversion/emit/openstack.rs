@@ -110,7 +110,7 @@ fn properties_of(guest: &Guest<'_>, n: usize) -> Vec<(String, Value)> {
     }
     add("hw_pointer_model", json!("usbtablet"));
     add("hw_video_model", json!("vga"));
-    if guest.guest_os.is_some() {
+    if guest.system.is_some() {
         add("os_type", json!(if guest.is_windows { "windows" } else { "linux" }));
     }
     properties

@@ -16,7 +16,7 @@ pub(super) const DOMAIN: &str = "domain.xml";
 pub enum Platform {
     /// domain.xml, for `virsh define`.
     Libvirt,
-    /// virtualmachine.yaml, for `kubectl apply`: KubeVirt, OpenShift Virtualization, Harvester.
+    /// virtualmachine.yaml, for `kubectl apply`: `KubeVirt`, `OpenShift` Virtualization, Harvester.
     Kubevirt,
     /// proxmox.sh, to be run on a Proxmox VE host.
     Proxmox,

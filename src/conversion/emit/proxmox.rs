@@ -23,7 +23,7 @@ pub(super) fn script(guest: &Guest<'_>, file: &str) -> String {
     text.push_str("links=$(mktemp -d)\ntrap 'rm -rf \"$links\"' EXIT\n");
     for (n, disk) in guest.disks.iter().enumerate() {
         let link = format!("disk-{n}.{}", disk.report.format.as_str());
-        text.push_str(&format!("ln -s \"$here\"/{} \"$links\"/{link}\n", word(&disk.report.file)));
+        text.extend(["ln -s \"$here\"/", &word(&disk.report.file), " \"$links\"/", &link, "\n"]);
     }
     text.push_str(&command(&words(guest, &slots)));
     text
@@ -98,7 +98,7 @@ fn slots(guest: &Guest<'_>) -> (Vec<String>, Vec<String>) {
 
 /// Proxmox's words for systems (qm(1), `ostype`).
 fn os_type(guest: &Guest<'_>) -> &'static str {
-    let Some(name) = guest.guest_os.map(|name| name.to_ascii_lowercase().replace([' ', '_'], "")) else {
+    let Some(name) = guest.system.map(|name| name.to_ascii_lowercase().replace([' ', '_'], "")) else {
         return "other";
     };
     if !guest.is_windows {

@@ -8,8 +8,11 @@ use crate::disk::resolve::{qemu_img, region_of, region_over};
 
 const GRUB: &[u8] = b"\xeb\x63\x90GRUB ";
 
+/// The types and attributes of a GPT's entries.
+type Entries<'a> = &'a [([u8; 16], u64)];
+
 /// LBA 0–33 with this code, entries of the MBR (active, type) and types and attributes of the GPT.
-fn sectors(code: &[u8], mbr: &[(bool, u8)], gpt: Option<(usize, &[([u8; 16], u64)])>) -> Vec<u8> {
+fn sectors(code: &[u8], mbr: &[(bool, u8)], gpt: Option<(usize, Entries)>) -> Vec<u8> {
     let mut sectors = vec![0; LENGTH];
     sectors[..code.len()].copy_from_slice(code);
     sectors[SIGNATURE].copy_from_slice(&[0x55, 0xaa]);

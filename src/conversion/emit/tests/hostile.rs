@@ -124,7 +124,7 @@ fn check_domain(metadata: &Metadata, text: &str) {
     let only = |tag: &str| {
         let found: Vec<_> = document.descendants().filter(|n| n.has_tag_name(tag)).collect();
         assert!(found.len() <= 1, "{tag}: {text}");
-        found.first().and_then(|n| n.text()).map(str::to_owned)
+        found.first().and_then(roxmltree::Node::text).map(str::to_owned)
     };
     let safe: String = name.chars().map(|c| if c == '/' { '-' } else { c }).take(128).collect();
     let safe = if matches!(safe.trim(), "." | ".." | "") { "vm".to_owned() } else { safe };
