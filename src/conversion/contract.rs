@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the processes of one conversion agree on: names of files and variables, limits, extensions and exit codes.
+//! What the processes of one conversion agree on: names of files and variables, limits and exit codes.
 //!
 //! During an upgrade, a queue's engine, the executors and the worker are programs of different versions. Everything
 //! that one writes for another to read is named here once.
@@ -62,16 +62,6 @@ pub fn work_path(conversion: &ConversionId, attempt: Attempt) -> String {
 pub const PROCESSING_DIR: &str = ".processing";
 /// Directory of the attempts, below the output directory.
 pub const WORK_DIR: &str = ".work";
-
-/// Extensions that are accepted, in lower case.
-pub const EXTENSIONS: [&str; 12] =
-    ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2", "hdd", "hds"];
-
-/// Extensions of a file that is packed, in lower case; before it stands one of [`EXTENSIONS`], or `tar`.
-pub const PACKED: [&str; 5] = ["gz", "xz", "zst", "bz2", "zip"];
-
-/// Extensions of archives around one disk or one appliance, in lower case.
-pub const ARCHIVES: [&str; 6] = ["zip", "tar", "tgz", "txz", "tzst", "tbz2"];
 
 /// Ending of a file that we are still receiving.
 pub const PART: &str = ".part";

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The parts of a file's name.
 
-use super::contract::{ARCHIVES, EXTENSIONS, PACKED};
+/// Extensions that are accepted, in lower case.
+pub(crate) const EXTENSIONS: [&str; 12] =
+    ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2", "hdd", "hds"];
+
+/// Extensions of a file that is packed, in lower case; before it stands one of [`EXTENSIONS`], or `tar`.
+pub(crate) const PACKED: [&str; 5] = ["gz", "xz", "zst", "bz2", "zip"];
+
+/// Extensions of archives around one disk or one appliance, in lower case.
+pub(crate) const ARCHIVES: [&str; 6] = ["zip", "tar", "tgz", "txz", "tzst", "tbz2"];
 
 /// The name without its extension: all before the last dot, and of a packed disk all before the disk's own extension.
 #[must_use]

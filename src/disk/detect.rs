@@ -9,7 +9,7 @@ use super::descriptor::vmdk;
 use super::fields::le32;
 use super::{Error, Region, parallels, text};
 use crate::conversion::Reason;
-use crate::conversion::contract::{ARCHIVES, EXTENSIONS, PACKED};
+use crate::conversion::file_name::{ARCHIVES, EXTENSIONS, PACKED};
 use crate::conversion::file_name::{extension, is_taken};
 
 /// Bytes looked at from the start of a file.

@@ -6,8 +6,7 @@ use super::checks::{blank, check_size, read_text};
 use super::disk::open_disk;
 use super::members::{Member, Members};
 use crate::conversion::Reason;
-use crate::conversion::contract;
-use crate::conversion::file_name::{extension, stem};
+use crate::conversion::file_name::{EXTENSIONS, extension, stem};
 use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
 use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile, is_chunk};
@@ -155,7 +154,7 @@ fn open_file(
     let content = detect::detect_region(region)?;
     // Some exporters give disks names without an extension; there the content alone decides.
     let extension = extension(name).to_ascii_lowercase();
-    if contract::EXTENSIONS.contains(&extension.as_str()) {
+    if EXTENSIONS.contains(&extension.as_str()) {
         detect::check_extension(name, content).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
     }
     open_disk(region, name, content, members, limits)
