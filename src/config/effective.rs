@@ -49,6 +49,7 @@ struct Effective {
 }
 
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the keys of the configuration")]
 struct RetentionKeys {
     processed_days: Option<u32>,
     errors_days: Option<u32>,

@@ -53,7 +53,7 @@ pub(super) fn size(value: u64) -> Result<usize> {
 
 /// A UUID of 16 bytes as they stand: `0a1b…-…`.
 pub(super) fn uuid(bytes: [u8; 16]) -> String {
-    let hex = crate::conversion::hex(&bytes);
+    let hex = crate::conversion::hex(bytes);
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 

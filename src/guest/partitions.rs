@@ -55,7 +55,7 @@ pub(super) fn read(disk: &Volume) -> Result<Table> {
     }
 }
 
-/// Whether the first sector belongs to FAT, NTFS or BitLocker and not to a table.
+/// Whether the first sector belongs to FAT, NTFS or `BitLocker` and not to a table.
 fn is_boot_sector(first: &[u8]) -> bool {
     let has = |at: usize, what: &[u8]| first[at..].starts_with(what);
     let is_plausible = (0..4).all(|index| matches!(first[446 + index * 16], 0 | 0x80));

@@ -52,7 +52,7 @@ pub(super) fn probe(volume: &Volume) -> Result<(Content, guest::Volume)> {
         found.label = label(slice(&head, 1024 + 120, 16)?);
         let superblock = slice(&head, 1024, 1024)?;
         found.dirty = ext4::superblock(superblock).ok().map(|superblock| superblock.dirty);
-        found.content = ext_name(superblock)?.to_owned();
+        found.content = ext_name(superblock)?.into();
         Content::Ext
     } else if has(3, b"NTFS    ") {
         found.uuid = Some(format!("{:016X}", le64(&head, 72)?));

@@ -2,6 +2,7 @@
 //! `convert` and `inspect` with hostile images: the process that reads them is contained, and nothing of an image reaches
 //! the terminal as it is.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -250,7 +251,7 @@ fn a_split_disk_of_508_extents_is_read_under_a_low_limit_of_open_files() {
         let extent = [number.to_le_bytes()[0]; 512];
         disk.extend(extent);
         fs::write(place.path().join(format!("vm-f{number:03}.vmdk")), extent).unwrap();
-        descriptor.push_str(&format!("RW 1 FLAT \"vm-f{number:03}.vmdk\" 0\n"));
+        writeln!(descriptor, "RW 1 FLAT \"vm-f{number:03}.vmdk\" 0").unwrap();
     }
     let source = place.path().join("vm.vmdk");
     fs::File::create(&source).unwrap().write_all(descriptor.as_bytes()).unwrap();

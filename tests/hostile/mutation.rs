@@ -14,6 +14,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
@@ -227,7 +228,7 @@ fn agrees_with_qemu(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)], disk
     }
     let theirs = fs::read(place.path().join("by-qemu")).unwrap();
     // Virtual PC's own disks have the size of their geometry.
-    let (ours, theirs) = if name.ends_with(".vhd") {
+    let (ours, theirs) = if Path::new(name).extension().is_some_and(|extension| extension == "vhd") {
         let len = disk.len().min(theirs.len());
         (&disk[..len], &theirs[..len])
     } else {

@@ -245,9 +245,8 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
     let limiter = executor.limiter();
     let (events, hints) = events::watch(paths.queue());
     let settings = settings(&config, paths.clone(), guard);
-    let (engine, remote) = Engine::start(settings, executor, ledger.clone(), outbox, hints, started)
-        .await
-        .map_err(|error| Refusal::fault(chain(&error)))?;
+    let starting = Engine::start(settings, executor, ledger.clone(), outbox, hints, started);
+    let (engine, remote) = Box::pin(starting).await.map_err(|error| Refusal::fault(chain(&error)))?;
     let mut services = Services::start(beside, remote.clone(), signals, socket, endpoint, keeper, &paths);
     tracing::info!(
         watch_dir = %paths.queue().display(),

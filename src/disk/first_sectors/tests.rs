@@ -8,11 +8,11 @@ use crate::disk::resolve::{qemu_img, region_of, region_over};
 
 const GRUB: &[u8] = b"\xeb\x63\x90GRUB ";
 
-/// The types and attributes of a GPT's entries.
-type Entries<'a> = &'a [([u8; 16], u64)];
+/// Type and attributes of a partition.
+type Entry = ([u8; 16], u64);
 
 /// LBA 0–33 with this code, entries of the MBR (active, type) and types and attributes of the GPT.
-fn sectors(code: &[u8], mbr: &[(bool, u8)], gpt: Option<(usize, Entries)>) -> Vec<u8> {
+fn sectors(code: &[u8], mbr: &[(bool, u8)], gpt: Option<(usize, &[Entry])>) -> Vec<u8> {
     let mut sectors = vec![0; LENGTH];
     sectors[..code.len()].copy_from_slice(code);
     sectors[SIGNATURE].copy_from_slice(&[0x55, 0xaa]);
@@ -38,10 +38,10 @@ fn sectors(code: &[u8], mbr: &[(bool, u8)], gpt: Option<(usize, Entries)>) -> Ve
 #[test]
 fn the_firmware_is_the_one_that_finds_something_to_start() {
     let linux = [7; 16];
-    let esp: &[([u8; 16], u64)] = &[(EFI_SYSTEM, 0), (linux, 0)];
-    let both: &[([u8; 16], u64)] = &[(BIOS_BOOT, 0), (EFI_SYSTEM, 0)];
-    let syslinux: &[([u8; 16], u64)] = &[(linux, LEGACY_BOOTABLE)];
-    let data: &[([u8; 16], u64)] = &[(linux, 0)];
+    let esp: &[Entry] = &[(EFI_SYSTEM, 0), (linux, 0)];
+    let both: &[Entry] = &[(BIOS_BOOT, 0), (EFI_SYSTEM, 0)];
+    let syslinux: &[Entry] = &[(linux, LEGACY_BOOTABLE)];
+    let data: &[Entry] = &[(linux, 0)];
     let protective = &[(false, 0xee)][..];
     let none: &[u8] = &[];
     for (what, code, mbr, gpt, efi, bios) in [

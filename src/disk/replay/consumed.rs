@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn streams_lie_apart_or_their_sum_tells_that_they_do_not() {
-        let image = Image::raw(&region_over(&[1; 65536])).unwrap();
+        let image = Image::raw(&region_over(&vec![1; 65536])).unwrap();
         let claim = |streams: &[Consumed]| Used::default().claim(&image, streams).map_err(|e| e.offset);
         assert_eq!(claim(&[stream(100, 50), stream(150, 10), stream(0, 100)]), Ok(()));
         assert_eq!(claim(&[stream(100, 50), stream(149, 1)]), Err(Some(149)));

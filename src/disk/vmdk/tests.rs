@@ -212,14 +212,14 @@ fn tables_scattered_over_a_hole_are_walked_once() {
     // 1 MiB on the disk: 4,096 tables with a grain each, all over 2 TiB, against any order.
     let tables = 4096_u64;
     let kind = Sparse { redundant: false, ..Sparse::monolithic_sparse(65536) };
-    let bytes = built(&kind, &[0; 65536]);
+    let bytes = built(&kind, &vec![0; 65536]);
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&bytes[..21 * 512], 0).unwrap();
     file.write_all_at(&(tables * 512 * 128).to_le_bytes(), 12).unwrap();
     file.write_all_at(&100_u64.to_le_bytes(), 56).unwrap();
     let step = (1 << 32) / (tables + 2) / 8 * 8;
     for number in 0..tables {
-        let table = (number * 2654435761 % tables + 1) * step;
+        let table = (number * 2_654_435_761 % tables + 1) * step;
         file.write_all_at(&u32::try_from(table).unwrap().to_le_bytes(), 100 * 512 + number * 4).unwrap();
         file.write_all_at(&u32::try_from(table + 64).unwrap().to_le_bytes(), table * 512 + number % 512 * 4).unwrap();
     }

@@ -37,6 +37,9 @@ const FIRST_INODE: u64 = 256;
 /// Most bytes of one extent: a compressed one has 128 KiB.
 const MAX_COMPRESSED: u64 = 1 << 20;
 
+/// Where an extent of a file starts in it, and its item.
+type Placed = (u64, Vec<u8>);
+
 /// A btrfs.
 pub(in crate::guest) struct Btrfs {
     volume: Volume,
@@ -202,7 +205,7 @@ impl Btrfs {
     }
 
     /// The extent of a file that holds `offset`, with its start, or else the start of the next one.
-    fn extent_at(&self, node: Node, offset: u64) -> Result<(Option<(u64, Vec<u8>)>, u64)> {
+    fn extent_at(&self, node: Node, offset: u64) -> Result<(Option<Placed>, u64)> {
         let mut before = None;
         let mut next = u64::MAX;
         let is_own = |key: &Key| (key.object, key.kind) == (node.0, EXTENT_DATA);

@@ -79,7 +79,7 @@ impl Fat {
         let (next, bad) = match self.bits {
             12 => {
                 let pair = u64::from(le16(&self.volume.bytes(at, 2)?, 0)?);
-                (if cluster % 2 == 0 { pair & 0xFFF } else { pair >> 4 }, 0xFF7)
+                (if cluster.is_multiple_of(2) { pair & 0xFFF } else { pair >> 4 }, 0xFF7)
             }
             16 => (u64::from(le16(&self.volume.bytes(at, 2)?, 0)?), 0xFFF7),
             _ => (u64::from(le32(&self.volume.bytes(at, 4)?, 0)?) & 0x0FFF_FFFF, 0x0FFF_FFF7),

@@ -39,13 +39,13 @@ pub(in crate::guest) fn roots(tree: &Tree) -> Result<Vec<BootRoot>> {
     let mut roots = Vec::new();
     for file in files {
         if let Some(text) = existing(tree.text(&file))? {
-            roots.extend(arguments(&text).map(|root| found(&file, root)));
+            roots.extend(arguments(&text).map(|root| found(&file, &root)));
         }
     }
     for file in ["/boot/grub2/grubenv", "/boot/grub/grubenv"] {
         if let Some(text) = existing(tree.text(file))? {
             let options = text.lines().find_map(|line| line.strip_prefix("kernelopts="));
-            roots.extend(arguments(options.unwrap_or_default()).map(|root| found(file, root)));
+            roots.extend(arguments(options.unwrap_or_default()).map(|root| found(file, &root)));
         }
     }
     let file = "/etc/default/grub";
@@ -53,15 +53,15 @@ pub(in crate::guest) fn roots(tree: &Tree) -> Result<Vec<BootRoot>> {
         let fields = assignments(&text);
         let lines = ["GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"];
         for line in lines.into_iter().filter_map(|name| fields.get(name)) {
-            roots.extend(arguments(line).map(|root| found(file, root)));
+            roots.extend(arguments(line).map(|root| found(file, &root)));
         }
     }
     roots.truncate(MAX_LIST);
     Ok(roots)
 }
 
-fn found(file: &str, root: String) -> BootRoot {
-    BootRoot { file: file.to_owned(), naming: naming(&root), root: clean(&root) }
+fn found(file: &str, root: &str) -> BootRoot {
+    BootRoot { file: file.to_owned(), naming: naming(root), root: clean(root) }
 }
 
 /// What `root=` and `resume=` name in the lines of a text, each once; what stands behind `#` is left out, and variables.

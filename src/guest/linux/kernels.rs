@@ -75,7 +75,7 @@ fn kernel(name: &str, names: &[String], versions: &[String]) -> Option<Kernel> {
         let has_others = names.iter().any(|other| prefixes.iter().any(|prefix| other.starts_with(prefix)));
         (bare.contains(&name) && !has_others).then_some("")
     })?;
-    if suffix.ends_with(".hmac") || suffix.ends_with(".old") || suffix.contains("rescue") || suffix.ends_with(".gz") {
+    if suffix.contains("rescue") || [".hmac", ".old", ".gz"].iter().any(|end| suffix.ends_with(end)) {
         return None;
     }
     let candidates = [

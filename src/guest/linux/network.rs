@@ -35,7 +35,7 @@ pub(in crate::guest) fn bindings(tree: &Tree) -> Result<Vec<NetworkBinding>> {
         for path in tree.ending(directory, end)?.into_iter().take(MAX_FILES) {
             let name = path.rsplit('/').next().unwrap_or_default();
             let is_configuration = match kind {
-                "ifcfg" => name.starts_with("ifcfg-") && !name.ends_with(".bak") && !name.ends_with('~'),
+                "ifcfg" => name.starts_with("ifcfg-") && ![".bak", "~"].iter().any(|end| name.ends_with(end)),
                 "netifrc" => name == "net",
                 _ => true,
             };
@@ -72,10 +72,8 @@ fn ifupdown(_: &str, text: &str) -> Vec<(Option<String>, Option<String>)> {
     for line in text.lines().map(str::trim) {
         let mut words = line.split_ascii_whitespace();
         match (words.next(), words.next(), words.next()) {
-            (Some("iface"), Some(name), _) => {
-                if !found.iter().any(|(known, _)| known.as_deref() == Some(name)) {
-                    found.push((Some(name.to_owned()), None));
-                }
+            (Some("iface"), Some(name), _) if !found.iter().any(|(known, _)| known.as_deref() == Some(name)) => {
+                found.push((Some(name.to_owned()), None));
             }
             (Some("hwaddress"), Some("ether"), Some(mac)) | (Some("hwaddress"), Some(mac), _) => {
                 if let Some(last) = found.last_mut() {
@@ -123,7 +121,7 @@ fn netplan(_: &str, text: &str) -> Vec<(Option<String>, Option<String>)> {
     found
 }
 
-/// A keyfile of NetworkManager.
+/// A keyfile of `NetworkManager`.
 fn keyfile(_: &str, text: &str) -> Vec<(Option<String>, Option<String>)> {
     let fields = assignments(text);
     let is_wired = fields.get("type").is_none_or(|kind| kind == "ethernet" || kind == "802-3-ethernet");

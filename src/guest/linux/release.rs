@@ -54,7 +54,7 @@ pub(in crate::guest) fn system(tree: &Tree) -> Result<OperatingSystem> {
         let line = clean(text.lines().next().unwrap_or_default());
         system.id = if line.starts_with("CentOS") { "centos".into() } else { id.into() };
         let version = line.split([' ', '-']).find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-        system.version = version.unwrap_or_default().to_owned();
+        system.version = version.map(str::to_owned).unwrap_or_default();
         system.name = if line.starts_with(|c: char| c.is_ascii_digit()) { format!("{id} {line}") } else { line };
         break;
     }

@@ -109,7 +109,7 @@ impl Maker {
         let modules = format!("usr/lib/modules/{KERNEL}");
         self.file(&format!("{modules}/modules.builtin"), "kernel/drivers/virtio/virtio_pci.ko\nkernel/a/b.ko\n");
         let of_root = ["virtio_blk", "virtio-scsi", "virtio_net", "ahci", "sd_mod", "nvme"];
-        let lines: String = of_root.iter().map(|name| format!("kernel/drivers/{name}.ko: kernel/x.ko\n")).collect();
+        let lines = of_root.map(|name| format!("kernel/drivers/{name}.ko: kernel/x.ko\n")).concat();
         self.file(&format!("{modules}/modules.dep"), lines);
         self.link("lib", "usr/lib");
         self.link("bin", "usr/bin");
@@ -179,7 +179,7 @@ pub(super) fn lay(disk: &Path, offset: u64, volume: &Path) {
     let mut piece = vec![0; 65_536];
     for at in (0..volume.metadata().unwrap().len()).step_by(piece.len()) {
         let len = volume.read_at(&mut piece, at).unwrap();
-        if piece[..len] != [0; 65_536][..len] {
+        if piece[..len].iter().any(|byte| *byte != 0) {
             disk.write_all_at(&piece[..len], offset + at).unwrap();
         }
     }
@@ -193,13 +193,14 @@ fn proto(directory: &Path) -> String {
     for path in entries {
         let name = path.file_name().unwrap().to_str().unwrap();
         let kind = fs::symlink_metadata(&path).unwrap().file_type();
-        lines += &if kind.is_dir() {
+        let line = if kind.is_dir() {
             format!("{name} d--755 0 0\n{}$\n", proto(&path))
         } else if kind.is_symlink() {
             format!("{name} l--777 0 0 {}\n", fs::read_link(&path).unwrap().display())
         } else {
             format!("{name} ---644 0 0 {}\n", path.display())
         };
+        lines.push_str(&line);
     }
     lines
 }

@@ -46,7 +46,7 @@ impl Stored {
     fn read(path: &Path) -> Self {
         let bytes = fs::read(path).unwrap();
         let mut stored = Self { len: bytes.len() as u64, places: Vec::new(), blocks: Vec::new() };
-        let pages = bytes.chunks(64 * BLOCK).enumerate().filter(|(_, page)| *page != &[0; 64 * BLOCK][..page.len()]);
+        let pages = bytes.chunks(64 * BLOCK).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
         for (page, bytes) in pages {
             for (index, block) in bytes.chunks(BLOCK).enumerate() {
                 if block.iter().any(|byte| *byte != 0) {

@@ -435,7 +435,7 @@ fn the_chunks_of_a_file_are_its_members() {
     };
     let whole = ready(&["vm.ovf", "d.vmdk.000000000", "d.vmdk.000000001", "d.vmdk.000000002"]);
     let stated = || with_ovf("href='d.vmdk' chunkSize='1000' size='2500'");
-    assert_eq!(chunks(stated(), &[1000, 1000, 500]).verdicts(), [whole.clone()]);
+    assert_eq!(chunks(stated(), &[1000, 1000, 500]).verdicts(), std::slice::from_ref(&whole));
     assert_eq!(chunks(stated(), &[1000, 1000]).verdicts(), [waiting("vm.ovf", &["d.vmdk.000000002"])]);
     assert_eq!(chunks(stated(), &[1000, 1000, 400]).verdicts(), [waiting("vm.ovf", &["d.vmdk.000000002"])]);
     // Somebody joined them.
@@ -443,7 +443,7 @@ fn the_chunks_of_a_file_are_its_members() {
     assert_eq!(joined.verdicts(), [ready(&["vm.ovf", "d.vmdk"])]);
     // The OVF does not say that there are chunks.
     let unsaid = || with_ovf("href='d.vmdk' size='2500'");
-    assert_eq!(chunks(unsaid(), &[1000, 1000, 500]).verdicts(), [whole.clone()]);
+    assert_eq!(chunks(unsaid(), &[1000, 1000, 500]).verdicts(), std::slice::from_ref(&whole));
     assert_eq!(chunks(unsaid(), &[1000, 1000]).verdicts(), [waiting("vm.ovf", &["d.vmdk.000000002"])]);
     assert_eq!(chunks(with_ovf("href='d.vmdk'"), &[1, 2, 3]).verdicts(), [whole]);
 }

@@ -77,10 +77,10 @@ impl<E: Executor> Engine<E> {
         let (clock, after) = (self.settings.world.clock(), self.retaining.at);
         let forgotten = self.settings.retention_day * u32::try_from(PROCESSED_DAYS).expect("days of three months");
         let shortest = self.settings.retention.shortest_days().map(|days| self.settings.retention_day * days);
-        let least = shortest.map_or(forgotten, |shortest| shortest.min(forgotten)).as_secs();
+        let youngest = shortest.map_or(forgotten, |shortest| shortest.min(forgotten)).as_secs();
         let look = move |ledger: &mut crate::ledger::Ledger| {
             let now = ledger.advance_age(&clock)?;
-            let rows = match now.checked_sub(least) {
+            let rows = match now.checked_sub(youngest) {
                 Some(since) => ledger.aged_since(since, after, PAGE)?,
                 None => Vec::new(),
             };
@@ -96,7 +96,7 @@ impl<E: Executor> Engine<E> {
         let (held, mut open) = (self.held_sources(), None);
         for ended in rows {
             let age = Duration::from_secs(now.saturating_sub(ended.aged_from.unwrap_or(now)));
-            let sources = self.own_sources(&ended, &held);
+            let sources = own_sources(&ended, &held);
             let kept = Kept { age, sources: self.place_of(&ended, &sources), output: self.output(&ended, &mut open) };
             match retention::decide(&self.settings.retention, self.settings.retention_day, &kept) {
                 Decision::Keep if age >= forgotten && is_nothing_left(&kept) => {
@@ -122,16 +122,6 @@ impl<E: Executor> Engine<E> {
             self.retaining.at = 0;
         }
         Ok(!is_last)
-    }
-
-    /// The sources of a conversion that lie where it left them, unchanged.
-    fn own_sources(&self, ended: &EndedConversion, held: &BTreeSet<PathBuf>) -> Vec<EndedFile> {
-        let is_own = |file: &&EndedFile| {
-            let found = fs::symlink_metadata(&file.path);
-            !is_held(held, &file.path)
-                && found.is_ok_and(|found| found.is_file() && Stamp::of(&found) == file.member.stamp())
-        };
-        ended.files.iter().filter(is_own).cloned().collect()
     }
 
     fn place_of(&self, ended: &EndedConversion, sources: &[EndedFile]) -> Sources {
@@ -183,6 +173,16 @@ impl<E: Executor> Engine<E> {
         let moves = sources.into_iter().map(into_trash).collect();
         EndedPlan::RemoveSources { what, placement: Placement { dir, moves }, bytes }
     }
+}
+
+/// The sources of a conversion that lie where it left them, unchanged.
+fn own_sources(ended: &EndedConversion, held: &BTreeSet<PathBuf>) -> Vec<EndedFile> {
+    let is_own = |file: &&EndedFile| {
+        let found = fs::symlink_metadata(&file.path);
+        !is_held(held, &file.path)
+            && found.is_ok_and(|found| found.is_file() && Stamp::of(&found) == file.member.stamp())
+    };
+    ended.files.iter().filter(is_own).cloned().collect()
 }
 
 /// Whether nothing is left that belongs to the conversion alone.

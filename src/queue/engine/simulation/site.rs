@@ -189,7 +189,9 @@ impl Site {
         let marks: Vec<String> =
             files(&from, true).iter().filter_map(|path| mark(&fs::read(path).expect("a file of ours"))).collect();
         self.move_by_hand(&from, &to);
-        marks.iter().for_each(|mark| self.touch(mark));
+        for mark in &marks {
+            self.touch(mark);
+        }
     }
 
     /// Drops a descriptor that names a file that was dropped before, wherever that file is now.
@@ -464,7 +466,9 @@ impl Site {
         let is_open = |source: &Source| source.upload.as_ref().is_some_and(|upload| upload.file.is_some());
         let open: Vec<String> =
             self.sources.iter().filter(|(_, source)| is_open(source)).map(|(mark, _)| mark.clone()).collect();
-        open.iter().for_each(|mark| self.finish_one(mark));
+        for mark in &open {
+            self.finish_one(mark);
+        }
     }
 
     fn finish_one(&mut self, mark: &str) {
