@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConversionId;
-use super::emit::Emit;
 use super::file_name::stem;
+use super::platform::Emit;
 
 /// What told that an artifact had arrived whole, the weakest last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, strum::Display)]

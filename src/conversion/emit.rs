@@ -14,16 +14,15 @@ mod domain;
 mod guest;
 mod kubevirt;
 mod openstack;
-mod platform;
 mod proxmox;
 mod shell;
 mod xml;
 mod yaml;
 
 use self::guest::{Guest, label, machines};
-pub use self::platform::{Emit, Platform};
 use super::machine::Machine;
 use super::options::DomainOptions;
+use super::platform::{self, Emit, Platform};
 use super::report::Metadata;
 
 /// A file to write beside the disks.

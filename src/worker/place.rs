@@ -10,8 +10,8 @@ use rustix::io::Errno;
 
 use super::group::Group;
 use super::output::{output_failure, sync_directory};
-use crate::conversion::emit::{self, Emit};
 use crate::conversion::options::DomainOptions;
+use crate::conversion::{Emit, emit};
 use crate::conversion::{Failure, Metadata};
 
 /// Why the output could not be placed where it was asked for.
