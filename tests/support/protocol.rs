@@ -41,6 +41,10 @@ const STATISTICS: &str = r#"{
   "version": "0",
   "total_superseded": 0,
   "ignored": 0,
+  "total_removed_processed": 0,
+  "total_removed_errors": 0,
+  "total_removed_outputs": 0,
+  "total_removed_bytes": 0,
   "last_updated": "0-0-0T0:0:0Z"
 }
 "#;

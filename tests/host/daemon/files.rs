@@ -73,7 +73,7 @@ fn what_is_never_taken_is_told_once_with_what_to_do_and_counted() {
         ("old.dd", "rename it to end in .raw"),
         ("vm-000001.avhdx", "merge or delete the snapshot and move the disk here"),
         ("notes.txt", "is no disk image, and nothing here names it"),
-        ("web01", "is a directory; move the files in it here"),
+        ("web01", "is a folder without a disk image; put the machine's disks into it, or move it away"),
         ("link", "is a symbolic link, which is never followed; move the file itself here"),
         ("caf\u{fffd}", "has a name that is not UTF-8; rename it"),
         ("socket", "is a socket, not a disk image"),
@@ -253,6 +253,7 @@ fn a_broken_image_fails_once_with_a_reason() {
             "duration_seconds": null,
             "status": "failed",
             "error": "bad.vmdk: has no signature of a .vmdk file (at byte 0)",
+            "suggestion": "Re-export the VM from source, the disk image may be corrupted",
             "retry_count": 0,
         })
     );

@@ -98,7 +98,11 @@ fn a_stopped_worker_does_not_hold_up_the_end() {
     let mut daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
     site.drop_file("vm.raw", &disk(0));
     daemon.until("it runs", || daemon.workers().len() == 1);
-    let worker = Pid::from_raw(daemon.workers()[0].cast_signed()).unwrap();
+    let worker = daemon.workers()[0];
+    // One that is stopped before it is a program of its own holds up whoever starts it.
+    let command = || fs::read_to_string(format!("/proc/{worker}/cmdline")).unwrap_or_default();
+    daemon.until("it is a worker", || command().contains("worker"));
+    let worker = Pid::from_raw(worker.cast_signed()).unwrap();
     kill_process(worker, Signal::STOP).unwrap();
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.end_within(END).code(), Some(0), "{}", daemon.log());
