@@ -195,6 +195,28 @@ fn is_parked(conversion: &ConversionJob, failures: u32, source: &Path) -> bool {
         && due.is_some_and(|due| report["retry_info"]["next_retry_at"] == due)
 }
 
+#[tokio::test]
+async fn a_folder_that_the_plugin_puts_is_one_machine() {
+    let Some(queue) = Queue::open("folders", json!({}), json!({})).await else { return };
+    let disk = guest(9, 31);
+    let here = tempfile::tempdir().unwrap();
+    let folder = here.path().join("web02");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("vm.ovf"), ova::ovf(&[("disk1.vmdk", disk.len() as u64)])).unwrap();
+    let member = vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), &disk);
+    fs::write(folder.join("disk1.vmdk"), member).unwrap();
+    plugin(&queue, &["put", folder.to_str().unwrap(), &queue.name]);
+
+    let over = queue.ended("web02", JobPhase::Succeeded).await.status.unwrap();
+    assert_eq!((over.attempt_count, over.outputs.len()), (Some(1), 1));
+    holds(&queue.output(&over.outputs[0].path), &disk);
+    queue.counted([1, 0, 0, 0, 0]).await;
+    let archived = files(&queue.queue(".processed"));
+    let is_there = |name: &str| archived.iter().any(|path| path.ends_with(&format!("/web02/{name}")));
+    assert!(is_there("vm.ovf") && is_there("disk1.vmdk"), "{archived:?}");
+    assert!(!queue.queue("web02").exists());
+}
+
 /// The use of a queue's slots over time.
 #[derive(Default)]
 struct Slots {
