@@ -545,6 +545,7 @@ fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Re
         match path.extension().and_then(OsStr::to_str) {
             Some("xml") => writeln!(out, "{shown}  libvirt domain: virsh define {shown}")?,
             Some("yaml") => writeln!(out, "{shown}  KubeVirt machine: kubectl apply -f {shown}")?,
+            Some("json") => writeln!(out, "{shown}  properties of the images, for the script beside it")?,
             _ => writeln!(out, "{shown}  its first lines say how to use it")?,
         }
     }

@@ -30,7 +30,7 @@ pub(super) fn properties(guest: &Guest<'_>) -> String {
         })
         .collect();
     let file = json!({
-        "about": guest.head(&["To use it: sh openstack.sh, which passes these properties.".to_owned()], &lost(guest)),
+        "about": guest.head(&["To use it: the script beside it passes these properties.".to_owned()], &lost(guest)),
         "images": images,
     });
     let mut text = serde_json::to_string_pretty(&file).expect("texts and numbers serialise");
