@@ -35,7 +35,7 @@ def main():
         lines = file.read().splitlines()
     print("# Values of the chart\n")
     print("Generated from `charts/hyper2kvm-operator/values.yaml`: `make generate`. What to set when is told in")
-    print("[operations-cluster.md](operations-cluster.md). A value that is not listed here is refused.\n")
+    print("[operations-cluster.md](operations-cluster.md). A value that is not listed here is refused, but for those in `global`.\n")
     print("| value | default | |\n|---|---|---|")
     for name, default, comment in rows(lines):
         print(f"| `{name}` | `{default}` | {comment.replace('|', '&#124;')} |")

@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 
 use crate::conversion::admission::RunState;
+use crate::conversion::printable;
 use crate::stats::{JobStats, JobStatus, Snapshot, Totals};
 
 /// `Content-Security-Policy` of the page: its own two files and its own events, nothing else.
@@ -228,24 +229,22 @@ fn size(bytes: u64) -> String {
     if unit == "B" { format!("{value:.0} B") } else { format!("{value:.1} {unit}") }
 }
 
-/// Text as HTML, cut to a bounded length; control characters become spaces.
+/// Text as HTML, cut to a bounded length.
 fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars().take(MAX_TEXT) {
+    let mut cut: String = text.chars().take(MAX_TEXT).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    let mut escaped = String::with_capacity(cut.len());
+    for character in printable(&cut).chars() {
         match character {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            control if control.is_control() => escaped.push(' '),
-            // Overrides of the direction of writing would show a name that it isn't.
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => escaped.push('\u{fffd}'),
             other => escaped.push(other),
         }
-    }
-    if text.chars().nth(MAX_TEXT).is_some() {
-        escaped.push('…');
     }
     escaped
 }

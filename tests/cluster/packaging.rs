@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::{Cluster, Need, in_tree, left_out, run};
+use crate::harness::{Cluster, Namespace, Need, in_tree, left_out, run};
 
 const CHART: &str = "charts/hyper2kvm-operator";
 const EVERY_FLAG: [&str; 6] = [
@@ -160,6 +160,11 @@ fn names_images_and_contexts_are_what_a_site_says() {
             vec!["podDisruptionBudget.enabled=true", "podDisruptionBudget.maxUnavailable=0"],
             "no node with one could be drained",
         ),
+        // Half of one is one.
+        (
+            vec!["podDisruptionBudget.enabled=true", "podDisruptionBudget.minAvailable=50%"],
+            "no node with one could be drained",
+        ),
         (vec!["image.digest=sha256:12"], "at '/image/digest'"),
     ] {
         let said = render(&values).unwrap_err();
@@ -286,13 +291,7 @@ fn a_watcher_s_token_changes_run_state_and_nothing_else() {
     let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
     let Some(helm) = helm() else { return };
     let namespace = cluster.namespace("policy");
-    let text = run(Command::new(helm).args(["template", &namespace.name]).arg(in_tree(CHART)).args([
-        "--show-only=templates/admission-policy.yaml",
-        "--namespace",
-        &namespace.name,
-    ]));
-    let policy = Policy { cluster, text: text.clone() };
-    namespace.apply(&text);
+    let policy = Policy::apply(cluster, &namespace, &helm);
     namespace.apply(
         &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": "q"},
             "spec": {"queue": {"claimName": "a"}, "output": {"claimName": "b"}}})
@@ -377,13 +376,7 @@ fn a_watcher_changes_its_own_queue_s_conversions_and_the_controller_what_it_made
     let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
     let Some(helm) = helm() else { return };
     let namespace = cluster.namespace("held");
-    let text = run(Command::new(helm).args(["template", &namespace.name]).arg(in_tree(CHART)).args([
-        "--show-only=templates/admission-policy.yaml",
-        "--namespace",
-        &namespace.name,
-    ]));
-    let policy = Policy { cluster, text: text.clone() };
-    namespace.apply(&text);
+    let policy = Policy::apply(cluster, &namespace, &helm);
     let account = |name: &str| format!("system:serviceaccount:{}:{name}", namespace.name);
     let grant = |name: &str, verbs: &str, resources: &str| {
         run(namespace.kubectl().args(["create", "role", name, verbs, resources]));
@@ -443,6 +436,20 @@ fn a_watcher_changes_its_own_queue_s_conversions_and_the_controller_what_it_made
 struct Policy {
     cluster: &'static Cluster,
     text: String,
+}
+
+impl Policy {
+    /// Applies the chart's policies for a release that is called like its namespace.
+    fn apply(cluster: &'static Cluster, namespace: &Namespace, helm: &Path) -> Self {
+        let release = namespace.name.as_str();
+        let only = "--show-only=templates/admission-policy.yaml";
+        let arguments = ["template", release, "--namespace", release, only];
+        let text = run(Command::new(helm).args(arguments).arg(in_tree(CHART)));
+        // Before it is applied, so that half of it is removed, too.
+        let policy = Self { cluster, text };
+        namespace.apply(&policy.text);
+        policy
+    }
 }
 
 impl Drop for Policy {
