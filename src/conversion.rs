@@ -13,12 +13,14 @@ pub(crate) mod id;
 pub(crate) mod lifecycle;
 pub mod machine;
 pub mod options;
+pub mod plan;
 mod platform;
 mod printable;
 mod remedy;
 pub mod report;
 pub mod retention;
 pub mod status;
+pub mod target;
 pub(crate) mod verdict;
 
 pub use claim::{Alone, Claim, Member, Stamp, Witness};

@@ -30,6 +30,10 @@ pub const FAILURE_FILE: &str = "failure.json";
 /// Name of a running attempt's progress in its work directory.
 pub const PROGRESS_FILE: &str = "progress.json";
 
+/// Name of a plan step's result in its work directory, and the longest one that is read, in bytes.
+pub const PLAN_FILE: &str = "plan.json";
+pub const MAX_PLAN_BYTES: usize = 64 << 10;
+
 /// Longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;
 
@@ -80,6 +84,10 @@ pub mod variable {
     pub const OPTIONS: &str = "HYPER2KVM_OPTIONS";
     /// Number of the attempt.
     pub const ATTEMPT: &str = "HYPER2KVM_ATTEMPT";
+    /// Which step to do: `plan` or `convert`; absent: `convert`.
+    pub const STEP: &str = "HYPER2KVM_STEP";
+    /// JSON of the [targets](crate::conversion::target) that the disks go into; absent: they are files in the folder.
+    pub const TARGETS: &str = "HYPER2KVM_TARGETS";
     /// Where the termination message goes, in a pod.
     pub const TERMINATION_LOG: &str = "HYPER2KVM_TERMINATION_LOG";
     /// `1` to refuse a kernel without Landlock.

@@ -84,6 +84,20 @@ pub enum Reason {
     JobLost,
     /// The pod was deleted or the process killed.
     Killed,
+    /// A claim that a disk goes into is not bound yet. The controller says so, never a worker.
+    TargetPending,
+    /// A device or directory that a disk goes into can't be opened.
+    TargetDenied,
+    /// A disk does not fit into its target; `neededBytes` would do.
+    TargetTooSmall,
+    /// Something that is not ours lies in a disk's target, or uses it.
+    TargetInUse,
+    /// A disk's target is gone: its claim was deleted, or its node or device is lost.
+    TargetLost,
+    /// The cluster refuses the machine. The controller says so, never a worker.
+    MachineRefused,
+    /// The cluster has no KubeVirt, or the controller may not use it. The controller says so, never a worker.
+    MachineNotServed,
     /// The conversion was deleted.
     Cancelled,
     /// Anything else; a panic.
@@ -151,6 +165,7 @@ impl Reason {
             | Self::Encrypted
             | Self::TooLarge
             | Self::DeadlineExceeded
+            | Self::TargetInUse
             | Self::DisruptedTooOften => Class::Permanent,
             Self::PermissionDenied
             | Self::OutputFull
@@ -158,13 +173,19 @@ impl Reason {
             | Self::WorkerImage
             | Self::WorkerConfig
             | Self::Unschedulable
-            | Self::QueueMissing => Class::Configuration,
+            | Self::QueueMissing
+            | Self::TargetPending
+            | Self::TargetDenied
+            | Self::MachineRefused
+            | Self::MachineNotServed => Class::Configuration,
             Self::SourceIO
             | Self::OutputIO
             | Self::OutOfMemory
             | Self::Stalled
             | Self::JobLost
             | Self::Killed
+            | Self::TargetTooSmall
+            | Self::TargetLost
             | Self::Internal => Class::Transient,
             Self::SourceChanged | Self::Recalled | Self::WrongMember => Class::GivenBack,
             Self::SourceMissing | Self::Cancelled => Class::Cancelled,
@@ -175,8 +196,20 @@ impl Reason {
     /// Whether an attempt that ends so counts against `max_retries`.
     #[must_use]
     pub const fn is_counted(self) -> bool {
-        !matches!(self, Self::OutputFull)
-            && matches!(self.class(), Class::Permanent | Class::Configuration | Class::Transient)
+        !matches!(
+            self,
+            Self::OutputFull
+                | Self::TargetPending
+                | Self::TargetTooSmall
+                | Self::MachineRefused
+                | Self::MachineNotServed
+        ) && matches!(self.class(), Class::Permanent | Class::Configuration | Class::Transient)
+    }
+
+    /// Whether only the controller can know it: no worker is believed that says it.
+    #[must_use]
+    pub(crate) const fn is_of_cluster(self) -> bool {
+        matches!(self, Self::TargetPending | Self::MachineRefused | Self::MachineNotServed)
     }
 
     /// Whether the attempt was ended from outside.
@@ -211,6 +244,10 @@ impl Reason {
             | Self::UnsafeReference
             | Self::MissingMember
             | Self::Encrypted => Phase::FileTypeDetection,
+            Self::TargetPending | Self::TargetDenied | Self::TargetTooSmall | Self::TargetInUse | Self::TargetLost => {
+                Phase::OutputDirectoryCreation
+            }
+            Self::MachineRefused | Self::MachineNotServed => Phase::Completion,
             Self::TooLarge => Phase::ArgumentPreparation,
             Self::SourceChanged | Self::Recalled => Phase::Completion,
             Self::SourceMissing
@@ -262,6 +299,24 @@ impl Reason {
             }
             Self::Unschedulable => {
                 "Check that the queue's claims exist and can be mounted, and that a node has what the pod asks for"
+            }
+            Self::TargetPending => {
+                "Look at the claim's events: its storage class, that class's provisioner, and the namespace's quota"
+            }
+            Self::TargetDenied => {
+                "Set device_ownership_from_security_context = true in the node's containerd or CRI-O for block devices, \
+                 or the queue's securityContext.fsGroup for file systems"
+            }
+            Self::TargetTooSmall => {
+                "Its claim is made anew, and larger; if it stays too small, raise target.filesystemOverhead"
+            }
+            Self::TargetInUse => "End what uses the claim, or remove the disk.img in it if nobody needs that",
+            Self::TargetLost => "Its claim is made anew",
+            Self::MachineRefused => {
+                "Set right what the message names, or set virtualMachine.create to Never and apply virtualmachine.yaml"
+            }
+            Self::MachineNotServed => {
+                "Install KubeVirt and set kubevirt.enabled in the chart, or set virtualMachine.create to Never"
             }
             Self::Stalled | Self::DeadlineExceeded | Self::Internal => {
                 return format!("Review logs for {phase} phase errors and retry if transient");
@@ -319,7 +374,8 @@ pub struct Failure {
     /// What a person can do about it.
     #[serde(default)]
     pub suggestion: String,
-    /// Free bytes that the output volume must have before another attempt makes sense (`OutputFull`).
+    /// Free bytes that the output volume must have before another attempt makes sense (`OutputFull`), or bytes that a
+    /// target must have (`TargetTooSmall`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needed_bytes: Option<u64>,
     /// The member that belongs to another machine (`WrongMember`).
@@ -430,8 +486,18 @@ mod tests {
     }
 
     #[test]
-    fn a_full_output_volume_is_no_counted_attempt() {
-        assert!(!Reason::OutputFull.is_counted());
-        assert!(Reason::PermissionDenied.is_counted());
+    fn an_attempt_that_only_waited_for_its_place_is_not_counted() {
+        for reason in [
+            Reason::OutputFull,
+            Reason::TargetPending,
+            Reason::TargetTooSmall,
+            Reason::MachineRefused,
+            Reason::MachineNotServed,
+        ] {
+            assert!(!reason.is_counted(), "{reason}");
+        }
+        for reason in [Reason::PermissionDenied, Reason::TargetDenied, Reason::TargetInUse, Reason::TargetLost] {
+            assert!(reason.is_counted(), "{reason}");
+        }
     }
 }

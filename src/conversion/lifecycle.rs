@@ -30,6 +30,9 @@ pub(crate) const MAX_DISRUPTIONS: u32 = 10;
 /// space does not show, and the conversion fails.
 const MAX_FULL: u32 = 10;
 
+/// Most times in a row that a target is made anew because it was too small; then the conversion fails.
+const MAX_ENLARGED: u32 = 2;
+
 /// Delay beyond which a backoff does not grow: a schedule longer than a year is a mistake in configuration.
 const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -249,6 +252,9 @@ fn settle_failure(status: &mut ConversionStatus, failure: Failure, policy: &Retr
                 failure.message
             ),
         ),
+        _ if reason == Reason::TargetTooSmall && status.in_a_row(reason) > MAX_ENLARGED => {
+            Failure { class: Class::Permanent, ..failure }
+        }
         _ if reason == Reason::OutOfMemory && status.out_of_memory() > 1 => {
             Failure { class: Class::Permanent, ..failure }
         }
@@ -263,7 +269,7 @@ fn settle_failure(status: &mut ConversionStatus, failure: Failure, policy: &Retr
         Class::Configuration if uncounted && status.in_a_row(reason) > 1 => {
             status.next_retry_time = Some(after(now, policy.delay(status.in_a_row(reason) - 1)));
         }
-        Class::NoAttempt | Class::Configuration if uncounted => {}
+        Class::NoAttempt | Class::Configuration | Class::Transient if uncounted => {}
         Class::Transient if policy.enabled && status.counted_attempts() <= policy.max_retries => {
             status.next_retry_time = Some(after(now, policy.delay(status.counted_attempts())));
         }
@@ -321,9 +327,8 @@ mod tests {
     #[test]
     fn permanent_and_configuration_failures_are_not_retried() {
         for &reason in Reason::ALL {
-            let retried = matches!(reason.class(), Class::Transient);
-            let ends = matches!(reason.class(), Class::Permanent)
-                || (reason.class() == Class::Configuration && reason != Reason::OutputFull);
+            let retried = reason.class() == Class::Transient && reason.is_counted();
+            let ends = matches!(reason.class(), Class::Permanent | Class::Configuration) && reason.is_counted();
             let (_, step) = fail_once(ConversionStatus::default(), reason, 0);
             assert_eq!(matches!(step, Step::Park { .. }), retried, "{reason}");
             assert_eq!(step == Step::Finish(End::Failed), ends, "{reason}");
@@ -332,7 +337,15 @@ mod tests {
 
     #[test]
     fn an_end_that_does_not_count_uses_up_its_number_only() {
-        for reason in [Reason::OutputFull, Reason::Disrupted, Reason::Suspended, Reason::Superseded] {
+        for reason in [
+            Reason::OutputFull,
+            Reason::TargetTooSmall,
+            Reason::TargetPending,
+            Reason::MachineRefused,
+            Reason::Disrupted,
+            Reason::Suspended,
+            Reason::Superseded,
+        ] {
             let (status, step) = fail_once(ConversionStatus::default(), reason, 0);
             assert_eq!(step, Step::Stage(Attempt(2)), "{reason}");
             assert_eq!(status.counted_attempts(), 0, "{reason}");

@@ -18,6 +18,7 @@ pub(crate) enum Exit {
 #[must_use]
 pub(crate) fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option<Failure> {
     if matches!(told.reason.class(), Class::NoAttempt | Class::Cancelled)
+        || told.reason.is_of_cluster()
         || matches!(told.reason, Reason::DisruptedTooOften | Reason::JobLost | Reason::Killed | Reason::Recalled)
     {
         return None;
@@ -108,7 +109,15 @@ mod tests {
 
     #[test]
     fn a_worker_can_neither_excuse_itself_nor_choose_its_class() {
-        for reason in [Reason::Disrupted, Reason::Suspended, Reason::Cancelled, Reason::Recalled, Reason::Killed] {
+        for reason in [
+            Reason::Disrupted,
+            Reason::Suspended,
+            Reason::Cancelled,
+            Reason::Recalled,
+            Reason::Killed,
+            Reason::TargetPending,
+            Reason::MachineRefused,
+        ] {
             assert_eq!(believed(&Failure::new(reason, "not me"), |text| clean(text, 80)), None, "{reason}");
         }
         let lie = Failure { class: Class::NoAttempt, ..Failure::new(Reason::Corrupt, "a\u{1b}[31mb\n") };
