@@ -8,10 +8,12 @@
 //!        cluster, queue ─▶ control · notification · config · telemetry · stats ─▶ conversion
 //! bin(hyper2kvm) ─▶ worker ─▶ disk, files ─▶ conversion
 //! bin(hyper2kvm) ─▶ guest ─▶ disk ─▶ conversion
+//! bin(hyper2kvm), bin(hyper2kvm-appliance), worker ─▶ appliance ─▶ guest, disk
 //! queue ─▶ disk (what a descriptor names)
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod appliance;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod config;

@@ -9,12 +9,13 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, UseTree};
 
 /// Every top-level module and those it may name besides itself.
-const MAY_NAME: [(&str, &[&str]); 14] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     ("conversion", &[]),
     ("files", &["conversion"]),
     ("disk", &["conversion"]),
     ("guest", &["conversion", "disk"]),
-    ("worker", &["conversion", "disk", "files"]),
+    ("appliance", &["conversion", "disk", "guest"]),
+    ("worker", &["appliance", "conversion", "disk", "files"]),
     ("stats", &["conversion"]),
     ("telemetry", &["conversion", "stats"]),
     ("control", &["conversion", "stats"]),
