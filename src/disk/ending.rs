@@ -21,6 +21,8 @@ pub enum Ending {
     Whole,
     /// Something that must be there is not.
     Missing,
+    /// The disk in the file tells of bytes behind the file's end, which a reader would not miss.
+    Short,
     /// The format has no such mark, or the file can't be read.
     Untold,
 }
@@ -37,6 +39,12 @@ const L2_TABLES: usize = 8;
 pub(crate) fn ending(file: std::fs::File, name: &str) -> Ending {
     let Ok(found) = file.metadata() else { return Ending::Untold };
     of(&Region::whole(Arc::new(file), name, found.len()))
+}
+
+/// Whether a file of this name may be a raw disk: half of one is converted like a whole one.
+#[must_use]
+pub(crate) fn may_be_raw(name: &str) -> bool {
+    Content::Raw.agrees_with(extension(name))
 }
 
 /// The extension that a file of an unknown one should have, by its content; `None` where that is no disk.
@@ -67,7 +75,8 @@ fn of(region: &Region) -> Ending {
         Content::Packed(packing) => frames::has_end(region, packing).map(|is_there| by(is_there, Ending::Whole)),
         Content::Zip => frames::has_zip_end(region).map(|is_there| by(is_there, Ending::Whole)),
         Content::Vhdx | Content::VmdkText | Content::Parallels => None,
-        Content::Raw => Some(by(is_raw(region), Ending::Untold)),
+        Content::Raw if is_raw(region) => Some(if raw::is_short(region) { Ending::Short } else { Ending::Untold }),
+        Content::Raw => Some(Ending::Missing),
     };
     found.unwrap_or(Ending::Untold)
 }
@@ -181,5 +190,6 @@ fn vdi_end(head: &[u8]) -> u64 {
     u64::from(data).saturating_add(u64::from(block).saturating_mul(u64::from(allocated)))
 }
 
+mod raw;
 #[cfg(test)]
 mod tests;

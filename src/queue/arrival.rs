@@ -2,8 +2,8 @@
 //! Whether a file that stands still has arrived whole. Three witnesses can tell, and the strongest of them decides.
 //!
 //! ```text
-//!  writer:  has it open ─▶ not yet      has closed it, or renamed it here ─▶ complete
-//!     │ unknown
+//!  writer:  has it open ─▶ not yet      has renamed it here, or closed it ─▶ complete
+//!     │ unknown                         has closed half of a raw disk ─▶ not yet, as for a missing end
 //!  format:  its end is missing ─▶ not yet, for as long as companions are waited for      its end is there ─▶ complete
 //!     │ has no end that tells
 //!  quiet:   without a change for the quiet period ─▶ complete
@@ -22,7 +22,7 @@ use crate::disk::ending::Ending;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     pub writer: Writer,
-    /// What the format says; looked at only where the writer is unknown.
+    /// What the format says; looked at only where the writer is unknown, and of raw disks where it has closed the file.
     pub ending: Ending,
     /// Time since the file last changed.
     pub quiet: Duration,
@@ -56,9 +56,12 @@ pub fn settle(observed: Observed, patience: Patience) -> Arrival {
     let rest = |limit: Duration| limit.checked_sub(observed.quiet).filter(|rest| !rest.is_zero());
     match (observed.writer, observed.ending) {
         (Writer::Open, _) => Arrival::Open,
-        (Writer::Closed, _) => Arrival::Complete(Witness::Writer),
+        (Writer::Closed, Ending::Short) => {
+            rest(patience.rest).map_or(Arrival::Complete(Witness::Quiet), Arrival::Short)
+        }
+        (Writer::Moved | Writer::Closed, _) => Arrival::Complete(Witness::Writer),
         (Writer::Unknown, Ending::Whole) => Arrival::Complete(Witness::Format),
-        (Writer::Unknown, Ending::Missing) => {
+        (Writer::Unknown, Ending::Missing | Ending::Short) => {
             rest(patience.rest).map_or(Arrival::Complete(Witness::Quiet), Arrival::Short)
         }
         (Writer::Unknown, Ending::Untold) => {
@@ -82,6 +85,11 @@ mod tests {
             (Writer::Open, Ending::Missing, 1_000_000, Arrival::Open),
             (Writer::Closed, Ending::Untold, 3, complete(Witness::Writer)),
             (Writer::Closed, Ending::Missing, 3, complete(Witness::Writer)),
+            (Writer::Closed, Ending::Short, 3, Arrival::Short(3597 * second)),
+            (Writer::Closed, Ending::Short, 3600, complete(Witness::Quiet)),
+            (Writer::Moved, Ending::Short, 3, complete(Witness::Writer)),
+            (Writer::Open, Ending::Short, 3600, Arrival::Open),
+            (Writer::Unknown, Ending::Short, 3, Arrival::Short(3597 * second)),
             (Writer::Unknown, Ending::Whole, 3, complete(Witness::Format)),
             (Writer::Unknown, Ending::Missing, 3, Arrival::Short(3597 * second)),
             (Writer::Unknown, Ending::Missing, 61, Arrival::Short(3539 * second)),

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!             modified                 closed by a writer, or renamed here
-//!  unknown ────────────▶ open ─────────────────────────────────────────────▶ closed
+//!  unknown ────────────▶ open ─────────────────────────────────────────────▶ closed, or moved here
 //!     ▲                    ▲                                                    │
 //!     └─ gone, or events   └────────────────────── modified ◀───────────────────┘
 //!        were lost
@@ -27,8 +27,10 @@ pub enum Writer {
     Unknown,
     /// It has the file open: it has modified it since it was last closed.
     Open,
-    /// It has closed the file, or has renamed it to this name.
+    /// It has closed the file.
     Closed,
+    /// It has renamed the file to this name: it says itself that the file is whole.
+    Moved,
 }
 
 /// What an event tells of one file.
@@ -54,7 +56,8 @@ impl Writers {
         let mut writers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let writer = match sign {
             Sign::Modified => Writer::Open,
-            Sign::Closed | Sign::Arrived => Writer::Closed,
+            Sign::Closed => Writer::Closed,
+            Sign::Arrived => Writer::Moved,
             Sign::Gone => Writer::Unknown,
         };
         if writer == Writer::Unknown {
@@ -93,7 +96,7 @@ mod tests {
             (Sign::Modified, Writer::Open),
             (Sign::Closed, Writer::Closed),
             (Sign::Modified, Writer::Open),
-            (Sign::Arrived, Writer::Closed),
+            (Sign::Arrived, Writer::Moved),
             (Sign::Gone, Writer::Unknown),
         ] {
             writers.observe("vm.raw", sign);
@@ -102,7 +105,7 @@ mod tests {
         }
         writers.observe("web01", Sign::Arrived);
         writers.observe("web01/vm.raw", Sign::Modified);
-        assert_eq!(["web01/vm.raw", "web01/other.raw"].map(|name| writers.of(name)), [Writer::Open, Writer::Closed]);
+        assert_eq!(["web01/vm.raw", "web01/other.raw"].map(|name| writers.of(name)), [Writer::Open, Writer::Moved]);
         writers.observe("vm.raw", Sign::Closed);
         writers.forget_all();
         assert_eq!(writers.of("vm.raw"), Writer::Unknown);

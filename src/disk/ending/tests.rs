@@ -111,3 +111,82 @@ fn no_bytes_are_too_few() {
         }
     }
 }
+
+/// A raw disk made by programs that are installed with the tests; `None`, loudly, where one is missing.
+fn made(bytes: u64, command: &[&str], stdin: &str) -> Option<Vec<u8>> {
+    use std::io::Write as _;
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(bytes).unwrap();
+    let child = Command::new(command[0])
+        .args(&command[1..])
+        .arg(&path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("left out: {} is not installed", command[0]);
+        return None;
+    };
+    // Most of them read nothing.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    assert!(child.wait().unwrap().success(), "{command:?}");
+    Some(fs::read(path).unwrap())
+}
+
+#[test]
+fn a_raw_disk_is_short_where_its_table_or_file_system_goes_on_behind_the_file() {
+    const MIB: u64 = 1 << 20;
+    for (bytes, command, stdin) in [
+        (16 * MIB, &["sfdisk", "--quiet", "--label", "dos"][..], "2048,8192\n10240,\n"),
+        (16 * MIB, &["sfdisk", "--quiet", "--label", "gpt"], ",\n"),
+        (16 * MIB, &["mke2fs", "-q", "-F", "-t", "ext4", "-O", "64bit"], ""),
+        (16 * MIB, &["mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024"], ""),
+        (320 * MIB, &["mkfs.xfs", "-q"], ""),
+        (16 * MIB, &["mkntfs", "-q", "-F", "-Q"], ""),
+        (16 * MIB, &["mkfs.vfat", "-F", "16"], ""),
+        (64 * MIB, &["mkfs.vfat", "-F", "32"], ""),
+        (128 * MIB, &["mkfs.btrfs", "-q"], ""),
+    ] {
+        let Some(mut disk) = made(bytes, command, stdin) else { continue };
+        assert_eq!(of_bytes("vm.img", &disk), Ending::Untold, "{command:?}");
+        disk.extend_from_slice(&[0; 4096]);
+        assert_eq!(of_bytes("vm.img", &disk), Ending::Untold, "{command:?} with room behind it");
+        disk.truncate(usize::try_from(bytes).unwrap() / 2);
+        assert_eq!(of_bytes("vm.img", &disk), Ending::Short, "{command:?}");
+        // Behind the superblock of each.
+        assert_eq!(of_bytes("vm.img", &disk[..128 << 10]), Ending::Short, "{command:?}");
+    }
+    // Sectors of 4 KiB, by hand: sfdisk makes none in a file.
+    let mut large = vec![0; 1 << 20];
+    let header = &mut large[4096..4096 + 92];
+    header[..8].copy_from_slice(b"EFI PART");
+    header[12] = 92;
+    header[32] = 255;
+    let sum = crc32fast::hash(header);
+    header[16..20].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(of_bytes("vm.img", &large), Ending::Short, "the copy is not there");
+    large[255 * 4096..][..8].copy_from_slice(b"EFI PART");
+    assert_eq!(of_bytes("vm.img", &large), Ending::Untold);
+    assert_eq!(of_bytes("vm.img", &large[..255 * 4096]), Ending::Short);
+    // Its whole length, and not yet its end.
+    if let Some(mut disk) = made(16 * MIB, &["sfdisk", "--quiet", "--label", "gpt"], ",\n") {
+        let half = disk.len() / 2;
+        disk[half..].fill(0);
+        assert_eq!(of_bytes("vm.raw", &disk), Ending::Short);
+    }
+}
+
+#[test]
+fn a_raw_disk_without_a_table_that_is_understood_is_not_called_short() {
+    let content: Vec<u8> = (0..1_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut code = content.clone();
+    code[510..512].copy_from_slice(&[0x55, 0xAA]);
+    let mut huge = vec![0; 1 << 20];
+    huge[..4].copy_from_slice(b"XFSB");
+    huge[4..16].fill(0xFF);
+    for (what, disk) in [("noise", content), ("code with the signature", code), ("an impossible size", huge)] {
+        assert_eq!(of_bytes("vm.raw", &disk), Ending::Untold, "{what}");
+    }
+}

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::conversion::{Stamp, Witness};
-use crate::disk::ending::{Ending, ending};
+use crate::disk::ending::{Ending, ending, may_be_raw};
 use crate::files::store;
 use crate::queue::arrival::{Arrival, Observed, Patience, settle};
 use crate::queue::open_files::OpenFiles;
@@ -66,8 +66,14 @@ impl Arrivals {
             self.files.insert(entry.name.clone(), standing);
         }
         let standing = self.files.get_mut(&entry.name).expect("inserted above");
-        // Only images have an end that their format knows.
-        let is_asked = writer == Writer::Unknown && scan::role(entry) == Role::Candidate;
+        // Only images have an end that their format knows. A writer that closes a file may open it again for the next piece;
+        // only of a raw disk the conversion would not say that it is not whole.
+        let is_told = match writer {
+            Writer::Open | Writer::Moved => true,
+            Writer::Closed => !may_be_raw(&entry.name),
+            Writer::Unknown => false,
+        };
+        let is_asked = !is_told && scan::role(entry) == Role::Candidate;
         let asked = (is_asked && !self.patience.quiet_period.is_zero())
             .then(|| *standing.ending.get_or_insert_with(|| look_at_end(&self.directory, entry)));
         let observed = Observed { writer, ending: asked.unwrap_or(Ending::Untold), quiet };

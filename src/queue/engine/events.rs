@@ -140,7 +140,7 @@ mod tests {
         drop(file);
         until(writers, "vm.raw", Writer::Closed);
         fs::rename(queue.join("vm.raw"), queue.join("renamed.raw")).unwrap();
-        until(writers, "renamed.raw", Writer::Closed);
+        until(writers, "renamed.raw", Writer::Moved);
         until(writers, "vm.raw", Writer::Unknown);
         // Preallocated, with nothing written.
         let file = File::create(queue.join("preallocated.raw")).unwrap();

@@ -663,7 +663,7 @@ impl Intake {
         if inside.is_settling || folder.content.is_unfinished() {
             return None;
         }
-        let is_moved_in = folder.is_as_found && self.arrivals.writer(name) == Writer::Closed;
+        let is_moved_in = folder.is_as_found && self.arrivals.writer(name) == Writer::Moved;
         let quiet = now.saturating_sub(folder.changed_at) + folder.age;
         let quiet = inside.quiet.map_or(quiet, |of_files| of_files.min(quiet));
         let following = self.look_interval * FOLLOWING_LOOKS;

@@ -219,3 +219,34 @@ fn another_file_in_the_place_of_an_archived_source_is_left_alone() {
     assert_eq!(daemon.lines("vm.raw changed after it was taken").len(), 0, "{}", daemon.log());
     assert_eq!(metadata(&site, "vm").get("sourceChangedAt"), None);
 }
+
+/// A raw disk of 64 KiB with an MBR whose only partition ends where the disk does.
+fn partitioned() -> Vec<u8> {
+    let mut content = disk(1);
+    content[446 + 4] = 0x83;
+    content[446 + 8..446 + 12].copy_from_slice(&8_u32.to_le_bytes());
+    content[446 + 12..446 + 16].copy_from_slice(&120_u32.to_le_bytes());
+    content[510..512].copy_from_slice(&[0x55, 0xAA]);
+    content
+}
+
+#[test]
+fn a_raw_upload_in_closed_pieces_is_taken_when_its_partitions_are_there() {
+    let site = Site::new("quiet_period: 60");
+    let daemon = site.start_with(EACH_SECOND);
+    let content = partitioned();
+    for piece in content.chunks(content.len() / 4) {
+        assert_eq!(site.published(), Vec::<String>::new(), "{}", daemon.log());
+        let mut file = File::options().create(true).append(true).open(site.queue().join("vm.raw")).unwrap();
+        file.write_all(piece).unwrap();
+        drop(file);
+        sleep(Duration::from_secs(6));
+    }
+    daemon.until("it is published", || site.published() == ["vm"]);
+    assert_eq!(guest_bytes(&site, "vm"), content);
+    assert_eq!(daemon.lines("vm.raw stands still, and its end is missing").len(), 3, "{}", daemon.log());
+    assert_eq!(daemon.stats()["total_processed"], 1);
+    // Whoever renames a file to its name says that it is whole, whatever its table tells.
+    site.drop_file("renamed.raw", &content[..32 << 10]);
+    daemon.until("it is published", || site.published() == ["renamed", "vm"]);
+}
