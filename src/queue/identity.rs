@@ -108,6 +108,9 @@ impl IdentityError {
 pub enum Away {
     #[error("the volume of {} is not there", .0.display())]
     Gone(PathBuf),
+    /// It is there, with the same identity, as another mount: what is open of it lies on the old one.
+    #[error("the volume of {} was mounted anew", .0.display())]
+    Anew(PathBuf),
     #[error("cannot look at {}", .path.display())]
     Look {
         path: PathBuf,
@@ -247,8 +250,8 @@ impl Plan {
 }
 
 impl Volumes {
-    /// Whether both directories are where they were: the same ones, or, where they were mounted anew, ones with the
-    /// same identities. Looks at each of them once; reads nothing while they are the same.
+    /// Whether both directories are where they were, and the same ones. Where one has the same identity and is another
+    /// mount, it is [`Away::Anew`]. Looks at each of them once; reads nothing while they are the same.
     pub fn look(&self) -> Result<(), Away> {
         self.queue.look()?;
         self.output.look()
@@ -266,7 +269,7 @@ impl Known {
         match place(&self.path) {
             Ok(place) if place == self.place => Ok(()),
             Ok(_) => match read(&self.path, FILE) {
-                Ok(Some(found)) if found == self.identity => Ok(()),
+                Ok(Some(found)) if found == self.identity => Err(Away::Anew(self.path.clone())),
                 Err(StoreError::Read { source, .. }) => Err(look(source)),
                 Ok(_) | Err(_) => Err(Away::Gone(self.path.clone())),
             },

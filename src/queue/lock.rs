@@ -75,6 +75,9 @@ pub enum LockError {
         #[source]
         source: io::Error,
     },
+    /// The lock lies on the mount before, and everything else that is open does, too: only a new start can go on.
+    #[error(transparent)]
+    Anew(Away),
     #[error("cannot keep the owner file of {}", .dir.display())]
     Owner {
         dir: PathBuf,
@@ -91,7 +94,7 @@ impl LockError {
         match self {
             Self::Held { .. } => true,
             Self::Lock { source, .. } => probe::is_lasting(source),
-            Self::Lost { .. } | Self::Machine(_) | Self::Look { .. } | Self::Owner { .. } => false,
+            Self::Lost { .. } | Self::Anew(_) | Self::Machine(_) | Self::Look { .. } | Self::Owner { .. } => false,
         }
     }
 }
@@ -204,7 +207,7 @@ pub enum Beat {
     Doubtful(LockError),
     /// A volume is away. Nobody may touch anything until it is back; then the next beat finds out whose it is.
     Away(Away),
-    /// They are another's, or must be assumed to be: nothing may be touched any more.
+    /// They are another's, must be assumed to be, or were mounted anew: nothing may be touched any more.
     Lost(LockError),
 }
 
@@ -226,9 +229,13 @@ impl Keeper {
 
     /// To be called every [`HEARTBEAT_INTERVAL`]; after [`Beat::Lost`] nothing may be touched.
     pub fn beat(&mut self, wall: Timestamp, now: Duration) -> Beat {
-        if let Err(away) = self.volumes.look() {
-            self.held_at = now;
-            return Beat::Away(away);
+        match self.volumes.look() {
+            Ok(()) => {}
+            Err(away @ Away::Anew(_)) => return Beat::Lost(LockError::Anew(away)),
+            Err(away) => {
+                self.held_at = now;
+                return Beat::Away(away);
+            }
         }
         match self.locks.beat(wall) {
             Ok(()) => {

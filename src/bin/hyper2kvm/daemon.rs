@@ -36,6 +36,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
 use tokio::sync::Mutex;
 
+mod anew;
 mod deadline;
 mod reload;
 mod services;

@@ -7,6 +7,8 @@ use crate::conversion::admission::RunState;
 use crate::conversion::chain;
 use crate::executor::Executor;
 
+use crate::queue::identity::Away;
+
 use super::{Engine, Result};
 
 /// How often a volume that is away is looked for.
@@ -38,7 +40,11 @@ impl<E: Executor> Engine<E> {
         if self.absence.why.is_none() {
             let Err(away) = guard.look() else { return true };
             let why = chain(&away);
-            tracing::error!("{why}; nothing is touched until it is back");
+            match away {
+                // The heartbeat sees it too, and starts the process anew.
+                Away::Anew(_) => tracing::error!("{why}; nothing is touched until this process has begun anew"),
+                Away::Gone(_) | Away::Look { .. } => tracing::error!("{why}; nothing is touched until it is back"),
+            }
             self.absence = Absence { why: Some(why), next_look: now + LOOK };
             self.tell_executor().await;
             return false;

@@ -112,7 +112,7 @@ fn wherever_making_a_pair_is_cut_short_the_next_start_has_one(
 }
 
 #[test]
-fn a_volume_is_away_until_it_is_back_wherever_it_is_mounted_from() {
+fn a_volume_is_away_until_it_is_back_and_one_of_its_identity_is_mounted_anew() {
     let (dir, paths) = site();
     let volumes = take(&paths, false).unwrap();
     let aside = dir.path().join("aside");
@@ -121,6 +121,9 @@ fn a_volume_is_away_until_it_is_back_wherever_it_is_mounted_from() {
     fs::create_dir(paths.queue()).unwrap();
     assert!(matches!(volumes.look(), Err(Away::Gone(_))));
     fs::copy(aside.join(FILE), paths.queue().join(FILE)).unwrap();
+    assert!(matches!(volumes.look(), Err(Away::Anew(_))));
+    fs::remove_dir_all(paths.queue()).unwrap();
+    fs::rename(aside, paths.queue()).unwrap();
     volumes.look().unwrap();
 }
 

@@ -2,6 +2,7 @@
 //! Two who want one directory.
 
 use std::fs;
+use std::process::Command;
 
 use tempfile::{TempDir, tempdir};
 
@@ -199,6 +200,12 @@ fn a_volume_that_is_away_is_no_loss_however_long_and_another_on_it_is_one() {
     fs::remove_dir_all(paths.queue()).unwrap();
     fs::rename(&aside, paths.queue()).unwrap();
     assert!(matches!(beat(505), Beat::Held));
+    // A mount of a copy looks like this.
+    fs::rename(paths.queue(), &aside).unwrap();
+    assert!(Command::new("cp").arg("-a").args([&aside, paths.queue()]).status().unwrap().success());
+    assert!(matches!(beat(507), Beat::Lost(LockError::Anew(Away::Anew(_)))));
+    fs::remove_dir_all(paths.queue()).unwrap();
+    fs::rename(&aside, paths.queue()).unwrap();
     left_behind(&paths, &owner("far", "boot-2", "", 1));
     assert!(matches!(beat(510), Beat::Lost(LockError::Lost { .. })));
 }

@@ -36,7 +36,11 @@ impl Mounted {
     }
 
     fn mount(&self) -> bool {
-        let done = Command::new("mount").arg("--bind").arg(self.site.dir.path().join("volume")).arg(&self.at).status();
+        self.mount_from("volume")
+    }
+
+    fn mount_from(&self, name: &str) -> bool {
+        let done = Command::new("mount").arg("--bind").arg(self.site.dir.path().join(name)).arg(&self.at).status();
         done.is_ok_and(|status| status.success())
     }
 
@@ -145,6 +149,52 @@ fn a_volume_that_goes_while_the_daemon_runs_takes_nothing_along() {
         assert_eq!(site.names("queue/.errors"), Vec::<String>::new());
         stop(daemon);
     }
+}
+
+#[test]
+fn a_volume_that_is_mounted_anew_as_another_device_is_served_on_by_the_same_process() {
+    for name in ["queue", "output"] {
+        let Some(mounted) = Mounted::new(name, "retry_policy: {retry_delay: 3600}") else { return };
+        let site = &mounted.site;
+        let mut daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
+        mounted.drop_file("vm.raw", &disk(0));
+        daemon.until("it runs", || daemon.workers().len() == 1);
+        let copied = Command::new("cp").arg("-a").arg(mounted.at.as_path()).arg(site.dir.path().join("copy")).status();
+        assert!(copied.unwrap().success());
+        mounted.unmount();
+        // Files of the old mount are open: it stays, and this is another one.
+        assert!(mounted.mount_from("copy"));
+        daemon.until("it begins anew", || daemon.lines("beginning anew").len() == 1);
+        daemon.until("it is ready again", || daemon.lines("Daemon ready").len() == 2);
+        daemon.until("it answers", || daemon.try_ask("status").is_some());
+        assert!(daemon.child.try_wait().unwrap().is_none(), "{}", daemon.log());
+        // The attempt hung on the old mount.
+        daemon.until("the attempt is made again", || daemon.lines("attempt started").len() == 2);
+        assert_eq!(daemon.lines("another's").len(), 0, "{}", daemon.log());
+        stop(daemon);
+        let daemon = site.start();
+        daemon.until("what waited is converted", || site.archived() == ["vm.raw"]);
+        assert_eq!(
+            (daemon.stats()["total_processed"].as_u64(), daemon.stats()["total_retried"].as_u64()),
+            (Some(1), Some(0))
+        );
+    }
+}
+
+#[test]
+fn a_daemon_that_drains_ends_where_a_volume_is_mounted_anew() {
+    let Some(mounted) = Mounted::new("queue", "") else { return };
+    let site = &mounted.site;
+    let mut daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
+    mounted.drop_file("vm.raw", &disk(0));
+    daemon.until("it runs", || daemon.workers().len() == 1);
+    daemon.ask("drain");
+    let copied = Command::new("cp").arg("-a").arg(mounted.at.as_path()).arg(site.dir.path().join("copy")).status();
+    assert!(copied.unwrap().success());
+    mounted.unmount();
+    assert!(mounted.mount_from("copy"));
+    assert_eq!(daemon.end_within(SOON).code(), Some(1), "{}", daemon.log());
+    assert_eq!(daemon.lines("for nothing more was to be taken").len(), 1, "{}", daemon.log());
 }
 
 #[test]

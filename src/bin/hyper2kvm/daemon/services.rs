@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::anew;
 use super::deadline::Deadline;
 use super::reload::Reload;
 
@@ -83,7 +84,7 @@ impl Services {
             let probes = health.clone().probes(Probes::of_daemon(remote.watch(), ready));
             tasks.push(runtime.spawn(serve_endpoint(listener, probes, shutdown.clone())));
         }
-        let heartbeat = runtime.spawn(beat(keeper, health.heartbeat, shutdown.clone()));
+        let heartbeat = runtime.spawn(beat(keeper, health.heartbeat, remote.clone(), shutdown.clone()));
         Self { remote, stats_file, shutdown, deadline, tasks, heartbeat }
     }
 
@@ -325,7 +326,7 @@ async fn serve_endpoint(listener: TcpListener, probes: Probes, shutdown: Cancell
 }
 
 /// Shows that we live, and ends the process when the directories are no longer ours: then no file may be moved.
-async fn beat(mut keeper: Keeper, pulse: Pulse, shutdown: CancellationToken) -> Option<Keeper> {
+async fn beat(mut keeper: Keeper, pulse: Pulse, remote: Remote, shutdown: CancellationToken) -> Option<Keeper> {
     let mut timer = interval(HEARTBEAT_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let begun = tokio::time::Instant::now();
@@ -347,9 +348,17 @@ async fn beat(mut keeper: Keeper, pulse: Pulse, shutdown: CancellationToken) -> 
         pulse.rest();
         match beaten {
             Beat::Held => said.clear(),
+            Beat::Lost(error @ LockError::Anew(_))
+                if matches!(remote.snapshot().run_state, RunState::Running | RunState::Paused) =>
+            {
+                tracing::warn!("{}; beginning anew in the same process", chain(&error));
+                tracing::error!(error = %anew::begin(), "cannot begin anew; ending, to be started again");
+                std::process::exit(1);
+            }
             Beat::Lost(error) => {
                 let what = match error {
                     LockError::Lost { .. } => "the directories are another's now",
+                    LockError::Anew(_) => "ending on the old mount, for nothing more was to be taken",
                     _ => "another may have taken the directories by now; ending, to be started again",
                 };
                 tracing::error!(error = %chain(&error), "{what}");
