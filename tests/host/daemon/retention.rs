@@ -146,3 +146,86 @@ fn an_output_that_somebody_uses_or_put_files_into_stays() {
     drop(open);
     daemon.until("what is closed goes", || site.published() == ["notes", "ran"]);
 }
+
+/// A folder of one machine, moved into the queue.
+fn drop_folder(site: &Site, name: &str, files: &[(&str, &[u8])]) {
+    let folder = site.dir.path().join("elsewhere").join(name);
+    for (path, content) in files {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    fs::rename(&folder, site.queue().join(name)).unwrap();
+}
+
+/// What lies in the archive's days: folders, here.
+fn archived(site: &Site) -> Vec<String> {
+    let days = site.names("queue/.processed").into_iter();
+    days.flat_map(|day| site.names(&format!("queue/.processed/{day}"))).collect()
+}
+
+#[test]
+fn a_folder_goes_with_its_machine_and_what_else_lies_in_it_stays() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let ovf = ova::ovf(&[("disk1.vmdk", CAPACITY)]);
+    for (name, n) in [("web01", 1), ("web02", 2)] {
+        let image = stream_optimized(n);
+        drop_folder(&site, name, &[("vm.ovf", ovf.as_bytes()), ("Virtual Hard Disks/disk1.vmdk", &image)]);
+    }
+    drop_folder(&site, "bad", &[("vm.vhdx", &[7; 4096]), ("notes.txt", b"kept with it")]);
+    daemon.until("both are archived", || archived(&site) == ["web01", "web02"]);
+    daemon.until("one has failed", || site.names("queue/.errors") == ["bad", "bad.error.json"]);
+    end(daemon);
+    let archive = day(&site, "queue/.processed");
+    fs::write(archive.join("web02/Virtual Hard Disks/notes.txt"), "mine").unwrap();
+    site.configure("retention: {processed_days: 1, errors_days: 1, outputs_days: 1}");
+    let daemon = site.start_with(&[SHORT_DAY]);
+    daemon.until("what failed is removed, but for what no disk needs", || site.names("queue/.errors") == ["bad"]);
+    assert_eq!(site.names("queue/.errors/bad"), ["notes.txt"]);
+    daemon.until("the outputs are removed", || site.published().is_empty());
+    daemon.until("the sources are removed", || archived(&site) == ["web02"]);
+    sleep(LONG);
+    assert_eq!(site.names(archive.join("web02").to_str().unwrap()), ["Virtual Hard Disks"], "{}", daemon.log());
+    let left = site.names(archive.join("web02/Virtual Hard Disks").to_str().unwrap());
+    assert_eq!(left, ["notes.txt"], "{}", daemon.log());
+}
+
+#[test]
+fn the_last_copy_of_a_folder_is_kept() {
+    let site = Site::new("retention: {processed_days: 1}");
+    let daemon = site.start();
+    for (name, n) in [("whole", 1), ("half", 2)] {
+        drop_folder(&site, name, &[("a.raw", &disk(n)), ("b.raw", &disk(n + 2))]);
+    }
+    daemon.until("both are archived", || archived(&site) == ["half", "whole"]);
+    end(daemon);
+    let half = day(&site, "output").join("half");
+    fs::remove_file(half.join("half-disk1.qcow2")).unwrap();
+    let daemon = site.start_with(&[SHORT_DAY]);
+    daemon.until("one is held", || daemon.lines("so that its").len() == 1);
+    daemon.until("the other goes", || archived(&site) == ["half"]);
+    sleep(LONG);
+    let kept = day(&site, "queue/.processed").join("half");
+    assert_eq!(site.names(kept.to_str().unwrap()), ["a.raw", "b.raw"], "{}", daemon.log());
+}
+
+#[test]
+fn a_restart_between_a_folder_and_its_removal_removes_it() {
+    let site = Site::new("");
+    let daemon = site.start();
+    drop_folder(&site, "web01", &[("a.raw", &disk(1))]);
+    daemon.until("it is archived", || archived(&site) == ["web01"]);
+    end(daemon);
+    site.configure("retention: {processed_days: 1}");
+    for _ in 0..3 {
+        let mut daemon = site.start_with(&[SHORT_DAY]);
+        sleep(Duration::from_millis(1500));
+        daemon.child.kill().unwrap();
+        daemon.child.wait().unwrap();
+    }
+    let daemon = site.start_with(&[SHORT_DAY]);
+    daemon.until("it is removed", || archived(&site).is_empty());
+    daemon.until("and counted once", || daemon.stats()["total_removed_processed"] == 1);
+    assert_eq!(site.names("queue/.processing/.trash"), Vec::<String>::new());
+}
