@@ -53,7 +53,7 @@ pub use error::Error;
 pub use extent::{Extent, Location};
 pub use image::{Image, Reader};
 pub use region::{Cancellation, Region};
-pub use verify::verify;
+pub use verify::{open_output, verify};
 
 #[cfg(test)]
 #[path = "../tests/images/ova.rs"]

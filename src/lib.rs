@@ -6,7 +6,7 @@
 //! ```text
 //! bin ─▶ cluster ─▶ queue ─▶ executor ─▶ ledger ─▶ files ─▶ conversion
 //!        cluster, queue ─▶ control · notification · config · telemetry · stats ─▶ conversion
-//! bin(hyper2kvm) ─▶ worker ─▶ disk, files ─▶ conversion
+//! bin(hyper2kvm) ─▶ worker ─▶ guest, files ─▶ conversion
 //! bin(hyper2kvm) ─▶ guest ─▶ disk ─▶ conversion
 //! bin(hyper2kvm), bin(hyper2kvm-appliance), worker ─▶ appliance ─▶ guest, disk
 //! queue ─▶ disk (what a descriptor names)

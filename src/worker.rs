@@ -8,6 +8,7 @@ pub mod copy;
 pub mod group;
 pub mod interrupt;
 pub mod log;
+mod look;
 mod machines;
 pub mod marker;
 pub mod names;

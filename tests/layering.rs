@@ -15,7 +15,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("disk", &["conversion"]),
     ("guest", &["conversion", "disk"]),
     ("appliance", &["conversion", "disk", "guest"]),
-    ("worker", &["appliance", "conversion", "disk", "files"]),
+    ("worker", &["appliance", "conversion", "disk", "files", "guest"]),
     ("stats", &["conversion"]),
     ("telemetry", &["conversion", "stats"]),
     ("control", &["conversion", "stats"]),

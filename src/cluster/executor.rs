@@ -20,7 +20,9 @@ mod state;
 
 pub(crate) use state::{ClusterExecutor, WatchEnded};
 
-use objects::{EndFields, WatcherStatus, completed, duration, in_progress, machine, original, outputs, published};
+use objects::{
+    EndFields, WatcherStatus, completed, duration, in_progress, machine, original, other_machines, outputs, published,
+};
 use progress::PolledProgress;
 use running::poll_result;
 use state::{Known, WatchEvent, Written};
@@ -122,6 +124,7 @@ impl Executor for ClusterExecutor {
         let fields = EndFields {
             outputs,
             machine: machine(metadata),
+            other_machines: other_machines(metadata),
             progress: completed(metadata),
             source_location: row.source_location.clone(),
             duplicate_of: row.duplicate_of.as_deref().map(original),

@@ -65,7 +65,7 @@ pub struct Machine {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 36))]
     pub uuid: Option<String>,
-    /// Guest system in the source's words: `ubuntu64Guest`, `Windows2019_64`.
+    /// Guest system in the source's words: `ubuntu64Guest`, `Windows2019_64`; where it has none, in the guest's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub guest_os: Option<String>,

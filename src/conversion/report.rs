@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Stage};
+use super::guest::report::GuestReport;
 use super::machine::Machine;
 use super::options::OutputFormat;
 
@@ -32,6 +33,10 @@ pub struct Metadata {
     /// reports of the first contract version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<Machine>,
+    /// The guest, as far as its disks tell; absent where there are several machines, and in reports of the first
+    /// contract version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestReport>,
     /// Further files that belong to the result, by base name (none today besides the disks).
     #[serde(default)]
     pub side_files: Vec<String>,

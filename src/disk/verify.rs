@@ -82,8 +82,11 @@ fn same_guest(
     })
 }
 
-/// The output as an image, by our own reader.
-fn open_output(file: &File, name: &str, format: OutputFormat, control: &CopyControl) -> Result<Image, Error> {
+/// The output in `file`, that errors call `name`, as an image, by our own reader.
+///
+/// # Errors
+/// Those of the reader.
+pub fn open_output(file: &File, name: &str, format: OutputFormat, control: &CopyControl) -> Result<Image, Error> {
     let file = file.try_clone().map_err(|e| Error::writing(name, 0, e))?;
     let len = file.metadata().map_err(|e| Error::writing(name, 0, e))?.len();
     let region = Region::whole(Arc::new(file), name, len).until(control.cancellation());

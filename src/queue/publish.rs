@@ -24,6 +24,7 @@ use rustix::io::Errno;
 
 use crate::conversion::contract::METADATA_FILE;
 use crate::conversion::emit::{self, Emitted};
+use crate::conversion::guest::report::GuestReport;
 use crate::conversion::machine::{MAX_MACHINES, Machine};
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
 use crate::files::moves::{self, MoveError};
@@ -234,6 +235,7 @@ fn clamp(metadata: &mut Metadata) {
     }
     metadata.machines.truncate(MAX_MACHINES);
     metadata.machines = std::mem::take(&mut metadata.machines).into_iter().map(Machine::bounded).collect();
+    metadata.guest = metadata.guest.take().map(GuestReport::bounded);
     metadata.warnings.truncate(MAX_WARNINGS);
     for warning in &mut metadata.warnings {
         warning.truncate(warning.floor_char_boundary(MAX_WARNING));

@@ -27,6 +27,7 @@ use super::copy::Conversion;
 use super::group::Group;
 use super::interrupt::Interrupts;
 use super::log::LogTail;
+use super::look::LOOK_TIME;
 use super::marker::{Markers, Step};
 use super::output::write_synced;
 use super::progress::{Meter, Ticker};
@@ -262,6 +263,7 @@ fn attempt(
         ovf_option: None,
         threads: Some(places.threads),
         verify_full: false,
+        look_time: LOOK_TIME,
         doubtful: claim.members.iter().filter(|m| m.alone.is_some()).map(|m| m.name.clone()).collect(),
     };
     let metadata = steps::attempt(&conversion, meter, &markers, done, &spec.work)?;

@@ -12,12 +12,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::group::Group;
-use super::machines::machines;
 use super::marker::open_disk;
 use super::output::output_failure;
 use super::progress::Meter;
-use super::{contain, names};
-use crate::conversion::machine::Drivers;
+use super::{contain, look, names};
 use crate::conversion::options::ByteSize;
 use crate::conversion::report::{DiskReport, Hardware, SourceReport};
 use crate::conversion::{
@@ -51,6 +49,8 @@ pub struct Conversion<'a> {
     pub threads: Option<usize>,
     /// Whether the output is read back and compared with the source.
     pub verify_full: bool,
+    /// How long the guests may be looked into, all together.
+    pub look_time: Duration,
     /// Members that are known by name and size alone: where a digest differs, they may be another machine's.
     pub doubtful: Vec<String>,
 }
@@ -132,6 +132,7 @@ pub(super) fn copy<E: From<Failure>>(
         }
         _ => failure,
     })?;
+    let (machines, guest) = look::machines_and_guest(conversion, &source, &disks, &meter.copy);
     group.check_unchanged()?;
     if group.was_touched()? {
         meter.set_total(unpacked + work + all * conversion.passes());
@@ -152,11 +153,8 @@ pub(super) fn copy<E: From<Failure>>(
             sha256: None,
         },
         hardware: source.hardware.clone().map(|hardware| by_output(hardware, &disks)),
-        machines: if conversion.contract_version < 2 {
-            Vec::new()
-        } else {
-            machines(&source, &disks, Drivers::default())
-        },
+        machines,
+        guest,
         disks,
         side_files: Vec::new(),
         warnings: source.warnings_after_copy(),

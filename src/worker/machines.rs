@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The machines of a source, with what its disks tell of them.
 
-use crate::conversion::machine::{Card, Description, Drivers, Firmware, Machine, MachineDisk, decide};
+use crate::conversion::guest::report::GuestReport;
+use crate::conversion::machine::{Card, Description, Firmware, Machine, MachineDisk, decide};
 use crate::conversion::report::DiskReport;
 use crate::disk::first_sectors::{FirstSectors, look};
 use crate::disk::source::Source;
@@ -13,8 +14,13 @@ struct Found<'a> {
     sectors: Option<FirstSectors>,
 }
 
-/// The machines of `source`, whose disks became `disks`: at least one. `drivers` is what is known of its guest.
-pub(super) fn machines(source: &Source, disks: &[DiskReport], drivers: Drivers) -> Vec<Machine> {
+/// The machines of `source`, whose disks became `disks`: at least one. `ask` looks into the guest on the disks of one
+/// machine, by index and in the machine's order; the guest is also returned where it is the only one.
+pub(super) fn machines(
+    source: &Source,
+    disks: &[DiskReport],
+    mut ask: impl FnMut(&[usize]) -> GuestReport,
+) -> (Vec<Machine>, Option<GuestReport>) {
     let found: Vec<Found> = source
         .disks
         .iter()
@@ -25,13 +31,29 @@ pub(super) fn machines(source: &Source, disks: &[DiskReport], drivers: Drivers) 
     if let [only] = &mut described[..] {
         attach_the_rest(only, disks);
     }
+    let mut guests = Vec::new();
     let finish = |mut machine: Machine| {
         by_output(&mut machine, disks);
+        let index = |disk: &MachineDisk| disks.iter().position(|report| report.file == disk.file);
+        let guest = ask(&machine.disks.iter().filter_map(index).collect::<Vec<_>>());
         add_findings(&mut machine, &found);
-        decide(&mut machine, drivers);
+        add_guest(&mut machine, &guest);
+        guests.push(guest);
         machine.bounded()
     };
-    described.into_iter().map(finish).collect()
+    let machines: Vec<Machine> = described.into_iter().map(finish).collect();
+    (machines, guests.pop().filter(|_| guests.is_empty()))
+}
+
+/// Chooses the devices by what the guest can drive, and tells what it says of itself.
+fn add_guest(machine: &mut Machine, guest: &GuestReport) {
+    if machine.guest_os.is_none() {
+        machine.guest_os = guest.os.as_ref().map(|os| os.name.clone()).filter(|name| !name.is_empty());
+    }
+    decide(machine, guest.drivers());
+    for sentence in guest.sentences() {
+        machine.doubt(sentence);
+    }
 }
 
 /// A machine of which nothing is known but its disks; every machine has a network card.

@@ -82,6 +82,9 @@ pub(crate) struct Arguments {
     /// `full` reads the output back and compares it with the source
     #[arg(long, value_enum, value_name = "HOW")]
     verify: Option<Verify>,
+    /// Seconds that the look into the guest may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    guest_limit: u64,
     /// Replace existing outputs, each at once
     #[arg(long)]
     force: bool,
@@ -281,6 +284,7 @@ fn convert_into(
         doubtful: Vec::new(),
         threads: Some(threads),
         verify_full: arguments.verify == Some(Verify::Full),
+        look_time: Duration::from_secs(arguments.guest_limit),
     };
     let converted = convert(&conversion, &meter, |names| place::check(&target, group, names));
     drop(ticker);

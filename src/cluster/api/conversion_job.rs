@@ -184,10 +184,13 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub outputs: Vec<Output>,
-    /// The machine that the disks belong to, and what was guessed or lost of it; of several machines the first, all are
-    /// in metadata.json.
+    /// The machine that the disks belong to, and what was guessed or lost of it; of several machines the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// The machines after the first, where an OVF describes several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 15))]
+    pub other_machines: Vec<Machine>,
     /// What this conversion repeated: the file, when it was converted, and the directory of its disks.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

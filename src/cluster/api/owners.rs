@@ -8,7 +8,7 @@
 //! | `ConversionJob` | controller | watcher |
 //! |---|---|---|
 //! | `observedGeneration`, `phase`, `attempts`, `earlierAttempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
-//! | `staged`, `progress`, `outputs`, `machine`, `sourceLocation`, `duplicateOf`, `duration` | | ✓ |
+//! | `staged`, `progress`, `outputs`, `machine`, `otherMachines`, `sourceLocation`, `duplicateOf`, `duration` | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
 //! | conditions `Admitted`, `Converted`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
 //! | conditions `Published`, `Progressing`, `Succeeded` | | ✓ |
@@ -44,7 +44,7 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 19] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 20] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
@@ -56,6 +56,7 @@ pub(crate) mod tests {
         ("staged", &[Watcher]),
         ("outputs", &[Watcher]),
         ("machine", &[Watcher]),
+        ("otherMachines", &[Watcher]),
         ("sourceLocation", &[Watcher]),
         ("duplicateOf", &[Watcher]),
         ("duration", &[Watcher]),

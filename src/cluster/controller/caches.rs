@@ -73,6 +73,7 @@ fn slim_conversion(conversion: &mut ConversionJob) {
     if let Some(status) = &mut conversion.status {
         status.outputs.clear();
         status.machine = None;
+        status.other_machines.clear();
         status.progress = None;
     }
 }

@@ -16,12 +16,16 @@ use crate::cluster::api::{
     ProgressReport, QueueRef, Source, set_by, set_condition,
 };
 use crate::cluster::names;
+use crate::conversion::machine::Machine;
 use crate::conversion::{ConversionStatus, Metadata, Stage};
 use crate::executor::Submission;
 use crate::ledger::ConversionRow;
 
 /// Longest text of `spec.duplicateOf` and `status.duplicateOf`.
 const MAX_DUPLICATE_OF: usize = 253;
+
+/// Most bytes of all machines but the first in a status: an object of etcd has 1.5 MiB.
+const MAX_OTHER_MACHINES: usize = 128 << 10;
 
 /// What the watcher reports in a status.
 #[derive(Debug, Default)]
@@ -39,6 +43,7 @@ pub(super) struct WatcherStatus<'a> {
 pub(super) struct EndFields {
     pub outputs: Value,
     pub machine: Value,
+    pub other_machines: Value,
     pub progress: Value,
     pub source_location: Option<String>,
     pub duplicate_of: Option<String>,
@@ -164,6 +169,30 @@ pub(super) fn machine(metadata: Option<&Metadata>) -> Value {
     metadata.and_then(|metadata| metadata.machines.first()).map_or(Value::Null, |machine| json!(machine))
 }
 
+/// The machines after the first. Of those that would make the object too large, a name, and a doubt that says where the
+/// rest is.
+pub(super) fn other_machines(metadata: Option<&Metadata>) -> Value {
+    let others = metadata.and_then(|metadata| metadata.machines.get(1..)).filter(|others| !others.is_empty());
+    let Some(others) = others else { return Value::Null };
+    let mut left = MAX_OTHER_MACHINES;
+    let told = others.iter().map(|machine| {
+        let whole = json!(machine);
+        match left.checked_sub(whole.to_string().len()) {
+            Some(rest) => {
+                left = rest;
+                whole
+            }
+            None => json!(Machine {
+                described_by: machine.described_by,
+                name: machine.name.clone(),
+                doubts: vec!["it is too large to be told here: metadata.json has it".to_owned()],
+                ..Machine::default()
+            }),
+        }
+    });
+    told.collect()
+}
+
 /// The progress of a conversion that has finished: its last step may have been too quick to be seen.
 pub(super) fn completed(metadata: Option<&Metadata>) -> Value {
     let Some(metadata) = metadata else { return Value::Null };
@@ -246,6 +275,7 @@ mod tests {
             fields: EndFields {
                 outputs: json!([]),
                 machine: json!({}),
+                other_machines: json!([]),
                 progress: json!({}),
                 source_location: Some("a.raw".to_owned()),
                 duplicate_of: Some("b.raw".to_owned()),

@@ -32,6 +32,7 @@ pub(super) fn metadata(machines: Vec<Machine>, disks: &[(&str, OutputFormat)]) -
         disks: disks.iter().map(disk).collect(),
         hardware: None,
         machines,
+        guest: None,
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,

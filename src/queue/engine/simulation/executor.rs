@@ -358,6 +358,7 @@ fn convert(paths: &Paths, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Op
         }],
         hardware: None,
         machines: Vec::new(),
+        guest: None,
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,

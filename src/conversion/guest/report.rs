@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What metadata.json says of the guest, and what follows from a look into it for the machine's devices and doubts.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Doubt, Driver, Family, Firmware, Fix, FixKind, Guest, OperatingSystem, Virtio};
+use crate::conversion::machine::{Drivers, MAX_DOUBT, MAX_NAME, one_line};
+
+/// Most elements of a list of a report.
+pub const MAX_REPORTED: usize = 32;
+/// Most doubts of one kind that a machine gets from its guest; the report has all.
+const MAX_TOLD: usize = 6;
+
+/// The guest in metadata.json: what its disks tell of it, without what is only of use to who looks into it by hand
+/// (`hyper2kvm inspect --guest`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GuestReport {
+    pub family: Family,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<OperatingSystem>,
+    /// Name of the volume that holds the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    pub firmware: Firmware,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<KernelReport>,
+    /// Tools of another hypervisor.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+    pub virtio: Virtio,
+    /// What must be changed, the most urgent first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fixes: Vec<Fix>,
+    /// What could not be found out, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub doubts: Vec<Doubt>,
+}
+
+/// A kernel that may be started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KernelReport {
+    pub version: String,
+    /// Path in the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<String>,
+    /// Whether it has virtio_blk when it looks for its root.
+    pub virtio: Answer,
+}
+
+impl GuestReport {
+    /// The report of a guest that was looked into.
+    #[must_use]
+    pub fn of(guest: &Guest) -> Self {
+        let kernels = guest.kernels.iter().map(|kernel| KernelReport {
+            version: kernel.version.clone(),
+            initramfs: kernel.initramfs.clone(),
+            virtio: match kernel.drivers.get("virtio_blk").copied().unwrap_or_default() {
+                Driver::BuiltIn | Driver::Initramfs => Answer::Yes,
+                Driver::Root | Driver::Absent => Answer::No,
+                Driver::Unknown => Answer::Unknown,
+            },
+        });
+        Self {
+            family: guest.family,
+            os: guest.os.clone(),
+            root: guest.root.clone(),
+            firmware: guest.firmware.clone(),
+            kernels: kernels.collect(),
+            tools: guest.tools.clone(),
+            virtio: guest.virtio.clone(),
+            fixes: guest.fixes.clone(),
+            doubts: guest.doubts.clone(),
+        }
+        .bounded()
+    }
+
+    /// The report with every text on one line and within its limit, and no list longer than [`MAX_REPORTED`]. Safe to
+    /// repeat.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        let name = |text: &mut String| *text = one_line(text, MAX_NAME);
+        let sentence = |text: &mut String| *text = one_line(text, MAX_DOUBT);
+        if let Some(os) = &mut self.os {
+            [&mut os.id, &mut os.name, &mut os.version].into_iter().chain(&mut os.architecture).for_each(name);
+        }
+        self.root.iter_mut().for_each(name);
+        self.firmware.loaders.truncate(MAX_REPORTED);
+        self.firmware.loaders.iter_mut().for_each(name);
+        self.kernels.truncate(MAX_REPORTED);
+        for kernel in &mut self.kernels {
+            std::iter::once(&mut kernel.version).chain(&mut kernel.initramfs).for_each(name);
+        }
+        self.tools.truncate(MAX_REPORTED);
+        self.tools.iter_mut().for_each(name);
+        self.virtio.reasons.truncate(MAX_REPORTED);
+        self.virtio.reasons.iter_mut().for_each(sentence);
+        self.fixes.truncate(MAX_REPORTED);
+        for fix in &mut self.fixes {
+            name(&mut fix.what);
+            sentence(&mut fix.why);
+        }
+        self.doubts.truncate(MAX_REPORTED);
+        for doubt in &mut self.doubts {
+            name(&mut doubt.what);
+            sentence(&mut doubt.why);
+        }
+        self
+    }
+
+    /// What is known of its drivers.
+    #[must_use]
+    pub fn drivers(&self) -> Drivers {
+        let known = |answer| match answer {
+            Answer::Yes => Some(true),
+            Answer::No => Some(false),
+            Answer::Unknown => None,
+        };
+        let Virtio { block, scsi, network, .. } = self.virtio;
+        Drivers { virtio_disk: known(block), virtio_scsi: known(scsi), virtio_net: known(network) }
+    }
+
+    /// Sentences about it for the machine: why virtio is not for it, what must be changed, what was not read.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        let drivers = self.drivers();
+        let starts_from_virtio = drivers.virtio_disk == Some(true) || drivers.virtio_scsi == Some(true);
+        let mut sentences = Vec::new();
+        if self.family != Family::Unknown && !starts_from_virtio {
+            let about = |reason: &&String| reason.contains("virtio-blk") || reason.contains("SATA");
+            let against = self.virtio.reasons.iter().filter(about).filter(|reason| reason.starts_with("Not "));
+            add(&mut sentences, against.map(|reason| lower(reason)));
+        }
+        let tellable = |fix: &&Fix| {
+            let is_of_virtio = matches!(
+                fix.kind,
+                FixKind::InitramfsVirtio | FixKind::DeviceNames | FixKind::LvmDevices | FixKind::WindowsDrivers
+            );
+            fix.need < 3 && (!is_of_virtio || starts_from_virtio)
+        };
+        let fixes = self.fixes.iter().filter(tellable).map(|fix| {
+            let need = if fix.need == 1 { "must" } else { "may have to" };
+            format!("{} {need} be changed in the guest: {}", fix.what, lower(&fix.why))
+        });
+        add(&mut sentences, fixes);
+        let unread = self.doubts.iter().map(|doubt| format!("of the guest's {}: {}", doubt.what, lower(&doubt.why)));
+        add(&mut sentences, unread);
+        sentences
+    }
+}
+
+/// Adds as many as one kind may have, and how many more there are.
+fn add(sentences: &mut Vec<String>, more: impl Iterator<Item = String>) {
+    let more: Vec<_> = more.collect();
+    let lost = more.len().saturating_sub(MAX_TOLD);
+    sentences.extend(more.into_iter().take(MAX_TOLD));
+    if lost > 0 {
+        sentences.push(format!("{lost} things more of this kind are in metadata.json"));
+    }
+}
+
+/// A sentence as part of another one.
+fn lower(sentence: &str) -> String {
+    let mut letters = sentence.trim_end_matches('.').chars();
+    let starts_a_word = letters.clone().nth(1).is_some_and(char::is_lowercase);
+    let first = letters.next().into_iter();
+    let first = first.flat_map(|c| if starts_a_word { c.to_lowercase().collect::<Vec<_>>() } else { vec![c] });
+    first.chain(letters).collect()
+}
+
+#[cfg(test)]
+mod tests;

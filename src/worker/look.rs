@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The look into the guests of what was copied, for their machines. It can't fail a conversion: what it does not find out
+//! is a doubt.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::copy::Conversion;
+use super::machines::machines;
+use super::marker::open_disk;
+use crate::conversion::guest::report::GuestReport;
+use crate::conversion::guest::{Doubt, Guest};
+use crate::conversion::machine::Machine;
+use crate::conversion::report::DiskReport;
+use crate::disk::source::{Source, SourceDisk};
+use crate::disk::{CopyControl, Image, Reader, open_output};
+use crate::guest::{Limits, inspect};
+
+/// How long the look may take where nobody says otherwise: what a person does not notice beside a copy.
+pub(super) const LOOK_TIME: Duration = Duration::from_secs(1);
+
+/// The machines of a source whose disks became `disks`, and the guest where there is one machine. Nothing in reports of
+/// the first contract version.
+pub(super) fn machines_and_guest(
+    conversion: &Conversion<'_>,
+    source: &Source,
+    disks: &[DiskReport],
+    control: &CopyControl,
+) -> (Vec<Machine>, Option<GuestReport>) {
+    if conversion.contract_version < 2 {
+        return (Vec::new(), None);
+    }
+    let end = Instant::now() + conversion.look_time;
+    let mut left = u32::try_from(source.machines.len().max(1)).unwrap_or(u32::MAX);
+    machines(source, disks, |members| {
+        // What one machine does not need is the others'.
+        let time = end.saturating_duration_since(Instant::now()) / left;
+        left = left.saturating_sub(1).max(1);
+        let disks = members.iter().map(|n| (&source.disks[*n], &disks[*n]));
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            let (images, doubts) = images(conversion, disks, control);
+            let disks: Vec<_> = images.iter().map(|(name, image)| (*name, image)).collect();
+            let mut guest = inspect(&disks, &Limits { time, ..Limits::default() });
+            guest.doubts.extend(doubts);
+            guest
+        }));
+        let guest = looked.unwrap_or_else(|_| {
+            let why = "the look into it ended by a fault of this program, which is worth a report".to_owned();
+            Guest { doubts: vec![Doubt { what: "disks".to_owned(), why }], ..Guest::default() }
+        });
+        GuestReport::of(&guest)
+    })
+}
+
+/// The images to look into, and doubts about those that there are not. A packed raw disk can be read in one direction
+/// only, so it is looked into where it was unpacked to.
+fn images<'a>(
+    conversion: &Conversion<'_>,
+    disks: impl Iterator<Item = (&'a SourceDisk, &'a DiskReport)>,
+    control: &CopyControl,
+) -> (Vec<(&'a str, Image)>, Vec<Doubt>) {
+    let (mut images, mut doubts) = (Vec::new(), Vec::new());
+    for (disk, made) in disks {
+        if !matches!(disk.image.reader, Reader::Packed(_)) {
+            images.push((made.file.as_str(), disk.image.clone()));
+            continue;
+        }
+        let opened = open_disk(conversion.directory, &made.file).map_err(|failure| failure.message);
+        let opened = opened
+            .and_then(|file| open_output(&file, &made.file, made.format, control).map_err(|error| error.to_string()));
+        match opened {
+            Ok(image) => images.push((made.file.as_str(), image)),
+            Err(why) => doubts.push(Doubt { what: made.file.clone(), why }),
+        }
+    }
+    (images, doubts)
+}
