@@ -89,7 +89,9 @@ impl Site {
         let mut rest = bytes.as_slice().strip_prefix(b"converted\n").ok_or("its disk has no beginning")?;
         for mark in &marks {
             let source = self.sources.get(mark).ok_or_else(|| format!("made of {mark}"))?;
-            let content = source.contents.iter().rev().find(|content| rest.starts_with(content));
+            // A file that was cut short was longer before: of two contents that fit, the longer one is it.
+            let fits = source.contents.iter().filter(|content| rest.starts_with(content));
+            let content = fits.max_by_key(|content| content.len());
             let content = content.ok_or_else(|| format!("not what {mark} was"))?;
             source.check_upload(content, is_end && metadata.source_changed_at.is_none())?;
             rest = &rest[content.len()..];
