@@ -35,4 +35,4 @@ pub use platform::{Emit, Platform};
 pub use printable::{printable, printable_json};
 pub use remedy::Remedy;
 pub use report::{FailureReport, Metadata, Progress, TerminationMessage};
-pub use status::{AttemptRecord, ConversionStatus};
+pub use status::{AttemptKind, AttemptRecord, ConversionStatus};

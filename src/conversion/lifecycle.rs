@@ -21,7 +21,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::failure::{Class, Failure, Reason};
 use super::id::Attempt;
-use super::status::{AttemptRecord, ConversionStatus, End};
+use super::status::{AttemptKind, AttemptRecord, ConversionStatus, End};
 
 /// Most times that a conversion's attempts may be disrupted or suspended; then it fails.
 pub(crate) const MAX_DISRUPTIONS: u32 = 10;
@@ -73,6 +73,10 @@ pub enum Observation {
     Starting { attempt: Attempt, job_name: Option<String> },
     /// The process or pod that runs this attempt became known.
     Running { attempt: Attempt, job_uid: Option<String>, pod_name: Option<String>, node_name: Option<String> },
+    /// This attempt, which is about to start or runs, only plans.
+    Planning(Attempt),
+    /// This attempt has left its plan, and the plan is known.
+    Planned(Attempt),
     /// This attempt succeeded; `folder` is what it wrote below its work directory.
     Done { attempt: Attempt, folder: String },
     /// This attempt ended without success.
@@ -166,6 +170,7 @@ fn note(status: &mut ConversionStatus, observation: Observation, policy: &RetryP
                 status.next_retry_time = None;
                 status.list_attempt(AttemptRecord {
                     number: attempt,
+                    kind: None,
                     job_name,
                     job_uid: None,
                     pod_name: None,
@@ -181,6 +186,17 @@ fn note(status: &mut ConversionStatus, observation: Observation, policy: &RetryP
                 open.job_uid = job_uid.or(open.job_uid.take());
                 open.pod_name = pod_name.or(open.pod_name.take());
                 open.node_name = node_name.or(open.node_name.take());
+            }
+        }
+        Observation::Planning(attempt) => {
+            if let Some(open) = open_mut(status, attempt) {
+                open.kind = Some(AttemptKind::Plan);
+            }
+        }
+        Observation::Planned(attempt) => {
+            if let Some(open) = open_mut(status, attempt).filter(|open| open.kind == Some(AttemptKind::Plan)) {
+                open.end_time = Some(now);
+                status.failure = None;
             }
         }
         Observation::Done { attempt, folder } => {
@@ -333,6 +349,34 @@ mod tests {
             assert_eq!(matches!(step, Step::Park { .. }), retried, "{reason}");
             assert_eq!(step == Step::Finish(End::Failed), ends, "{reason}");
         }
+    }
+
+    #[test]
+    fn a_plan_is_followed_by_an_attempt_that_converts_and_is_counted_only_where_it_failed() {
+        let policy = RetryPolicy::default();
+        let steps = |end| {
+            let started = [
+                Observation::Staged(Attempt(1)),
+                Observation::Starting { attempt: Attempt(1), job_name: None },
+                Observation::Planning(Attempt(1)),
+            ];
+            let last = [end];
+            let all = started.into_iter().chain(last);
+            all.fold(ConversionStatus::default(), |status, seen| advance(status, seen, &policy, at(0)).0)
+        };
+        let planned = steps(Observation::Planned(Attempt(1)));
+        assert_eq!((next_step(&planned), planned.counted_attempts()), (Step::Stage(Attempt(2)), 0));
+        assert_eq!(planned.failure, None);
+        let failure = Failure::new(Reason::SourceIO, "test");
+        let failed = steps(Observation::Failed { attempt: Attempt(1), failure });
+        assert_eq!(next_step(&failed), Step::Park { next: Attempt(2), until: at(300) });
+        assert_eq!(failed.counted_attempts(), 1);
+        // An attempt that converts can't end as a plan.
+        let converting = steps(Observation::Staged(Attempt(2)));
+        let (done, _) =
+            advance(converting, Observation::Done { attempt: Attempt(1), folder: "f".into() }, &policy, at(0));
+        let (after, _) = advance(done.clone(), Observation::Planned(Attempt(1)), &policy, at(1));
+        assert_eq!(after, done);
     }
 
     #[test]

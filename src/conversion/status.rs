@@ -21,12 +21,22 @@ pub enum End {
     Cancelled,
 }
 
+/// What an attempt does, where that is not to convert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum AttemptKind {
+    /// It reads the source's headers, and copies nothing.
+    Plan,
+}
+
 /// One attempt, recorded before it is started and never taken off again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AttemptRecord {
     /// Its number, from 1.
     pub number: Attempt,
+    /// What it does, where that is not to convert.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AttemptKind>,
     /// Name of its batch Job (in the cluster).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_name: Option<String>,
@@ -57,10 +67,10 @@ impl AttemptRecord {
         self.end_time.is_none()
     }
 
-    /// Whether it ended in a way that counts against `max_retries`.
+    /// Whether it ended in a way that counts against `max_retries`. A plan counts where it failed.
     #[must_use]
     pub fn is_counted(&self) -> bool {
-        self.end_time.is_some() && self.reason.is_none_or(Reason::is_counted)
+        self.end_time.is_some() && self.reason.map_or(self.kind.is_none(), Reason::is_counted)
     }
 }
 

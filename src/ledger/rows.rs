@@ -132,7 +132,10 @@ impl Change {
                 // A restart stages anew, recognises a start by the folder that the child made, and repeats what was
                 // done and not published.
                 Observation::Staged(_) | Observation::Starting { .. } | Observation::Done { .. } => true,
-                Observation::Running { .. }
+                // Plans are of a cluster alone.
+                Observation::Planning(_)
+                | Observation::Planned(_)
+                | Observation::Running { .. }
                 | Observation::Failed { .. }
                 | Observation::Unpublishable { .. }
                 | Observation::Published

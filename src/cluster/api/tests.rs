@@ -79,6 +79,7 @@ fn a_job_s_status_holds_the_conversion_s_state_without_loss() {
     use crate::conversion::status::{EarlierAttempts, End};
     use crate::conversion::{Attempt, AttemptRecord, ConversionStatus, Failure, Reason};
     let record = AttemptRecord {
+        kind: None,
         number: Attempt(2),
         job_name: Some("web01-3fa9c1d2-2".into()),
         job_uid: Some("uid".into()),

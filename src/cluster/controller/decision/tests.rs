@@ -194,6 +194,7 @@ fn a_job_goes_when_its_attempt_s_end_is_recorded_and_a_failed_one_an_hour_later(
     let finished = job("j", TEMPLATE, &json!([{"type": "Failed", "status": "True"}]));
     let state = |reason: Option<Reason>, ended: bool, over: Option<End>| {
         let record = AttemptRecord {
+            kind: None,
             number: N,
             job_name: None,
             job_uid: None,

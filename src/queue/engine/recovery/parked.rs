@@ -88,6 +88,7 @@ fn status(report: &ErrorFile) -> Option<ConversionStatus> {
     let next_retry_time = Some(report.retry_info.next_retry_at?);
     let made = report.retry_info.retry_count.saturating_add(1).min(MAX_ATTEMPTS);
     let attempt = |number| AttemptRecord {
+        kind: None,
         number: Attempt(number),
         job_name: None,
         job_uid: None,
