@@ -9,6 +9,7 @@ mod containers;
 pub mod controller;
 pub(crate) mod executor;
 pub mod identity;
+pub mod machine;
 pub mod names;
 pub mod pulse;
 pub(crate) mod seen;

@@ -15,6 +15,8 @@ pub(crate) mod owners;
 mod placement;
 mod reference;
 mod settings;
+mod target;
+mod virtual_machine;
 
 pub use conditions::{ConditionState, ConditionType, condition};
 pub(crate) use conditions::{set_by, set_condition};
@@ -30,6 +32,13 @@ pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, We
 pub use placement::{ConfigMapRef, PodSecurity, Proxy, SeLinuxLabel, WatcherSettings, WorkerSettings};
 pub use reference::reference;
 pub use settings::{ConversionOverrides, ConversionSettings, Deduplication, InvalidSetting};
+pub use target::{
+    AccessMode, OnFailure, TargetKind, TargetOverrides, TargetSettings, TargetVolume, VolumeMode, VolumeState,
+};
+pub use virtual_machine::{
+    Chosen, MacAddresses, MachineCreation, MachineDevices, MachineLimits, MachineOverrides, MachineSettings,
+    MachineState, MachineStatus, MultusNetwork, NetworkRule,
+};
 
 /// API group of both kinds.
 pub const GROUP: &str = "hyper2kvm.io";

@@ -13,6 +13,7 @@ use crate::ledger::ConversionRow;
 
 mod history;
 mod objects;
+mod planning;
 mod progress;
 mod requests;
 mod running;
@@ -162,6 +163,7 @@ impl Executor for ClusterExecutor {
                 Wake::Changed(None) => std::future::pending().await,
                 Wake::Tick => {
                     self.prune();
+                    self.copy_plans().await;
                     // The poll before may still wait for its file system.
                     if self.poll.is_none() {
                         self.poll_progress();

@@ -23,11 +23,19 @@ pub const LABEL_KUEUE: &str = "kueue.x-k8s.io/queue-name";
 /// since.
 pub const ANNOTATION_TEMPLATE: &str = "hyper2kvm.io/template";
 
+/// Whether a claim holds the whole disk that it was made for: `false` or `true`.
+pub const LABEL_COMPLETE: &str = "hyper2kvm.io/complete";
+/// UID of the `ConversionJob` that a claim or a machine was made for.
+pub const ANNOTATION_CONVERSION_UID: &str = "hyper2kvm.io/conversion-uid";
+/// Name of the disk that a claim holds.
+pub const ANNOTATION_DISK: &str = "hyper2kvm.io/disk";
 /// Digest of the same template without its image.
 pub const ANNOTATION_SPECIFICATION: &str = "hyper2kvm.io/specification";
 
 pub const COMPONENT_WATCHER: &str = "watcher";
 pub const COMPONENT_WORKER: &str = "worker";
+/// Claims that hold disks.
+pub const COMPONENT_DISK: &str = "disk";
 
 /// Field manager of the controller's writes.
 pub const MANAGER_CONTROLLER: &str = "hyper2kvm-controller";
@@ -35,6 +43,8 @@ pub const MANAGER_CONTROLLER: &str = "hyper2kvm-controller";
 pub const MANAGER_WATCHER: &str = "hyper2kvm-watcher";
 /// Field manager of the progress that the watcher copies: written more often than everything else, and by itself.
 pub const MANAGER_PROGRESS: &str = "hyper2kvm-progress";
+/// Field manager of the plan that the watcher copies, once.
+pub const MANAGER_PLAN: &str = "hyper2kvm-plan";
 /// Field manager of what the sidecar writes: `spec.runState` and nothing else.
 pub const MANAGER_SIDECAR: &str = "hyper2kvm-sidecar";
 

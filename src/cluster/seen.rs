@@ -113,8 +113,15 @@ part!(
 );
 
 seen!(
-    /// A claim of a queue.
-    PersistentVolumeClaim of core::v1::PersistentVolumeClaim { spec: PersistentVolumeClaimSpec }
+    /// A claim of a queue or of a disk.
+    PersistentVolumeClaim of core::v1::PersistentVolumeClaim {
+        spec: PersistentVolumeClaimSpec,
+        status: PersistentVolumeClaimStatus,
+    }
+);
+part!(
+    /// Whether a claim has its volume.
+    PersistentVolumeClaimStatus { phase: String }
 );
 part!(
     /// How a claim may be mounted.

@@ -19,7 +19,10 @@ mod shell;
 mod xml;
 mod yaml;
 
-use self::guest::{Guest, label, machines};
+pub use self::guest::label;
+use self::guest::{Guest, machines};
+use serde_json::Value;
+
 use super::machine::Machine;
 use super::options::DomainOptions;
 use super::platform::{self, Emit, Platform};
@@ -62,6 +65,28 @@ pub fn files(
         }
     }
     files
+}
+
+/// `KubeVirt`'s `VirtualMachine` of the first machine, with `name`, on claims that are called after it.
+#[must_use]
+pub fn kubevirt_machine(metadata: &Metadata, name: &str) -> Option<Value> {
+    let machines = machines(metadata);
+    let guest = Guest::new(metadata, machines.first()?, &DomainOptions::default());
+    Some(kubevirt::machine(&guest, name))
+}
+
+/// Processors and MiB of memory that such a machine gets.
+#[must_use]
+pub fn kubevirt_size(metadata: &Metadata) -> Option<(u32, u64)> {
+    let machines = machines(metadata);
+    let guest = Guest::new(metadata, machines.first()?, &DomainOptions::default());
+    Some((guest.sockets.saturating_mul(guest.cores), guest.memory_mib))
+}
+
+/// Text of a manifest, one YAML document.
+#[must_use]
+pub fn yaml_document(value: &Value) -> String {
+    yaml::document(value)
 }
 
 /// Names of the files that [`files`] writes, before the disks are there. As many machines as metadata will have are

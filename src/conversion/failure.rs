@@ -247,9 +247,8 @@ impl Reason {
             Self::TargetPending | Self::TargetDenied | Self::TargetTooSmall | Self::TargetInUse | Self::TargetLost => {
                 Phase::OutputDirectoryCreation
             }
-            Self::MachineRefused | Self::MachineNotServed => Phase::Completion,
             Self::TooLarge => Phase::ArgumentPreparation,
-            Self::SourceChanged | Self::Recalled => Phase::Completion,
+            Self::SourceChanged | Self::Recalled | Self::MachineRefused | Self::MachineNotServed => Phase::Completion,
             Self::SourceMissing
             | Self::WorkerImage
             | Self::WorkerConfig

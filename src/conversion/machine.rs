@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contract::NAME_MAX;
 
-pub use self::devices::{Drivers, decide};
+pub use self::devices::{Drivers, decide, doubts_beside_devices};
 pub use self::text::{mac_address, one_line, uuid};
 
 /// Most machines of one source, cards of one machine, disks of one machine, and doubts of one machine.

@@ -5,6 +5,7 @@ mod access;
 mod conversion;
 mod exec;
 mod folder;
+mod machine;
 mod queue;
 mod table;
 mod transfer;
@@ -32,6 +33,7 @@ Examples:
   kubectl hyper2kvm top vmware-exit                       watch its conversions
   kubectl hyper2kvm get web01-3fa9c1d2 ./disks            take the disks away
   kubectl hyper2kvm retry web01-3fa9c1d2                  convert a failed one again
+  kubectl hyper2kvm vm web01-3fa9c1d2 > web01.yaml        its VirtualMachine, where its disks are on claims
   kubectl hyper2kvm -n migration pause vmware-exit
   kubectl hyper2kvm stats vmware-exit -o json | jq .totals
 
@@ -108,6 +110,11 @@ enum Verb {
         /// Directory that takes them
         directory: PathBuf,
     },
+    /// Print the VirtualMachine of a conversion whose disks are on claims
+    Vm {
+        /// Name of a ConversionJob
+        conversion: String,
+    },
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions { shell: clap_complete::Shell },
@@ -165,6 +172,7 @@ async fn run(cli: Cli) -> Result<(), Refusal> {
         Verb::Retry { conversion } => conversion::retry(&access, &conversion, printer).await,
         Verb::Put { file, queue, name } => exec::put(&access, &file, &queue, name.as_deref(), printer).await,
         Verb::Get { conversion, directory } => exec::get(&access, &conversion, &directory, printer).await,
+        Verb::Vm { conversion } => machine::print(&access, &conversion, printer).await,
         Verb::Completions { .. } => Ok(()),
     }
 }

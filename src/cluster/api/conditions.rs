@@ -106,6 +106,12 @@ condition_types! {
     OF_CONVERSION: [
         /// Whether an attempt may start, and why not.
         Admitted by Controller,
+        /// Whether the source's headers were read, for the claims; only with a target.
+        Planned by Controller,
+        /// Whether the claims are there and hold the disks, and why not; only with a target.
+        TargetReady by Controller,
+        /// Whether the machine was made, and why not; only with a target.
+        MachineCreated by Controller,
         /// Whether an attempt succeeded: Unknown while one may.
         Converted by Controller,
         /// Whether the output stands under its final name.

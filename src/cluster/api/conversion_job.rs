@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::conditions;
 use super::settings::ConversionOverrides;
+use super::target::{OnFailure, TargetOverrides, TargetSettings, TargetVolume, VolumeState};
+use super::virtual_machine::{MachineOverrides, MachineStatus};
 use crate::conversion::machine::Machine;
+use crate::conversion::plan::Plan;
 use crate::conversion::{ConversionStatus, OutputFormat, Stage, Witness};
 
 /// The conversion of one artifact, made by the watcher or by hand.
@@ -79,6 +82,13 @@ use crate::conversion::{ConversionStatus, OutputFormat, Stage, Witness};
         description = "The first disk, below the output.",
         priority = 1
     ),
+    printcolumn(
+        name = "Machine",
+        type_ = "string",
+        json_path = ".status.virtualMachine.name",
+        description = "The VirtualMachine that its disks are for.",
+        priority = 1
+    ),
     validation = Rule::new("size(self.metadata.name) <= 52").message("a ConversionJob's name has at most 52 characters: names of Jobs and pods are made from it"),
     validation = Rule::new("!self.metadata.name.contains('.')").message("a ConversionJob's name has no dots: names of Jobs and pods are made from it")
 )]
@@ -95,6 +105,12 @@ pub struct ConversionJobSpec {
     /// What this conversion does otherwise than its queue.
     #[serde(default)]
     pub conversion: ConversionOverrides,
+    /// Where its disks go otherwise than the queue's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetOverrides>,
+    /// Which VirtualMachine it makes otherwise than the queue's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_machine: Option<MachineOverrides>,
     /// What this conversion repeats, such as `web01.ova of 2026-01-17T09:45:00Z in /var/lib/hyper2kvm/output/2026-01-17/web01`.
     /// Not empty: it ends at once, without a Job. For the queue's watcher alone: one made by hand with it is cancelled.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -165,7 +181,8 @@ pub struct ConversionJobStatus {
     /// Where it stands, for the eye: conditions say the same to programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<JobPhase>,
-    /// Admitted, Converted, Published, Progressing, Succeeded; Reconciling until the end, then Complete or Failed.
+    /// Admitted, Converted, Published, Progressing, Succeeded; with a target Planned, TargetReady and MachineCreated;
+    /// Reconciling until the end, then Complete or Failed.
     /// Succeeded is Unknown until the end; a duplicate is True/Duplicate, a cancelled one False/Cancelled. Stalled is
     /// said of one that failed for good alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -191,6 +208,19 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 15))]
     pub other_machines: Vec<Machine>,
+    /// What a look at the source's headers showed, before anything was copied; only with a target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// The target as it was when the claims were named: a later change of the queue does not reach them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetSettings>,
+    /// The claims, one for each disk, in the order of the disks in plan.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub volumes: Vec<TargetVolume>,
+    /// The VirtualMachine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_machine: Option<MachineStatus>,
     /// What this conversion repeated: the file, when it was converted, and the directory of its disks.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
@@ -215,7 +245,11 @@ pub struct ConversionJobStatus {
 pub enum JobPhase {
     Pending,
     Queued,
+    /// A worker looks at the source's headers, to make the claims that fit.
+    Planning,
     Converting,
+    /// The disks are written; the claims are completed and the machine is made.
+    Delivering,
     Publishing,
     Retrying,
     Succeeded,
@@ -258,4 +292,33 @@ pub struct Output {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub sha256: Option<String>,
+}
+
+impl ConversionJobStatus {
+    /// Whether a worker has written all disks into their claims.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        let is_written = |volume: &TargetVolume| matches!(volume.state, VolumeState::Written | VolumeState::Complete);
+        !self.volumes.is_empty() && self.volumes.iter().all(is_written)
+    }
+
+    /// Whether all disks are on their claims, which belong to nobody of ours any more.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.volumes.is_empty() && self.volumes.iter().all(|volume| volume.state == VolumeState::Complete)
+    }
+
+    /// Whether the conversion ended and left claims that are to go.
+    #[must_use]
+    pub fn has_leftovers(&self) -> bool {
+        let is_left = |volume: &TargetVolume| !matches!(volume.state, VolumeState::Complete | VolumeState::Deleted);
+        let deletes = self.target.as_ref().is_some_and(|target| target.on_failure == OnFailure::Delete);
+        self.state.is_terminal() && deletes && self.volumes.iter().any(is_left)
+    }
+
+    /// Whether it delivers: the disks are written, and what is done with them has not ended.
+    #[must_use]
+    pub fn is_delivering(&self) -> bool {
+        self.state.open_attempt().is_some() && self.is_written()
+    }
 }

@@ -14,6 +14,8 @@ use super::conditions;
 use super::notifications::NotificationSettings;
 use super::placement::{PodSecurity, WatcherSettings, WorkerSettings};
 use super::settings::{ConversionSettings, Deduplication, InvalidSetting};
+use super::target::TargetSettings;
+use super::virtual_machine::MachineSettings;
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::RetryPolicy;
 use crate::conversion::retention::Retention;
@@ -75,7 +77,10 @@ use crate::conversion::retention::Retention;
         .field_path(".queue"),
     validation = Rule::new("self.output == oldSelf.output")
         .message("output is immutable: the ledger lies there; make another HyperConversion")
-        .field_path(".output")
+        .field_path(".output"),
+    validation = Rule::new("!has(self.target) || self.target.kind == 'Files' || self.conversion.compress == 'none'")
+        .message("a target takes raw disks, which have no compression: set conversion.compress to none")
+        .field_path(".conversion.compress")
 )]
 pub struct HyperConversionSpec {
     /// Directory that is watched. The watcher sees it as /var/lib/hyper2kvm/queue.
@@ -114,6 +119,14 @@ pub struct HyperConversionSpec {
     /// What a conversion makes, and within which limits.
     #[serde(default)]
     pub conversion: ConversionSettings,
+    /// Where the disks go; left out, they are files below output. With a target each disk lies raw on a claim of its
+    /// own, whatever conversion.outFormat says. The controller needs the rights of the chart's target.enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetSettings>,
+    /// Which VirtualMachine is made of the claims; left out, none is. Needs a target, KubeVirt, and the rights of the
+    /// chart's kubevirt.enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_machine: Option<MachineSettings>,
     /// Who is told, and about what.
     #[serde(default)]
     pub notifications: NotificationSettings,

@@ -9,8 +9,10 @@
 //! |---|---|---|
 //! | `observedGeneration`, `phase`, `attempts`, `earlierAttempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
 //! | `staged`, `progress`, `outputs`, `machine`, `otherMachines`, `sourceLocation`, `duplicateOf`, `duration` | | ✓ |
+//! | `target`, `volumes`, `virtualMachine` | ✓ | |
+//! | `plan`, under a third manager | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
-//! | conditions `Admitted`, `Converted`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
+//! | conditions `Admitted`, `Planned`, `TargetReady`, `MachineCreated`, `Converted`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
 //! | conditions `Published`, `Progressing`, `Succeeded` | | ✓ |
 //!
 //! | `HyperConversion` | controller | watcher |
@@ -44,7 +46,7 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 20] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 24] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
@@ -64,6 +66,11 @@ pub(crate) mod tests {
         ("end", &[Controller, Watcher]),
         ("completionTime", &[Controller, Watcher]),
         ("progress", &[Watcher]),
+        ("target", &[Controller]),
+        ("volumes", &[Controller]),
+        ("virtualMachine", &[Controller]),
+        // Applied by itself, once.
+        ("plan", &[]),
         // Merged by itself, after the end.
         ("supersededBy", &[]),
     ];

@@ -15,7 +15,7 @@ use super::context::Caches;
 use super::decision;
 use super::metrics::Metrics;
 use super::outcome;
-use crate::cluster::api::{ConditionType, ConversionJob, HyperConversion, condition};
+use crate::cluster::api::{ConditionType, ConversionJob, ConversionJobStatus, HyperConversion, condition};
 use crate::cluster::cache::{self, Change, Scope, Unlisted};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod, StatefulSet};
@@ -75,6 +75,9 @@ fn slim_conversion(conversion: &mut ConversionJob) {
         status.machine = None;
         status.other_machines.clear();
         status.progress = None;
+        if status.state.is_terminal() {
+            status.plan = None;
+        }
     }
 }
 
@@ -194,6 +197,8 @@ fn slot_need(conversion: &ConversionJob) -> SlotNeed {
         return SlotNeed::Idle;
     }
     match next_step(&decision::state(conversion)) {
+        // What is left to do takes no worker.
+        Step::Watch(_) if conversion.status.as_ref().is_some_and(ConversionJobStatus::is_delivering) => SlotNeed::Idle,
         Step::Start(attempt) => SlotNeed::Ready(attempt),
         Step::Watch(attempt) => SlotNeed::Open(attempt),
         _ => SlotNeed::Idle,

@@ -38,6 +38,8 @@ pub(super) struct Context {
     pub image: Image,
     /// Whether Kueue's API group is served.
     pub kueue: watch::Receiver<bool>,
+    /// Whether `KubeVirt`'s API group is served.
+    pub kubevirt: watch::Receiver<bool>,
     pub caches: Caches,
     pub admission: Admission,
     pub recorder: Recorder,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1 as batch;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
@@ -15,14 +15,15 @@ use serde_json::json;
 use super::admission::{Key, Message};
 use super::context::{Context, RESYNC_INTERVAL};
 use super::decision::{self, Decision, View};
+use super::delivery::{self, Delivery, Progress};
 use super::error::{Error, Refusal};
+use super::objects::target::Task;
 use super::objects::worker::{self, JobContext, TemplateDigest};
 use super::outcome;
+use super::recording::{self, write};
 use super::starting::{self, PENDING_POLL};
 use super::status;
-use crate::cluster::api::{
-    ConditionState, ConditionType, ConversionJob, ConversionJobStatus, HyperConversion, condition,
-};
+use crate::cluster::api::{ConditionState, ConditionType, ConversionJob, HyperConversion, VolumeState, condition};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod};
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
@@ -161,6 +162,12 @@ impl Reconcile<'_> {
                 Action::requeue(RESYNC_INTERVAL)
             }
             Decision::Pending(why) => self.pending(state, why, job.as_deref(), &pods).await?,
+            Decision::AwaitPlan => {
+                self.report(decision::witnessed(state, &pods), None, None).await?;
+                Action::requeue(PENDING_POLL)
+            }
+            Decision::Deliver { attempt, pod } => self.deliver(decision::witnessed(state, &pods), attempt, pod).await?,
+            Decision::Discard => self.discard(state).await?,
         };
         let again = self.remove_jobs().await?;
         Ok(again.map_or(action, Action::requeue))
@@ -174,7 +181,8 @@ impl Reconcile<'_> {
     /// Digests of the template of the open attempt, as the specification builds it now.
     fn template(&self, state: &ConversionStatus) -> Result<TemplateDigest, Error> {
         let Some(open) = state.open_attempt() else { return Ok(TemplateDigest::default()) };
-        Ok(worker::digest(&self.queue, &self.conversion, &self.id, open.number, &self.context.image)?)
+        let task = delivery::task(&self.conversion, &self.queue);
+        Ok(worker::digest(&self.queue, &self.conversion, &self.id, open.number, task, &self.context.image)?)
     }
 
     fn cached_job(&self, attempt: Attempt) -> Option<Arc<Job>> {
@@ -207,7 +215,9 @@ impl Reconcile<'_> {
         admitted: Option<ConditionState>,
         waiting: Option<&Failure>,
     ) -> Result<(), Error> {
-        let wanted = status::revised(&self.conversion, state, admitted, waiting, Timestamp::now());
+        let now = Timestamp::now();
+        let mut wanted = status::revised(&self.conversion, state, admitted, waiting, now);
+        delivery::say(&mut wanted, self.conversion.metadata.generation, now);
         if let Some(written) = write(&self.conversion, &wanted, self.context).await? {
             self.conversion = written;
         }
@@ -218,6 +228,12 @@ impl Reconcile<'_> {
     /// is found.
     async fn start(&mut self, state: ConversionStatus, attempt: Attempt) -> Result<Action, Error> {
         let queue = Key { namespace: Key::of(&self.conversion).namespace, name: self.queue.name_any() };
+        let task = delivery::task(&self.conversion, &self.queue);
+        if task == Task::Claims
+            && let Some(action) = self.prepare(false).await?
+        {
+            return Ok(action);
+        }
         if !self.context.admission.may_start(queue, self.id.clone(), attempt).await {
             if self.is_young(Timestamp::now()) {
                 return Ok(Action::requeue(YOUNG));
@@ -231,9 +247,20 @@ impl Reconcile<'_> {
             self.report(state, Some(waits), None).await?;
             return Ok(Action::requeue(RESYNC_INTERVAL));
         }
-        let job = self.job(attempt).await?;
+        if task == Task::Claims
+            && let Some(action) = self.prepare(true).await?
+        {
+            // Others may have the slot meanwhile.
+            let namespace = Key::of(&self.conversion).namespace;
+            self.context.admission.send(Message::Failed { namespace, id: self.id.clone() });
+            return Ok(action);
+        }
+        let job = self.job(attempt, task).await?;
         let starting = Observation::Starting { attempt, job_name: Some(names::job(&self.id, attempt)) };
-        let (state, _) = advance(state, starting, &self.policy, Timestamp::now());
+        let (mut state, _) = advance(state, starting, &self.policy, Timestamp::now());
+        if task == Task::Plan {
+            (state, _) = advance(state, Observation::Planning(attempt), &self.policy, Timestamp::now());
+        }
         self.report(state, Some(ConditionState::new("True", "Admitted", "holds a slot")), None).await?;
         self.create(attempt, &job).await
     }
@@ -246,17 +273,84 @@ impl Reconcile<'_> {
         if live.resource_version() != self.conversion.resource_version() {
             return Ok(Action::requeue(CONFLICT_RETRY));
         }
-        let job = self.job(attempt).await?;
+        let job = self.job(attempt, delivery::task(&self.conversion, &self.queue)).await?;
         self.create(attempt, &job).await
     }
 
-    async fn job(&self, attempt: Attempt) -> Result<batch::Job, Error> {
+    /// Makes what an attempt needs that writes into claims; returns when to go on where that waits.
+    async fn prepare(&mut self, has_slot: bool) -> Result<Option<Action>, Error> {
+        let mut delivery = Delivery::new(self.context, &self.queue, self.conversion.clone());
+        let progress = delivery.prepare(has_slot).await;
+        self.conversion = delivery.conversion;
+        Ok(match progress? {
+            Progress::Convert | Progress::AskSlot | Progress::Done => None,
+            Progress::Wait(after) => Some(Action::requeue(after)),
+            Progress::Held(failure) => {
+                let held = ConditionState::new("False", failure.reason.to_string(), failure.advice());
+                self.report(decision::state(&self.conversion), Some(held), None).await?;
+                Some(Action::requeue(delivery::AGAIN))
+            }
+            Progress::Lost(failure) => {
+                // Complete claims are never written again, whatever became of the conversion's status.
+                let (state, _) = advance(
+                    decision::state(&self.conversion),
+                    Observation::Rejected(failure),
+                    &self.policy,
+                    Timestamp::now(),
+                );
+                self.report(state, None, None).await?;
+                Some(Action::requeue(RESYNC_INTERVAL))
+            }
+        })
+    }
+
+    /// Records that the disks are written, completes their claims and makes the machine; then the attempt is done.
+    async fn deliver(&mut self, state: ConversionStatus, attempt: Attempt, pod: String) -> Result<Action, Error> {
+        let mut delivery = Delivery::new(self.context, &self.queue, self.conversion.clone());
+        let progress = match delivery.written(state).await {
+            Ok(()) => delivery.deliver().await,
+            Err(error) => Err(error),
+        };
+        self.conversion = delivery.conversion;
+        let state = decision::state(&self.conversion);
+        match progress? {
+            Progress::Done => {
+                self.record(state, Observation::Done { attempt, folder: pod }).await?;
+                Ok(Action::requeue(RESYNC_INTERVAL))
+            }
+            Progress::Lost(failure) => {
+                if let Some(status) = &mut self.conversion.status {
+                    // What was written is written again by the next attempt.
+                    let written = status.volumes.iter_mut().filter(|volume| volume.state == VolumeState::Written);
+                    written.for_each(|volume| volume.state = VolumeState::Created);
+                }
+                self.record(state, Observation::Failed { attempt, failure }).await?;
+                Ok(Action::requeue(RESYNC_INTERVAL))
+            }
+            Progress::Wait(after) => Ok(Action::requeue(after)),
+            Progress::Convert | Progress::AskSlot | Progress::Held(_) => Ok(Action::requeue(delivery::AGAIN)),
+        }
+    }
+
+    /// Removes the incomplete claims of a conversion that ended.
+    async fn discard(&mut self, state: ConversionStatus) -> Result<Action, Error> {
+        self.report(state, None, None).await?;
+        let mut delivery = Delivery::new(self.context, &self.queue, self.conversion.clone());
+        let progress = delivery.discard().await;
+        self.conversion = delivery.conversion;
+        Ok(match progress? {
+            Progress::Wait(after) => Action::requeue(after),
+            _ => Action::requeue(RESYNC_INTERVAL),
+        })
+    }
+
+    async fn job(&self, attempt: Attempt, task: Task) -> Result<batch::Job, Error> {
         let claims = self.context.recent_access_modes(&self.queue).await?;
         let context = JobContext {
             image: self.context.image.clone(),
             one_node: claims.iter().any(|claim| !claim.modes.iter().any(|mode| mode == "ReadWriteMany")),
         };
-        Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, &context)?)
+        Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, task, &context)?)
     }
 
     async fn create(&mut self, attempt: Attempt, job: &batch::Job) -> Result<Action, Error> {
@@ -340,6 +434,13 @@ impl Reconcile<'_> {
             }
             other => other,
         };
+        let why = match why {
+            Some(failure) if failure.reason == Reason::Unschedulable => {
+                let delivery = Delivery::new(self.context, &self.queue, self.conversion.clone());
+                Some(delivery.unbound().await?.unwrap_or(failure))
+            }
+            other => other,
+        };
         self.report(state, None, why.as_ref()).await?;
         let poll = job.map_or(PENDING_POLL, |job| starting::next_poll(&job.metadata, Timestamp::now()));
         Ok(Action::requeue(if suspended { RESYNC_INTERVAL } else { poll }))
@@ -358,13 +459,11 @@ impl Reconcile<'_> {
     /// Removes Jobs of attempts whose end is recorded; returns when the next one is due.
     async fn remove_jobs(&self) -> Result<Option<Duration>, Error> {
         let state = decision::state(&self.conversion);
-        let namespace = self.conversion.namespace().unwrap_or_default();
-        let api = self.context.api::<Job>(&namespace);
         let now = Timestamp::now();
         let mut again: Option<Duration> = None;
         for attempt in decision::attempts_with_jobs(&state) {
             let Some(job) = self.cached_job(attempt) else { continue };
-            if job.metadata.deletion_timestamp.is_some() || self.context.writes.is_removed(job.as_ref()) {
+            if job.metadata.deletion_timestamp.is_some() {
                 continue;
             }
             let Some(due) = decision::removal(&state, &job) else { continue };
@@ -373,31 +472,8 @@ impl Reconcile<'_> {
                 again = Some(again.map_or(wait, |known| known.min(wait)));
                 continue;
             }
-            let params = DeleteParams {
-                preconditions: Some(Preconditions { uid: job.metadata.uid.clone(), resource_version: None }),
-                ..DeleteParams::background()
-            };
-            match api.delete(&job.name_any(), &params).await.map_err(Error::api("delete a Job")) {
-                Err(error) if error.is_not_found() || error.is_conflict() => {}
-                other => drop(other?),
-            }
-            self.context.writes.removed(job.as_ref());
+            recording::remove_job(&job, self.context).await?;
         }
         Ok(again)
     }
-}
-
-/// Writes what changed of a status; `None` if nothing did.
-async fn write(
-    conversion: &ConversionJob,
-    wanted: &ConversionJobStatus,
-    context: &Context,
-) -> Result<Option<ConversionJob>, Error> {
-    let Some(patch) = status::patch(conversion, wanted) else { return Ok(None) };
-    let api = context.api::<ConversionJob>(&conversion.namespace().unwrap_or_default());
-    let params = PatchParams::apply(names::MANAGER_CONTROLLER).force();
-    let written = api.patch_status(&conversion.name_any(), &params, &Patch::Apply(patch)).await;
-    let written = written.map_err(Error::api("write a ConversionJob's status"))?;
-    context.writes.wrote(&written);
-    Ok(Some(written))
 }

@@ -6,12 +6,12 @@ use kube::ResourceExt;
 
 use super::objects::worker::TemplateDigest;
 use super::outcome::{self, Outcome};
-use crate::cluster::api::{ConditionType, ConversionJob, condition};
+use crate::cluster::api::{ConditionType, ConversionJob, ConversionJobStatus, condition};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod};
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, Step, next_step};
-use crate::conversion::{Attempt, AttemptRecord, ConversionStatus, Failure, Reason};
+use crate::conversion::{Attempt, AttemptKind, AttemptRecord, Class, ConversionStatus, Failure, Reason};
 
 /// How long the Job of a failed attempt is kept, with its pod and its log.
 const KEEP_FAILED: SignedDuration = SignedDuration::from_hours(1);
@@ -44,6 +44,12 @@ pub(super) enum Decision {
     Record(Observation),
     /// The open attempt's pod doesn't start; the reason, if known.
     Pending(Option<Failure>),
+    /// The open attempt left its plan, and the watcher has not copied it yet.
+    AwaitPlan,
+    /// The open attempt has written its disks into their claims; `pod` did it.
+    Deliver { attempt: Attempt, pod: String },
+    /// The conversion ended, and left claims that are not complete.
+    Discard,
 }
 
 /// The state in an object's status.
@@ -96,6 +102,9 @@ pub(super) fn decide(view: &View) -> Decision {
             Some(open) => watch(view, open),
             None => Decision::Wait,
         },
+        Step::Finish(_) | Step::GiveBack(_) if status(view).is_some_and(ConversionJobStatus::has_leftovers) => {
+            Decision::Discard
+        }
         Step::Publish { .. } => match unpublishable(view.conversion) {
             Some(failure) => Decision::Record(Observation::Unpublishable { failure }),
             None => Decision::Wait,
@@ -104,8 +113,19 @@ pub(super) fn decide(view: &View) -> Decision {
     }
 }
 
+fn status<'a>(view: &View<'a>) -> Option<&'a ConversionJobStatus> {
+    view.conversion.status.as_ref()
+}
+
 fn watch(view: &View, open: &AttemptRecord) -> Decision {
     let attempt = open.number;
+    let plans = open.kind == Some(AttemptKind::Plan);
+    if plans && status(view).is_some_and(|status| status.plan.is_some()) {
+        return Decision::Record(Observation::Planned(attempt));
+    }
+    if let Some(pod) = open.pod_name.clone().filter(|_| status(view).is_some_and(ConversionJobStatus::is_delivering)) {
+        return Decision::Deliver { attempt, pod };
+    }
     let stopped = || failed(attempt, Reason::Disrupted, "the queue was stopped");
     let Some(job) = view.job else {
         return match (&open.job_uid, view.run_state) {
@@ -123,6 +143,15 @@ fn watch(view: &View, open: &AttemptRecord) -> Decision {
         Some(_) => {}
     }
     match outcome::outcome_of(attempt, job, view.pods, open.pod_name.as_deref()) {
+        Outcome::Ended(Observation::Done { .. }) if plans => match stall(view.conversion) {
+            Some(why) => failed(attempt, Reason::Internal, why),
+            None => Decision::AwaitPlan,
+        },
+        Outcome::Ended(Observation::Done { folder: pod, .. })
+            if status(view).is_some_and(|status| !status.volumes.is_empty()) =>
+        {
+            Decision::Deliver { attempt, pod }
+        }
         Outcome::Ended(observation) => Decision::Record(observation),
         _ if view.run_state == RunState::Stopped => stopped(),
         Outcome::Running { .. } if let Some(why) = stall(view.conversion) => failed(attempt, Reason::Stalled, why),
@@ -165,7 +194,9 @@ fn stall(conversion: &ConversionJob) -> Option<&str> {
 fn unpublishable(conversion: &ConversionJob) -> Option<Failure> {
     let status = conversion.status.as_ref()?;
     let published = condition(&status.conditions, ConditionType::Published).filter(|c| c.status == "False")?;
-    Some(Failure::new(Reason::Internal, published.message.clone()))
+    let failure = Failure::new(Reason::Internal, published.message.clone());
+    // The disks are on their claims, which nobody writes to again.
+    Some(if status.is_written() { Failure { class: Class::Permanent, ..failure } } else { failure })
 }
 
 /// Attempts whose Job may still be there: those that are listed, and some that were until a moment ago.

@@ -4,10 +4,13 @@
 use std::time::Duration;
 
 use crate::cluster::api::{ConditionState, InvalidSetting};
-use crate::conversion::{InvalidId, chain};
+use crate::conversion::{InvalidId, chain, verdict};
 
 /// Longest time that a reconcile may take.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// Longest text of the API server's that is shown, in bytes.
+const MAX_WORDS: usize = 1024;
 
 /// Why a reconcile failed. An error that a person has to mend names the field, the reason and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +150,21 @@ impl Error {
     #[must_use]
     pub(super) fn is_not_found(&self) -> bool {
         self.api_code() == Some(404)
+    }
+
+    /// What the API server says where it refuses what it was sent: its schema, a webhook, a policy, a quota or a right.
+    #[must_use]
+    pub(super) fn refused(&self) -> Option<String> {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                // 500 is that of a webhook that can't be called.
+                kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422 | 500) => {
+                    Some(verdict::clean(&status.message, MAX_WORDS))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     fn api_code(&self) -> Option<u16> {

@@ -4,6 +4,7 @@
 pub(super) mod access;
 pub(super) mod network;
 mod pod;
+pub(super) mod target;
 pub(super) mod watcher;
 pub(super) mod worker;
 

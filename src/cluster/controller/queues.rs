@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::admission::Key;
 use super::context::{ClaimModes, Context, RESYNC_INTERVAL};
 use super::error::{Error, Refusal};
+use super::objects::target::Task;
 use super::objects::worker::{self, JobContext};
 use super::objects::{access, network, watcher};
 use super::starting::{self, PENDING_POLL};
@@ -101,12 +102,14 @@ async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Er
         queue_ref: QueueRef { name: queue.name_any() },
         source: Source { path: id.to_string(), companions: Vec::new(), size_bytes: None, complete_by: None },
         conversion: ConversionOverrides::default(),
+        target: None,
+        virtual_machine: None,
         duplicate_of: String::new(),
     };
     let mut conversion = ConversionJob::new(id.as_str(), spec);
     (conversion.metadata.namespace, conversion.metadata.uid) = (queue.namespace(), queue.uid());
     let job_context = JobContext { image: context.image.clone(), one_node: false };
-    let job = worker::job(queue, &conversion, &id, Attempt(1), &job_context)?;
+    let job = worker::job(queue, &conversion, &id, Attempt(1), Task::Files, &job_context)?;
     match context.try_create(&job).await.map_err(Error::of_part("worker")) {
         Err(error @ Error::InvalidPod { .. }) => Err(error),
         // Any other refusal, such as an exhausted quota, is not the specification's fault.

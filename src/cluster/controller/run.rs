@@ -40,8 +40,8 @@ use crate::telemetry::endpoint::{self, Probes};
 
 /// How soon to look again for an API that isn't served.
 const API_RETRY: Duration = Duration::from_secs(5);
-/// How often the API server is asked whether Kueue is installed.
-const KUEUE_POLL: Duration = Duration::from_secs(60);
+/// How often the API server is asked whether Kueue and `KubeVirt` are installed.
+const GROUPS_POLL: Duration = Duration::from_secs(60);
 /// Longest time to report the error of a reconcile: its cause, such as a slow API server, may persist.
 const REFUSE_LIMIT: Duration = Duration::from_secs(10);
 /// Reconciles of one kind at a time: each spends most of its time waiting for the API server.
@@ -220,7 +220,7 @@ async fn work(
     if warm.wait_for(|warm| !warm.is_empty()).await.is_err() {
         return Err(RunError::WatchEnded);
     }
-    let kueue = watch_kueue(client.clone()).await;
+    let (kueue, kubevirt) = watch_groups(client.clone()).await;
     ready.send_replace(Readiness::Ready);
     tracing::info!(queues = caches.queues.len(), conversions = caches.conversions.len(), "caches are warm");
     let reporter =
@@ -229,6 +229,7 @@ async fn work(
         client: client.clone(),
         image: options.image.clone(),
         kueue,
+        kubevirt,
         caches: caches.clone(),
         admission,
         recorder: Recorder::new(client, reporter),
@@ -351,28 +352,30 @@ fn name_of<K: Resource<DynamicType = ()>>(object: &K) -> String {
     format!("{}/{}/{}", kind::<K>(), object.meta().namespace.as_deref().unwrap_or_default(), object.name_any())
 }
 
-/// Polls whether Kueue's API group is served. Returns after the first answer: a Job made before it would bypass
-/// Kueue.
-async fn watch_kueue(client: Client) -> watch::Receiver<bool> {
-    let (sender, mut receiver) = watch::channel(false);
+/// Polls whether the API groups of Kueue and of `KubeVirt` are served. Returns after the first answer: a Job made before
+/// it would bypass Kueue.
+async fn watch_groups(client: Client) -> (watch::Receiver<bool>, watch::Receiver<bool>) {
+    let (kueue, kueue_served) = watch::channel(false);
+    let (kubevirt, mut kubevirt_served) = watch::channel(false);
     tokio::spawn(async move {
-        while !sender.is_closed() {
+        while !kueue.is_closed() {
             let pause = match client.list_api_groups().await {
                 Ok(groups) => {
-                    let served = groups.groups.iter().any(|group| group.name == "kueue.x-k8s.io");
-                    sender.send_replace(served);
-                    KUEUE_POLL
+                    let is_served = |name: &str| groups.groups.iter().any(|group| group.name == name);
+                    kueue.send_replace(is_served("kueue.x-k8s.io"));
+                    kubevirt.send_replace(is_served("kubevirt.io"));
+                    GROUPS_POLL
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "cannot look whether Kueue is served");
+                    tracing::debug!(%error, "cannot look which API groups are served");
                     API_RETRY
                 }
             };
             tokio::time::sleep(pause).await;
         }
     });
-    receiver.changed().await.expect("whoever looks goes on as long as somebody listens");
-    receiver
+    kubevirt_served.changed().await.expect("whoever looks goes on as long as somebody listens");
+    (kueue_served, kubevirt_served)
 }
 
 #[cfg(test)]

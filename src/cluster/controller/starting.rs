@@ -141,6 +141,14 @@ pub(super) async fn silence_from_events(context: &Context, pod: &ObjectMeta) -> 
     newest_event(context, pod, from_probe).await
 }
 
+/// Why a claim has no volume yet, in the words of its newest event.
+pub(super) async fn unbound_from_events(context: &Context, claim: &ObjectMeta) -> Result<Option<String>, Error> {
+    // WaitForFirstConsumer and its like are no trouble of the claim's.
+    let meaning =
+        |reason: &str, note: &str| matches!(reason, "ProvisioningFailed" | "FailedBinding").then(|| clean(note));
+    newest_event(context, claim, meaning).await
+}
+
 /// What the newest event about an object means, of which `meaning` knows one.
 async fn newest_event<T>(
     context: &Context,

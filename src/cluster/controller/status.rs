@@ -29,6 +29,7 @@ pub(super) fn phase(state: &ConversionStatus) -> JobPhase {
         Step::Stage(_) if state.attempts.is_empty() => JobPhase::Pending,
         Step::Stage(_) | Step::Start(_) => JobPhase::Queued,
         Step::Park { .. } => JobPhase::Retrying,
+        Step::Watch(_) if state.open_attempt().is_some_and(|open| open.kind.is_some()) => JobPhase::Planning,
         Step::Watch(_) => JobPhase::Converting,
         Step::Publish { .. } => JobPhase::Publishing,
     }
@@ -186,6 +187,9 @@ pub(super) fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) ->
         "converted": state.converted,
         "end": state.end,
         "startTime": state.start_time,
+        "target": wanted.target,
+        "volumes": Some(&wanted.volumes).filter(|volumes| !volumes.is_empty()),
+        "virtualMachine": wanted.virtual_machine,
         "completionTime": state.completion_time,
     });
     let fields = status.as_object_mut().expect("written as an object above");
@@ -272,6 +276,7 @@ mod tests {
         let whole = json!({
             "staged": 1, "attempts": [{"number": 1, "startTime": at}], "earlierAttempts": {"total": 1}, "nextRetryTime": at, "converted": "p", "end": "Failed",
             "startTime": at, "completionTime": at, "failure": Failure::new(Reason::Corrupt, "m"), "sourceLocation": "a.raw",
+            "target": {}, "volumes": [{"claimName": "c"}], "virtualMachine": {"name": "m"},
             "outputs": [{"path": "a", "format": "raw", "virtualSizeBytes": 1, "allocatedBytes": 1}], "duration": "1s",
             "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "R", "message": "", "lastTransitionTime": at}],
         });
@@ -284,7 +289,13 @@ mod tests {
         let admitted = ConditionState::new("True", "Admitted", "holds a slot");
         let mut revised = revised(&conversion, state, Some(admitted), None, at.parse().unwrap());
         // They exclude one another.
-        for kind in [ConditionType::Reconciling, ConditionType::Complete] {
+        for kind in [
+            ConditionType::Planned,
+            ConditionType::TargetReady,
+            ConditionType::MachineCreated,
+            ConditionType::Reconciling,
+            ConditionType::Complete,
+        ] {
             let said = ConditionState::new("True", "R", "m");
             set_condition(&mut revised.conditions, kind, said, None, at.parse().unwrap());
         }

@@ -111,6 +111,8 @@ pub(super) fn object(queue: &HyperConversion, submission: &Submission) -> Conver
             complete_by: claim.complete_by,
         },
         conversion: ConversionOverrides::default(),
+        target: None,
+        virtual_machine: None,
         duplicate_of: submission.duplicate_of.as_deref().map(original).unwrap_or_default(),
     };
     let mut object = ConversionJob::new(claim.id.as_str(), spec);

@@ -48,6 +48,8 @@ pub(crate) struct ClusterExecutor {
     pub(super) progress: progress::Watch,
     pub(super) tick: Interval,
     pub(super) next_prune: Instant,
+    /// Copies of plans that are under way; each ends with what is wrong with its plan, if anything is.
+    pub(super) plans: HashMap<ConversionId, JoinHandle<Option<String>>>,
     /// A poll of the running attempts that is under way.
     pub(super) poll: Option<JoinHandle<Vec<PolledProgress>>>,
     /// Writes of progress that are under way.
@@ -139,6 +141,7 @@ impl ClusterExecutor {
             progress: progress::Watch::default(),
             tick,
             next_prune: Instant::now() + PRUNE_INTERVAL,
+            plans: HashMap::new(),
             poll: None,
             writes: JoinSet::new(),
         })
@@ -214,7 +217,7 @@ impl ClusterExecutor {
     }
 
     /// Whether a worker may still use the files.
-    fn has_workers(&self, id: &ConversionId) -> bool {
+    pub(super) fn has_workers(&self, id: &ConversionId) -> bool {
         self.pods.state().iter().any(|pod| {
             pod.labels().get(names::LABEL_CONVERSION).is_some_and(|name| name == id.as_str()) && !worker_is_over(pod)
         })

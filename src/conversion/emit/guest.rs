@@ -172,7 +172,8 @@ fn disks<'a>(metadata: &'a Metadata, machine: &'a Machine) -> Vec<GuestDisk<'a>>
 }
 
 /// A label as DNS and Kubernetes have them (RFC 1123), made from `name`, at most `most` characters; never empty.
-pub(super) fn label(name: &str, most: usize) -> String {
+#[must_use]
+pub fn label(name: &str, most: usize) -> String {
     let mut label = String::new();
     for c in name.chars().map(|c| c.to_ascii_lowercase()) {
         if c.is_ascii_alphanumeric() {

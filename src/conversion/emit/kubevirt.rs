@@ -78,7 +78,7 @@ fn claim_mib(bytes: u64) -> u64 {
     u64::try_from(needed.div_ceil(u128::from(1000 - OVERHEAD))).unwrap_or(u64::MAX).max(1)
 }
 
-fn machine(guest: &Guest<'_>, name: &str) -> Value {
+pub(super) fn machine(guest: &Guest<'_>, name: &str) -> Value {
     let mut annotations = json!({"hyper2kvm.io/source": guest.source, "hyper2kvm.io/source-name": guest.name});
     if let Some(guest_os) = guest.system {
         annotations["hyper2kvm.io/guest-os"] = json!(guest_os);

@@ -4,6 +4,12 @@
 
 use super::{Card, CardModel, Controller, DiskBus, Firmware, Machine, MachineDisk};
 
+/// The doubt about a firmware that nothing tells.
+const FIRMWARE_IS_A_GUESS: &str = "neither the source nor a partition table tells the firmware: bios is a guess";
+/// The doubt about EFI variables, which nothing but a look for the file settles.
+const NO_EFI_VARIABLES: &str = "EFI variables are in no export: the boot entries are gone, and the firmware starts \
+                                \\EFI\\BOOT\\BOOTX64.EFI of the first disk, if it is there";
+
 /// What is known of a guest's drivers, each `None` where nobody looked or nobody could tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drivers {
@@ -20,7 +26,7 @@ pub struct Drivers {
 pub fn decide(machine: &mut Machine, drivers: Drivers) {
     if machine.firmware.is_none() {
         machine.firmware = Some(Firmware::Bios);
-        machine.doubt("neither the source nor a partition table tells the firmware: bios is a guess");
+        machine.doubt(FIRMWARE_IS_A_GUESS);
     }
     let mut doubts = Vec::new();
     for disk in &mut machine.disks {
@@ -36,11 +42,7 @@ pub fn decide(machine: &mut Machine, drivers: Drivers) {
         );
     }
     if machine.firmware == Some(Firmware::Efi) {
-        doubts.push(
-            "EFI variables are in no export: the boot entries are gone, and the firmware starts \
-             \\EFI\\BOOT\\BOOTX64.EFI of the first disk, if it is there"
-                .to_owned(),
-        );
+        doubts.push(NO_EFI_VARIABLES.to_owned());
     }
     if machine.tpm {
         doubts.push("what its TPM holds is in no export: BitLocker asks for its recovery key".to_owned());
@@ -48,6 +50,20 @@ pub fn decide(machine: &mut Machine, drivers: Drivers) {
     for doubt in doubts {
         machine.doubt(doubt);
     }
+}
+
+/// The doubts of a machine for which somebody has chosen the devices: what was said of these is settled, and so is what
+/// was said of EFI variables where the file is there that firmware without them starts.
+#[must_use]
+pub fn doubts_beside_devices(machine: &Machine, has_fallback_loader: bool) -> Vec<String> {
+    let mut devices =
+        Machine { guest_os: None, tpm: false, firmware: Some(Firmware::Bios), doubts: Vec::new(), ..machine.clone() };
+    decide(&mut devices, Drivers::default());
+    let is_open = |doubt: &&String| {
+        let is_settled = has_fallback_loader && doubt.as_str() == NO_EFI_VARIABLES;
+        !is_settled && !devices.doubts.contains(doubt)
+    };
+    machine.doubts.iter().filter(is_open).cloned().collect()
 }
 
 fn disk_bus(disk: &MachineDisk, drivers: Drivers, doubts: &mut Vec<String>) -> DiskBus {

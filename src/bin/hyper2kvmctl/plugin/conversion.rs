@@ -50,7 +50,7 @@ const fn is_end(phase: JobPhase) -> bool {
 fn order(conversion: &ConversionJob) -> u8 {
     match conversion.status.as_ref().and_then(|status| status.phase) {
         Some(JobPhase::Publishing) => 0,
-        Some(JobPhase::Converting) => 1,
+        Some(JobPhase::Converting | JobPhase::Planning | JobPhase::Delivering) => 1,
         Some(JobPhase::Queued) => 2,
         Some(JobPhase::Retrying) => 4,
         _ => 3,
@@ -124,6 +124,8 @@ fn again(old: &ConversionJob, random: u64) -> Result<ConversionJob, Refusal> {
         // The watcher reads the companions from the descriptor: moving them may have changed their names.
         source: Source { path, companions: Vec::new(), size_bytes: None, complete_by: None },
         conversion: old.spec.conversion.clone(),
+        target: old.spec.target.clone(),
+        virtual_machine: old.spec.virtual_machine.clone(),
         duplicate_of: String::new(),
     };
     Ok(ConversionJob::new(id.as_str(), spec))

@@ -79,7 +79,7 @@ fn image() -> Image {
 
 fn job(queue: &HyperConversion, context: &JobContext) -> k8s_openapi::api::batch::v1::Job {
     let id = "web01-3fa9c1d2".parse().unwrap();
-    worker::job(queue, &conversion(), &id, Attempt(2), context).unwrap()
+    worker::job(queue, &conversion(), &id, Attempt(2), target::Task::Files, context).unwrap()
 }
 
 fn shared() -> JobContext {

@@ -11,12 +11,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::{Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
+use super::target::{self, Task};
 use super::watcher::{non_empty, non_empty_map};
 use super::{Image, pod};
-use crate::cluster::api::{ConversionJob, HyperConversion, InvalidSetting, WorkerSettings};
+use crate::cluster::api::{ConversionJob, ConversionSettings, HyperConversion, InvalidSetting, WorkerSettings};
 use crate::cluster::names;
 use crate::conversion::contract::{self, variable};
-use crate::conversion::{Attempt, ConversionId, hex};
+use crate::conversion::{Attempt, Compression, ConversionId, OutputFormat, hex};
 
 /// Room for temporary files of libraries; the disks go to the work directory.
 const TMP_SIZE: &str = "64Mi";
@@ -47,10 +48,11 @@ pub(crate) fn job(
     conversion: &ConversionJob,
     id: &ConversionId,
     attempt: Attempt,
+    task: Task,
     context: &JobContext,
 ) -> Result<Job, InvalidSetting> {
-    let built = digest(queue, conversion, id, attempt, &context.image)?;
-    let template = template(queue, conversion, id, attempt, &context.image, context.one_node)?;
+    let built = digest(queue, conversion, id, attempt, task, &context.image)?;
+    let template = template(queue, conversion, id, attempt, task, &context.image, context.one_node)?;
     let mut own = labels(queue, id, attempt);
     let queue_name = &queue.spec.worker.queue_name;
     // Where Kueue isn't served, the Job waits for it: a Job that started would be past its quota.
@@ -130,9 +132,10 @@ pub(crate) fn digest(
     conversion: &ConversionJob,
     id: &ConversionId,
     attempt: Attempt,
+    task: Task,
     image: &Image,
 ) -> Result<TemplateDigest, InvalidSetting> {
-    let mut template = template(queue, conversion, id, attempt, image, false)?;
+    let mut template = template(queue, conversion, id, attempt, task, image, false)?;
     let digest = |template: &PodTemplateSpec| {
         let json = serde_json::to_vec(template).expect("an object for the API server serialises");
         hex(&Sha256::digest(&json)[..8])
@@ -156,10 +159,20 @@ fn template(
     conversion: &ConversionJob,
     id: &ConversionId,
     attempt: Attempt,
+    task: Task,
     image: &Image,
     one_node: bool,
 ) -> Result<PodTemplateSpec, InvalidSetting> {
-    let settings = queue.spec.conversion.overridden_by(&conversion.spec.conversion);
+    let mut settings = queue.spec.conversion.overridden_by(&conversion.spec.conversion);
+    if task != Task::Files {
+        // A claim holds a disk raw, whatever files would be.
+        settings = ConversionSettings {
+            out_format: OutputFormat::Raw,
+            compress: Compression::None,
+            compress_level: None,
+            ..settings
+        };
+    }
     let options = serde_json::to_string(&settings.options()?).expect("options are plain values");
     let spec = &queue.spec;
     let worker = &spec.worker;
@@ -184,30 +197,32 @@ fn template(
         termination_message_policy: Some("File".to_owned()),
         ..Container::default()
     };
+    let mut spec = PodSpec {
+        restart_policy: Some("Never".to_owned()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        active_deadline_seconds: Some(settings.active_deadline_seconds.into()),
+        termination_grace_period_seconds: Some(30),
+        security_context: Some(pod::pod_security(&spec.security_context)),
+        containers: vec![container],
+        volumes: Some(volumes),
+        node_selector: non_empty_map(&worker.node_selector),
+        tolerations: non_empty(&worker.tolerations),
+        affinity: affinity(queue, one_node),
+        topology_spread_constraints: non_empty(&worker.topology_spread_constraints),
+        priority_class_name: pod::non_empty_text(&worker.priority_class_name),
+        runtime_class_name: pod::non_empty_text(&worker.runtime_class_name),
+        image_pull_secrets: non_empty(&spec.image_pull_secrets),
+        ..PodSpec::default()
+    };
+    target::set(&mut spec, conversion, task);
     Ok(PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(pod::merged(&LEFT_ALONE_LABELS, &worker.labels, labels(queue, id, attempt))),
             annotations: Some(pod::merged(&LEFT_ALONE_ANNOTATIONS, &worker.annotations, BTreeMap::new())),
             ..ObjectMeta::default()
         }),
-        spec: Some(PodSpec {
-            restart_policy: Some("Never".to_owned()),
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
-            active_deadline_seconds: Some(settings.active_deadline_seconds.into()),
-            termination_grace_period_seconds: Some(30),
-            security_context: Some(pod::pod_security(&spec.security_context)),
-            containers: vec![container],
-            volumes: Some(volumes),
-            node_selector: non_empty_map(&worker.node_selector),
-            tolerations: non_empty(&worker.tolerations),
-            affinity: affinity(queue, one_node),
-            topology_spread_constraints: non_empty(&worker.topology_spread_constraints),
-            priority_class_name: pod::non_empty_text(&worker.priority_class_name),
-            runtime_class_name: pod::non_empty_text(&worker.runtime_class_name),
-            image_pull_secrets: non_empty(&spec.image_pull_secrets),
-            ..PodSpec::default()
-        }),
+        spec: Some(spec),
     })
 }
 

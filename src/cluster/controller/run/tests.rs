@@ -70,6 +70,7 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
         client: client.clone(),
         image: options().image,
         kueue: watch::channel(false).1,
+        kubevirt: watch::channel(false).1,
         caches: Caches { queues: store().0, conversions: store().0, jobs: store().0, pods: store().0 },
         admission: Admission::start(mpsc::unbounded_channel().0, |_, _| {}),
         recorder: Recorder::new(client, reporter),

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The `VirtualMachine` of a conversion: a pure function of its plan, its claims and its queue's settings. The
+//! controller makes it, and the kubectl plugin prints it.
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use super::api::{
+    ConversionJob, HyperConversion, InvalidSetting, MacAddresses, MachineCreation, MachineDevices, MachineSettings,
+    NetworkRule,
+};
+use super::names;
+use crate::conversion::contract::CONTRACT_VERSION;
+use crate::conversion::emit;
+use crate::conversion::machine::{
+    Card, CardModel, DiskBus, Firmware, MAX_DOUBTS, MAX_NAME, Machine, doubts_beside_devices, one_line,
+};
+use crate::conversion::options::OutputFormat;
+use crate::conversion::plan::Plan;
+use crate::conversion::report::{DiskReport, Metadata, SourceReport};
+
+/// Longest name of a machine: suffixes of its claims and its pod have to fit as well.
+pub const MAX_MACHINE_NAME: usize = 50;
+
+/// API version and kind of what [`manifest`] makes.
+pub const API_VERSION: &str = "kubevirt.io/v1";
+pub const KIND: &str = "VirtualMachine";
+
+/// A machine, and what was guessed of it or left out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    pub object: Value,
+    /// One sentence each. With any of them the machine is not started by itself.
+    pub doubts: Vec<String>,
+}
+
+/// Why there is no machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoMachine {
+    #[error("the conversion has no plan yet: its source has not been looked at")]
+    NoPlan,
+    #[error("the conversion makes files, not claims: virtualmachine.yaml lies beside them where emit has kubevirt")]
+    NoClaims,
+    #[error("its claims have no names yet")]
+    NotNamed,
+    #[error("the source describes {0} machines, and a conversion makes one at most: make them from its claims by hand")]
+    Several(usize),
+    #[error(
+        "the source asks for {asked} processors, and spec.virtualMachine.limits.cpus of the queue is {limit}: raise it \
+         if the source is trusted"
+    )]
+    TooManyProcessors { asked: u32, limit: u32 },
+    #[error(
+        "the source asks for {asked_mib} MiB of memory, and spec.virtualMachine.limits.memory of the queue is {limit}: \
+         raise it if the source is trusted"
+    )]
+    TooMuchMemory { asked_mib: u64, limit: String },
+    #[error("spec.{0}")]
+    Invalid(#[from] InvalidSetting),
+}
+
+/// The settings that hold for a conversion.
+#[must_use]
+pub fn settings(conversion: &ConversionJob, queue: &HyperConversion) -> MachineSettings {
+    conversion.spec.virtual_machine.clone().unwrap_or_default().over(queue.spec.virtual_machine.as_ref())
+}
+
+/// The name that a conversion's machine should have, from which those of its claims are made.
+#[must_use]
+pub fn wanted_name(conversion: &ConversionJob, plan: &Plan) -> String {
+    let asked = conversion.spec.virtual_machine.as_ref().and_then(|machine| machine.name.clone());
+    let source = conversion.spec.source.path.rsplit('/').next().unwrap_or_default();
+    let of_machine = match plan.machines.as_slice() {
+        [machine] => machine.name.clone(),
+        _ => None,
+    };
+    asked.unwrap_or_else(|| {
+        let named = of_machine.unwrap_or_else(|| crate::conversion::stem(source).to_owned());
+        emit::label(&named, MAX_MACHINE_NAME)
+    })
+}
+
+/// The machine of a conversion whose claims are named, as `settings` want it.
+///
+/// # Errors
+/// Where there is none, and what to do.
+pub fn manifest(conversion: &ConversionJob, settings: &MachineSettings) -> Result<Manifest, NoMachine> {
+    let status = conversion.status.as_ref();
+    let plan = status.and_then(|status| status.plan.as_ref()).ok_or(NoMachine::NoPlan)?;
+    let status = status.filter(|status| status.target.is_some()).ok_or(NoMachine::NoClaims)?;
+    if status.volumes.len() != plan.disks.len() {
+        return Err(NoMachine::NotNamed);
+    }
+    let name = status.virtual_machine.as_ref().map(|machine| machine.name.clone());
+    let name = name.unwrap_or_else(|| wanted_name(conversion, plan));
+    let [machine] = plan.machines.as_slice() else { return Err(NoMachine::Several(plan.machines.len())) };
+    let machine = with_devices(machine.clone(), settings.devices);
+    let report = metadata(conversion, plan, machine.clone());
+    within_limits(&report, settings)?;
+    let mut object = emit::kubevirt_machine(&report, &name).ok_or(NoMachine::NoPlan)?;
+    let has_fallback = plan.disks.iter().any(|disk| disk.boot && disk.fallback_loader == Some(true));
+    let mut doubts = doubts_beside_devices(&machine, has_fallback);
+    doubts.extend(plan.doubts.iter().cloned());
+    object["metadata"]["namespace"] = json!(conversion.namespace());
+    object["metadata"]["labels"][names::LABEL_MANAGED_BY] = json!(names::MANAGED_BY);
+    object["metadata"]["annotations"][names::ANNOTATION_CONVERSION_UID] = json!(conversion.uid().unwrap_or_default());
+    let claims = status.volumes.iter().map(|volume| volume.claim_name.as_str());
+    let claims: Vec<(&str, &str)> = plan.disks.iter().map(|disk| disk.file.as_str()).zip(claims).collect();
+    let pod = &mut object["spec"]["template"]["spec"];
+    pod["volumes"] = volumes(&machine, &claims);
+    connect(pod, &machine.cards, settings, &mut doubts);
+    keep_state(pod, &machine, settings, &mut doubts);
+    doubts.truncate(MAX_DOUBTS);
+    let starts = settings.create == MachineCreation::Running && doubts.is_empty();
+    object["spec"]["runStrategy"] = json!(if starts { "Always" } else { "Halted" });
+    Ok(Manifest { object, doubts })
+}
+
+/// Whether a conversion's machine is within the limits of `settings`; a conversion without a plan is.
+///
+/// # Errors
+/// What is beyond them.
+pub fn limits(conversion: &ConversionJob, settings: &MachineSettings) -> Result<(), NoMachine> {
+    let Some(plan) = conversion.status.as_ref().and_then(|status| status.plan.as_ref()) else { return Ok(()) };
+    let [machine] = plan.machines.as_slice() else { return Ok(()) };
+    within_limits(&metadata(conversion, plan, machine.clone()), settings)
+}
+
+/// What the builder of files is told: the plan as if it were done.
+fn metadata(conversion: &ConversionJob, plan: &Plan, machine: Machine) -> Metadata {
+    let disks = plan.disks.iter().map(|disk| DiskReport {
+        file: disk.file.clone(),
+        format: OutputFormat::Raw,
+        virtual_size_bytes: disk.virtual_size_bytes,
+        allocated_bytes: 0,
+        sha256: None,
+        source_member: disk.member.clone(),
+    });
+    Metadata {
+        contract_version: CONTRACT_VERSION,
+        id: conversion.name_any(),
+        tool_version: String::new(),
+        start_time: Timestamp::UNIX_EPOCH,
+        end_time: Timestamp::UNIX_EPOCH,
+        duration_ms: 0,
+        source: SourceReport {
+            name: conversion.spec.source.path.rsplit('/').next().unwrap_or_default().to_owned(),
+            size_bytes: 0,
+            format: String::new(),
+            sha256: None,
+        },
+        disks: disks.collect(),
+        hardware: None,
+        machines: vec![machine],
+        side_files: Vec::new(),
+        warnings: Vec::new(),
+        superseded_by: None,
+        source_changed_at: None,
+    }
+}
+
+fn with_devices(mut machine: Machine, wanted: MachineDevices) -> Machine {
+    for disk in &mut machine.disks {
+        disk.bus = match wanted {
+            MachineDevices::Compatible => DiskBus::Sata,
+            MachineDevices::FromSource => disk.bus,
+            MachineDevices::Virtio => DiskBus::Virtio,
+        };
+    }
+    for card in &mut machine.cards {
+        card.device = match (wanted, card.device) {
+            (MachineDevices::Compatible, CardModel::Virtio) => CardModel::E1000e,
+            (MachineDevices::Virtio, _) => CardModel::Virtio,
+            (_, device) => device,
+        };
+    }
+    machine
+}
+
+fn within_limits(report: &Metadata, settings: &MachineSettings) -> Result<(), NoMachine> {
+    let (cpus, memory_mib) = emit::kubevirt_size(report).ok_or(NoMachine::NoPlan)?;
+    let limits = &settings.limits;
+    if cpus > limits.cpus {
+        return Err(NoMachine::TooManyProcessors { asked: cpus, limit: limits.cpus });
+    }
+    if memory_mib > limits.memory_bytes()? >> 20 {
+        return Err(NoMachine::TooMuchMemory { asked_mib: memory_mib, limit: limits.memory.clone() });
+    }
+    Ok(())
+}
+
+/// The volumes of the machine's disks, which it has in an order of its own.
+fn volumes(machine: &Machine, claims: &[(&str, &str)]) -> Value {
+    let claim = |file: &str| claims.iter().find(|(disk, _)| *disk == file).map(|(_, claim)| *claim);
+    let claims = machine.disks.iter().filter_map(|disk| claim(&disk.file));
+    let volume =
+        |(n, claim): (usize, &str)| json!({"name": format!("disk-{n}"), "persistentVolumeClaim": {"claimName": claim}});
+    claims.enumerate().map(volume).collect()
+}
+
+/// The network that a card gets.
+enum Network<'a> {
+    Pod,
+    Multus(&'a str),
+    Ignored,
+    /// No rule says anything.
+    Open,
+}
+
+fn network<'a>(card: &Card, rules: &'a [NetworkRule]) -> Network<'a> {
+    let source = card.network.as_deref().unwrap_or_default();
+    let rule = rules.iter().find(|rule| rule.source == source).or_else(|| rules.iter().find(|rule| rule.source == "*"));
+    match rule {
+        Some(NetworkRule { ignore: Some(_), .. }) => Network::Ignored,
+        Some(NetworkRule { multus: Some(multus), .. }) => Network::Multus(&multus.network_name),
+        Some(NetworkRule { pod: Some(_), .. }) => Network::Pod,
+        _ => Network::Open,
+    }
+}
+
+/// Gives the machine its cards. KubeVirt takes one card on the pod's network, and adds one where there is none unless
+/// it is told not to.
+fn connect(pod: &mut Value, cards: &[Card], settings: &MachineSettings, doubts: &mut Vec<String>) {
+    let (mut interfaces, mut networks) = (Vec::new(), Vec::new());
+    let mut has_pod = false;
+    for (n, card) in cards.iter().enumerate() {
+        let on = one_line(card.network.as_deref().unwrap_or("no network"), MAX_NAME);
+        let mut left_out = |why: &str| doubts.push(format!("network card {} ({on}) is left out: {why}", n + 1));
+        if !card.connected {
+            left_out("it was not connected");
+            continue;
+        }
+        let name = format!("net-{n}");
+        let (binding, network) = match network(card, &settings.networks) {
+            Network::Ignored => continue,
+            Network::Multus(multus) => ("bridge", json!({"name": name, "multus": {"networkName": multus}})),
+            Network::Pod | Network::Open if has_pod => {
+                left_out("a machine has one card on the pod's network");
+                continue;
+            }
+            of_pod => {
+                has_pod = true;
+                if matches!(of_pod, Network::Open) {
+                    doubts.push(format!("network card {} ({on}) is on the pod's network: no rule is for it", n + 1));
+                }
+                ("masquerade", json!({"name": name, "pod": {}}))
+            }
+        };
+        let mut interface = json!({"name": name, "model": card.device.as_str(), binding: {}});
+        if let Some(mac) = card.mac.as_ref().filter(|_| settings.mac_addresses == MacAddresses::Keep) {
+            interface["macAddress"] = json!(mac);
+        }
+        interfaces.push(interface);
+        networks.push(network);
+    }
+    pod["networks"] = json!(networks);
+    let devices = &mut pod["domain"]["devices"];
+    let Some(devices) = devices.as_object_mut() else { return };
+    devices.remove("autoattachPodInterface");
+    devices.remove("interfaces");
+    if !interfaces.is_empty() {
+        devices.insert("interfaces".to_owned(), json!(interfaces));
+    }
+    if !has_pod {
+        devices.insert("autoattachPodInterface".to_owned(), json!(false));
+    }
+}
+
+/// What the machine keeps between two starts besides its disks, and its clock.
+fn keep_state(pod: &mut Value, machine: &Machine, settings: &MachineSettings, doubts: &mut Vec<String>) {
+    let domain = &mut pod["domain"];
+    if settings.persistent_state && machine.firmware == Some(Firmware::Efi) {
+        domain["firmware"]["bootloader"]["efi"]["persistent"] = json!(true);
+    }
+    if machine.tpm && settings.persistent_state {
+        domain["devices"]["tpm"] = json!({"persistent": true});
+    } else if machine.tpm {
+        doubts.push("its TPM is left out: it keeps nothing without persistentState".to_owned());
+    }
+    if machine.is_windows() {
+        match &settings.guest_timezone {
+            Some(zone) => {
+                let Some(clock) = domain["clock"].as_object_mut() else { return };
+                clock.remove("utc");
+                clock.insert("timezone".to_owned(), json!(zone));
+            }
+            None => doubts.push("Windows keeps its clock in local time, and guestTimezone is not set".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

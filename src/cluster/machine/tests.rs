@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use crate::cluster::api::MachineLimits;
+
+fn conversion(machine: &Value) -> ConversionJob {
+    let disks = ["b.qcow2", "a.qcow2"].map(|file| {
+        json!({"file": file, "member": "m.vmdk", "virtualSizeBytes": 1 << 30, "boot": true, "fallbackLoader": true})
+    });
+    let mut machines = json!({
+        "describedBy": "ovf", "name": "Web 01 (prod)", "sockets": 2, "coresPerSocket": 2, "memoryMib": 4096,
+        "firmware": "bios", "guestOs": "ubuntu64Guest",
+        "disks": [{"file": "a.qcow2", "bus": "virtio", "bootOrder": 1}, {"file": "b.qcow2"}],
+        "cards": [
+            {"network": "VM Network", "mac": "00:50:56:9a:12:34", "connected": true, "device": "virtio"},
+            {"network": "Backup LAN", "mac": "00:50:56:9a:12:35", "connected": true, "device": "e1000"},
+        ],
+    });
+    machines.as_object_mut().unwrap().extend(machine.as_object().unwrap().clone());
+    serde_json::from_value(json!({
+        "metadata": {"name": "web01-4e1a1fe6", "namespace": "migration", "uid": "conversion"},
+        "spec": {"queueRef": {"name": "q"}, "source": {"path": "web01.ova"}},
+        "status": {
+            "plan": {"disks": disks, "machines": [machines]}, "target": {},
+            "volumes": [{"claimName": "web-01-prod-disk-0"}, {"claimName": "web-01-prod-disk-1"}],
+            "virtualMachine": {"name": "web-01-prod"},
+        },
+    }))
+    .unwrap()
+}
+
+fn settings(settings: Value) -> MachineSettings {
+    serde_json::from_value(settings).unwrap()
+}
+
+fn built(machine: &Value, wanted: Value) -> (Value, Vec<String>) {
+    let manifest = manifest(&conversion(machine), &settings(wanted)).unwrap();
+    (manifest.object, manifest.doubts)
+}
+
+#[test]
+fn a_machine_has_its_disks_in_its_own_order_each_on_its_claim() {
+    let networks =
+        json!([{"source": "VM Network", "multus": {"networkName": "n/vlan"}}, {"source": "*", "ignore": {}}]);
+    let (machine, doubts) = built(&json!({}), json!({"networks": networks, "create": "Running"}));
+    assert_eq!(doubts, Vec::<String>::new());
+    insta::assert_yaml_snapshot!(machine);
+}
+
+#[test]
+fn a_machine_starts_by_itself_only_when_nothing_is_doubted() {
+    let all = json!([{"source": "VM Network", "pod": {}}, {"source": "*", "ignore": {}}]);
+    let is_windows = json!({"guestOs": "windows2019srv_64Guest"});
+    for (machine, networks, expected) in [
+        (json!({}), &all, None),
+        (json!({}), &json!([{"source": "*", "pod": {}}]), Some("network card 2 (Backup LAN) is left out")),
+        (
+            json!({}),
+            &json!([{"source": "Backup LAN", "ignore": {}}]),
+            Some("network card 1 (VM Network) is on the pod's"),
+        ),
+        (json!({"doubts": ["odd"]}), &all, Some("odd")),
+        (json!({"tpm": true}), &all, Some("its TPM is left out")),
+        (is_windows, &all, Some("guestTimezone is not set")),
+    ] {
+        let (object, doubts) = built(&machine, json!({"networks": networks, "create": "Running"}));
+        let expected_strategy = if expected.is_none() { "Always" } else { "Halted" };
+        assert_eq!(object["spec"]["runStrategy"], expected_strategy, "{machine} {doubts:?}");
+        let is_said = expected.is_none_or(|text| doubts.iter().any(|doubt| doubt.contains(text)));
+        assert!(is_said, "{expected:?} in {doubts:?}");
+    }
+}
+
+#[test]
+fn what_the_devices_setting_settles_is_no_doubt_any_more() {
+    let mut machine = conversion(&json!({"firmware": "efi"})).status.unwrap().plan.unwrap().machines.remove(0);
+    crate::conversion::machine::decide(&mut machine, crate::conversion::machine::Drivers::default());
+    assert!(!machine.doubts.is_empty());
+    assert_eq!(doubts_beside_devices(&machine, true), Vec::<String>::new());
+    assert_eq!(doubts_beside_devices(&machine, false).len(), 1, "EFI variables");
+}
+
+#[test]
+fn devices_are_those_that_are_asked_for() {
+    let of = |devices: &str| {
+        let (object, _) = built(&json!({}), json!({"devices": devices}));
+        let devices = &object["spec"]["template"]["spec"]["domain"]["devices"];
+        (devices["disks"][0]["disk"]["bus"].clone(), devices["interfaces"][0]["model"].clone())
+    };
+    assert_eq!(of("Compatible"), (json!("sata"), json!("e1000e")));
+    assert_eq!(of("FromSource"), (json!("virtio"), json!("virtio")));
+    assert_eq!(of("Virtio"), (json!("virtio"), json!("virtio")));
+}
+
+#[test]
+fn a_source_that_asks_for_more_than_is_allowed_gets_no_machine() {
+    let cpus = json!({"sockets": 100, "coresPerSocket": 100});
+    let error = manifest(&conversion(&cpus), &MachineSettings::default()).unwrap_err();
+    assert_eq!(error, NoMachine::TooManyProcessors { asked: 10_000, limit: 64 });
+    let small = MachineSettings {
+        limits: MachineLimits { memory: "4095Mi".to_owned(), ..MachineLimits::default() },
+        ..MachineSettings::default()
+    };
+    let error = manifest(&conversion(&json!({})), &small).unwrap_err();
+    assert_eq!(error, NoMachine::TooMuchMemory { asked_mib: 4096, limit: "4095Mi".to_owned() });
+    assert_eq!(limits(&conversion(&json!({})), &small), Err(error));
+}
+
+#[test]
+fn state_is_kept_and_the_clock_is_local_where_that_is_asked_for() {
+    let windows = json!({"guestOs": "windows2019srv_64Guest", "firmware": "efi", "secureBoot": true, "tpm": true});
+    let (object, _) =
+        built(&windows, json!({"persistentState": true, "guestTimezone": "Europe/Berlin", "macAddresses": "Generate"}));
+    let domain = &object["spec"]["template"]["spec"]["domain"];
+    assert_eq!(domain["firmware"]["bootloader"], json!({"efi": {"secureBoot": true, "persistent": true}}));
+    assert_eq!(domain["devices"]["tpm"], json!({"persistent": true}));
+    assert_eq!(domain["clock"]["timezone"], "Europe/Berlin");
+    assert_eq!(domain["clock"]["utc"], Value::Null);
+    assert_eq!(domain["devices"]["interfaces"][0]["macAddress"], Value::Null);
+}
