@@ -8,5 +8,11 @@
 //! appliance: disks ─▶ inspection ─▶ plan ─▶ changes ─▶ check ─▶ report
 //! ```
 
+pub mod apply;
 pub mod cpio;
+pub mod initrd;
+mod libraries;
+pub mod modules;
+pub mod mounted;
+pub mod plan;
 pub mod protocol;

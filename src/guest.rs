@@ -25,12 +25,14 @@ mod tree;
 mod verdict;
 mod windows;
 
+use std::io::Read;
 use std::rc::Rc;
 
 use self::budget::Budget;
 pub use self::budget::Limits;
 use self::error::{Error, Result};
-use crate::conversion::guest::{Doubt, Family, Guest};
+pub use self::linux::initramfs::Entry as InitramfsEntry;
+use crate::conversion::guest::{BootRoot, Doubt, Family, Guest, Mount};
 use crate::disk::Image;
 
 /// Looks into the guest on `disks`, each with the name of its member.
@@ -47,12 +49,23 @@ pub fn inspect(disks: &[(&str, &Image)], limits: &Limits) -> Guest {
     guest
 }
 
+/// An initramfs whose entries cannot be listed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unlisted(String);
+
+/// The entries of the initramfs that `source` gives, whatever its archives are packed with.
+pub fn list_initramfs(source: impl Read, limits: &Limits) -> std::result::Result<Vec<InitramfsEntry>, Unlisted> {
+    let budget = Rc::new(Budget::new(limits));
+    linux::initramfs::list(source, &budget).map_err(|error| Unlisted(error.to_string()))
+}
+
 /// Finds the system and asks it.
 fn look(layout: &layout::Layout, guest: &mut Guest) -> Result<()> {
     let loaders = esp::loaders(layout, &mut guest.firmware);
     Asked { doubts: &mut guest.doubts }.about("EFI system partition", loaders)?;
     let Some(root) = roots::find(layout, guest)? else { return Ok(()) };
-    guest.root = Some(root.volume);
+    (guest.root, guest.root_subvolume) = (Some(root.volume), root.subvolume);
     guest.family = root.family;
     if root.family == Family::Linux { ask_linux(layout, root.tree, guest) } else { ask_windows(&root.tree, guest) }
 }
@@ -78,6 +91,13 @@ fn ask_linux(layout: &layout::Layout, mut tree: tree::Tree, guest: &mut Guest) -
     roots::mount(layout, &mut tree, &fstab, ask.doubts);
     guest.mounts = ask.about("/etc/fstab", linux::tables::mounts(&tree, &fstab))?.unwrap_or_default();
     guest.boot = ask.about("boot loader", linux::boot::roots(&tree))?.unwrap_or_default();
+    let disks = guest.disks.len();
+    for Mount { device, volume, .. } in &mut guest.mounts {
+        *volume = roots::named(layout, disks, device);
+    }
+    for BootRoot { root, volume, .. } in &mut guest.boot {
+        *volume = roots::named(layout, disks, root);
+    }
     guest.network = ask.about("network", linux::network::bindings(&tree))?.unwrap_or_default();
     guest.tools = ask.about("tools", linux::release::tools(&tree))?.unwrap_or_default();
     let devices = ask.about("LVM", tree.exists("/etc/lvm/devices/system.devices"))?;

@@ -30,6 +30,12 @@ pub struct Guest {
     /// Name of the volume that holds the system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
+    /// btrfs: the subvolume that holds the system, where it is not the one that is mounted by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_subvolume: Option<String>,
+    /// Further volumes that hold a system each; they were not looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_roots: Vec<String>,
     pub firmware: Firmware,
     pub kernels: Vec<Kernel>,
     /// Lines of fstab and crypttab that name a device.
@@ -123,7 +129,7 @@ pub struct Volume {
     /// `disk 0`, `disk 0 partition 1`, `vg/lv`.
     pub name: String,
     pub size_bytes: u64,
-    /// `ext4`, `xfs`, `btrfs`, `ntfs`, `vfat`, `iso9660`, `swap`, `lvm2`, `luks`, `bitlocker`, `mdraid`, others by name.
+    /// `ext4`, `xfs`, `btrfs`, `ntfs`, `vfat`, `iso9660`, `swap`, `swsuspend` (a system that sleeps), `lvm2`, `luks`, `bitlocker`, `mdraid`, others by name.
     pub content: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
@@ -200,6 +206,9 @@ pub struct Mount {
     /// Where it is mounted, or the name of the decrypted device.
     pub target: String,
     pub naming: Naming,
+    /// Name of the volume that this is, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
 }
 
 /// How a device is named.
@@ -226,6 +235,9 @@ pub struct BootRoot {
     pub file: String,
     pub root: String,
     pub naming: Naming,
+    /// Name of the volume that this is, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
 }
 
 /// Network configuration that is bound to a card.

@@ -73,6 +73,9 @@ pub(super) fn probe(volume: &Volume) -> Result<(Content, guest::Volume)> {
     } else if has(4086, b"SWAPSPACE2") || has(4086, b"SWAP-SPACE") || has(65_526, b"SWAPSPACE2") {
         found.uuid = array(&head, 1024 + 12).ok().map(uuid);
         Content::Named("swap")
+    } else if ["S1SUSPEND", "S2SUSPEND", "ULSUSPEND", "LINHIB0001"].iter().any(|sign| has(4086, sign.as_bytes())) {
+        found.uuid = array(&head, 1024 + 12).ok().map(uuid);
+        Content::Named("swsuspend")
     } else if has(4096, &[0xFC, 0x4E, 0x2B, 0xA9]) || has(0, &[0xFC, 0x4E, 0x2B, 0xA9]) || md_at_end(volume)? {
         Content::Named("mdraid")
     } else if let Some(name) = other(&head) {

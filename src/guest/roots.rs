@@ -6,7 +6,7 @@ use super::files::{FileSystem, Kind, Node, Shared};
 use super::layout::{Held, Layout};
 use super::linux::tables::Line;
 use super::tree::Tree;
-use crate::conversion::guest::{Doubt, Family, Guest};
+use crate::conversion::guest::{Doubt, Family, Guest, MAX_LIST};
 
 /// Directories that only matter here.
 const TARGETS: [&str; 7] = ["/boot", "/boot/efi", "/efi", "/usr", "/var", "/etc", "/boot/grub2"];
@@ -16,6 +16,8 @@ const SUBVOLUMES: [&str; 5] = ["", "@", "root", "@rootfs", "@root"];
 /// The system's volume.
 pub(super) struct Root {
     pub(super) volume: String,
+    /// Where it is not the root that is mounted by default.
+    pub(super) subvolume: Option<String>,
     pub(super) family: Family,
     pub(super) tree: Tree,
 }
@@ -34,8 +36,9 @@ pub(super) fn find(layout: &Layout, guest: &mut Guest) -> Result<Option<Root>> {
     if let [first, others @ ..] = roots.as_slice()
         && !others.is_empty()
     {
-        let others: Vec<_> = others.iter().map(|root| root.volume.as_str()).collect();
+        let others: Vec<_> = others.iter().map(|root| root.volume.clone()).take(MAX_LIST).collect();
         let why = format!("holds a system, but so does {}: only the first was looked at", others.join(", "));
+        guest.other_roots = others;
         guest.doubts.push(Doubt { what: first.volume.clone(), why });
     }
     Ok(roots.into_iter().next())
@@ -43,19 +46,20 @@ pub(super) fn find(layout: &Layout, guest: &mut Guest) -> Result<Option<Root>> {
 
 /// The system on one volume.
 fn root_of(held: &Held, files: &Shared) -> Result<Option<Root>> {
-    let root = |family, node| {
+    let root = |family, node, subvolume: &str| {
         let tree = Tree::new(files.clone(), node, &held.volume.budget);
-        Root { volume: held.told.name.clone(), family, tree }
+        let subvolume = Some(subvolume.to_owned()).filter(|name| !name.is_empty());
+        Root { volume: held.told.name.clone(), subvolume, family, tree }
     };
     for name in SUBVOLUMES {
         let above = if name.is_empty() { files.root() } else { files.top() };
         let Some(node) = below(&**files, above, name)? else { continue };
         let tree = Tree::new(files.clone(), node, &held.volume.budget);
         if tree.exists("/Windows/System32/config/SYSTEM")? {
-            return Ok(Some(root(Family::Windows, node)));
+            return Ok(Some(root(Family::Windows, node, name)));
         }
         if is_linux(&tree)? {
-            return Ok(Some(root(Family::Linux, node)));
+            return Ok(Some(root(Family::Linux, node, name)));
         }
     }
     Ok(None)
@@ -113,6 +117,21 @@ pub(super) fn mount(layout: &Layout, tree: &mut Tree, fstab: &[Line], doubts: &m
         let node = files.root();
         tree.mount("/boot/efi", files, node);
     }
+}
+
+/// The name of the volume that `device`, a word of fstab or of a command line, names.
+///
+/// A path by the controller's place (`/dev/disk/by-path/…-part2`) or by a serial number tells only the partition, so it is
+/// known where there is one disk.
+pub(super) fn named(layout: &Layout, disks: usize, device: &str) -> Option<String> {
+    let by_place = || {
+        let path = device.strip_prefix("/dev/disk/").filter(|_| disks == 1)?;
+        let is_place = path.starts_with("by-path/") || path.starts_with("by-id/");
+        let number = path.rsplit_once("-part")?.1.parse().ok().filter(|_| is_place)?;
+        layout.volumes.iter().find(|held| held.partition == Some((0, number)))
+    };
+    let found = layout.volumes.iter().find(|held| is_named(held, device)).or_else(by_place)?;
+    Some(found.told.name.clone())
 }
 
 /// Whether `device`, a word of fstab, names this volume.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm`: converts disk images, by hand, as a worker, or as a daemon on one host.
 
+mod appliance;
 mod convert;
 mod daemon;
 mod inspect;
@@ -33,6 +34,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Watch a directory and convert what is dropped into it
     Daemon(daemon::Arguments),
+    /// Make the small virtual machine that makes guests ready for virtio
+    Appliance(appliance::Arguments),
     /// Do one attempt at one claim, as an executor starts it (everything in HYPER2KVM_* variables)
     #[command(hide = true)]
     Worker,
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Daemon(arguments) => daemon::run(&arguments),
+        Command::Appliance(arguments) => appliance::run(&arguments),
         Command::Worker => worker(),
         Command::Receive(arguments) => transfer::receive(&arguments),
         Command::ReceiveFolder(arguments) => transfer::receive_folder(&arguments),

@@ -61,7 +61,7 @@ pub(in crate::guest) fn roots(tree: &Tree) -> Result<Vec<BootRoot>> {
 }
 
 fn found(file: &str, root: &str) -> BootRoot {
-    BootRoot { file: file.to_owned(), naming: naming(root), root: clean(root) }
+    BootRoot { file: file.to_owned(), naming: naming(root), root: clean(root), volume: None }
 }
 
 /// What `root=` and `resume=` name in the lines of a text, each once; what stands behind `#` is left out, and variables.

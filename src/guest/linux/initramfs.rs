@@ -26,6 +26,11 @@ const ZSTD_WINDOW_LOG: u32 = 25;
 const LZ4_BLOCK: usize = 8 << 20;
 /// Most archives in one initramfs.
 const MAX_ARCHIVES: usize = 64;
+/// Most entries that are listed; a distribution's largest initramfs has a tenth of that.
+const MAX_ENTRIES: usize = 50_000;
+/// A link's kind in a mode, and the mask of kinds.
+const LINK: u64 = 0o120_000;
+const KINDS: u64 = 0o170_000;
 
 /// What was found in an initramfs.
 #[derive(Debug, Default)]
@@ -40,45 +45,29 @@ pub(in crate::guest) struct Initramfs {
     pub(in crate::guest) builtin: Option<String>,
 }
 
+/// An entry of an initramfs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// As it stands there, mostly relative to the root: `usr/bin/kmod`.
+    pub path: String,
+    /// Kind and permissions (stat(2)).
+    pub mode: u32,
+    /// Where a link leads.
+    pub target: Option<String>,
+}
+
+/// The entries of an initramfs, in the order in which the kernel unpacks them; a later one takes the place of an earlier.
+pub(in crate::guest) fn list(source: impl Read, budget: &Rc<Budget>) -> Result<Vec<Entry>> {
+    let mut walk = Walk::new(&NOTHING, budget);
+    walk.entries = Some(Vec::new());
+    walk.whole(source)?;
+    Ok(walk.entries.unwrap_or_default())
+}
+
 /// Walks an initramfs for modules of the names `wanted` (with `_`), and stops once all are found.
 pub(in crate::guest) fn read(source: impl Read, wanted: &BTreeSet<&str>, budget: &Rc<Budget>) -> Result<Initramfs> {
-    let mut source = BufReader::with_capacity(256 << 10, source);
-    let mut walk = Walk { wanted, found: Initramfs::default(), trailers: 0, budget };
-    for _ in 0..MAX_ARCHIVES {
-        skip_zeros(&mut source, budget)?;
-        let head: Vec<u8> = source.fill_buf()?.iter().take(8).copied().collect();
-        if head.is_empty() || walk.is_done() {
-            break;
-        }
-        let Some(packing) = packing(&head) else {
-            // What follows a whole archive is no reason to doubt it.
-            if walk.trailers > 0 {
-                break;
-            }
-            return Err(Error::unsupported("is packed in an unknown way"));
-        };
-        if packing != "none" {
-            walk.found.compression = Some(packing);
-        }
-        let before = walk.trailers;
-        let walked = if packing == "none" {
-            // No further than its trailer: what follows may be packed.
-            walk.archive(&mut source)
-        } else {
-            unpacked(packing, &mut source).and_then(|unpacked| {
-                walk.archives(&mut BufReader::with_capacity(64 << 10, Counted { source: unpacked, budget }))
-            })
-        };
-        match walked {
-            Err(error) if error.is_final() => return Err(error),
-            // Padding behind a packed archive, which its decoder took for more of it.
-            Err(_) if walk.trailers > before => break,
-            walked => walked?,
-        }
-    }
-    if walk.trailers == 0 && !walk.is_done() {
-        return Err(Error::corrupt("ends before its archive does"));
-    }
+    let mut walk = Walk::new(wanted, budget);
+    walk.whole(source)?;
     Ok(walk.found)
 }
 
@@ -198,18 +187,71 @@ fn skip_zeros(source: &mut impl BufRead, budget: &Budget) -> Result<()> {
     }
 }
 
+/// Modules that are looked for where only the entries are wanted.
+static NOTHING: BTreeSet<&str> = BTreeSet::new();
+
 /// A walk over archives.
 struct Walk<'a> {
     wanted: &'a BTreeSet<&'a str>,
     found: Initramfs,
+    /// What is listed, if anything is.
+    entries: Option<Vec<Entry>>,
     /// Archives that were whole.
     trailers: usize,
     budget: &'a Budget,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(wanted: &'a BTreeSet<&'a str>, budget: &'a Budget) -> Self {
+        Self { wanted, found: Initramfs::default(), entries: None, trailers: 0, budget }
+    }
+
+    /// Walks all archives of an initramfs.
+    fn whole(&mut self, source: impl Read) -> Result<()> {
+        let mut source = BufReader::with_capacity(256 << 10, source);
+        for _ in 0..MAX_ARCHIVES {
+            skip_zeros(&mut source, self.budget)?;
+            let head: Vec<u8> = source.fill_buf()?.iter().take(8).copied().collect();
+            if head.is_empty() || self.is_done() {
+                break;
+            }
+            let Some(packing) = packing(&head) else {
+                // What follows a whole archive is no reason to doubt it.
+                if self.trailers > 0 {
+                    break;
+                }
+                return Err(Error::unsupported("is packed in an unknown way"));
+            };
+            if packing != "none" {
+                self.found.compression = Some(packing);
+            }
+            let before = self.trailers;
+            let walked = if packing == "none" {
+                // No further than its trailer: what follows may be packed.
+                self.archive(&mut source)
+            } else {
+                unpacked(packing, &mut source).and_then(|unpacked| {
+                    self.archives(&mut BufReader::with_capacity(
+                        64 << 10,
+                        Counted { source: unpacked, budget: self.budget },
+                    ))
+                })
+            };
+            match walked {
+                Err(error) if error.is_final() => return Err(error),
+                // Padding behind a packed archive, which its decoder took for more of it.
+                Err(_) if self.trailers > before => break,
+                walked => walked?,
+            }
+        }
+        if self.trailers == 0 && !self.is_done() {
+            return Err(Error::corrupt("ends before its archive does"));
+        }
+        Ok(())
+    }
+
     fn is_done(&self) -> bool {
-        self.found.modules.len() == self.wanted.len()
+        self.entries.is_none() && self.found.modules.len() == self.wanted.len()
     }
 
     /// Walks unpacked archives, up to their end or to what is no archive.
@@ -248,7 +290,7 @@ impl Walk<'_> {
                 self.trailers += 1;
                 return Ok(());
             }
-            self.file(&name, len, source)?;
+            self.file(&name, number(&header, 1)?, len, source)?;
             if self.is_done() {
                 return Ok(());
             }
@@ -256,11 +298,25 @@ impl Walk<'_> {
     }
 
     /// Looks at one file, and passes over its content.
-    fn file(&mut self, path: &[u8], len: u64, source: &mut impl Read) -> Result<()> {
+    fn file(&mut self, path: &[u8], mode: u64, len: u64, source: &mut impl Read) -> Result<()> {
         let padded = len.next_multiple_of(4);
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let mut rest = padded;
-        if name == b"modules.builtin" && len <= MAX_BUILTIN {
+        if let Some(entries) = &mut self.entries {
+            if entries.len() == MAX_ENTRIES {
+                return Err(Error::unsupported(format!("has more than {MAX_ENTRIES} files")));
+            }
+            let mut target = None;
+            if mode & KINDS == LINK && len <= MAX_NAME as u64 {
+                let mut content = Vec::new();
+                source.by_ref().take(len).read_to_end(&mut content)?;
+                rest -= content.len() as u64;
+                target = Some(String::from_utf8_lossy(&content).into_owned());
+            }
+            let path = String::from_utf8_lossy(path).into_owned();
+            entries.push(Entry { path, mode: u32::try_from(mode).unwrap_or_default(), target });
+        }
+        if self.entries.is_none() && name == b"modules.builtin" && len <= MAX_BUILTIN {
             let mut content = Vec::new();
             source.by_ref().take(len).read_to_end(&mut content)?;
             self.found.builtin = Some(String::from_utf8_lossy(&content).into_owned());

@@ -56,6 +56,7 @@ pub(in crate::guest) fn mounts(tree: &Tree, fstab: &[Line]) -> Result<Vec<Mount>
         naming: naming(&device),
         device: clean(&device),
         target: clean(&target),
+        volume: None,
     });
     Ok(mounts.filter(|mount| mount.naming != Naming::Other).take(MAX_LIST).collect())
 }

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Puts the appliance's initrd together, from a kernel's modules and the tools of this host: no network, no time, so that
+//! the same parts make the same bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::modules::{self, Modules};
+use super::{cpio, libraries};
+
+/// A module of the list, one a line, in the order in which they are loaded; `?` begins one that may fail.
+pub const MODULES_LIST: &str = "etc/hyper2kvm/modules";
+/// Directory of the modules.
+pub const MODULES: &str = "lib/hyper2kvm";
+/// A multiple of which the initrd's length is, so that the job's archive can follow (the kernel demands 4).
+const BLOCK: usize = 512;
+/// zstd's level: a higher one takes ten times as long for a twentieth.
+const LEVEL: i32 = 12;
+
+/// Modules without which a guest cannot be reached. Built in is as good.
+const REQUIRED: [&str; 11] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_scsi",
+    "sd_mod",
+    "dm_mod",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+];
+/// Modules that are taken where the kernel has them. The digests come first: file systems ask for them by name, and no
+/// program of the appliance loads modules on demand.
+const WELCOME: [&str; 14] = [
+    "crc32c_generic",
+    "crc32c_intel",
+    "xxhash_generic",
+    "sha256_generic",
+    "sha256_ssse3",
+    "blake2b_generic",
+    "blake2b",
+    "nls_iso8859_1",
+    "nls_utf8",
+    "dm_mirror",
+    "dm_snapshot",
+    "dm_thin_pool",
+    "raid1",
+    "ntfs3",
+];
+
+/// A program that is taken along where this host has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tool {
+    pub name: &'static str,
+    /// What cannot be done without it.
+    pub without: &'static str,
+}
+
+/// The tools, in `/sbin` of the appliance.
+pub const TOOLS: [Tool; 3] = [
+    Tool { name: "lvm", without: "guests on LVM cannot be fixed" },
+    Tool { name: "e2fsck", without: "ext4 is not checked after a fix" },
+    Tool { name: "xfs_repair", without: "XFS is not checked after a fix" },
+];
+
+/// The parts.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// The program that is started first.
+    pub init: &'a Path,
+    /// A kernel's modules, with their `modules.dep`: `/lib/modules/VERSION`.
+    pub modules: &'a Path,
+    /// Directories in which the tools are looked for.
+    pub programs: &'a [PathBuf],
+}
+
+/// An initrd, and what is not in it.
+#[derive(Debug)]
+pub struct Initrd {
+    /// Its length is a multiple of 512.
+    pub bytes: Vec<u8>,
+    /// Tools that this host does not have.
+    pub missing: Vec<Tool>,
+}
+
+/// An initrd that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{0} has no modules.dep: run depmod for this kernel")]
+    NoModules(PathBuf),
+    #[error("the kernel in {directory} has no module {module}, neither built in nor as a file")]
+    Module { directory: PathBuf, module: String },
+    #[error("cannot take the modules of {directory}")]
+    Modules { directory: PathBuf, source: modules::Error },
+    #[error("cannot take a program along")]
+    Program(#[from] libraries::Error),
+    #[error("cannot pack the initrd")]
+    Archive(#[from] cpio::Error),
+    #[error("cannot pack the initrd")]
+    Pack(#[source] io::Error),
+}
+
+/// Puts an initrd together.
+pub fn build(parts: &Parts<'_>) -> Result<Initrd, Error> {
+    let mut archive = cpio::Archive::new();
+    for directory in ["proc", "sys", "dev", "run", "tmp", "guest", "etc/lvm"] {
+        archive.directory(directory)?;
+    }
+    // The kernel gives it to the first process as its standard output, before /dev is mounted.
+    archive.device("dev/console", 5, 1)?;
+    archive.device("dev/null", 1, 3)?;
+    take_modules(parts.modules, &mut archive)?;
+    let mut shared = BTreeMap::new();
+    archive.file("init", 0o755, &read(parts.init)?)?;
+    shared.extend(libraries::of(parts.init)?);
+    let mut missing = Vec::new();
+    for tool in TOOLS {
+        let places = parts.programs.iter().map(|directory| directory.join(tool.name));
+        let Some(program) = places.into_iter().find(|place| place.is_file()) else {
+            missing.push(tool);
+            continue;
+        };
+        archive.file(&format!("sbin/{}", tool.name), 0o755, &read(&program)?)?;
+        shared.extend(libraries::of(&program)?);
+    }
+    for (path, content) in shared {
+        archive.file(path.trim_start_matches('/'), 0o755, &content)?;
+    }
+    let mut bytes = zstd::bulk::compress(&archive.finish(), LEVEL).map_err(Error::Pack)?;
+    bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+    Ok(Initrd { bytes, missing })
+}
+
+/// Adds the modules, and the list of them.
+fn take_modules(directory: &Path, archive: &mut cpio::Archive) -> Result<(), Error> {
+    let dep = match fs::read_to_string(directory.join("modules.dep")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NoModules(directory.to_owned())),
+        read => read.map_err(|source| Error::Read { path: directory.join("modules.dep"), source })?,
+    };
+    let builtin = fs::read_to_string(directory.join("modules.builtin")).unwrap_or_default();
+    let builtin: BTreeSet<String> = builtin.lines().filter_map(modules::name).collect();
+    let modules = Modules::parse(&dep);
+    let mut wanted: Vec<&str> = WELCOME.into_iter().filter(|module| modules.has(module)).collect();
+    for module in REQUIRED.into_iter().filter(|module| !builtin.contains(*module)) {
+        if !modules.has(module) {
+            return Err(Error::Module { directory: directory.to_owned(), module: module.to_owned() });
+        }
+        wanted.push(module);
+    }
+    let wrong = |source| Error::Modules { directory: directory.to_owned(), source };
+    let needed: BTreeSet<String> = {
+        let required: Vec<&str> = wanted.iter().filter(|module| REQUIRED.contains(module)).copied().collect();
+        modules.closure(&required).map_err(wrong)?.into_iter().collect()
+    };
+    let mut list = String::new();
+    for file in modules.closure(&wanted).map_err(wrong)? {
+        let path = directory.join(&file);
+        let module = modules::unpack(&file, read(&path)?).map_err(wrong)?;
+        let name = modules::file_name(&file).ok_or_else(|| wrong(modules::Error::Form(file.clone())))?;
+        archive.file(&format!("{MODULES}/{name}"), 0o644, &module)?;
+        list.push_str(if needed.contains(&file) { "" } else { "?" });
+        list.push_str(name);
+        list.push('\n');
+    }
+    archive.file(MODULES_LIST, 0o644, list.as_bytes())?;
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel's modules: those of `REQUIRED` but one are built in, the last is a file that needs another.
+    fn kernel(last: bool) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let builtin: String = REQUIRED[1..].iter().map(|name| format!("kernel/{name}.ko\n")).collect();
+        fs::write(directory.path().join("modules.builtin"), builtin).unwrap();
+        let dep =
+            if last { "virtio_pci.ko: virtio_ring.ko\nvirtio_ring.ko:\nnls_utf8.ko:\n" } else { "nls_utf8.ko:\n" };
+        fs::write(directory.path().join("modules.dep"), dep).unwrap();
+        for name in ["virtio_pci", "virtio_ring", "nls_utf8"] {
+            fs::write(directory.path().join(format!("{name}.ko")), b"\x7FELF module").unwrap();
+        }
+        directory
+    }
+
+    fn parts<'a>(init: &'a Path, modules: &'a Path) -> Parts<'a> {
+        Parts { init, modules, programs: &[] }
+    }
+
+    #[test]
+    fn the_same_parts_make_the_same_initrd() {
+        let (kernel, init) = (kernel(true), PathBuf::from("/bin/true"));
+        let first = build(&parts(&init, kernel.path())).unwrap();
+        let second = build(&parts(&init, kernel.path())).unwrap();
+        assert!(first.bytes == second.bytes && first.bytes.len() % BLOCK == 0);
+        assert_eq!(first.missing, TOOLS);
+        let limits = crate::guest::Limits { time: std::time::Duration::from_secs(60), ..Default::default() };
+        let listed = crate::guest::list_initramfs(&first.bytes[..], &limits).unwrap();
+        let paths: Vec<_> = listed.iter().map(|entry| entry.path.as_str()).collect();
+        for path in ["init", "dev/console", MODULES_LIST, "lib/hyper2kvm/virtio_ring.ko", "lib/hyper2kvm/nls_utf8.ko"] {
+            assert!(paths.contains(&path), "{path} is not in {paths:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let init = PathBuf::from("/bin/true");
+        let (without, empty) = (kernel(false), tempfile::tempdir().unwrap());
+        let error = build(&parts(&init, without.path())).unwrap_err().to_string();
+        assert!(error.ends_with("has no module virtio_pci, neither built in nor as a file"), "{error}");
+        let error = build(&parts(&init, empty.path())).unwrap_err().to_string();
+        assert!(error.ends_with("has no modules.dep: run depmod for this kernel"), "{error}");
+        let error = build(&parts(Path::new("/nowhere"), kernel(true).path())).unwrap_err().to_string();
+        assert_eq!(error, "cannot read /nowhere");
+        let (broken, script) = (kernel(true), empty.path().join("script"));
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        assert!(matches!(build(&parts(&script, broken.path())), Err(Error::Program(libraries::Error::Form(_)))));
+        fs::write(broken.path().join("virtio_ring.ko"), "text").unwrap();
+        assert!(matches!(build(&parts(&init, broken.path())), Err(Error::Modules { .. })));
+        fs::remove_file(broken.path().join("virtio_ring.ko")).unwrap();
+        assert!(matches!(build(&parts(&init, broken.path())), Err(Error::Read { .. })));
+    }
+}

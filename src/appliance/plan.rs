@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What must be changed so that a Linux guest boots from virtio: read from its files, nothing written.
+//!
+//! ```text
+//! inspection ─▶ triage ─▶ plan: initramfs · devices · lvm · network · loader ─▶ room ─▶ changes
+//! ```
+
+mod devices;
+mod firmware;
+mod generator;
+mod initramfs;
+mod network;
+
+use std::collections::BTreeMap;
+
+use super::mounted::{self, Mounted};
+use super::protocol::{GuestNames, Job};
+use crate::conversion::guest::{Doubt, Family, FixKind, Guest};
+use crate::conversion::guest_fix::{FixedKernel, Unfixed};
+
+/// Free bytes that a file system must keep after the changes.
+const SPARE: u64 = 1 << 20;
+
+/// A file to write or to remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub fix: FixKind,
+    /// Path in the guest.
+    pub path: String,
+    pub act: Act,
+}
+
+/// What is done with a file. What was there is kept under another name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// It has this content.
+    Write(Vec<u8>),
+    /// These bytes stand before what it has.
+    Prepend(Vec<u8>),
+    /// It is a copy of another file.
+    CopyOf(String),
+    Remove,
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub changes: Vec<Planned>,
+    pub left: Vec<Doubt>,
+    pub kernels: Vec<FixedKernel>,
+}
+
+impl Plan {
+    fn leave(&mut self, what: &str, why: impl Into<String>) {
+        self.left.push(Doubt { what: bounded(what), why: bounded(&why.into()) });
+    }
+
+    fn change(&mut self, fix: FixKind, path: &str, act: Act) {
+        self.changes.push(Planned { fix, path: path.to_owned(), act });
+    }
+}
+
+/// Why nothing may be changed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub reason: Unfixed,
+    /// A whole sentence.
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(reason: Unfixed, message: impl AsRef<str>) -> Self {
+        Self { reason, message: bounded(message.as_ref()) }
+    }
+
+    fn unsupported(message: impl AsRef<str>) -> Self {
+        Self::new(Unfixed::GuestUnsupported, message)
+    }
+}
+
+impl From<mounted::Error> for Refusal {
+    fn from(error: mounted::Error) -> Self {
+        Self::unsupported(crate::conversion::chain(&error))
+    }
+}
+
+/// A text from the guest as a report may have it.
+#[must_use]
+pub fn bounded(text: &str) -> String {
+    let shown = text.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c });
+    shown.take(crate::conversion::guest::MAX_TEXT).collect()
+}
+
+/// Whether the inspected disks hold a Linux system that may be treated; `false` where they hold no system.
+pub fn triage(guest: &Guest) -> Result<bool, Refusal> {
+    let holding = |content: &str| guest.volumes.iter().find(|volume| volume.content == content);
+    if let Some(volume) = holding("swsuspend") {
+        let message = format!("{} holds a system that sleeps: start it once and shut it down.", volume.name);
+        return Err(Refusal::new(Unfixed::GuestHibernated, message));
+    }
+    match guest.family {
+        Family::Linux => {}
+        Family::Windows => return Err(windows(guest)),
+        Family::Unknown => return unknown(guest).map(|()| false),
+    }
+    if let Some(other) = guest.other_roots.first() {
+        let first = guest.root.as_deref().unwrap_or_default();
+        let message = format!("{first} holds a system, but so does {other}: which one starts is not known.");
+        return Err(Refusal::new(Unfixed::GuestAmbiguous, message));
+    }
+    Ok(true)
+}
+
+fn windows(guest: &Guest) -> Refusal {
+    let is_hibernated = guest.windows.as_ref().map(|windows| windows.hibernated);
+    if is_hibernated == Some(crate::conversion::guest::Answer::Yes) {
+        let message =
+            "Windows is hibernated, or was shut down with fast startup: start it once and shut it down wholly.";
+        return Refusal::new(Unfixed::GuestHibernated, message);
+    }
+    Refusal::unsupported("It is Windows, whose drivers are not installed yet by this version.")
+}
+
+fn unknown(guest: &Guest) -> Result<(), Refusal> {
+    for volume in &guest.volumes {
+        let reason = match volume.content.as_str() {
+            "luks" | "bitlocker" => Unfixed::GuestEncrypted,
+            "mdraid" => Unfixed::GuestUnsupported,
+            _ => continue,
+        };
+        let message = format!("{} is {}, so whether a system is on it is not known.", volume.name, volume.content);
+        return Err(Refusal::new(reason, message));
+    }
+    Ok(())
+}
+
+/// Plans the changes of the Linux system whose files are `files`, mounted as its fstab says.
+pub fn plan(guest: &Guest, files: &Mounted, job: &Job) -> Result<Plan, Refusal> {
+    let mut plan = Plan::default();
+    initramfs::plan(guest, files, &mut plan)?;
+    devices::plan(guest, files, &mut plan)?;
+    if guest.lvm_devices_file {
+        plan.change(FixKind::LvmDevices, initramfs::LVM_DEVICES, Act::Remove);
+    }
+    if job.guest_names == GuestNames::Keep {
+        network::plan(guest, files, &job.cards, &mut plan);
+    }
+    firmware::plan(guest, files, &mut plan);
+    check_room(&plan, files, job.limits.growth_bytes)?;
+    Ok(plan)
+}
+
+/// Whether every file system has room for what is written to it; what is replaced is kept, too.
+fn check_room(plan: &Plan, files: &Mounted, most: u64) -> Result<(), Refusal> {
+    let mut needs: BTreeMap<u64, (u64, u64, &str)> = BTreeMap::new();
+    let mut total = 0u64;
+    for Planned { path, act, .. } in &plan.changes {
+        let length = |path: &str| -> Result<u64, Refusal> { Ok(files.place(path)?.length()?.unwrap_or_default()) };
+        let written = match act {
+            Act::Write(content) => content.len() as u64,
+            Act::Prepend(prefix) => length(path)?.saturating_add(prefix.len() as u64),
+            Act::CopyOf(other) => length(other)?,
+            Act::Remove => 0,
+        };
+        total = total.saturating_add(written);
+        let (system, free) = files.room(path)?;
+        let need = needs.entry(system).or_insert((0, free, path));
+        // A block for the file's name and one for its end.
+        need.0 = need.0.saturating_add(written).saturating_add(8 << 10);
+    }
+    if total > most {
+        let message = format!("The changes would add {total} bytes to the guest, more than the {most} that they may.");
+        return Err(Refusal::new(Unfixed::GuestNoSpace, message));
+    }
+    for (need, free, path) in needs.values() {
+        let needed = need.saturating_add(SPARE);
+        if needed > *free {
+            let message = format!("The file system of {path} has {free} bytes free, and {needed} are needed.");
+            return Err(Refusal::new(Unfixed::GuestNoSpace, message));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
