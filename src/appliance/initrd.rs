@@ -3,6 +3,7 @@
 //! the same parts make the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::modules::{self, Modules};
 use super::{cpio, libraries};
 
-/// A module of the list, one a line, in the order in which they are loaded; `?` begins one that may fail.
+/// A module a line, in the order in which they are loaded: its group, and its file; `?` begins one that may fail.
 pub const MODULES_LIST: &str = "etc/hyper2kvm/modules";
 /// Directory of the modules.
 pub const MODULES: &str = "lib/hyper2kvm";
@@ -19,37 +20,33 @@ const BLOCK: usize = 512;
 /// zstd's level: a higher one takes ten times as long for a twentieth.
 const LEVEL: i32 = 12;
 
-/// Modules without which a guest cannot be reached. Built in is as good.
-const REQUIRED: [&str; 11] = [
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_scsi",
-    "sd_mod",
-    "dm_mod",
-    "ext4",
-    "xfs",
-    "btrfs",
-    "vfat",
-    "nls_cp437",
-    "nls_ascii",
-];
-/// Modules that are taken where the kernel has them. The digests come first: file systems ask for them by name, and no
-/// program of the appliance loads modules on demand.
-const WELCOME: [&str; 14] = [
-    "crc32c_generic",
-    "crc32c_intel",
-    "xxhash_generic",
-    "sha256_generic",
-    "sha256_ssse3",
-    "blake2b_generic",
-    "blake2b",
-    "nls_iso8859_1",
-    "nls_utf8",
-    "dm_mirror",
-    "dm_snapshot",
-    "dm_thin_pool",
-    "raid1",
-    "ntfs3",
+/// Modules of one purpose, which are loaded once it comes up: btrfs alone measures its digests for seconds.
+#[derive(Debug)]
+struct Group {
+    /// As the list and the appliance call it.
+    name: &'static str,
+    /// Without them a guest cannot be reached. Built in is as good.
+    required: &'static [&'static str],
+    /// Taken where the kernel has them. Digests are among them: file systems ask for them by name, and no program of the
+    /// appliance loads modules on demand.
+    welcome: &'static [&'static str],
+}
+
+/// The groups; the first is loaded at the start.
+const GROUPS: [Group; 5] = [
+    Group {
+        name: "base",
+        required: &["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ext4"],
+        welcome: &["crc32c_generic", "crc32c_intel"],
+    },
+    Group { name: "lvm", required: &["dm_mod"], welcome: &["dm_mirror", "dm_snapshot", "dm_thin_pool", "raid1"] },
+    Group { name: "xfs", required: &["xfs"], welcome: &[] },
+    Group {
+        name: "btrfs",
+        required: &["btrfs"],
+        welcome: &["xxhash_generic", "sha256_generic", "sha256_ssse3", "blake2b_generic", "blake2b"],
+    },
+    Group { name: "vfat", required: &["vfat", "nls_cp437", "nls_ascii"], welcome: &["nls_iso8859_1", "nls_utf8"] },
 ];
 
 /// A program that is taken along where this host has it.
@@ -146,27 +143,25 @@ fn take_modules(directory: &Path, archive: &mut cpio::Archive) -> Result<(), Err
     let builtin = fs::read_to_string(directory.join("modules.builtin")).unwrap_or_default();
     let builtin: BTreeSet<String> = builtin.lines().filter_map(modules::name).collect();
     let modules = Modules::parse(&dep);
-    let mut wanted: Vec<&str> = WELCOME.into_iter().filter(|module| modules.has(module)).collect();
-    for module in REQUIRED.into_iter().filter(|module| !builtin.contains(*module)) {
-        if !modules.has(module) {
-            return Err(Error::Module { directory: directory.to_owned(), module: module.to_owned() });
-        }
-        wanted.push(module);
-    }
     let wrong = |source| Error::Modules { directory: directory.to_owned(), source };
-    let needed: BTreeSet<String> = {
-        let required: Vec<&str> = wanted.iter().filter(|module| REQUIRED.contains(module)).copied().collect();
-        modules.closure(&required).map_err(wrong)?.into_iter().collect()
-    };
-    let mut list = String::new();
-    for file in modules.closure(&wanted).map_err(wrong)? {
-        let path = directory.join(&file);
-        let module = modules::unpack(&file, read(&path)?).map_err(wrong)?;
-        let name = modules::file_name(&file).ok_or_else(|| wrong(modules::Error::Form(file.clone())))?;
-        archive.file(&format!("{MODULES}/{name}"), 0o644, &module)?;
-        list.push_str(if needed.contains(&file) { "" } else { "?" });
-        list.push_str(name);
-        list.push('\n');
+    let (mut list, mut taken) = (String::new(), BTreeSet::new());
+    for Group { name: group, required, welcome } in &GROUPS {
+        let required: Vec<&str> = required.iter().filter(|module| !builtin.contains(**module)).copied().collect();
+        if let Some(module) = required.iter().find(|module| !modules.has(module)) {
+            return Err(Error::Module { directory: directory.to_owned(), module: (*module).to_owned() });
+        }
+        let needed = modules.closure(&required).map_err(wrong)?;
+        let mut wanted: Vec<&str> = welcome.iter().filter(|module| modules.has(module)).copied().collect();
+        wanted.extend(required);
+        for file in modules.closure(&wanted).map_err(wrong)? {
+            let name = modules::file_name(&file).ok_or_else(|| wrong(modules::Error::Form(file.clone())))?;
+            if taken.insert(name.to_owned()) {
+                let module = modules::unpack(&file, read(&directory.join(&file))?).map_err(wrong)?;
+                archive.file(&format!("{MODULES}/{name}"), 0o644, &module)?;
+            }
+            let may_fail = if needed.contains(&file) { "" } else { "?" };
+            writeln!(list, "{group} {may_fail}{name}").expect("writing to a string does not fail");
+        }
     }
     archive.file(MODULES_LIST, 0o644, list.as_bytes())?;
     Ok(())
@@ -180,10 +175,11 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 mod tests {
     use super::*;
 
-    /// A kernel's modules: those of `REQUIRED` but one are built in, the last is a file that needs another.
+    /// A kernel's modules: all that are required but one are built in, that one is a file and needs another.
     fn kernel(last: bool) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
-        let builtin: String = REQUIRED[1..].iter().map(|name| format!("kernel/{name}.ko\n")).collect();
+        let required = GROUPS.iter().flat_map(|group| group.required).filter(|name| **name != "virtio_pci");
+        let builtin: String = required.map(|name| format!("kernel/{name}.ko\n")).collect();
         fs::write(directory.path().join("modules.builtin"), builtin).unwrap();
         let dep =
             if last { "virtio_pci.ko: virtio_ring.ko\nvirtio_ring.ko:\nnls_utf8.ko:\n" } else { "nls_utf8.ko:\n" };

@@ -57,20 +57,19 @@ impl Devices {
             let names = partitions.iter().map(|(name, _)| name).chain(partitions.is_empty().then_some(disk));
             devices.extend(names.map(|name| Path::new("/dev").join(name)));
         }
-        if devices.iter().any(|device| is_physical_volume(device)) {
+        if devices.iter().any(|device| content(device) == Some("lvm")) {
+            load("lvm");
             lvm("-ay");
             let mapped = machine::names("/dev/mapper").into_iter().filter(|name| name != "control");
             devices.extend(mapped.map(|name| Path::new("/dev/mapper").join(name)));
         }
         for device in devices {
-            for content in ["ext4", "xfs", "btrfs"] {
-                let data = data(content, None);
-                if mount(&device, REPLAY, content, restricted() | MountFlags::RDONLY, data.as_deref()).is_ok() {
-                    if let Err(error) = unmount(REPLAY, UnmountFlags::empty()) {
-                        eprintln!("cannot unmount {}: {error}", device.display());
-                    }
-                    break;
-                }
+            let Some(content) = content(&device).filter(|content| *content != "lvm") else { continue };
+            load(content);
+            let flags = restricted() | MountFlags::RDONLY;
+            let mounted = mount(&device, REPLAY, content, flags, data(content, None).as_deref());
+            if let Err(error) = mounted.and_then(|()| unmount(REPLAY, UnmountFlags::empty())) {
+                eprintln!("the journal of {} is not replayed: {error}", device.display());
             }
         }
     }
@@ -114,6 +113,7 @@ impl Devices {
                 (None, _) => Err("what fstab names for it was not found".to_owned()),
                 (_, Err(error)) => Err(error.to_string()),
                 (Some(volume), Ok(handle)) => {
+                    load(&volume.content);
                     let place = format!("/proc/self/fd/{}", handle.as_raw_fd());
                     mount(&volume.device, place, volume.content.as_str(), flags, volume.data.as_deref())
                         .map(|()| volume)
@@ -230,11 +230,25 @@ fn data(content: &str, subvolume: Option<&str>) -> Option<CString> {
     }
 }
 
-/// Whether LVM's label is in one of a device's first four sectors.
-fn is_physical_volume(device: &Path) -> bool {
-    let mut head = [0; 2048];
-    let read = File::open(device).and_then(|mut file| file.read_exact(&mut head));
-    read.is_ok() && head.chunks(512).any(|sector| sector.starts_with(b"LABELONE"))
+/// What a device holds, of the file systems with a journal and LVM, by their signatures. The inspection tells the rest, once
+/// the journals are replayed.
+fn content(device: &Path) -> Option<&'static str> {
+    let mut head = vec![0; 68 << 10];
+    let read = File::open(device).and_then(|mut file| file.read(&mut head)).ok()?;
+    let has = |at: usize, sign: &[u8]| head[..read].get(at..).is_some_and(|rest| rest.starts_with(sign));
+    if (0..4).any(|sector| has(sector * 512, b"LABELONE")) {
+        return Some("lvm");
+    }
+    let signs: [(usize, &[u8], &str); 3] =
+        [(1080, &[0x53, 0xEF], "ext4"), (0, b"XFSB", "xfs"), (65_600, b"_BHRfS_M", "btrfs")];
+    signs.iter().find(|(at, sign, _)| has(*at, sign)).map(|(_, _, content)| *content)
+}
+
+/// Loads the modules of a file system; without them its mount fails, and says so.
+fn load(group: &str) {
+    if let Err(error) = machine::load(group) {
+        eprintln!("cannot load the modules for {group}: {error}");
+    }
 }
 
 fn lvm(activation: &str) {

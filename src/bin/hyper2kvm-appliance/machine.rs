@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyper2kvm::appliance::initrd::{MODULES, MODULES_LIST};
 use hyper2kvm::appliance::protocol::JobDisk;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
@@ -16,17 +17,27 @@ const DISK_PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes before the serial number in a SCSI disk's page 0x80.
 const VPD_HEADER: usize = 4;
 
-/// Mounts what the kernel tells, and loads the modules.
+/// Mounts what the kernel tells, and loads the drivers of disks.
 pub(crate) fn prepare() -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run")] {
         mount(kind, place, kind, flags, None)?;
     }
-    for line in fs::read_to_string(Path::new("/").join(MODULES_LIST))?.lines() {
-        let (may_fail, name) = line.strip_prefix('?').map_or((false, line), |name| (true, name));
+    load("base")
+}
+
+/// Loads the modules of a group. One that is there already is no fault.
+pub(crate) fn load(group: &str) -> io::Result<()> {
+    let list = fs::read_to_string(Path::new("/").join(MODULES_LIST))?;
+    for name in
+        list.lines().filter_map(|line| line.split_once(' ').filter(|(of, _)| *of == group)).map(|(_, name)| name)
+    {
+        let (may_fail, name) = name.strip_prefix('?').map_or((false, name), |name| (true, name));
         let file = File::open(Path::new("/").join(MODULES).join(name))?;
         match finit_module(&file, c"", 0) {
-            Err(error) if !may_fail => return Err(io::Error::other(format!("module {name}: {error}"))),
+            Err(error) if !may_fail && error != Errno::EXIST => {
+                return Err(io::Error::other(format!("module {name}: {error}")));
+            }
             _ => {}
         }
     }
