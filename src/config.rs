@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::conversion::ConversionOptions;
+use crate::conversion::contract::APPLIANCE_DIR;
 use crate::conversion::lifecycle::RetryPolicy;
 use crate::conversion::retention::Retention;
 use crate::notification::NotificationConfig;
@@ -41,6 +42,8 @@ pub struct Config {
     pub quiet_period: Duration,
     /// Whether an attempt is refused where Landlock can't contain it.
     pub require_landlock: bool,
+    /// Directory of the appliance that changes guests: `vmlinuz` and `initrd`.
+    pub appliance_dir: PathBuf,
     /// Whether sources of finished conversions are moved to `.processed/`.
     pub archive_processed: bool,
     pub deduplication: Deduplication,
@@ -84,6 +87,7 @@ impl Default for Config {
             companion_timeout: Duration::from_secs(3600),
             quiet_period: Duration::from_secs(60),
             require_landlock: false,
+            appliance_dir: PathBuf::from(APPLIANCE_DIR),
             archive_processed: true,
             deduplication: Deduplication::NameAndSize,
             retention: Retention::default(),

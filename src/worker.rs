@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One artifact, one attempt, one work directory, and no knowledge of others: copy → verify → digest → seal.
+//! One artifact, one attempt, one work directory, and no knowledge of others: copy → fix → verify → digest → seal.
 
 pub mod attempt;
 pub mod by_hand;
 pub mod contain;
 pub mod copy;
+pub mod fix;
 pub mod group;
 pub mod interrupt;
 pub mod log;

@@ -153,6 +153,7 @@ fn metadata(conversion: &ConversionJob, plan: &Plan, machine: Machine) -> Metada
         disks: disks.collect(),
         hardware: None,
         machines: vec![machine],
+        guest: None,
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,

@@ -6,7 +6,7 @@ use std::error::Error as _;
 use serde_json::json;
 
 use super::*;
-use crate::conversion::options::DomainOptions;
+use crate::conversion::options::{DomainOptions, GuestFixMode, GuestNames, GuestOptions};
 use crate::conversion::retention::Retention;
 use crate::conversion::{Compression, Emit, OutputFormat};
 use crate::notification::{Encryption, WebhookKind};
@@ -94,6 +94,9 @@ machine: q35
 disk_bus: scsi
 net_model: e1000e
 libvirt_network: br0
+appliance_dir: /opt/appliance
+fix_guest: best_effort
+guest_names: leave
 cmd: daemon
 daemon: true
 retention: {processed_days: 7, errors-days: 30, outputsDays: 90}
@@ -142,6 +145,7 @@ notifications:
         companion_timeout: Duration::from_secs(60),
         quiet_period: Duration::from_secs(5),
         require_landlock: true,
+        appliance_dir: "/opt/appliance".into(),
         archive_processed: false,
         deduplication: Deduplication::Md5,
         retention: Retention { processed_days: Some(7), errors_days: Some(30), outputs_days: Some(90) },
@@ -178,6 +182,7 @@ notifications:
                 net_model: Some("e1000e".to_owned()),
                 network: Some("br0".to_owned()),
             },
+            guest: GuestOptions { fix: GuestFixMode::BestEffort, names: GuestNames::Leave },
         },
         log_file: Some("/var/log/x.log".into()),
         verbose: 2,

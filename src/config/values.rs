@@ -13,7 +13,7 @@ use super::keys::{NOTIFICATIONS, RETENTION, RETRY_POLICY};
 use super::layers::{Layers, Taken};
 use super::{Config, Deduplication, overlap, yaml};
 use crate::conversion::lifecycle::RetryPolicy;
-use crate::conversion::options::{ByteSize, DomainOptions};
+use crate::conversion::options::{ByteSize, DomainOptions, GuestFixMode, GuestNames, GuestOptions};
 use crate::conversion::retention::Retention;
 use crate::conversion::{Compression, ConversionOptions, Emit, OutputFormat, Platform};
 use crate::notification::{EmailConfig, Encryption, NotificationConfig, Secret, WebhookConfig, WebhookKind};
@@ -34,6 +34,7 @@ pub(super) fn config(layers: &mut Layers) -> Result<Config, ConfigError> {
         companion_timeout: seconds(layers, "", "companion_timeout")?.unwrap_or(default.companion_timeout),
         quiet_period: seconds(layers, "", "quiet_period")?.unwrap_or(default.quiet_period),
         require_landlock: flag(layers, "", "require_landlock")?.unwrap_or(default.require_landlock),
+        appliance_dir: path(layers, "appliance_dir")?.unwrap_or(default.appliance_dir),
         archive_processed: flag(layers, "", "archive_processed")?.unwrap_or(default.archive_processed),
         deduplication: deduplication(layers)?,
         retention: retention(layers)?,
@@ -135,7 +136,26 @@ fn conversion(layers: &mut Layers) -> Result<ConversionOptions, ConfigError> {
             plain.then(|| name.to_owned())
         })?,
         domain,
+        guest: guest(layers)?,
     })
+}
+
+/// What is done to guests.
+fn guest(layers: &mut Layers) -> Result<GuestOptions, ConfigError> {
+    let fix = read(layers, "", "fix_guest", "off, best-effort or require", |value| {
+        let word = value.as_str().map(|word| word.replace('_', "-"));
+        let named = GuestFixMode::ALL.into_iter().find(|mode| Some(mode.as_str()) == word.as_deref());
+        // YAML's own `off`.
+        named.or_else(|| (as_flag(value) == Some(false)).then_some(GuestFixMode::Off))
+    })?;
+    let names = read(layers, "", "guest_names", "keep or leave", |value| {
+        GuestNames::ALL.into_iter().find(|names| Some(names.as_str()) == value.as_str())
+    })?;
+    let fix = fix.unwrap_or_default();
+    if fix == GuestFixMode::Off && names.is_some() {
+        layers.warn("guest_names has no effect: fix_guest is off".to_owned());
+    }
+    Ok(GuestOptions { fix, names: names.unwrap_or_default() })
 }
 
 /// Platforms that files are written for; `emit_domain_xml` adds libvirt.

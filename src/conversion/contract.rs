@@ -17,8 +17,9 @@ pub const CONTRACT_VERSION: u32 = 2;
 pub const CLAIM_FILE: &str = "claim.json";
 /// Name of the record that completes an attempt's folder.
 pub const METADATA_FILE: &str = "metadata.json";
-/// Names of the markers in an attempt's folder: its disks are copied, are verified, have their digests.
+/// Names of the markers in an attempt's folder: its disks are copied, are fixed, are verified, have their digests.
 pub const COPIED_FILE: &str = "copied.json";
+pub const FIXED_FILE: &str = "fixed.json";
 pub const VERIFIED_FILE: &str = "verified.json";
 pub const DIGESTED_FILE: &str = "digested.json";
 /// Name of the folder, with markers, that an earlier attempt left and a later one may go on with.
@@ -33,6 +34,8 @@ pub const PROGRESS_FILE: &str = "progress.json";
 /// Name of a plan step's result in its work directory, and the longest one that is read, in bytes.
 pub const PLAN_FILE: &str = "plan.json";
 pub const MAX_PLAN_BYTES: usize = 64 << 10;
+/// Directory of the appliance that changes guests, unless another is named: `vmlinuz` and `initrd`.
+pub const APPLIANCE_DIR: &str = "/usr/lib/hyper2kvm/appliance";
 
 /// Longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -94,6 +97,8 @@ pub mod variable {
     pub const REQUIRE_LANDLOCK: &str = "HYPER2KVM_REQUIRE_LANDLOCK";
     /// Process ID of the daemon: the worker ends with it.
     pub const PARENT: &str = "HYPER2KVM_PARENT";
+    /// Directory of the appliance that changes guests.
+    pub const APPLIANCE: &str = "HYPER2KVM_APPLIANCE";
 
     /// Prefix of the variables for test faults; builds without debug assertions ignore them.
     pub const TEST_PREFIX: &str = "HYPER2KVM_TEST_";

@@ -100,6 +100,22 @@ pub enum Reason {
     MachineNotServed,
     /// The conversion was deleted.
     Cancelled,
+    /// The guest has a system, file system or boot loader that is not treated.
+    GuestUnsupported,
+    /// Several systems, or several machines: nothing says which is meant.
+    GuestAmbiguous,
+    /// The guest's system is encrypted.
+    GuestEncrypted,
+    /// The guest sleeps on its disk.
+    GuestHibernated,
+    /// The guest's file systems have no room for what must be added.
+    GuestNoSpace,
+    /// The guest has no virtio drivers, and none were given.
+    GuestDriversMissing,
+    /// The appliance that changes guests failed, was not done in time, or is not there.
+    GuestFixFailed,
+    /// The fixed guest did not boot when it was tried.
+    GuestNotBooting,
     /// Anything else; a panic.
     Internal,
 }
@@ -140,6 +156,7 @@ pub enum Stage {
     Inspect,
     Plan,
     Copy,
+    Fix,
     Verify,
     Report,
 }
@@ -166,7 +183,13 @@ impl Reason {
             | Self::TooLarge
             | Self::DeadlineExceeded
             | Self::TargetInUse
-            | Self::DisruptedTooOften => Class::Permanent,
+            | Self::DisruptedTooOften
+            | Self::GuestUnsupported
+            | Self::GuestAmbiguous
+            | Self::GuestEncrypted
+            | Self::GuestHibernated
+            | Self::GuestNoSpace
+            | Self::GuestNotBooting => Class::Permanent,
             Self::PermissionDenied
             | Self::OutputFull
             | Self::OutputQuota
@@ -177,7 +200,8 @@ impl Reason {
             | Self::TargetPending
             | Self::TargetDenied
             | Self::MachineRefused
-            | Self::MachineNotServed => Class::Configuration,
+            | Self::MachineNotServed
+            | Self::GuestDriversMissing => Class::Configuration,
             Self::SourceIO
             | Self::OutputIO
             | Self::OutOfMemory
@@ -186,6 +210,7 @@ impl Reason {
             | Self::Killed
             | Self::TargetTooSmall
             | Self::TargetLost
+            | Self::GuestFixFailed
             | Self::Internal => Class::Transient,
             Self::SourceChanged | Self::Recalled | Self::WrongMember => Class::GivenBack,
             Self::SourceMissing | Self::Cancelled => Class::Cancelled,
@@ -322,6 +347,17 @@ impl Reason {
             }
             Self::SourceMissing => "Bring the file into the queue, then ask for it again",
             Self::DisruptedTooOften => "Find out what ends its workers, then retry it",
+            Self::GuestUnsupported | Self::GuestAmbiguous => {
+                "Convert it without a fix of its guest, and run it on sata and e1000e"
+            }
+            Self::GuestEncrypted => "Decrypt the guest's system before the export, or convert it without a fix",
+            Self::GuestHibernated => "Shut the guest down wholly, then export it again",
+            Self::GuestNoSpace => "Free room on the guest's file systems, then export it again",
+            Self::GuestDriversMissing => {
+                "Install virtio drivers in the guest before the export, or convert it without a fix"
+            }
+            Self::GuestFixFailed => "Check that QEMU and the appliance are installed (hyper2kvm appliance build)",
+            Self::GuestNotBooting => "Convert it without a fix of its guest, and look at its console",
             Self::Disrupted | Self::Suspended | Self::Superseded | Self::JobLost | Self::Killed | Self::Cancelled => "",
         };
         fixed.to_owned()

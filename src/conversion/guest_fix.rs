@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, IntoStaticStr};
 
+use super::failure::Reason;
 use super::guest::{Answer, Doubt, FixKind, OperatingSystem};
 
 /// The outcome, and everything that was changed.
@@ -66,6 +67,21 @@ pub enum Unfixed {
     GuestFixFailed,
     /// The fixed guest did not boot when it was tried.
     GuestNotBooting,
+}
+
+impl From<Unfixed> for Reason {
+    fn from(unfixed: Unfixed) -> Self {
+        match unfixed {
+            Unfixed::GuestUnsupported => Self::GuestUnsupported,
+            Unfixed::GuestAmbiguous => Self::GuestAmbiguous,
+            Unfixed::GuestEncrypted => Self::GuestEncrypted,
+            Unfixed::GuestHibernated => Self::GuestHibernated,
+            Unfixed::GuestNoSpace => Self::GuestNoSpace,
+            Unfixed::GuestDriversMissing => Self::GuestDriversMissing,
+            Unfixed::GuestFixFailed => Self::GuestFixFailed,
+            Unfixed::GuestNotBooting => Self::GuestNotBooting,
+        }
+    }
 }
 
 /// The file system that holds the system.

@@ -268,6 +268,9 @@ fn settle_failure(status: &mut ConversionStatus, failure: Failure, policy: &Retr
                 failure.message
             ),
         ),
+        _ if reason == Reason::GuestFixFailed && status.in_a_row(reason) > 1 => {
+            Failure { class: Class::Permanent, ..failure }
+        }
         _ if reason == Reason::TargetTooSmall && status.in_a_row(reason) > MAX_ENLARGED => {
             Failure { class: Class::Permanent, ..failure }
         }

@@ -85,6 +85,9 @@ pub struct ConversionOptions {
     pub to_output: Option<String>,
     /// Settings of the machine that override the source's.
     pub domain: DomainOptions,
+    /// What is done to the guest. Left out where that is nothing, for older workers.
+    #[serde(skip_serializing_if = "GuestOptions::is_off")]
+    pub guest: GuestOptions,
 }
 
 impl Default for ConversionOptions {
@@ -98,6 +101,72 @@ impl Default for ConversionOptions {
             emit: Emit::default(),
             to_output: None,
             domain: DomainOptions::default(),
+            guest: GuestOptions::default(),
+        }
+    }
+}
+
+/// What is done to the guest on the disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GuestOptions {
+    pub fix: GuestFixMode,
+    pub names: GuestNames,
+}
+
+impl GuestOptions {
+    fn is_off(&self) -> bool {
+        self.fix == GuestFixMode::Off
+    }
+}
+
+/// Whether the guest is made ready for virtio.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestFixMode {
+    #[default]
+    Off,
+    /// Where it can't be, the disks are published as they were converted.
+    BestEffort,
+    /// Where it can't be, the conversion fails.
+    Require,
+}
+
+impl GuestFixMode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Off, Self::BestEffort, Self::Require];
+
+    /// The word in configuration and on command lines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::BestEffort => "best-effort",
+            Self::Require => "require",
+        }
+    }
+}
+
+/// What is done about the names of a guest's network interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestNames {
+    /// They keep the names that the guest's configuration has.
+    #[default]
+    Keep,
+    Leave,
+}
+
+impl GuestNames {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Keep, Self::Leave];
+
+    /// The word in configuration and on command lines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Leave => "leave",
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct ProcessConfig {
     /// Attempts side by side.
     pub limit: usize,
     pub require_landlock: bool,
+    /// Directory of the appliance that changes guests.
+    pub appliance: PathBuf,
     pub stall_after: Duration,
 }
 
@@ -204,6 +206,7 @@ impl ProcessExecutor {
             options: self.options.clone(),
             message: self.messages.path().join(format!("{id}-{attempt}")),
             require_landlock: self.config.require_landlock,
+            appliance: self.config.appliance.clone(),
             stall_after: self.config.stall_after,
         }
     }

@@ -24,6 +24,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::contain::{self, Enforcement};
 use super::copy::Conversion;
+use super::fix::Programs;
 use super::group::Group;
 use super::interrupt::Interrupts;
 use super::log::LogTail;
@@ -32,7 +33,8 @@ use super::marker::{Markers, Step};
 use super::output::write_synced;
 use super::progress::{Meter, Ticker};
 use super::steps;
-use crate::conversion::contract::{CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, PROGRESS_FILE, variable};
+use crate::conversion::contract::{APPLIANCE_DIR, CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, PROGRESS_FILE, variable};
+use crate::conversion::options::GuestFixMode;
 use crate::conversion::{
     Attempt, CONTRACT_VERSION, Claim, ConversionOptions, Failure, FailureReport, Metadata, Phase, Reason, Stage,
     TerminationMessage,
@@ -59,6 +61,8 @@ pub struct AttemptSpec {
     pub require_landlock: bool,
     /// Process id of the daemon, with which this process dies.
     pub parent: Option<i32>,
+    /// Directory of the appliance that changes guests.
+    pub appliance: PathBuf,
     /// How this attempt is to fail; only tests ask for that.
     sabotage: Option<Sabotage>,
 }
@@ -74,6 +78,11 @@ enum Sabotage {
 }
 
 impl AttemptSpec {
+    /// What changes the guest, where that is asked for.
+    fn programs(&self) -> Option<Programs> {
+        (self.options.guest.fix != GuestFixMode::Off).then(|| Programs::find(&self.appliance))
+    }
+
     /// Reads the variables.
     ///
     /// # Errors
@@ -97,6 +106,7 @@ impl AttemptSpec {
             termination_log: text(variable::TERMINATION_LOG).map(PathBuf::from),
             require_landlock: text(variable::REQUIRE_LANDLOCK).as_deref() == Some("1"),
             parent: text(variable::PARENT).and_then(|p| p.parse().ok()),
+            appliance: text(variable::APPLIANCE).map_or_else(|| APPLIANCE_DIR.into(), PathBuf::from),
             sabotage: if cfg!(debug_assertions) {
                 let hangs = text(variable::TEST_HANG).map(|_| Sabotage::Hang);
                 let fails = || sabotage(&text(variable::TEST_FAIL)?, Attempt(attempt), fails);
@@ -133,6 +143,8 @@ struct Places {
     termination_log: Option<File>,
     /// CPUs that the process may use: the quota is in files that can't be read later.
     threads: usize,
+    /// What must stay executable, where the guest is to be changed.
+    executable: Option<contain::Executable>,
 }
 
 /// Does one attempt and returns the process' exit code, which `conversion::verdict` reads.
@@ -196,9 +208,11 @@ fn prepare(spec: &AttemptSpec) -> Result<Places, Failure> {
         work: open_directory(&spec.work)?,
         termination_log: spec.termination_log.as_ref().and_then(|p| File::options().write(true).open(p).ok()),
         threads: available_threads(),
+        executable: spec.programs().map(|programs| programs.open()),
     };
     contain::limit_process().map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the process: {e}")))?;
-    let enforced = contain::restrict_to(Some(places.claim.as_fd()), Some(places.work.as_fd()), spec.require_landlock)?;
+    let (claim, work) = (places.claim.as_fd(), places.work.as_fd());
+    let enforced = contain::restrict(Some(claim), Some(work), places.executable.as_ref(), spec.require_landlock)?;
     if enforced == Enforcement::None {
         tracing::warn!("this kernel has no Landlock: the worker is contained by its limits and its user only");
     }
@@ -227,7 +241,7 @@ fn attempt(
     let claim = read_claim(&spec.claim)?;
     let group = Group::open_claim(&places.claim, &claim)?;
     // All files are open: from here on no path can be read at all.
-    contain::restrict_to(None, Some(places.work.as_fd()), spec.require_landlock)?;
+    contain::restrict(None, Some(places.work.as_fd()), places.executable.as_ref(), spec.require_landlock)?;
     interrupts.watch(meter);
     let progress = Ticker::write_file(Arc::clone(meter), spec.work.join(PROGRESS_FILE));
     let folder = spec.work.join(&spec.folder);
@@ -253,6 +267,7 @@ fn attempt(
         .to_output
         .as_deref()
         .map_or(claim.stem(), |name| name.strip_suffix(&format!(".{}", spec.options.out_format)).unwrap_or(name));
+    let programs = spec.programs();
     let conversion = Conversion {
         group: &group,
         directory: &folder,
@@ -263,6 +278,7 @@ fn attempt(
         ovf_option: None,
         threads: Some(places.threads),
         verify_full: false,
+        programs: programs.as_ref(),
         look_time: LOOK_TIME,
         doubtful: claim.members.iter().filter(|m| m.alone.is_some()).map(|m| m.name.clone()).collect(),
     };

@@ -25,6 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_
 use serde::{Deserialize, Serialize};
 
 use super::contain::{self, Enforcement};
+use super::fix::Programs;
 use super::group::Group;
 use super::interrupt::Interrupts;
 use super::names::disk_names;
@@ -109,12 +110,13 @@ impl Child {
     }
 
     /// Restricts this process in two steps, and opens `source` between them, with the files of an OVF's deployment
-    /// option where it names them.
+    /// option where it names them. `programs` may still be run.
     ///
     /// # Errors
     /// Why it can't be restricted, or as [`Group::open_beside`].
-    pub fn open(&self, source: &Path, option: Option<&str>) -> Result<Contained, Failure> {
+    pub fn open(&self, source: &Path, option: Option<&str>, programs: Option<&Programs>) -> Result<Contained, Failure> {
         self.tie_to_parent()?;
+        let executable = programs.map(Programs::open);
         let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let readable = directory(parent).ok();
         let writable = self.scratch.as_deref().map(directory).transpose();
@@ -125,9 +127,9 @@ impl Child {
         let required = env::var(variable::REQUIRE_LANDLOCK).as_deref() == Ok("1");
         let readable = readable.as_ref().map(AsFd::as_fd);
         let writable = writable.as_ref().map(AsFd::as_fd);
-        let enforced = contain::restrict_to(readable, writable, required).map_err(uncontained)?;
+        let enforced = contain::restrict(readable, writable, executable.as_ref(), required).map_err(uncontained)?;
         let group = Group::open_beside(source, option)?;
-        contain::restrict_to(None, writable, required).map_err(uncontained)?;
+        contain::restrict(None, writable, executable.as_ref(), required).map_err(uncontained)?;
         let warning = (enforced == Enforcement::None)
             .then_some("this kernel has no Landlock: the image is read by a process with this user's rights");
         Ok(Contained { group, warning })

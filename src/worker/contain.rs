@@ -5,13 +5,13 @@
 //! single-threaded: the first before any byte of an image is parsed, the second once the files are open.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, RestrictionStatus, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -49,7 +49,20 @@ pub fn restrict_to(
     writable: Option<BorrowedFd<'_>>,
     required: bool,
 ) -> Result<Enforcement, Failure> {
-    let status = ruleset(readable, writable)
+    restrict(readable, writable, None, required)
+}
+
+/// The same for a process that may run programs, too.
+///
+/// # Errors
+/// As [`restrict_to`].
+pub fn restrict(
+    readable: Option<BorrowedFd<'_>>,
+    writable: Option<BorrowedFd<'_>>,
+    executable: Option<&Executable>,
+    required: bool,
+) -> Result<Enforcement, Failure> {
+    let status = ruleset(readable, writable, executable)
         .map_err(|e| Failure::new(Reason::Internal, format!("cannot restrict this process by Landlock: {e}")))?;
     let enforcement = match status.ruleset {
         RulesetStatus::FullyEnforced => Enforcement::Full,
@@ -66,16 +79,74 @@ pub fn restrict_to(
     Ok(enforcement)
 }
 
-fn ruleset(
-    readable: Option<BorrowedFd<'_>>,
-    writable: Option<BorrowedFd<'_>>,
-) -> Result<RestrictionStatus, RulesetError> {
-    let mut rules = Ruleset::default()
+/// What a process that runs programs may read and execute besides its files. Nothing of it is written to.
+#[derive(Debug, Default)]
+pub struct Executable {
+    /// Directories of programs and their libraries.
+    pub directories: Vec<OwnedFd>,
+    pub programs: Vec<OwnedFd>,
+    /// Single files that they read.
+    pub files: Vec<OwnedFd>,
+    /// Directories of other files that they read.
+    pub readable: Vec<OwnedFd>,
+    /// The null device, which is both read and written.
+    pub null: Option<OwnedFd>,
+}
+
+/// Restricts this process to a program that reads what `executable` has, and writes to the files `writable`.
+///
+/// # Errors
+/// `Internal` where the kernel refuses.
+pub(super) fn restrict_program(executable: &Executable, writable: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    let restricted = rules().and_then(|rules| {
+        let mut rules = allow(rules, executable)?;
+        for file in writable {
+            let access = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+            rules = rules.add_rule(PathBeneath::new(file, access))?;
+        }
+        rules.restrict_self()
+    });
+    restricted
+        .map(|_| ())
+        .map_err(|e| Failure::new(Reason::Internal, format!("cannot restrict a program by Landlock: {e}")))
+}
+
+fn rules() -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .handle_access(AccessNet::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?
-        .create()?;
+        .create()
+}
+
+fn allow(mut rules: RulesetCreated, executable: &Executable) -> Result<RulesetCreated, RulesetError> {
+    let Executable { directories, programs, files, readable, null } = executable;
+    let run = AccessFs::Execute | AccessFs::ReadFile;
+    let write = AccessFs::ReadFile | AccessFs::WriteFile;
+    for (paths, access) in [
+        (directories.as_slice(), run | AccessFs::ReadDir),
+        (programs, run),
+        (files, AccessFs::ReadFile.into()),
+        (readable, AccessFs::ReadFile | AccessFs::ReadDir),
+        (null.as_slice(), write),
+    ] {
+        for path in paths {
+            rules = rules.add_rule(PathBeneath::new(path, access))?;
+        }
+    }
+    Ok(rules)
+}
+
+fn ruleset(
+    readable: Option<BorrowedFd<'_>>,
+    writable: Option<BorrowedFd<'_>>,
+    executable: Option<&Executable>,
+) -> Result<RestrictionStatus, RulesetError> {
+    let mut rules = rules()?;
+    if let Some(executable) = executable {
+        rules = allow(rules, executable)?;
+    }
     if let Some(directory) = readable {
         rules = rules.add_rule(PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir))?;
     }
@@ -133,6 +204,15 @@ pub fn limit_process() -> io::Result<()> {
     lower(Resource::Core, 0)?;
     lower(Resource::As, ADDRESS_SPACE)?;
     turn_signals_into_errors()
+}
+
+/// Limits of a program that an attempt runs: no core dump, `address_space` bytes.
+///
+/// # Errors
+/// The system's error.
+pub(super) fn limit_program(address_space: u64) -> io::Result<()> {
+    lower(Resource::Core, 0)?;
+    lower(Resource::As, address_space)
 }
 
 /// A write beyond the largest file allowed fails instead of killing this process.

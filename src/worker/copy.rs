@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::fix::Programs;
 use super::group::Group;
 use super::marker::open_disk;
 use super::output::output_failure;
@@ -49,6 +50,8 @@ pub struct Conversion<'a> {
     pub threads: Option<usize>,
     /// Whether the output is read back and compared with the source.
     pub verify_full: bool,
+    /// What changes the guest; absent where the options don't ask for that.
+    pub programs: Option<&'a Programs>,
     /// How long the guests may be looked into, all together.
     pub look_time: Duration,
     /// Members that are known by name and size alone: where a digest differs, they may be another machine's.

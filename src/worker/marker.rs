@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::output::{output_failure, sync_directory, write_synced};
 use crate::conversion::contract::{
-    COPIED_FILE, DIGESTED_FILE, KEPT_DIR, MAX_MARKER_BYTES, METADATA_FILE, VERIFIED_FILE,
+    COPIED_FILE, DIGESTED_FILE, FIXED_FILE, KEPT_DIR, MAX_MARKER_BYTES, METADATA_FILE, VERIFIED_FILE,
 };
 use crate::conversion::hex::hex;
 use crate::conversion::{Claim, ConversionOptions, Failure, Metadata, Reason, chain};
@@ -22,6 +22,7 @@ use crate::files::store;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     Copy,
+    Fix,
     Verify,
     Digest,
     Seal,
@@ -29,13 +30,14 @@ pub enum Step {
 
 impl Step {
     /// Every step, the first one first.
-    pub const ALL: [Self; 4] = [Self::Copy, Self::Verify, Self::Digest, Self::Seal];
+    pub const ALL: [Self; 5] = [Self::Copy, Self::Fix, Self::Verify, Self::Digest, Self::Seal];
 
     /// Name of the file that exists once the step is done.
     #[must_use]
     pub const fn file(self) -> &'static str {
         match self {
             Self::Copy => COPIED_FILE,
+            Self::Fix => FIXED_FILE,
             Self::Verify => VERIFIED_FILE,
             Self::Digest => DIGESTED_FILE,
             Self::Seal => METADATA_FILE,
@@ -104,7 +106,7 @@ impl<'a> Markers<'a> {
     /// The last step that is done in `folder`, with its report. Its marker must be of this conversion, made by this
     /// version of the program for the same members and options, and every disk must be there.
     fn last(&self, folder: &Path) -> Option<(Step, Metadata)> {
-        let steps = [Step::Digest, Step::Verify, Step::Copy];
+        let steps = [Step::Digest, Step::Verify, Step::Fix, Step::Copy];
         steps.into_iter().find_map(|step| self.read(folder, step.file()).map(|report| (step, report)))
     }
 
@@ -136,9 +138,25 @@ impl<'a> Markers<'a> {
             sync_directory(self.folder)?;
             let marker = Marker { claim: self.claim.clone(), options: self.options.clone(), report: report.clone() };
             write_synced(self.folder, step.file(), &marker)?;
+            if step == Step::Fix {
+                // It was withdrawn, and says to others that there is a copy to keep.
+                write_synced(self.folder, Step::Copy.file(), &marker)?;
+            }
         }
         self.reached(step);
         Ok(())
+    }
+
+    /// Withdraws the copy's marker before its disks are changed in a way that can't be done again: whoever finds the
+    /// folder until the next marker is left begins anew, from the source.
+    ///
+    /// # Errors
+    /// The system's error in the folder.
+    pub(super) fn withdraw_copy(&self) -> Result<(), Failure> {
+        match fs::remove_file(self.folder.join(Step::Copy.file())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(output_failure(self.folder, &error)),
+            _ => sync_directory(self.folder),
+        }
     }
 
     /// Dies here, where a test asks for it.

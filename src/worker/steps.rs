@@ -2,22 +2,23 @@
 //! The steps of a conversion, the same by hand and in a worker.
 //!
 //! ```text
-//!  copy ──▶ (fix) ──▶ verify ──▶ digest ──▶ seal            a worker's attempt
-//!    │                  │          │         │
-//!  copied.json   verified.json  digested.json  metadata.json
+//!  copy ──────▶ (fix) ─────▶ verify ─────▶ digest ─────▶ seal             a worker's attempt
+//!    │            │             │             │            │
+//!  copied.json  fixed.json  verified.json  digested.json  metadata.json
 //!
-//!  copy ──▶ (fix) ──▶ verify ──▶ digest ──▶ place           by hand: no markers
+//!  copy ──────▶ (fix) ─────▶ verify ─────▶ digest ─────▶ place            by hand: no markers
 //! ```
 //!
 //! A step's file is synced once its work is on stable storage, so a later attempt that finds the file goes on after
-//! that step. Without metadata.json, which only *seal* writes, nothing is published. A step that changes what is on the
-//! disks belongs at *fix*: everything that is reported about their bytes is found out after it.
+//! that step. Without metadata.json, which only *seal* writes, nothing is published. *Fix* changes what is on the disks:
+//! everything that is reported about their bytes is found out after it, and what is compared with the source before it.
 
 use std::path::Path;
 
 use jiff::Timestamp;
 
 use super::copy::{Conversion, copy};
+use super::fix::fix;
 use super::marker::{Markers, Step, open_disk};
 use super::output::sync_directory;
 use super::progress::Meter;
@@ -36,7 +37,7 @@ pub fn convert<E: From<Failure>>(
     accept: impl FnOnce(&[String]) -> Result<(), E>,
 ) -> Result<Metadata, E> {
     let (source, report) = copy(conversion, meter, accept)?;
-    Ok(finish(conversion, meter, Some(&source), (Step::Copy, report), |_, _| Ok(()))?)
+    Ok(finish(conversion, meter, Some(&source), (Step::Copy, report), None)?)
 }
 
 /// Converts in an attempt of a worker, beginning with the step after `done`, and seals the result.
@@ -52,11 +53,11 @@ pub(super) fn attempt(
 ) -> Result<Metadata, Failure> {
     let report = if let Some((done, report)) = done {
         skip(conversion, meter, done, &report);
-        finish(conversion, meter, None, (done, report), |step, report| markers.leave(step, report))?
+        finish(conversion, meter, None, (done, report), Some(markers))?
     } else {
         let (source, report) = copy::<Failure>(conversion, meter, |_| Ok(()))?;
         markers.leave(Step::Copy, &report)?;
-        finish(conversion, meter, Some(&source), (Step::Copy, report), |step, report| markers.leave(step, report))?
+        finish(conversion, meter, Some(&source), (Step::Copy, report), Some(markers))?
     };
     seal(markers, &report, work)?;
     Ok(report)
@@ -73,17 +74,28 @@ fn skip(conversion: &Conversion<'_>, meter: &Meter, done: Step, report: &Metadat
 }
 
 /// Does the steps after `done`, which is the copy or a later step. `source` is what the output is compared with, if
-/// that is asked for; `leave` is called after each step.
+/// that is asked for; `markers` are left after each step.
 fn finish(
     conversion: &Conversion<'_>,
     meter: &Meter,
     source: Option<&Source>,
     (done, mut report): (Step, Metadata),
-    leave: impl Fn(Step, &Metadata) -> Result<(), Failure>,
+    markers: Option<&Markers<'_>>,
 ) -> Result<Metadata, Failure> {
+    let leave = |step, report: &Metadata| markers.map_or(Ok(()), |markers| markers.leave(step, report));
+    let mut compared = source.filter(|_| conversion.verify_full);
+    if done < Step::Fix && conversion.programs.is_some() {
+        meter.enter(Stage::Verify);
+        // A fixed guest differs from its source.
+        if let Some(source) = compared.take() {
+            verify(conversion, meter, Some(source), &report)?;
+        }
+        fix(conversion, meter, markers, &mut report)?;
+        leave(Step::Fix, &report)?;
+    }
     meter.enter(Stage::Verify);
     if done < Step::Verify {
-        verify(conversion, meter, source, &report)?;
+        verify(conversion, meter, compared, &report)?;
         leave(Step::Verify, &report)?;
     }
     if done < Step::Digest && conversion.options.checksum {
@@ -98,7 +110,7 @@ fn finish(
     Ok(report)
 }
 
-/// Reads back the tables of every disk, and on request compares its guest with the source's.
+/// Reads back the tables of every disk, and compares its guest with that of `source`, if there is one.
 fn verify(
     conversion: &Conversion<'_>,
     meter: &Meter,
@@ -107,7 +119,7 @@ fn verify(
 ) -> Result<(), Failure> {
     for (n, disk) in report.disks.iter().enumerate() {
         let output = open_disk(conversion.directory, &disk.file)?;
-        let compared = source.filter(|_| conversion.verify_full).map(|source| &source.disks[n].image);
+        let compared = source.map(|source| &source.disks[n].image);
         disk::verify(&output, &disk.file, disk.format, compared, &meter.copy).map_err(|e| failed(&e))?;
     }
     Ok(())

@@ -9,6 +9,7 @@ mod by_hand;
 mod convert;
 mod daemon;
 mod faults;
+mod fix;
 mod guest;
 mod hyper2kvmctl;
 mod machines;

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
-use hyper2kvm::conversion::options::{ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions};
+use hyper2kvm::conversion::contract::APPLIANCE_DIR;
+use hyper2kvm::conversion::options::{
+    ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions, GuestFixMode, GuestNames, GuestOptions,
+};
 use hyper2kvm::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress,
     Reason, Remedy, printable, printable_json, stem,
@@ -20,6 +23,7 @@ use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
 use hyper2kvm::worker::contain;
 use hyper2kvm::worker::copy::Conversion;
+use hyper2kvm::worker::fix::Programs;
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::log::LogTail;
@@ -35,6 +39,7 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm convert db.vmdk -o /images/db.qcow2 --compress
   hyper2kvm convert app.ovf --output-dir /images --emit-domain-xml
   hyper2kvm convert big.vhdx --format raw --progress json --json
+  hyper2kvm convert web01.ova --fix-guest --emit libvirt
 
 Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good;
 11 permission or space; 12 an I/O error that may pass; 13 the source changed meanwhile;
@@ -82,6 +87,23 @@ pub(crate) struct Arguments {
     /// `full` reads the output back and compares it with the source
     #[arg(long, value_enum, value_name = "HOW")]
     verify: Option<Verify>,
+    /// Make the guest ready for virtio (its initramfs, device names, names of network cards), by a small appliance:
+    /// where that can't be, `best-effort` converts it as it is, and `require` fails
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "best-effort"
+    )]
+    fix_guest: Option<FixGuest>,
+    /// Keep the names that the guest's configuration has for its network cards, or leave them to the guest
+    #[arg(long, value_enum, value_name = "HOW", requires = "fix_guest")]
+    guest_names: Option<Names>,
+    /// Directory of the appliance
+    #[arg(long, value_name = "DIR", requires = "fix_guest", default_value = APPLIANCE_DIR)]
+    appliance: PathBuf,
     /// Seconds that the look into the guest may take
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     guest_limit: u64,
@@ -127,6 +149,18 @@ impl ValueEnum for Wanted {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.0.as_str()))
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FixGuest {
+    BestEffort,
+    Require,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Names {
+    Keep,
+    Leave,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -198,13 +232,15 @@ fn convert_contained(arguments: &Arguments, child: &Child, interrupts: Option<In
     let threads = arguments.threads.map_or_else(available_threads, usize::from);
     let converted = (|| {
         let (directory, stem) = destination(arguments)?;
-        let Contained { group, warning } = child.open(&arguments.source, arguments.ovf_option.as_deref())?;
+        let programs = programs(arguments);
+        let option = arguments.ovf_option.as_deref();
+        let Contained { group, warning } = child.open(&arguments.source, option, programs.as_ref())?;
         if let Some(warning) = warning {
             eprintln!("hyper2kvm: warning: {warning}");
         }
         let scratch = child.scratch().unwrap_or(&directory);
         let place = Place { directory: &directory, stem: &stem, scratch };
-        Ok(child.leave(&convert_into(arguments, &place, &group, threads, interrupts)?)?)
+        Ok(child.leave(&convert_into(arguments, &place, &group, programs.as_ref(), threads, interrupts)?)?)
     })();
     match converted {
         Ok(()) => ExitCode::SUCCESS,
@@ -224,7 +260,7 @@ fn convert_uncontained(arguments: &Arguments, interrupts: Option<Interrupts>) ->
         let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref())?;
         let made = Output::make(arguments)?;
         let place = Place { directory: &made.directory, stem: &made.stem, scratch: made.scratch.path() };
-        let metadata = convert_into(arguments, &place, &group, threads, interrupts)?;
+        let metadata = convert_into(arguments, &place, &group, programs(arguments).as_ref(), threads, interrupts)?;
         Ok((made, metadata))
     })();
     match converted {
@@ -263,6 +299,7 @@ fn convert_into(
     arguments: &Arguments,
     place: &Place<'_>,
     group: &Group,
+    programs: Option<&Programs>,
     threads: usize,
     interrupts: Option<Interrupts>,
 ) -> Result<Metadata, Ended> {
@@ -284,6 +321,7 @@ fn convert_into(
         doubtful: Vec::new(),
         threads: Some(threads),
         verify_full: arguments.verify == Some(Verify::Full),
+        programs,
         look_time: Duration::from_secs(arguments.guest_limit),
     };
     let converted = convert(&conversion, &meter, |names| place::check(&target, group, names));
@@ -446,7 +484,24 @@ fn options(arguments: &Arguments) -> ConversionOptions {
             .with_domain_xml(arguments.emit_domain_xml.then_some(true)),
         to_output: None,
         domain: DomainOptions::default(),
+        guest: GuestOptions {
+            fix: match arguments.fix_guest {
+                None => GuestFixMode::Off,
+                Some(FixGuest::BestEffort) => GuestFixMode::BestEffort,
+                Some(FixGuest::Require) => GuestFixMode::Require,
+            },
+            names: match arguments.guest_names {
+                None | Some(Names::Keep) => GuestNames::Keep,
+                Some(Names::Leave) => GuestNames::Leave,
+            },
+        },
     }
+}
+
+/// What changes the guest, where that is asked for.
+fn programs(arguments: &Arguments) -> Option<Programs> {
+    let directory = std::path::absolute(&arguments.appliance).unwrap_or_else(|_| arguments.appliance.clone());
+    arguments.fix_guest.map(|_| Programs::find(&directory))
 }
 
 /// The directory the output goes to, and the stem of its files.

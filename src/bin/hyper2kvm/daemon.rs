@@ -238,6 +238,7 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
             policy,
             limit: config.max_concurrent_jobs,
             require_landlock: config.require_landlock,
+            appliance: config.appliance_dir.clone(),
             stall_after: STALL_AFTER,
         },
         ledger.clone(),

@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let temporary = || Scratch::new(&std::env::temp_dir()).ok();
     match by_hand::child() {
         Some(child) => {
-            let opened = child.open(&arguments.source, arguments.ovf_option.as_deref());
+            let opened = child.open(&arguments.source, arguments.ovf_option.as_deref(), None);
             if let Ok(Contained { warning: Some(warning), .. }) = &opened {
                 eprintln!("hyper2kvm: warning: {warning}");
             }

@@ -48,6 +48,9 @@ enum Command {
     /// Give a file of a directory, on standard output
     #[command(hide = true)]
     Send(transfer::Send),
+    /// Become a program of a worker, restricted to what that needs (HYPER2KVM_LAUNCH says which)
+    #[command(hide = true)]
+    Launch,
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -62,6 +65,10 @@ fn main() -> ExitCode {
         Command::Receive(arguments) => transfer::receive(&arguments),
         Command::ReceiveFolder(arguments) => transfer::receive_folder(&arguments),
         Command::Send(arguments) => transfer::send(&arguments),
+        Command::Launch => {
+            eprintln!("hyper2kvm: {}", hyper2kvm::worker::fix::launch());
+            ExitCode::FAILURE
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hyper2kvm", &mut std::io::stdout());
             ExitCode::SUCCESS

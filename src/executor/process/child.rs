@@ -46,6 +46,8 @@ pub(super) struct ChildSpec {
     /// Where the child may leave its small message when the output volume can't be written.
     pub message: PathBuf,
     pub require_landlock: bool,
+    /// Directory of the appliance that changes guests.
+    pub appliance: PathBuf,
     /// Time without progress after which the child is ended.
     pub stall_after: Duration,
 }
@@ -75,6 +77,7 @@ pub(super) fn spawn(spec: &ChildSpec) -> std::io::Result<Child> {
         .env(variable::ATTEMPT, spec.attempt.to_string())
         .env(variable::TERMINATION_LOG, &spec.message)
         .env(variable::REQUIRE_LANDLOCK, if spec.require_landlock { "1" } else { "" })
+        .env(variable::APPLIANCE, &spec.appliance)
         .env(variable::PARENT, std::process::id().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -47,6 +47,7 @@ fn bench(script: &str, limit: usize, stall_after: Duration) -> Bench {
         policy: RetryPolicy::default(),
         limit,
         require_landlock: false,
+        appliance: "/none".into(),
         stall_after,
     };
     let executor = ProcessExecutor::new(config, ledger.clone()).unwrap();

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is to be done about a guest that shall run on virtio: decided from what was found, before any appliance starts.
+
+use super::report::GuestReport;
+use super::{Answer, Family, FixKind};
+use crate::conversion::Reason;
+use crate::conversion::guest_fix::Outcome;
+use crate::conversion::options::GuestNames;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// It is settled: nothing is to be done, or there is no guest.
+    Settled(Outcome),
+    /// It stays unfixed, for this reason.
+    Refused(Reason, String),
+    /// The appliance is to look, and to change what must be changed.
+    Appliance,
+}
+
+/// What a guest needs. `None` stands for several machines, whose disks nobody can tell apart for a guest.
+#[must_use]
+pub fn need(guest: Option<&GuestReport>, names: GuestNames) -> Need {
+    let Some(guest) = guest else {
+        let message = "the source describes several machines: convert each by itself to have its guest fixed";
+        return Need::Refused(Reason::GuestAmbiguous, message.to_owned());
+    };
+    if !guest.other_roots.is_empty() {
+        let systems: Vec<&str> = guest.root.iter().chain(&guest.other_roots).map(String::as_str).collect();
+        let message = format!("several volumes hold a system: {}", systems.join(", "));
+        return Need::Refused(Reason::GuestAmbiguous, message);
+    }
+    match guest.family {
+        Family::Unknown => unknown(guest),
+        Family::Windows => windows(guest),
+        Family::Linux => linux(guest, names),
+    }
+}
+
+fn unknown(guest: &GuestReport) -> Need {
+    let of = |kinds: &[&str]| {
+        let closed = guest.closed.iter().filter(|volume| kinds.contains(&volume.content.as_str()));
+        closed.map(|volume| format!("{} ({})", volume.name, volume.content)).collect::<Vec<_>>().join(", ")
+    };
+    let (encrypted, arrays) = (of(&["luks", "bitlocker"]), of(&["mdraid"]));
+    if !encrypted.is_empty() {
+        return Need::Refused(Reason::GuestEncrypted, format!("no system was found, and {encrypted} is encrypted"));
+    }
+    if !arrays.is_empty() {
+        return Need::Refused(Reason::GuestUnsupported, format!("no system was found, and {arrays} is not read"));
+    }
+    // What could not be read may hold a system all the same.
+    if guest.doubts.is_empty() { Need::Settled(Outcome::NotAGuest) } else { Need::Appliance }
+}
+
+fn windows(guest: &GuestReport) -> Need {
+    if guest.has(FixKind::Hibernation) {
+        let message =
+            "Windows is hibernated or was shut down with fast startup: shut it down wholly, and export it again";
+        return Need::Refused(Reason::GuestHibernated, message.to_owned());
+    }
+    if guest.virtio.block == Answer::Yes {
+        return Need::Settled(Outcome::NothingToDo);
+    }
+    let message = "Windows has no virtio driver that starts at boot, and its drivers are not installed by this version";
+    Need::Refused(Reason::GuestDriversMissing, message.to_owned())
+}
+
+fn linux(guest: &GuestReport, names: GuestNames) -> Need {
+    let architecture = guest.os.as_ref().and_then(|os| os.architecture.as_deref());
+    if let Some(other) = architecture.filter(|name| !["x86_64", "i386", "i686"].contains(name)) {
+        let message = format!("its system is for {other}, and the machine has x86_64");
+        return Need::Refused(Reason::GuestUnsupported, message);
+    }
+    let has_more = guest.has(FixKind::InitramfsVirtio)
+        || guest.has(FixKind::DeviceNames)
+        || guest.has(FixKind::LvmDevices)
+        || names == GuestNames::Keep && guest.has(FixKind::NetworkNames);
+    if guest.virtio.block == Answer::Yes && !has_more { Need::Settled(Outcome::NothingToDo) } else { Need::Appliance }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Fix, OperatingSystem, Virtio};
+    use super::*;
+    use crate::conversion::guest::report::Closed;
+
+    fn linux(block: Answer, fixes: &[FixKind]) -> GuestReport {
+        let fix = |kind: &FixKind| Fix { kind: *kind, need: 1, what: "f".into(), why: "w".into() };
+        GuestReport {
+            family: Family::Linux,
+            virtio: Virtio { block, ..Virtio::default() },
+            fixes: fixes.iter().map(fix).collect(),
+            ..GuestReport::default()
+        }
+    }
+
+    fn unknown(contents: &[&str]) -> GuestReport {
+        let closed = contents.iter().map(|content| Closed { name: "disk 0".into(), content: (*content).into() });
+        GuestReport { closed: closed.collect(), ..GuestReport::default() }
+    }
+
+    #[test]
+    fn an_appliance_starts_only_for_a_guest_that_may_need_it() {
+        let keep = GuestNames::Keep;
+        let settled = |outcome| Need::Settled(outcome);
+        for (guest, names, expected) in [
+            (linux(Answer::Yes, &[]), keep, settled(Outcome::NothingToDo)),
+            (linux(Answer::Yes, &[FixKind::Tools, FixKind::FallbackLoader]), keep, settled(Outcome::NothingToDo)),
+            (linux(Answer::Yes, &[FixKind::NetworkNames]), GuestNames::Leave, settled(Outcome::NothingToDo)),
+            (linux(Answer::Yes, &[FixKind::NetworkNames]), keep, Need::Appliance),
+            (linux(Answer::No, &[FixKind::InitramfsVirtio]), keep, Need::Appliance),
+            (linux(Answer::Unknown, &[]), keep, Need::Appliance),
+            (unknown(&[]), keep, settled(Outcome::NotAGuest)),
+        ] {
+            assert_eq!(need(Some(&guest), names), expected, "{guest:?}");
+        }
+        let mut doubtful = unknown(&[]);
+        doubtful.doubts.push(crate::conversion::guest::Doubt { what: "disk 0".into(), why: "w".into() });
+        assert_eq!(need(Some(&doubtful), keep), Need::Appliance);
+    }
+
+    #[test]
+    fn a_refusal_names_its_reason() {
+        let reason = |guest: Option<&GuestReport>| match need(guest, GuestNames::Keep) {
+            Need::Refused(reason, _) => Some(reason),
+            _ => None,
+        };
+        assert_eq!(reason(None), Some(Reason::GuestAmbiguous));
+        assert_eq!(reason(Some(&unknown(&["swap", "luks"]))), Some(Reason::GuestEncrypted));
+        assert_eq!(reason(Some(&unknown(&["mdraid"]))), Some(Reason::GuestUnsupported));
+        let two = GuestReport { other_roots: vec!["b".into()], ..linux(Answer::Yes, &[]) };
+        assert_eq!(reason(Some(&two)), Some(Reason::GuestAmbiguous));
+        let arm = OperatingSystem { architecture: Some("aarch64".into()), ..OperatingSystem::default() };
+        let arm = GuestReport { os: Some(arm), ..linux(Answer::No, &[]) };
+        assert_eq!(reason(Some(&arm)), Some(Reason::GuestUnsupported));
+        let windows = |fixes| GuestReport { family: Family::Windows, ..linux(Answer::No, fixes) };
+        assert_eq!(reason(Some(&windows(&[]))), Some(Reason::GuestDriversMissing));
+        assert_eq!(reason(Some(&windows(&[FixKind::Hibernation]))), Some(Reason::GuestHibernated));
+    }
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Makes the guest on converted disks ready for virtio, where that is asked for.
+//!
+//! ```text
+//!  what is known ─▶ need ─┬▶ settled or refused                     no appliance starts
+//!                         └▶ overlays ─▶ appliance ─▶ verdict ─▶ withdraw copied.json ─▶ merge ─▶ sync ─▶ fixed.json
+//! ```
+//!
+//! A merge can't be undone and is not atomic. So the copy's marker is withdrawn before it, and an attempt that finds the
+//! disks between begins anew from the source: what is published is the disk as converted, or as fixed.
+
+mod error;
+mod programs;
+mod run;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Instant;
+
+use self::error::FixError;
+pub use self::programs::{Programs, launch};
+use self::run::{Overlays, serial};
+use super::copy::{Conversion, usable_bytes};
+use super::marker::Markers;
+use super::progress::Meter;
+use crate::appliance::protocol::{self, Job, JobDisk, Limits};
+use crate::conversion::guest::need::{Need, need};
+use crate::conversion::guest::report::{FixReport, GuestReport};
+use crate::conversion::guest_fix::{GuestFix, Outcome};
+use crate::conversion::machine::{Machine, decide};
+use crate::conversion::options::{GuestFixMode, GuestNames};
+use crate::conversion::report::DiskReport;
+use crate::conversion::{Failure, Metadata, Reason, Stage};
+
+/// How the guest ended, where the disks are whole.
+enum Ended {
+    Told(GuestFix),
+    Refused(Failure),
+}
+
+/// Fixes the guest, and reports that in `report`: outcome, devices, sizes of the disks.
+///
+/// # Errors
+/// Why it was not fixed although it must be; or that the attempt was told to end, or that the disks are not whole any
+/// more.
+pub(super) fn fix(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    markers: Option<&Markers<'_>>,
+    report: &mut Metadata,
+) -> Result<(), Failure> {
+    let (Some(programs), GuestFixMode::BestEffort | GuestFixMode::Require) =
+        (conversion.programs, conversion.options.guest.fix)
+    else {
+        return Ok(());
+    };
+    meter.enter(Stage::Fix);
+    let start = Instant::now();
+    let ended = match need(report.guest.as_ref(), conversion.options.guest.names) {
+        Need::Settled(outcome) => Ended::Told(GuestFix { outcome, ..GuestFix::default() }),
+        Need::Refused(reason, message) => Ended::Refused(Failure::new(reason, message)),
+        Need::Appliance => by_appliance(conversion, meter, markers, programs, report)?,
+    };
+    let (fix, failure) = match ended {
+        Ended::Told(fix) => {
+            let failure = fix.reason.map(|reason| {
+                let message = fix.message.clone().unwrap_or_else(|| "the appliance does not say why".to_owned());
+                Failure::new(reason.into(), message)
+            });
+            (fix, failure)
+        }
+        Ended::Refused(failure) => (GuestFix::default(), Some(failure)),
+    };
+    let failure = failure.map(|failure| failure.at_stage(Stage::Fix));
+    tracing::info!(
+        outcome = %fix.outcome,
+        reason = failure.as_ref().map(|failure| failure.reason.to_string()),
+        ms = start.elapsed().as_millis(),
+        "looked after the guest"
+    );
+    if conversion.options.guest.fix == GuestFixMode::Require
+        && let Some(failure) = failure
+    {
+        return Err(failure);
+    }
+    let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    note(report, &fix, failure, duration_ms);
+    Ok(())
+}
+
+/// Runs the appliance, and merges what it changed.
+fn by_appliance(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    markers: Option<&Markers<'_>>,
+    programs: &Programs,
+    report: &mut Metadata,
+) -> Result<Ended, Failure> {
+    let refused = |error: FixError| match error {
+        FixError::Interrupted => Err(Failure::from(error)),
+        error => Ok(Ended::Refused(error.into())),
+    };
+    let disks = in_order(report);
+    let job = job(report, disks.len(), conversion.options.guest.names);
+    let overlays = match Overlays::make(programs, conversion.directory, disks) {
+        Ok(overlays) => overlays,
+        Err(error) => return refused(error),
+    };
+    let fix = match overlays.run(&job, || meter.is_interrupted()) {
+        Ok(fix) => fix,
+        Err(error) => return refused(error),
+    };
+    if fix.outcome != Outcome::Fixed {
+        return Ok(Ended::Told(fix));
+    }
+    if usable_bytes(conversion.directory)? < overlays.bytes() {
+        return refused(FixError::NoRoom);
+    }
+    conversion.group.check_unchanged()?;
+    markers.map_or(Ok(()), Markers::withdraw_copy)?;
+    overlays.merge().map_err(|error| {
+        let message = format!("the disks can't be changed: {}", crate::conversion::chain(&error));
+        Failure::new(Reason::OutputIO, message).at_stage(Stage::Fix)
+    })?;
+    drop(overlays);
+    for disk in &mut report.disks {
+        if let Ok(found) = fs::metadata(conversion.directory.join(&disk.file)) {
+            disk.allocated_bytes = found.blocks().saturating_mul(512);
+        }
+    }
+    Ok(Ended::Told(fix))
+}
+
+/// The disks in the order of the machine.
+fn in_order(report: &Metadata) -> Vec<&DiskReport> {
+    let of_machine = report.machines.first().map_or(&[][..], |machine| &machine.disks);
+    let place = |disk: &DiskReport| of_machine.iter().position(|one| one.file == disk.file).unwrap_or(usize::MAX);
+    let mut disks: Vec<&DiskReport> = report.disks.iter().collect();
+    disks.sort_by_key(|disk| place(disk));
+    disks
+}
+
+fn job(report: &Metadata, disks: usize, names: GuestNames) -> Job {
+    let cards = report.machines.first().map_or(&[][..], |machine| &machine.cards);
+    Job {
+        version: protocol::VERSION,
+        disks: (0..disks).map(|n| JobDisk { serial: serial(n) }).collect(),
+        guest_names: match names {
+            GuestNames::Keep => protocol::GuestNames::Keep,
+            GuestNames::Leave => protocol::GuestNames::Leave,
+        },
+        cards: cards.iter().map(|card| protocol::Card { mac: card.mac.clone() }).collect(),
+        limits: Limits::default(),
+    }
+}
+
+/// Writes what became of the guest into the report, and gives its machine the devices that follow.
+fn note(report: &mut Metadata, fix: &GuestFix, failure: Option<Failure>, duration_ms: u64) {
+    let before = report.guest.clone().unwrap_or_default();
+    let mut after = before.clone();
+    after.take_fix(fix);
+    if let Some(failure) = &failure {
+        report.warnings.push(format!("the guest was not fixed: {failure}"));
+    }
+    after.fix = Some(FixReport {
+        engine: "native".to_owned(),
+        engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+        outcome: fix.outcome,
+        reason: failure.as_ref().map(|failure| failure.reason),
+        message: failure.map(|failure| failure.message),
+        changes: fix.changes.clone(),
+        left: fix.left.clone(),
+        bus: Default::default(),
+        nic: Default::default(),
+        duration_ms,
+    });
+    if let [machine] = &mut report.machines[..] {
+        choose_devices(machine, &before, &after);
+    }
+    if let (Some(told), Some(machine)) = (&mut after.fix, report.machines.first()) {
+        told.bus = machine.disks.first().map(|disk| disk.bus).unwrap_or_default();
+        told.nic = machine.cards.first().map(|card| card.device).unwrap_or_default();
+    }
+    report.guest = Some(after.bounded());
+}
+
+/// Chooses the devices anew, and replaces the doubts that belonged to the guest as it was.
+fn choose_devices(machine: &mut Machine, before: &GuestReport, after: &GuestReport) {
+    let told = |guest: &GuestReport| {
+        let mut machine = Machine { doubts: Vec::new(), ..machine.clone() };
+        decide(&mut machine, guest.drivers());
+        for sentence in guest.sentences() {
+            machine.doubt(sentence);
+        }
+        machine.bounded()
+    };
+    let (stale, fresh) = (told(before).doubts, told(after));
+    let kept: Vec<String> = machine.doubts.iter().filter(|doubt| !stale.contains(doubt)).cloned().collect();
+    let doubts = kept.into_iter().chain(fresh.doubts.iter().cloned()).collect();
+    *machine = Machine { doubts, ..fresh }.bounded();
+}
+
+#[cfg(test)]
+mod tests;

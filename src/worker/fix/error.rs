@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why the appliance did not do its work. The disks are as they were.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+use crate::appliance::protocol;
+use crate::conversion::{Failure, Reason, Stage, chain};
+
+/// A fix that was not made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FixError {
+    #[error("{} is not there: build the appliance by `hyper2kvm appliance build`, or name its directory", .0.display())]
+    NoAppliance(PathBuf, #[source] io::Error),
+    #[error("{0} is not installed, or not in the PATH")]
+    NoProgram(&'static str),
+    #[error("the machine has {0} disks, more than the appliance takes")]
+    TooManyDisks(usize),
+    #[error("the job can't be told")]
+    Job(#[from] protocol::JobError),
+    #[error("{0} can't be started")]
+    Start(&'static str, #[source] io::Error),
+    #[error("{program} ended with {status}: {said}")]
+    Program { program: &'static str, status: ExitStatus, said: String },
+    #[error("the work directory can't be used")]
+    Work(#[source] io::Error),
+    #[error("the output volume has no room for what may be changed")]
+    NoRoom,
+    #[error("the appliance said nothing for {0} s")]
+    Silent(u64),
+    #[error("the appliance was not done after {0} s")]
+    Late(u64),
+    #[error("the appliance's answer is not believed")]
+    Answer(#[from] protocol::Error),
+    #[error("the attempt was told to end")]
+    Interrupted,
+}
+
+impl From<FixError> for Failure {
+    fn from(error: FixError) -> Self {
+        let reason = if matches!(error, FixError::Interrupted) { Reason::Disrupted } else { Reason::GuestFixFailed };
+        Self::new(reason, chain(&error)).at_stage(Stage::Fix)
+    }
+}

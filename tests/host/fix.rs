@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `--fix-guest` from outside, with a program in QEMU's place that says and does what an appliance may.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Finds the overlays among QEMU's arguments, and does what the appliance's directory says. A shell is enough: QEMU's
+/// part is to write to the overlays, and to say something on its standard output.
+const QEMU: &str = r##"#!/bin/sh
+export PATH=/usr/bin:/bin:/usr/sbin:/sbin
+overlays=
+while [ $# -gt 0 ]; do
+  case $1 in
+    -kernel) appliance=${2%/vmlinuz} ;;
+    -blockdev) overlays="$overlays $(echo "$2" | grep -o '[^"]*fix.tmp/[0-9]*.qcow2')" ;;
+  esac
+  shift
+done
+echo '{"step":{"name":"start","atMs":1}}'
+write() { for overlay in $overlays; do qemu-io -f qcow2 -c "write -q -P 0x41 1M ${1:-64k}" "$overlay" >&2; done; }
+. "$appliance/does"
+"##;
+
+const FIXED: &str = r#"{"report":{"outcome":"fixed","kernels":[],"left":[],
+"changes":[{"fix":"deviceNames","file":"/etc/fstab","backup":"/etc/fstab.hyper2kvm"}]}}"#;
+const NO_SPACE: &str = r#"{"report":{"outcome":"unfixed","reason":"GuestNoSpace","message":"/boot is full.",
+"kernels":[],"changes":[],"left":[]}}"#;
+
+const APPLIANCE: [&str; 2] = ["--appliance", "appliance"];
+
+struct Bench {
+    place: TempDir,
+}
+
+impl Bench {
+    /// A guest whose fstab names a disk by its place, and an appliance that does this; `None` without mkfs or qemu-io.
+    fn new(does: &str) -> Option<Self> {
+        let bench = Self { place: tempfile::tempdir().unwrap() };
+        let here = bench.place.path();
+        for directory in ["bin", "appliance", "out", "files/etc", "files/boot"] {
+            fs::create_dir_all(here.join(directory)).unwrap();
+        }
+        fs::write(here.join("bin/qemu-system-x86_64"), QEMU).unwrap();
+        fs::set_permissions(here.join("bin/qemu-system-x86_64"), fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["vmlinuz", "initrd"] {
+            fs::write(here.join("appliance").join(name), "x").unwrap();
+        }
+        bench.appliance_does(does);
+        fs::write(here.join("files/etc/os-release"), "ID=debian\nPRETTY_NAME=\"Debian 12\"\n").unwrap();
+        fs::write(here.join("files/etc/fstab"), "/dev/sda1 / ext4 defaults 0 1\n").unwrap();
+        fs::write(here.join("files/boot/vmlinuz-6.1.0"), "MZ").unwrap();
+        bench.disk("vm.raw", true).then_some(bench)
+    }
+
+    fn appliance_does(&self, does: &str) {
+        fs::write(self.place.path().join("appliance/does"), does).unwrap();
+    }
+
+    /// A disk with the guest's files, or with none.
+    fn disk(&self, name: &str, is_guest: bool) -> bool {
+        let here = self.place.path();
+        let image = here.join(name);
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        let files = here.join(if is_guest { "files" } else { "out" });
+        let made =
+            Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(files).arg(&image).env("PATH", path(here)).status();
+        let has = made.is_ok_and(|made| made.success()) && Command::new("qemu-io").arg("--version").output().is_ok();
+        if !has {
+            println!(
+                "LEFT OUT: fixes of guests: mkfs.ext4 or qemu-io is not installed (Debian: e2fsprogs, qemu-utils)"
+            );
+        }
+        has
+    }
+
+    fn convert(&self, source: &str, out: &str, more: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+            .args(["convert", "--json", "--output-dir", out, "--guest-limit", "60"])
+            .args(more)
+            .args(if more.iter().any(|word| word.starts_with("--fix-guest")) { &APPLIANCE[..] } else { &[] })
+            .arg(source)
+            .current_dir(self.place.path())
+            .env("PATH", path(self.place.path()))
+            .output()
+            .unwrap()
+    }
+
+    /// Converts it well, and returns the report.
+    fn converted(&self, out: &str, more: &[&str]) -> Value {
+        let output = self.convert("vm.raw", out, more);
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn output(&self, out: &str, name: &str) -> PathBuf {
+        self.place.path().join(out).join(name)
+    }
+}
+
+fn path(place: &Path) -> String {
+    format!("{}:{}:/usr/sbin:/sbin", place.join("bin").display(), std::env::var("PATH").unwrap_or_default())
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What the appliance does where it goes well.
+fn fixes() -> String {
+    format!("write; echo '{}'", FIXED.replace('\n', ""))
+}
+
+/// Whether the guest's bytes are those that the appliance wrote.
+fn is_fixed(disk: &Path, format: &str) -> bool {
+    let read =
+        Command::new("qemu-io").args(["-r", "-f", format, "-c", "read -P 0x41 1M 64k"]).arg(disk).output().unwrap();
+    read.status.success() && !String::from_utf8_lossy(&read.stdout).contains("failed")
+}
+
+#[test]
+fn a_fixed_guest_is_published_fixed_in_every_format_and_gets_virtio() {
+    let Some(bench) = Bench::new(&fixes()) else { return };
+    for (out, format, more) in [
+        ("a", "qcow2", &[][..]),
+        ("b", "raw", &["--format", "raw"]),
+        ("c", "vdi", &["--format", "vdi"]),
+        ("d", "qcow2", &["--compress=zstd", "--verify", "full", "--checksum"]),
+    ] {
+        let told = bench.converted(out, &[&["--fix-guest=require", "--emit", "libvirt"], more].concat());
+        let disk = bench.output(out, &format!("vm.{format}"));
+        assert!(is_fixed(&disk, format), "{format}: {told:#}");
+        let guest = &told["guest"];
+        assert_eq!((&guest["outcome"], &guest["bus"]), (&"fixed".into(), &"virtio".into()), "{told:#}");
+        assert_eq!(guest["changes"][0]["backup"], "/etc/fstab.hyper2kvm");
+        assert_eq!(told["machines"][0]["disks"][0]["bus"], "virtio");
+        let names: Vec<_> =
+            fs::read_dir(disk.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        if format != "raw" {
+            let check = Command::new("qemu-img").args(["check", "-f", format]).arg(&disk).output().unwrap();
+            assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_is_not_fixed_is_published_as_it_was_converted_or_not_at_all() {
+    let no_space = format!("write; echo '{}'", NO_SPACE.replace('\n', ""));
+    let Some(bench) = Bench::new(&no_space) else { return };
+    let plain = bench.converted("plain", &["--checksum"]);
+    for (n, (does, reason, code)) in [
+        (no_space.as_str(), "GuestNoSpace", 10),
+        ("write; echo '{\"report\":{\"outcome\":\"fixed\"}}'", "GuestFixFailed", 12),
+        ("write; echo nonsense", "GuestFixFailed", 12),
+        ("write; exit 0", "GuestFixFailed", 12),
+        (&format!("{}; exit 1", fixes()), "GuestFixFailed", 12),
+        (&format!("{}; kill -9 $$", fixes()), "GuestFixFailed", 12),
+        ("write; yes '{\"step\":{\"name\":\"plan\",\"atMs\":1}}'", "GuestFixFailed", 12),
+        ("echo x > /tmp/hyper2kvm-escaped && echo x > \"$appliance/x\"; echo nonsense", "GuestFixFailed", 12),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        bench.appliance_does(does);
+        let out = format!("out{n}");
+        let told = bench.converted(&out, &["--fix-guest", "--checksum", "--emit", "libvirt"]);
+        assert_eq!(
+            (&told["guest"]["outcome"], &told["guest"]["reason"]),
+            (&"unfixed".into(), &reason.into()),
+            "{does}"
+        );
+        assert_eq!(told["disks"][0]["sha256"], plain["disks"][0]["sha256"], "{does}");
+        assert_eq!((&told["guest"]["bus"], &told["guest"]["nic"]), (&"sata".into(), &"e1000e".into()));
+        let xml = fs::read_to_string(bench.output(&out, "vm.xml")).unwrap();
+        assert!(xml.contains("Doubt: the guest was not fixed: "), "{xml}");
+        assert!(told["warnings"][0].as_str().unwrap().starts_with(&format!("the guest was not fixed: {reason}: ")));
+
+        let output = bench.convert("vm.raw", &format!("require{n}"), &["--fix-guest=require"]);
+        assert_eq!(output.status.code(), Some(code), "{does}: {}", said(&output));
+        assert!(said(&output).contains(reason) && !bench.output(&format!("require{n}"), "vm.qcow2").exists());
+    }
+    assert!(!Path::new("/tmp/hyper2kvm-escaped").exists() && !bench.place.path().join("appliance/x").exists());
+}
+
+#[test]
+fn no_appliance_starts_where_it_is_known_that_none_is_needed() {
+    let Some(bench) = Bench::new("echo nonsense") else { return };
+    bench.disk("data.raw", false);
+    let told = bench.convert("data.raw", "out", &["--fix-guest=require"]);
+    assert!(told.status.success(), "{}", said(&told));
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["guest"]["outcome"], "notAGuest");
+    // What is asked for and is not there is told with the one thing to do.
+    fs::remove_dir_all(bench.place.path().join("appliance")).unwrap();
+    let output = bench.convert("vm.raw", "out", &["--fix-guest=require"]);
+    assert_eq!(output.status.code(), Some(12), "{}", said(&output));
+    assert!(said(&output).contains("build the appliance by `hyper2kvm appliance build`"), "{}", said(&output));
+    let output = bench.convert("vm.raw", "out", &["--guest-names", "leave"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+}
+
+/// A worker's attempt at the bench's disk, in the work directory `work`.
+fn worker(bench: &Bench) -> Command {
+    let here = bench.place.path();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"));
+    command
+        .arg("worker")
+        .env("PATH", path(here))
+        .env("HYPER2KVM_CLAIM", here.join("claim"))
+        .env("HYPER2KVM_WORK", here.join("work"))
+        .env("HYPER2KVM_FOLDER", "pod")
+        .env("HYPER2KVM_OPTIONS", r#"{"outFormat":"qcow2","guest":{"fix":"require"}}"#)
+        .env("HYPER2KVM_ATTEMPT", "1")
+        .env("HYPER2KVM_APPLIANCE", here.join("appliance"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn claim(bench: &Bench) {
+    let here = bench.place.path();
+    for directory in ["claim", "work"] {
+        fs::create_dir(here.join(directory)).unwrap();
+    }
+    let member = here.join("claim/vm.raw");
+    fs::copy(here.join("vm.raw"), &member).unwrap();
+    let stat = fs::metadata(&member).unwrap();
+    let mtime = i128::from(stat.mtime()) * 1_000_000_000 + i128::from(stat.mtime_nsec());
+    let claim = json!({
+        "contractVersion": 2, "id": "vm-0badcafe", "primary": "vm.raw", "claimedAt": "2026-01-17T09:45:00Z",
+        "date": "2026-01-17",
+        "members": [{"name": "vm.raw", "sizeBytes": stat.len(), "mtimeNs": mtime, "inode": stat.ino()}],
+    });
+    fs::write(here.join("claim/claim.json"), claim.to_string()).unwrap();
+}
+
+#[test]
+fn a_worker_goes_on_behind_a_fix_and_never_fixes_twice() {
+    let counted = format!("{}; echo >&2", fixes());
+    let Some(bench) = Bench::new(&counted) else { return };
+    claim(&bench);
+    let died = worker(&bench).env("HYPER2KVM_TEST_DIE", "fixed.json").output().unwrap();
+    assert!(died.status.code().is_none(), "{}", said(&died));
+    let folder = bench.place.path().join("work/pod");
+    assert!(folder.join("fixed.json").exists() && folder.join("copied.json").exists());
+    // The appliance would fail now.
+    bench.appliance_does("echo nonsense");
+    let output = worker(&bench).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(is_fixed(&folder.join("vm.qcow2"), "qcow2"));
+    let told: Value = serde_json::from_slice(&fs::read(folder.join("metadata.json")).unwrap()).unwrap();
+    assert_eq!(told["guest"]["outcome"], "fixed");
+}
+
+/// Kills a worker again and again, each time at another moment; whatever it leaves, the disk that is complete in the end
+/// is the fixed one, and a marker never stands beside a disk between.
+#[test]
+fn kills_leave_the_disk_converted_or_fixed_and_never_between() {
+    let kills: u64 = std::env::var("HYPER2KVM_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let whole = format!("write 4M; echo '{}'", FIXED.replace('\n', ""));
+    let Some(bench) = Bench::new(&whole) else { return };
+    claim(&bench);
+    let folder = bench.place.path().join("work/pod");
+    let begun = std::time::Instant::now();
+    let output = worker(&bench).output().unwrap();
+    let takes = begun.elapsed();
+    assert!(output.status.success(), "{}", said(&output));
+    let expected = guest_bytes(&folder.join("vm.qcow2"));
+    let converted = guest_bytes(&bench.place.path().join("vm.raw"));
+    assert_ne!(expected, converted);
+    for n in 0..kills {
+        fs::remove_dir_all(&folder).unwrap();
+        let mut child = worker(&bench).spawn().unwrap();
+        std::thread::sleep(takes.mul_f64(0.3) + takes.mul_f64(n as f64 / kills as f64));
+        let _ = child.kill();
+        child.wait().unwrap();
+        let has = |name: &str| folder.join(name).exists();
+        if has("copied.json") {
+            let found = guest_bytes(&folder.join("vm.qcow2"));
+            let wanted = if has("fixed.json") { &expected } else { &converted };
+            assert!(found == *wanted, "kill {n}: {:?}", fs::read_dir(&folder).unwrap().collect::<Vec<_>>());
+        }
+        let output = worker(&bench).output().unwrap();
+        assert!(output.status.success(), "kill {n}: {}", said(&output));
+        assert!(guest_bytes(&folder.join("vm.qcow2")) == expected, "kill {n}");
+        assert!(!has("fix.tmp"));
+    }
+}
+
+/// The guest's disk as bytes.
+fn guest_bytes(disk: &Path) -> Vec<u8> {
+    let format = disk.extension().unwrap().to_str().unwrap();
+    let place = TempDir::new().unwrap();
+    let raw = place.path().join("raw");
+    let done =
+        Command::new("qemu-img").args(["convert", "-f", format, "-O", "raw"]).arg(disk).arg(&raw).output().unwrap();
+    assert!(done.status.success(), "{}", said(&done));
+    fs::read(raw).unwrap()
+}
+
+#[test]
+fn an_interrupted_fix_ends_its_qemu_and_leaves_nothing() {
+    let Some(bench) = Bench::new("echo $$ > /dev/null; exec sleep 600") else { return };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+        .args(["convert", "--output-dir", "out", "--appliance", "appliance", "--fix-guest=require", "vm.raw"])
+        .current_dir(bench.place.path())
+        .env("PATH", path(bench.place.path()))
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mark = bench.place.path().display().to_string();
+    let started = std::time::Instant::now();
+    let is_fixing = || {
+        let scratch = fs::read_dir(bench.place.path().join("out")).unwrap().flatten();
+        scratch.into_iter().any(|entry| entry.path().join("fix.tmp/initrd").exists())
+    };
+    while !is_fixing() {
+        assert!(started.elapsed() < Duration::from_secs(60), "{mark}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(fs::read_dir(bench.place.path().join("out")).unwrap().count(), 0);
+}
