@@ -131,6 +131,7 @@ pub fn limits(conversion: &ConversionJob, settings: &MachineSettings) -> Result<
 fn metadata(conversion: &ConversionJob, plan: &Plan, machine: Machine) -> Metadata {
     let disks = plan.disks.iter().map(|disk| DiskReport {
         file: disk.file.clone(),
+        target: None,
         format: OutputFormat::Raw,
         virtual_size_bytes: disk.virtual_size_bytes,
         allocated_bytes: 0,
@@ -152,8 +153,8 @@ fn metadata(conversion: &ConversionJob, plan: &Plan, machine: Machine) -> Metada
         },
         disks: disks.collect(),
         hardware: None,
-        machines: vec![machine],
         guest: None,
+        machines: vec![machine],
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,

@@ -8,6 +8,7 @@ use super::failure::{Failure, Stage};
 use super::guest::report::GuestReport;
 use super::machine::Machine;
 use super::options::OutputFormat;
+use super::target::DiskTarget;
 
 /// Content of metadata.json, the last file written into a work directory: it makes the directory complete. A
 /// directory without it is waste.
@@ -70,11 +71,14 @@ pub struct SourceReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskReport {
-    /// Base name of the output file.
+    /// Base name of the output file; of a disk in a target only its name.
     pub file: String,
+    /// The target that it lies in; absent where it is a file beside this report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<DiskTarget>,
     pub format: OutputFormat,
     pub virtual_size_bytes: u64,
-    /// Bytes that the output file occupies.
+    /// Bytes that the output file occupies; on a device those that were written.
     pub allocated_bytes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,

@@ -214,7 +214,13 @@ fn read(dir: impl AsFd, path: &Path, id: Option<&ConversionId>) -> Result<(Metad
     for name in &metadata.side_files {
         store::open_untrusted(dir.as_fd(), path, name).map_err(|e| chain(&e))?;
     }
-    for disk in &mut metadata.disks {
+    for disk in &metadata.disks {
+        if disk.target.is_some() {
+            // It lies elsewhere: a file of its name is none of the result.
+            named.remove(&disk.file);
+        }
+    }
+    for disk in metadata.disks.iter_mut().filter(|disk| disk.target.is_none()) {
         let file = store::open_untrusted(dir.as_fd(), path, &disk.file).map_err(|e| chain(&e))?;
         let found = file.metadata().map_err(|e| format!("{}: {e}", disk.file))?;
         // st_blocks counts 512 bytes each, whatever the file system's block (stat(2)).
@@ -231,6 +237,7 @@ fn clamp(metadata: &mut Metadata) {
     metadata.source.size_bytes = metadata.source.size_bytes.min(MAX);
     for disk in &mut metadata.disks {
         disk.virtual_size_bytes = disk.virtual_size_bytes.min(MAX);
+        disk.allocated_bytes = disk.allocated_bytes.min(MAX);
         disk.sha256 = disk.sha256.take().filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
     }
     metadata.machines.truncate(MAX_MACHINES);

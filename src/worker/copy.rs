@@ -354,6 +354,7 @@ fn copy_disk(
     })?;
     Ok(DiskReport {
         file: name,
+        target: None,
         format: options.format,
         virtual_size_bytes: image.virtual_size(),
         allocated_bytes: copied.allocated,

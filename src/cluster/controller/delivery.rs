@@ -11,7 +11,7 @@ mod size;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::ResourceExt;
 
 use super::context::Context;
@@ -69,6 +69,17 @@ fn target(conversion: &ConversionJob, queue: &HyperConversion) -> Option<TargetS
         return None;
     }
     conversion.spec.target.clone().unwrap_or_default().over(queue.spec.target.as_ref())
+}
+
+/// What a condition says already.
+fn said(conditions: &[Condition], kind: ConditionType) -> Option<ConditionState> {
+    let said = condition(conditions, kind)?;
+    let status = match said.status.as_str() {
+        "True" => "True",
+        "False" => "False",
+        _ => "Unknown",
+    };
+    Some(ConditionState::new(status, said.reason.clone(), said.message.clone()))
 }
 
 /// Where the steps of a delivery ended for now.
@@ -299,7 +310,9 @@ impl<'a> Delivery<'a> {
         let mut changed = self.conversion.clone();
         change(changed.status.get_or_insert_default());
         let state = changed.status.clone().unwrap_or_default().state;
-        let mut wanted = status::revised(&changed, state, None, None, now);
+        // Whether it may start is said by whoever lets it.
+        let admitted = changed.status.as_ref().and_then(|status| said(&status.conditions, ConditionType::Admitted));
+        let mut wanted = status::revised(&changed, state, admitted, None, now);
         say(&mut wanted, self.conversion.metadata.generation, now);
         if let Some(written) = recording::write(&self.conversion, &wanted, self.context).await? {
             self.conversion = written;

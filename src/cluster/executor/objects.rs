@@ -139,7 +139,8 @@ pub(super) fn published(row: &ConversionRow, output_dir: &Path) -> Option<String
 /// The published disks, as the status lists them.
 pub(super) fn outputs(directory: Option<String>, metadata: Option<&Metadata>) -> Value {
     let (Some(directory), Some(metadata)) = (directory, metadata) else { return Value::Null };
-    let disks = metadata.disks.iter().map(|disk| {
+    let files = metadata.disks.iter().filter(|disk| disk.target.is_none());
+    let disks = files.map(|disk| {
         json!({
             "path": format!("{directory}/{}", disk.file),
             "format": disk.format,

@@ -15,6 +15,7 @@ const GIB: u64 = 1 << 30;
 pub(super) fn metadata(machines: Vec<Machine>, disks: &[(&str, OutputFormat)]) -> Metadata {
     let disk = |(file, format): &(&str, OutputFormat)| DiskReport {
         file: (*file).to_owned(),
+        target: None,
         format: *format,
         virtual_size_bytes: GIB + 1,
         allocated_bytes: 1 << 20,

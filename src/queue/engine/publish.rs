@@ -89,6 +89,10 @@ impl<E: Executor> Engine<E> {
 
     /// The files of platforms for disks that lie at `target`.
     fn emitted(&self, row: &ConversionRow, metadata: &Metadata, target: &Path) -> Vec<Emitted> {
+        if metadata.disks.iter().any(|disk| disk.target.is_some()) {
+            // They would name files that are not there; a claim's machine is made of its conversion.
+            return Vec::new();
+        }
         let options = &self.settings.options;
         let wanted = row.claim.emit.as_ref().unwrap_or(&options.emit);
         emit::files(metadata, wanted, &options.domain, &target.to_string_lossy(), emit::Names::Alone)

@@ -84,6 +84,25 @@ fn what_the_worker_says_is_clamped_and_what_it_occupies_is_measured() {
 }
 
 #[test]
+fn a_disk_in_a_target_is_no_file_of_the_result() {
+    let attempted = attempted();
+    let mut report = metadata(attempted.claim.id.as_str(), &["vm-disk0.qcow2", "vm-disk1.qcow2"]);
+    report["disks"][0]["target"] = json!({"path": "/dev/hyper2kvm-target-0"});
+    report["disks"][1]["target"] = json!({"directory": "/targets/1"});
+    for disk in ["vm-disk0.qcow2", "vm-disk1.qcow2"] {
+        fs::remove_file(attempted.folder.join(disk)).unwrap();
+    }
+    attempted.write(&report);
+    let finished = attempted.finished();
+    assert_eq!((finished.named.len(), finished.metadata.disks.len()), (0, 2));
+    assert_eq!(finished.metadata.disks[0].allocated_bytes, i64::MAX as u64);
+    // Without the word it would be one that is missing.
+    report["disks"][1].as_object_mut().unwrap().remove("target");
+    attempted.write(&report);
+    assert!(attempted.refusal().contains("vm-disk1.qcow2"));
+}
+
+#[test]
 fn metadata_that_names_what_is_no_output_is_refused() {
     let attempted = attempted();
     let id = attempted.claim.id.as_str();

@@ -107,7 +107,16 @@ pub(super) async fn get(access: &Access, conversion: &str, directory: &Path, pri
     let found =
         access.conversions().get(conversion).await.map_err(|error| access.about_conversion(conversion, error))?;
     let queue = &found.spec.queue_ref.name;
-    let outputs = found.status.map(|status| status.outputs).unwrap_or_default();
+    let status = found.status.unwrap_or_default();
+    if status.is_complete() {
+        let claims: Vec<_> = status.volumes.iter().map(|volume| volume.claim_name.as_str()).collect();
+        return Err(format!(
+            "the disks of {conversion} are on claims, not in files: {}; mount them in a pod of yours to copy them",
+            claims.join(", ")
+        )
+        .into());
+    }
+    let outputs = status.outputs;
     if outputs.is_empty() {
         return Err(format!(
             "{conversion} has no disks (yet); `kubectl -n {} get hcj {conversion} -o wide` shows how it stands",

@@ -165,7 +165,8 @@ impl Delivery<'_> {
             // There since the look: ours, of a call whose answer was lost, or somebody else's.
             Err(error) if error.is_conflict() => {
                 self.look_again(n, look).await?;
-                Ok(None)
+                // A quota that was counted at the same moment is a conflict, too.
+                Ok((look.claims[n].0 == Claim::Absent).then_some(Progress::Wait(SOON)))
             }
             Err(error) => match error.refused() {
                 Some(words) => {

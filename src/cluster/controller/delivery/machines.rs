@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::claims::numbered;
 use super::next::Machine;
-use super::{Delivery, Look, Progress};
+use super::{Delivery, Look, Progress, SOON};
 use crate::cluster::api::{ConditionState, ConditionType, MachineState, set_condition};
 use crate::cluster::controller::error::Error;
 use crate::cluster::machine::{self, MAX_MACHINE_NAME, wanted_name};
@@ -97,10 +97,7 @@ impl Delivery<'_> {
                 .await?;
                 Ok(None)
             }
-            Posted::Taken => {
-                (look.machine, look.unknown) = self.find_machine().await?;
-                Ok(None)
-            }
+            Posted::Taken => self.look_at_machine(look).await,
             Posted::Refused(failure) => self.hold(ConditionType::MachineCreated, failure).await.map(Some),
         }
     }
@@ -111,12 +108,16 @@ impl Delivery<'_> {
                 look.machine = Machine::Ours { uid };
                 Ok(None)
             }
-            Posted::Taken => {
-                (look.machine, look.unknown) = self.find_machine().await?;
-                Ok(None)
-            }
+            Posted::Taken => self.look_at_machine(look).await,
             Posted::Refused(failure) => self.hold(ConditionType::MachineCreated, failure).await.map(Some),
         }
+    }
+
+    /// Looks at what has the machine's name since the last look.
+    async fn look_at_machine(&self, look: &mut Look) -> Result<Option<Progress>, Error> {
+        (look.machine, look.unknown) = self.find_machine().await?;
+        // A quota that was counted at the same moment is a conflict, too.
+        Ok((look.machine == Machine::Absent).then_some(Progress::Wait(SOON)))
     }
 
     /// Creates the machine, with unknown fields refused; as a dry run nothing stays of it.

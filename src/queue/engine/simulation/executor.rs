@@ -350,6 +350,7 @@ fn convert(paths: &Paths, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Op
         },
         disks: vec![DiskReport {
             file: disk_name(claim),
+            target: None,
             format: OutputFormat::Raw,
             virtual_size_bytes,
             allocated_bytes: 0,
