@@ -257,3 +257,49 @@ fn wide_debians_boot_from_their_domains() {
         boots("efi", &["broken"]);
     }
 }
+
+/// An appliance made of the guest's own kernel.
+fn appliance(place: &Path) {
+    let tree = cache().join("tree");
+    let one = |below: &str, start: &str| {
+        let found = fs::read_dir(tree.join(below)).unwrap().map(|entry| entry.unwrap().path());
+        let named = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(start);
+        found.into_iter().find(named).unwrap()
+    };
+    let made = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+        .args(["appliance", "build", "--output", "appliance", "--init", env!("CARGO_BIN_EXE_hyper2kvm-appliance")])
+        .arg("--kernel")
+        .arg(one("boot", "vmlinuz-"))
+        .arg("--modules")
+        .arg(one("lib/modules", ""))
+        .current_dir(place)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn a_debian_without_virtio_is_fixed_and_boots_from_virtio() {
+    let place = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(_) = guest(place.path(), &["bios", "data", "broken"]) else { return };
+    fs::create_dir(place.path().join("appliance")).unwrap();
+    appliance(place.path());
+    fs::write(place.path().join("web.ovf"), OVF).unwrap();
+    let report = convert(place.path(), "web.ovf", &["--fix-guest=require", "--appliance", "appliance"]);
+    let guest = &report["guest"];
+    assert_eq!(
+        (&guest["outcome"], &guest["bus"], &guest["nic"]),
+        (&"fixed".into(), &"virtio".into(), &"virtio".into())
+    );
+    assert_eq!(
+        (&guest["kernels"][0]["virtioBefore"], &guest["kernels"][0]["virtioAfter"]),
+        (&"no".into(), &"yes".into())
+    );
+    println!("fixed in {} ms", guest["durationMs"]);
+    let xml = fs::read_to_string(place.path().join("out/web.xml")).unwrap();
+    let console = boot(&xml, place.path(), BOOT);
+    let told = told(&console);
+    assert!(told.iter().any(|line| line == "root /dev/vda1 data /dev/vdb1"), "{told:?}\n{}", tail(&console));
+    assert!(told.iter().any(|line| line == "end"), "{}", tail(&console));
+    assert!(told.iter().any(|line| line.starts_with("card virtio_net ")), "{told:?}");
+}
