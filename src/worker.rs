@@ -15,6 +15,8 @@ pub mod marker;
 pub mod names;
 pub mod output;
 pub mod place;
+mod planning;
 pub mod progress;
 pub mod scratch;
 pub mod steps;
+pub mod target;

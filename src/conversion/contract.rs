@@ -75,6 +75,10 @@ pub const PART: &str = ".part";
 /// Endings of uploads that are under way, in lower case.
 pub const UNFINISHED: [&str; 4] = [PART, ".tmp", ".filepart", ".crdownload"];
 
+/// Values of [`variable::STEP`].
+pub const STEP_PLAN: &str = "plan";
+pub const STEP_CONVERT: &str = "convert";
+
 /// Environment variables that a worker is started with: a command line would show paths to `pgrep -f`.
 pub mod variable {
     /// Directory of claim.json and the members.
@@ -87,7 +91,7 @@ pub mod variable {
     pub const OPTIONS: &str = "HYPER2KVM_OPTIONS";
     /// Number of the attempt.
     pub const ATTEMPT: &str = "HYPER2KVM_ATTEMPT";
-    /// Which step to do: `plan` or `convert`; absent: `convert`.
+    /// Which step to do: [`STEP_PLAN`](super::STEP_PLAN) or [`STEP_CONVERT`](super::STEP_CONVERT); absent: the latter.
     pub const STEP: &str = "HYPER2KVM_STEP";
     /// JSON of the [targets](crate::conversion::target) that the disks go into; absent: they are files in the folder.
     pub const TARGETS: &str = "HYPER2KVM_TARGETS";

@@ -16,11 +16,11 @@ mod source_digests;
 mod stages;
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
 use self::options::{CopyOptions, MAX_THREADS, available_threads};
 use super::control::CopyControl;
-use super::image::Reader;
+use super::device::{self, Medium};
 use super::writer::output::Output;
 use super::{Error, Image};
 use crate::conversion::OutputFormat;
@@ -28,18 +28,21 @@ use crate::conversion::OutputFormat;
 /// A copy that is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
-    /// Length of the file in bytes.
+    /// Length of the file or device in bytes.
     pub file_size: u64,
-    /// Bytes that the file takes on its volume.
+    /// Bytes that the file takes on its volume; of a device those that were written.
     pub allocated: u64,
+    /// Bytes of zeros that were written because the device can't zero a range by itself.
+    pub written_zeros: u64,
 }
 
-/// Copies `image` into `file`, which is empty and open for reading and writing; errors call it `name`. The file is
-/// durable when this returns, but not yet verified ([`verify`](super::verify())). After an error its content is
-/// worthless.
+/// Copies `image` into `file`, which is open for reading and writing, and empty unless it is a device; errors call it
+/// `name`. All is durable when this returns, but not yet verified ([`verify`](super::verify())). After an error its
+/// content is worthless, and no disk is found on a device.
 ///
 /// # Errors
-/// The errors of the source's reader, with the place; `OutputIO`, `OutputFull`, `OutputWouldProbe`;
+/// The errors of the source's reader, with the place; `OutputIO`, `OutputFull`, `OutputWouldProbe`; `TargetTooSmall`
+/// before the first byte is written;
 /// `ManifestMismatch` where a digest differs; `Cancelled` once `control` says so; `Internal` where the image's map
 /// has gaps or overlaps.
 pub fn copy(
@@ -49,9 +52,10 @@ pub fn copy(
     options: &CopyOptions,
     control: &CopyControl,
 ) -> Result<Copied, Error> {
-    // A VDI's map lies before its data, and the map's length follows from the size.
-    if let (Reader::Packed(packed), OutputFormat::Vdi) = (&image.reader, options.format) {
-        packed.measure(control)?;
+    // A VDI's map lies before its data, and the map's length follows from the size. A device must be large enough.
+    let is_size_needed = options.format == OutputFormat::Vdi || matches!(options.medium, Medium::Device(_));
+    if is_size_needed {
+        image.measure(control)?;
     }
     control.expect(image.work());
     let output = Output::new(file, name, control, !options.buffered);
@@ -60,8 +64,14 @@ pub fn copy(
     // The passes that follow read the file through the page cache.
     output.buffered()?;
     let metadata = file.metadata().map_err(|e| Error::writing(name, 0, e))?;
-    // The unit of `blocks` is 512 bytes, whatever the block size (stat(2)).
-    Ok(Copied { file_size: metadata.len(), allocated: metadata.blocks() * 512 })
+    let file_size = device::len(file).map_err(|e| Error::writing(name, 0, e))?;
+    let allocated = if metadata.file_type().is_block_device() {
+        output.written()
+    } else {
+        // The unit of `blocks` is 512 bytes, whatever the block size (stat(2)).
+        metadata.blocks() * 512
+    };
+    Ok(Copied { file_size, allocated, written_zeros: output.written_zeros() })
 }
 
 #[cfg(test)]

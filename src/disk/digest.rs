@@ -7,21 +7,28 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Advice, fadvise};
 use sha2::{Digest, Sha256};
 
-use super::Error;
 use super::control::CopyControl;
-use crate::conversion::hex;
+use super::{Error, device};
+use crate::conversion::{OutputFormat, hex};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// SHA-256 of a whole output file that errors call `name`, in hexadecimal. Progress goes through the `size` bytes of its
-/// guest's disk.
+/// SHA-256 of a whole output file that errors call `name`, in hexadecimal; of a raw disk that of its own bytes, without
+/// the zeros that follow in a longer file or device. Progress goes through the `size` bytes of its guest's disk.
 ///
 /// # Errors
 /// `OutputIO`, `Cancelled`.
-pub fn digest(file: &File, name: &str, size: u64, control: &CopyControl) -> Result<String, Error> {
+pub fn digest(
+    file: &File,
+    name: &str,
+    format: OutputFormat,
+    size: u64,
+    control: &CopyControl,
+) -> Result<String, Error> {
     control.expect(size);
-    let len = file.metadata().map_err(|e| Error::writing(name, 0, e))?.len();
+    let len = device::len(file).map_err(|e| Error::writing(name, 0, e))?;
+    let len = if format == OutputFormat::Raw { len.min(size) } else { len };
     let guest = |at: u64| {
         u64::try_from(u128::from(size) * u128::from(at) / u128::from(len)).expect("no more than the disk's size")
     };

@@ -8,6 +8,7 @@ use super::control::CopyControl;
 use super::replay::{GuestBytes, replay};
 use super::{Error, Extent, Image, Location, Reader};
 use crate::conversion::machine::Firmware;
+use crate::conversion::plan::PartitionTable;
 
 /// Bytes of LBA 0–33: the MBR, the GPT's header and its 128 entries.
 const LENGTH: usize = 34 * 512;
@@ -60,6 +61,20 @@ impl FirstSectors {
 /// # Errors
 /// The reader's.
 pub fn look(image: &Image) -> Result<FirstSectors, Error> {
+    Ok(read_sectors(&sectors(image)?))
+}
+
+/// The kind of a guest's partition table; `None` where there is none.
+///
+/// # Errors
+/// The reader's.
+pub fn table(image: &Image) -> Result<Option<PartitionTable>, Error> {
+    let sectors = sectors(image)?;
+    let is_mbr = sectors[SIGNATURE] == [0x55, 0xaa] && read_entries(&sectors).any(|entry| entry[4] != 0);
+    Ok(gpt(&sectors).map(|_| PartitionTable::Gpt).or(is_mbr.then_some(PartitionTable::Mbr)))
+}
+
+fn sectors(image: &Image) -> Result<Vec<u8>, Error> {
     let mut sectors = vec![0; LENGTH];
     replay(&head(image)?, &CopyControl::default(), |at, found| {
         if let (GuestBytes::Data(bytes), Some(rest)) =
@@ -70,7 +85,12 @@ pub fn look(image: &Image) -> Result<FirstSectors, Error> {
         }
         Ok(())
     })?;
-    Ok(read_sectors(&sectors))
+    Ok(sectors)
+}
+
+/// The entries of an MBR's table.
+fn read_entries(sectors: &[u8]) -> impl Iterator<Item = &[u8]> {
+    (0..4).map(|n| &sectors[TABLE + 16 * n..TABLE + 16 * (n + 1)])
 }
 
 /// The extents of `image` that begin among the first sectors.
@@ -96,7 +116,7 @@ fn read_sectors(sectors: &[u8]) -> FirstSectors {
         return FirstSectors::default();
     }
     let code = &sectors[CODE];
-    let entries = || (0..4).map(|n| &sectors[TABLE + 16 * n..TABLE + 16 * (n + 1)]);
+    let entries = || read_entries(sectors);
     let has_code = code.iter().any(|&byte| byte != 0);
     let is_active = entries().any(|entry| entry[0] == 0x80 && entry[4] != 0xee);
     let has_partition = entries().any(|entry| entry[4] != 0);

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::control::CopyControl;
 use super::extent::{Extents, MAX_COMPRESSED};
 use super::holes::without_holes;
 use super::packed::PackedRaw;
@@ -109,6 +110,17 @@ impl Image {
             Reader::Packed(packed) => packed.size(),
             _ => Some(self.virtual_size()),
         }
+    }
+
+    /// Size of the guest's disk in bytes. Where only a copy finds it out, all of it is unpacked for that.
+    ///
+    /// # Errors
+    /// As unpacking does, `Cancelled`.
+    pub fn measure(&self, control: &CopyControl) -> Result<u64, Error> {
+        if let Reader::Packed(packed) = &self.reader {
+            packed.measure(control)?;
+        }
+        Ok(self.virtual_size())
     }
 
     /// The largest size that the guest's disk may turn out to have, in bytes.

@@ -16,7 +16,7 @@ mod split;
 
 pub use self::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 pub use self::inspection::{DiskInspection, Inspection, MemberInspection, inspect};
-pub use self::open::{open, open_machine};
+pub use self::open::{look_at_machine, open, open_machine};
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ mod qcow2;
 mod vdi;
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use self::qcow2::qcow2;
@@ -12,7 +13,7 @@ use self::vdi::vdi;
 use super::buffer::is_zero;
 use super::control::CopyControl;
 use super::replay::{GuestBytes, replay};
-use super::{Error, Image, Region};
+use super::{Error, Image, Region, device};
 use crate::conversion::{OutputFormat, Reason};
 
 /// Checks the metadata of an output in `file` that errors call `name`: bounds, overlaps, reference counts. With `source`,
@@ -34,7 +35,35 @@ pub fn verify(
         // A raw file has no metadata.
         OutputFormat::Raw => {}
     }
-    source.map_or(Ok(()), |source| same_guest(source, file, name, format, control))
+    let Some(source) = source else { return Ok(()) };
+    same_guest(source, file, name, format, control)?;
+    if format == OutputFormat::Raw {
+        zeros_behind(file, name, source.virtual_size(), control)?;
+    }
+    Ok(())
+}
+
+/// Checks that nothing but zeros follows a raw disk of `size` bytes.
+///
+/// # Errors
+/// `Internal` at the first other byte.
+fn zeros_behind(file: &File, name: &str, size: u64, control: &CopyControl) -> Result<(), Error> {
+    const CHUNK: u64 = 1 << 20;
+    let len = device::len(file).map_err(|e| Error::writing(name, 0, e))?;
+    let mut chunk = vec![0; usize::try_from(CHUNK.min(len.saturating_sub(size))).expect("a MiB at most")];
+    let mut at = size;
+    while at < len {
+        control.check(name)?;
+        let chunk = &mut chunk[..usize::try_from(CHUNK.min(len - at)).expect("a MiB at most")];
+        file.read_exact_at(chunk, at).map_err(|e| Error::writing(name, at, e))?;
+        if let Some(first) = chunk.iter().position(|&byte| byte != 0) {
+            let message = "something else than zeros follows the disk";
+            return Err(Error::refuse(Reason::Internal, name, message).at(at + first as u64));
+        }
+        control.skip(chunk.len() as u64);
+        at += chunk.len() as u64;
+    }
+    Ok(())
 }
 
 /// Compares the guest's disk in `image` with the one in the output, byte by byte.
@@ -49,7 +78,7 @@ fn same_guest(
     control: &CopyControl,
 ) -> Result<(), Error> {
     control.expect(image.virtual_size());
-    let copy = open_output(file, name, format, control)?;
+    let copy = open_output(file, name, format, image.virtual_size(), control)?;
     let differ = |at: u64| Error::refuse(Reason::Internal, name, "differs from its source").at(at);
     if copy.virtual_size() != image.virtual_size() {
         return Err(differ(image.virtual_size()));
@@ -82,13 +111,21 @@ fn same_guest(
     })
 }
 
-/// The output in `file`, that errors call `name`, as an image, by our own reader.
+/// The output in `file`, that errors call `name`, as an image of a guest's disk of `size` bytes, by our own reader. A raw
+/// one may be longer than its disk.
 ///
 /// # Errors
 /// Those of the reader.
-pub fn open_output(file: &File, name: &str, format: OutputFormat, control: &CopyControl) -> Result<Image, Error> {
+pub fn open_output(
+    file: &File,
+    name: &str,
+    format: OutputFormat,
+    size: u64,
+    control: &CopyControl,
+) -> Result<Image, Error> {
     let file = file.try_clone().map_err(|e| Error::writing(name, 0, e))?;
-    let len = file.metadata().map_err(|e| Error::writing(name, 0, e))?.len();
+    let len = device::len(&file).map_err(|e| Error::writing(name, 0, e))?;
+    let len = if format == OutputFormat::Raw { len.min(size) } else { len };
     let region = Region::whole(Arc::new(file), name, len).until(control.cancellation());
     match format {
         OutputFormat::Raw => Image::raw(&region),

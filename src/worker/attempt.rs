@@ -14,7 +14,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,13 +31,18 @@ use super::log::LogTail;
 use super::look::LOOK_TIME;
 use super::marker::{Markers, Step};
 use super::output::write_synced;
+use super::planning;
 use super::progress::{Meter, Ticker};
 use super::steps;
-use crate::conversion::contract::{APPLIANCE_DIR, CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, PROGRESS_FILE, variable};
+use super::target::Targets;
+use crate::conversion::contract::{
+    self, APPLIANCE_DIR, CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, PROGRESS_FILE, variable,
+};
 use crate::conversion::options::GuestFixMode;
+use crate::conversion::target::{self, DiskTarget};
 use crate::conversion::{
-    Attempt, CONTRACT_VERSION, Claim, ConversionOptions, Failure, FailureReport, Metadata, Phase, Reason, Stage,
-    TerminationMessage,
+    Attempt, CONTRACT_VERSION, Claim, Compression, ConversionOptions, Failure, FailureReport, OutputFormat, Phase,
+    Reason, Stage, TerminationMessage, chain,
 };
 use crate::disk::available_threads;
 use crate::files::store::{self, StoreError};
@@ -55,6 +60,10 @@ pub struct AttemptSpec {
     /// JSON of [`ConversionOptions`].
     pub options: ConversionOptions,
     pub attempt: Attempt,
+    /// Whether only a plan is made.
+    pub is_plan: bool,
+    /// Where the disks go; empty: into the folder.
+    pub targets: Vec<DiskTarget>,
     /// File for the short termination message, in a pod.
     pub termination_log: Option<PathBuf>,
     /// Whether a kernel without Landlock is refused.
@@ -80,7 +89,9 @@ enum Sabotage {
 impl AttemptSpec {
     /// What changes the guest, where that is asked for.
     fn programs(&self) -> Option<Programs> {
-        (self.options.guest.fix != GuestFixMode::Off).then(|| Programs::find(&self.appliance))
+        // Disks in targets are no files that a guest can be fixed in.
+        let is_wanted = self.options.guest.fix != GuestFixMode::Off && self.targets.is_empty() && !self.is_plan;
+        is_wanted.then(|| Programs::find(&self.appliance))
     }
 
     /// Reads the variables.
@@ -97,12 +108,20 @@ impl AttemptSpec {
         if folder.contains('/') || folder.starts_with('.') {
             return Err(format!("{}={folder:?} is no plain name", variable::FOLDER));
         }
+        let is_plan = match text(variable::STEP).as_deref() {
+            None | Some(contract::STEP_CONVERT) => false,
+            Some(contract::STEP_PLAN) => true,
+            Some(other) => return Err(format!("{}={other:?} is no step", variable::STEP)),
+        };
+        let targets = text(variable::TARGETS).map(|list| target::read(&list)).transpose();
         Ok(Self {
             claim: required(variable::CLAIM)?.into(),
             work: required(variable::WORK)?.into(),
             folder,
             options: serde_json::from_str(&options).map_err(|e| format!("{}: {e}", variable::OPTIONS))?,
             attempt: Attempt(attempt),
+            is_plan,
+            targets: targets.map_err(|e| format!("{}: {}", variable::TARGETS, chain(&e)))?.unwrap_or_default(),
             termination_log: text(variable::TERMINATION_LOG).map(PathBuf::from),
             require_landlock: text(variable::REQUIRE_LANDLOCK).as_deref() == Some("1"),
             parent: text(variable::PARENT).and_then(|p| p.parse().ok()),
@@ -116,6 +135,18 @@ impl AttemptSpec {
                 None
             },
         })
+    }
+}
+
+impl AttemptSpec {
+    /// The options as they hold for its disks: what goes into a target is raw.
+    fn options_of_disks(&self) -> ConversionOptions {
+        let options = self.options.clone();
+        if self.targets.is_empty() && !self.is_plan {
+            return options;
+        }
+        let (out_format, compress) = (OutputFormat::Raw, Compression::None);
+        ConversionOptions { out_format, compress, compress_level: None, ..options }
     }
 }
 
@@ -140,11 +171,21 @@ fn dies(marker: &str) -> Option<Sabotage> {
 struct Places {
     claim: OwnedFd,
     work: OwnedFd,
+    /// The disks' targets, if they don't become files in the folder; or why they can't be opened.
+    targets: Result<Option<Targets>, Failure>,
     termination_log: Option<File>,
     /// CPUs that the process may use: the quota is in files that can't be read later.
     threads: usize,
     /// What must stay executable, where the guest is to be changed.
     executable: Option<contain::Executable>,
+}
+
+impl Places {
+    /// The directories that the process may write to.
+    fn writable(&self) -> Vec<BorrowedFd<'_>> {
+        let targets = self.targets.iter().flatten().flat_map(Targets::directories);
+        std::iter::once(self.work.as_fd()).chain(targets).collect()
+    }
 }
 
 /// Does one attempt and returns the process' exit code, which `conversion::verdict` reads.
@@ -164,17 +205,7 @@ pub fn run(spec: &AttemptSpec, log: &LogTail) -> u8 {
         Err(error) => Err(Failure::new(Reason::Internal, format!("cannot handle SIGTERM: {error}"))),
     };
     match outcome {
-        Ok(metadata) => {
-            let virtual_bytes: u64 = metadata.disks.iter().map(|d| d.virtual_size_bytes).sum();
-            tracing::info!(
-                disks = metadata.disks.len(),
-                virtual_bytes,
-                ms = metadata.duration_ms,
-                threads = places.threads,
-                "converted"
-            );
-            0
-        }
+        Ok(()) => 0,
         Err(failure) => {
             let failure = if meter.is_interrupted() {
                 Failure::new(Reason::Disrupted, "the attempt was told to end")
@@ -206,13 +237,14 @@ fn prepare(spec: &AttemptSpec) -> Result<Places, Failure> {
     let places = Places {
         claim: open_directory(&spec.claim)?,
         work: open_directory(&spec.work)?,
+        targets: if spec.targets.is_empty() { Ok(None) } else { Targets::open(&spec.targets).map(Some) },
         termination_log: spec.termination_log.as_ref().and_then(|p| File::options().write(true).open(p).ok()),
         threads: available_threads(),
         executable: spec.programs().map(|programs| programs.open()),
     };
     contain::limit_process().map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the process: {e}")))?;
-    let (claim, work) = (places.claim.as_fd(), places.work.as_fd());
-    let enforced = contain::restrict(Some(claim), Some(work), places.executable.as_ref(), spec.require_landlock)?;
+    let (claim, writable) = (places.claim.as_fd(), places.writable());
+    let enforced = contain::restrict(Some(claim), &writable, places.executable.as_ref(), spec.require_landlock)?;
     if enforced == Enforcement::None {
         tracing::warn!("this kernel has no Landlock: the worker is contained by its limits and its user only");
     }
@@ -231,25 +263,33 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
     })
 }
 
-fn attempt(
-    spec: &AttemptSpec,
-    places: &Places,
-    meter: &Arc<Meter>,
-    interrupts: Interrupts,
-) -> Result<Metadata, Failure> {
+fn attempt(spec: &AttemptSpec, places: &Places, meter: &Arc<Meter>, interrupts: Interrupts) -> Result<(), Failure> {
     meter.enter(Stage::Inspect);
+    let targets = places.targets.as_ref().map_err(Clone::clone)?.as_ref();
+    if targets.is_some() && spec.options.guest.fix == GuestFixMode::Require {
+        let message = "a guest can't be made ready for virtio where its disks go into targets";
+        return Err(Failure::new(Reason::GuestUnsupported, message));
+    }
     let claim = read_claim(&spec.claim)?;
     let group = Group::open_claim(&places.claim, &claim)?;
     // All files are open: from here on no path can be read at all.
-    contain::restrict(None, Some(places.work.as_fd()), places.executable.as_ref(), spec.require_landlock)?;
+    contain::restrict(None, &places.writable(), places.executable.as_ref(), spec.require_landlock)?;
     interrupts.watch(meter);
     let progress = Ticker::write_file(Arc::clone(meter), spec.work.join(PROGRESS_FILE));
+    let options = spec.options_of_disks();
+    let stem = options
+        .to_output
+        .as_deref()
+        .map_or(claim.stem(), |name| name.strip_suffix(&format!(".{}", options.out_format)).unwrap_or(name));
+    if spec.is_plan {
+        return planning::plan(&group, stem, &options, &spec.work, meter);
+    }
     let folder = spec.work.join(&spec.folder);
     let dies_after = match spec.sabotage {
         Some(Sabotage::Die(step)) => Some(step),
         _ => None,
     };
-    let markers = Markers::new(&folder, &claim, &spec.options, dies_after);
+    let markers = Markers::new(&folder, &claim, &options, targets, dies_after);
     let done = markers.open(&spec.work)?;
     if let Some((step, _)) = &done {
         tracing::info!(after = step.file(), "goes on with what an earlier attempt left");
@@ -262,11 +302,6 @@ fn attempt(
         }
         Some(Sabotage::Die(_)) | None => {}
     }
-    let stem = spec
-        .options
-        .to_output
-        .as_deref()
-        .map_or(claim.stem(), |name| name.strip_suffix(&format!(".{}", spec.options.out_format)).unwrap_or(name));
     let programs = spec.programs();
     let conversion = Conversion {
         group: &group,
@@ -274,17 +309,25 @@ fn attempt(
         stem,
         id: claim.id.as_str(),
         contract_version: claim.contract_version,
-        options: &spec.options,
+        options: &options,
         ovf_option: None,
         threads: Some(places.threads),
         verify_full: false,
         programs: programs.as_ref(),
         look_time: LOOK_TIME,
+        targets,
         doubtful: claim.members.iter().filter(|m| m.alone.is_some()).map(|m| m.name.clone()).collect(),
     };
     let metadata = steps::attempt(&conversion, meter, &markers, done, &spec.work)?;
     drop(progress);
-    Ok(metadata)
+    tracing::info!(
+        disks = metadata.disks.len(),
+        virtual_bytes = metadata.disks.iter().map(|d| d.virtual_size_bytes).sum::<u64>(),
+        ms = metadata.duration_ms,
+        threads = places.threads,
+        "converted"
+    );
+    Ok(())
 }
 
 fn hang(meter: &Meter) {
@@ -325,6 +368,9 @@ fn leave_failure(spec: &AttemptSpec, places: &Places, failure: &Failure, log: &L
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "cannot remove the partial output");
+    }
+    if let (false, Ok(Some(targets))) = (is_kept, &places.targets) {
+        targets.discard();
     }
     let report = FailureReport {
         contract_version: CONTRACT_VERSION,

@@ -15,12 +15,13 @@
 use std::env;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +32,9 @@ use super::interrupt::Interrupts;
 use super::names::disk_names;
 use super::output::write_synced;
 use super::scratch::Scratch;
+use super::target::{Target, Targets};
 use crate::conversion::contract::{MAX_MARKER_BYTES, variable};
+use crate::conversion::target::DiskTarget;
 use crate::conversion::{Class, Failure, Metadata, OutputFormat, Phase, Reason, Remedy};
 use crate::files::store;
 
@@ -46,6 +49,9 @@ pub struct Child {
     parent: i32,
     /// The only directory that it may write to, if any.
     scratch: Option<PathBuf>,
+    /// Descriptors of the devices that it may write to.
+    #[serde(default)]
+    devices: Vec<i32>,
 }
 
 /// What this process is, as its environment says: a child of [`run_contained`], or `None`.
@@ -54,12 +60,16 @@ pub fn child() -> Option<Child> {
     serde_json::from_str(&env::var(CONTAINED).ok()?).ok()
 }
 
-/// Runs this program again with the same arguments, as a contained child that may write to `scratch` alone, and waits
-/// for its end. What the child prints goes where this process prints.
+/// Runs this program again with the same arguments, as a contained child that may write to `scratch` and `devices`
+/// alone, and waits for its end. What the child prints goes where this process prints.
 ///
 /// # Errors
 /// `Internal` where it can't be started.
-pub fn run_contained(scratch: Option<&Scratch>, interrupts: Option<Interrupts>) -> Result<ExitStatus, Failure> {
+pub fn run_contained(
+    scratch: Option<&Scratch>,
+    devices: &[Target],
+    interrupts: Option<Interrupts>,
+) -> Result<ExitStatus, Failure> {
     let cannot = |e: io::Error| {
         let message = format!("cannot start the contained process that reads the image: {e}");
         Failure::in_phase(Reason::Internal, Phase::Initialization, message).with_remedy(Remedy::RunUncontained)
@@ -67,8 +77,15 @@ pub fn run_contained(scratch: Option<&Scratch>, interrupts: Option<Interrupts>) 
     if let Some(scratch) = scratch {
         scratch.inherit().map_err(cannot)?;
     }
-    let told =
-        Child { parent: getpid().as_raw_nonzero().get(), scratch: scratch.map(|scratch| scratch.path().to_owned()) };
+    let devices = devices.iter().filter_map(|target| target.as_device()).map(|(device, _)| device);
+    for device in devices.clone() {
+        fcntl_setfd(device, FdFlags::empty()).map_err(|e| cannot(e.into()))?;
+    }
+    let told = Child {
+        parent: getpid().as_raw_nonzero().get(),
+        scratch: scratch.map(|scratch| scratch.path().to_owned()),
+        devices: devices.map(AsRawFd::as_raw_fd).collect(),
+    };
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| "hyper2kvm".into());
     let told = serde_json::to_string(&told).expect("a number and a path of ours serialise");
@@ -96,6 +113,8 @@ pub fn died(status: ExitStatus) -> Option<Failure> {
 /// A process that may no longer read but what it has opened.
 #[derive(Debug)]
 pub struct Contained {
+    /// The devices that it writes to, if these are what it was told.
+    pub targets: Option<Targets>,
     /// The source and what it names.
     pub group: Group,
     /// What a person should know of the containment.
@@ -110,13 +129,23 @@ impl Child {
     }
 
     /// Restricts this process in two steps, and opens `source` between them, with the files of an OVF's deployment
-    /// option where it names them. `programs` may still be run.
+    /// option where it names them. `programs` may still be run. Errors and reports call its devices `shown`.
     ///
     /// # Errors
-    /// Why it can't be restricted, or as [`Group::open_beside`].
-    pub fn open(&self, source: &Path, option: Option<&str>, programs: Option<&Programs>) -> Result<Contained, Failure> {
+    /// Why it can't be restricted, as [`Target::device_of_parent`], or as [`Group::open_beside`].
+    pub fn open(
+        &self,
+        source: &Path,
+        option: Option<&str>,
+        programs: Option<&Programs>,
+        shown: &[PathBuf],
+    ) -> Result<Contained, Failure> {
         self.tie_to_parent()?;
         let executable = programs.map(Programs::open);
+        let inherited = |device: &i32| PathBuf::from(format!("/proc/self/fd/{device}"));
+        let devices = self.devices.iter().zip(shown);
+        let devices = devices.map(|(device, shown)| Target::device_of_parent(&inherited(device), shown));
+        let devices = devices.collect::<Result<Vec<_>, _>>()?;
         let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let readable = directory(parent).ok();
         let writable = self.scratch.as_deref().map(directory).transpose();
@@ -126,13 +155,14 @@ impl Child {
             .map_err(|e| uncontained(Failure::new(Reason::Internal, format!("cannot limit the process: {e}"))))?;
         let required = env::var(variable::REQUIRE_LANDLOCK).as_deref() == Ok("1");
         let readable = readable.as_ref().map(AsFd::as_fd);
-        let writable = writable.as_ref().map(AsFd::as_fd);
-        let enforced = contain::restrict(readable, writable, executable.as_ref(), required).map_err(uncontained)?;
+        let writable: Vec<_> = writable.iter().map(AsFd::as_fd).collect();
+        let enforced = contain::restrict(readable, &writable, executable.as_ref(), required).map_err(uncontained)?;
         let group = Group::open_beside(source, option)?;
-        contain::restrict(None, writable, executable.as_ref(), required).map_err(uncontained)?;
+        contain::restrict(None, &writable, executable.as_ref(), required).map_err(uncontained)?;
         let warning = (enforced == Enforcement::None)
             .then_some("this kernel has no Landlock: the image is read by a process with this user's rights");
-        Ok(Contained { group, warning })
+        let targets = (!devices.is_empty()).then(|| Targets::of_devices(devices));
+        Ok(Contained { targets, group, warning })
     }
 
     /// This process ends with its parent.
@@ -161,11 +191,16 @@ fn directory(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The report of a child that ended well. A child that an image took over may have written anything: its disks must have
-/// the names that the conversion gives them.
+/// the names that the conversion gives them, and lie in the scratch directory, or else in `devices` in their order.
 ///
 /// # Errors
 /// `Internal` where there is none, or one that can't be true.
-pub fn take_report(scratch: &Scratch, stem: &str, format: OutputFormat) -> Result<Metadata, Failure> {
+pub fn take_report(
+    scratch: &Scratch,
+    stem: &str,
+    format: OutputFormat,
+    devices: &[PathBuf],
+) -> Result<Metadata, Failure> {
     let refuse = |what: &str| {
         let failure =
             Failure::in_phase(Reason::Internal, Phase::Completion, format!("the contained process left {what}"));
@@ -176,8 +211,13 @@ pub fn take_report(scratch: &Scratch, stem: &str, format: OutputFormat) -> Resul
         .ok_or_else(|| refuse("no report"))?;
     let names = disk_names(stem, report.disks.len(), format);
     let is_ours = report.disks.iter().map(|disk| &disk.file).eq(&names) && !names.is_empty();
-    let are_files = names.iter().all(|name| fs::symlink_metadata(scratch.path().join(name)).is_ok_and(|m| m.is_file()));
-    if is_ours && are_files { Ok(report) } else { Err(refuse("a report of other disks than it was to write")) }
+    let is_file = |name: &String| fs::symlink_metadata(scratch.path().join(name)).is_ok_and(|m| m.is_file());
+    let are_there = if devices.is_empty() {
+        names.iter().all(is_file)
+    } else {
+        report.disks.iter().map(|disk| disk.target.clone()).eq(devices.iter().cloned().map(DiskTarget::Path).map(Some))
+    };
+    if is_ours && are_there { Ok(report) } else { Err(refuse("a report of other disks than it was to write")) }
 }
 
 #[cfg(test)]
@@ -200,7 +240,7 @@ mod tests {
             "warnings": [],
         });
         fs::write(scratch.path().join(REPORT), report.to_string()).unwrap();
-        let taken = take_report(&scratch, "a", OutputFormat::Qcow2);
+        let taken = take_report(&scratch, "a", OutputFormat::Qcow2, &[]);
         taken.map(|report| report.disks[0].file.clone()).map_err(|failure| failure.reason)
     }
 

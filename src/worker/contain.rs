@@ -39,14 +39,14 @@ pub enum Enforcement {
     None,
 }
 
-/// From here on this process reads only below `readable`, writes only below `writable` (nothing where there is none),
-/// opens no TCP connection and gains no privilege.
+/// From here on this process reads only below `readable`, writes only below each of `writable` (nothing where there is
+/// none), opens no TCP connection and gains no privilege.
 ///
 /// # Errors
 /// `Internal` where the kernel refuses, or has no Landlock although it is `required`.
 pub fn restrict_to(
     readable: Option<BorrowedFd<'_>>,
-    writable: Option<BorrowedFd<'_>>,
+    writable: &[BorrowedFd<'_>],
     required: bool,
 ) -> Result<Enforcement, Failure> {
     restrict(readable, writable, None, required)
@@ -58,7 +58,7 @@ pub fn restrict_to(
 /// As [`restrict_to`].
 pub fn restrict(
     readable: Option<BorrowedFd<'_>>,
-    writable: Option<BorrowedFd<'_>>,
+    writable: &[BorrowedFd<'_>],
     executable: Option<&Executable>,
     required: bool,
 ) -> Result<Enforcement, Failure> {
@@ -140,7 +140,7 @@ fn allow(mut rules: RulesetCreated, executable: &Executable) -> Result<RulesetCr
 
 fn ruleset(
     readable: Option<BorrowedFd<'_>>,
-    writable: Option<BorrowedFd<'_>>,
+    writable: &[BorrowedFd<'_>],
     executable: Option<&Executable>,
 ) -> Result<RestrictionStatus, RulesetError> {
     let mut rules = rules()?;
@@ -150,7 +150,7 @@ fn ruleset(
     if let Some(directory) = readable {
         rules = rules.add_rule(PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir))?;
     }
-    if let Some(directory) = writable {
+    for directory in writable {
         rules = rules.add_rule(PathBeneath::new(directory, work_access()))?;
     }
     rules.restrict_self()
@@ -271,7 +271,7 @@ mod tests {
     fn a_worker_reads_its_claim_and_writes_its_work_directory_only() {
         contained(|claim, work| {
             let (claim_fd, work_fd) = (File::open(claim).unwrap(), File::open(work).unwrap());
-            let enforced = restrict_to(Some(claim_fd.as_fd()), Some(work_fd.as_fd()), false).unwrap();
+            let enforced = restrict_to(Some(claim_fd.as_fd()), &[work_fd.as_fd()], false).unwrap();
             if enforced == Enforcement::None {
                 eprintln!("left out: this kernel has no Landlock");
                 return;
@@ -293,7 +293,7 @@ mod tests {
             let work_fd = File::open(work).unwrap();
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let open = File::open(claim.join("disk")).unwrap();
-            let enforced = restrict_to(None, Some(work_fd.as_fd()), false).unwrap();
+            let enforced = restrict_to(None, &[work_fd.as_fd()], false).unwrap();
             if enforced == Enforcement::None {
                 eprintln!("left out: this kernel has no Landlock");
                 return;

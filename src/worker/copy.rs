@@ -16,6 +16,7 @@ use super::group::Group;
 use super::marker::open_disk;
 use super::output::output_failure;
 use super::progress::Meter;
+use super::target::Targets;
 use super::{contain, look, names};
 use crate::conversion::options::ByteSize;
 use crate::conversion::report::{DiskReport, Hardware, SourceReport};
@@ -24,7 +25,7 @@ use crate::conversion::{
 };
 use crate::disk::manifest::{self, Expected, Outcome};
 use crate::disk::source::{self, Limits, Source, SourceDisk};
-use crate::disk::{self, CopyOptions, Error};
+use crate::disk::{self, CopyOptions, Error, Medium};
 use crate::files::space::told_free;
 
 /// Share of the output's file system that is kept free: its size divided by this number, at most [`MAX_RESERVE`].
@@ -54,6 +55,8 @@ pub struct Conversion<'a> {
     pub programs: Option<&'a Programs>,
     /// How long the guests may be looked into, all together.
     pub look_time: Duration,
+    /// Where the disks go; absent: they become files in the directory.
+    pub targets: Option<&'a Targets>,
     /// Members that are known by name and size alone: where a digest differs, they may be another machine's.
     pub doubtful: Vec<String>,
 }
@@ -63,6 +66,21 @@ impl Conversion<'_> {
     /// the digest.
     pub(super) fn passes(&self) -> u64 {
         1 + u64::from(self.verify_full) + u64::from(self.options.checksum)
+    }
+
+    /// Makes what disk `n`, called `name`, is written into.
+    fn create(&self, n: usize, name: &str) -> Result<(File, Medium), Failure> {
+        if let Some(targets) = self.targets {
+            return targets.create(n);
+        }
+        let path = self.directory.join(name);
+        let made = File::options().read(true).write(true).create_new(true).open(&path);
+        made.map(|file| (file, Medium::File)).map_err(|e| output_failure(&path, &e))
+    }
+
+    /// Opens disk `n`, called `name`, to read it back.
+    pub(super) fn reopen(&self, n: usize, name: &str) -> Result<File, Failure> {
+        self.targets.map_or_else(|| open_disk(self.directory, name), |targets| targets.reopen(n))
     }
 
     /// The failure of a copy. A digest that differs may say that a doubtful member is not the one that was meant.
@@ -118,7 +136,7 @@ pub(super) fn copy<E: From<Failure>>(
     let (unpacked, _) = meter.copy.progress();
     let names = names::disk_names(conversion.stem, source.disks.len(), conversion.options.out_format);
     accept(&names)?;
-    plan(conversion, &source, &space).map_err(|f| f.at_stage(Stage::Plan))?;
+    plan(conversion, &source, &space, meter).map_err(|f| f.at_stage(Stage::Plan))?;
     let work: u64 = source.disks.iter().map(|d| d.image.work()).sum();
     // As far as they are known; each pass counts what it has to do when it begins.
     let all: u64 = source.disks.iter().map(|d| d.image.virtual_size()).sum();
@@ -142,6 +160,7 @@ pub(super) fn copy<E: From<Failure>>(
         compare(conversion, &source, &disks, meter)?;
         group.check_unchanged()?;
     }
+    let told = conversion.targets.into_iter().flat_map(Targets::warnings);
     let report = Metadata {
         contract_version: conversion.contract_version,
         id: conversion.id.to_owned(),
@@ -160,7 +179,7 @@ pub(super) fn copy<E: From<Failure>>(
         guest,
         disks,
         side_files: Vec::new(),
-        warnings: source.warnings_after_copy(),
+        warnings: source.warnings_after_copy().into_iter().chain(told).collect(),
         superseded_by: None,
         source_changed_at: None,
     };
@@ -172,8 +191,8 @@ pub(super) fn copy<E: From<Failure>>(
 fn compare(conversion: &Conversion<'_>, source: &Source, disks: &[DiskReport], meter: &Meter) -> Result<(), Failure> {
     meter.enter(Stage::Verify);
     tracing::info!("mode, owner or links of the source changed during the copy: comparing its content");
-    for (disk, made) in source.disks.iter().zip(disks) {
-        let output = open_disk(conversion.directory, &made.file)?;
+    for (n, (disk, made)) in source.disks.iter().zip(disks).enumerate() {
+        let output = conversion.reopen(n, &made.file)?;
         disk::verify(&output, &made.file, made.format, Some(&disk.image), &meter.copy).map_err(|error| {
             // This is not a fault of ours: the output is what was read.
             if error.reason != Reason::Internal {
@@ -186,11 +205,17 @@ fn compare(conversion: &Conversion<'_>, source: &Source, disks: &[DiskReport], m
     Ok(())
 }
 
-/// Bounds what the copy may do: the largest offset of a file, the space on the volume.
-fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space) -> Result<(), Failure> {
+/// Bounds what the copy may do: the largest offset of a file, the space on the volume or in the targets.
+fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space, meter: &Meter) -> Result<(), Failure> {
     let largest = source.disks.iter().map(|d| d.image.most_bytes()).max().unwrap_or(0);
     contain::limit_file_size(largest)
         .map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the output's size: {e}")))?;
+    if let Some(targets) = conversion.targets {
+        // Disks whose size only their end tells are unpacked once more: a target that is too small is never written to.
+        let measured = source.disks.iter().map(|disk| disk.image.measure(&meter.copy));
+        let sizes = measured.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::from(&e))?;
+        return targets.check(conversion.group.primary.name(), &sizes);
+    }
     let needed = needed_bytes(conversion.options, source);
     if needed > space.usable() {
         let name = conversion.group.primary.name();
@@ -251,7 +276,7 @@ pub fn usable_bytes(directory: &Path) -> Result<u64, Failure> {
 }
 
 /// A file without a name on the output's volume: it is gone when this process ends, in whatever way.
-fn scratch(directory: &Path) -> Result<File, Error> {
+pub(super) fn scratch(directory: &Path) -> Result<File, Error> {
     tempfile::tempfile_in(directory).map_err(|e| Error::writing("scratch file", 0, e))
 }
 
@@ -287,6 +312,7 @@ fn copy_options(conversion: &Conversion<'_>, digests: Vec<Expected>) -> CopyOpti
         compress: options.compress,
         level: options.compress_level,
         threads: conversion.threads,
+        medium: Medium::default(),
         buffered: false,
         digests,
     }
@@ -313,8 +339,8 @@ fn copy_disks(
             verified
         });
         let options = copy_options(conversion, on_the_way);
-        let made =
-            source.disks.iter().zip(names).map(|(disk, name)| copy_disk(conversion, disk, name, &options, meter));
+        let disks = source.disks.iter().zip(names).enumerate();
+        let made = disks.map(|(n, (disk, name))| copy_disk(conversion, (n, disk), name, &options, meter));
         let copied = made.collect::<Result<Vec<_>, _>>();
         if copied.is_err() {
             digests.cancel.store(true, Ordering::Relaxed);
@@ -338,23 +364,26 @@ fn copy_disks(
 
 fn copy_disk(
     conversion: &Conversion<'_>,
-    disk: &SourceDisk,
+    (n, disk): (usize, &SourceDisk),
     name: String,
     options: &CopyOptions,
     meter: &Meter,
 ) -> Result<DiskReport, Failure> {
     let image = &disk.image;
-    let path = conversion.directory.join(&name);
-    let output =
-        File::options().read(true).write(true).create_new(true).open(&path).map_err(|e| output_failure(&path, &e))?;
+    let (output, medium) = conversion.create(n, &name)?;
+    let options = &CopyOptions { medium, ..options.clone() };
     let copied = disk::copy(image, &output, &name, options, &meter.copy).map_err(|e| {
         // The manifest's digests are computed during the copy, but they verify the source.
         let stage = if e.reason == Reason::ManifestMismatch { Stage::Verify } else { Stage::Copy };
-        conversion.blame(&e, stage)
+        let failure = conversion.blame(&e, stage);
+        conversion.targets.map_or(failure.clone(), |targets| targets.blame(n, &e, failure))
     })?;
+    if let Some(targets) = conversion.targets {
+        targets.copied(n, &copied);
+    }
     Ok(DiskReport {
         file: name,
-        target: None,
+        target: conversion.targets.map(|targets| targets.named(n)),
         format: options.format,
         virtual_size_bytes: image.virtual_size(),
         allocated_bytes: copied.allocated,

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::copy::Conversion;
 use super::machines::machines;
-use super::marker::open_disk;
 use crate::conversion::guest::report::GuestReport;
 use crate::conversion::guest::{Doubt, Guest};
 use crate::conversion::machine::Machine;
@@ -30,15 +29,31 @@ pub(super) fn machines_and_guest(
     if conversion.contract_version < 2 {
         return (Vec::new(), None);
     }
-    let end = Instant::now() + conversion.look_time;
+    look(source, disks, conversion.look_time, |n| {
+        let made = &disks[n];
+        let file = conversion.reopen(n, &made.file).map_err(|failure| failure.message)?;
+        let opened = open_output(&file, &made.file, made.format, made.virtual_size_bytes, control);
+        opened.map_err(|error| error.to_string())
+    })
+}
+
+/// The machines of a source whose disks are to be `disks`, and the guest where there is one machine. The look takes
+/// `time` at most. `unpacked` opens a disk, by index, that the source has in a packed stream.
+pub(super) fn look(
+    source: &Source,
+    disks: &[DiskReport],
+    time: Duration,
+    unpacked: impl Fn(usize) -> Result<Image, String>,
+) -> (Vec<Machine>, Option<GuestReport>) {
+    let end = Instant::now() + time;
     let mut left = u32::try_from(source.machines.len().max(1)).unwrap_or(u32::MAX);
     machines(source, disks, |members| {
         // What one machine does not need is the others'.
         let time = end.saturating_duration_since(Instant::now()) / left;
         left = left.saturating_sub(1).max(1);
-        let disks = members.iter().map(|n| (&source.disks[*n], &disks[*n]));
+        let disks = members.iter().map(|n| (*n, &source.disks[*n], &disks[*n]));
         let looked = catch_unwind(AssertUnwindSafe(|| {
-            let (images, doubts) = images(conversion, disks, control);
+            let (images, doubts) = images(disks, &unpacked);
             let disks: Vec<_> = images.iter().map(|(name, image)| (*name, image)).collect();
             let mut guest = inspect(&disks, &Limits { time, ..Limits::default() });
             guest.doubts.extend(doubts);
@@ -55,19 +70,12 @@ pub(super) fn machines_and_guest(
 /// The images to look into, and doubts about those that there are not. A packed raw disk can be read in one direction
 /// only, so it is looked into where it was unpacked to.
 fn images<'a>(
-    conversion: &Conversion<'_>,
-    disks: impl Iterator<Item = (&'a SourceDisk, &'a DiskReport)>,
-    control: &CopyControl,
+    disks: impl Iterator<Item = (usize, &'a SourceDisk, &'a DiskReport)>,
+    unpacked: impl Fn(usize) -> Result<Image, String>,
 ) -> (Vec<(&'a str, Image)>, Vec<Doubt>) {
     let (mut images, mut doubts) = (Vec::new(), Vec::new());
-    for (disk, made) in disks {
-        if !matches!(disk.image.reader, Reader::Packed(_)) {
-            images.push((made.file.as_str(), disk.image.clone()));
-            continue;
-        }
-        let opened = open_disk(conversion.directory, &made.file).map_err(|failure| failure.message);
-        let opened = opened
-            .and_then(|file| open_output(&file, &made.file, made.format, control).map_err(|error| error.to_string()));
+    for (n, disk, made) in disks {
+        let opened = if matches!(disk.image.reader, Reader::Packed(_)) { unpacked(n) } else { Ok(disk.image.clone()) };
         match opened {
             Ok(image) => images.push((made.file.as_str(), image)),
             Err(why) => doubts.push(Doubt { what: made.file.clone(), why }),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::output::{output_failure, sync_directory, write_synced};
+use super::target::{Identity, Targets};
 use crate::conversion::contract::{
     COPIED_FILE, DIGESTED_FILE, FIXED_FILE, KEPT_DIR, MAX_MARKER_BYTES, METADATA_FILE, VERIFIED_FILE,
 };
@@ -54,6 +55,9 @@ struct Marker {
     options: ConversionOptions,
     /// What is known of the disks after this step.
     report: Metadata,
+    /// The copies in the targets, where it is there that the disks are and they can be recognised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copies: Option<Vec<Identity>>,
 }
 
 /// The markers of one attempt. They lie in its folder, and publishing removes them with all that metadata.json does not
@@ -65,20 +69,28 @@ pub struct Markers<'a> {
     claim: String,
     contract_version: u32,
     options: &'a ConversionOptions,
+    targets: Option<&'a Targets>,
     /// The step after which the process dies; only tests ask for that.
     dies_after: Option<Step>,
 }
 
 impl<'a> Markers<'a> {
-    /// Markers in `folder` that are valid for this claim and these options only.
+    /// Markers in `folder` that are valid for this claim, these options and the copies in these targets only.
     #[must_use]
-    pub fn new(folder: &'a Path, claim: &'a Claim, options: &'a ConversionOptions, dies_after: Option<Step>) -> Self {
+    pub fn new(
+        folder: &'a Path,
+        claim: &'a Claim,
+        options: &'a ConversionOptions,
+        targets: Option<&'a Targets>,
+        dies_after: Option<Step>,
+    ) -> Self {
         Self {
             folder,
             id: claim.id.as_str(),
             claim: digest(claim),
             contract_version: claim.contract_version,
             options,
+            targets,
             dies_after,
         }
     }
@@ -115,14 +127,21 @@ impl<'a> Markers<'a> {
             tracing::info!(error = chain(&error), "an earlier attempt's marker is not used");
             None
         });
-        let Marker { claim, options, report } = read?;
+        let Marker { claim, options, report, copies } = read?;
         let is_ours = claim == self.claim
             && options == *self.options
             && report.id == self.id
             && report.contract_version == self.contract_version
             && report.tool_version == env!("CARGO_PKG_VERSION");
-        let is_whole =
-            !report.disks.is_empty() && report.disks.iter().all(|disk| open_disk(folder, &disk.file).is_ok());
+        let mut disks = report.disks.iter();
+        let is_whole = !report.disks.is_empty()
+            && match self.targets {
+                None => disks.all(|disk| disk.target.is_none() && open_disk(folder, &disk.file).is_ok()),
+                Some(targets) => {
+                    (0..).zip(disks).all(|(n, disk)| n < targets.count() && disk.target == Some(targets.named(n)))
+                        && targets.hold(copies.as_deref())
+                }
+            };
         (is_ours && is_whole).then_some(report)
     }
 
@@ -136,7 +155,12 @@ impl<'a> Markers<'a> {
         } else {
             // The disks' names are synced first: a marker never exists without them.
             sync_directory(self.folder)?;
-            let marker = Marker { claim: self.claim.clone(), options: self.options.clone(), report: report.clone() };
+            let marker = Marker {
+                claim: self.claim.clone(),
+                options: self.options.clone(),
+                report: report.clone(),
+                copies: self.targets.and_then(Targets::identities),
+            };
             write_synced(self.folder, step.file(), &marker)?;
             if step == Step::Fix {
                 // It was withdrawn, and says to others that there is a copy to keep.

@@ -25,6 +25,10 @@ pub enum PlaceError {
     Directory(PathBuf),
     #[error("{name}: has {disks} disks, which don't go into one file")]
     Several { name: String, disks: usize },
+    #[error("{name}: number of its disks: {disks}, number of devices named: {devices}")]
+    Devices { name: String, disks: usize, devices: usize },
+    #[error("{}: holds {holds}", path.display())]
+    Holds { path: PathBuf, holds: &'static str },
     #[error("{0}")]
     Failed(Failure),
 }

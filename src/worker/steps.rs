@@ -19,9 +19,10 @@ use jiff::Timestamp;
 
 use super::copy::{Conversion, copy};
 use super::fix::fix;
-use super::marker::{Markers, Step, open_disk};
+use super::marker::{Markers, Step};
 use super::output::sync_directory;
 use super::progress::Meter;
+use super::target::Targets;
 use crate::conversion::{Failure, Metadata, Stage};
 use crate::disk::source::Source;
 use crate::disk::{self, Error};
@@ -59,6 +60,7 @@ pub(super) fn attempt(
         markers.leave(Step::Copy, &report)?;
         finish(conversion, meter, Some(&source), (Step::Copy, report), Some(markers))?
     };
+    conversion.targets.map_or(Ok(()), Targets::seal)?;
     seal(markers, &report, work)?;
     Ok(report)
 }
@@ -118,7 +120,7 @@ fn verify(
     report: &Metadata,
 ) -> Result<(), Failure> {
     for (n, disk) in report.disks.iter().enumerate() {
-        let output = open_disk(conversion.directory, &disk.file)?;
+        let output = conversion.reopen(n, &disk.file)?;
         let compared = source.map(|source| &source.disks[n].image);
         disk::verify(&output, &disk.file, disk.format, compared, &meter.copy).map_err(|e| failed(&e))?;
     }
@@ -127,9 +129,9 @@ fn verify(
 
 /// Computes the digest of every disk.
 fn digest(conversion: &Conversion<'_>, meter: &Meter, report: &mut Metadata) -> Result<(), Failure> {
-    for disk in &mut report.disks {
-        let output = open_disk(conversion.directory, &disk.file)?;
-        let digest = disk::digest(&output, &disk.file, disk.virtual_size_bytes, &meter.copy);
+    for (n, disk) in report.disks.iter_mut().enumerate() {
+        let output = conversion.reopen(n, &disk.file)?;
+        let digest = disk::digest(&output, &disk.file, disk.format, disk.virtual_size_bytes, &meter.copy);
         disk.sha256 = Some(digest.map_err(|e| failed(&e))?);
     }
     Ok(())

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvm convert`: one conversion by hand.
 
+mod device;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -11,13 +13,13 @@ use std::time::Duration;
 
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
-use hyper2kvm::conversion::contract::APPLIANCE_DIR;
+use hyper2kvm::conversion::contract::{APPLIANCE_DIR, exit_code};
 use hyper2kvm::conversion::options::{
     ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions, GuestFixMode, GuestNames, GuestOptions,
 };
 use hyper2kvm::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress,
-    Reason, Remedy, printable, printable_json, stem,
+    Reason, Remedy, Stage, printable, printable_json, stem,
 };
 use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
@@ -32,6 +34,7 @@ use hyper2kvm::worker::place::{self, PlaceError, Placed};
 use hyper2kvm::worker::progress::{Meter, Ticker};
 use hyper2kvm::worker::scratch::Scratch;
 use hyper2kvm::worker::steps::convert;
+use hyper2kvm::worker::target::{Target, Targets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 const EXAMPLES: &str = "Examples:
@@ -40,9 +43,10 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm convert app.ovf --output-dir /images --emit-domain-xml
   hyper2kvm convert big.vhdx --format raw --progress json --json
   hyper2kvm convert web01.ova --fix-guest --emit libvirt
+  hyper2kvm convert web01.ova --to-device /dev/vg0/web01-0,/dev/vg0/web01-1
 
 Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good;
-11 permission or space; 12 an I/O error that may pass; 13 the source changed meanwhile;
+11 permission, space, or a device that is in use or too small; 12 an I/O error that may pass; 13 the source changed meanwhile;
 143 interrupted.";
 
 #[derive(Debug, Args)]
@@ -56,6 +60,10 @@ pub(crate) struct Arguments {
     /// Write {stem}.{format}, or {stem}-disk0.{format} … for several disks, into this directory [default: the source's]
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
+    /// Write the disks, raw, onto these block devices, one for each disk in its order, and zeros behind them
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',',
+          conflicts_with_all = ["output", "output_dir", "compress", "emit", "emit_domain_xml", "fix_guest"])]
+    to_device: Vec<PathBuf>,
     /// Format of the output [default: qcow2]
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -107,7 +115,7 @@ pub(crate) struct Arguments {
     /// Seconds that the look into the guest may take
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     guest_limit: u64,
-    /// Replace existing outputs, each at once
+    /// Replace existing outputs, each at once; overwrite devices whatever they hold
     #[arg(long)]
     force: bool,
     /// How to show progress on standard error: a bar on a terminal, one JSON object a line, or not at all
@@ -208,18 +216,18 @@ fn supervise(arguments: &Arguments, interrupts: Option<Interrupts>) -> ExitCode 
     let made = Group::check(&arguments.source).map_err(PlaceError::from).and_then(|()| Output::make(arguments));
     let made = match made {
         Ok(made) => made,
-        Err(error) => return tell(&error),
+        Err(error) => return tell(arguments, &error),
     };
-    match by_hand::run_contained(Some(&made.scratch), interrupts) {
-        Err(failure) => tell(&PlaceError::Failed(failure)),
+    match by_hand::run_contained(Some(&made.scratch), &made.devices, interrupts) {
+        Err(failure) => tell(arguments, &PlaceError::Failed(failure)),
         Ok(status) if status.success() => {
-            match by_hand::take_report(&made.scratch, &made.stem, made.options.out_format) {
+            match by_hand::take_report(&made.scratch, &made.stem, made.options.out_format, &arguments.to_device) {
                 Ok(metadata) => finish(arguments, made, metadata),
-                Err(failure) => tell(&PlaceError::Failed(failure)),
+                Err(failure) => tell(arguments, &PlaceError::Failed(failure)),
             }
         }
         Ok(status) => match by_hand::died(status) {
-            Some(failure) => tell(&PlaceError::Failed(failure)),
+            Some(failure) => tell(arguments, &PlaceError::Failed(failure)),
             // It has told why.
             None => status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from),
         },
@@ -234,18 +242,19 @@ fn convert_contained(arguments: &Arguments, child: &Child, interrupts: Option<In
         let (directory, stem) = destination(arguments)?;
         let programs = programs(arguments);
         let option = arguments.ovf_option.as_deref();
-        let Contained { group, warning } = child.open(&arguments.source, option, programs.as_ref())?;
+        let Contained { targets, group, warning } =
+            child.open(&arguments.source, option, programs.as_ref(), &arguments.to_device)?;
         if let Some(warning) = warning {
             eprintln!("hyper2kvm: warning: {warning}");
         }
         let scratch = child.scratch().unwrap_or(&directory);
-        let place = Place { directory: &directory, stem: &stem, scratch };
+        let place = Place { directory: &directory, stem: &stem, scratch, targets: targets.as_ref() };
         Ok(child.leave(&convert_into(arguments, &place, &group, programs.as_ref(), threads, interrupts)?)?)
     })();
     match converted {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Ended::Interrupted) => interrupted(),
-        Err(Ended::By(error)) => tell(&error),
+        Err(Ended::Interrupted) => interrupted(arguments),
+        Err(Ended::By(error)) => tell(arguments, &error),
     }
 }
 
@@ -258,20 +267,27 @@ fn convert_uncontained(arguments: &Arguments, interrupts: Option<Interrupts>) ->
     }
     let converted = (|| {
         let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref())?;
-        let made = Output::make(arguments)?;
-        let place = Place { directory: &made.directory, stem: &made.stem, scratch: made.scratch.path() };
+        let mut made = Output::make(arguments)?;
+        let devices = std::mem::take(&mut made.devices);
+        let targets = (!devices.is_empty()).then(|| Targets::of_devices(devices));
+        let (scratch, targets) = (made.scratch.path(), targets.as_ref());
+        let place = Place { directory: &made.directory, stem: &made.stem, scratch, targets };
         let metadata = convert_into(arguments, &place, &group, programs(arguments).as_ref(), threads, interrupts)?;
         Ok((made, metadata))
     })();
     match converted {
         Ok((made, metadata)) => finish(arguments, made, metadata),
-        Err(Ended::Interrupted) => interrupted(),
-        Err(Ended::By(error)) => tell(&error),
+        Err(Ended::Interrupted) => interrupted(arguments),
+        Err(Ended::By(error)) => tell(arguments, &error),
     }
 }
 
-fn interrupted() -> ExitCode {
-    eprintln!("hyper2kvm: interrupted; nothing was left in the output directory");
+fn interrupted(arguments: &Arguments) -> ExitCode {
+    if arguments.to_device.is_empty() {
+        eprintln!("hyper2kvm: interrupted; nothing was left in the output directory");
+    } else {
+        eprintln!("hyper2kvm: interrupted");
+    }
     ExitCode::from(INTERRUPTED)
 }
 
@@ -292,6 +308,8 @@ struct Place<'a> {
     directory: &'a Path,
     stem: &'a str,
     scratch: &'a Path,
+    /// The devices that the disks go to, if they are to go to any.
+    targets: Option<&'a Targets>,
 }
 
 /// Converts the group's disks into the scratch directory.
@@ -319,13 +337,22 @@ fn convert_into(
         options: &options,
         ovf_option: arguments.ovf_option.as_deref(),
         doubtful: Vec::new(),
+        targets: place.targets,
         threads: Some(threads),
         verify_full: arguments.verify == Some(Verify::Full),
         programs,
         look_time: Duration::from_secs(arguments.guest_limit),
     };
-    let converted = convert(&conversion, &meter, |names| place::check(&target, group, names));
+    let converted = convert(&conversion, &meter, |names| match arguments.to_device.len() {
+        0 => place::check(&target, group, names),
+        devices if devices == names.len() => Ok(()),
+        devices => Err(PlaceError::Devices { name: group.primary.name().to_owned(), disks: names.len(), devices }),
+    });
     drop(ticker);
+    if converted.is_err() && place.targets.is_some() && meter.copy.progress() != (0, 0) && meter.stage() >= Stage::Copy
+    {
+        device::tell_unfinished(&arguments.to_device);
+    }
     converted.map_err(|error| match error {
         _ if meter.is_interrupted() => Ended::Interrupted,
         PlaceError::Failed(mut failure) => {
@@ -361,32 +388,40 @@ struct Output {
     options: ConversionOptions,
     scratch: Scratch,
     made: Made,
+    devices: Vec<Target>,
 }
 
 impl Output {
     fn make(arguments: &Arguments) -> Result<Self, PlaceError> {
         let (directory, stem) = destination(arguments)?;
+        let devices = device::open(&arguments.to_device, arguments.force)?;
         let made = Made::directory(&directory).map_err(|e| output::output_failure(&directory, &e))?;
         let scratch = Scratch::new(&directory)?;
-        Ok(Self { directory, stem, options: options(arguments), scratch, made })
+        Ok(Self { directory, stem, options: options(arguments), scratch, made, devices })
     }
 }
 
 /// Moves the disks to their places and reports them.
 fn finish(arguments: &Arguments, output: Output, mut metadata: Metadata) -> ExitCode {
+    if !arguments.to_device.is_empty() {
+        let placed = Placed { disks: arguments.to_device.clone(), ..Placed::default() };
+        return report(arguments, &metadata, &placed);
+    }
     let target = target(arguments, &output.directory, &output.stem, &output.options);
     let placed = match place::place(output.scratch.path(), &mut metadata, &target) {
         Ok(placed) => placed,
-        Err(error) => return tell(&error),
+        Err(error) => return tell(arguments, &error),
     };
     output.made.keep();
     report(arguments, &metadata, &placed)
 }
 
-fn tell(error: &PlaceError) -> ExitCode {
+fn tell(arguments: &Arguments, error: &PlaceError) -> ExitCode {
     let suggestion = match error {
         PlaceError::Failed(failure) => {
+            let at_device = device::suggestion(failure.reason).filter(|_| !arguments.to_device.is_empty());
             let suggestion = match failure.reason {
+                _ if at_device.is_some() => at_device.unwrap_or_default(),
                 Reason::TooLarge if failure.needed_bytes.is_none() => {
                     "Raise --max-virtual-size if this image is trusted"
                 }
@@ -395,11 +430,16 @@ fn tell(error: &PlaceError) -> ExitCode {
                 }
                 _ => &failure.suggestion,
             };
-            return refuse(failure, suggestion, failure.reason.exit_code());
+            // Nothing about a device passes by itself, but a fault of its own.
+            let is_of_device = at_device.is_some() && failure.reason != Reason::OutputIO;
+            let code = if is_of_device { exit_code::CONFIGURATION } else { failure.reason.exit_code() };
+            return refuse(failure, suggestion, code);
         }
         PlaceError::Taken(_) => "Use another name, or --force to replace it",
         PlaceError::Directory(_) | PlaceError::Several { .. } => "Use --output-dir DIR, or another name",
         PlaceError::Source(_) => "Use another name",
+        PlaceError::Devices { .. } => "Name one device for each disk, in the order that `hyper2kvm inspect` shows",
+        PlaceError::Holds { .. } => "Use --force to overwrite it, if nobody needs it",
     };
     refuse(error, suggestion, USAGE)
 }
@@ -442,6 +482,9 @@ impl Drop for Made {
 /// Checks what clap can't express about the arguments.
 fn check_usage(arguments: &Arguments) -> Result<(), String> {
     let format = format(arguments);
+    if !arguments.to_device.is_empty() && format != OutputFormat::Raw {
+        return Err(format!("--to-device writes raw disks, the output is {format}"));
+    }
     if arguments.compress.is_some() && format != OutputFormat::Qcow2 {
         return Err(format!("--compress is for qcow2, the output is {format}"));
     }
@@ -458,6 +501,7 @@ fn check_usage(arguments: &Arguments) -> Result<(), String> {
 fn format(arguments: &Arguments) -> OutputFormat {
     let extension = arguments.output.as_ref().and_then(|f| f.extension()).and_then(|e| e.to_str());
     match (arguments.format, extension) {
+        (None, _) if !arguments.to_device.is_empty() => OutputFormat::Raw,
         (Some(Format::Raw), _) | (None, Some("raw" | "img")) => OutputFormat::Raw,
         (Some(Format::Vdi), _) | (None, Some("vdi")) => OutputFormat::Vdi,
         (Some(Format::Qcow2) | None, _) => OutputFormat::Qcow2,
@@ -514,6 +558,8 @@ fn destination(arguments: &Arguments) -> Result<(PathBuf, String), PlaceError> {
     let directory = match (&arguments.output, &arguments.output_dir) {
         (Some(file), _) => here(file),
         (None, Some(directory)) => directory.clone(),
+        // For what a packed source unpacks to, and the report.
+        (None, None) if !arguments.to_device.is_empty() => std::env::temp_dir(),
         (None, None) => here(&arguments.source),
     };
     match (named.file_name().map(OsStr::to_str), &arguments.output) {
@@ -594,7 +640,8 @@ fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Re
     }
     for (disk, path) in metadata.disks.iter().zip(&placed.disks) {
         let (virtual_size, allocated) = (ByteSize(disk.virtual_size_bytes), ByteSize(disk.allocated_bytes));
-        writeln!(out, "{}  {virtual_size} virtual, {allocated} on disk", shown(path))?;
+        let how = if disk.target.is_some() { "written" } else { "on disk" };
+        writeln!(out, "{}  {virtual_size} virtual, {allocated} {how}", shown(path))?;
         if let Some(sha256) = &disk.sha256 {
             writeln!(out, "  sha256 {sha256}")?;
         }

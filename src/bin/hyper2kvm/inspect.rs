@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let temporary = || Scratch::new(&std::env::temp_dir()).ok();
     match by_hand::child() {
         Some(child) => {
-            let opened = child.open(&arguments.source, arguments.ovf_option.as_deref(), None);
+            let opened = child.open(&arguments.source, arguments.ovf_option.as_deref(), None, &[]);
             if let Ok(Contained { warning: Some(warning), .. }) = &opened {
                 eprintln!("hyper2kvm: warning: {warning}");
             }
@@ -91,7 +91,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 fn supervise(scratch: Option<&Scratch>) -> ExitCode {
     // The child is asked to end with this process, which then removes the scratch directory.
     let interrupts = Interrupts::catch(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]).ok();
-    match by_hand::run_contained(scratch, interrupts).and_then(|status| by_hand::died(status).map_or(Ok(status), Err)) {
+    match by_hand::run_contained(scratch, &[], interrupts)
+        .and_then(|status| by_hand::died(status).map_or(Ok(status), Err))
+    {
         Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from),
         Err(failure) => {
             eprintln!("hyper2kvm: {failure}\n  {}", failure.suggestion);

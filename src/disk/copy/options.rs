@@ -2,6 +2,7 @@
 //! What to make of an image, and with how many threads.
 
 use crate::conversion::{Compression, OutputFormat};
+use crate::disk::device::Medium;
 use crate::disk::manifest::Expected;
 
 /// Most threads: each holds about 2 MiB for its codecs, and the whole process must stay below 64 MiB.
@@ -17,6 +18,8 @@ pub struct CopyOptions {
     pub level: Option<u32>,
     /// Threads that decode and encode, [`MAX_THREADS`] at most; `None` is one for each CPU that the process may use.
     pub threads: Option<usize>,
+    /// What a raw disk is written into; other formats are files.
+    pub medium: Medium,
     /// Whether to write through the page cache even where the file system takes direct I/O.
     pub buffered: bool,
     /// Digests that a manifest demands. Those of files other than the source's regions are ignored.

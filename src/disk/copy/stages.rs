@@ -164,7 +164,9 @@ pub(super) fn run(
     options: &CopyOptions,
     control: &CopyControl,
 ) -> Result<(), Error> {
-    let mut writer = Writer::new(options.format, options.compress, options.level, image.known_size(), name)?;
+    let compression = (options.compress, options.level);
+    let mut writer = Writer::new(options.format, options.medium, compression, image.known_size(), name)?;
+    writer.begin(output)?;
     let failed = AtomicBool::new(false);
     let digests = SourceDigests::new(&image.regions, &options.digests, control, &failed);
     let shared = Shared {
@@ -450,13 +452,17 @@ impl<'a> Shared<'a> {
     fn write(&self) {
         let _guard = AbandonOnPanic(self);
         while let Some(ToWrite { job, taken }) = self.queues.write.pop() {
-            let mut parts = job.parts.iter();
-            if let Err(e) = parts.try_for_each(|(at, range)| self.output.write(&job.buffer[range.clone()], *at)) {
+            if let Err(e) = self.do_job(&job) {
                 return self.fail(e);
             }
             self.memory.pool.give(job.buffer);
             self.memory.budget.give(taken);
         }
+    }
+
+    fn do_job(&self, job: &WriteJob) -> Result<(), Error> {
+        job.zeros.iter().try_for_each(|range| self.output.zero(range.clone()))?;
+        job.parts.iter().try_for_each(|(at, range)| self.output.write(&job.buffer[range.clone()], *at))
     }
 
     /// Ends the copy with `error`, unless another came first.

@@ -23,6 +23,7 @@ use crate::disk::{Extent, Location, Reader, Region, digest, verify};
 
 use crate::disk::sample_vmdk::{Sparse, built};
 
+mod device;
 mod ending;
 mod kept;
 mod panicking;
@@ -177,7 +178,7 @@ fn the_output_is_the_same_for_every_number_of_threads() {
                 let path = folder.path().join(threads.to_string());
                 copied(&image, &path, &CopyOptions { threads: Some(threads), ..options.clone() }).unwrap();
                 let file = File::open(path).unwrap();
-                digest(&file, "out", image.virtual_size(), &CopyControl::default()).unwrap()
+                digest(&file, "out", options.format, image.virtual_size(), &CopyControl::default()).unwrap()
             })
             .collect();
         assert!(digests.iter().all(|digest| *digest == digests[0]), "{options:?}");

@@ -26,9 +26,32 @@ pub fn open_machine(
     limits: &Limits,
     scratch: &mut Scratch,
 ) -> Result<Source, Error> {
-    let mut machine = open(primary, siblings, limits, scratch)?;
+    all(primary, disks, &mut |region| open(region, siblings, limits, scratch))
+}
+
+/// The same for a plan: what is packed and large is only looked at from its beginning, which may show no disk.
+///
+/// # Errors
+/// As [`open`].
+pub fn look_at_machine(
+    primary: &Region,
+    disks: &[Region],
+    siblings: &[Region],
+    limits: &Limits,
+    scratch: &mut Scratch,
+) -> Result<Source, Error> {
+    all(primary, disks, &mut |region| look(region, siblings, limits, scratch))
+}
+
+/// The machine in `primary` with the further `disks`, each opened by `open`.
+fn all(
+    primary: &Region,
+    disks: &[Region],
+    open: &mut dyn FnMut(&Region) -> Result<Source, Error>,
+) -> Result<Source, Error> {
+    let mut machine = open(primary)?;
     for disk in disks {
-        let Source { disks, digests, warnings, members, .. } = open(disk, siblings, limits, scratch)?;
+        let Source { disks, digests, warnings, members, .. } = open(disk)?;
         machine.disks.extend(disks);
         machine.digests.extend(digests);
         machine.warnings.extend(warnings);

@@ -12,5 +12,5 @@ pub(super) fn cluster_job(cluster: HostCluster, bytes: impl Iterator<Item = u8>)
     for (target, byte) in buffer.iter_mut().zip(bytes) {
         *target = byte;
     }
-    WriteJob { buffer, parts: vec![(cluster.start().0, 0..CLUSTER_BYTES)] }
+    WriteJob { buffer, parts: vec![(cluster.start().0, 0..CLUSTER_BYTES)], zeros: Vec::new() }
 }

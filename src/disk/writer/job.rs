@@ -12,6 +12,8 @@ pub(crate) struct WriteJob {
     pub buffer: Buffer,
     /// Parts of the buffer and the file offsets they go to.
     pub parts: Vec<(u64, Range<usize>)>,
+    /// Ranges of a block device that become zeros.
+    pub zeros: Vec<Range<u64>>,
 }
 
 impl WriteJob {
@@ -24,6 +26,6 @@ impl WriteJob {
     /// Whether it writes nothing.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+        self.parts.is_empty() && self.zeros.is_empty()
     }
 }

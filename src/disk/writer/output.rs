@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The output file: direct I/O where the file system takes it, else buffered without keeping the page cache.
+//! The output file or device: direct I/O where it takes that, else buffered without keeping the page cache.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
+use super::zeros::Zeros;
 use crate::disk::Error;
 use crate::disk::control::CopyControl;
 
@@ -27,15 +29,19 @@ pub(crate) struct Output<'a> {
     direct: Mutex<bool>,
     /// Bytes written through the page cache since the last flush.
     unflushed: AtomicU64,
+    /// Bytes written in all.
+    written: AtomicU64,
+    zeros: Zeros,
 }
 
 impl<'a> Output<'a> {
-    /// Takes an empty file open for reading and writing, and turns direct I/O on if it can. Nothing is written once
+    /// Takes an empty file, or a device, open for reading and writing, and turns direct I/O on if it can. Nothing is written once
     /// `control` is cancelled.
     #[must_use]
     pub(crate) fn new(file: &'a File, name: &'a str, control: &'a CopyControl, direct: bool) -> Self {
         let direct = Mutex::new(direct && set_direct(file, true).is_ok());
-        Self { file, name, control, direct, unflushed: AtomicU64::new(0) }
+        let (unflushed, written, zeros) = (AtomicU64::new(0), AtomicU64::new(0), Zeros::default());
+        Self { file, name, control, direct, unflushed, written, zeros }
     }
 
     /// Writes `bytes` at `at`. With direct I/O on, both must be multiples of [`ALIGNMENT`](crate::disk::buffer::ALIGNMENT).
@@ -52,12 +58,28 @@ impl<'a> Output<'a> {
             self.file.write_all_at(bytes, at).map_err(|e| self.failed(at, e))?;
         }
         let len = bytes.len() as u64;
+        self.written.fetch_add(len, Ordering::Relaxed);
         if !self.is_direct() && self.unflushed.fetch_add(len, Ordering::Relaxed) + len >= FLUSH {
             self.unflushed.store(0, Ordering::Relaxed);
             // Starts writing back what is dirty and drops what is clean; a hint, so a refusal changes nothing.
             let _ = fadvise(self.file, 0, None, Advice::DontNeed);
         }
         Ok(())
+    }
+
+    /// Makes a range of a device zeros, which begins and ends at a sector.
+    pub(crate) fn zero(&self, range: Range<u64>) -> Result<(), Error> {
+        self.zeros.make(self.file, range, self.name, self.control, |zeros, at| self.write(zeros, at))
+    }
+
+    /// Bytes that were written, without those that the device zeroed by itself.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of zeros that were written because the device can't zero a range by itself.
+    pub(crate) fn written_zeros(&self) -> u64 {
+        self.zeros.written()
     }
 
     /// Turns direct I/O off, for a write that is not aligned or a second pass.

@@ -63,7 +63,7 @@ impl Packer {
         let Some(buffer) = self.buffer.take() else { return };
         let mut next = Buffer::new(ROOM);
         next[..self.filled - whole].copy_from_slice(&buffer[whole..self.filled]);
-        jobs.push(WriteJob { buffer, parts: vec![(self.base.0, 0..whole)] });
+        jobs.push(WriteJob { buffer, parts: vec![(self.base.0, 0..whole)], zeros: Vec::new() });
         self.base = self.base.plus(whole as u64);
         self.filled -= whole;
         self.allocated -= whole;
@@ -75,7 +75,7 @@ impl Packer {
         if let Some(buffer) = self.buffer.take()
             && self.allocated > 0
         {
-            jobs.push(WriteJob { buffer, parts: vec![(self.base.0, 0..self.allocated)] });
+            jobs.push(WriteJob { buffer, parts: vec![(self.base.0, 0..self.allocated)], zeros: Vec::new() });
         }
         self.filled = 0;
         self.allocated = 0;

@@ -121,7 +121,7 @@ impl Qcow2 {
                 }
             }
         }
-        jobs.push(WriteJob { buffer, parts });
+        jobs.push(WriteJob { buffer, parts, zeros: Vec::new() });
         self.flush_refcounts(jobs);
     }
 

@@ -99,7 +99,7 @@ impl Vdi {
                 at = end;
             }
         }
-        jobs.push(WriteJob { buffer, parts });
+        jobs.push(WriteJob { buffer, parts, zeros: Vec::new() });
     }
 
     /// Where `block` of the guest lies in the file; the next free place if it has none yet.
@@ -131,7 +131,7 @@ impl Vdi {
         self.identity.update(number.to_le_bytes());
         self.identity.update(&*buffer);
         self.written[usize::try_from(number).expect("an index of the pages")] = true;
-        jobs.push(WriteJob { buffer, parts: vec![(MAP + number * PAGE as u64, 0..PAGE)] });
+        jobs.push(WriteJob { buffer, parts: vec![(MAP + number * PAGE as u64, 0..PAGE)], zeros: Vec::new() });
     }
 
     pub(super) fn close(&mut self, jobs: &mut Vec<WriteJob>) {
