@@ -14,6 +14,7 @@ for maker in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs ntfs-3
   command -v "${maker%:*}" >/dev/null || left_out "guests made with ${maker%:*} (Debian: ${maker#*:})"
 done
 [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] || left_out "guests whose file systems only a mount fills: btrfs, NTFS, LVM (root with loop devices)"
+[ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && command -v losetup >/dev/null || left_out "disks on block devices and in file systems of their own (root with loop devices; Debian: mount, e2fsprogs)"
 here=$(dirname "$0")/cluster
 while read -r lack; do
   [ "$lack" = root ] || left_out "pods on a real node ($lack)"

@@ -8,6 +8,7 @@ mod boots;
 mod by_hand;
 mod convert;
 mod daemon;
+mod device;
 mod faults;
 mod fix;
 mod guest;

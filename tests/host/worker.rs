@@ -13,13 +13,13 @@ use tempfile::TempDir;
 mod steps;
 
 /// A claim of one raw disk, and an empty work directory.
-struct Bench {
-    place: TempDir,
+pub(crate) struct Bench {
+    pub(crate) place: TempDir,
     member: PathBuf,
 }
 
 impl Bench {
-    fn new(name: &str, content: &[u8]) -> Self {
+    pub(crate) fn new(name: &str, content: &[u8]) -> Self {
         let place = tempfile::tempdir().unwrap();
         for directory in ["claim", "work"] {
             fs::create_dir(place.path().join(directory)).unwrap();
@@ -43,11 +43,11 @@ impl Bench {
         fs::write(self.place.path().join("claim/claim.json"), claim.to_string()).unwrap();
     }
 
-    fn work(&self) -> PathBuf {
+    pub(crate) fn work(&self) -> PathBuf {
         self.place.path().join("work")
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"));
         command
             .arg("worker")
@@ -66,7 +66,7 @@ impl Bench {
         self.command().output().unwrap()
     }
 
-    fn failure(&self) -> Value {
+    pub(crate) fn failure(&self) -> Value {
         serde_json::from_slice(&fs::read(self.work().join("failure.json")).unwrap()).unwrap()
     }
 
