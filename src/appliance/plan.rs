@@ -21,6 +21,9 @@ use crate::conversion::guest_fix::{FixedKernel, Unfixed};
 /// Free bytes that a file system must keep after the changes.
 const SPARE: u64 = 1 << 20;
 
+/// Questions of an inspection whose answers a plan stands on, as doubts name them.
+const FOUNDATIONS: [&str; 5] = ["guest", "/etc/fstab", "boot loader", "LVM", "kernels"];
+
 /// A file to write or to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
@@ -137,6 +140,11 @@ fn unknown(guest: &Guest) -> Result<(), Refusal> {
 
 /// Plans the changes of the Linux system whose files are `files`, mounted as its fstab says.
 pub fn plan(guest: &Guest, files: &Mounted, job: &Job) -> Result<Plan, Refusal> {
+    if let Some(doubt) = guest.doubts.iter().find(|doubt| FOUNDATIONS.contains(&doubt.what.as_str())) {
+        let message =
+            format!("An answer about its {} is missing, so a plan could be wrong: {}.", doubt.what, doubt.why);
+        return Err(Refusal::unsupported(message));
+    }
     let mut plan = Plan::default();
     initramfs::plan(guest, files, &mut plan)?;
     devices::plan(guest, files, &mut plan)?;
@@ -147,8 +155,17 @@ pub fn plan(guest: &Guest, files: &Mounted, job: &Job) -> Result<Plan, Refusal> 
         network::plan(guest, files, &job.cards, &mut plan);
     }
     firmware::plan(guest, files, &mut plan);
+    // What a fix of an earlier time has done already is no change.
+    plan.changes.retain(|change| !is_done(change, files));
     check_room(&plan, files, job.limits.growth_bytes)?;
     Ok(plan)
+}
+
+fn is_done(change: &Planned, files: &Mounted) -> bool {
+    match &change.act {
+        Act::Write(content) => files.read(&change.path).is_ok_and(|before| before.as_ref() == Some(content)),
+        Act::Prepend(_) | Act::CopyOf(_) | Act::Remove => false,
+    }
 }
 
 /// Whether every file system has room for what is written to it; what is replaced is kept, too.

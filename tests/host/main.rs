@@ -4,6 +4,7 @@
 #[path = "../support/lib.rs"]
 mod support;
 
+mod appliance;
 mod boots;
 mod by_hand;
 mod convert;

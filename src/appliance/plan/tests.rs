@@ -270,6 +270,16 @@ fn lvms_file_of_known_devices_goes_and_its_copy_does_not_count() {
 }
 
 #[test]
+fn a_plan_without_its_foundation_is_refused() {
+    let files = Files::debian();
+    let doubt = |what: &str| Doubt { what: what.into(), why: "too many symbolic links".into() };
+    let guest = Guest { doubts: vec![doubt("boot loader")], ..broken() };
+    let message = "An answer about its boot loader is missing, so a plan could be wrong: too many symbolic links.";
+    assert_eq!(files.refusal(&guest), (Unfixed::GuestUnsupported, message.into()));
+    assert!(files.plan(&Guest { doubts: vec![doubt("architecture")], ..broken() }).is_ok());
+}
+
+#[test]
 fn names_are_kept_unless_they_are_to_be_left() {
     let binding = NetworkBinding {
         file: "/etc/network/interfaces".into(),
@@ -280,6 +290,8 @@ fn names_are_kept_unless_they_are_to_be_left() {
     let (files, guest) = (Files::debian(), Guest { network: vec![binding], ..good() });
     let plan = files.plan(&guest).unwrap();
     assert_eq!(plan.changes[0].path, "/etc/systemd/network/10-hyper2kvm-ens192.link");
+    files.write(&plan.changes[0].path, written(&plan, &plan.changes[0].path).as_bytes());
+    assert_eq!(files.plan(&guest).unwrap().changes, [], "it is done already");
     let job = Job { guest_names: GuestNames::Leave, ..job() };
     let left = super::plan(&guest, &Mounted::new(files.root.path()).unwrap(), &job).unwrap();
     assert!(left.changes.is_empty());
