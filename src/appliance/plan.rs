@@ -122,7 +122,8 @@ fn windows(guest: &Guest) -> Refusal {
             "Windows is hibernated, or was shut down with fast startup: start it once and shut it down wholly.";
         return Refusal::new(Unfixed::GuestHibernated, message);
     }
-    Refusal::unsupported("It is Windows, whose drivers are not installed yet by this version.")
+    let message = "It is Windows, whose drivers are not installed by this version.";
+    Refusal::new(Unfixed::GuestDriversMissing, message)
 }
 
 fn unknown(guest: &Guest) -> Result<(), Refusal> {

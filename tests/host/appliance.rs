@@ -42,7 +42,7 @@ impl Bench {
             }
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let kernel = root.join("target/guests/kernel");
+        let kernel = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is target/tmp").join("guests/kernel");
         let fetched = Command::new(root.join("tests/images/kernel.sh")).arg(&kernel).output().unwrap();
         if !fetched.status.success() {
             println!("LEFT OUT: the appliance in QEMU: no kernel: {}", String::from_utf8_lossy(&fetched.stderr));
