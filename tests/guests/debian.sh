@@ -35,6 +35,7 @@ make_tree() {
     rm -rf "$new"/lib/modules/*/kernel/drivers/"$class"
   done
   rm -rf "$new"/lib/modules/*/kernel/sound
+  find "$new"/lib/modules/*/kernel/drivers/net/ethernet -mindepth 1 -maxdepth 1 ! -name intel ! -name amd ! -name realtek -exec rm -rf {} +
   echo 'COMPRESS=zstd' >>"$new/etc/initramfs-tools/initramfs.conf"
   chroot "$new" sh -c 'depmod "$(ls /lib/modules)" && update-initramfs -u' >"$cache/initramfs.log" 2>&1
   # As on a guest that knew one hypervisor only.
@@ -46,31 +47,6 @@ make_tree() {
   rm -rf "$new/tmp/narrow"
   mkdir "$new/data" "$new/boot/grub"
   printf 'auto lo\niface lo inet loopback\n' >"$new/etc/network/interfaces"
-  # What the guest does instead of its own init: it tells its devices and the sum of all its files, and ends.
-  cat >"$new/init-test" <<'INIT'
-#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -o remount,rw /; mount -a
-exec >/dev/ttyS0 2>&1
-echo "TEST root $(findmnt -no SOURCE /) data $(findmnt -no SOURCE /data || echo none)"
-for card in /sys/class/net/*/device; do
-  modprobe "$(cat $card/modalias)" || true
-done
-for device in /sys/bus/pci/devices/*; do modprobe -q "$(cat $device/modalias)" || true; done
-for disk in /sys/block/[sv]d*; do echo "TEST disk $(basename $disk) $(cat $disk/size) $(readlink -f $disk)"; done
-for card in /sys/class/net/*/device/driver; do echo "TEST card $(basename "$(readlink -f $card)") $(cat ${card%/device/driver}/address)"; done
-echo "TEST firmware $([ -d /sys/firmware/efi ] && echo efi || echo bios)"
-cd / && echo "TEST sums $(/sums-of | b2sum | cut -d ' ' -f 1)"
-echo "TEST end"
-umount /data 2>/dev/null; mount -o remount,ro /; sync
-exec poweroff -ff
-INIT
-  # The same words on both sides.
-  cat >"$new/sums-of" <<'SUMS'
-#!/bin/sh
-LC_ALL=C find bin boot etc lib lib64 sbin usr data -xdev -type f -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 b2sum
-SUMS
-  chmod +x "$new/init-test" "$new/sums-of"
   rm -rf "$tree"
   mv "$new" "$tree"
 }
@@ -89,6 +65,31 @@ rm -f "$files/etc/fstab"
 echo "UUID=$root_uuid / ext4 errors=remount-ro 0 1" >"$files/etc/fstab"
 [ -z "$data" ] || echo "UUID=$data_uuid /data ext4 defaults 0 2" >>"$files/etc/fstab"
 kernel=$(cd "$files/boot" && ls vmlinuz-*)
+rm -f "$files/init-test" "$files/sums-of"
+# What the guest does instead of its own init: it tells its devices and the sum of all its files, and ends.
+cat >"$files/init-test" <<'INIT'
+#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -o remount,rw /; mount -a
+exec >/dev/ttyS0 2>&1
+echo "TEST root $(findmnt -no SOURCE /) data $(findmnt -no SOURCE /data || echo none)"
+for bus in pci virtio; do
+  for device in /sys/bus/$bus/devices/*; do modprobe -q "$(cat $device/modalias)" || true; done
+done
+for disk in /sys/block/[sv]d*; do echo "TEST disk $(basename $disk) $(cat $disk/size) $(readlink -f $disk)"; done
+for card in /sys/class/net/*/device/driver; do echo "TEST card $(basename "$(readlink -f $card)") $(cat ${card%/device/driver}/address)"; done
+echo "TEST firmware $([ -d /sys/firmware/efi ] && echo efi || echo bios)"
+cd / && echo "TEST sums $(/sums-of | sha256sum | cut -d ' ' -f 1)"
+echo "TEST end"
+umount /data 2>/dev/null; mount -o remount,ro /; sync
+exec poweroff -ff
+INIT
+# The same words on both sides.
+cat >"$files/sums-of" <<'SUMS'
+#!/bin/sh
+LC_ALL=C find bin boot etc lib lib64 sbin usr data -xdev -type f -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 cksum
+SUMS
+chmod +x "$files/init-test" "$files/sums-of"
 if [ -n "$broken" ]; then
   rm "$files/boot/initrd.img-${kernel#vmlinuz-}"
   cp "$cache/initrd.narrow" "$files/boot/initrd.img-${kernel#vmlinuz-}"
@@ -143,4 +144,4 @@ start=2048,type=linux'
   dd if="$work/data.ext4" of="$out/data.raw" bs=1M seek=1 conv=notrunc,sparse status=none
   cp "$work/data"/* "$files/data/"
 fi
-(cd "$files" && sh ./sums-of | b2sum | cut -d ' ' -f 1) >"$out/sums"
+(cd "$files" && sh ./sums-of | sha256sum | cut -d ' ' -f 1) >"$out/sums"

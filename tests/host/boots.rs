@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long a guest may take to boot, read all its files and end, without KVM on a busy machine.
-const BOOT: Duration = Duration::from_secs(400);
+const BOOT: Duration = Duration::from_secs(900);
 
 /// Where the guests' files are kept.
 fn cache() -> PathBuf {
