@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How far a conversion is: the same struct in a `ConversionJob`'s status and in a ledger's row.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +133,9 @@ pub struct ConversionStatus {
     pub completion_time: Option<Timestamp>,
 }
 
+/// How far the clocks of two machines may differ: one runs attempts, and the other decides when the next one is due.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
+
 impl ConversionStatus {
     /// Attempts that count against `max_retries`, ended ones only.
     #[must_use]
@@ -184,6 +187,14 @@ impl ConversionStatus {
     #[must_use]
     pub fn next_attempt(&self) -> Attempt {
         self.attempts.last().map_or(Attempt::FIRST, |a| a.number.next())
+    }
+
+    /// Whether the time of the next attempt has come. Where the last attempt ended in a time that is still to come, somebody has set
+    /// the clock back since: nobody knows how long it has waited, and it waits no longer.
+    #[must_use]
+    pub fn is_retry_due(&self, now: Timestamp) -> bool {
+        let is_set_back = self.attempts.last().and_then(|last| last.end_time).is_some_and(|end| end > now + CLOCK_SKEW);
+        is_set_back || self.next_retry_time.is_none_or(|until| until <= now)
     }
 
     /// Whether nothing more happens to it.

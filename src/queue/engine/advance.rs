@@ -203,7 +203,8 @@ impl<E: Executor> Engine<E> {
     pub(super) fn next_retry(&self) -> Option<Duration> {
         let now = self.wall();
         let parked = self.conversions.values().filter(|c| matches!(c.row.state, ClaimState::Parked { .. }));
-        let due = parked.filter_map(|c| c.row.status.next_retry_time).min()?;
+        let waiting = parked.filter(|c| !c.row.status.is_retry_due(now));
+        let due = waiting.filter_map(|c| c.row.status.next_retry_time).min()?;
         let delay = due.duration_since(now);
         // A parked conversion that is due but may not start is woken by the command that lets it start.
         (!delay.is_negative()).then(|| Duration::try_from(delay).unwrap_or_default() + Duration::from_millis(1))

@@ -60,13 +60,14 @@ impl<E: Executor> Engine<E> {
         let Some(failure) = &row.status.failure else { return };
         let is_it = |member: &&Member| member.alone.is_some() && Some(&member.name) == failure.member.as_ref();
         let Some(member) = row.claim.members.iter().find(is_it) else { return };
-        tracing::warn!(
-            conversion = %row.id,
-            "{}; it goes back, and {} waits for the right one",
-            failure.message,
-            row.claim.primary
-        );
-        self.intake.disprove(&row.claim.primary, member.stamp());
+        if self.intake.disprove(&row.claim.primary, member.stamp()) {
+            tracing::warn!(
+                conversion = %row.id,
+                "{}; it goes back, and {} waits for the right one",
+                failure.message,
+                row.claim.primary
+            );
+        }
     }
 
     /// What the claim says of a member that was recalled from a conversion of its own: like one that was taken back from

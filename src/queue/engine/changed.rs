@@ -142,7 +142,10 @@ impl<E: Executor> Engine<E> {
     fn is_quiet(&self, entry: &Entry) -> bool {
         let touched = Timestamp::from_nanosecond(entry.mtime_ns).unwrap_or(Timestamp::MAX);
         let quiet = SignedDuration::try_from(self.settings.quiet_period).unwrap_or(SignedDuration::MAX);
-        self.wall().duration_since(touched) >= quiet
+        let since = self.wall().duration_since(touched);
+        // A time to come says nothing: a clock was set back, or the file's was set forward. In the queue directory it
+        // settles like any other.
+        since.is_negative() || since >= quiet
     }
 
     async fn take_up_again(&mut self, ended: &EndedConversion, changed: Changed) -> Result<()> {

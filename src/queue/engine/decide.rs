@@ -77,7 +77,7 @@ fn parked(row: &ConversionRow, on: Circumstances) -> Action {
         Step::Finish(end) => Action::PlanEnd(end),
         Step::GiveBack(reason) => Action::PlanReturn(reason),
         _ if !on.is_in_place => Action::CarryPark,
-        Step::Park { until, .. } if until > on.now => Action::WaitUntil(until),
+        Step::Park { until, .. } if !row.status.is_retry_due(on.now) => Action::WaitUntil(until),
         _ if on.run_state.starts_attempts() => Action::Unpark,
         _ => Action::Wait,
     }
@@ -92,7 +92,7 @@ fn submitted(row: &ConversionRow, on: Circumstances) -> Action {
         Step::Start(_) | Step::Watch(_) => Action::Wait,
         Step::Stage(attempt) => stage(attempt, on),
         // It is due already: it was parked, or its delay is zero.
-        Step::Park { next, until } if until <= on.now => stage(next, on),
+        Step::Park { next, .. } if row.status.is_retry_due(on.now) => stage(next, on),
         Step::Park { until, .. } => Action::PlanPark { until },
         Step::Publish { .. } => Action::Publish,
         Step::GiveBack(reason) => Action::PlanReturn(reason),
@@ -206,6 +206,11 @@ mod tests {
         let due = Circumstances { now: at(350), ..circumstances() };
         assert_eq!(decide(&parked, due), Action::Unpark);
         assert_eq!(decide(&parked, Circumstances { run_state: RunState::Paused, ..due }), Action::Wait);
+        // Somebody set the clock back: the attempt ended at 50, which is to come. Two machines' clocks may differ so far.
+        let hours_ago = Circumstances { now: at(-3600), ..circumstances() };
+        assert_eq!(decide(&parked, hours_ago), Action::Unpark);
+        assert_eq!(decide(&parked, Circumstances { now: at(0), ..circumstances() }), Action::WaitUntil(at(350)));
+        assert_eq!(decide(&row(ClaimState::Submitted, status.clone()), hours_ago), Action::Stage(Attempt(2)));
         assert_eq!(decide(&row(ClaimState::Submitted, status), due), Action::Stage(Attempt(2)));
     }
 

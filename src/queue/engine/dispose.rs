@@ -101,9 +101,6 @@ impl<E: Executor> Engine<E> {
             }
             error_file::remove(placement.primary(), &paths.errors())?;
         }
-        if reason == Reason::WrongMember {
-            self.disprove(&row);
-        }
         let (placement, _) = claim::plan_return(&paths, &row.claim)?;
         tracing::info!(conversion = %id, %reason, "{} goes back to settling", row.claim.primary);
         self.change(id, Change::State(ClaimState::Returning { reason, placement })).await?;
@@ -114,6 +111,10 @@ impl<E: Executor> Engine<E> {
     pub(super) async fn carry_return(&mut self, id: &ConversionId) -> Result<()> {
         let Some(row) = self.row(id) else { return Ok(()) };
         let Some(placement) = row.placement() else { return Ok(()) };
+        // Again after a restart: it is kept in memory only.
+        if matches!(row.state, ClaimState::Returning { reason: Reason::WrongMember, .. }) {
+            self.disprove(&row);
+        }
         let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Returned);
         if arrival == Arrival::Whole && placement.dir.starts_with(self.settings.paths.errors()) {

@@ -380,12 +380,14 @@ impl Intake {
         }
     }
 
-    /// A manifest says that this member is not the primary's.
-    pub(super) fn disprove(&mut self, primary: &str, member: Stamp) {
+    /// A manifest says that this member is not the primary's. Returns whether that is news.
+    pub(super) fn disprove(&mut self, primary: &str, member: Stamp) -> bool {
         let primaries = self.disproved.entry(member).or_default();
-        if !primaries.iter().any(|other| **other == *primary) {
+        let is_new = !primaries.iter().any(|other| **other == *primary);
+        if is_new {
             primaries.push(primary.into());
         }
+        is_new
     }
 
     /// Members that manifests have disproved, each with its primaries.

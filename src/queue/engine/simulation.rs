@@ -10,6 +10,7 @@
 //!                      └──▶ Site: what was dropped, and what must have come of it
 //! ```
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ mod site;
 #[derive(Clone, Debug)]
 pub struct Simulated {
     origin: tokio::time::Instant,
+    /// How far the wall clock was set forward, in seconds; negative: back.
+    shift: Arc<AtomicI64>,
     random: Arc<Mutex<Random>>,
 }
 
@@ -34,12 +37,29 @@ const EPOCH: i64 = 1_000_000_000;
 
 impl Simulated {
     fn new(seed: u64) -> Self {
-        Self { origin: tokio::time::Instant::now(), random: Arc::new(Mutex::new(Random::new(seed))) }
+        let shift = Arc::default();
+        Self { origin: tokio::time::Instant::now(), shift, random: Arc::new(Mutex::new(Random::new(seed))) }
     }
 
+    /// The wall clock.
     pub(super) fn now(&self) -> Timestamp {
+        self.steady() + SignedDuration::from_secs(self.shift.load(Ordering::Relaxed))
+    }
+
+    /// The wall clock as it would be if nobody set it.
+    fn steady(&self) -> Timestamp {
         let epoch = Timestamp::from_second(EPOCH).expect("a small number");
-        epoch + SignedDuration::try_from(self.origin.elapsed()).expect("a run takes less than a year")
+        epoch + SignedDuration::try_from(self.uptime()).expect("a run takes less than a year")
+    }
+
+    /// Time since the beginning, which nobody sets.
+    pub(super) fn uptime(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// Somebody sets the clock, so far from where it would be.
+    fn set_clock(&self, shift: SignedDuration) {
+        self.shift.store(shift.as_secs(), Ordering::Relaxed);
     }
 
     pub(super) fn random(&self) -> u32 {

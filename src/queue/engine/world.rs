@@ -48,7 +48,7 @@ impl World {
             }
             #[cfg(test)]
             Self::Simulated(simulated) => {
-                Clock { wall: simulated.now(), boot_id: String::new(), uptime: Duration::ZERO }
+                Clock { wall: simulated.now(), boot_id: "simulated".to_owned(), uptime: simulated.uptime() }
             }
         }
     }

@@ -16,13 +16,16 @@ use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next
 use crate::conversion::options::OutputFormat;
 use crate::conversion::report::{DiskReport, SourceReport};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Metadata, Reason};
+use crate::conversion::{
+    Attempt, CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Member, Metadata, Reason,
+};
 use crate::executor::Request;
 use crate::files::Paths;
 use crate::files::volume;
 use crate::files::volume::simulated::{Random, Volume};
 
 use super::Simulated;
+use super::site::{Wrong, mark};
 
 mod worker;
 
@@ -80,6 +83,8 @@ pub(super) struct World {
     /// The ends that were reported.
     pub ended: BTreeMap<ConversionId, (End, Option<Failure>)>,
     uids: u64,
+    /// Marks of descriptors and files that their manifests disprove.
+    pub wrong: Wrong,
 }
 
 impl World {
@@ -109,6 +114,7 @@ impl World {
             asked,
             ended,
             uids: 0,
+            wrong: Wrong::default(),
         }
     }
 
@@ -259,6 +265,16 @@ impl World {
         ends.min()
     }
 
+    /// The member of a claim that a manifest disproves.
+    fn disproved(&self, claim: &Claim) -> Option<Member> {
+        let mark_of = |name: &str| mark(&fs::read(self.paths.claim_dir(&claim.id).join(name)).ok()?);
+        let primary = mark_of(&claim.primary)?;
+        let wrong = self.wrong.borrow();
+        let is_wrong =
+            |member: &&Member| mark_of(&member.name).is_some_and(|mark| wrong.contains(&(primary.clone(), mark)));
+        claim.members.iter().find(is_wrong).cloned()
+    }
+
     /// Ends an attempt: makes what it leaves, and returns how it ended.
     fn finish(&mut self, id: &ConversionId) -> Option<Observation> {
         let known = self.known.get(id)?;
@@ -266,6 +282,18 @@ impl World {
         let attempt = work.attempt;
         let dir = self.paths.work_dir(id, attempt).join(FOLDER);
         let (volume, paths, now) = (Rc::clone(&self.volume), &self.paths, self.time.now());
+        let disproved = (work.fate == Fate::Done).then(|| self.disproved(&known.claim)).flatten();
+        if let Some(member) = disproved {
+            volume.note(format!("attempt {attempt} of {id} ends: {} is not what its manifest says", member.name));
+            // One that came with its descriptor is damaged; one that was converted alone is another machine's.
+            let failure = match member.alone {
+                Some(_) => {
+                    Failure { member: Some(member.name), ..Failure::new(Reason::WrongMember, "says its manifest") }
+                }
+                None => Failure::new(Reason::ManifestMismatch, "so its manifest says"),
+            };
+            return Some(Observation::Failed { attempt, failure });
+        }
         let fate = match work.fate {
             Fate::Done if volume.other(|| convert(paths, &known.claim, &dir, now)).is_none() => {
                 Fate::Fails(Reason::SourceMissing)

@@ -88,6 +88,8 @@ struct Play<'a> {
     /// What the power cut at the next death leaves, if there is one.
     cut: Option<Keeps>,
     begun: Instant,
+    /// Whether somebody deletes the ledger before the next start.
+    loses_ledger: bool,
     /// Whether everything has come to rest once already.
     is_last: bool,
     /// The first thing that happened and must never happen.
@@ -111,6 +113,8 @@ impl<'a> Play<'a> {
             Rc::clone(&volume),
         );
         let site = Site::new(paths, Rc::clone(&volume), time.clone(), Random::new(random.next()));
+        let mut world = world;
+        world.wrong = Rc::clone(&site.wrong);
         let world = Rc::new(RefCell::new(world));
         let asked = (RunState::Running, 1);
         Self {
@@ -123,6 +127,7 @@ impl<'a> Play<'a> {
             asked,
             cut: None,
             begun: Instant::now(),
+            loses_ledger: false,
             is_last: false,
             violation: None,
             random,
@@ -173,6 +178,16 @@ impl<'a> Play<'a> {
     fn open(&self) -> Result<Ledger, String> {
         // Each transaction is on the disk when it returns: no power cut undoes one.
         Ledger::open(&self.place.join("ledger.db")).map_err(|error| format!("the ledger: {error}"))
+    }
+
+    /// Somebody deletes the ledger. What was counted and told is told to nobody any more.
+    fn lose_ledger(&mut self) {
+        self.volume.note("the ledger is lost".to_owned());
+        for name in ["ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db-journal"] {
+            let _ = std::fs::remove_file(self.place.join(name));
+        }
+        self.world.borrow_mut().ended.clear();
+        self.site.ledger_was_lost();
     }
 
     fn settings(&self, guard: Guard) -> Settings {
@@ -227,6 +242,9 @@ impl<'a> Play<'a> {
                 return (Ending::Death, false);
             }
         };
+        if std::mem::take(&mut self.loses_ledger) {
+            self.lose_ledger();
+        }
         let Ok(ledger) = self.open() else { return (Ending::Itself, false) };
         let writer = ledger::Writer::inline(ledger);
         let executor = Worker::new(Rc::clone(&self.world), writer.clone());
@@ -437,6 +455,11 @@ impl<'a> Play<'a> {
                 if let Some(name) = self.site.some_name() {
                     self.world.borrow_mut().ask(&name);
                 }
+            }
+            Act::Clock(seconds) => self.time.set_clock(jiff::SignedDuration::from_secs(seconds)),
+            Act::LoseLedger => {
+                self.loses_ledger = true;
+                return true;
             }
             Act::Fault(fault) => self.volume.fail(fault),
             Act::Full(is_full) => self.volume.set_free(if is_full { 1 << 10 } else { 1 << 40 }),

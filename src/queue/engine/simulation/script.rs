@@ -50,6 +50,10 @@ pub(super) enum Act {
     Delete,
     /// Somebody asks for a file by its path (in a cluster).
     Ask,
+    /// Somebody sets the clock, so many seconds from where it would be.
+    Clock(i64),
+    /// The process dies, and somebody deletes the ledger before the next start.
+    LoseLedger,
     /// Changes of files begin to fail, or stop failing.
     Fault(Option<Fault>),
     /// The output volume is full, or has room again.
@@ -87,6 +91,9 @@ pub(super) struct Script {
     /// In the order of their times.
     pub acts: Vec<(Duration, Act)>,
 }
+
+/// How far a clock is set: an hour for a zone, a day, the years of an empty battery; and back to where it would be.
+const JUMPS: [i64; 7] = [0, 3600, -3600, 86_400, -86_400, 10 * 366 * 86_400, -10 * 366 * 86_400];
 
 /// Milliseconds over which the acts are spread.
 const SPAN_MS: u64 = 60_000;
@@ -168,7 +175,7 @@ fn drop_of(random: &mut Random) -> Act {
 }
 
 fn act(random: &mut Random, is_cluster: bool) -> Act {
-    match random.below(26) {
+    match random.below(28) {
         0..=2 => drop_of(random),
         3 => Act::DropAgain,
         4 => random.pick(&[Act::Rename, Act::Grow, Act::Chmod, Act::Deny, Act::Remove]),
@@ -184,6 +191,8 @@ fn act(random: &mut Random, is_cluster: bool) -> Act {
         16 => Act::Cut(random.pick(&[Keeps::Prefix, Keeps::Any])),
         20 | 21 => Act::DropLate,
         23..=25 => Act::Upload(random.pick(&[Growth::Grows, Growth::Preallocated])),
+        26 => Act::Clock(random.pick(&JUMPS)),
+        27 => random.pick(&[Act::LoseLedger, Act::DropLate]),
         22 => Act::Away(random.pick(&[Role::Queue, Role::Output])),
         _ => Act::CutIn(1 + random.below(60), random.pick(&[Keeps::Prefix, Keeps::Any])),
     }

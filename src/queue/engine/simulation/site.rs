@@ -2,7 +2,8 @@
 //! The directories of a simulated queue: what was dropped into them, what others did to it, and what the result must
 //! be.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,10 @@ pub(super) struct Site {
     missing: Option<(String, u64)>,
     /// Names that a later descriptor named, with the name of that descriptor.
     named_late: BTreeMap<String, String>,
+    /// Marks of descriptors and files that their manifests disprove.
+    pub wrong: Wrong,
+    /// Whether somebody deleted the ledger: then nobody knows what was published before.
+    is_ledger_lost: bool,
     /// What the engine is told of writers.
     writers: Writers,
 }
@@ -74,6 +79,9 @@ pub(super) struct Site {
 mod checks;
 mod others;
 mod uploads;
+
+/// See [`Site::wrong`].
+pub(super) type Wrong = Rc<RefCell<BTreeSet<(String, String)>>>;
 
 type Check = Result<(), String>;
 
@@ -91,12 +99,15 @@ impl Site {
             names: Vec::new(),
             missing: None,
             named_late: BTreeMap::new(),
+            wrong: Wrong::default(),
+            is_ledger_lost: false,
             writers: Writers::default(),
         }
     }
 
     fn modified(&self) -> SystemTime {
-        SystemTime::from(self.time.now())
+        // A writer's clock is its own.
+        SystemTime::from(self.time.steady())
     }
 
     /// Drops a file under a new name.
@@ -179,6 +190,13 @@ impl Site {
         }
         let name = names[usize::try_from(self.random.below(names.len() as u64)).expect("an index")].clone();
         let late = format!("late{}.vmdk", self.dropped);
+        // The descriptor's manifest may know another file of this name.
+        if self.random.once_in(3) {
+            let of = format!("source {}", self.dropped);
+            let marks = self.sources.iter().filter(|(_, source)| source.name == name).map(|(mark, _)| mark.clone());
+            self.wrong.borrow_mut().extend(marks.map(|mark| (of.clone(), mark)));
+            self.volume.note(format!("{name} is disproved for {late}"));
+        }
         self.put(&late, &descriptor(&name), false);
         self.named_late.insert(name, late);
     }
@@ -227,6 +245,14 @@ impl Site {
         let late = self.named_late.iter().filter(|(named, late)| **named == name || **late == name);
         let names: Vec<String> = late.flat_map(|(named, late)| [named.clone(), late.clone()]).collect();
         for source in self.sources.values_mut().filter(|s| s.group == group || names.contains(&s.name)) {
+            source.is_touched = true;
+        }
+    }
+
+    /// Without its rows the engine may convert again what it had published, and archives what it has no output of.
+    pub(super) fn ledger_was_lost(&mut self) {
+        self.is_ledger_lost = true;
+        for source in self.sources.values_mut() {
             source.is_touched = true;
         }
     }
@@ -301,7 +327,7 @@ fn descriptor(extent: &str) -> String {
 }
 
 /// The mark in a source's content.
-fn mark(content: &[u8]) -> Option<String> {
+pub(super) fn mark(content: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(content);
     let at = if text.starts_with("source ") { 0 } else { text.find("\n# source ").map(|at| at + 3)? };
     text[at..].lines().next().map(str::to_owned)

@@ -96,6 +96,10 @@ impl Site {
             source.check_upload(content, is_end && metadata.source_changed_at.is_none())?;
             rest = &rest[content.len()..];
         }
+        let is_wrong = |(descriptor, member): &(String, String)| marks.contains(descriptor) && marks.contains(member);
+        if let Some((descriptor, member)) = self.wrong.borrow().iter().find(|pair| is_wrong(pair)) {
+            return Err(format!("made of {descriptor} and {member}, which its manifest disproves"));
+        }
         if !rest.is_empty() || marks.is_empty() || bytes == converted([]) {
             return Err("its disk is not what was dropped".to_owned());
         }
@@ -153,6 +157,9 @@ impl Site {
             ));
         }
         check_announced(ledger, happened[0], happened[1])?;
+        if self.is_ledger_lost {
+            return Ok(());
+        }
         let superseded = published.iter().filter(|one| one.is_superseded).count() as u64;
         if superseded > totals.superseded || superseded < totals.superseded && retention.outputs_days.is_none() {
             return Err(format!("{superseded} are superseded, {} are counted so", totals.superseded));
@@ -187,7 +194,7 @@ impl Site {
             if valid_times(&mark) > 1 && !source.is_touched {
                 return Err(format!("{mark} was published {} times", valid_times(&mark)));
             }
-            let has_lost_outputs = script.retention.outputs_days.is_some();
+            let has_lost_outputs = script.retention.outputs_days.is_some() || self.is_ledger_lost;
             let has_duplicates = world.ended.values().any(|(end, _)| *end == End::Duplicate);
             if is_archived && times(&mark) == 0 && !has_duplicates && !has_lost_outputs {
                 return Err(format!("{mark} is archived and was not published"));
