@@ -9,7 +9,10 @@ use super::File;
 use crate::disk::descriptor;
 
 /// Extensions of such files, in lower case.
-const EXTENSIONS: [&str; 7] = ["vmsd", "vmxf", "nvram", "log", "vswp", "hlog", "scoreboard"];
+const EXTENSIONS: [&str; 8] = ["vmsd", "vmxf", "nvram", "log", "vswp", "hlog", "scoreboard", MACHINE];
+
+/// The extension of the file that describes a machine: it is read with the disk that is called alike, and with no other.
+const MACHINE: &str = "vmx";
 
 /// The disks of a directory, by which a file beside one of them is known.
 pub struct Disks<'a> {
@@ -46,6 +49,9 @@ impl<'a> Disks<'a> {
             return None;
         }
         let stem = stem(name);
+        if scan::extension(name) == MACHINE {
+            return self.disk(stem);
+        }
         // `vm-1a2b3c4d.vswp`, `vmx-vm-1a2b3c4d-1.vswp`
         let cut =
             |stem: &'_ str| std::iter::successors(Some(stem.to_owned()), |s| Some(s.rsplit_once('-')?.0.to_owned()));

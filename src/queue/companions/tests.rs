@@ -367,6 +367,7 @@ fn what_vmware_keeps_beside_a_disk_goes_with_it() {
         "vm-flat.vmdk",
         "vm.nvram",
         "vm.vmsd",
+        "vm.vmx",
         "vm.vmxf",
         "vmware-7.log",
         "vmware.log",
@@ -392,6 +393,8 @@ fn what_lies_beside_no_disk_or_may_lie_beside_two_is_nobodys() {
     assert_eq!(queue.verdicts(), []);
     let queue = Queue::default().stable("a.vmdk").stable("b.vmdk").stable("vmware.log").stable("b.log");
     assert_eq!(queue.verdicts(), [ready(&["a.vmdk"]), ready(&["b.vmdk", "b.log"])]);
+    let queue = Queue::default().stable("a.vmdk").stable("a-1.vmx").stable("b.vmx").stable("a-1.log");
+    assert_eq!(queue.verdicts(), [ready(&["a.vmdk", "a-1.log"])]);
     let queue = Queue::default().stable("vm.raw").stable("vm.log");
     assert_eq!(queue.verdicts(), [ready(&["vm.raw"])]);
 }

@@ -21,7 +21,8 @@ fn a_folder_of_an_esxi_host_is_archived_as_a_whole() {
     let site = Site::new("companion_timeout: 60");
     let daemon = site.start();
     let (descriptor, extent) = (descriptor("vm-flat.vmdk"), disk(0));
-    let files: [(&str, &[u8]); 7] = [
+    let files: [(&str, &[u8]); 8] = [
+        ("vm.vmx", b"displayName = \"Web 01\"\nmemSize = \"3072\"\nnumvcpus = \"3\"\nfirmware = \"efi\"\n"),
         ("vm-ctk.vmdk", TRACKING),
         ("vm.nvram", b"nvram"),
         ("vm.vmsd", b"vmsd"),
@@ -43,6 +44,12 @@ fn a_folder_of_an_esxi_host_is_archived_as_a_whole() {
         (&stats["total_processed"], &stats["total_failed"], &stats["ignored"]),
         (&1.into(), &0.into(), &0.into())
     );
+    // The VMX is the machine, in a queue as by hand.
+    let day = site.names("output").into_iter().find(|name| !name.starts_with('.')).unwrap();
+    let metadata = std::fs::read(site.output().join(day).join("vm/metadata.json")).unwrap();
+    let machine = serde_json::from_slice::<serde_json::Value>(&metadata).unwrap()["machines"][0].clone();
+    assert_eq!((&machine["describedBy"], &machine["name"]), (&"vmx".into(), &"Web 01".into()), "{machine}");
+    assert_eq!((&machine["memoryMib"], &machine["firmware"]), (&3072.into(), &"efi".into()), "{machine}");
 }
 
 #[test]
