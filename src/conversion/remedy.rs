@@ -41,6 +41,10 @@ pub enum Remedy {
     PackWithoutPaths,
     /// An archive with several files that one name may mean.
     LeaveOne,
+    /// An archive whose members leave out their holes.
+    PackWithoutHoles,
+    /// A zip whose files are compressed in a way that is not read.
+    ZipAgain,
     /// A flat extent without its descriptor.
     BringDescriptor,
     /// Extents named in an encoding that the descriptor does not tell.
@@ -104,6 +108,8 @@ impl Remedy {
             Self::LeaveOne => {
                 "Leave only the file that is meant in the archive, or unpack it and bring the OVF with its disks"
             }
+            Self::PackWithoutHoles => "Pack the files again without --sparse: tar -cf NAME.ova *",
+            Self::ZipAgain => "Unpack it and bring the disk image itself, or zip it again: zip NAME.zip FILE",
             Self::BringDescriptor => {
                 "Bring the descriptor (NAME.vmdk for NAME-flat.vmdk), or rename the file to NAME.raw if it is the whole disk"
             }

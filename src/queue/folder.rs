@@ -61,6 +61,9 @@ pub fn list(dir: &Path, name: &str) -> io::Result<Content> {
         content.refuse(name, 0, Refusal::Crowded);
         content.files.clear();
     }
+    if let Some(part) = part_of_bundle(&content.files) {
+        content.refuse(&part.name.clone(), part.inode, Refusal::Bundle);
+    }
     if let Some(twin) = twin(&content.files) {
         content.refuse(&twin.name.clone(), twin.inode, Refusal::Twin);
     }
@@ -113,6 +116,17 @@ fn is_empty(dir: &Path) -> io::Result<bool> {
 fn twin(files: &[Entry]) -> Option<&Entry> {
     let mut names = std::collections::HashSet::new();
     files.iter().find(|file| scan::is_candidate_name(&file.name) && !names.insert(scan::base(&file.name)))
+}
+
+/// One of several files of a Parallels disk: `vm.hdd.0.{GUID}.hds` has the number of a part, and the GUID of a snapshot.
+/// By themselves they would be taken for disks.
+fn part_of_bundle(files: &[Entry]) -> Option<&Entry> {
+    let mut disks = std::collections::HashSet::new();
+    files.iter().find(|file| {
+        let disk = file.name.strip_suffix(".hds").and_then(|name| name.rsplit_once(".{")).map(|(disk, _)| disk);
+        let disk = disk.map(|disk| disk.rsplit_once('.').map_or(disk, |(disk, _)| disk));
+        disk.is_some_and(|disk| !disks.insert(disk))
+    })
 }
 
 /// How long a folder must stand still before it is taken.

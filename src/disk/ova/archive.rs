@@ -4,7 +4,7 @@
 //! Format: POSIX.1-2017, `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar's manual, "Basic Tar
 //! Format", for base-256 numbers and the type flags L, K, S, M and V.
 
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::{Error, Region};
 
 const BLOCK: u64 = 512;
@@ -179,7 +179,9 @@ impl<'a> Headers<'a> {
             b'M' => (Reason::UnsupportedFormat, "a part of a multi-volume archive"),
             _ => (Reason::UnsupportedFormat, "a member of unknown type"),
         };
-        Error::refuse(reason, self.region.name(), format!("has {what} where an OVA has files only")).at(at)
+        let refused =
+            Error::refuse(reason, self.region.name(), format!("has {what} where an OVA has files only")).at(at);
+        if flag == b'S' { refused.with_remedy(Remedy::PackWithoutHoles) } else { refused }
     }
 
     fn corrupt(&self, at: u64, message: impl Into<String>) -> Error {

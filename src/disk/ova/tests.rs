@@ -112,6 +112,24 @@ fn paths_that_leave_the_archive_control_characters_and_links_are_refused() {
 }
 
 #[test]
+fn a_sparse_member_of_tar_itself_is_refused_with_what_helps() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = std::fs::File::create(dir.path().join("d.img")).unwrap();
+    disk.set_len(8 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, &[7; 4096], 4 << 20).unwrap();
+    for format in ["gnu", "posix"] {
+        let arguments = ["--sparse", "-H", format, "-cf", "-", "d.img"];
+        let tar = std::process::Command::new("tar").args(arguments).current_dir(dir.path()).output().unwrap();
+        let error = members(&region(&tar.stdout)).unwrap_err();
+        assert_eq!(
+            (error.reason, error.remedy),
+            (Reason::UnsupportedFormat, Some(Remedy::PackWithoutHoles)),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn folders_of_hand_packed_archives_are_no_obstacle() {
     let directory = |name: &str| entry(&header(name.as_bytes(), 0, b'5'), b"");
     let mut prefixed = header(b"d.vmdk", 5, b'0');

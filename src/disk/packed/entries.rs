@@ -8,7 +8,7 @@ use zip::read::ZipArchive;
 use zip::result::ZipError;
 
 use super::{Codec, Stated, Stream};
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::descriptor::{MAX_MEMBERS, shown};
 use crate::disk::{Error, Region};
 
@@ -34,7 +34,7 @@ impl Entry {
     pub(crate) fn stream(&self) -> Result<&Stream, Error> {
         self.content.as_ref().map_err(|why| {
             let message = format!("has the file {} {why}", shown(&self.path));
-            Error::refuse(Reason::UnsupportedFormat, self.region.name(), message)
+            Error::refuse(Reason::UnsupportedFormat, self.region.name(), message).with_remedy(Remedy::ZipAgain)
         })
     }
 

@@ -7,6 +7,7 @@ use rstest::rstest;
 
 use super::frames::{has_end, has_zip_end};
 use super::*;
+use crate::conversion::Remedy;
 use crate::disk::resolve::{region_over, sample_disk};
 use crate::disk::{CopyControl, CopyOptions, Image};
 
@@ -163,6 +164,18 @@ fn entries_of_a_zip_state_what_they_are() {
         let cut = entries::list(&region_over(&packed[..packed.len() - 30])).unwrap_err();
         assert_eq!(cut.reason, Reason::Truncated, "{cut}");
     }
+}
+
+#[test]
+fn a_zip_of_deflate64_is_refused_with_what_helps() {
+    let mut packed = zip(&[("vm.img", &sample_disk(4000))], zip::CompressionMethod::Stored);
+    // Method 9, in the file's header and in the directory (APPNOTE 4.3.7 and 4.3.12).
+    packed[8] = 9;
+    let at = packed.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
+    packed[at + 10] = 9;
+    let error = entries::list(&region_over(&packed)).unwrap()[0].stream().unwrap_err();
+    assert_eq!((error.reason, error.remedy), (Reason::UnsupportedFormat, Some(Remedy::ZipAgain)), "{error}");
+    assert!(error.message.contains("vm.img") && error.message.contains("only deflate is read"), "{error}");
 }
 
 #[test]

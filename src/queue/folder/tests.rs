@@ -41,6 +41,12 @@ fn a_folder_is_listed_with_the_folders_in_it() {
 fn the_entry_because_of_which_a_folder_is_not_taken_is_named() {
     assert_eq!(fault(&["web01/a/b/vm.raw"]), Some(("web01/a/b".to_owned(), Refusal::Deep)));
     assert_eq!(fault(&["web01/vm.avhdx", "web01/vm.vhdx"]), Some(("web01/vm.avhdx".to_owned(), Refusal::Checkpoint)));
+    let of = |part: u32, snapshot: &str| format!("web01/vm.hdd/vm.hdd.{part}.{{{snapshot}}}.hds");
+    assert_eq!(fault(&[&of(0, "5fbaabe3"), "web01/vm.hdd/DiskDescriptor.xml", "web01/b.hdd.0.{5fbaabe3}.hds"]), None);
+    for second in [of(0, "6fbaabe3"), of(1, "5fbaabe3")] {
+        let found = fault(&[&of(0, "5fbaabe3"), &second]);
+        assert_eq!(found, Some((second, Refusal::Bundle)), "a snapshot, or a part");
+    }
     assert_eq!(fault(&["web01/vm.raw", "web01/a/vm.raw"]), Some(("web01/vm.raw".to_owned(), Refusal::Twin)));
     assert_eq!(fault(&["web01/notes.txt", "web01/a/notes.txt", "web01/a/vm.raw"]), None);
     let (dir, _) = listed(&["web01/vm.raw"]);

@@ -40,6 +40,8 @@ pub enum Refusal {
     Deep,
     /// A disk of a folder with the base name of another one.
     Twin,
+    /// One of several files of a Parallels disk: it is split, or has snapshots.
+    Bundle,
     /// A folder with more than one machine.
     Several,
     /// A folder without a disk image.
@@ -122,6 +124,10 @@ impl Refusal {
             Self::Deep => "lies too deep in a dropped folder; move its files up, to one level below the folder at most",
             Self::Twin => {
                 "has the name of another disk of its folder; rename one of them, or give each machine its folder"
+            }
+            Self::Bundle => {
+                "is one of several files of a Parallels disk; delete its snapshots and join its parts in Parallels, then move \
+                 the one file here"
             }
             Self::Several => "holds more than one machine; give each of them a folder of its own",
             Self::NoDisk => "is a folder without a disk image; put the machine's disks into it, or move it away",
