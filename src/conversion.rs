@@ -32,7 +32,7 @@ pub use hex::hex;
 pub use id::{Attempt, ConversionId, InvalidId};
 pub use options::{Compression, ConversionOptions, OutputFormat};
 pub use platform::{Emit, Platform};
-pub use printable::{printable, printable_json};
+pub use printable::{printable, printable_json, printable_lines};
 pub use remedy::Remedy;
 pub use report::{FailureReport, Metadata, Progress, TerminationMessage};
 pub use status::{AttemptKind, AttemptRecord, ConversionStatus};

@@ -22,6 +22,12 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }))
 }
 
+/// `text` of several lines, each of them [`printable`].
+#[must_use]
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// `json`, the text of JSON values, with the same characters escaped as JSON has it. It stands for the same values; the
 /// line breaks and spaces between them stay.
 #[must_use]
@@ -76,6 +82,7 @@ mod tests {
     fn json_stays_the_same_value() {
         let value = serde_json::json!({"a\u{9b}": ["x\u{202e}\n\u{1b}", "\u{e0041}ü"], "b": 1});
         let text = serde_json::to_string_pretty(&value).unwrap();
+        assert_eq!(printable_lines("a\u{1b}b\nc\n"), "a\\u{1b}b\nc\n");
         let shown = printable_json(&text);
         assert!(!shown.contains(|c: char| is_hidden(c) && c != '\n'), "{shown}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use hyper2kvm::conversion::admission::RunState;
-use hyper2kvm::conversion::{chain, printable_json};
+use hyper2kvm::conversion::{chain, printable_json, printable_lines};
 use serde::Serialize;
 
 use access::Access;
@@ -133,7 +133,7 @@ impl Printer {
     /// Prints `object`, or the text with the same content.
     fn print(self, object: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Refusal> {
         let json = |text: String| printable_json(&text).into_owned() + "\n";
-        let text = if self.is_json { json(serde_json::to_string_pretty(object)?) } else { text() };
+        let text = if self.is_json { json(serde_json::to_string_pretty(object)?) } else { printable_lines(&text()) };
         // The reader may be gone already (`| head -1`): that is no error.
         drop(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()));
         Ok(())
@@ -152,7 +152,7 @@ pub(crate) fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {}", chain(error.as_ref()));
+            eprintln!("Error: {}", printable_lines(&chain(error.as_ref())));
             ExitCode::FAILURE
         }
     }

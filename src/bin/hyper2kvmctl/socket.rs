@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use hyper2kvm::control::client::{self, RequestError};
 use hyper2kvm::control::{Command, FALLBACK_DIR, FALLBACK_SOCKET_NAME, SOCKET};
+use hyper2kvm::conversion::{printable, printable_json, printable_lines};
 
 /// Output directory where none is named: that of the packages and of a watcher's pod.
 const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
@@ -46,12 +47,12 @@ pub(crate) fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
     };
     let ok = reply["status"] == "ok";
     if json {
-        print(&mut io::stdout(), &format!("{reply:#}\n"));
+        print(&mut io::stdout(), &printable_json(&format!("{reply:#}\n")));
     } else if ok {
-        print(&mut io::stdout(), &answered(command, &reply));
+        print(&mut io::stdout(), &printable_lines(&answered(command, &reply)));
     } else {
         let message = reply["message"].as_str().unwrap_or("Unknown error");
-        print(&mut io::stderr(), &format!("❌ Error: {message}\n"));
+        print(&mut io::stderr(), &format!("❌ Error: {}\n", printable(message)));
     }
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

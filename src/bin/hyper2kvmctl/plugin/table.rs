@@ -3,6 +3,7 @@
 
 use comfy_table::{Table, presets};
 use hyper2kvm::conversion::options::ByteSize;
+use hyper2kvm::conversion::printable;
 use jiff::{SignedDuration, Timestamp};
 
 /// Lines with `header` above them, columns three spaces apart.
@@ -10,7 +11,8 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for row in rows {
-        table.add_row(row);
+        // A cell is one line, whatever its text says.
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
@@ -48,6 +50,12 @@ mod tests {
     fn columns_are_aligned_and_lines_have_no_tail() {
         let rows = [vec!["a-long-name".to_owned(), "1".to_owned()], vec!["b".to_owned(), "-".to_owned()]];
         assert_eq!(table(&["NAME", "N"], rows), "NAME          N\na-long-name   1\nb             -\n");
+    }
+
+    #[test]
+    fn what_a_cell_says_moves_no_cursor_and_forges_no_line() {
+        let rows = [vec!["a\u{1b}[2J\nb\u{202e}".to_owned(), "1".to_owned()]];
+        assert_eq!(table(&["NAME", "N"], rows), "NAME                      N\na\\u{1b}[2J\\nb\\u{202e}   1\n");
     }
 
     #[test]
