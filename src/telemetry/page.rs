@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 
 use crate::conversion::admission::RunState;
+use crate::conversion::options::ByteSize;
 use crate::conversion::printable;
 use crate::stats::{JobStats, JobStatus, Snapshot, Totals};
 
@@ -59,7 +60,7 @@ fn state(html: &mut String, snapshot: &Snapshot) {
     }
     for (what, shortage) in [("output", snapshot.shortage), ("queue", snapshot.queue_shortage)] {
         if let Some(shortage) = shortage {
-            let (free, needed) = (size(shortage.free_bytes), size(shortage.needed_bytes));
+            let (free, needed) = (ByteSize(shortage.free_bytes), ByteSize(shortage.needed_bytes));
             line(html, "bad", &format!("The {what} volume is full: {free} are free and {needed} needed. Make room."));
         }
     }
@@ -154,7 +155,7 @@ fn last_day(html: &mut String, totals: &Totals, now: Timestamp) {
         (last - HOURS + 1..=last).map(|hour| (hour, totals.by_hour.get(&hour).copied().unwrap_or_default())).collect();
     let conversions: u64 = hours.iter().map(|(_, of_hour)| of_hour.succeeded).sum();
     let bytes: u64 = hours.iter().fold(0, |sum, (_, of_hour)| sum.saturating_add(of_hour.bytes));
-    line(html, "", &format!("{conversions} conversions of {} in 24 hours.", size(bytes)));
+    line(html, "", &format!("{conversions} conversions of {} in 24 hours.", ByteSize(bytes)));
     let most = hours.iter().map(|(_, of_hour)| of_hour.succeeded).max().unwrap_or(0).max(1);
     let _ = writeln!(
         html,
@@ -185,7 +186,7 @@ fn last_day(html: &mut String, totals: &Totals, now: Timestamp) {
             time_of(*hour),
             of_hour.succeeded,
             of_hour.failed,
-            size(of_hour.bytes)
+            ByteSize(of_hour.bytes)
         );
     }
     html.push_str("</tbody></table></details>\n");
@@ -214,19 +215,6 @@ fn seconds(seconds: i64) -> String {
         minutes @ 60..3600 => format!("{} min", minutes / 60),
         long => format!("{} h {:02} min", long / 3600, long % 3600 / 60),
     }
-}
-
-fn size(bytes: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "one decimal of a size for a person")]
-    let bytes = bytes as f64;
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let unit = units.iter().scan(1.0, |scale, unit| {
-        let shown = (bytes / *scale, *unit);
-        *scale *= 1024.0;
-        Some(shown)
-    });
-    let (value, unit) = unit.take_while(|(value, unit)| *value >= 1.0 || *unit == "B").last().unwrap_or((bytes, "B"));
-    if unit == "B" { format!("{value:.0} B") } else { format!("{value:.1} {unit}") }
 }
 
 /// Text as HTML, cut to a bounded length.
@@ -309,7 +297,7 @@ mod tests {
             }
         }
         let board = board(&snapshot, at(0));
-        assert!(board.contains("6 conversions of 6.0 GiB in 24 hours."), "{board}");
+        assert!(board.contains("6 conversions of 6 GiB in 24 hours."), "{board}");
         assert!(board.contains("at most 4"), "{board}");
         assert_eq!(board.matches("<rect").count(), 24);
     }
@@ -321,15 +309,14 @@ mod tests {
         let failed = JobStats::started("b.vmdk", 1, 3, at(0)).ended(JobStatus::Failed, Some("no end".into()), at(0));
         snapshot.recent_completed.push(JobStats { suggestion: Some("Copy it again".into()), ..failed });
         let board = board(&snapshot, at(0));
-        for said in ["waiting for a free slot", "1.0 MiB are free and 3.0 GiB needed", "no end", "Copy it again"] {
+        for said in ["waiting for a free slot", "1 MiB are free and 3 GiB needed", "no end", "Copy it again"] {
             assert!(board.contains(said), "{said}: {board}");
         }
         assert!(super::board(&Snapshot::new(at(0)), at(0)).contains("Nothing."));
     }
 
     #[test]
-    fn sizes_and_times_have_a_unit() {
-        assert_eq!([size(0), size(1023), size(1536), size(u64::MAX)], ["0 B", "1023 B", "1.5 KiB", "16777216.0 TiB"]);
+    fn times_have_a_unit() {
         assert_eq!([seconds(-1), seconds(59), seconds(60), seconds(7260)], ["0 s", "59 s", "1 min", "2 h 01 min"]);
     }
 }
