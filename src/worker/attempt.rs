@@ -286,13 +286,13 @@ fn attempt(spec: &AttemptSpec, places: &Places, meter: &Arc<Meter>, interrupts: 
     }
     let folder = spec.work.join(&spec.folder);
     let dies_after = match spec.sabotage {
-        Some(Sabotage::Die(step)) => Some(step),
+        Some(Sabotage::Die(after)) => Some(after),
         _ => None,
     };
     let markers = Markers::new(&folder, &claim, &options, targets, dies_after);
     let done = markers.open(&spec.work)?;
-    if let Some((step, _)) = &done {
-        tracing::info!(after = step.file(), "goes on with what an earlier attempt left");
+    if let Some((last, _)) = &done {
+        tracing::info!(after = last.file(), "goes on with what an earlier attempt left");
     }
     match spec.sabotage {
         Some(Sabotage::Hang) => hang(meter),
