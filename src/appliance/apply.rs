@@ -19,7 +19,7 @@ pub const KEPT: &str = ".hyper2kvm";
 const UNFINISHED: &str = ".hyper2kvm.unfinished";
 /// Longest value of an attribute, by Linux' own limit, and of the list of names.
 const MAX_ATTRIBUTE: usize = 64 << 10;
-/// SELinux' label.
+/// The label that `SELinux` goes by.
 const LABEL: &str = "security.selinux";
 
 /// Makes one change.

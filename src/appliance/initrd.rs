@@ -179,7 +179,7 @@ mod tests {
     fn kernel(last: bool) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let required = GROUPS.iter().flat_map(|group| group.required).filter(|name| **name != "virtio_pci");
-        let builtin: String = required.map(|name| format!("kernel/{name}.ko\n")).collect();
+        let builtin = required.fold(String::new(), |lines, name| lines + "kernel/" + name + ".ko\n");
         fs::write(directory.path().join("modules.builtin"), builtin).unwrap();
         let dep =
             if last { "virtio_pci.ko: virtio_ring.ko\nvirtio_ring.ko:\nnls_utf8.ko:\n" } else { "nls_utf8.ko:\n" };
@@ -199,7 +199,7 @@ mod tests {
         let (kernel, init) = (kernel(true), PathBuf::from("/bin/true"));
         let first = build(&parts(&init, kernel.path())).unwrap();
         let second = build(&parts(&init, kernel.path())).unwrap();
-        assert!(first.bytes == second.bytes && first.bytes.len() % BLOCK == 0);
+        assert!(first.bytes == second.bytes && first.bytes.len().is_multiple_of(BLOCK));
         assert_eq!(first.missing, TOOLS);
         let limits = crate::guest::Limits { time: std::time::Duration::from_secs(60), ..Default::default() };
         let listed = crate::guest::list_initramfs(&first.bytes[..], &limits).unwrap();

@@ -94,8 +94,9 @@ pub fn name(file: &str) -> Option<String> {
 pub fn file_name(file: &str) -> Option<&str> {
     let base = file.rsplit('/').next()?;
     let base = [".xz", ".zst", ".gz"].iter().find_map(|end| base.strip_suffix(end)).unwrap_or(base);
-    let is_plain = base.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    (is_plain && base.len() > 3 && base.ends_with(".ko")).then_some(base)
+    let stem = base.strip_suffix(".ko")?;
+    let is_plain = stem.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    (is_plain && !stem.is_empty()).then_some(base)
 }
 
 /// The module in `packed`, the content of `file`, as the kernel loads it: unpacked.
@@ -149,7 +150,8 @@ no line
         assert_eq!(names(&["circle_one"]), ["circle_two", "circle_one"]);
         assert!(matches!(modules.closure(&["virtio_scsi"]), Err(Error::Missing(name)) if name == "virtio_scsi"));
         assert!(matches!(modules.closure(&["broken"]), Err(Error::Missing(name)) if name == "nothing"));
-        let long: String = (0..400).map(|n| format!("m{n}.ko: m{}.ko\n", n + 1)).collect();
+        let lines: Vec<_> = (0..400).map(|n| format!("m{n}.ko: m{}.ko\n", n + 1)).collect();
+        let long = lines.concat();
         assert!(matches!(Modules::parse(&long).closure(&["m0"]), Err(Error::TooMany(_))));
     }
 

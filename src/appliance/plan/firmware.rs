@@ -5,6 +5,8 @@ use super::{Act, Plan};
 use crate::appliance::mounted::Mounted;
 use crate::conversion::guest::{Answer, FixKind, Guest};
 
+/// The directory of the loader, as firmware writes it.
+const WHAT: &str = "\\EFI\\BOOT";
 /// Where the EFI system partition may be mounted.
 const PARTITIONS: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
 /// Loaders of the vendors' directories without their architecture, the best first: shim starts GRUB where Secure Boot is on,
@@ -19,7 +21,6 @@ pub(super) fn plan(guest: &Guest, files: &Mounted, plan: &mut Plan) {
     if firmware.efi != Answer::Yes || firmware.fallback_loader != Answer::No {
         return;
     }
-    const WHAT: &str = "\\EFI\\BOOT";
     let Some(base) = PARTITIONS.into_iter().map(|path| format!("{path}/EFI")).find(|path| files.is_directory(path))
     else {
         plan.leave(WHAT, "The EFI system partition is not mounted by the guest's fstab.");

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{Act, Plan};
 use crate::appliance::mounted::Mounted;
 use crate::appliance::protocol::Card;
-use crate::conversion::guest::{FixKind, Guest};
+use crate::conversion::guest::{FixKind, Guest, NetworkBinding};
 
 /// systemd's udev, which reads .link files.
 const SYSTEMD: [&str; 2] = ["/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd"];
@@ -15,7 +15,8 @@ const MAX_NAME: usize = 15;
 
 /// Plans a file for each interface.
 pub(super) fn plan(guest: &Guest, files: &Mounted, cards: &[Card], plan: &mut Plan) {
-    let by_udev = guest.network.iter().find(|binding| binding.kind == "udev" || binding.file.ends_with(".link"));
+    let is_naming = |binding: &&NetworkBinding| binding.kind == "udev" || binding.file.strip_suffix(".link").is_some();
+    let by_udev = guest.network.iter().find(is_naming);
     if let Some(binding) = by_udev {
         plan.leave(&binding.file, "The guest names its cards by itself: give the new ones the same MAC addresses.");
         return;
@@ -125,7 +126,6 @@ fn rule(name: &str, mac: Option<&str>) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conversion::guest::NetworkBinding;
 
     fn guest(bindings: &[(&str, Option<&str>)]) -> Guest {
         let binding = |(name, mac): &(&str, Option<&str>)| NetworkBinding {
