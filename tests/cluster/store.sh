@@ -3,6 +3,7 @@
 # Changes an object where the API server stores it, behind its back: the only way to what an older schema let in.
 #
 #   store.sh KEY OLD NEW     replaces each OLD in what lies under KEY; OLD is a basic regular expression
+#   store.sh KEY             puts the JSON of standard input there, as an older API server may have done
 . "$(dirname "$0")/environment.sh"
 alone
 alive etcd || die "no etcd of a cluster in $S"
@@ -13,8 +14,13 @@ inside=() port=2379
 etcd() { "${inside[@]}" curl -fsS "http://127.0.0.1:$port/v3/kv/$1" -d "$2"; }
 
 key=$(printf %s "$1" | base64 -w0)
+put() { etcd put "{\"key\":\"$key\",\"value\":\"$(base64 -w0)\"}" >/dev/null; }
+if [ $# = 1 ]; then
+  put
+  exit
+fi
 old=$(etcd range "{\"key\":\"$key\"}" | sed -n 's/.*"value":"\([^"]*\)".*/\1/p' | base64 -d)
 new=$(sed "s/$2/$3/g" <<<"$old")
 [ -n "$old" ] || die "nothing lies under $1"
 [ "$old" != "$new" ] || die "$2 is not in what lies under $1"
-etcd put "{\"key\":\"$key\",\"value\":\"$(printf %s "$new" | base64 -w0)\"}" >/dev/null
+printf %s "$new" | put

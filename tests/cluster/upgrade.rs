@@ -2,6 +2,8 @@
 //! What administrators do with a queue at work: `helm upgrade` to another image, and deleting its namespace. Nothing
 //! is lost, nothing is done twice.
 
+mod stored;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
