@@ -4,6 +4,7 @@
 pub mod attempt;
 pub mod by_hand;
 pub mod contain;
+pub mod conversion;
 pub mod copy;
 pub mod fix;
 pub mod group;
@@ -17,6 +18,7 @@ pub mod output;
 pub mod place;
 mod planning;
 pub mod progress;
+pub mod qemu;
 pub mod scratch;
 pub mod steps;
 pub mod target;

@@ -23,8 +23,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::contain::{self, Enforcement};
-use super::copy::Conversion;
-use super::fix::Programs;
+use super::conversion::Conversion;
 use super::group::Group;
 use super::interrupt::Interrupts;
 use super::log::LogTail;
@@ -33,6 +32,7 @@ use super::marker::{Markers, Step};
 use super::output::write_synced;
 use super::planning;
 use super::progress::{Meter, Ticker};
+use super::qemu::Programs;
 use super::steps;
 use super::target::Targets;
 use crate::conversion::contract::{

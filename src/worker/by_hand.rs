@@ -26,11 +26,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_
 use serde::{Deserialize, Serialize};
 
 use super::contain::{self, Enforcement};
-use super::fix::Programs;
 use super::group::Group;
 use super::interrupt::Interrupts;
 use super::names::disk_names;
 use super::output::write_synced;
+use super::qemu::Programs;
 use super::scratch::Scratch;
 use super::target::{Target, Targets};
 use crate::conversion::contract::{MAX_MARKER_BYTES, variable};

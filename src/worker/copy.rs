@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::fix::Programs;
-use super::group::Group;
-use super::marker::open_disk;
+use super::conversion::Conversion;
 use super::output::output_failure;
 use super::progress::Meter;
 use super::target::Targets;
@@ -31,69 +29,6 @@ use crate::files::space::told_free;
 /// Share of the output's file system that is kept free: its size divided by this number, at most [`MAX_RESERVE`].
 const RESERVE_SHARE: u64 = 100;
 const MAX_RESERVE: u64 = 64 << 20;
-
-/// What is converted, and into which directory.
-#[derive(Debug)]
-pub struct Conversion<'a> {
-    pub group: &'a Group,
-    /// Directory that gets the disks; empty before, and left with waste after a failure.
-    pub directory: &'a Path,
-    /// Stem of the disks' names.
-    pub stem: &'a str,
-    /// The conversion's id; empty for a conversion by hand.
-    pub id: &'a str,
-    /// Version of the report that is asked for.
-    pub contract_version: u32,
-    pub options: &'a ConversionOptions,
-    /// The deployment option of an OVF; absent: its default one.
-    pub ovf_option: Option<&'a str>,
-    /// Threads that decode and encode; absent: as many as the process may use.
-    pub threads: Option<usize>,
-    /// Whether the output is read back and compared with the source.
-    pub verify_full: bool,
-    /// What changes the guest; absent where the options don't ask for that.
-    pub programs: Option<&'a Programs>,
-    /// How long the guests may be looked into, all together.
-    pub look_time: Duration,
-    /// Where the disks go; absent: they become files in the directory.
-    pub targets: Option<&'a Targets>,
-    /// Members that are known by name and size alone: where a digest differs, they may be another machine's.
-    pub doubtful: Vec<String>,
-}
-
-impl Conversion<'_> {
-    /// How often progress passes through the guest's disks: once for the copy, and on request for the comparison and
-    /// the digest.
-    pub(super) fn passes(&self) -> u64 {
-        1 + u64::from(self.verify_full) + u64::from(self.options.checksum)
-    }
-
-    /// Makes what disk `n`, called `name`, is written into.
-    fn create(&self, n: usize, name: &str) -> Result<(File, Medium), Failure> {
-        if let Some(targets) = self.targets {
-            return targets.create(n);
-        }
-        let path = self.directory.join(name);
-        let made = File::options().read(true).write(true).create_new(true).open(&path);
-        made.map(|file| (file, Medium::File)).map_err(|e| output_failure(&path, &e))
-    }
-
-    /// Opens disk `n`, called `name`, to read it back.
-    pub(super) fn reopen(&self, n: usize, name: &str) -> Result<File, Failure> {
-        self.targets.map_or_else(|| open_disk(self.directory, name), |targets| targets.reopen(n))
-    }
-
-    /// The failure of a copy. A digest that differs may say that a doubtful member is not the one that was meant.
-    fn blame(&self, error: &Error, stage: Stage) -> Failure {
-        let failure = Failure::from(error).at_stage(stage);
-        if error.reason != Reason::ManifestMismatch || !self.doubtful.contains(&error.file) {
-            return failure;
-        }
-        let message = format!("{}, so that it belongs to another machine", failure.message);
-        let member = Some(error.file.clone());
-        Failure { member, ..Failure::new(Reason::WrongMember, message) }.at_stage(stage)
-    }
-}
 
 /// Copies every disk of the source. Returns the source with a report once every byte is on stable storage and the
 /// digests that the source states are right. `accept` receives the names of the disks' files once the source is

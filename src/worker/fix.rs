@@ -9,20 +9,15 @@
 //! A merge can't be undone and is not atomic. So the copy's marker is withdrawn before it, and an attempt that finds the
 //! disks between begins anew from the source: what is published is the disk as converted, or as fixed.
 
-mod error;
-mod programs;
-mod run;
-
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Instant;
 
-use self::error::FixError;
-pub use self::programs::{Programs, launch};
-use self::run::{Overlays, serial};
-use super::copy::{Conversion, usable_bytes};
+use super::conversion::Conversion;
+use super::copy::usable_bytes;
 use super::marker::Markers;
 use super::progress::Meter;
+use super::qemu::{FixError, Overlays, Programs, serial};
 use crate::appliance::protocol::{self, Job, JobDisk, Limits};
 use crate::conversion::guest::need::{Need, need};
 use crate::conversion::guest::report::{FixReport, GuestReport};

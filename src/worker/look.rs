@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::copy::Conversion;
+use super::conversion::Conversion;
 use super::machines::machines;
 use crate::conversion::guest::report::GuestReport;
 use crate::conversion::guest::{Doubt, Guest};

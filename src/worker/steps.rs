@@ -17,7 +17,8 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::copy::{Conversion, copy};
+use super::conversion::Conversion;
+use super::copy::copy;
 use super::fix::fix;
 use super::marker::{Markers, Step};
 use super::output::sync_directory;

@@ -24,14 +24,14 @@ use hyper2kvm::conversion::{
 use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
 use hyper2kvm::worker::contain;
-use hyper2kvm::worker::copy::Conversion;
-use hyper2kvm::worker::fix::Programs;
+use hyper2kvm::worker::conversion::Conversion;
 use hyper2kvm::worker::group::Group;
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::log::LogTail;
 use hyper2kvm::worker::output;
 use hyper2kvm::worker::place::{self, PlaceError, Placed};
 use hyper2kvm::worker::progress::{Meter, Ticker};
+use hyper2kvm::worker::qemu::Programs;
 use hyper2kvm::worker::scratch::Scratch;
 use hyper2kvm::worker::steps::convert;
 use hyper2kvm::worker::target::{Target, Targets};

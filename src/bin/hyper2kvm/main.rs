@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         Command::ReceiveFolder(arguments) => transfer::receive_folder(&arguments),
         Command::Send(arguments) => transfer::send(&arguments),
         Command::Launch => {
-            eprintln!("hyper2kvm: {}", hyper2kvm::worker::fix::launch());
+            eprintln!("hyper2kvm: {}", hyper2kvm::worker::qemu::launch());
             ExitCode::FAILURE
         }
         Command::Completions { shell } => {

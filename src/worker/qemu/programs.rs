@@ -43,7 +43,7 @@ pub struct Programs {
     qemu: Option<PathBuf>,
     qemu_img: Option<PathBuf>,
     /// Directory of the appliance.
-    pub(super) appliance: PathBuf,
+    pub(in crate::worker) appliance: PathBuf,
 }
 
 impl Programs {
@@ -84,7 +84,7 @@ impl Programs {
     }
 
     /// Whether both programs are there.
-    pub(super) fn check(&self) -> Result<(), FixError> {
+    pub(in crate::worker) fn check(&self) -> Result<(), FixError> {
         self.path(QEMU).and_then(|_| self.path(QEMU_IMG)).map(|_| ())
     }
 

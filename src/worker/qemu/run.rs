@@ -36,7 +36,7 @@ const MAX_INITRD: u64 = 256 << 20;
 const MAX_SAID: u64 = 4096;
 
 /// Overlays over disks, gone when this is dropped.
-pub(super) struct Overlays<'a> {
+pub(in crate::worker) struct Overlays<'a> {
     programs: &'a Programs,
     place: PathBuf,
     disks: Vec<Overlay<'a>>,
@@ -56,13 +56,17 @@ impl Drop for Overlays<'_> {
 }
 
 /// The serial number of disk `n`.
-pub(super) fn serial(n: usize) -> String {
+pub(in crate::worker) fn serial(n: usize) -> String {
     format!("hyper2kvm-{n}")
 }
 
 impl<'a> Overlays<'a> {
     /// Makes an overlay over each disk in `directory`.
-    pub(super) fn make(programs: &'a Programs, directory: &Path, disks: Vec<&'a DiskReport>) -> Result<Self, FixError> {
+    pub(in crate::worker) fn make(
+        programs: &'a Programs,
+        directory: &Path,
+        disks: Vec<&'a DiskReport>,
+    ) -> Result<Self, FixError> {
         if disks.len() > MAX_DISKS {
             return Err(FixError::TooManyDisks(disks.len()));
         }
@@ -90,7 +94,7 @@ impl<'a> Overlays<'a> {
     }
 
     /// Runs the appliance on the overlays, and returns what it says.
-    pub(super) fn run(&self, job: &Job, is_interrupted: impl Fn() -> bool) -> Result<GuestFix, FixError> {
+    pub(in crate::worker) fn run(&self, job: &Job, is_interrupted: impl Fn() -> bool) -> Result<GuestFix, FixError> {
         let kernel = self.programs.appliance.join("vmlinuz");
         fs::metadata(&kernel).map_err(|e| FixError::NoAppliance(kernel.clone(), e))?;
         let initrd = self.initrd(job)?;
@@ -155,7 +159,7 @@ impl<'a> Overlays<'a> {
     }
 
     /// Bytes that a merge may add to the disks.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::worker) fn bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
         let size =
             |disk: &Overlay<'_>| fs::metadata(&disk.path).map_or(u64::MAX, |found| found.blocks().saturating_mul(512));
@@ -164,7 +168,7 @@ impl<'a> Overlays<'a> {
 
     /// Merges every overlay into its disk, and syncs the disks. After an error they are neither what they were nor what
     /// they were to become.
-    pub(super) fn merge(&self) -> Result<(), FixError> {
+    pub(in crate::worker) fn merge(&self) -> Result<(), FixError> {
         for disk in &self.disks {
             let image = format!("json:{}", disk.node(false));
             let arguments = vec!["commit".to_owned(), "-q".to_owned(), image];

@@ -10,7 +10,7 @@ use crate::conversion::{Failure, Reason, Stage, chain};
 
 /// A fix that was not made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FixError {
+pub(in crate::worker) enum FixError {
     #[error("{} is not there: build the appliance by `hyper2kvm appliance build`, or name its directory", .0.display())]
     NoAppliance(PathBuf, #[source] io::Error),
     #[error("{0} is not installed, or not in the PATH")]
