@@ -86,7 +86,7 @@ pub struct ConversionOptions {
     /// Settings of the machine that override the source's.
     pub domain: DomainOptions,
     /// What is done to the guest. Left out where that is nothing, for older workers.
-    #[serde(skip_serializing_if = "GuestOptions::is_off")]
+    #[serde(skip_serializing_if = "is_off")]
     pub guest: GuestOptions,
 }
 
@@ -114,10 +114,10 @@ pub struct GuestOptions {
     pub names: GuestNames,
 }
 
-impl GuestOptions {
-    fn is_off(&self) -> bool {
-        self.fix == GuestFixMode::Off
-    }
+/// Whether a worker of a version before guests were fixed would do the same.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_off(guest: &GuestOptions) -> bool {
+    guest.fix == GuestFixMode::Off
 }
 
 /// Whether the guest is made ready for virtio.

@@ -114,6 +114,6 @@ mod tests {
             assert_eq!(found(at, b"\xfc\x4e\x2b\xa9"), Some("a part of a RAID"));
         }
         assert_eq!(found(0, &[]), None);
-        assert_eq!(found(0, &[0xA5; 3 << 20]), None, "bytes without a meaning");
+        assert_eq!(found(0, &vec![0xA5; 3 << 20]), None, "bytes without a meaning");
     }
 }

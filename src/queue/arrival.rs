@@ -56,14 +56,11 @@ pub fn settle(observed: Observed, patience: Patience) -> Arrival {
     let rest = |limit: Duration| limit.checked_sub(observed.quiet).filter(|rest| !rest.is_zero());
     match (observed.writer, observed.ending) {
         (Writer::Open, _) => Arrival::Open,
-        (Writer::Closed, Ending::Short) => {
+        (Writer::Closed | Writer::Unknown, Ending::Short) | (Writer::Unknown, Ending::Missing) => {
             rest(patience.rest).map_or(Arrival::Complete(Witness::Quiet), Arrival::Short)
         }
         (Writer::Moved | Writer::Closed, _) => Arrival::Complete(Witness::Writer),
         (Writer::Unknown, Ending::Whole) => Arrival::Complete(Witness::Format),
-        (Writer::Unknown, Ending::Missing | Ending::Short) => {
-            rest(patience.rest).map_or(Arrival::Complete(Witness::Quiet), Arrival::Short)
-        }
         (Writer::Unknown, Ending::Untold) => {
             rest(patience.quiet_period).map_or(Arrival::Complete(Witness::Quiet), Arrival::Quiet)
         }

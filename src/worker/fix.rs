@@ -22,7 +22,7 @@ use crate::appliance::protocol::{self, Job, JobDisk, Limits};
 use crate::conversion::guest::need::{Need, need};
 use crate::conversion::guest::report::{FixReport, GuestReport};
 use crate::conversion::guest_fix::{GuestFix, Outcome};
-use crate::conversion::machine::{Machine, decide};
+use crate::conversion::machine::{CardModel, DiskBus, Machine, decide};
 use crate::conversion::options::{GuestFixMode, GuestNames};
 use crate::conversion::report::DiskReport;
 use crate::conversion::{Failure, Metadata, Reason, Stage};
@@ -165,8 +165,8 @@ fn note(report: &mut Metadata, fix: &GuestFix, failure: Option<Failure>, duratio
         message: failure.map(|failure| failure.message),
         changes: fix.changes.clone(),
         left: fix.left.clone(),
-        bus: Default::default(),
-        nic: Default::default(),
+        bus: DiskBus::default(),
+        nic: CardModel::default(),
         duration_ms,
     });
     if let [machine] = &mut report.machines[..] {

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 /// Finds the overlays among QEMU's arguments, and does what the appliance's directory says. A shell is enough: QEMU's
 /// part is to write to the overlays, and to say something on its standard output.
-const QEMU: &str = r##"#!/bin/sh
+const QEMU: &str = r#"#!/bin/sh
 export PATH=/usr/bin:/bin:/usr/sbin:/sbin
 overlays=
 while [ $# -gt 0 ]; do
@@ -25,7 +25,7 @@ done
 echo '{"step":{"name":"start","atMs":1}}'
 write() { for overlay in $overlays; do qemu-io -f qcow2 -c "write -q -P 0x41 1M ${1:-64k}" "$overlay" >&2; done; }
 . "$appliance/does"
-"##;
+"#;
 
 const FIXED: &str = r#"{"report":{"outcome":"fixed","kernels":[],"left":[],
 "changes":[{"fix":"deviceNames","file":"/etc/fstab","backup":"/etc/fstab.hyper2kvm"}]}}"#;
@@ -263,7 +263,7 @@ fn a_worker_goes_on_behind_a_fix_and_never_fixes_twice() {
 /// is the fixed one, and a marker never stands beside a disk between.
 #[test]
 fn kills_leave_the_disk_converted_or_fixed_and_never_between() {
-    let kills: u64 = std::env::var("HYPER2KVM_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let kills: u32 = std::env::var("HYPER2KVM_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
     let whole = format!("write 4M; echo '{}'", FIXED.replace('\n', ""));
     let Some(bench) = Bench::new(&whole) else { return };
     claim(&bench);
@@ -278,7 +278,7 @@ fn kills_leave_the_disk_converted_or_fixed_and_never_between() {
     for n in 0..kills {
         fs::remove_dir_all(&folder).unwrap();
         let mut child = worker(&bench).spawn().unwrap();
-        std::thread::sleep(takes.mul_f64(0.3) + takes.mul_f64(n as f64 / kills as f64));
+        std::thread::sleep(takes * 3 / 10 + takes * n / kills);
         let _ = child.kill();
         child.wait().unwrap();
         let has = |name: &str| folder.join(name).exists();

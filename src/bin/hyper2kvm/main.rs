@@ -48,7 +48,7 @@ enum Command {
     /// Give a file of a directory, on standard output
     #[command(hide = true)]
     Send(transfer::Send),
-    /// Become a program of a worker, restricted to what that needs (HYPER2KVM_LAUNCH says which)
+    /// Become a program of a worker, restricted to what that needs (`HYPER2KVM_LAUNCH` says which)
     #[command(hide = true)]
     Launch,
     /// Print a completion script for a shell

@@ -69,7 +69,7 @@ pub struct KernelReport {
     /// Path in the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<String>,
-    /// Whether it has virtio_blk when it looks for its root.
+    /// Whether it has `virtio_blk` when it looks for its root.
     pub virtio_before: Answer,
     /// The same after a fix.
     #[serde(skip_serializing_if = "Option::is_none")]

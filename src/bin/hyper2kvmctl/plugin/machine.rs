@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `vm`: the `VirtualMachine` of a conversion, to be kept in Git or applied by hand.
 
+use hyper2kvm::cluster::api::ConversionJobStatus;
 use hyper2kvm::cluster::machine::{self, Manifest};
 use hyper2kvm::conversion::emit;
 use hyper2kvm::conversion::machine::one_line;
@@ -18,14 +19,17 @@ pub(super) async fn print(access: &Access, name: &str, printer: Printer) -> Resu
     let queue = access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
     let settings = machine::settings(&conversion, &queue);
     let manifest = machine::manifest(&conversion, &settings).map_err(|why| format!("{name} has no machine: {why}"))?;
-    printer.print(&manifest.object, || text(&manifest, conversion.status.as_ref().is_some_and(|s| s.is_complete())))
+    printer.print(&manifest.object, || {
+        text(&manifest, conversion.status.as_ref().is_some_and(ConversionJobStatus::is_complete))
+    })
 }
 
 fn text(manifest: &Manifest, is_complete: bool) -> String {
     let wait = "Its claims are not complete yet: a machine that is made now starts from what is not there".to_owned();
     let doubts = manifest.doubts.iter().map(|doubt| format!("Doubt: {doubt}"));
     let lines = (!is_complete).then_some(wait).into_iter().chain(doubts);
-    let comments: String = lines.map(|line| format!("# {}\n", one_line(&line, MAX_LINE))).collect();
+    let comments: Vec<String> = lines.map(|line| format!("# {}\n", one_line(&line, MAX_LINE))).collect();
+    let comments = comments.concat();
     comments + &emit::yaml_document(&manifest.object)
 }
 

@@ -255,7 +255,7 @@ impl<'a> Play<'a> {
         let hints = Hints { names, writers, events: Events::default() };
         let started = self.time.now();
         self.volume.note("starts".to_owned());
-        let starting = Engine::start(self.settings(guard), executor, writer.clone(), outbox, hints, started);
+        let starting = Box::pin(Engine::start(self.settings(guard), executor, writer.clone(), outbox, hints, started));
         let remote = match AssertUnwindSafe(starting).catch_unwind().await {
             Ok(Ok((engine, remote))) => {
                 let running = AssertUnwindSafe(engine.run()).catch_unwind();
