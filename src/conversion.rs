@@ -8,7 +8,6 @@ pub mod emit;
 pub(crate) mod failure;
 pub(crate) mod file_name;
 pub mod guest;
-pub mod guest_fix;
 pub(crate) mod hex;
 pub(crate) mod id;
 pub(crate) mod lifecycle;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::mounted::{Error, Mounted, Place, Result};
 use super::plan::{Act, Planned, bounded};
-use crate::conversion::guest_fix::Change;
+use crate::conversion::guest::fix::Change;
 
 /// End of the name under which a file is kept as it was. There is one: a later fix takes its place.
 pub const KEPT: &str = ".hyper2kvm";

@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 
 use super::mounted::{self, Mounted};
 use super::protocol::{GuestNames, Job};
+use crate::conversion::guest::fix::{FixedKernel, Unfixed};
 use crate::conversion::guest::{Doubt, Family, FixKind, Guest};
-use crate::conversion::guest_fix::{FixedKernel, Unfixed};
 
 /// Free bytes that a file system must keep after the changes.
 const SPARE: u64 = 1 << 20;

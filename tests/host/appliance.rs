@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use hyper2kvm::appliance::protocol::{Answer, GuestNames, Job, JobDisk, Limits, VERSION, job_archive};
+use hyper2kvm::conversion::guest::fix::{GuestFix, Outcome, Unfixed};
 use hyper2kvm::conversion::guest::{Answer as Known, FixKind};
-use hyper2kvm::conversion::guest_fix::{GuestFix, Outcome, Unfixed};
 use tempfile::TempDir;
 
 use guests::{Guest, cat, path};

@@ -9,8 +9,8 @@ use super::{Act, Plan, Refusal};
 use crate::appliance::modules::{self, Modules, unpack};
 use crate::appliance::mounted::Mounted;
 use crate::appliance::{cpio, modules::file_name};
+use crate::conversion::guest::fix::{FixedKernel, Unfixed};
 use crate::conversion::guest::{Answer, Driver, FixKind, Guest, Kernel};
-use crate::conversion::guest_fix::{FixedKernel, Unfixed};
 use crate::guest::{Limits, list_initramfs};
 
 /// LVM's file of known devices.

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::MAX_ANSWER;
+use crate::conversion::guest::fix::{GuestFix, Outcome, Root};
 use crate::conversion::guest::{Doubt, MAX_LIST, MAX_TEXT, OperatingSystem};
-use crate::conversion::guest_fix::{GuestFix, Outcome, Root};
 
 /// Bytes that a report may have, so that the steps have room before it.
 const MAX_REPORT: usize = MAX_ANSWER - (8 << 10);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
+use crate::conversion::guest::fix::{Change, FixedKernel, GuestFix, Outcome, Root, Unfixed};
 use crate::conversion::guest::{Doubt, FixKind, OperatingSystem};
-use crate::conversion::guest_fix::{Change, FixedKernel, GuestFix, Outcome, Root, Unfixed};
 
 fn job() -> Job {
     Job {

@@ -10,8 +10,8 @@ use std::process::Command;
 
 use hyper2kvm::appliance::mounted::Mounted;
 use hyper2kvm::appliance::plan::Refusal;
+use hyper2kvm::conversion::guest::fix::Unfixed;
 use hyper2kvm::conversion::guest::{Guest, Mount};
-use hyper2kvm::conversion::guest_fix::Unfixed;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use crate::machine;

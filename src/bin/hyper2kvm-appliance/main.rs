@@ -15,7 +15,7 @@ use std::panic::{self, AssertUnwindSafe};
 
 use hyper2kvm::appliance::plan::{Refusal, bounded};
 use hyper2kvm::appliance::protocol::{ANSWER_DEVICE, Step, report_line, step_line};
-use hyper2kvm::conversion::guest_fix::{GuestFix, Outcome, Unfixed};
+use hyper2kvm::conversion::guest::fix::{GuestFix, Outcome, Unfixed};
 
 /// Where the answer goes.
 struct Port(Option<File>);

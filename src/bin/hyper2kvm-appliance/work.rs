@@ -11,7 +11,7 @@ use hyper2kvm::appliance::plan::{Refusal, plan, triage};
 use hyper2kvm::appliance::protocol::{JOB_PATH, Job, Step};
 use hyper2kvm::conversion::chain;
 use hyper2kvm::conversion::guest::Guest;
-use hyper2kvm::conversion::guest_fix::{Outcome, Root, Unfixed};
+use hyper2kvm::conversion::guest::fix::{Outcome, Root, Unfixed};
 use hyper2kvm::disk::{Image, Region};
 use hyper2kvm::guest::Limits;
 

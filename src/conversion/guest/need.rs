@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is to be done about a guest that shall run on virtio: decided from what was found, before any appliance starts.
 
+use super::fix::Outcome;
 use super::report::GuestReport;
 use super::{Answer, Family, FixKind};
 use crate::conversion::Reason;
-use crate::conversion::guest_fix::Outcome;
 use crate::conversion::options::GuestNames;
 
 /// What is to be done.

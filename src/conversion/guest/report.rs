@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fix::{Change, GuestFix, Outcome};
 use super::{Answer, Doubt, Driver, Family, Firmware, Fix, FixKind, Guest, OperatingSystem, Virtio};
 use crate::conversion::Reason;
-use crate::conversion::guest_fix::{Change, GuestFix, Outcome};
 use crate::conversion::machine::{CardModel, DiskBus, Drivers, MAX_DOUBT, MAX_NAME, one_line};
 
 /// Most elements of a list of a report.

@@ -2,8 +2,8 @@
 //! What a report says of a fix, and which devices follow.
 
 use super::*;
+use crate::conversion::guest::fix::Change;
 use crate::conversion::guest::{Answer, Doubt, Family, Fix, FixKind, Virtio};
-use crate::conversion::guest_fix::Change;
 use crate::conversion::machine::{Card, CardModel, DiskBus, MachineDisk};
 
 /// The report of a guest that does not start from virtio.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::error::FixError;
 use super::programs::{Programs, QEMU, QEMU_IMG, said};
 use crate::appliance::protocol::{Answer, Job, MAX_DISKS, job_archive};
-use crate::conversion::guest_fix::GuestFix;
+use crate::conversion::guest::fix::GuestFix;
 use crate::conversion::report::DiskReport;
 
 /// Directory of the overlays and of the appliance's initrd, in the disks' directory.

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What became of a guest that was to be made ready for virtio.
 //!
-//! Texts and lists are bounded as those of an inspection are ([`super::guest`]).
+//! Texts and lists are bounded as those of an inspection are ([`super::Guest`]).
 
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, IntoStaticStr};
 
-use super::failure::Reason;
-use super::guest::{Answer, Doubt, FixKind, OperatingSystem};
+use super::{Answer, Doubt, FixKind, OperatingSystem};
+use crate::conversion::Reason;
 
 /// The outcome, and everything that was changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
