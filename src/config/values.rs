@@ -152,10 +152,11 @@ fn guest(layers: &mut Layers) -> Result<GuestOptions, ConfigError> {
         GuestNames::ALL.into_iter().find(|names| Some(names.as_str()) == value.as_str())
     })?;
     let fix = fix.unwrap_or_default();
-    if fix == GuestFixMode::Off && names.is_some() {
+    let names = names.unwrap_or_default();
+    if fix == GuestFixMode::Off && names != GuestNames::default() {
         layers.warn("guest_names has no effect: fix_guest is off".to_owned());
     }
-    Ok(GuestOptions { fix, names: names.unwrap_or_default() })
+    Ok(GuestOptions { fix, names })
 }
 
 /// Platforms that files are written for; `emit_domain_xml` adds libvirt.
