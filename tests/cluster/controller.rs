@@ -2,7 +2,7 @@
 //! The controller with a real API server, its Job controller and its scheduler; the tests act as watcher and kubelet.
 
 mod by_hand;
-mod delivery;
+pub(crate) mod delivery;
 mod remedies;
 pub(crate) mod stage;
 

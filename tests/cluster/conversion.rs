@@ -3,6 +3,7 @@
 
 mod asked;
 mod changes;
+mod claims;
 pub(crate) mod disks;
 mod refusals;
 pub(crate) mod stage;

@@ -362,9 +362,9 @@ impl Drop for Namespace {
             return;
         }
         drop(self.cluster.kubectl().args(["delete", "namespace", &self.name, "--wait=false"]).output());
-        // Volumes belong to no namespace.
+        // Volumes and their classes belong to no namespace.
         let of_test = format!("--selector={TEST_LABEL}={}", self.name);
-        drop(self.cluster.kubectl().args(["delete", "pv", "--wait=false", &of_test]).output());
+        drop(self.cluster.kubectl().args(["delete", "pv,storageclass", "--wait=false", &of_test]).output());
     }
 }
 

@@ -39,6 +39,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   # Where root lacks CAP_SYS_RESOURCE, sandboxes die without it: "can't get final child's PID from pipe: EOF".
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
+  # Else a device is root's, and no container without root opens it.
+  device_ownership_from_security_context = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "$S/cni"

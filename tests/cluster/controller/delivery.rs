@@ -25,7 +25,7 @@ use crate::harness::{Cluster, Need, in_tree, left_out, run};
 const GIB: u64 = 1 << 30;
 
 /// The cluster with `KubeVirt`'s definition of a machine; `None` where that can't be had.
-fn with_kubevirt() -> Option<&'static Cluster> {
+pub(crate) fn with_kubevirt() -> Option<&'static Cluster> {
     let cluster = Cluster::shared(Need::OwnControlPlane)?;
     let output = Command::new(in_tree("tests/cluster/build.sh")).arg("kubevirt").output().expect("a shell runs");
     if !output.status.success() {

@@ -100,16 +100,21 @@ impl Operator {
         record.uninstall();
         let mut namespace = cluster.namespace("conversion");
         namespace.is_shared = true;
-        let operator = Self::install(cluster, &image, namespace, None);
+        let operator = Self::install(cluster, &image, namespace, None, &[]);
         record.write(&operator.namespace.name);
         Some(Arc::new(operator))
     }
 
     /// An operator for this test, which manipulates it; otherwise like [`Operator::shared`].
     pub(crate) fn own(test: &str) -> Option<Arc<Self>> {
+        Self::own_with(test, &[])
+    }
+
+    /// The same with further arguments of `helm install`.
+    pub(crate) fn own_with(test: &str, values: &[&str]) -> Option<Arc<Self>> {
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
-        Some(Arc::new(Self::install(cluster, &image, cluster.namespace(test), None)))
+        Some(Arc::new(Self::install(cluster, &image, cluster.namespace(test), None, values)))
     }
 
     /// Installs the chart in `release`, to watch `namespace` or else the release's own.
@@ -118,11 +123,13 @@ impl Operator {
         image: &str,
         namespace: Namespace,
         release: Option<Namespace>,
+        values: &[&str],
     ) -> Self {
         let namespace = Arc::new(namespace);
         let release = release.map_or_else(|| Arc::clone(&namespace), Arc::new);
-        let watched = format!("--set=watchNamespaces={{{}}}", namespace.name);
-        Self { cluster, release: Release::install(cluster, image, release, &[watched]), namespace }
+        let mut arguments = vec![format!("--set=watchNamespaces={{{}}}", namespace.name)];
+        arguments.extend(values.iter().map(|&value| value.to_owned()));
+        Self { cluster, release: Release::install(cluster, image, release, &arguments), namespace }
     }
 
     /// The installed operator, with another namespace that it watches.

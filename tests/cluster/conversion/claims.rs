@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a dropped appliance to a halted machine on claims of its own: local volumes of the node, which wait for their
+//! first consumer.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use hyper2kvm::cluster::api::{ConversionJob, JobPhase, VolumeState};
+use hyper2kvm::conversion::AttemptKind;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use super::disks::guest;
+use super::plugin;
+use super::stage::{Operator, Queue, files};
+use crate::controller::delivery::with_kubevirt;
+use crate::harness::{Cluster, Need, TEST_LABEL, left_out, run};
+use crate::support::{ova, vmdk};
+
+/// Group of the process that runs a guest in `KubeVirt`.
+const KUBEVIRT_GROUP: u32 = 107;
+
+const MIB: usize = 1 << 20;
+
+/// A device of this machine, full of what its last tenant left.
+struct Device {
+    path: PathBuf,
+    /// Where its file system is mounted, if it has one.
+    mount: Option<PathBuf>,
+    _backing: tempfile::NamedTempFile,
+}
+
+impl Device {
+    /// `None` where this machine has no loop devices.
+    fn new(mib: usize) -> Option<Self> {
+        let backing = tempfile::NamedTempFile::new().unwrap();
+        fs::write(backing.path(), vec![0xa5; mib * MIB]).unwrap();
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(backing.path()).output().unwrap();
+        if !output.status.success() {
+            left_out(&format!("loop devices: {}", String::from_utf8_lossy(&output.stderr).trim()));
+            return None;
+        }
+        let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        Some(Self { path, mount: None, _backing: backing })
+    }
+
+    /// With a file system, mounted at `directory`.
+    fn mounted(mut self, directory: PathBuf) -> Self {
+        run(Command::new("mkfs.ext4").arg("-q").arg(&self.path));
+        fs::create_dir_all(&directory).unwrap();
+        run(Command::new("mount").arg(&self.path).arg(&directory));
+        self.mount = Some(directory);
+        self
+    }
+
+    /// What a machine would find on it.
+    fn bytes(&self) -> Vec<u8> {
+        let disk = self.mount.as_ref().map_or_else(|| self.path.clone(), |mount| mount.join("disk.img"));
+        fs::read(&disk).unwrap_or_else(|error| panic!("{}: {error}", disk.display()))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // What a pod still has of it goes with that pod.
+        if let Some(mount) = &self.mount {
+            drop(Command::new("umount").arg(mount).output());
+        }
+        drop(Command::new("losetup").arg("--detach").arg(&self.path).output());
+    }
+}
+
+/// Volumes of this node under the names that they have in the cluster, and the class of all of them.
+struct Volumes {
+    class: String,
+    devices: BTreeMap<String, Device>,
+}
+
+impl Volumes {
+    fn new(operator: &Operator, mode: &str) -> Option<Self> {
+        let class = operator.namespace.name.clone();
+        let labels = json!({TEST_LABEL: class});
+        let mut objects = vec![json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": class, "labels": labels},
+            "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
+        })];
+        let mut devices = BTreeMap::new();
+        for (n, mib) in [64, 16].into_iter().enumerate() {
+            let name = format!("{class}-local-{n}");
+            let mut device = Device::new(mib)?;
+            if mode == "Filesystem" {
+                let state = operator.cluster.state.as_ref().expect("a node of our own");
+                device = device.mounted(state.join("volumes").join(&class).join(&name));
+            }
+            let any_node = json!([{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "Exists"}]}]);
+            objects.push(json!({
+                "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name, "labels": labels},
+                "spec": {"capacity": {"storage": format!("{mib}Mi")}, "accessModes": ["ReadWriteOnce"],
+                         "storageClassName": class, "volumeMode": mode, "persistentVolumeReclaimPolicy": "Retain",
+                         "local": {"path": device.mount.as_ref().unwrap_or(&device.path)},
+                         "nodeAffinity": {"required": {"nodeSelectorTerms": any_node}}},
+            }));
+            devices.insert(name, device);
+        }
+        operator.namespace.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string());
+        Some(Self { class, devices })
+    }
+}
+
+/// The operator with all its rights; `None` where no pods run, or nothing of `KubeVirt` is there.
+fn operator(test: &str) -> Option<Arc<Operator>> {
+    Cluster::shared(Need::OwnNode)?;
+    with_kubevirt()?;
+    Operator::own_with(test, &["--set=target.enabled=true,kubevirt.enabled=true"])
+}
+
+/// What QEMU reads from a VMDK.
+fn raw(member: &[u8]) -> Vec<u8> {
+    let here = tempfile::tempdir().unwrap();
+    let (image, raw) = (here.path().join("disk.vmdk"), here.path().join("disk.raw"));
+    fs::write(&image, member).unwrap();
+    run(Command::new("qemu-img").args(["convert", "-f", "vmdk", "-O", "raw"]).arg(image).arg(&raw));
+    fs::read(raw).unwrap()
+}
+
+/// Whether the disk is there from the first byte, and nothing but zeros behind it.
+fn assert_holds(found: &[u8], disk: &[u8], claim: &str) {
+    assert!(found.len() >= disk.len(), "{claim} has {} bytes of {}", found.len(), disk.len());
+    let (head, tail) = found.split_at(disk.len());
+    let differs = head.iter().zip(disk).position(|(found, wanted)| found != wanted);
+    assert_eq!(differs, None, "{claim}: the first byte that differs");
+    assert_eq!(tail.iter().position(|byte| *byte != 0), None, "{claim}: the first byte that is not zero");
+}
+
+/// What became of an appliance of two disks that was dropped.
+struct Delivered {
+    conversion: ConversionJob,
+    machine: Value,
+    /// The claims in the disks' order, with the volume that each has.
+    claims: Vec<(String, String)>,
+}
+
+async fn delivered(queue: &Queue, volumes: &Volumes) -> Delivered {
+    // The second is no whole number of MiB.
+    let mut disks = [guest(24, 41), guest(9, 42)];
+    disks[1].truncate(9 * MIB - (64 << 10));
+    let members: Vec<_> =
+        disks.iter().map(|disk| vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), disk)).collect();
+    let appliance = ova::ova(
+        "web01",
+        &[
+            ("web01-disk1.vmdk", &members[0], disks[0].len() as u64),
+            ("web01-disk2.vmdk", &members[1], disks[1].len() as u64),
+        ],
+    );
+    queue.bring("web01.ova", &appliance);
+
+    let conversion = queue.ended("web01.ova", JobPhase::Succeeded).await;
+    let status = conversion.status.clone().unwrap();
+    let kinds: Vec<_> = status.state.attempts.iter().map(|attempt| attempt.kind).collect();
+    assert_eq!((kinds, status.attempt_count), (vec![Some(AttemptKind::Plan), None], Some(1)));
+    let states: Vec<_> = status.volumes.iter().map(|volume| (volume.state, volume.remade)).collect();
+    assert_eq!(states, [(VolumeState::Complete, 0); 2]);
+
+    let mut claims = Vec::new();
+    for (volume, member) in status.volumes.iter().zip(&members) {
+        let claim = queue.until::<PersistentVolumeClaim>(&volume.claim_name, "there", |_| true).await;
+        assert_eq!(claim.labels()["hyper2kvm.io/complete"], "true");
+        assert_eq!(claim.owner_references(), []);
+        let bound = claim.spec.unwrap().volume_name.unwrap();
+        assert_holds(&volumes.devices[&bound].bytes(), &raw(member), &volume.claim_name);
+        claims.push((volume.claim_name.clone(), bound));
+    }
+    assert_eq!(claims.iter().map(|(claim, _)| claim.as_str()).collect::<Vec<_>>(), ["sample-disk-0", "sample-disk-1"]);
+
+    let machine = run(queue.kubectl().args(["get", "virtualmachines.kubevirt.io", "sample", "-o", "json"]));
+    let machine: Value = serde_json::from_str(&machine).unwrap();
+    assert_eq!(machine["spec"]["runStrategy"], "Halted");
+    assert_eq!(machine["metadata"]["ownerReferences"], Value::Null);
+    let mounted: Vec<_> = machine["spec"]["template"]["spec"]["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|volume| volume["persistentVolumeClaim"]["claimName"].as_str().unwrap())
+        .collect();
+    assert_eq!(mounted, ["sample-disk-0", "sample-disk-1"]);
+    let printed = plugin(queue, &["vm", &conversion.name_any()]);
+    let printed: Value = serde_yaml::from_str(&printed).unwrap();
+    assert_eq!(printed["spec"], machine["spec"]);
+
+    // Below the output lies what describes them, and no disk.
+    let published = files(&queue.output(""));
+    let of_appliance: Vec<_> = published.iter().filter(|path| path.contains("web01")).collect();
+    assert!(matches!(of_appliance.as_slice(), [only] if only.ends_with("web01/metadata.json")), "{published:?}");
+    let metadata: Value = serde_json::from_slice(&fs::read(queue.output(of_appliance[0])).unwrap()).unwrap();
+    assert_eq!(metadata["disks"].as_array().unwrap().len(), 2);
+    assert_eq!(fs::read(queue.queue(&status.source_location.unwrap())).unwrap(), appliance);
+    queue.counted([1, 0, 0, 0, 0]).await;
+    Delivered { conversion, machine, claims }
+}
+
+/// What the API server says to a request of the controller's account, which it refuses.
+fn refused(queue: &Queue, words: &[&str]) -> String {
+    let release = queue.operator.release();
+    let path = "jsonpath={.items[0].spec.template.spec.serviceAccountName}";
+    let selector = "--selector=app.kubernetes.io/name=hyper2kvm-operator";
+    let account = run(release.kubectl().args(["get", "deployments", selector, "-o", path]));
+    let account = format!("--as=system:serviceaccount:{}:{account}", release.name);
+    let output = queue.kubectl().arg(account).args(words).output().unwrap();
+    assert!(!output.status.success(), "{words:?} is admitted");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn an_appliance_that_is_dropped_becomes_file_systems_of_its_disks_and_a_halted_machine() {
+    let Some(operator) = operator("claims-files") else { return };
+    let Some(volumes) = Volumes::new(&operator, "Filesystem") else { return };
+    let spec = json!({
+        "target": {"storageClassName": volumes.class},
+        "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
+    });
+    let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
+    let Delivered { conversion, mut machine, claims } = delivered(&queue, &volumes).await;
+    for (claim, bound) in &claims {
+        let image = volumes.devices[bound].mount.as_ref().unwrap().join("disk.img");
+        let found = fs::metadata(&image).unwrap();
+        assert_eq!((found.gid(), found.mode() & 0o777), (KUBEVIRT_GROUP, 0o660), "{claim}");
+        assert_eq!(found.len() % MIB as u64, 0, "{claim}");
+        assert!(!image.with_extension("img.part").exists());
+    }
+
+    // Whatever the controller's code does, it can't take them back.
+    let claim = claims[0].0.as_str();
+    let said = refused(&queue, &["delete", "pvc", claim, "--wait=false"]);
+    assert!(said.contains("the controller changes and deletes no claim that is complete or not its own"), "{said}");
+    let said = refused(&queue, &["label", "pvc", claim, "--overwrite", "hyper2kvm.io/complete=false"]);
+    assert!(said.contains("the controller changes and deletes no claim that is complete or not its own"), "{said}");
+    machine["metadata"] = json!({"name": "other", "labels": machine["metadata"]["labels"]});
+    machine["spec"]["runStrategy"] = json!("Manual");
+    let manifest = tempfile::NamedTempFile::new().unwrap();
+    fs::write(manifest.path(), machine.to_string()).unwrap();
+    let said = refused(&queue, &["create", "-f", manifest.path().to_str().unwrap()]);
+    assert!(said.contains("the controller makes machines with its label, halted or running"), "{said}");
+
+    // They outlive their conversion and its queue.
+    run(queue.kubectl().args(["delete", "hcj", &conversion.name_any(), "--timeout=60s"]));
+    run(queue.kubectl().args(["delete", "hconv", &queue.name, "--timeout=60s"]));
+    run(queue.kubectl().args(["get", "vm/sample", "pvc/sample-disk-0", "pvc/sample-disk-1"]));
+}
+
+#[tokio::test]
+async fn an_appliance_that_is_dropped_becomes_devices_without_a_byte_of_their_last_tenant() {
+    let Some(operator) = operator("claims-devices") else { return };
+    let Some(volumes) = Volumes::new(&operator, "Block") else { return };
+    let spec = json!({
+        "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
+        "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
+    });
+    let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
+    let Delivered { claims, .. } = delivered(&queue, &volumes).await;
+    for (claim, bound) in &claims {
+        let device = &volumes.devices[bound];
+        assert_eq!(device.bytes().len() % (16 * MIB), 0, "{claim} is read to the device's end");
+    }
+}
