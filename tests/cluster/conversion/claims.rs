@@ -10,14 +10,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase, VolumeState};
-use hyper2kvm::conversion::AttemptKind;
+use hyper2kvm::conversion::{AttemptKind, Reason};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::disks::guest;
-use super::plugin;
-use super::stage::{Operator, Queue, files};
+use super::stage::{Operator, Queue, files, reasons};
+use super::{ANY_USER, plugin};
 use crate::controller::delivery::with_kubevirt;
 use crate::harness::{Cluster, Need, TEST_LABEL, left_out, run};
 use crate::support::{ova, vmdk};
@@ -82,7 +82,8 @@ struct Volumes {
 }
 
 impl Volumes {
-    fn new(operator: &Operator, mode: &str) -> Option<Self> {
+    /// One of each size: what a volume is said to have, and what it has, in MiB.
+    fn new(operator: &Operator, mode: &str, sizes: &[(usize, usize)]) -> Option<Self> {
         let class = operator.namespace.name.clone();
         let labels = json!({TEST_LABEL: class});
         let mut objects = vec![json!({
@@ -90,9 +91,9 @@ impl Volumes {
             "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
         })];
         let mut devices = BTreeMap::new();
-        for (n, mib) in [64, 16].into_iter().enumerate() {
+        for (n, (said, is)) in sizes.iter().enumerate() {
             let name = format!("{class}-local-{n}");
-            let mut device = Device::new(mib)?;
+            let mut device = Device::new(*is)?;
             if mode == "Filesystem" {
                 let state = operator.cluster.state.as_ref().expect("a node of our own");
                 device = device.mounted(state.join("volumes").join(&class).join(&name));
@@ -100,7 +101,7 @@ impl Volumes {
             let any_node = json!([{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "Exists"}]}]);
             objects.push(json!({
                 "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name, "labels": labels},
-                "spec": {"capacity": {"storage": format!("{mib}Mi")}, "accessModes": ["ReadWriteOnce"],
+                "spec": {"capacity": {"storage": format!("{said}Mi")}, "accessModes": ["ReadWriteOnce"],
                          "storageClassName": class, "volumeMode": mode, "persistentVolumeReclaimPolicy": "Retain",
                          "local": {"path": device.mount.as_ref().unwrap_or(&device.path)},
                          "nodeAffinity": {"required": {"nodeSelectorTerms": any_node}}},
@@ -146,6 +147,15 @@ struct Delivered {
 }
 
 async fn delivered(queue: &Queue, volumes: &Volumes) -> Delivered {
+    let delivered = dropped(queue, volumes).await;
+    let status = delivered.conversion.status.clone().unwrap();
+    let kinds: Vec<_> = status.state.attempts.iter().map(|attempt| attempt.kind).collect();
+    assert_eq!((kinds, status.attempt_count), (vec![Some(AttemptKind::Plan), None], Some(1)));
+    assert_eq!(status.volumes.iter().map(|volume| volume.remade).collect::<Vec<_>>(), [0, 0]);
+    delivered
+}
+
+async fn dropped(queue: &Queue, volumes: &Volumes) -> Delivered {
     // The second is no whole number of MiB.
     let mut disks = [guest(24, 41), guest(9, 42)];
     disks[1].truncate(9 * MIB - (64 << 10));
@@ -162,10 +172,7 @@ async fn delivered(queue: &Queue, volumes: &Volumes) -> Delivered {
 
     let conversion = queue.ended("web01.ova", JobPhase::Succeeded).await;
     let status = conversion.status.clone().unwrap();
-    let kinds: Vec<_> = status.state.attempts.iter().map(|attempt| attempt.kind).collect();
-    assert_eq!((kinds, status.attempt_count), (vec![Some(AttemptKind::Plan), None], Some(1)));
-    let states: Vec<_> = status.volumes.iter().map(|volume| (volume.state, volume.remade)).collect();
-    assert_eq!(states, [(VolumeState::Complete, 0); 2]);
+    assert_eq!(status.volumes.iter().map(|volume| volume.state).collect::<Vec<_>>(), [VolumeState::Complete; 2]);
 
     let mut claims = Vec::new();
     for (volume, member) in status.volumes.iter().zip(&members) {
@@ -200,7 +207,6 @@ async fn delivered(queue: &Queue, volumes: &Volumes) -> Delivered {
     let metadata: Value = serde_json::from_slice(&fs::read(queue.output(of_appliance[0])).unwrap()).unwrap();
     assert_eq!(metadata["disks"].as_array().unwrap().len(), 2);
     assert_eq!(fs::read(queue.queue(&status.source_location.unwrap())).unwrap(), appliance);
-    queue.counted([1, 0, 0, 0, 0]).await;
     Delivered { conversion, machine, claims }
 }
 
@@ -219,7 +225,7 @@ fn refused(queue: &Queue, words: &[&str]) -> String {
 #[tokio::test]
 async fn an_appliance_that_is_dropped_becomes_file_systems_of_its_disks_and_a_halted_machine() {
     let Some(operator) = operator("claims-files") else { return };
-    let Some(volumes) = Volumes::new(&operator, "Filesystem") else { return };
+    let Some(volumes) = Volumes::new(&operator, "Filesystem", &[(64, 64), (16, 16)]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
@@ -254,17 +260,43 @@ async fn an_appliance_that_is_dropped_becomes_file_systems_of_its_disks_and_a_ha
 }
 
 #[tokio::test]
-async fn an_appliance_that_is_dropped_becomes_devices_without_a_byte_of_their_last_tenant() {
+async fn an_appliance_that_is_dropped_becomes_devices_without_a_byte_of_their_last_tenant_whoever_the_pods_are() {
     let Some(operator) = operator("claims-devices") else { return };
-    let Some(volumes) = Volumes::new(&operator, "Block") else { return };
+    let Some(volumes) = Volumes::new(&operator, "Block", &[(64, 64), (16, 16)]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
+        "securityContext": {"runAsUser": ANY_USER, "runAsGroup": 0},
     });
-    let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
+    let queue = Queue::prepare(&operator, "machines", (0, 0)).await;
+    queue.declare(&spec, &json!({}));
+    queue.ready();
     let Delivered { claims, .. } = delivered(&queue, &volumes).await;
     for (claim, bound) in &claims {
         let device = &volumes.devices[bound];
         assert_eq!(device.bytes().len() % (16 * MIB), 0, "{claim} is read to the device's end");
+    }
+}
+
+#[tokio::test]
+async fn claims_whose_file_system_is_too_small_are_made_anew_larger() {
+    let Some(operator) = operator("claims-small") else { return };
+    // The smallest that is large enough by its word is not. A volume that a claim had is not given to another.
+    let sizes = [(10, 8), (32, 32), (64, 64), (65, 65)];
+    let Some(volumes) = Volumes::new(&operator, "Filesystem", &sizes) else { return };
+    let spec = json!({
+        "target": {"storageClassName": volumes.class},
+        "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
+        "retryPolicy": {"maxRetries": 2, "retryDelaySeconds": 1},
+    });
+    let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
+    let Delivered { conversion, claims, .. } = dropped(&queue, &volumes).await;
+    assert_eq!(reasons(&conversion), [None, Some(Reason::TargetTooSmall), None]);
+    let used: Vec<_> = claims.iter().map(|(_, bound)| bound.as_str()).collect();
+    assert!(!used.iter().any(|bound| bound.ends_with("-local-0")), "{used:?}");
+    // Nothing of the first attempt passes for a disk.
+    for (name, device) in &volumes.devices {
+        let is_disk = device.mount.as_ref().unwrap().join("disk.img").exists();
+        assert_eq!(is_disk, used.contains(&name.as_str()), "{name}");
     }
 }
