@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use hyper2kvm::cluster::api::{ConversionJob, JobPhase, VolumeState};
+use hyper2kvm::cluster::api::{ConversionJob, JobPhase, VolumeState, condition};
 use hyper2kvm::conversion::{AttemptKind, Reason};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::disks::guest;
-use super::stage::{Operator, Queue, files, reasons};
+use super::stage::{Operator, Queue, files, pod_of, reasons, runs};
 use super::{ANY_USER, plugin};
 use crate::controller::delivery::with_kubevirt;
 use crate::harness::{Cluster, Need, TEST_LABEL, left_out, run};
@@ -155,12 +155,11 @@ async fn delivered(queue: &Queue, volumes: &Volumes) -> Delivered {
     delivered
 }
 
-async fn dropped(queue: &Queue, volumes: &Volumes) -> Delivered {
+/// The members of an appliance of two disks, and the appliance.
+fn appliance() -> ([Vec<u8>; 2], Vec<u8>) {
     // The second is no whole number of MiB.
-    let mut disks = [guest(24, 41), guest(9, 42)];
-    disks[1].truncate(9 * MIB - (64 << 10));
-    let members: Vec<_> =
-        disks.iter().map(|disk| vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), disk)).collect();
+    let disks = [guest(24, 41), guest(9, 42)[..9 * MIB - (64 << 10)].to_vec()];
+    let members = disks.each_ref().map(|disk| vmdk::built(&vmdk::Sparse::stream_optimized(disk.len() as u64), disk));
     let appliance = ova::ova(
         "web01",
         &[
@@ -168,8 +167,17 @@ async fn dropped(queue: &Queue, volumes: &Volumes) -> Delivered {
             ("web01-disk2.vmdk", &members[1], disks[1].len() as u64),
         ],
     );
-    queue.bring("web01.ova", &appliance);
+    (members, appliance)
+}
 
+async fn dropped(queue: &Queue, volumes: &Volumes) -> Delivered {
+    queue.bring("web01.ova", &appliance().1);
+    whole(queue, volumes).await
+}
+
+/// Waits for the dropped appliance's end, and compares all that is there with what was dropped.
+async fn whole(queue: &Queue, volumes: &Volumes) -> Delivered {
+    let (members, appliance) = appliance();
     let conversion = queue.ended("web01.ova", JobPhase::Succeeded).await;
     let status = conversion.status.clone().unwrap();
     assert_eq!(status.volumes.iter().map(|volume| volume.state).collect::<Vec<_>>(), [VolumeState::Complete; 2]);
@@ -299,4 +307,44 @@ async fn claims_whose_file_system_is_too_small_are_made_anew_larger() {
         let is_disk = device.mount.as_ref().unwrap().join("disk.img").exists();
         assert_eq!(is_disk, used.contains(&name.as_str()), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_quota_is_told_and_a_worker_that_is_killed_on_its_claims_is_followed_by_another_on_the_same() {
+    let Some(operator) = operator("claims-killed") else { return };
+    let Some(volumes) = Volumes::new(&operator, "Block", &[(64, 64), (16, 16)]) else { return };
+    let spec = json!({
+        "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
+        "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
+        "retryPolicy": {"maxRetries": 2, "retryDelaySeconds": 1},
+    });
+    let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
+    // The queue's own, and one more.
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "two-claims"},
+        "spec": {"hard": {"persistentvolumeclaims": "2"}}});
+    operator.namespace.apply(&quota.to_string());
+    run(queue.kubectl().args(["wait", "--for=jsonpath={.status.used}", "--timeout=60s", "resourcequota/two-claims"]));
+    queue.bring("web01.ova", &appliance().1);
+    let target_ready = |c: &ConversionJob| {
+        let conditions = c.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        condition(&conditions, "TargetReady").map(|said| (said.reason.clone(), said.message.clone()))
+    };
+    let is_pending = |c: &ConversionJob| target_ready(c).is_some_and(|(reason, _)| reason == "TargetPending");
+    let held = queue.conversion("web01.ova", "held by the quota", is_pending).await;
+    let (_, said) = target_ready(&held).unwrap();
+    assert!(said.contains("claim sample-disk-1 is refused") && said.contains("exceeded quota: two-claims"), "{said}");
+
+    // Where it is let on, its worker stays at its work.
+    let hang = |value: Value| json!({"metadata": {"annotations": {"test.hyper2kvm.io/hang": value}}});
+    queue.patch(&hang(json!("1")));
+    run(queue.kubectl().args(["delete", "resourcequota", "two-claims"]));
+    let running = queue.conversion("web01.ova", "running", runs).await;
+    let claims =
+        |c: &ConversionJob| c.status.iter().flat_map(|s| &s.volumes).map(|v| v.uid.clone()).collect::<Vec<_>>();
+    let before = claims(&running);
+    queue.patch(&hang(Value::Null));
+    operator.namespace.kill_container(&pod_of(&running).unwrap(), "worker");
+    let Delivered { conversion, .. } = whole(&queue, &volumes).await;
+    assert_eq!(reasons(&conversion), [None, Some(Reason::Killed), None]);
+    assert_eq!(claims(&conversion), before);
 }
