@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use hyper2kvm::cluster::api::{ConversionJob, JobPhase, VolumeState, condition};
 use hyper2kvm::conversion::{AttemptKind, Reason};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -347,4 +348,25 @@ async fn a_quota_is_told_and_a_worker_that_is_killed_on_its_claims_is_followed_b
     let Delivered { conversion, .. } = whole(&queue, &volumes).await;
     assert_eq!(reasons(&conversion), [None, Some(Reason::Killed), None]);
     assert_eq!(claims(&conversion), before);
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_when_its_disks_have_their_names_is_followed_by_one_that_knows_them() {
+    let Some(operator) = operator("claims-sealed") else { return };
+    let Some(volumes) = Volumes::new(&operator, "Filesystem", &[(64, 64), (16, 16)]) else { return };
+    let spec = json!({
+        "target": {"storageClassName": volumes.class},
+        "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
+        "retryPolicy": {"maxRetries": 2, "retryDelaySeconds": 1},
+    });
+    let queue =
+        Queue::open_with(&operator, "machines", &spec, &json!({"test.hyper2kvm.io/die": "metadata.json:2"})).await;
+    let Delivered { conversion, claims, .. } = dropped(&queue, &volumes).await;
+    assert_eq!(reasons(&conversion), [None, Some(Reason::Internal), None]);
+    let died = conversion.status.unwrap().state.attempts[1].end_time.unwrap();
+    for (claim, bound) in &claims {
+        let image = volumes.devices[bound].mount.as_ref().unwrap().join("disk.img");
+        let made = Timestamp::try_from(fs::metadata(image).unwrap().created().unwrap()).unwrap();
+        assert!(made < died, "{claim} was written anew at {made}, after {died}");
+    }
 }

@@ -241,9 +241,11 @@ fn environment(queue: &HyperConversion, attempt: Attempt, options: String) -> Ve
     }
     if cfg!(debug_assertions) {
         // Faults that tests ask for, one queue at a time.
-        for (annotation, variable) in
-            [("test.hyper2kvm.io/fail", variable::TEST_FAIL), ("test.hyper2kvm.io/hang", variable::TEST_HANG)]
-        {
+        for (annotation, variable) in [
+            ("test.hyper2kvm.io/fail", variable::TEST_FAIL),
+            ("test.hyper2kvm.io/hang", variable::TEST_HANG),
+            ("test.hyper2kvm.io/die", variable::TEST_DIE),
+        ] {
             if let Some(value) = queue.annotations().get(annotation) {
                 variables.push(pod::env(variable, value));
             }
