@@ -86,7 +86,7 @@ async fn a_namespace_that_is_deleted_goes_and_its_files_stay() {
     let Some(cluster) = Cluster::shared(Need::Node) else { return };
     let Some(image) = cluster.image() else { return };
     let (watched, release) = (cluster.namespace("leaving"), cluster.namespace("staying"));
-    let operator = Arc::new(Operator::install(cluster, &image, watched, Some(release), &[]));
+    let operator = Arc::new(Operator::install(cluster, &image, watched, Some(release)));
     let queue = Queue::prepare(&operator, "leaving", (65532, 0)).await;
     queue.declare(&json!({"maxConcurrentJobs": 1, "conversion": {"outFormat": "raw"}}), &json!({}));
     queue.ready();

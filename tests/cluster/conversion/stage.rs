@@ -100,7 +100,7 @@ impl Operator {
         record.uninstall();
         let mut namespace = cluster.namespace("conversion");
         namespace.is_shared = true;
-        let operator = Self::install(cluster, &image, namespace, None, &[]);
+        let operator = Self::install(cluster, &image, namespace, None);
         record.write(&operator.namespace.name);
         Some(Arc::new(operator))
     }
@@ -114,11 +114,20 @@ impl Operator {
     pub(crate) fn own_with(test: &str, values: &[&str]) -> Option<Arc<Self>> {
         let cluster = Cluster::shared(Need::Node)?;
         let image = cluster.image()?;
-        Some(Arc::new(Self::install(cluster, &image, cluster.namespace(test), None, values)))
+        Some(Arc::new(Self::install_with(cluster, &image, cluster.namespace(test), None, values)))
     }
 
     /// Installs the chart in `release`, to watch `namespace` or else the release's own.
     pub(crate) fn install(
+        cluster: &'static Cluster,
+        image: &str,
+        namespace: Namespace,
+        release: Option<Namespace>,
+    ) -> Self {
+        Self::install_with(cluster, image, namespace, release, &[])
+    }
+
+    fn install_with(
         cluster: &'static Cluster,
         image: &str,
         namespace: Namespace,

@@ -73,7 +73,7 @@ fn tells(directory: &Path, text: &str) -> bool {
 async fn what_a_compromised_worker_leaves_is_neither_waited_for_nor_read_nor_published() {
     let Some(cluster) = Cluster::shared(Need::OwnNode) else { return };
     let Some(image) = image(cluster) else { return };
-    let operator = Arc::new(Operator::install(cluster, &image, cluster.namespace("compromised"), None, &[]));
+    let operator = Arc::new(Operator::install(cluster, &image, cluster.namespace("compromised"), None));
     let queue = Queue::prepare(&operator, "compromised", (65532, 0)).await;
     fs::write(queue.queue(".canary"), CANARY.repeat(64)).unwrap();
     queue.declare(&json!({"maxConcurrentJobs": 8, "retryPolicy": {"enabled": false}}), &json!({}));
