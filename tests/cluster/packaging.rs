@@ -282,7 +282,7 @@ fn every_sample_is_taken() {
         run(namespace.kubectl().args(["apply", "-f"]).arg(sample.expect("a readable directory").path()));
         samples += 1;
     }
-    assert_eq!(samples, 5);
+    assert_eq!(samples, 6);
     run(cluster.kubectl().args(["apply", "--dry-run=server", "-f"]).arg(in_tree("kind/queue.yaml")));
 }
 
