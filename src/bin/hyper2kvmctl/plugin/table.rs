@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn what_a_cell_says_moves_no_cursor_and_forges_no_line() {
         let rows = [vec!["a\u{1b}[2J\nb\u{202e}".to_owned(), "1".to_owned()]];
-        assert_eq!(table(&["NAME", "N"], rows), "NAME                      N\na\\u{1b}[2J\\nb\\u{202e}   1\n");
+        assert_eq!(table(&["NAME", "N"], rows), "NAME                    N\na\\u{1b}[2J\\nb\\u{202e}   1\n");
     }
 
     #[test]
