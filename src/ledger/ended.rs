@@ -16,7 +16,7 @@ use crate::files::recorded::Recorded;
 
 use super::processed::{forget_output, text_of};
 use super::rows::{ClaimState, ConversionRow};
-use super::{Error, Ledger, Result, from_sql, query, to_sql, totals};
+use super::{Error, Ledger, Result, from_sql, past, query, to_sql, totals};
 
 /// An ended conversion, and what of it may still lie on the volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,7 +224,7 @@ pub(super) fn record(connection: &Connection, row: &ConversionRow) -> Result<()>
     let output_path = row.output_path.as_ref().or(equal.as_ref());
     connection
         .execute(
-            "INSERT INTO ended(id, name, outcome, ended_at, output_path) VALUES (?1, ?2, ?3, ?4, ?5)
+            "INSERT INTO ended(id, name, outcome, ended_at, output_path, details) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
              ON CONFLICT(id) DO NOTHING",
             params![
                 row.id.as_str(),
@@ -232,6 +232,7 @@ pub(super) fn record(connection: &Connection, row: &ConversionRow) -> Result<()>
                 serde_json::to_string(&end).expect("a word has a JSON form"),
                 text_of(row.status.completion_time.unwrap_or(row.claim.claimed_at)),
                 output_path,
+                past::details(&row.status),
             ],
         )
         .map_err(writing())?;

@@ -97,8 +97,8 @@ CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 /// Tables that were added without a new version: an older program opens the database, and leaves them alone.
 const ADDED: [&str; 4] = ["outbox", "alone", "ended", "ended_files"];
 
-/// A column that was added without a new version: rows of an older program leave it empty.
-const ADD_FINGERPRINT: &str = "ALTER TABLE processed_files ADD COLUMN fingerprint TEXT";
+/// Columns that were added without a new version: rows of an older program leave them empty.
+const ADDED_COLUMNS: [(&str, &str); 2] = [("processed_files", "fingerprint"), ("ended", "details")];
 
 /// Makes what is missing, in one transaction.
 pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
@@ -111,8 +111,10 @@ pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
     if found < VERSION || !has_added(connection).map_err(opening)? {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(opening)?;
         transaction.execute_batch(TABLES).map_err(opening)?;
-        if !has_fingerprint(&transaction).map_err(opening)? {
-            transaction.execute_batch(ADD_FINGERPRINT).map_err(opening)?;
+        for (table, column) in ADDED_COLUMNS {
+            if !has_column(&transaction, table, column).map_err(opening)? {
+                transaction.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} TEXT")).map_err(opening)?;
+            }
         }
         transaction.pragma_update(None, "user_version", VERSION).map_err(opening)?;
         transaction.commit().map_err(opening)?;
@@ -123,12 +125,14 @@ pub(super) fn adopt(connection: &mut Connection, path: &Path) -> Result<()> {
 fn has_added(connection: &Connection) -> rusqlite::Result<bool> {
     let mut statement = connection.prepare("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1")?;
     let found = ADDED.map(|table| statement.query_row([table], |row| row.get::<_, i64>(0)));
-    found.into_iter().try_fold(has_fingerprint(connection)?, |all, count| Ok(all && count? > 0))
+    let tables = found.into_iter().try_fold(true, |all, count| count.map(|count| all && count > 0))?;
+    let mut columns = ADDED_COLUMNS.into_iter();
+    columns.try_fold(tables, |all, (table, column)| Ok(all && has_column(connection, table, column)?))
 }
 
-fn has_fingerprint(connection: &Connection) -> rusqlite::Result<bool> {
-    let sql = "SELECT count(*) FROM pragma_table_info('processed_files') WHERE name = 'fingerprint'";
-    connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
+fn has_column(connection: &Connection, table: &str, column: &str) -> rusqlite::Result<bool> {
+    let sql = "SELECT count(*) FROM pragma_table_info(?1) WHERE name = ?2";
+    connection.query_row(sql, [table, column], |row| row.get::<_, i64>(0)).map(|count| count > 0)
 }
 
 /// Checks that a table of that name is the one we know; none yet is fine.

@@ -690,3 +690,41 @@ fn what_ended_conversions_left_is_known_by_its_place_until_it_is_removed() {
     ledger.forget_ended(&ids[1]).unwrap();
     assert_eq!(ledger.ended_since(at(0)).unwrap().len(), 1);
 }
+
+#[test]
+fn the_history_is_read_page_by_page_beside_the_ledger_s_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("deduplication.db");
+    assert!(matches!(Page::read(&path, None, 9), Err(Error::Open { .. })), "nothing is made");
+    let mut ledger = open(&directory);
+    for random in 1..=3 {
+        let claim = claim("vm.raw", random);
+        let row = ledger.claim(new(claim.clone())).unwrap();
+        let status = published(attempt(row.status, Ok(()), 2_000), 2_010);
+        ledger.update(&claim.id, &ended(&claim, &status, "/out/vm")).unwrap();
+    }
+    let numbers = |page: &Page| -> Vec<i64> { page.conversions.iter().map(|past| past.number).collect() };
+    let first = Page::read(&path, None, 2).unwrap();
+    assert_eq!((numbers(&first), first.next), (vec![3, 2], Some(2)));
+    let second = Page::read(&path, first.next, 2).unwrap();
+    assert_eq!((numbers(&second), second.next), (vec![1], None));
+    let past = &second.conversions[0];
+    assert_eq!((past.source.as_str(), past.end, past.attempts), ("vm.raw", End::Succeeded, 1));
+    assert_eq!((past.start_time, past.end_time, past.reason), (Some(at(2_000)), at(2_010), None));
+    assert_eq!(past.output.as_deref(), Some("/out/vm"));
+    // Of an end that an earlier version recorded less is known.
+    ledger.connection.execute("UPDATE ended SET details = NULL WHERE number = 1", []).unwrap();
+    assert_eq!(Page::read(&path, Some(2), 2).unwrap().conversions[0].attempts, 0);
+}
+
+#[test]
+fn a_ledger_without_details_of_its_ends_gets_a_place_for_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = open(&directory);
+    ledger.connection.execute_batch("ALTER TABLE ended DROP COLUMN details").unwrap();
+    drop(ledger);
+    let path = directory.path().join("deduplication.db");
+    assert!(Page::read(&path, None, 9).is_err());
+    drop(open(&directory));
+    assert_eq!(Page::read(&path, None, 9).unwrap().conversions, []);
+}

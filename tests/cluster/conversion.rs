@@ -149,6 +149,22 @@ async fn what_the_plugin_gets_is_the_disk() {
     assert!(fs::read(again.join("db01.qcow2")).unwrap() == bytes);
     let shown = queue.ctl("stats");
     assert!(shown.contains("  Processed: 1\n"), "{shown}");
+    // The ledger remembers it whatever becomes of the object.
+    queue.bring("broken.vmdk", b"KDMV");
+    queue.ended("broken.vmdk", JobPhase::Failed).await;
+    run(queue.kubectl().args(["delete", "hcj", &name]));
+    queue.counted([1, 1, 0, 0, 0]).await;
+    let table = plugin(&queue, &["history", "by-plugin"]);
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0][..5], ["NUMBER", "CONVERSION", "SOURCE", "END", "REASON"], "{table}");
+    assert_eq!(lines[1][2..6], ["broken.vmdk", "Failed", "Truncated", "1"], "{table}");
+    assert_eq!(lines[2][1..6], [&name, "db01.vmdk", "Succeeded", "-", "1"], "{table}");
+    assert!(lines[2][8].ends_with("/db01"), "{table}");
+    let page = plugin(&queue, &["history", "by-plugin", "--limit=1", "-o", "json"]);
+    let page: Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(page["conversions"].as_array().map(Vec::len), Some(1), "{page}");
+    let rest = plugin(&queue, &["history", "by-plugin", "--before", &page["next"].to_string()]);
+    assert!(rest.contains("db01.vmdk") && !rest.contains("broken.vmdk"), "{rest}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod ending;
 mod files;
 mod folders;
 mod groups;
+mod history;
 mod members;
 mod reload;
 mod retention;

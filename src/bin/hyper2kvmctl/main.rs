@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `hyper2kvmctl`: queries and controls a running daemon; as `kubectl-hyper2kvm`, queues in a cluster.
 
+mod history;
 #[cfg(feature = "cluster")]
 mod plugin;
 mod socket;
+#[cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "the plugin uses all of it"))]
+mod table;
 
 use std::io;
 use std::path::PathBuf;
@@ -19,6 +22,7 @@ Examples:
   hyper2kvmctl --output-dir /srv/kvm stats
   hyper2kvmctl stats --json | jq .stats.current_queue_depth
   hyper2kvmctl pause && hyper2kvmctl resume
+  hyper2kvmctl history --limit 10
   hyper2kvmctl --socket /srv/kvm/.daemon/control.sock drain
   hyper2kvmctl completions bash > /etc/bash_completion.d/hyper2kvmctl
 
@@ -50,6 +54,8 @@ enum Verb {
     Status,
     /// Show what was done so far
     Stats,
+    /// List the conversions that have ended, newest first; also while no daemon runs
+    History(history::Window),
     /// Start nothing new; running conversions finish
     Pause,
     /// Undo pause
@@ -76,6 +82,10 @@ fn main() -> ExitCode {
         Verb::Resume => Command::Resume,
         Verb::Drain => Command::Drain,
         Verb::Stop => Command::Stop,
+        Verb::History(window) => {
+            let output_dir = cli.output_dir.unwrap_or_else(|| socket::OUTPUT_DIR.into());
+            return history::run(&output_dir, window, cli.json);
+        }
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hyper2kvmctl", &mut io::stdout());
             return ExitCode::SUCCESS;

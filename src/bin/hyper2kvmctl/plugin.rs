@@ -7,7 +7,6 @@ mod exec;
 mod folder;
 mod machine;
 mod queue;
-mod table;
 mod transfer;
 
 use std::error::Error;
@@ -22,6 +21,8 @@ use serde::Serialize;
 
 use access::Access;
 
+use crate::history::Window;
+
 /// Name under which kubectl finds a plugin.
 pub(crate) const NAME: &str = "kubectl-hyper2kvm";
 
@@ -31,6 +32,7 @@ Examples:
   kubectl hyper2kvm put web01.ova vmware-exit             bring an image onto a queue
   kubectl hyper2kvm put ./web01 vmware-exit               bring a machine's folder, OVF and disks
   kubectl hyper2kvm top vmware-exit                       watch its conversions
+  kubectl hyper2kvm history vmware-exit                   list those that have ended
   kubectl hyper2kvm get web01-3fa9c1d2 ./disks            take the disks away
   kubectl hyper2kvm retry web01-3fa9c1d2                  convert a failed one again
   kubectl hyper2kvm vm web01-3fa9c1d2 > web01.yaml        its VirtualMachine, where its disks are on claims
@@ -89,6 +91,12 @@ enum Verb {
         /// Show them once, even on a terminal
         #[arg(long)]
         once: bool,
+    },
+    /// List the conversions of a queue that have ended, newest first, from its ledger
+    History {
+        queue: String,
+        #[command(flatten)]
+        window: Window,
     },
     /// Convert the source of a finished conversion again
     Retry {
@@ -169,6 +177,7 @@ async fn run(cli: Cli) -> Result<(), Refusal> {
         Verb::Drain { queue } => queue::ask_for(&access, &queue, RunState::Draining, printer).await,
         Verb::Stop { queue } => queue::ask_for(&access, &queue, RunState::Stopped, printer).await,
         Verb::Top { queue, once } => conversion::top(&access, &queue, once, printer).await,
+        Verb::History { queue, window } => exec::history(&access, &queue, window, printer).await,
         Verb::Retry { conversion } => conversion::retry(&access, &conversion, printer).await,
         Verb::Put { file, queue, name } => exec::put(&access, &file, &queue, name.as_deref(), printer).await,
         Verb::Get { conversion, directory } => exec::get(&access, &conversion, &directory, printer).await,

@@ -15,7 +15,7 @@ use hyper2kvm::control::{Command, FALLBACK_DIR, FALLBACK_SOCKET_NAME, SOCKET};
 use hyper2kvm::conversion::{printable, printable_json, printable_lines};
 
 /// Output directory where none is named: that of the packages and of a watcher's pod.
-const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
+pub(crate) const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
 
 /// The socket to use. Where none is named and the usual place has none, looks in the place for volumes that refuse
 /// sockets.

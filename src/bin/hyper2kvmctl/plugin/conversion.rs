@@ -14,8 +14,8 @@ use kube::api::{ListParams, PostParams};
 use serde_json::json;
 
 use super::access::{Access, told};
-use super::table::{age, bytes, or_dash, table};
 use super::{NAME, Printer, Refusal};
+use crate::table::{age, bytes, or_dash, table};
 
 /// How often `top` refreshes; the status is written at most every 5 s.
 const REFRESH: Duration = Duration::from_secs(2);

@@ -3,17 +3,25 @@
 
 use std::path::Path;
 
-use hyper2kvm::cluster::names::{self, CONTAINER_WATCHER, OUTPUT_DIR, QUEUE_DIR};
+use hyper2kvm::cluster::names::{self, CONTAINER_SIDECAR, CONTAINER_WATCHER, OUTPUT_DIR, QUEUE_DIR};
 use hyper2kvm::conversion::contract::PART;
+use hyper2kvm::conversion::printable;
+use hyper2kvm::ledger::Page;
 use indicatif::{ProgressBar, ProgressStyle};
 use kube::api::{AttachParams, AttachedProcess};
 use serde_json::json;
-use tokio::io::BufReader;
+use tokio::io::{AsyncReadExt as _, BufReader};
 
 use super::access::{Access, told};
-use super::table::bytes;
 use super::transfer::{Outcome, TransferError, Unfinished, finished, upload};
 use super::{Printer, Refusal, folder};
+use crate::history::{Window, shown};
+use crate::table::bytes;
+
+/// Longest page of a history that is taken, in bytes: a thousand rows with the longest names have less. And what is taken
+/// of what went wrong.
+const MOST_HISTORY: u64 = 8 << 20;
+const MOST_SAID: u64 = 4 << 10;
 
 /// Bytes buffered on their way to the far end.
 const IN_FLIGHT: usize = 1 << 20;
@@ -185,13 +193,45 @@ async fn take(access: &Access, queue: &str, path: &str, target: &Path) -> Result
     }
 }
 
+/// Lists what has ended. The sidecar reads it from the ledger, also while the watcher restarts.
+pub(super) async fn history(access: &Access, queue: &str, window: Window, printer: Printer) -> Result<(), Refusal> {
+    access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
+    let (limit, before) = (window.limit.to_string(), window.before.unwrap_or(i64::MAX).to_string());
+    let command =
+        ["hyper2kvmctl", "--output-dir", OUTPUT_DIR, "history", "--json", "--limit", &limit, "--before", &before];
+    let mut process = start_in(access, queue, CONTAINER_SIDECAR, &command, [false, true]).await?;
+    let (Some(output), Some(errors)) = (process.stdout(), process.stderr()) else { return Err(closed()) };
+    let (mut text, mut said) = (Vec::new(), Vec::new());
+    let (mut output, mut errors) = (output.take(MOST_HISTORY), errors.take(MOST_SAID));
+    tokio::try_join!(output.read_to_end(&mut text), errors.read_to_end(&mut said))?;
+    let Ok(page) = serde_json::from_slice::<Page>(&text) else {
+        let said = String::from_utf8_lossy(&said);
+        let pod = format!("{}-0", names::watcher(queue));
+        return Err(format!("pod {pod} told no history: {}", printable(said.trim())).into());
+    };
+    let command = format!("kubectl hyper2kvm -n {} history {queue}", access.namespace);
+    printer.print(&page, || shown(&page, &command))
+}
+
 async fn start(access: &Access, queue: &str, command: &[&str], takes: bool) -> Result<AttachedProcess, Refusal> {
+    start_in(access, queue, CONTAINER_WATCHER, command, [takes, false]).await
+}
+
+/// Runs a command in a container of a queue's pod, with its standard output and, where these say so, its standard input and
+/// its standard error.
+async fn start_in(
+    access: &Access,
+    queue: &str,
+    container: &str,
+    command: &[&str],
+    [takes, says]: [bool; 2],
+) -> Result<AttachedProcess, Refusal> {
     let pod = format!("{}-0", names::watcher(queue));
     let parameters = AttachParams::default()
-        .container(CONTAINER_WATCHER)
+        .container(container)
         .stdin(takes)
         .stdout(true)
-        .stderr(false)
+        .stderr(says)
         .max_stdin_buf_size(IN_FLIGHT)
         .max_stdout_buf_size(IN_FLIGHT);
     let started = access.pods().exec(&pod, command.iter().copied(), &parameters).await;

@@ -11,8 +11,8 @@ use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use super::access::{Access, told};
-use super::table::{age, or_dash, table};
 use super::{NAME, Printer, Refusal};
+use crate::table::{age, or_dash, table};
 
 pub(super) async fn status(access: &Access, queue: Option<&str>, printer: Printer) -> Result<(), Refusal> {
     let queues = match queue {

@@ -7,7 +7,7 @@ use hyper2kvm::conversion::printable;
 use jiff::{SignedDuration, Timestamp};
 
 /// Lines with `header` above them, columns three spaces apart.
-pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for row in rows {
@@ -21,17 +21,17 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
 }
 
 /// A dash for what is not known yet.
-pub(super) fn or_dash(value: Option<impl ToString>) -> String {
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// Whole bytes in a binary unit.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
 /// How long ago, as kubectl writes it: with at most two units.
-pub(super) fn age(since: Option<Timestamp>, now: Timestamp) -> String {
+pub(crate) fn age(since: Option<Timestamp>, now: Timestamp) -> String {
     let Some(since) = since else { return "-".to_owned() };
     let seconds = now.duration_since(since).max(SignedDuration::ZERO).as_secs();
     match seconds {
