@@ -7,6 +7,7 @@ pub(crate) mod cache;
 pub mod client;
 mod containers;
 pub mod controller;
+pub mod defaults;
 pub(crate) mod executor;
 pub mod identity;
 pub mod machine;

@@ -15,6 +15,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
 use crate::cluster::api::{HyperConversion, HyperConversionSpec, InvalidSetting};
+use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::executor::{ClusterExecutor, WatchEnded};
 use crate::cluster::identity::Identity;
 use crate::conversion::admission::RunState;
@@ -61,11 +62,11 @@ pub enum AgentError {
     Watch(#[from] WatchEnded),
 }
 
-/// Works until the queue is gone or a lock is lost. The engine runs in the calling task and blocks on files: run this
-/// on a runtime with other threads.
-pub async fn run(client: Client, identity: Identity) -> Result<(), AgentError> {
+/// Works until the queue is gone or a lock is lost. `defaults` are for what the queue leaves out. The engine runs in the
+/// calling task and blocks on files: run this on a runtime with other threads.
+pub async fn run(client: Client, identity: Identity, defaults: QueueDefaults) -> Result<(), AgentError> {
     let started = Timestamp::now();
-    let mut wanted = watch_queue(&client, &identity);
+    let mut wanted = watch_queue(&client, &identity, defaults);
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
     let reporter = Reporter::start(client.clone(), &identity, &queue, wanted.clone());
     let (paths, volumes) = storage::volumes(&identity, &reporter, &wanted).await;

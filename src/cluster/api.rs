@@ -30,6 +30,7 @@ pub use hyper_conversion::{
 };
 pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, Webhook, WebhookType};
 pub use placement::{ConfigMapRef, PodSecurity, Proxy, SeLinuxLabel, WatcherSettings, WorkerSettings};
+pub(crate) use placement::{completed_resources, sidecar_resources, watcher_resources, worker_resources};
 pub use reference::reference;
 pub use settings::{ConversionOverrides, ConversionSettings, Deduplication, InvalidSetting};
 pub use target::{

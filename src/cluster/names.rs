@@ -86,6 +86,9 @@ pub const LEASE: &str = "hyper2kvm-operator";
 /// Directory below [`SECRETS_DIR`] with further certificates to trust, and the file in it.
 pub const TRUSTED_CA: &str = "trusted-ca/ca.crt";
 
+/// Variable with what a release sets for queues that leave it out, as JSON.
+pub const VARIABLE_DEFAULTS: &str = "HYPER2KVM_QUEUE_DEFAULTS";
+
 /// Subcommand by which the kubelet asks whether a watcher works.
 pub const COMMAND_PROBE: &str = "probe";
 

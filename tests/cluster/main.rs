@@ -15,6 +15,7 @@ mod access;
 mod api;
 mod controller;
 mod conversion;
+mod defaults;
 mod faults;
 mod kills;
 mod kind;

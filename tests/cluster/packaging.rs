@@ -147,6 +147,10 @@ fn names_images_and_contexts_are_what_a_site_says() {
         assert!(text.contains(said), "{said}: {text}");
     }
     assert!(!text.contains("namespace: default") && !text.contains("name: r-hyper2kvm"), "{text}");
+    assert!(!text.contains("HYPER2KVM_QUEUE_DEFAULTS"), "{text}");
+    let text = render(&["queueDefaults.log=debug", "queueDefaults.worker.queueName=local"]).unwrap();
+    let given = r#"value: "{\"log\":\"debug\",\"worker\":{\"queueName\":\"local\"}}""#;
+    assert!(text.contains(given), "{text}");
     let bare = render(&["rbac.create=false", "serviceAccount.create=false", "serviceAccount.name=theirs"]).unwrap();
     assert!(!bare.contains("kind: ServiceAccount\nmetadata") && !bare.contains("kind: ClusterRole"), "{bare}");
     assert!(bare.contains("serviceAccountName: theirs"), "{bare}");
@@ -183,6 +187,8 @@ fn a_value_that_the_chart_does_not_know_is_refused() {
             "at '/image/pullPolicy': value must be one of 'Always', 'IfNotPresent', 'Never'",
         ),
         ("watchNamespaces={Up}", "at '/watchNamespaces/0'"),
+        ("queueDefaults.workers.queueName=a", "additional properties 'workers' not allowed"),
+        ("queueDefaults.retention.processedDays=0", "at '/queueDefaults/retention/processedDays'"),
         ("resources.limit.memory=1Gi", "additional properties 'limit' not allowed"),
         ("tolerations[0].keys=a", "additional properties 'keys' not allowed"),
     ] {

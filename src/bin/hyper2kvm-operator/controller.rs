@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::cluster::controller::{Options, run};
+use hyper2kvm::cluster::defaults::QueueDefaults;
 use hyper2kvm::cluster::names;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +32,10 @@ pub(crate) struct Arguments {
     /// Watches these namespaces alone, separated by commas.
     #[arg(long, env = "HYPER2KVM_WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
+    /// What queues get that leave it out, as JSON: securityContext, worker, watcher, imagePullSecrets, log and retention,
+    /// with the fields of a HyperConversion's spec.
+    #[arg(long, env = names::VARIABLE_DEFAULTS, default_value = "", hide_default_value = true)]
+    queue_defaults: String,
     /// Namespace of the Lease that decides which replica leads.
     #[arg(long, env = "HYPER2KVM_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     namespace: String,
@@ -59,6 +64,8 @@ async fn control(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         )
         .into());
     }
+    let defaults =
+        QueueDefaults::parse(&arguments.queue_defaults).map_err(|error| format!("--queue-defaults: {error}"))?;
     let config = kube::Config::infer().await?;
     let identity = match arguments.identity {
         Some(identity) => identity,
@@ -66,6 +73,7 @@ async fn control(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     };
     let options = Options {
         image: Image { name: arguments.image, pull_policy: arguments.image_pull_policy },
+        defaults,
         listen: arguments.listen,
         namespaces: arguments.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect(),
         lease_namespace: arguments.namespace,

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use hyper2kvm::cluster::agent;
 use hyper2kvm::cluster::client::{Contact, client, client_with};
+use hyper2kvm::cluster::defaults::QueueDefaults;
 use hyper2kvm::cluster::identity::Identity;
 use hyper2kvm::cluster::{names, pulse, sidecar};
 use hyper2kvm::conversion::chain;
@@ -77,11 +78,14 @@ pub(crate) fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     runtime()?.block_on(async {
         let contact = Contact::default();
         let client = client_with(kube::Config::infer().await?, &contact)?;
+        let defaults = std::env::var(names::VARIABLE_DEFAULTS).unwrap_or_default();
+        let defaults =
+            QueueDefaults::parse(&defaults).map_err(|error| format!("{}: {error}", names::VARIABLE_DEFAULTS))?;
         let run_dir = arguments.run_dir.clone();
         tokio::spawn(async move { pulse::leave(&run_dir, contact).await });
         let ended = stop_signal()?;
         tokio::select! {
-            done = agent::run(client, arguments.into()) => Ok(done?),
+            done = agent::run(client, arguments.into(), defaults) => Ok(done?),
             // The other future is dropped wherever it is: every step is safe to repeat, and the locks end with the
             // process.
             () = ended => Ok(()),

@@ -9,13 +9,14 @@ use tokio::sync::watch;
 
 use crate::cluster::api::HyperConversion;
 use crate::cluster::cache::{self, Change};
+use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::identity::Identity;
 
 /// The specification; `None` while it is unknown, gone, terminating, or belongs to another queue.
 pub(super) type Wanted = watch::Receiver<Option<Arc<HyperConversion>>>;
 
-/// Watches the queue's object.
-pub(super) fn watch_queue(client: &Client, identity: &Identity) -> Wanted {
+/// Watches the queue's object. What it leaves out it has from `defaults`.
+pub(super) fn watch_queue(client: &Client, identity: &Identity, defaults: QueueDefaults) -> Wanted {
     let (sender, wanted) = watch::channel(None);
     let own = watcher::Config::default().fields(&format!("metadata.name={}", identity.queue));
     let uid = identity.queue_uid.clone();
@@ -24,7 +25,7 @@ pub(super) fn watch_queue(client: &Client, identity: &Identity) -> Wanted {
         client,
         namespaces,
         &own,
-        |_| {},
+        move |queue: &mut HyperConversion| defaults.apply(&mut queue.spec),
         move |change: Change<HyperConversion>| {
             let queue = match change {
                 Change::Seen(queue) => Some(queue),

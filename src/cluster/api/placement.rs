@@ -43,10 +43,11 @@ pub struct SeLinuxLabel {
 }
 
 /// The pods that convert.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkerSettings {
-    /// CPU and memory of one conversion. Of what is named neither in requests nor in limits, the default holds.
+    /// CPU and memory of one conversion. Of what is named neither in requests nor in limits, the release's default holds,
+    /// or else requests of 250m and 128Mi and limits of 2 and 256Mi.
     pub resources: ResourceRequirements,
     /// Labels that a node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -92,6 +93,45 @@ pub struct WorkerSettings {
     pub require_landlock: bool,
 }
 
+/// What is wanted, and of each resource that it names nowhere the default: a quota refuses a pod with a container that
+/// leaves out what it counts.
+pub(crate) fn completed_resources(
+    wanted: &ResourceRequirements,
+    default: &ResourceRequirements,
+) -> ResourceRequirements {
+    let mut whole = wanted.clone();
+    let names = |list: &Option<BTreeMap<String, Quantity>>, name: &String| {
+        list.as_ref().is_some_and(|list| list.contains_key(name))
+    };
+    let is_open = |name: &String| !names(&wanted.requests, name) && !names(&wanted.limits, name);
+    for (list, defaults) in [(&mut whole.requests, &default.requests), (&mut whole.limits, &default.limits)] {
+        let open = defaults.iter().flatten().filter(|(name, _)| is_open(name));
+        let open: BTreeMap<_, _> = open.map(|(name, amount)| (name.clone(), amount.clone())).collect();
+        if !open.is_empty() {
+            list.get_or_insert_default().extend(open);
+        }
+    }
+    whole
+}
+
+/// What a worker gets of what its queue leaves out.
+pub(crate) fn worker_resources() -> ResourceRequirements {
+    // Three workers and their watcher fit into a quota of eight CPUs.
+    cpu_and_memory(["250m", "128Mi"], ["2", "256Mi"])
+}
+
+/// The same of a watcher.
+pub(crate) fn watcher_resources() -> ResourceRequirements {
+    // It holds some 25 MiB, and more with thousands of conversions in its history.
+    cpu_and_memory(["25m", "48Mi"], ["1", "256Mi"])
+}
+
+/// The same of its sidecar.
+pub(crate) fn sidecar_resources() -> ResourceRequirements {
+    // It holds some 12 MiB.
+    cpu_and_memory(["5m", "16Mi"], ["250m", "64Mi"])
+}
+
 /// Requests and limits of CPU and memory.
 fn cpu_and_memory(requests: [&str; 2], limits: [&str; 2]) -> ResourceRequirements {
     let quantities = |amounts: [&str; 2]| {
@@ -101,33 +141,14 @@ fn cpu_and_memory(requests: [&str; 2], limits: [&str; 2]) -> ResourceRequirement
     ResourceRequirements { requests: quantities(requests), limits: quantities(limits), claims: None }
 }
 
-impl Default for WorkerSettings {
-    fn default() -> Self {
-        Self {
-            // Three workers and their watcher fit into a quota of eight CPUs.
-            resources: cpu_and_memory(["250m", "128Mi"], ["2", "256Mi"]),
-            node_selector: BTreeMap::new(),
-            tolerations: Vec::new(),
-            affinity: None,
-            topology_spread_constraints: Vec::new(),
-            priority_class_name: String::new(),
-            runtime_class_name: String::new(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            job_labels: BTreeMap::new(),
-            queue_name: String::new(),
-            require_landlock: false,
-        }
-    }
-}
-
 /// The pod that watches the queue.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WatcherSettings {
-    /// CPU and memory of the watcher. Of what is named neither in requests nor in limits, the default holds.
+    /// CPU and memory of the watcher. Of what is named neither in requests nor in limits, the release's default holds, or
+    /// else requests of 25m and 48Mi and limits of 1 and 256Mi.
     pub resources: ResourceRequirements,
-    /// The same of its sidecar, which answers the control socket.
+    /// The same of its sidecar, which answers the control socket: requests of 5m and 16Mi, limits of 250m and 64Mi.
     pub sidecar_resources: ResourceRequirements,
     /// Labels that its node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -166,27 +187,6 @@ pub struct WatcherSettings {
     /// ConfigMap whose key `ca.crt` holds further authorities that notifications trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trusted_ca_config_map_ref: Option<ConfigMapRef>,
-}
-
-impl Default for WatcherSettings {
-    fn default() -> Self {
-        Self {
-            // It holds some 25 MiB, and more with thousands of conversions in its history.
-            resources: cpu_and_memory(["25m", "48Mi"], ["1", "256Mi"]),
-            // It holds some 12 MiB.
-            sidecar_resources: cpu_and_memory(["5m", "16Mi"], ["250m", "64Mi"]),
-            node_selector: BTreeMap::new(),
-            tolerations: Vec::new(),
-            affinity: None,
-            topology_spread_constraints: Vec::new(),
-            priority_class_name: String::new(),
-            runtime_class_name: String::new(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            proxy: None,
-            trusted_ca_config_map_ref: None,
-        }
-    }
 }
 
 /// An HTTP proxy for notifications.

@@ -17,6 +17,7 @@ use super::metrics::Metrics;
 use super::outcome;
 use crate::cluster::api::{ConditionType, ConversionJob, ConversionJobStatus, HyperConversion, condition};
 use crate::cluster::cache::{self, Change, Scope, Unlisted};
+use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod, StatefulSet};
 use crate::conversion::lifecycle::{Step, next_step};
@@ -30,6 +31,7 @@ pub(super) type Trigger<K> = mpsc::UnboundedSender<ObjectRef<K>>;
 pub(super) fn watch_all(
     client: &Client,
     namespaces: &[String],
+    defaults: QueueDefaults,
     receivers: &Receivers,
     metrics: &Arc<Metrics>,
 ) -> (Caches, [Unlisted; 5]) {
@@ -43,7 +45,8 @@ pub(super) fn watch_all(
             to.conversion_changed(&change);
         });
     let (to, all, mut changes) = (receivers.clone(), conversions.clone(), QueueChanges::default());
-    let (queues, queues_listed) = cache::watch(client, namespaces, &everything, whole, move |change| {
+    let fill_in = move |queue: &mut HyperConversion| defaults.apply(&mut queue.spec);
+    let (queues, queues_listed) = cache::watch(client, namespaces, &everything, fill_in, move |change| {
         match &change {
             Change::Seen(queue) => of_queues.queue_seen(queue),
             Change::Gone(queue) => of_queues.queue_gone(queue),

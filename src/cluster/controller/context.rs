@@ -26,6 +26,7 @@ use super::recent::Recent;
 use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::Scope;
+use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
 use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod};
 
@@ -36,6 +37,8 @@ pub(super) const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 pub(super) struct Context {
     pub client: Client,
     pub image: Image,
+    /// What queues get that leave it out. The cached ones have it.
+    pub defaults: QueueDefaults,
     /// Whether Kueue's API group is served.
     pub kueue: watch::Receiver<bool>,
     /// Whether `KubeVirt`'s API group is served.

@@ -79,7 +79,7 @@ async fn apply_all(queue: &HyperConversion, context: &Context) -> Result<Statefu
         context.prove(queue, access::role_binding(queue)),
         context.prove(queue, network::worker_policy(queue)),
         context.prove(queue, network::watcher_policy(queue)),
-        context.prove(queue, watcher::stateful_set(queue, &context.image)),
+        context.prove(queue, watcher::stateful_set(queue, &context.image, &context.defaults)),
     )?;
     context.apply_proved(&account).await?;
     context.apply_proved(&role).await?;

@@ -35,6 +35,7 @@ use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Scope, Unlisted};
 use crate::cluster::client::client;
+use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
 use crate::telemetry::endpoint::{self, Probes};
 
@@ -51,6 +52,8 @@ const CONCURRENCY: u16 = 16;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub image: Image,
+    /// What queues get that leave it out.
+    pub defaults: QueueDefaults,
     /// Address of `/healthz`, `/readyz` and `/metrics`.
     pub listen: SocketAddr,
     /// The namespaces that are watched; all of them, if there are none.
@@ -207,7 +210,8 @@ async fn work(
     let admission = Admission::start(grant, move |running, queued| shown.slots(running, queued));
     let granted = wake_conversions.clone();
     let receivers = Receivers { admission: admission.clone(), queues: wake_queues, conversions: wake_conversions };
-    let (caches, unlisted) = caches::watch_all(&client, &options.namespaces, &receivers, &metrics);
+    let (caches, unlisted) =
+        caches::watch_all(&client, &options.namespaces, options.defaults.clone(), &receivers, &metrics);
     tokio::spawn(async move {
         while let Some((queue, id)) = grants.recv().await {
             let _ = granted.send(ObjectRef::new(id.as_str()).within(&queue.namespace));
@@ -228,6 +232,7 @@ async fn work(
     let context = Arc::new(Context {
         client: client.clone(),
         image: options.image.clone(),
+        defaults: options.defaults.clone(),
         kueue,
         kubevirt,
         caches: caches.clone(),

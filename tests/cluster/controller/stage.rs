@@ -10,6 +10,7 @@ use hyper2kvm::cluster::agent;
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion};
 use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::cluster::controller::{Options, run};
+use hyper2kvm::cluster::defaults::QueueDefaults;
 use hyper2kvm::cluster::identity::Identity;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod};
@@ -39,6 +40,7 @@ pub(crate) struct Stage {
 fn control(config: &kube::Config, namespace: &str, image: Image) -> JoinHandle<()> {
     let options = Options {
         image,
+        defaults: QueueDefaults::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         namespaces: vec![namespace.to_owned()],
         lease_namespace: namespace.to_owned(),
@@ -286,7 +288,7 @@ impl Stage {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let done = runtime.block_on(async {
                 let client = Client::try_from(config).unwrap();
-                Box::pin(agent::run(client, identity)).await
+                Box::pin(agent::run(client, identity, QueueDefaults::default())).await
             });
             drop(done);
         });

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Capabilities, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaimVolumeSource,
-    PodSecurityContext, ResourceRequirements, SELinuxOptions, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -44,24 +44,6 @@ pub(super) fn container_security() -> SecurityContext {
         read_only_root_filesystem: Some(true),
         ..SecurityContext::default()
     }
-}
-
-/// What is wanted, and of each resource that it names nowhere the default: a quota refuses a pod with a container that
-/// leaves out what it counts.
-pub(super) fn resources(wanted: &ResourceRequirements, default: &ResourceRequirements) -> ResourceRequirements {
-    let mut whole = wanted.clone();
-    let names = |list: &Option<BTreeMap<String, Quantity>>, name: &String| {
-        list.as_ref().is_some_and(|list| list.contains_key(name))
-    };
-    let is_open = |name: &String| !names(&wanted.requests, name) && !names(&wanted.limits, name);
-    for (list, defaults) in [(&mut whole.requests, &default.requests), (&mut whole.limits, &default.limits)] {
-        let open = defaults.iter().flatten().filter(|(name, _)| is_open(name));
-        let open: BTreeMap<_, _> = open.map(|(name, amount)| (name.clone(), amount.clone())).collect();
-        if !open.is_empty() {
-            list.get_or_insert_default().extend(open);
-        }
-    }
-    whole
 }
 
 /// `own` over what is wanted over the defaults.

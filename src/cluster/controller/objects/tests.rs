@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster::api::ConversionJob;
+use crate::cluster::defaults::QueueDefaults;
 use crate::conversion::Attempt;
 use worker::JobContext;
 
@@ -88,12 +89,12 @@ fn shared() -> JobContext {
 
 #[test]
 fn the_watcher_of_a_plain_queue() {
-    insta::assert_yaml_snapshot!(watcher::stateful_set(&plain(), &image()));
+    insta::assert_yaml_snapshot!(watcher::stateful_set(&plain(), &image(), &QueueDefaults::default()));
 }
 
 #[test]
 fn the_watcher_of_a_queue_with_everything() {
-    insta::assert_yaml_snapshot!(watcher::stateful_set(&ornate(), &image()));
+    insta::assert_yaml_snapshot!(watcher::stateful_set(&ornate(), &image(), &QueueDefaults::default()));
 }
 
 #[test]
@@ -121,7 +122,8 @@ fn the_job_of_a_queue_with_everything_on_volumes_of_one_node_under_kueue() {
 fn every_container_has_requests_and_limits_of_cpu_and_memory_unless_others_are_set() {
     let set = |spec: Value| {
         let queue = queue(spec);
-        let watcher = watcher::stateful_set(&queue, &image()).spec.unwrap().template.spec.unwrap();
+        let watcher =
+            watcher::stateful_set(&queue, &image(), &QueueDefaults::default()).spec.unwrap().template.spec.unwrap();
         let worker = job(&queue, &shared()).spec.unwrap().template.spec.unwrap();
         let all = watcher.init_containers.into_iter().flatten().chain(watcher.containers).chain(worker.containers);
         all.map(|container| json!(container.resources.unwrap())).collect::<Vec<_>>()
@@ -146,7 +148,8 @@ fn labels_that_are_asked_for_do_not_replace_the_operator_s_own() {
     let asked = json!({"hyper2kvm.io/queue": "other", "team": "a", "sidecar.istio.io/inject": "true"});
     let queue = queue(json!({"worker": {"labels": asked, "jobLabels": asked}, "watcher": {"labels": asked}}));
     let job = job(&queue, &shared());
-    let watcher = watcher::stateful_set(&queue, &image()).spec.unwrap().template.metadata.unwrap();
+    let watcher =
+        watcher::stateful_set(&queue, &image(), &QueueDefaults::default()).spec.unwrap().template.metadata.unwrap();
     let pod = job.spec.unwrap().template.metadata.unwrap();
     for labels in [job.metadata.labels, pod.labels, watcher.labels] {
         let labels = labels.unwrap();

@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::ResourceExt;
 
 use super::{Image, owned_by_queue, pod};
-use crate::cluster::api::{HyperConversion, WatcherSettings};
+use crate::cluster::api::{HyperConversion, completed_resources, sidecar_resources, watcher_resources};
+use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
 
 /// How often the kubelet asks the watcher whether it works, in seconds: each time is a process of some milliseconds.
@@ -29,11 +30,11 @@ struct Files {
     directory: String,
 }
 
-/// The stateful set of a queue's watcher.
+/// The stateful set of a queue's watcher. Of `defaults` it gets those that no object of its shows.
 #[must_use]
-pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSet {
+pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image, defaults: &QueueDefaults) -> StatefulSet {
     let name = queue.name_any();
-    let (settings, defaults) = (&queue.spec.watcher, WatcherSettings::default());
+    let settings = &queue.spec.watcher;
     let mut volumes = pod::claim_volumes(queue);
     volumes.push(pod::empty_dir("run", RUN_VOLUME_SIZE, Some("Memory")));
     volumes.push(pod::empty_dir("tmp", RUN_VOLUME_SIZE, None));
@@ -46,7 +47,7 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSe
     let sidecar = container(image, names::CONTAINER_SIDECAR, environment(queue), mounts.clone());
     let sidecar = Container {
         restart_policy: Some("Always".to_owned()),
-        resources: Some(pod::resources(&settings.sidecar_resources, &defaults.sidecar_resources)),
+        resources: Some(completed_resources(&settings.sidecar_resources, &sidecar_resources())),
         ..sidecar
     };
     mounts.push(pod::mount(pod::QUEUE_VOLUME, names::QUEUE_DIR, pod::sub_path(&queue.spec.queue, ""), false));
@@ -56,9 +57,10 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image) -> StatefulSe
     }
     let mut variables = environment(queue);
     variables.extend(proxy(queue));
+    variables.extend(defaults.of_watcher().map(|text| pod::env(names::VARIABLE_DEFAULTS, text)));
     let watcher = container(image, names::CONTAINER_WATCHER, variables, mounts);
     let watcher = Container {
-        resources: Some(pod::resources(&settings.resources, &defaults.resources)),
+        resources: Some(completed_resources(&settings.resources, &watcher_resources())),
         readiness_probe: Some(probe(PROBE_PERIOD, 2)),
         // However long it takes, to begin anew would not help.
         startup_probe: Some(probe(FIRST_PROBE_PERIOD, i32::MAX)),

@@ -14,7 +14,9 @@ use sha2::{Digest, Sha256};
 use super::target::{self, Task};
 use super::watcher::{non_empty, non_empty_map};
 use super::{Image, pod};
-use crate::cluster::api::{ConversionJob, ConversionSettings, HyperConversion, InvalidSetting, WorkerSettings};
+use crate::cluster::api::{
+    ConversionJob, ConversionSettings, HyperConversion, InvalidSetting, completed_resources, worker_resources,
+};
 use crate::cluster::names;
 use crate::conversion::contract::{self, variable};
 use crate::conversion::{Attempt, Compression, ConversionId, OutputFormat, hex};
@@ -186,7 +188,7 @@ fn template(
         image_pull_policy: Some(image.pull_policy.clone()),
         command: Some(vec!["hyper2kvm".to_owned(), "worker".to_owned()]),
         env: Some(environment(queue, attempt, options)),
-        resources: Some(pod::resources(&worker.resources, &WorkerSettings::default().resources)),
+        resources: Some(completed_resources(&worker.resources, &worker_resources())),
         volume_mounts: Some(vec![
             pod::mount(pod::QUEUE_VOLUME, names::CLAIM_DIR, claim, true),
             pod::mount(pod::output_volume(queue), names::WORK_DIR, work, false),

@@ -24,6 +24,7 @@ fn played() -> (Client, ApiServer) {
 fn options() -> Options {
     Options {
         image: Image { name: "i".to_owned(), pull_policy: "Never".to_owned() },
+        defaults: QueueDefaults::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         namespaces: Vec::new(),
         lease_namespace: "n".to_owned(),
@@ -69,6 +70,7 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
     Arc::new(Context {
         client: client.clone(),
         image: options().image,
+        defaults: QueueDefaults::default(),
         kueue: watch::channel(false).1,
         kubevirt: watch::channel(false).1,
         caches: Caches { queues: store().0, conversions: store().0, jobs: store().0, pods: store().0 },
