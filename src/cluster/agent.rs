@@ -30,6 +30,7 @@ use crate::queue::lock::{Keeper, LockError};
 use crate::queue::retention_day::retention_day;
 use crate::queue::settle::look_interval;
 
+mod foresight;
 mod notifications;
 mod report;
 mod specification;
@@ -70,6 +71,9 @@ pub async fn run(client: Client, identity: Identity, defaults: QueueDefaults) ->
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
     let reporter = Reporter::start(client.clone(), &identity, &queue, wanted.clone());
     let (paths, volumes) = storage::volumes(&identity, &reporter, &wanted).await;
+    foresight::one_level(&client, &identity, &reporter, &paths).await;
+    let closed = foresight::closed_to_squashed_root(&paths);
+    reporter.update(|report| report.foreseen(closed));
     let locks = storage::lock(&paths, &identity, &reporter).await;
     let guard = Guard::new(volumes.clone(), Some(locks.ownership()));
     let mut lost = tokio::spawn(storage::beat(Keeper::new(locks, volumes, Duration::ZERO)));

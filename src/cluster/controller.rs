@@ -23,6 +23,7 @@ mod queues;
 mod recent;
 mod recording;
 mod run;
+mod shared;
 mod starting;
 mod status;
 mod writes;

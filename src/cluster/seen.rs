@@ -74,6 +74,14 @@ part!(
     /// Where a pod runs.
     PodSpec { node_name: String }
 );
+seen!(
+    /// A pod and the labels that its processes get.
+    LabelledPod of core::v1::Pod { spec: LabelledSpec }
+);
+part!(
+    /// As whom a pod runs.
+    LabelledSpec { security_context: core::v1::PodSecurityContext }
+);
 part!(
     /// How far a pod is.
     PodStatus {
@@ -130,7 +138,12 @@ part!(
 
 seen!(
     /// What is reported of a pod or a Job that doesn't start.
-    Event of core::v1::Event { reason: String, message: String, last_timestamp: Time }
+    Event of core::v1::Event {
+        involved_object: core::v1::ObjectReference,
+        reason: String,
+        message: String,
+        last_timestamp: Time,
+    }
 );
 
 seen!(

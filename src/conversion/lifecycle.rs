@@ -64,6 +64,10 @@ impl RetryPolicy {
     }
 }
 
+/// In place of a folder's name: the one complete folder of the attempt, where nobody saw who wrote it. No folder has this
+/// name.
+pub(crate) const ONLY_FOLDER: &str = "*";
+
 /// Something that became known about a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
@@ -77,7 +81,7 @@ pub enum Observation {
     Planning(Attempt),
     /// This attempt has left its plan, and the plan is known.
     Planned(Attempt),
-    /// This attempt succeeded; `folder` is what it wrote below its work directory.
+    /// This attempt succeeded; `folder` is what it wrote below its work directory, or [`ONLY_FOLDER`].
     Done { attempt: Attempt, folder: String },
     /// This attempt ended without success.
     Failed { attempt: Attempt, failure: Failure },

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use crate::conversion::contract::METADATA_FILE;
 use crate::conversion::emit::{self, Emitted};
 use crate::conversion::guest::report::GuestReport;
+use crate::conversion::lifecycle::ONLY_FOLDER;
 use crate::conversion::machine::{MAX_MACHINES, Machine};
 use crate::conversion::{Attempt, CONTRACT_VERSION, Claim, ConversionId, Failure, Metadata, Reason, chain};
 use crate::files::moves::{self, MoveError};
@@ -92,6 +93,36 @@ pub struct Finished {
     named: BTreeSet<String>,
 }
 
+/// The name of the folder of a successful attempt: that of its one complete folder, where `folder` is [`ONLY_FOLDER`]. The
+/// same as `folder` where none is complete, or several are.
+pub fn found_folder(
+    paths: &Paths,
+    id: &ConversionId,
+    attempt: Attempt,
+    folder: String,
+) -> Result<String, PublishError> {
+    /// A worker makes one folder; a hostile one may make any number.
+    const MOST_LOOKED_AT: usize = 1000;
+    if folder != ONLY_FOLDER {
+        return Ok(folder);
+    }
+    let work = paths.work_dir(id, attempt);
+    let cannot = |source| PublishError::Look { path: work.clone(), source };
+    let entries = match fs::read_dir(&work) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(folder),
+        entries => entries.map_err(cannot)?,
+    };
+    let mut complete = Vec::new();
+    for entry in entries.take(MOST_LOOKED_AT) {
+        let entry = entry.map_err(cannot)?;
+        // Anything else that it may be is refused when it is inspected.
+        if entry.path().join(METADATA_FILE).symlink_metadata().is_ok() {
+            complete.extend(entry.file_name().into_string());
+        }
+    }
+    Ok(if complete.len() == 1 { complete.remove(0) } else { folder })
+}
+
 /// Looks at what attempt `attempt` of the claim's conversion left in `folder`.
 pub fn inspect(paths: &Paths, claim: &Claim, attempt: Attempt, folder: &str) -> Result<Inspection, PublishError> {
     let work = paths.work_dir(&claim.id, attempt);
@@ -113,7 +144,9 @@ pub fn inspect(paths: &Paths, claim: &Claim, attempt: Attempt, folder: &str) -> 
     let dir = match store::open_beneath(&parent, OsStr::new(folder), OFlags::RDONLY | OFlags::DIRECTORY) {
         Ok(dir) => dir,
         Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
-            return refuse(format!("attempt {attempt} left no folder {folder}"));
+            let what =
+                if folder == ONLY_FOLDER { "folder that alone is complete" } else { &format!("folder {folder}") };
+            return refuse(format!("attempt {attempt} left no {what}"));
         }
         Err(e) => return Err(cannot(e)),
     };

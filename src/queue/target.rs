@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::publish::{Finished, PublishError, read_published};
+use crate::conversion::lifecycle::ONLY_FOLDER;
 use crate::conversion::{Attempt, ConversionId};
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::names;
@@ -75,7 +76,7 @@ impl Target {
 impl Recorded<Target> {
     /// Whether the attempt's folder has left its place for this target. Then it is published, and whoever waited for it
     /// may have moved it already. A folder that is gone with the directory around it was lost in a power cut, unless it
-    /// is found at the target.
+    /// is found at the target. Of [`ONLY_FOLDER`] nobody can say that it left its place: it must be found there, too.
     pub fn has_arrived(
         &self,
         paths: &Paths,
@@ -84,7 +85,8 @@ impl Recorded<Target> {
         folder: &str,
     ) -> Result<bool, PublishError> {
         let work = paths.work_dir(id, attempt);
-        Ok(!is_there(&work.join(folder))? && (is_there(&work)? || read_published(&self.path, id).is_some()))
+        let has_left = folder != ONLY_FOLDER && is_there(&work)?;
+        Ok(!is_there(&work.join(folder))? && (has_left || read_published(&self.path, id).is_some()))
     }
 
     /// Moves the sealed result here, replacing nothing. Safe to repeat as long as [`Self::has_arrived`] says no.

@@ -143,6 +143,8 @@ fn names_images_and_contexts_are_what_a_site_says() {
         "readOnlyRootFilesystem: true",
         "periodSeconds: 9",
         "policyTypes: [Ingress, Egress]",
+        // The policy holds that account to what it made, wherever it is.
+        "'system:serviceaccount:elsewhere:h2k'",
     ] {
         assert!(text.contains(said), "{said}: {text}");
     }

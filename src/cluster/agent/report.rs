@@ -58,6 +58,8 @@ pub(super) struct Report {
     requested: Option<(RunState, Option<i64>)>,
     /// Present only while the locks are held.
     snapshot: Option<Snapshot>,
+    /// What may keep workers from the volumes, in words that follow those of a volume that is ready.
+    foreseen: Option<String>,
 }
 
 impl Report {
@@ -67,17 +69,26 @@ impl Report {
     }
 
     fn storage_ready(&mut self) {
-        let message = format!("both volumes can do what is asked of them{}", self.ignored());
+        let message = format!("both volumes can do what is asked of them{}", self.besides());
         self.set(ConditionType::StorageReady, "True", PROBED, message);
     }
 
-    /// What is to be said about entries of the queue directory that are never taken.
-    fn ignored(&self) -> String {
-        match self.snapshot.as_ref().map_or(0, |snapshot| snapshot.ignored) {
+    /// What is to be said besides: of entries of the queue directory that are never taken, and of what is foreseen.
+    fn besides(&self) -> String {
+        let ignored = match self.snapshot.as_ref().map_or(0, |snapshot| snapshot.ignored) {
             0 => String::new(),
             1 => "; 1 entry of the queue directory is never taken: the watcher's log says why".to_owned(),
             n => format!("; {n} entries of the queue directory are never taken: the watcher's log says why"),
+        };
+        ignored + self.foreseen.as_deref().unwrap_or_default()
+    }
+
+    /// Reports from now on what may keep workers from the volumes.
+    pub(super) fn foreseen(&mut self, what: Option<String>) {
+        if let Some(what) = &what {
+            tracing::warn!("workers may not start{what}");
         }
+        self.foreseen = what;
     }
 
     /// Reports that nothing hinders the work any more.
@@ -145,7 +156,7 @@ impl Report {
             "both volumes can do what is asked of them, but the output's takes no socket ({refused}): the control socket \
              is {}/{FALLBACK_SOCKET_NAME}, where hyper2kvmctl in the pod finds it{}",
             names::RUN_DIR,
-            self.ignored()
+            self.besides()
         );
         self.set(ConditionType::StorageReady, "True", "SocketElsewhere", message);
         self.conditions != before
@@ -236,7 +247,7 @@ impl Reporter {
     /// set keep their times.
     pub(super) fn start(client: Client, identity: &Identity, queue: &HyperConversion, there: Wanted) -> Self {
         let conditions = ours(queue).into_iter().cloned().collect();
-        let report = Report { conditions, generation: queue.metadata.generation, requested: None, snapshot: None };
+        let report = Report { conditions, generation: queue.metadata.generation, ..Report::default() };
         let (sender, receiver) = watch::channel(report);
         let api = Api::namespaced(client, &identity.namespace);
         tokio::spawn(write(api, queue.name_any(), queue.uid(), receiver, there));

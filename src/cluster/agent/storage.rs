@@ -20,7 +20,7 @@ use crate::queue::lock::{Beat, Contender, Contest, HEARTBEAT_INTERVAL, Keeper, L
 use crate::queue::probe;
 
 /// How soon volumes or locks that can't be used are tried again.
-const STORAGE_RETRY: Duration = Duration::from_secs(10);
+pub(super) const STORAGE_RETRY: Duration = Duration::from_secs(10);
 
 /// How long a look at a volume may block before that is reported.
 const BLOCKED_LIMIT: Duration = Duration::from_secs(20);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a queue converts, and what a single conversion may override.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +65,9 @@ pub struct ConversionSettings {
     /// Seconds after which an attempt is ended for good.
     #[schemars(range(min = 1, max = 2_592_000))]
     pub active_deadline_seconds: u32,
+    /// Seconds without progress after which an attempt is ended and tried again.
+    #[schemars(range(min = 10, max = 86_400))]
+    pub stall_timeout_seconds: u32,
 }
 
 impl Default for ConversionSettings {
@@ -76,6 +81,7 @@ impl Default for ConversionSettings {
             emit_domain_xml: false,
             max_virtual_size: "64Ti".to_owned(),
             active_deadline_seconds: 86_400,
+            stall_timeout_seconds: 600,
         }
     }
 }
@@ -140,6 +146,12 @@ impl ConversionOverrides {
 }
 
 impl ConversionSettings {
+    /// Time without progress after which an attempt is ended.
+    #[must_use]
+    pub fn stall_timeout(&self) -> Duration {
+        Duration::from_secs(self.stall_timeout_seconds.into())
+    }
+
     /// The platforms that files are written for.
     #[must_use]
     pub fn emit(&self) -> Emit {
@@ -171,6 +183,7 @@ impl ConversionSettings {
             emit_domain_xml,
             max_virtual_size: overrides.max_virtual_size.clone().unwrap_or_else(|| self.max_virtual_size.clone()),
             active_deadline_seconds: overrides.active_deadline_seconds.unwrap_or(self.active_deadline_seconds),
+            stall_timeout_seconds: self.stall_timeout_seconds,
         }
     }
 

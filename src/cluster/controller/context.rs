@@ -3,13 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::try_join_all;
 use kube::api::{Api, GetParams, Patch, PatchParams, PostParams};
 use kube::core::{NamespaceResourceScope, PartialObjectMeta, Request};
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{Event as Published, EventType, Recorder};
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -23,12 +23,13 @@ use super::metrics::Metrics;
 use super::objects::Image;
 use super::ownership::{Ownership, ownership};
 use super::recent::Recent;
+use super::shared::Shared;
 use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::Scope;
 use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
-use crate::cluster::seen::{Job, PersistentVolumeClaim, Pod};
+use crate::cluster::seen::{Event, Job, PersistentVolumeClaim, Pod};
 
 /// How often an object is reconciled without any event, in case a watch missed one.
 pub(super) const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
@@ -51,11 +52,13 @@ pub(super) struct Context {
     /// Access modes of the claims of each queue. A claim outlives the pods that use it, so an entry has expired before
     /// another claim can take its place and a file can settle there.
     pub modes: Recent<Vec<ClaimModes>>,
+    /// Events of each namespace, for all who look why something does not start.
+    pub troubles: Shared<Arc<Vec<Event>>>,
     /// UIDs of the objects that were proved to be a queue's.
     pub proved: Proved,
     /// Namespaces, or all, of which everything is listed.
     pub warm: watch::Receiver<HashSet<Scope>>,
-    pub metrics: std::sync::Arc<Metrics>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Most UIDs that are remembered: six for each of three thousand queues, some hundred bytes each.
@@ -225,8 +228,13 @@ impl Context {
         K: Resource<DynamicType = ()>,
     {
         let note: String = note.chars().take(1000).collect();
-        let event =
-            Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None };
+        let event = Published {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: action.to_owned(),
+            secondary: None,
+        };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             tracing::debug!(%error, "cannot publish an event");
         }

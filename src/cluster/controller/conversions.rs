@@ -26,7 +26,7 @@ use super::status;
 use crate::cluster::api::{ConditionState, ConditionType, ConversionJob, HyperConversion, VolumeState, condition};
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod};
-use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
+use crate::conversion::lifecycle::{Observation, RetryPolicy, Step, advance, next_step};
 use crate::conversion::{Attempt, ConversionId, ConversionStatus, Failure, Reason};
 
 /// How soon a decision on an outdated object is made again; the newer object mostly arrives sooner by itself.
@@ -148,11 +148,12 @@ impl Reconcile<'_> {
             Decision::Wait => {
                 let held = status::held(&state, self.queue.spec.run_state);
                 let published = status::newly_published(&self.conversion, now);
-                self.report(state, held, None).await?;
+                let (lost, again) = self.lost(&state, now);
+                self.report(state, held, lost.as_ref()).await?;
                 if let Some(directory) = published {
                     self.context.tell(&self.conversion, "Publish", "Published", &directory).await;
                 }
-                Action::requeue(RESYNC_INTERVAL)
+                Action::requeue(again)
             }
             Decision::Start(attempt) => self.start(state, attempt).await?,
             Decision::Create(attempt) => self.recreate(attempt).await?,
@@ -171,6 +172,30 @@ impl Reconcile<'_> {
         };
         let again = self.remove_jobs().await?;
         Ok(again.map_or(action, Action::requeue))
+    }
+
+    /// Whether the next attempt waits for a pod of an earlier one whose node does not answer, and when to look again: two
+    /// pods must not write to one directory.
+    fn lost(&self, state: &ConversionStatus, now: Timestamp) -> (Option<ConditionState>, Duration) {
+        if state.attempts.is_empty() || !matches!(next_step(state), Step::Stage(_) | Step::Start(_)) {
+            return (None, RESYNC_INTERVAL);
+        }
+        let namespace = self.conversion.namespace();
+        let is_ending = |pod: &Pod| {
+            pod.metadata.deletion_timestamp.is_some()
+                && pod.metadata.namespace == namespace
+                && pod.labels().get(names::LABEL_CONVERSION).is_some_and(|of| of == self.id.as_str())
+        };
+        let ending = self.context.caches.pods.state_filter(is_ending);
+        let lost = ending.iter().find_map(|pod| starting::node_lost(pod, now));
+        let lost = lost.map(|why| {
+            ConditionState::new(
+                "Unknown",
+                "WaitingForPod",
+                format!("the next attempt waits for the last one's pod: {why}"),
+            )
+        });
+        (lost, if ending.is_empty() { RESYNC_INTERVAL } else { starting::OVERDUE })
     }
 
     fn is_young(&self, now: Timestamp) -> bool {
@@ -213,7 +238,7 @@ impl Reconcile<'_> {
         &mut self,
         state: ConversionStatus,
         admitted: Option<ConditionState>,
-        waiting: Option<&Failure>,
+        waiting: Option<&ConditionState>,
     ) -> Result<(), Error> {
         let now = Timestamp::now();
         let mut wanted = status::revised(&self.conversion, state, admitted, waiting, now);
@@ -404,7 +429,7 @@ impl Reconcile<'_> {
         let took = Timestamp::now().duration_since(started);
         self.context.metrics.attempt_ended(outcome, Duration::try_from(took).unwrap_or_default());
         if let Observation::Done { folder, .. } = &told {
-            self.context.tell(&self.conversion, "Convert", "Converted", &format!("pod {folder} converted it")).await;
+            self.context.tell(&self.conversion, "Convert", "Converted", &status::converted_by(folder)).await;
         }
         if let Observation::Failed { failure, .. } = told {
             self.context.warn(&self.conversion, "Convert", &failure.reason.to_string(), &failure.advice()).await;
@@ -441,6 +466,7 @@ impl Reconcile<'_> {
             }
             other => other,
         };
+        let why = why.map(|failure| status::because("Unknown", &failure));
         self.report(state, None, why.as_ref()).await?;
         let poll = job.map_or(PENDING_POLL, |job| starting::next_poll(&job.metadata, Timestamp::now()));
         Ok(Action::requeue(if suspended { RESYNC_INTERVAL } else { poll }))

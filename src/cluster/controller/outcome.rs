@@ -6,7 +6,7 @@ use k8s_openapi::api::batch::v1::JobCondition;
 use super::starting::{clean, condition, waiting, words};
 use crate::cluster::containers::{phase, worker_end, worker_has_started, worker_is_over, worker_succeeded};
 use crate::cluster::seen::{Job, Pod, PodCondition};
-use crate::conversion::lifecycle::Observation;
+use crate::conversion::lifecycle::{ONLY_FOLDER, Observation};
 use crate::conversion::verdict::{self, Exit};
 use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
 
@@ -48,11 +48,9 @@ pub(super) fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], ran: Option
         return failed(failure);
     }
     if pods.is_empty() && job_condition(job, &["Complete"]).is_some() {
-        // The folder on the volume is the witness: it has the pod's name.
-        if let Some(folder) = ran.map(str::to_owned) {
-            return Outcome::Ended(Observation::Done { attempt, folder });
-        }
-        return failed(Failure::new(Reason::JobLost, "the Job is complete, but its pod is gone"));
+        // The folder on the volume is the witness: it has the pod's name, and is found without it.
+        let folder = ran.unwrap_or(ONLY_FOLDER).to_owned();
+        return Outcome::Ended(Observation::Done { attempt, folder });
     }
     match newest(pods) {
         Some(pod) if worker_has_started(pod) => Outcome::Running {

@@ -175,8 +175,8 @@ fn available(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> Option<Con
     if current && replicas.0 > 0 && replicas.1 > 0 {
         return Some(ConditionState::new("True", "Running", "the watcher runs"));
     }
-    if let Some(late) = pod.and_then(|pod| starting::overdue(pod, now)) {
-        return Some(node_lost(pod?, late));
+    if let Some(lost) = pod.and_then(|pod| starting::node_lost(pod, now)) {
+        return Some(ConditionState::new("False", "NodeLost", lost));
     }
     if let Some(failure) = pod.and_then(starting::waiting) {
         return Some(unavailable(&failure));
@@ -193,21 +193,6 @@ fn available(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> Option<Con
 fn grace(since: Timestamp, now: Timestamp) -> Option<Duration> {
     let silent = Duration::try_from(now.duration_since(since)).unwrap_or(SILENCE_GRACE);
     SILENCE_GRACE.checked_sub(silent).filter(|rest| !rest.is_zero())
-}
-
-/// The pod should be gone and is not: nobody but its node can say that its processes have ended.
-fn node_lost(pod: &Pod, late: Duration) -> ConditionState {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("its node");
-    ConditionState::new(
-        "False",
-        "NodeLost",
-        format!(
-            "pod {name} should have gone {} s ago, and node {node} does not say that it has. If the node is off for good: \
-             kubectl delete node {node}, or kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute",
-            late.as_secs()
-        ),
-    )
 }
 
 /// The same where the pod shows nothing, or there is none: after a while, its events may. Also when to look again.

@@ -30,6 +30,7 @@ use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
 use super::objects::Image;
 use super::recent::Recent;
+use super::shared::Shared;
 use super::writes::Writes;
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
@@ -241,6 +242,7 @@ async fn work(
         backoff: Backoff::default(),
         writes: Writes::default(),
         modes: Recent::default(),
+        troubles: Shared::default(),
         proved: Proved::default(),
         warm,
         metrics,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why a pod doesn't start, or doesn't keep running: in its own words, or in those of its events.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,6 +19,20 @@ use crate::conversion::{Failure, Reason};
 /// How soon a pod that doesn't start is looked at again, at first and after a while: each look lists events.
 pub(super) const PENDING_POLL: Duration = Duration::from_secs(5);
 const LONGEST_POLL: Duration = Duration::from_secs(60);
+/// Reasons of the events that are read: why a claim has no volume, a pod does not start or is not made; and what a probe
+/// said.
+const READ: [&str; 9] = [
+    "ProvisioningFailed",
+    "FailedBinding",
+    "FailedMount",
+    "FailedAttachVolume",
+    "FailedScheduling",
+    "FailedMapVolume",
+    "FailedCreate",
+    "FailedCreatePodSandBox",
+    UNHEALTHY,
+];
+const UNHEALTHY: &str = "Unhealthy";
 /// How long a pod may take before its status and events are searched for a reason: on a busy node many wait a moment
 /// for others to end.
 const START_GRACE: Duration = Duration::from_secs(5);
@@ -26,7 +41,7 @@ const SUB_PATH_REMEDY: &str = "The kubelet, as root, makes and enters the direct
                                export with root_squash: make them beforehand, and let others enter every one of them \
                                (chmod o+x), or export with no_root_squash";
 /// How long after its grace period a pod may take to go before its node is called lost.
-const OVERDUE: Duration = Duration::from_secs(60);
+pub(super) const OVERDUE: Duration = Duration::from_secs(60);
 /// Longest text taken over from a worker or a pod, in bytes: a condition's message holds 32 KiB, people read less.
 const MAX_TEXT: usize = 1024;
 
@@ -149,6 +164,32 @@ pub(super) async fn unbound_from_events(context: &Context, claim: &ObjectMeta) -
     newest_event(context, claim, meaning).await
 }
 
+/// Events of one namespace that are read at most, in pages.
+const MOST_EVENTS: u32 = 10_000;
+const EVENTS_PAGE: u32 = 500;
+
+/// The events of a namespace that say why something does not start, oldest first. Events have no cache in the API server: each list of them, whatever it
+/// selects, reads all of a namespace's from etcd. So one list is shared by all who look why a pod does not start.
+async fn troubles(context: &Context, namespace: &str) -> Result<Arc<Vec<Event>>, Error> {
+    let fetch = async {
+        let api = context.api::<Event>(namespace);
+        let mut params = ListParams::default().limit(EVENTS_PAGE);
+        let mut events: Vec<Event> = Vec::new();
+        for _ in 0..MOST_EVENTS / EVENTS_PAGE {
+            let page = api.list(&params).await.map_err(Error::api("list events"))?;
+            let is_read = |event: &Event| event.reason.as_deref().is_some_and(|reason| READ.contains(&reason));
+            events.extend(page.items.into_iter().filter(is_read));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => break,
+            }
+        }
+        events.sort_by_key(|event| event.last_timestamp.clone().or(event.metadata.creation_timestamp.clone()));
+        Ok(Arc::new(events))
+    };
+    context.troubles.get(namespace, fetch).await
+}
+
 /// What the newest event about an object means, of which `meaning` knows one.
 async fn newest_event<T>(
     context: &Context,
@@ -156,18 +197,15 @@ async fn newest_event<T>(
     meaning: impl Fn(&str, &str) -> Option<T>,
 ) -> Result<Option<T>, Error> {
     let (Some(namespace), Some(uid)) = (&object.namespace, &object.uid) else { return Ok(None) };
-    let params = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
-    let events = context.api::<Event>(namespace).list(&params).await.map_err(Error::api("list events"))?;
-    let time = |event: &Event| event.last_timestamp.clone().or(event.metadata.creation_timestamp.clone());
-    let mut events = events.items;
-    events.sort_by_key(time);
-    let mut newest = events.iter().rev();
+    let events = troubles(context, namespace).await?;
+    let is_about = |event: &&Event| event.involved_object.as_ref().is_some_and(|about| about.uid.as_ref() == Some(uid));
+    let mut newest = events.iter().rev().filter(is_about);
     Ok(newest.find_map(|event| meaning(event.reason.as_deref()?, event.message.as_deref().unwrap_or_default())))
 }
 
 /// What a watcher's probe said, from the kubelet's event about it.
 fn from_probe(reason: &str, note: &str) -> Option<Silence> {
-    let said = (reason == "Unhealthy").then(|| note.find('{')).flatten()?;
+    let said = (reason == UNHEALTHY).then(|| note.find('{')).flatten()?;
     let silence: Silence = serde_json::from_str(&note[said..]).ok()?;
     Some(Silence { message: clean(&silence.message), ..silence })
 }
@@ -180,11 +218,18 @@ pub(super) fn unready_since(pod: &Pod) -> Option<Timestamp> {
     (!ours.is_empty() && ours.iter().all(runs)).then(|| unready.last_transition_time.as_ref().map(|time| time.0))?
 }
 
-/// How long a pod that is to be gone is there nevertheless: its node does not answer.
-pub(super) fn overdue(pod: &Pod, now: Timestamp) -> Option<Duration> {
+/// That a pod which should be gone is there nevertheless, and what to do: nobody but its node can say that its processes
+/// have ended.
+pub(super) fn node_lost(pod: &Pod, now: Timestamp) -> Option<String> {
     // The API server adds the grace period to it.
     let due = pod.metadata.deletion_timestamp.as_ref()?.0;
-    Duration::try_from(now.duration_since(due)).ok().filter(|late| *late >= OVERDUE)
+    Duration::try_from(now.duration_since(due)).ok().filter(|late| *late >= OVERDUE)?;
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("its node");
+    Some(format!(
+        "pod {name} should have gone at {due}, and node {node} does not say that it has. If the node is off for good: \
+         kubectl delete node {node}, or kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+    ))
 }
 
 /// The failure that an event means for a pod that doesn't start, or isn't created; `None` where it means none.

@@ -11,7 +11,7 @@ use crate::cluster::api::{
     ConditionState, ConditionType, ConversionJob, ConversionJobStatus, JobPhase, condition, set_by, set_condition,
 };
 use crate::conversion::admission::RunState;
-use crate::conversion::lifecycle::{Step, next_step};
+use crate::conversion::lifecycle::{ONLY_FOLDER, Step, next_step};
 use crate::conversion::status::End;
 use crate::conversion::{Attempt, ConversionStatus, Failure};
 
@@ -35,13 +35,14 @@ pub(super) fn phase(state: &ConversionStatus) -> JobPhase {
     }
 }
 
-/// The status with `state` and what follows from it. `waiting` is why the open attempt's pod doesn't start.
+/// The status with `state` and what follows from it. `waiting` is why the open attempt's pod doesn't start, or the next
+/// attempt has to wait.
 #[must_use]
 pub(super) fn revised(
     conversion: &ConversionJob,
     state: ConversionStatus,
     admitted: Option<ConditionState>,
-    waiting: Option<&Failure>,
+    waiting: Option<&ConditionState>,
     now: Timestamp,
 ) -> ConversionJobStatus {
     let mut status = conversion.status.clone().unwrap_or_default();
@@ -141,21 +142,33 @@ fn recovered(before: &Condition, state: &ConversionStatus) -> Option<ConditionSt
     })
 }
 
+/// Who converted, as far as that is known: the folder has the name of the pod.
+pub(super) fn converted_by(folder: &str) -> String {
+    if folder == ONLY_FOLDER {
+        "a pod that nobody saw converted it".to_owned()
+    } else {
+        format!("pod {folder} converted it")
+    }
+}
+
+/// Converted, in the words of a failure.
+pub(super) fn because(status: &'static str, failure: &Failure) -> ConditionState {
+    ConditionState::new(status, failure.reason.to_string(), failure.advice())
+}
+
 /// The condition of the conversion work itself.
-fn converted(state: &ConversionStatus, waiting: Option<&Failure>) -> ConditionState {
-    let because = |status, failure: &Failure| ConditionState::new(status, failure.reason.to_string(), failure.advice());
-    match (next_step(state), &state.failure) {
-        (Step::Publish { folder, .. }, _) => {
-            ConditionState::new("True", "Converted", format!("pod {folder} converted it"))
-        }
+fn converted(state: &ConversionStatus, waiting: Option<&ConditionState>) -> ConditionState {
+    let step = next_step(state);
+    if let (Step::Watch(_) | Step::Stage(_) | Step::Start(_), Some(waiting)) = (&step, waiting) {
+        return waiting.clone();
+    }
+    match (step, &state.failure) {
+        (Step::Publish { folder, .. }, _) => ConditionState::new("True", "Converted", converted_by(&folder)),
         (Step::Finish(End::Succeeded), _) => ConditionState::new("True", "Converted", "converted and published"),
         (Step::Finish(End::Duplicate), _) => ConditionState::new("False", "Duplicate", "converted before"),
         (Step::Finish(_) | Step::GiveBack(_), Some(failure)) => because("False", failure),
         (Step::Finish(_) | Step::GiveBack(_), None) => ConditionState::new("False", "Cancelled", "cancelled"),
-        (Step::Watch(n), _) => match waiting {
-            Some(failure) => because("Unknown", failure),
-            None => ConditionState::new("Unknown", "Converting", format!("attempt {n} is under way")),
-        },
+        (Step::Watch(n), _) => ConditionState::new("Unknown", "Converting", format!("attempt {n} is under way")),
         (Step::Park { next, until }, Some(failure)) => {
             let ConditionState { status, reason, message } = because("Unknown", failure);
             ConditionState { status, reason, message: format!("{message}; attempt {next} follows at {until}") }
@@ -267,6 +280,21 @@ mod tests {
             let said = revised.conditions.iter().filter(|c| !own.contains(&c.type_.as_str()));
             let said: Vec<_> = said.map(|c| (c.type_.as_str(), c.reason.as_str())).collect();
             assert_eq!(said, conditions, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_conversion_says_for_which_pod_it_waits_until_the_next_attempt_is_under_way() {
+        let failure = json!(Failure::new(Reason::Disrupted, "m"));
+        let ended = json!({"number": 1, "reason": "Disrupted", "endTime": "2026-01-17T09:00:00Z"});
+        let waits = ConditionState::new("Unknown", "WaitingForPod", "pod p");
+        for (state, reason) in [
+            (json!({"failure": failure, "staged": 1, "attempts": [ended]}), "WaitingForPod"),
+            (json!({"end": "Succeeded", "attempts": [ended]}), "Converted"),
+        ] {
+            let state: ConversionStatus = serde_json::from_value(state).unwrap();
+            assert_eq!(converted(&state, Some(&waits)).reason, reason);
+            assert_ne!(converted(&state, None).reason, "WaitingForPod");
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::cluster::api::ProgressReport;
 use crate::conversion::{Attempt, ConversionId, Progress, Stage};
-use crate::executor::progress::{self, STALL_AFTER, Seen};
+use crate::executor::progress::{self, Seen};
 use crate::files::store::StoreError;
 
 /// Shortest time between two writes of one conversion's progress.
@@ -47,8 +47,10 @@ pub(super) fn poll(running: Vec<Running>) -> JoinHandle<Vec<PolledProgress>> {
 }
 
 /// What is known of the progress of running attempts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Watch {
+    /// Time without progress after which an attempt is stalled.
+    stall_after: Duration,
     attempts: HashMap<ConversionId, Watched>,
 }
 
@@ -64,6 +66,11 @@ struct Watched {
 }
 
 impl Watch {
+    /// Of no attempt yet.
+    pub(super) fn new(stall_after: Duration) -> Self {
+        Self { stall_after, attempts: HashMap::new() }
+    }
+
     /// The attempts that run now. Starts the clock of a new one, and forgets those that have ended.
     pub(super) fn keep(&mut self, running: &[Running], now: Instant) {
         let present: HashSet<_> = running.iter().map(|running| (&running.id, running.attempt)).collect();
@@ -104,7 +111,7 @@ impl Watch {
             watched.is_stalled = false;
             return true;
         }
-        watched.is_stalled = watched.seen.still(now) >= STALL_AFTER;
+        watched.is_stalled = watched.seen.still(now) >= self.stall_after;
         false
     }
 

@@ -17,7 +17,6 @@ use crate::cluster::containers::worker_runs;
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
 use crate::conversion::{ConversionId, chain};
-use crate::executor::progress::STALL_AFTER;
 
 use super::objects::{WatcherStatus, in_progress};
 use super::progress::{self, PolledProgress, Running};
@@ -112,8 +111,8 @@ impl ClusterExecutor {
             if !is_open || said.is_some_and(|c| c.status == "False") {
                 continue;
             }
-            let minutes = STALL_AFTER.as_secs() / 60;
-            let message = format!("attempt {attempt} made no progress for {minutes} minutes");
+            let seconds = self.queue.spec.conversion.stall_timeout_seconds;
+            let message = format!("attempt {attempt} made no progress for {}", in_words(seconds));
             let stalled = ConditionState::new("False", "NoProgress", message.clone());
             let conditions = vec![in_progress(message), (ConditionType::Progressing, stalled)];
             let status = WatcherStatus { staged: status.state.staged, conditions, ..WatcherStatus::default() };
@@ -123,6 +122,11 @@ impl ClusterExecutor {
             }
         }
     }
+}
+
+/// Minutes where they are whole.
+fn in_words(seconds: u32) -> String {
+    if seconds.is_multiple_of(60) { format!("{} minutes", seconds / 60) } else { format!("{seconds} seconds") }
 }
 
 fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {

@@ -90,6 +90,7 @@ impl ClusterExecutor {
     pub(crate) async fn start(client: Client, queue: Arc<HyperConversion>, paths: Paths) -> Result<Self, WatchEnded> {
         let namespace = queue.namespace().unwrap_or_default();
         let name = queue.name_any();
+        let stall_after = queue.spec.conversion.stall_timeout();
         let (tell, changes) = mpsc::unbounded_channel();
         let told = tell.clone();
         let of_queue = watcher::Config::default().fields(&format!("spec.queueRef.name={name}"));
@@ -138,7 +139,7 @@ impl ClusterExecutor {
             asked: BTreeMap::new(),
             done: HashSet::new(),
             paths,
-            progress: progress::Watch::default(),
+            progress: progress::Watch::new(stall_after),
             tick,
             next_prune: Instant::now() + PRUNE_INTERVAL,
             plans: HashMap::new(),

@@ -52,6 +52,7 @@ impl<E: Executor> Engine<E> {
             self.executor.cancel(id, failure).await?;
             return Ok(false);
         }
+        let folder = publish::found_folder(&paths, id, attempt, folder)?;
         let finished = match publish::inspect(&paths, &row.claim, attempt, &folder)? {
             Inspection::Finished(finished) => finished,
             Inspection::Unpublishable(failure) => {

@@ -193,3 +193,21 @@ fn a_missing_or_planted_folder_is_the_attempts_failure() {
     let inspection = inspect(&attempted.paths, &attempted.claim, Attempt(2), "worker").unwrap();
     assert!(matches!(inspection, Inspection::Unpublishable(_)));
 }
+
+#[test]
+fn the_one_complete_folder_is_found_without_its_name() {
+    let attempted = attempted();
+    let found =
+        |name: &str| found_folder(&attempted.paths, &attempted.claim.id, Attempt::FIRST, name.to_owned()).unwrap();
+    let beside = attempted.folder.with_file_name("disrupted");
+    fs::create_dir(&beside).unwrap();
+    assert_eq!([found(ONLY_FOLDER), found("other")], ["worker", "other"]);
+    // Of two none is the one.
+    fs::copy(attempted.folder.join(METADATA_FILE), beside.join(METADATA_FILE)).unwrap();
+    assert_eq!(found(ONLY_FOLDER), ONLY_FOLDER);
+    let inspection = inspect(&attempted.paths, &attempted.claim, Attempt::FIRST, ONLY_FOLDER).unwrap();
+    let Inspection::Unpublishable(failure) = inspection else { panic!("{inspection:?}") };
+    assert_eq!(failure.message, "attempt 1 left no folder that alone is complete");
+    fs::remove_dir_all(attempted.folder.parent().unwrap()).unwrap();
+    assert_eq!(found(ONLY_FOLDER), ONLY_FOLDER);
+}

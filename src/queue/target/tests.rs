@@ -138,6 +138,22 @@ fn a_work_directory_that_a_power_cut_took_was_published_only_where_its_folder_st
     assert!(has_left(), "published, and taken away by whoever waited for it");
 }
 
+#[test]
+fn a_folder_of_which_nobody_knows_the_name_has_arrived_where_it_stands_at_the_target_only() {
+    let attempted = attempted();
+    let id = &attempted.claim.id;
+    let plan = Target::plan(&attempted.paths, DATE, "vm").unwrap();
+    let target = Recorded::found(plan);
+    let has_arrived = || target.has_arrived(&attempted.paths, id, Attempt::FIRST, ONLY_FOLDER).unwrap();
+    assert!(!has_arrived(), "it is where it was");
+    let finished = attempted.finished();
+    finished.seal(&[]).unwrap();
+    target.deliver(&finished, Method::NoReplace).unwrap();
+    assert!(has_arrived());
+    fs::remove_dir_all(target.path()).unwrap();
+    assert!(!has_arrived());
+}
+
 #[rstest]
 fn a_folder_swapped_at_any_moment_is_noticed_and_harms_nobody(
     #[values(false, true)] early: bool,

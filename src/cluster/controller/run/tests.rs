@@ -79,6 +79,7 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
         backoff: Backoff::default(),
         writes: Writes::default(),
         modes: Recent::default(),
+        troubles: Shared::default(),
         proved: Proved::default(),
         warm: watch::channel(HashSet::from([None])).1,
         metrics,

@@ -8,6 +8,7 @@ use tempfile::tempdir;
 
 use super::*;
 use crate::conversion::CONTRACT_VERSION;
+use crate::executor::progress::STALL_AFTER;
 
 const N: Attempt = Attempt(1);
 
@@ -35,7 +36,7 @@ fn copied(bytes_done: u64) -> PolledProgress {
 }
 
 fn watching(begun: Instant) -> Watch {
-    let mut watch = Watch::default();
+    let mut watch = Watch::new(STALL_AFTER);
     watch.keep(&[running(N)], begun);
     watch
 }
