@@ -8,6 +8,7 @@
 
 mod admission;
 mod backoff;
+mod board;
 mod caches;
 mod context;
 mod conversions;

@@ -46,15 +46,19 @@ pub struct Probes {
     /// The metrics, as `metrics::exposition` writes them.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// What the page shows; `None` where there is no page.
-    pub shown: Option<watch::Receiver<Snapshot>>,
+    pub shown: Option<Board>,
 }
+
+/// The part of the page that changes, as it is now. It may not block.
+pub type Board = Arc<dyn Fn(Timestamp) -> String + Send + Sync>;
 
 impl Probes {
     /// A daemon's: healthy as long as its engine holds the snapshot's sender, ready when `ready` is true.
     #[must_use]
     pub fn of_daemon(snapshots: watch::Receiver<Snapshot>, ready: watch::Receiver<bool>) -> Self {
         let alive = snapshots.clone();
-        let shown = Some(snapshots.clone());
+        let shown = snapshots.clone();
+        let shown: Option<Board> = Some(Arc::new(move |now| page::board(&shown.borrow(), now)));
         Self {
             healthy: Box::new(move || match alive.has_changed() {
                 Ok(_) => Ok(()),
@@ -95,7 +99,7 @@ fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Answers requests on `listener` until `shutdown`, and up to a second longer for answers under way.
 pub async fn serve(listener: TcpListener, probes: Probes, shutdown: CancellationToken) {
-    let page = probes.shown.clone().map(|snapshots| page_of(snapshots, shutdown.clone()));
+    let page = probes.shown.clone().map(|board| page_of(board, shutdown.clone()));
     let router = Router::new()
         .route("/healthz", get(|State(probes): State<Arc<Probes>>| async move { verdict(&(probes.healthy)()) }))
         .route("/readyz", get(|State(probes): State<Arc<Probes>>| async move { verdict(&(probes.ready)()) }))
@@ -121,12 +125,12 @@ pub async fn serve(listener: TcpListener, probes: Probes, shutdown: Cancellation
 }
 
 /// The page, its two files, and its newer renderings as server-sent events. All of it is read only.
-fn page_of(snapshots: watch::Receiver<Snapshot>, shutdown: CancellationToken) -> Router {
+fn page_of(board: Board, shutdown: CancellationToken) -> Router {
     let asset =
         |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind)], text) });
-    let shown = snapshots.clone();
+    let shown = Arc::clone(&board);
     let whole = get(move || async move {
-        let html = page::page(&shown.borrow(), Timestamp::now());
+        let html = page::page(&shown(Timestamp::now()));
         ([(header::CONTENT_SECURITY_POLICY, page::POLICY), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], Html(html))
     });
     let readers = Arc::new(Semaphore::new(MAX_READERS));
@@ -137,7 +141,7 @@ fn page_of(snapshots: watch::Receiver<Snapshot>, shutdown: CancellationToken) ->
             let _reader = reader;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = render_on(snapshots, sender) => {}
+                () = render_on(board, sender) => {}
             }
         });
         Ok::<_, StatusCode>(Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default()))
@@ -150,15 +154,15 @@ fn page_of(snapshots: watch::Receiver<Snapshot>, shutdown: CancellationToken) ->
 }
 
 /// Sends each rendering that differs from the one before, until nobody reads them.
-async fn render_on(snapshots: watch::Receiver<Snapshot>, sender: mpsc::Sender<Result<Event, Infallible>>) {
+async fn render_on(board: Board, sender: mpsc::Sender<Result<Event, Infallible>>) {
     let mut sent = String::new();
     while !sender.is_closed() {
-        let board = page::board(&snapshots.borrow(), Timestamp::now());
-        if board != sent {
-            if sender.send(Ok(Event::default().data(&board))).await.is_err() {
+        let rendered = board(Timestamp::now());
+        if rendered != sent {
+            if sender.send(Ok(Event::default().data(&rendered))).await.is_err() {
                 return;
             }
-            sent = board;
+            sent = rendered;
         }
         tokio::time::sleep(RENDER_INTERVAL).await;
     }

@@ -31,8 +31,8 @@ const MAX_TEXT: usize = 600;
 
 /// The whole page.
 #[must_use]
-pub(crate) fn page(snapshot: &Snapshot, now: Timestamp) -> String {
-    PAGE.replace("{board}", &board(snapshot, now))
+pub(crate) fn page(board: &str) -> String {
+    PAGE.replace("{board}", board)
 }
 
 /// The part of the page that changes.
@@ -148,7 +148,7 @@ fn failed(html: &mut String, snapshot: &Snapshot) {
 }
 
 /// Conversions an hour: a plot, and the same as a table.
-fn last_day(html: &mut String, totals: &Totals, now: Timestamp) {
+pub(crate) fn last_day(html: &mut String, totals: &Totals, now: Timestamp) {
     html.push_str("<h2>The last day</h2>\n");
     let last = now.as_second().div_euclid(3600);
     let hours: Vec<_> =
@@ -192,11 +192,11 @@ fn last_day(html: &mut String, totals: &Totals, now: Timestamp) {
     html.push_str("</tbody></table></details>\n");
 }
 
-fn line(html: &mut String, class: &str, text: &str) {
+pub(crate) fn line(html: &mut String, class: &str, text: &str) {
     let _ = writeln!(html, r#"<p class="{class}">{}</p>"#, escape(text));
 }
 
-fn head(html: &mut String, columns: &[&str]) {
+pub(crate) fn head(html: &mut String, columns: &[&str]) {
     html.push_str("<table><thead><tr>");
     for column in columns {
         let _ = write!(html, r#"<th scope="col">{column}</th>"#);
@@ -209,7 +209,7 @@ fn time_of(hour: i64) -> String {
     format!("{:02}:00", hour.rem_euclid(24))
 }
 
-fn seconds(seconds: i64) -> String {
+pub(crate) fn seconds(seconds: i64) -> String {
     match seconds.max(0) {
         short @ ..60 => format!("{short} s"),
         minutes @ 60..3600 => format!("{} min", minutes / 60),
@@ -218,7 +218,7 @@ fn seconds(seconds: i64) -> String {
 }
 
 /// Text as HTML, cut to a bounded length.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut cut: String = text.chars().take(MAX_TEXT).collect();
     if cut.len() < text.len() {
         cut.push('…');
@@ -258,7 +258,7 @@ mod tests {
         snapshot.waiting.push(Waiting { filename: name.to_owned(), why: name.to_owned() });
         snapshot.waiting_for = Some(name.to_owned());
         snapshot.retrying = 1;
-        let page = page(&snapshot, at(1));
+        let page = page(&board(&snapshot, at(1)));
         assert_eq!(page.matches("<script").count(), 1, "{page}");
         assert_eq!(page.matches("&lt;script&gt;alert(&#39;1&#39;)").count(), 8, "{page}");
         assert!(!page.contains('\u{1b}') && !page.contains('\u{202e}'));

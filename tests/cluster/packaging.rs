@@ -3,6 +3,7 @@
 
 mod schemas;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -153,6 +154,8 @@ fn names_images_and_contexts_are_what_a_site_says() {
     let text = render(&["queueDefaults.log=debug", "queueDefaults.worker.queueName=local"]).unwrap();
     let given = r#"value: "{\"log\":\"debug\",\"worker\":{\"queueName\":\"local\"}}""#;
     assert!(text.contains(given), "{text}");
+    assert!(!text.contains("HYPER2KVM_PAGE"), "{text}");
+    assert!(render(&["dashboard.enabled=true"]).unwrap().contains("name: HYPER2KVM_PAGE"));
     let bare = render(&["rbac.create=false", "serviceAccount.create=false", "serviceAccount.name=theirs"]).unwrap();
     assert!(!bare.contains("kind: ServiceAccount\nmetadata") && !bare.contains("kind: ClusterRole"), "{bare}");
     assert!(bare.contains("serviceAccountName: theirs"), "{bare}");
@@ -208,6 +211,39 @@ fn prometheus_takes_the_rules() {
     run(Command::new("promtool").args(["check", "rules"]).arg(in_tree(CHART).join("files/rules.yaml")));
     // Those that must fire do, also where nothing but failures is known.
     run(Command::new("promtool").args(["test", "rules"]).arg(in_tree("tests/cluster/packaging/rules.yaml")));
+}
+
+#[test]
+fn each_alert_names_its_section_and_each_panel_a_metric_that_is_documented() {
+    let read = |path: &str| fs::read_to_string(in_tree(path)).expect("it is in the tree");
+    let (page, rules) = (read("docs/operations-cluster.md"), read("charts/hyper2kvm-operator/files/rules.yaml"));
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let links = rules.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: docs/operations-cluster.md#"));
+    assert_eq!(links.collect::<Vec<_>>(), alerts.iter().map(|alert| alert.to_lowercase()).collect::<Vec<_>>());
+    let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("### Hyper2kvm")).collect();
+    assert_eq!(sections, alerts.iter().filter_map(|alert| alert.strip_prefix("Hyper2kvm")).collect::<Vec<_>>());
+
+    let dashboard = read("charts/hyper2kvm-operator/files/dashboard.json");
+    let words = |text: &str| -> BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let metrics = words.filter(|word| word.starts_with("hyper2kvm_"));
+        metrics.map(|word| word.trim_end_matches("_bucket").to_owned()).collect()
+    };
+    let documented = words(&page);
+    for used in words(&dashboard).union(&words(&rules)) {
+        assert!(documented.contains(used), "{used}");
+    }
+    for shown in ["hyper2kvm_queue_queued", "hyper2kvm_queue_active", "hyper2kvm_queue_failures_total"] {
+        assert!(words(&dashboard).contains(shown), "{shown}");
+    }
+
+    let Some(helm) = helm() else { return };
+    let site = "prometheusRule.runbookUrl=https://wiki.example.com/h2k.html";
+    let text = run(Command::new(helm)
+        .args(["template", "r", "--set=prometheusRule.enabled=true", "--set", site])
+        .arg(in_tree(CHART)));
+    let links = text.matches("runbook_url: https://wiki.example.com/h2k.html#hyper2kvm").count();
+    assert_eq!(links, alerts.len());
 }
 
 #[test]

@@ -101,7 +101,8 @@ impl Replica {
         let address = listener.local_addr().expect("it is bound");
         drop(listener);
         let listen = address.to_string();
-        let words = ["controller", "--image=127.0.0.1:9/hyper2kvm:1", "--listen", &listen, "--identity", name];
+        let words =
+            ["controller", "--image=127.0.0.1:9/hyper2kvm:1", "--listen", &listen, "--page", "--identity", name];
         let words = [&words[..], &["--namespace", lease_namespace], watched].concat();
         Self { process: Process::start(kubeconfig, &words, &place.join(format!("{name}.log"))), address }
     }

@@ -64,3 +64,41 @@ fn without_its_definitions_it_lives_and_says_which_one_is_missing() {
     assert_eq!(replica.get("/healthz"), Some((200, "ok\n".to_owned())));
     assert_eq!(replica.process.said().matches(missing).count(), 1, "{}", replica.process.said());
 }
+
+#[test]
+fn the_page_shows_the_queues_and_conversions_of_the_api_server_to_whoever_asks_the_leader() {
+    let Some(cluster) = Cluster::shared(Need::ControlPlane) else { return };
+    let (namespace, place) = (cluster.namespace("page"), tempfile::tempdir().unwrap());
+    let volume = |directory| json!({"claimName": "images", "subPath": directory});
+    namespace.apply(
+        &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": "q"},
+            "spec": {"queue": volume("queue"), "output": volume("output"), "runState": "Paused"}})
+        .to_string(),
+    );
+    namespace.apply(
+        &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "ConversionJob", "metadata": {"name": "web01-3fa9c1d2"},
+            "spec": {"queueRef": {"name": "q"}, "source": {"path": "web01.ova"}}})
+        .to_string(),
+    );
+    let first = Replica::start(&cluster.kubeconfig, &[&namespace.name], "first", place.path());
+    let page = |replica: &Replica| replica.get("/").map(|(_, html)| html).unwrap_or_default();
+    let queue = format!("{}/q", namespace.name);
+    first.process.until("showing both", || {
+        let html = page(&first);
+        html.contains(&format!("<td>{queue}</td><td>Paused</td>"))
+            && html.contains(&format!("<td>web01.ova</td><td>{queue}"))
+    });
+    let failure = json!({"reason": "Corrupt", "class": "Permanent", "phase": "conversion", "message": "a <bad> grain",
+                         "suggestion": "Copy it again"});
+    let change = json!({"status": {"phase": "Failed", "end": "Failed", "completionTime": "2026-01-17T09:00:00Z",
+                                   "failure": failure}});
+    let words = ["patch", "hcj", "web01-3fa9c1d2", "--subresource=status", "--type=merge", "-p"];
+    run(namespace.kubectl().args(words).arg(change.to_string()));
+    first.process.until("showing why it failed", || {
+        let html = page(&first);
+        html.contains("a &lt;bad&gt; grain") && html.contains("Copy it again")
+    });
+    // Another one has listed nothing.
+    let second = Replica::start(&cluster.kubeconfig, &[&namespace.name], "second", place.path());
+    second.process.until("standing by", || page(&second).contains("This replica stands by"));
+}

@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "HYPER2KVM_LISTEN", default_value = "[::]:8080")]
     listen: SocketAddr,
+    /// Whether a page of queues and conversions is served at / of that address. It asks nobody who they are.
+    #[arg(long, env = "HYPER2KVM_PAGE")]
+    page: bool,
     /// Watches these namespaces alone, separated by commas.
     #[arg(long, env = "HYPER2KVM_WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
@@ -75,6 +78,7 @@ async fn control(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         image: Image { name: arguments.image, pull_policy: arguments.image_pull_policy },
         defaults,
         listen: arguments.listen,
+        page: arguments.page,
         namespaces: arguments.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect(),
         lease_namespace: arguments.namespace,
         lease: arguments.lease,

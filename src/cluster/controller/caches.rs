@@ -77,9 +77,9 @@ fn slim_conversion(conversion: &mut ConversionJob) {
         status.outputs.clear();
         status.machine = None;
         status.other_machines.clear();
-        status.progress = None;
         if status.state.is_terminal() {
             status.plan = None;
+            status.progress = None;
         }
     }
 }
@@ -190,6 +190,10 @@ impl Census {
         if self.open.remove(&name) {
             let bytes = conversion.spec.source.size_bytes.filter(|_| end == End::Succeeded).unwrap_or_default();
             metrics.conversion_ended(end, bytes);
+            if let (End::Failed, Some(failure)) = (end, &state.failure) {
+                let namespace = conversion.namespace().unwrap_or_default();
+                metrics.conversion_failed(&namespace, &conversion.spec.queue_ref.name, failure.reason);
+            }
         }
     }
 }

@@ -48,6 +48,13 @@ struct Namespace {
     namespace: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FailureOfQueue {
+    namespace: String,
+    queue: String,
+    reason: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfQueue {
     namespace: String,
@@ -94,6 +101,7 @@ pub(super) struct Metrics {
     queue_queued: Family<OfQueue, Gauge>,
     queue_active: Family<OfQueue, Gauge>,
     queue_failed: Family<OfQueue, Gauge>,
+    queue_failures: Family<FailureOfQueue, Counter>,
 }
 
 impl Default for Metrics {
@@ -116,6 +124,7 @@ impl Default for Metrics {
             queue_queued: Family::default(),
             queue_active: Family::default(),
             queue_failed: Family::default(),
+            queue_failures: Family::default(),
         };
         let Self { reconciles, durations, errors, attempts, .. } = &metrics;
         registry.register("reconciles", "Reconciles", reconciles.clone());
@@ -140,6 +149,11 @@ impl Default for Metrics {
             "queue_failed",
             "Conversions of a queue that failed for good, ever",
             metrics.queue_failed.clone(),
+        );
+        registry.register(
+            "queue_failures",
+            "Conversions of a queue that failed for good since this replica leads, by reason",
+            metrics.queue_failures.clone(),
         );
         metrics.initialise();
         let build = Family::<Build, Gauge>::default();
@@ -169,6 +183,11 @@ impl Metrics {
     pub(super) fn conversion_ended(&self, end: End, bytes: u64) {
         self.conversions.get_or_create(&Outcome { outcome: outcome(end).to_owned() }).inc();
         self.bytes.inc_by(bytes);
+    }
+
+    /// One conversion of a queue failed for good.
+    pub(super) fn conversion_failed(&self, namespace: &str, queue: &str, reason: Reason) {
+        self.queue_failures.get_or_create(&failure_of(namespace, queue, reason)).inc();
     }
 
     /// Shows every series from the start: of one that begins at 1, no increase is seen.
@@ -222,6 +241,9 @@ impl Metrics {
         for gauge in [&self.queue_queued, &self.queue_active, &self.queue_failed] {
             gauge.remove(&of);
         }
+        for reason in Reason::ALL {
+            self.queue_failures.remove(&failure_of(&of.namespace, &of.queue, *reason));
+        }
         for kind in ConditionType::OF_QUEUE {
             for label in condition_labels(&of, *kind) {
                 self.conditions.remove(&label);
@@ -245,6 +267,10 @@ impl Metrics {
     pub(super) fn text(&self) -> String {
         exposition(&self.registry)
     }
+}
+
+fn failure_of(namespace: &str, queue: &str, reason: Reason) -> FailureOfQueue {
+    FailureOfQueue { namespace: namespace.to_owned(), queue: queue.to_owned(), reason: reason.to_string() }
 }
 
 fn of_queue(queue: &HyperConversion) -> OfQueue {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Message};
 use super::backoff::Backoff;
+use super::board;
 use super::caches::{self, Receivers};
-use super::context::{Context, Proved};
+use super::context::{Caches, Context, Proved};
 use super::error::{Error, Refusal, TIME_LIMIT};
 use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
@@ -38,7 +39,7 @@ use crate::cluster::cache::{self, Scope, Unlisted};
 use crate::cluster::client::client;
 use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
-use crate::telemetry::endpoint::{self, Probes};
+use crate::telemetry::endpoint::{self, Board, Probes};
 
 /// How soon to look again for an API that isn't served.
 const API_RETRY: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub struct Options {
     pub defaults: QueueDefaults,
     /// Address of `/healthz`, `/readyz` and `/metrics`.
     pub listen: SocketAddr,
+    /// Whether a page of queues and conversions is served beside the metrics.
+    pub page: bool,
     /// The namespaces that are watched; all of them, if there are none.
     pub namespaces: Vec<String>,
     /// Namespace of the Lease.
@@ -99,7 +102,10 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
     let (ready, readiness) = watch::channel(Readiness::Waiting("starting".to_owned()));
     let listener =
         endpoint::bind(options.listen).await.map_err(|source| RunError::Listen { address: options.listen, source })?;
-    tokio::spawn(endpoint::serve(listener, probes(readiness, Arc::clone(&metrics)), CancellationToken::new()));
+    let filled = Arc::new(OnceLock::new());
+    let shown = options.page.then(|| board::of(Arc::clone(&filled)));
+    let probes = probes(readiness, Arc::clone(&metrics), shown);
+    tokio::spawn(endpoint::serve(listener, probes, CancellationToken::new()));
     let client = client(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let mut shutdown = std::pin::pin!(shutdown);
     let mut leadership = tokio::select! {
@@ -111,7 +117,7 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
     let ended = tokio::select! {
         () = leadership.lost() => return Err(RunError::LeaseLost),
         () = shutdown => Ok(()),
-        ended = work(client, &options, metrics, &ready) => ended,
+        ended = work(client, &options, metrics, &ready, &filled) => ended,
     };
     // All work has ended here: another replica may begin at once.
     leadership.release().await;
@@ -120,7 +126,7 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
 
 /// Healthy as long as it answers: a restart would help neither against an unreachable API server nor against a lease
 /// that another replica holds.
-fn probes(readiness: watch::Receiver<Readiness>, metrics: Arc<Metrics>) -> Probes {
+fn probes(readiness: watch::Receiver<Readiness>, metrics: Arc<Metrics>, shown: Option<Board>) -> Probes {
     Probes {
         healthy: Box::new(|| Ok(())),
         ready: Box::new(move || match &*readiness.borrow() {
@@ -128,7 +134,7 @@ fn probes(readiness: watch::Receiver<Readiness>, metrics: Arc<Metrics>) -> Probe
             Readiness::Waiting(why) => Err(why.clone()),
         }),
         metrics: Box::new(move || metrics.text()),
-        shown: None,
+        shown,
     }
 }
 
@@ -203,6 +209,7 @@ async fn work(
     options: &Options,
     metrics: Arc<Metrics>,
     ready: &watch::Sender<Readiness>,
+    filled: &OnceLock<Caches>,
 ) -> Result<(), RunError> {
     let (wake_queues, queue_wakes) = mpsc::unbounded_channel();
     let (wake_conversions, conversion_wakes) = mpsc::unbounded_channel();
@@ -225,6 +232,8 @@ async fn work(
     if warm.wait_for(|warm| !warm.is_empty()).await.is_err() {
         return Err(RunError::WatchEnded);
     }
+    // A replica leads once in its life.
+    drop(filled.set(caches.clone()));
     let (kueue, kubevirt) = watch_groups(client.clone()).await;
     ready.send_replace(Readiness::Ready);
     tracing::info!(queues = caches.queues.len(), conversions = caches.conversions.len(), "caches are warm");

@@ -42,6 +42,7 @@ fn control(config: &kube::Config, namespace: &str, image: Image) -> JoinHandle<(
         image,
         defaults: QueueDefaults::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
+        page: false,
         namespaces: vec![namespace.to_owned()],
         lease_namespace: namespace.to_owned(),
         lease: "hyper2kvm-operator".to_owned(),

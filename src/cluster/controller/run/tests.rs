@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
-use crate::cluster::controller::context::Caches;
 use crate::cluster::controller::context::RESYNC_INTERVAL;
 
 type ApiServer = mock::Handle<Request<Body>, Response<Body>>;
@@ -26,6 +25,7 @@ fn options() -> Options {
         image: Image { name: "i".to_owned(), pull_policy: "Never".to_owned() },
         defaults: QueueDefaults::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
+        page: false,
         namespaces: Vec::new(),
         lease_namespace: "n".to_owned(),
         lease: "l".to_owned(),
