@@ -93,7 +93,7 @@ pub struct Finished {
     named: BTreeSet<String>,
 }
 
-/// The name of the folder of a successful attempt: that of its one complete folder, where `folder` is [`ONLY_FOLDER`]. The
+/// The name of the folder of a successful attempt: that of its one complete folder, where `folder` is `ONLY_FOLDER`. The
 /// same as `folder` where none is complete, or several are.
 pub fn found_folder(
     paths: &Paths,

@@ -76,7 +76,7 @@ impl Target {
 impl Recorded<Target> {
     /// Whether the attempt's folder has left its place for this target. Then it is published, and whoever waited for it
     /// may have moved it already. A folder that is gone with the directory around it was lost in a power cut, unless it
-    /// is found at the target. Of [`ONLY_FOLDER`] nobody can say that it left its place: it must be found there, too.
+    /// is found at the target. Of `ONLY_FOLDER` nobody can say that it left its place: it must be found there, too.
     pub fn has_arrived(
         &self,
         paths: &Paths,
