@@ -140,7 +140,9 @@ impl<'a> Overlays<'a> {
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
         add("-machine", "q35".to_owned());
-        add("-accel", format!("tcg,tb-size={TRANSLATED_MIB}"));
+        // What is translated is written at one address and run at another: systemd's MemoryDenyWriteExecute= forbids both
+        // at one.
+        add("-accel", format!("tcg,split-wx=on,tb-size={TRANSLATED_MIB}"));
         add("-cpu", "max".to_owned());
         add("-m", MEMORY_MIB.to_string());
         add("-kernel", text(kernel));
