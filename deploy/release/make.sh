@@ -22,13 +22,13 @@ trap 'rm -rf "$work"' EXIT
 
 cargo build --release --locked --offline
 built=${CARGO_TARGET_DIR:-target}/release
-for program in hyper2kvm hyper2kvmctl hyper2kvm-operator; do
+for program in hyper2kvm hyper2kvm-appliance hyper2kvmctl hyper2kvm-operator; do
   install -m 755 "$built/$program" "$work/$program"
 done
 reproducible=(--owner=0 --group=0 --numeric-owner --sort=name --mtime=@"$(git log -1 --format=%ct)")
 archive() { tar "${reproducible[@]}" -C "$1" -cf - "${@:3}" | gzip -n >"$out/$2"; }
 cp LICENSE README.md "$work/"
-archive "$work" "hyper2kvm-$version-linux-$arch.tar.gz" hyper2kvm hyper2kvmctl hyper2kvm-operator LICENSE README.md
+archive "$work" "hyper2kvm-$version-linux-$arch.tar.gz" hyper2kvm hyper2kvm-appliance hyper2kvmctl hyper2kvm-operator LICENSE README.md
 cp "$work/hyper2kvmctl" "$work/kubectl-hyper2kvm"
 plugin=kubectl-hyper2kvm-$version-linux-$arch.tar.gz
 archive "$work" "$plugin" kubectl-hyper2kvm LICENSE
