@@ -57,6 +57,14 @@ ours() { grep -qzxF "HYPER2KVM_CLUSTER_STATE=$S" "/proc/$1/environ" 2>/dev/null;
 
 alive() { [ -s "$S/pids/$1" ] && ours "$(cat "$S/pids/$1")"; }
 
+# gone PID: whether nothing is left of a process that was killed. Its first thread ends before the others, which hold its
+# ports a little longer.
+gone() {
+  local status
+  status=$(cat "/proc/$1/status" 2>/dev/null) || return 0
+  grep -q '^State:.*Z' <<<"$status" && grep -qx $'Threads:\t1' <<<"$status"
+}
+
 # stop NAME: at once; an API server without etcd would drain for a minute.
 stop() {
   local pid
@@ -64,7 +72,7 @@ stop() {
   pid=$(cat "$S/pids/$1")
   if ours "$pid"; then
     kill -9 "$pid" 2>/dev/null || true
-    while ours "$pid"; do sleep 0.05; done
+    until gone "$pid"; do sleep 0.05; done
   fi
   rm -f "$S/pids/$1"
 }
