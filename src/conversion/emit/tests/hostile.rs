@@ -126,8 +126,8 @@ fn check_domain(metadata: &Metadata, text: &str) {
         assert!(found.len() <= 1, "{tag}: {text}");
         found.first().and_then(roxmltree::Node::text).map(str::to_owned)
     };
-    let safe: String = name.chars().map(|c| if c == '/' { '-' } else { c }).take(128).collect();
-    let safe = if matches!(safe.trim(), "." | ".." | "") { "vm".to_owned() } else { safe };
+    let safe: String = name.trim().chars().map(|c| if c == '/' { '-' } else { c }).take(128).collect();
+    let safe = if matches!(safe.as_str(), "." | ".." | "") { "vm".to_owned() } else { safe };
     assert_eq!(only("name"), Some(safe), "{text}");
     assert_eq!(only("description"), annotation);
     let sources: Vec<_> = document.descendants().filter_map(|n| n.attribute("file")).collect();
