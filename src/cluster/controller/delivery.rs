@@ -8,6 +8,7 @@ mod machines;
 mod next;
 mod size;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,6 +25,7 @@ use crate::cluster::api::{
 };
 use crate::cluster::machine::{self, Manifest, NoMachine};
 use crate::cluster::names;
+use crate::cluster::seen::{Job, Pod};
 use crate::conversion::plan::Plan;
 use crate::conversion::{AttemptKind, ConversionStatus, Failure, Reason};
 use next::{Claim, Machine, Next, Stage, View};
@@ -320,24 +322,25 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    /// Whether pods or Jobs of the conversion are there.
+    /// The conversion's Jobs, which it owns by its UID: a label proves nothing, anybody may set it.
+    fn jobs(&self) -> Vec<Arc<Job>> {
+        let uid = self.conversion.metadata.uid.as_ref();
+        let is_ours = |job: &Job| job.owner_references().iter().any(|owner| Some(&owner.uid) == uid);
+        self.context.caches.jobs.state_filter(is_ours)
+    }
+
+    /// Whether Jobs or pods of the conversion are there. A pod may outlive its Job: of one that only has the label it is
+    /// waited, and it is not touched.
     fn has_workers(&self) -> bool {
-        let is_ours = |labels: Option<&std::collections::BTreeMap<String, String>>, namespace: Option<&String>| {
-            namespace == self.conversion.metadata.namespace.as_ref()
-                && labels.and_then(|labels| labels.get(names::LABEL_CONVERSION)) == Some(&self.conversion.name_any())
+        let has_label = |pod: &Pod| {
+            pod.metadata.namespace == self.conversion.metadata.namespace
+                && pod.labels().get(names::LABEL_CONVERSION) == Some(&self.conversion.name_any())
         };
-        let caches = &self.context.caches;
-        let has = |meta: &ObjectMeta| is_ours(meta.labels.as_ref(), meta.namespace.as_ref());
-        !caches.pods.state_filter(|pod| has(&pod.metadata)).is_empty()
-            || !caches.jobs.state_filter(|job| has(&job.metadata)).is_empty()
+        !self.jobs().is_empty() || !self.context.caches.pods.state_filter(has_label).is_empty()
     }
 
     async fn remove_workers(&self) -> Result<(), Error> {
-        let jobs = self.context.caches.jobs.state_filter(|job| {
-            job.metadata.namespace == self.conversion.metadata.namespace
-                && job.labels().get(names::LABEL_CONVERSION) == Some(&self.conversion.name_any())
-        });
-        for job in jobs {
+        for job in self.jobs() {
             recording::remove_job(&job, self.context).await?;
         }
         Ok(())
