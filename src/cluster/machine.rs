@@ -155,6 +155,7 @@ fn metadata(conversion: &ConversionJob, plan: &Plan, machine: Machine) -> Metada
         hardware: None,
         guest: None,
         machines: vec![machine],
+        stages: Vec::new(),
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,

@@ -38,6 +38,10 @@ pub struct Metadata {
     /// contract version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestReport>,
+    /// The worker's stages in their order, those of the attempt that succeeded; a stage may come again. Empty in reports
+    /// of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageReport>,
     /// Further files that belong to the result, by base name (none today besides the disks).
     #[serde(default)]
     pub side_files: Vec<String>,
@@ -51,6 +55,15 @@ pub struct Metadata {
     /// When it was found that somebody had written to the source after it was taken: it is converted again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_changed_at: Option<Timestamp>,
+}
+
+/// A stage of the worker that succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StageReport {
+    pub stage: Stage,
+    /// When it began; it ended when the next one began, the last at the report's end.
+    pub start_time: Timestamp,
 }
 
 /// The source as the worker saw it.

@@ -113,6 +113,7 @@ pub(super) fn copy<E: From<Failure>>(
         machines,
         guest,
         disks,
+        stages: Vec::new(),
         side_files: Vec::new(),
         warnings: source.warnings_after_copy().into_iter().chain(told).collect(),
         superseded_by: None,

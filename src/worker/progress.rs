@@ -2,13 +2,14 @@
 //! How far a conversion is, counted in memory and written to a small file for those who watch it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::conversion::report::StageReport;
 use crate::conversion::{CONTRACT_VERSION, Progress, Stage};
 use crate::disk::CopyControl;
 use crate::files::store;
@@ -20,6 +21,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Meter {
     stage: AtomicU8,
+    /// When each stage began.
+    begun: Mutex<Vec<StageReport>>,
     /// Counts what the pipeline has done, and tells it to end.
     pub copy: CopyControl,
     total: AtomicU64,
@@ -42,6 +45,15 @@ impl Meter {
     /// Records the step that begins now.
     pub fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Relaxed);
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if begun.last().is_none_or(|last| last.stage != stage) {
+            begun.push(StageReport { stage, start_time: Timestamp::now() });
+        }
+    }
+
+    /// The stages so far, in their order.
+    pub(super) fn stages(&self) -> Vec<StageReport> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Records the number of guest bytes in all disks and passes.

@@ -108,6 +108,7 @@ fn finish(
     conversion.group.check_unchanged()?;
     meter.enter(Stage::Report);
     report.end_time = Timestamp::now();
+    report.stages = meter.stages();
     let duration = report.end_time.as_millisecond() - report.start_time.as_millisecond();
     report.duration_ms = u64::try_from(duration).unwrap_or(0);
     Ok(report)

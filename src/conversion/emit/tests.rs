@@ -34,6 +34,7 @@ pub(super) fn metadata(machines: Vec<Machine>, disks: &[(&str, OutputFormat)]) -
         hardware: None,
         machines,
         guest: None,
+        stages: Vec::new(),
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,

@@ -388,6 +388,7 @@ fn convert(paths: &Paths, claim: &Claim, dir: &Path, now: jiff::Timestamp) -> Op
         hardware: None,
         machines: Vec::new(),
         guest: None,
+        stages: Vec::new(),
         side_files: Vec::new(),
         warnings: Vec::new(),
         superseded_by: None,
