@@ -21,6 +21,7 @@ pub mod report;
 pub mod retention;
 pub mod status;
 pub mod target;
+mod trace;
 pub(crate) mod verdict;
 
 pub use claim::{Alone, Claim, Member, Stamp, Witness};
@@ -35,3 +36,4 @@ pub use printable::{printable, printable_json, printable_lines};
 pub use remedy::Remedy;
 pub use report::{FailureReport, Metadata, Progress, TerminationMessage};
 pub use status::{AttemptKind, AttemptRecord, ConversionStatus};
+pub use trace::TraceId;

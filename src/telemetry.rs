@@ -5,6 +5,7 @@ pub mod endpoint;
 pub mod logging;
 pub(crate) mod metrics;
 pub(crate) mod page;
+pub mod traces;
 
 /// Makes *ring* the TLS provider of this process. The first line of every `main`, and of every test that opens a TLS
 /// connection: reqwest panics without a provider, kube with two.

@@ -29,6 +29,7 @@ use crate::queue::guard::Guard;
 use crate::queue::lock::{Keeper, LockError};
 use crate::queue::retention_day::retention_day;
 use crate::queue::settle::look_interval;
+use crate::telemetry::traces::Traces;
 
 mod foresight;
 mod notifications;
@@ -65,7 +66,12 @@ pub enum AgentError {
 
 /// Works until the queue is gone or a lock is lost. `defaults` are for what the queue leaves out. The engine runs in the
 /// calling task and blocks on files: run this on a runtime with other threads.
-pub async fn run(client: Client, identity: Identity, defaults: QueueDefaults) -> Result<(), AgentError> {
+pub async fn run(
+    client: Client,
+    identity: Identity,
+    defaults: QueueDefaults,
+    traces: Traces,
+) -> Result<(), AgentError> {
     let started = Timestamp::now();
     let mut wanted = watch_queue(&client, &identity, defaults);
     let Some(queue) = known(&mut wanted).await else { return Ok(()) };
@@ -77,7 +83,7 @@ pub async fn run(client: Client, identity: Identity, defaults: QueueDefaults) ->
     let locks = storage::lock(&paths, &identity, &reporter).await;
     let guard = Guard::new(volumes.clone(), Some(locks.ownership()));
     let mut lost = tokio::spawn(storage::beat(Keeper::new(locks, volumes, Duration::ZERO)));
-    let agent = Agent { client, identity, paths, guard, reporter: reporter.clone(), started };
+    let agent = Agent { client, identity, paths, guard, reporter: reporter.clone(), started, traces };
     // The other future is dropped wherever it is: every step of the engine is safe to repeat.
     tokio::select! {
         done = agent.work(wanted) => done,
@@ -93,6 +99,7 @@ struct Agent {
     guard: Guard,
     reporter: Reporter,
     started: Timestamp,
+    traces: Traces,
 }
 
 impl Agent {
@@ -145,10 +152,10 @@ impl Agent {
 
     /// One engine after the other, each for a specification and its Secrets, until the queue is gone.
     async fn engines(&self, wanted: &mut Wanted, ledger: &Writer) -> Result<(), AgentError> {
-        let Self { client, identity, paths, guard, reporter, started } = self;
+        let Self { client, identity, paths, guard, reporter, started, traces } = self;
         loop {
             let Some(queue) = known(wanted).await else { return Ok(()) };
-            let settings = match settings(&queue, paths.clone(), guard.clone()) {
+            let settings = match settings(&queue, paths.clone(), guard.clone(), traces.clone()) {
                 Ok(settings) => settings,
                 Err(invalid) => {
                     // The controller reports it on the object.
@@ -223,7 +230,7 @@ async fn respecified(wanted: &mut Wanted, before: &HyperConversion, remote: &Rem
     }
 }
 
-fn settings(queue: &HyperConversion, paths: Paths, guard: Guard) -> Result<Settings, InvalidSetting> {
+fn settings(queue: &HyperConversion, paths: Paths, guard: Guard, traces: Traces) -> Result<Settings, InvalidSetting> {
     let spec = &queue.spec;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     Ok(Settings {
@@ -247,6 +254,7 @@ fn settings(queue: &HyperConversion, paths: Paths, guard: Guard) -> Result<Setti
         stall_threshold: seconds(spec.notifications.stalled_after_seconds),
         run_state: spec.run_state,
         world: World::Machine,
+        traces,
     })
 }
 

@@ -77,6 +77,7 @@ impl QueueDefaults {
         fill(&mut own.annotations, &set.annotations);
         fill(&mut own.proxy, &set.proxy);
         fill(&mut own.trusted_ca_config_map_ref, &set.trusted_ca_config_map_ref);
+        fill(&mut own.traces, &set.traces);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::cluster::api::{ConditionState, ConditionType};
 use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, ConversionId, Failure, Metadata};
+use crate::conversion::{Attempt, ConversionId, Failure, Metadata, TraceId};
 use crate::executor::{Error, Executor, Request, Submission, Update};
 use crate::ledger::ConversionRow;
 
@@ -41,7 +41,9 @@ impl Executor for ClusterExecutor {
         const DOING: &str = "submit";
         let id = submission.claim.id.clone();
         self.asked.remove(&id);
-        self.known.entry(id.clone()).or_insert(Known { uid: submission.uid.clone(), newest: None, is_gone: false });
+        let trace = self.queue.spec.watcher.traces.as_ref().map(|_| TraceId::of(&submission.claim));
+        let known = Known { uid: submission.uid.clone(), newest: None, is_gone: false, trace };
+        self.known.entry(id.clone()).or_insert(known);
         if self.refresh(&id).is_none() {
             // An object that existed before and is gone was deleted, or belonged to a queue that was.
             let was_there = submission.uid.is_some() || submission.claim.queue_uid != self.queue_uid();
@@ -131,7 +133,7 @@ impl Executor for ClusterExecutor {
             duplicate_of: row.duplicate_of.as_deref().map(original),
             duration: duration(state),
         };
-        let status = WatcherStatus { staged: state.staged, conditions, end: Some(state), fields };
+        let status = WatcherStatus { staged: state.staged, conditions, end: Some(state), fields, trace: None };
         self.apply_status("report", &row.id, status).await
     }
 

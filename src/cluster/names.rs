@@ -89,6 +89,9 @@ pub const TRUSTED_CA: &str = "trusted-ca/ca.crt";
 /// Variable with what a release sets for queues that leave it out, as JSON.
 pub const VARIABLE_DEFAULTS: &str = "HYPER2KVM_QUEUE_DEFAULTS";
 
+/// Variable with the collector that traces are sent to: OpenTelemetry's own name for it.
+pub const VARIABLE_TRACES: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
 /// Subcommand by which the kubelet asks whether a watcher works.
 pub const COMMAND_PROBE: &str = "probe";
 

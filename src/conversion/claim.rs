@@ -105,6 +105,10 @@ pub struct Claim {
     /// Every member, the primary first, the others in the order of their names.
     pub members: Vec<Member>,
     pub claimed_at: Timestamp,
+    /// When its first member was seen since it last stood still. Absent in claims of earlier versions, and where they
+    /// were claimed because somebody asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_at: Option<Timestamp>,
     /// The weakest witness that its members had arrived whole. Absent where they were claimed because somebody asked
     /// for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

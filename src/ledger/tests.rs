@@ -29,6 +29,7 @@ fn claim(name: &str, random: u32) -> Claim {
         primary: name.to_owned(),
         members: vec![Member { name: name.to_owned(), size_bytes: 4096, mtime_ns: -5, inode: 7, alone: None }],
         claimed_at: at(1_000),
+        seen_at: None,
         complete_by: None,
         fingerprint: None,
         emit: None,

@@ -27,6 +27,7 @@ use crate::executor::{self, Executor};
 use crate::ledger::{self, ConversionRow, NewNotification};
 use crate::notification::StallWatch;
 use crate::stats::Snapshot;
+use crate::telemetry::traces::Traces;
 
 use super::claim::ClaimError;
 use super::guard::Guard;
@@ -153,6 +154,8 @@ pub struct Settings {
     pub run_state: RunState,
     /// Where time and chance come from.
     pub world: World,
+    /// Told of each conversion that ended.
+    pub traces: Traces,
 }
 
 impl Settings {

@@ -212,6 +212,7 @@ mod tests {
             primary: member.name.clone(),
             members: vec![member],
             claimed_at: Timestamp::UNIX_EPOCH,
+            seen_at: None,
             complete_by: None,
             fingerprint: None,
             emit: None,

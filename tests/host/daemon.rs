@@ -15,3 +15,4 @@ mod retrying;
 mod settings;
 mod socket;
 mod statistics;
+mod traces;

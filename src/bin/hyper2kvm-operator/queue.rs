@@ -12,6 +12,8 @@ use hyper2kvm::cluster::defaults::QueueDefaults;
 use hyper2kvm::cluster::identity::Identity;
 use hyper2kvm::cluster::{names, pulse, sidecar};
 use hyper2kvm::conversion::chain;
+use hyper2kvm::telemetry::traces::Traces;
+use opentelemetry::KeyValue;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -81,15 +83,33 @@ pub(crate) fn watch(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let defaults = std::env::var(names::VARIABLE_DEFAULTS).unwrap_or_default();
         let defaults =
             QueueDefaults::parse(&defaults).map_err(|error| format!("{}: {error}", names::VARIABLE_DEFAULTS))?;
+        let traces = traces(&arguments);
         let run_dir = arguments.run_dir.clone();
         tokio::spawn(async move { pulse::leave(&run_dir, contact).await });
         let ended = stop_signal()?;
         tokio::select! {
-            done = agent::run(client, arguments.into(), defaults) => Ok(done?),
+            done = agent::run(client, arguments.into(), defaults, traces) => Ok(done?),
             // The other future is dropped wherever it is: every step is safe to repeat, and the locks end with the
             // process.
             () = ended => Ok(()),
         }
+    })
+}
+
+/// Sends traces where an endpoint is named. A wrong one keeps no file from being converted.
+fn traces(arguments: &Arguments) -> Traces {
+    let Ok(endpoint) = std::env::var(names::VARIABLE_TRACES) else { return Traces::default() };
+    let resource = vec![
+        KeyValue::new("service.name", "hyper2kvm"),
+        KeyValue::new("k8s.namespace.name", arguments.namespace.clone()),
+        KeyValue::new("k8s.pod.name", arguments.pod.clone()),
+        KeyValue::new("hyper2kvm.queue", arguments.queue.clone()),
+    ];
+    // The task ends with the process.
+    let started = Traces::start(&endpoint, resource);
+    started.map(|(traces, _)| traces).unwrap_or_else(|error| {
+        tracing::error!("{}; no traces are sent", chain(&error));
+        Traces::default()
     })
 }
 

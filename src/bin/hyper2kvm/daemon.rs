@@ -28,9 +28,11 @@ use hyper2kvm::queue::lock::{Contender, Contest, Keeper, LockError, Locks, Owner
 use hyper2kvm::queue::retention_day::retention_day;
 use hyper2kvm::queue::settle::look_interval;
 use hyper2kvm::telemetry::logging::{Log, LogFormat, LogOptions};
+use hyper2kvm::telemetry::traces::{Sending, Traces};
 use hyper2kvm::telemetry::{install_crypto, logging};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use opentelemetry::KeyValue;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
@@ -48,7 +50,7 @@ use services::Services;
 use volumes::Ready;
 use waiting::{Waited, wait_for_volumes};
 
-/// How long the end waits for a notification under way, after the time that the engine has waited.
+/// How long the end waits for a notification or a trace under way, after the time that the engine has waited.
 const DELIVERY_END: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
@@ -72,6 +74,9 @@ pub(crate) struct Arguments {
     /// Serve /healthz, /readyz and /metrics there (off by default)
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Send a trace of each conversion to this collector (OTLP over HTTP, port 4318 as a rule)
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    traces: Option<String>,
     /// Take these two directories for a pair, whatever they belonged to: for a new volume in the place of a lost one
     #[arg(long)]
     adopt: bool,
@@ -224,6 +229,10 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
     let ledger = Writer::start(ledger);
     let entered = beside.enter();
     let (outbox, deliveries) = Outbox::start(config.notifications.clone(), ledger.clone(), Patience::default());
+    let (traces, sending) = match &arguments.traces {
+        Some(endpoint) => start_traces(endpoint)?,
+        None => Default::default(),
+    };
     let socket = Listener::bind(&paths.output().join(SOCKET)).map_err(|error| Refusal::fault(chain(&error)))?;
     drop(entered);
 
@@ -246,7 +255,7 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
     .map_err(|error| Refusal::fault(format!("cannot prepare to start workers: {error}")))?;
     let limiter = executor.limiter();
     let (events, hints) = events::watch(paths.queue());
-    let settings = settings(&config, paths.clone(), guard);
+    let settings = settings(&config, paths.clone(), guard, traces);
     let starting = Engine::start(settings, executor, ledger.clone(), outbox, hints, started);
     let (engine, remote) = Box::pin(starting).await.map_err(|error| Refusal::fault(chain(&error)))?;
     let mut services = Services::start(beside, remote.clone(), signals, socket, endpoint, keeper, &paths);
@@ -268,9 +277,14 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
     }
     let ticking = tokio::spawn(remote.clone().tick());
     tokio::select! {
-        () = engine.run() => if let Some(deliveries) = deliveries.lock().await.take() {
-            deliveries.end(DELIVERY_END).await;
-        },
+        () = engine.run() => {
+            if let Some(deliveries) = deliveries.lock().await.take() {
+                deliveries.end(DELIVERY_END).await;
+            }
+            if let Some(sending) = sending {
+                sending.end(DELIVERY_END).await;
+            }
+        }
         () = services.deadline().cut() => {
             tracing::warn!("the engine did not end in time and is left where it stands; the next start goes on from there");
         }
@@ -280,7 +294,15 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
     Ok(Some(services))
 }
 
-fn settings(config: &Config, paths: Paths, guard: Guard) -> Settings {
+/// Begins to send traces; they name this host.
+fn start_traces(endpoint: &str) -> Result<(Traces, Option<Sending>), Refusal> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let resource = vec![KeyValue::new("service.name", "hyper2kvm"), KeyValue::new("host.name", host)];
+    let started = Traces::start(endpoint, resource).map_err(|error| Refusal::setting(chain(&error)))?;
+    Ok((started.0, Some(started.1)))
+}
+
+fn settings(config: &Config, paths: Paths, guard: Guard, traces: Traces) -> Settings {
     Settings {
         paths,
         guard,
@@ -302,6 +324,7 @@ fn settings(config: &Config, paths: Paths, guard: Guard) -> Settings {
         stall_threshold: config.notifications.stall_after,
         run_state: RunState::Running,
         world: World::Machine,
+        traces,
     }
 }
 

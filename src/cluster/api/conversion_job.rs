@@ -234,6 +234,10 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub source_location: Option<String>,
+    /// Its trace, hex, where the queue sends traces (spec.watcher.traces).
+    #[serde(rename = "traceID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub trace_id: Option<String>,
     /// From the first attempt's start to the end, such as 2m5s.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -8,7 +8,7 @@
 //! | `ConversionJob` | controller | watcher |
 //! |---|---|---|
 //! | `observedGeneration`, `phase`, `attempts`, `earlierAttempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
-//! | `staged`, `progress`, `outputs`, `machine`, `otherMachines`, `sourceLocation`, `duplicateOf`, `duration` | | ✓ |
+//! | `staged`, `progress`, `outputs`, `machine`, `otherMachines`, `sourceLocation`, `duplicateOf`, `duration`, `traceID` | | ✓ |
 //! | `target`, `volumes`, `virtualMachine` | ✓ | |
 //! | `plan`, under a third manager | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
@@ -46,7 +46,7 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 24] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 25] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
@@ -62,6 +62,7 @@ pub(crate) mod tests {
         ("sourceLocation", &[Watcher]),
         ("duplicateOf", &[Watcher]),
         ("duration", &[Watcher]),
+        ("traceID", &[Watcher]),
         ("failure", &[Controller, Watcher]),
         ("end", &[Controller, Watcher]),
         ("completionTime", &[Controller, Watcher]),

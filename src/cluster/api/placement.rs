@@ -187,6 +187,19 @@ pub struct WatcherSettings {
     /// ConfigMap whose key `ca.crt` holds further authorities that notifications trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trusted_ca_config_map_ref: Option<ConfigMapRef>,
+    /// Sends a trace of each conversion that ended: when it was seen, how long it settled and waited, its attempts with
+    /// their stages, its publication.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Traces>,
+}
+
+/// Where traces of conversions go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Traces {
+    /// The collector's endpoint of OTLP over HTTP, such as `http://collector.observability:4318`.
+    #[schemars(length(max = 2048), regex(pattern = r"^https?://\S+$"))]
+    pub endpoint: String,
 }
 
 /// An HTTP proxy for notifications.

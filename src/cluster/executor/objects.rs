@@ -17,7 +17,7 @@ use crate::cluster::api::{
 };
 use crate::cluster::names;
 use crate::conversion::machine::Machine;
-use crate::conversion::{ConversionStatus, Metadata, Stage};
+use crate::conversion::{ConversionStatus, Metadata, Stage, TraceId};
 use crate::executor::Submission;
 use crate::ledger::ConversionRow;
 
@@ -34,6 +34,7 @@ pub(super) struct WatcherStatus<'a> {
     pub conditions: Vec<(ConditionType, ConditionState)>,
     /// How it ended, if the watcher decided or carried out the end.
     pub end: Option<&'a ConversionStatus>,
+    pub trace: Option<TraceId>,
     pub fields: EndFields,
 }
 
@@ -72,6 +73,7 @@ impl WatcherStatus<'_> {
         if let Value::Object(at_end) = json!(self.fields) {
             fields.extend(at_end);
         }
+        fields.insert("traceID".into(), json!(self.trace.map(|trace| trace.to_string())));
         fields.retain(|_, value| !value.is_null());
         json!({
             "apiVersion": ConversionJob::api_version(&()),
@@ -275,6 +277,7 @@ mod tests {
             staged: 1,
             conditions: own.map(|kind| (*kind, state())).collect(),
             end: Some(&ended),
+            trace: Some(TraceId([7; 16])),
             fields: EndFields {
                 outputs: json!([]),
                 machine: json!({}),

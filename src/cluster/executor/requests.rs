@@ -72,7 +72,7 @@ impl ClusterExecutor {
         let (state, _) = advance(state, observation, &RetryPolicy::default(), Timestamp::now());
         let conditions = vec![(ConditionType::Succeeded, ended)];
         let status = WatcherStatus { staged: state.staged, conditions, end: Some(&state), ..WatcherStatus::default() };
-        self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false });
+        self.known.insert(id.clone(), Known { uid: object.uid(), newest: Some(object), is_gone: false, trace: None });
         match self.apply_status("decline", id, status).await {
             Ok(()) => {
                 self.drop_known(id);

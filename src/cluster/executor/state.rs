@@ -22,7 +22,7 @@ use crate::cluster::cache::{self, Change, version};
 use crate::cluster::containers::{is_worker, worker_is_over};
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
-use crate::conversion::ConversionId;
+use crate::conversion::{ConversionId, TraceId};
 use crate::executor::progress::PROGRESS_POLL;
 use crate::executor::{Error, Submission, Update};
 use crate::files::Paths;
@@ -80,6 +80,8 @@ pub(super) struct Known {
     /// The newest version seen: the cache lags behind our own writes.
     pub(super) newest: Option<Arc<ConversionJob>>,
     pub(super) is_gone: bool,
+    /// Its trace, where traces are sent.
+    pub(super) trace: Option<TraceId>,
 }
 
 impl ClusterExecutor {
@@ -247,7 +249,8 @@ impl ClusterExecutor {
         status: WatcherStatus<'_>,
     ) -> Result<(), Error> {
         let Some(object) = self.refresh(id) else { return Ok(()) };
-        let patch = status.patch(&object);
+        let trace = self.known.get(id).and_then(|known| known.trace);
+        let patch = WatcherStatus { trace, ..status }.patch(&object);
         let params = PatchParams::apply(names::MANAGER_WATCHER).force();
         match self.api().patch_status(id.as_str(), &params, &Patch::Apply(patch)).await {
             Ok(written) => {

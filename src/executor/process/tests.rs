@@ -66,6 +66,7 @@ impl Bench {
             primary: name.to_owned(),
             members: vec![Member { name: name.to_owned(), size_bytes: 1, mtime_ns: 0, inode: 1, alone: None }],
             claimed_at: Timestamp::UNIX_EPOCH,
+            seen_at: None,
             complete_by: None,
             fingerprint: None,
             emit: None,

@@ -27,6 +27,7 @@ fn claim(dir: &TempDir, names: &[&str]) -> (Claim, PathBuf, PathBuf) {
         primary: names[0].to_owned(),
         members: members.collect(),
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
+        seen_at: None,
         complete_by: None,
         fingerprint: None,
         emit: None,

@@ -33,6 +33,7 @@ pub(in crate::queue) fn dropped(paths: &Paths, names: &[&str]) -> Claim {
         primary: names[0].to_owned(),
         members: members.collect(),
         claimed_at: Timestamp::UNIX_EPOCH,
+        seen_at: None,
         complete_by: None,
         fingerprint: None,
         emit: None,

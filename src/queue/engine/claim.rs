@@ -172,6 +172,12 @@ impl<E: Executor> Engine<E> {
         }
     }
 
+    /// When the first member of an artifact was seen.
+    fn seen_at(&self, artifact: &Artifact, wall: Timestamp) -> Option<Timestamp> {
+        let first = self.intake.first_sight(artifact)?;
+        wall.checked_sub(self.now().saturating_sub(first)).ok()
+    }
+
     fn new_claim(&mut self, artifact: &Artifact, content: &Content) -> Claim {
         let now = self.wall();
         let id = loop {
@@ -197,6 +203,7 @@ impl<E: Executor> Engine<E> {
             primary: artifact.primary.as_ref().to_owned(),
             members,
             claimed_at: now,
+            seen_at: self.seen_at(artifact, now),
             complete_by: artifact.complete_by,
             fingerprint: content.fingerprint.clone(),
             emit: None,

@@ -132,6 +132,7 @@ mod tests {
             primary: "vm.raw".to_owned(),
             members: vec![],
             claimed_at: at(0),
+            seen_at: None,
             complete_by: None,
             fingerprint: None,
             emit: None,

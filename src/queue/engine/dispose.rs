@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+
 use crate::conversion::contract::FAILURE_FILE;
 use crate::conversion::failure::without_name;
 use crate::conversion::status::End;
@@ -20,8 +22,9 @@ use crate::queue::error_file::{self, RetryInfo, SystemInfo};
 use crate::queue::failpoint::{self, Step};
 use crate::queue::park::{self, Parked};
 use crate::queue::work;
+use crate::telemetry::traces::Ended;
 
-use super::{Engine, Result};
+use super::{Conversion, Engine, Result};
 
 /// Whether the members arrived, or somebody has removed some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,8 +151,17 @@ impl<E: Executor> Engine<E> {
         self.refresh_totals().await?;
         self.show();
         self.last_activity = Some(self.wall());
+        self.trace(id, end, self.wall());
         Self::log_end(&row, end);
         Ok(())
+    }
+
+    /// Sends the trace of a conversion whose end is recorded.
+    pub(super) fn trace(&self, id: &ConversionId, end: End, at: Timestamp) {
+        if let Some(Conversion { row, metadata, .. }) = self.conversions.get(id) {
+            let (claim, status, metadata) = (&row.claim, &row.status, metadata.as_ref());
+            self.settings.traces.send(&Ended { claim, status, end, metadata, at });
+        }
     }
 
     fn announcement(&self, row: &ConversionRow, end: End) -> Vec<NewNotification> {

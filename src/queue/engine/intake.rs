@@ -303,6 +303,11 @@ impl Intake {
         Some(Artifact { primary, members, taken_back, failure: failure.as_deref().cloned(), complete_by, folder })
     }
 
+    /// When the first of its members was seen, since it last stood still.
+    pub(super) fn first_sight(&self, artifact: &Artifact) -> Option<Duration> {
+        artifact.members.iter().filter_map(|member| self.settling.first_sight(&member.name)).min()
+    }
+
     /// Conversions that are to give their member back.
     pub(super) fn recalls(&mut self) -> Vec<Recall> {
         std::mem::take(&mut self.recalls)

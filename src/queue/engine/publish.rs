@@ -144,6 +144,7 @@ impl<E: Executor> Engine<E> {
         failpoint::reach(&self.settings.paths, failpoint::Step::EndNoted);
         self.last_activity = Some(now);
         self.refresh_totals().await?;
+        self.trace(id, End::Succeeded, now);
         // The success is shown before the source is archived.
         self.show();
         tracing::info!(conversion = %id, "✅ Completed: {name} in {:.1}s, {output_path}", duration.as_secs_f64());

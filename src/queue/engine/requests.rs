@@ -143,6 +143,7 @@ impl<E: Executor> Engine<E> {
             primary: primary.clone(),
             members: members.iter().map(Entry::member).collect(),
             claimed_at: now,
+            seen_at: None,
             complete_by: None,
             fingerprint: None,
             emit: request.emit.clone(),

@@ -56,7 +56,7 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image, defaults: &Qu
         volumes.push(volume);
     }
     let mut variables = environment(queue);
-    variables.extend(proxy(queue));
+    variables.extend(outward(queue));
     variables.extend(defaults.of_watcher().map(|text| pod::env(names::VARIABLE_DEFAULTS, text)));
     let watcher = container(image, names::CONTAINER_WATCHER, variables, mounts);
     let watcher = Container {
@@ -150,8 +150,8 @@ fn environment(queue: &HyperConversion) -> Vec<EnvVar> {
     own.into_iter().chain(pod::log(queue)).collect()
 }
 
-/// Only notifications leave the cluster, and only the watcher sends them.
-fn proxy(queue: &HyperConversion) -> Vec<EnvVar> {
+/// Only notifications and traces go out, and only the watcher sends them.
+fn outward(queue: &HyperConversion) -> Vec<EnvVar> {
     let mut variables = Vec::new();
     if let Some(proxy) = &queue.spec.watcher.proxy {
         if !proxy.https_proxy.is_empty() {
@@ -160,6 +160,9 @@ fn proxy(queue: &HyperConversion) -> Vec<EnvVar> {
         if !proxy.no_proxy.is_empty() {
             variables.push(pod::env("NO_PROXY", &proxy.no_proxy));
         }
+    }
+    if let Some(traces) = &queue.spec.watcher.traces {
+        variables.push(pod::env(names::VARIABLE_TRACES, &traces.endpoint));
     }
     if trusted_ca(queue).is_some() {
         // Clients that verify certificates through the platform read it in addition to the system's.

@@ -23,6 +23,7 @@ use crate::queue::engine::outbox::Outbox;
 use crate::queue::engine::{Engine, Home, Remote, Settings, World as Machine};
 use crate::queue::guard::Guard;
 use crate::queue::identity;
+use crate::telemetry::traces::Traces;
 
 use crate::queue::writers::Writers;
 
@@ -221,6 +222,7 @@ impl<'a> Play<'a> {
             zone: TimeZone::UTC,
             stall_threshold: Duration::from_secs(3600),
             run_state: if is_cluster { self.asked.0 } else { RunState::Running },
+            traces: Traces::default(),
             world: Machine::Simulated(self.time.clone()),
         }
     }
