@@ -12,6 +12,7 @@ use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::cluster::controller::{Options, run};
 use hyper2kvm::cluster::defaults::QueueDefaults;
 use hyper2kvm::cluster::identity::Identity;
+use hyper2kvm::telemetry::traces::Traces;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
@@ -289,7 +290,7 @@ impl Stage {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let done = runtime.block_on(async {
                 let client = Client::try_from(config).unwrap();
-                Box::pin(agent::run(client, identity, QueueDefaults::default())).await
+                Box::pin(agent::run(client, identity, QueueDefaults::default(), Traces::default())).await
             });
             drop(done);
         });
