@@ -105,12 +105,14 @@ fn traces(arguments: &Arguments) -> Traces {
         KeyValue::new("k8s.pod.name", arguments.pod.clone()),
         KeyValue::new("hyper2kvm.queue", arguments.queue.clone()),
     ];
-    // The task ends with the process.
-    let started = Traces::start(&endpoint, resource);
-    started.map(|(traces, _)| traces).unwrap_or_else(|error| {
-        tracing::error!("{}; no traces are sent", chain(&error));
-        Traces::default()
-    })
+    match Traces::start(&endpoint, resource) {
+        // The task ends with the process.
+        Ok((traces, _)) => traces,
+        Err(error) => {
+            tracing::error!("{}; no traces are sent", chain(&error));
+            Traces::default()
+        }
+    }
 }
 
 /// Answers the control socket of a queue until SIGTERM or SIGINT.
