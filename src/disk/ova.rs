@@ -5,8 +5,10 @@
 //! is a [`Region`] of the archive.
 
 mod archive;
+mod streamed;
 
 use self::archive::Entry;
+pub(super) use self::streamed::{Streamed, Walk, paths_in_rest};
 use super::descriptor::{MAX_BYTES, MAX_MEMBERS, shown};
 use super::{Error, Region, manifest};
 use crate::conversion::{Reason, Remedy, file_name};
@@ -60,18 +62,10 @@ pub(super) fn open(region: &Region) -> Result<Ova, Error> {
 pub(super) fn members(region: &Region) -> Result<Vec<OvaMember>, Error> {
     let file = region.name();
     let mut members: Vec<OvaMember> = Vec::new();
-    let (mut whole, mut parts) = (0, 0);
+    let mut names = Names::default();
     let mut headers = archive::Headers::new(region);
     while let Some(entry) = headers.next_entry()? {
-        let Some((folder, name)) = path(file, &entry)? else { continue };
-        if members.iter().any(|m| m.name == name && m.folder == folder) {
-            return Err(Error::corrupt(file, entry.header, format!("has the member {} twice", shown(&name))));
-        }
-        *(if is_part(&name) { &mut parts } else { &mut whole }) += 1;
-        if whole > MAX_MEMBERS || parts > MAX_PARTS {
-            let message = format!("has more than {MAX_MEMBERS} members");
-            return Err(Error::refuse(Reason::UnsupportedFormat, file, message).at(entry.header));
-        }
+        let Some((folder, name)) = names.admit(file, &entry)? else { continue };
         let part = region.part(format!("{file}:{name}"), entry.data, entry.size).ok_or_else(|| {
             let message = format!("ends within its member {}, which has {} bytes", shown(&name), entry.size);
             Error::truncated(file, entry.data, message)
@@ -79,6 +73,34 @@ pub(super) fn members(region: &Region) -> Result<Vec<OvaMember>, Error> {
         members.push(OvaMember { folder, name, region: part });
     }
     Ok(members)
+}
+
+/// The names of an archive's members so far: none twice, and not too many.
+#[derive(Debug, Default)]
+struct Names {
+    /// Folders and base names.
+    seen: Vec<(String, String)>,
+    parts: usize,
+}
+
+impl Names {
+    /// Folder and base name of the next member; `None` for what is no file of the package.
+    ///
+    /// # Errors
+    /// As [`path`]; `Corrupt` for a name that was seen before, `UnsupportedFormat` for too many of them.
+    fn admit(&mut self, file: &str, entry: &Entry) -> Result<Option<(String, String)>, Error> {
+        let Some(found) = path(file, entry)? else { return Ok(None) };
+        if self.seen.contains(&found) {
+            return Err(Error::corrupt(file, entry.header, format!("has the member {} twice", shown(&found.1))));
+        }
+        self.parts += usize::from(is_part(&found.1));
+        self.seen.push(found.clone());
+        if self.seen.len() - self.parts > MAX_MEMBERS || self.parts > MAX_PARTS {
+            let message = format!("has more than {MAX_MEMBERS} members");
+            return Err(Error::refuse(Reason::UnsupportedFormat, file, message).at(entry.header));
+        }
+        Ok(Some(found))
+    }
 }
 
 /// Folder and base name of a member; `None` for what is no file of the package.

@@ -32,6 +32,9 @@ const MAX_DATA_RATIO: u64 = 1100;
 const DATA_GRACE: u64 = 256 << 20;
 /// Bytes that count as data or as zeros at once.
 const BLOCK: usize = 64 << 10;
+/// Longest rest of a tar that is known by its length to have no further disk in it: a record of tar(1), 10 KiB, and
+/// the two blocks that end it.
+pub(super) const MAX_REST: u64 = 11 << 10;
 
 /// How the bytes of a stream are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,18 +52,33 @@ struct Stated {
     crc32: u32,
 }
 
+/// A part of what is packed: a member of a tar.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub start: u64,
+    pub len: u64,
+    /// Where nobody looked behind it yet: says whether what follows, [`MAX_REST`] bytes at most, is as it was expected.
+    pub check_rest: Option<fn(name: &str, rest: &[u8]) -> Result<(), Error>>,
+}
+
 /// Packed bytes, and how to unpack them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Stream {
     region: Region,
     codec: Codec,
     stated: Option<Stated>,
+    part: Option<Part>,
 }
 
 impl Stream {
     /// The whole of `region`.
     pub(super) fn of(region: &Region, packing: Packing) -> Self {
-        Self { region: region.clone(), codec: Codec::Whole(packing), stated: None }
+        Self { region: region.clone(), codec: Codec::Whole(packing), stated: None, part: None }
+    }
+
+    /// Only a part of what is unpacked.
+    pub(super) fn part(&self, part: Part) -> Self {
+        Self { part: Some(part), ..self.clone() }
     }
 
     /// What errors call it.
@@ -84,9 +102,22 @@ impl Stream {
     /// Length of what is packed, where the packing tells without being unpacked. Found wrong at the end, it is `Corrupt`.
     pub(super) fn size(&self) -> Option<u64> {
         match self.codec {
+            _ if self.part.is_some() => self.part.map(|part| part.len),
             Codec::Whole(packing) => frames::size(&self.region, packing),
             Codec::Deflate | Codec::Stored => self.stated.map(|stated| stated.size),
         }
+    }
+
+    /// Whether what is packed ends at most [`MAX_REST`] bytes behind `end`, as far as the packing states its length: a
+    /// gzip states it modulo 2^32.
+    pub(super) fn ends_close_to(&self, end: u64) -> bool {
+        let rest = match (self.size(), self.codec) {
+            (Some(size), _) => size.checked_sub(end),
+            (None, Codec::Whole(Packing::Gzip)) => frames::gzip_length(&self.region)
+                .map(|length| u64::from(length.wrapping_sub(u32::try_from(end & 0xFFFF_FFFF).expect("32 bits")))),
+            _ => None,
+        };
+        rest.is_some_and(|rest| rest <= MAX_REST)
     }
 
     /// Begins to unpack.
@@ -100,6 +131,7 @@ impl Stream {
         Ok(Unpacking {
             decoder: Decoder::new(&self.region, self.codec)?,
             stream: self.clone(),
+            left: self.part.map(|part| part.len),
             crc32: crc32fast::Hasher::new(),
             done: 0,
             data: 0,
@@ -123,6 +155,8 @@ impl Stream {
 pub(super) struct Unpacking {
     decoder: Decoder,
     stream: Stream,
+    /// Bytes of the part that are still to come.
+    left: Option<u64>,
     crc32: crc32fast::Hasher,
     /// Bytes unpacked, and those of them that lie in pieces that aren't all zeros.
     done: u64,
@@ -132,11 +166,63 @@ pub(super) struct Unpacking {
 }
 
 impl Unpacking {
-    /// Fills `buffer`, unless the stream ends before.
+    /// Fills `buffer`, unless what is unpacked ends before. Behind a part, the stream is unpacked to its end all the
+    /// same, for its checksums.
     ///
     /// # Errors
     /// `Truncated` and `Corrupt` with the place in the packed file, `TooLarge` for a bomb, `SourceIO`, `Cancelled`.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        let (Some(left), Some(part)) = (self.left, self.stream.part) else { return self.fill_whole(buffer) };
+        if self.done < part.start {
+            self.skip(part.start)?;
+        }
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let filled = self.fill_whole(&mut buffer[..len])?;
+        if filled < len {
+            let message = format!("is a {} that ends within its disk", self.stream.packing());
+            return Err(Error::truncated(self.stream.name(), self.decoder.position(), message));
+        }
+        self.left = Some(left - filled as u64);
+        if len < buffer.len() {
+            self.end(part)?;
+        }
+        Ok(filled)
+    }
+
+    /// Unpacks up to `to`.
+    fn skip(&mut self, to: u64) -> Result<(), Error> {
+        let mut buffer = vec![0; BLOCK];
+        while self.done < to {
+            let len = usize::try_from(to - self.done).unwrap_or(usize::MAX).min(BLOCK);
+            if self.fill_whole(&mut buffer[..len])? < len {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Unpacks what is behind a part.
+    fn end(&mut self, part: Part) -> Result<(), Error> {
+        self.skip(part.start.saturating_add(part.len).saturating_add(511) & !511)?;
+        let (mut buffer, mut rest) = (vec![0; BLOCK], Vec::new());
+        loop {
+            let filled = self.fill_whole(&mut buffer)?;
+            if part.check_rest.is_some() {
+                rest.extend_from_slice(&buffer[..filled]);
+                if rest.len() as u64 > MAX_REST {
+                    let message = "has more behind its disk than its length says; pack it again";
+                    return Err(Error::corrupt(self.stream.name(), self.decoder.position(), message));
+                }
+            }
+            if filled < buffer.len() {
+                break;
+            }
+        }
+        part.check_rest.map_or(Ok(()), |check| check(self.stream.name(), &rest))
+    }
+
+    /// The same of the whole stream.
+    fn fill_whole(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         // Little input may unpack to a lot of output.
         self.stream.region.check()?;
         let mut filled = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The headers of a tar, one after the other, bounded.
+//! The headers of a tar, one after the other, bounded, from a file or from a stream.
 //!
 //! Format: POSIX.1-2017, `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar's manual, "Basic Tar
 //! Format", for base-256 numbers and the type flags L, K, S, M and V.
@@ -36,16 +36,42 @@ struct Extension {
     size: Option<u64>,
 }
 
+/// The bytes of an archive. They are asked for in ascending order.
+pub(super) trait Bytes {
+    /// What errors call the archive.
+    fn name(&self) -> &str;
+
+    /// Whether the archive ends at or before `at`.
+    fn ends_before(&mut self, at: u64) -> Result<bool, Error>;
+
+    /// Fills `target` from `at`; `Truncated` where the archive ends before.
+    fn read_exact_at(&mut self, target: &mut [u8], at: u64) -> Result<(), Error>;
+}
+
+impl Bytes for &Region {
+    fn name(&self) -> &str {
+        Region::name(self)
+    }
+
+    fn ends_before(&mut self, at: u64) -> Result<bool, Error> {
+        Ok(at >= self.len())
+    }
+
+    fn read_exact_at(&mut self, target: &mut [u8], at: u64) -> Result<(), Error> {
+        Region::read_exact_at(self, target, at)
+    }
+}
+
 /// Where in the archive the walk is.
-pub(super) struct Headers<'a> {
-    region: &'a Region,
+pub(super) struct Headers<B> {
+    pub(super) bytes: B,
     next: u64,
     seen: u32,
 }
 
-impl<'a> Headers<'a> {
-    pub(super) fn new(region: &'a Region) -> Self {
-        Self { region, next: 0, seen: 0 }
+impl<B: Bytes> Headers<B> {
+    pub(super) fn new(bytes: B) -> Self {
+        Self { bytes, next: 0, seen: 0 }
     }
 
     /// The next member; `None` at the archive's end, which is a block of zeros or the end of the file.
@@ -53,11 +79,11 @@ impl<'a> Headers<'a> {
         let mut extension = Extension::default();
         loop {
             let at = self.next;
-            if at >= self.region.len() {
+            if self.bytes.ends_before(at)? {
                 return Ok(None);
             }
             let mut header = [0; 512];
-            self.region.read_exact_at(&mut header, at)?;
+            self.bytes.read_exact_at(&mut header, at)?;
             if header.iter().all(|b| *b == 0) {
                 return Ok(None);
             }
@@ -103,7 +129,7 @@ impl<'a> Headers<'a> {
         number(&header[124..136]).ok_or_else(|| self.corrupt(at, "has a member without a size"))
     }
 
-    fn read_pax(&self, at: u64, size: u64, extension: &mut Extension) -> Result<(), Error> {
+    fn read_pax(&mut self, at: u64, size: u64, extension: &mut Extension) -> Result<(), Error> {
         let records = self.read_extension(at, size)?;
         let mut rest = records.as_slice();
         while !rest.is_empty() {
@@ -138,7 +164,7 @@ impl<'a> Headers<'a> {
     }
 
     /// Skips a global header. It may set times and owners, but not what a member is.
-    fn skip_global(&self, at: u64, size: u64) -> Result<(), Error> {
+    fn skip_global(&mut self, at: u64, size: u64) -> Result<(), Error> {
         let mut extension = Extension::default();
         self.read_pax(at, size, &mut extension)?;
         if extension.name.is_some() || extension.size.is_some() {
@@ -147,18 +173,18 @@ impl<'a> Headers<'a> {
         Ok(())
     }
 
-    fn read_long_name(&self, at: u64, size: u64) -> Result<String, Error> {
+    fn read_long_name(&mut self, at: u64, size: u64) -> Result<String, Error> {
         let bytes = self.read_extension(at, size)?;
         let name = bytes.split(|b| *b == 0).next().unwrap_or_default();
         Ok(text(name))
     }
 
-    fn read_extension(&self, at: u64, size: u64) -> Result<Vec<u8>, Error> {
+    fn read_extension(&mut self, at: u64, size: u64) -> Result<Vec<u8>, Error> {
         if size > MAX_EXTENSION {
             return Err(self.corrupt(at, format!("has an extended header of {size} bytes")));
         }
         let mut bytes = vec![0; usize::try_from(size).expect("at most 64 KiB")];
-        self.region.read_exact_at(&mut bytes, at + BLOCK)?;
+        self.bytes.read_exact_at(&mut bytes, at + BLOCK)?;
         Ok(bytes)
     }
 
@@ -180,16 +206,16 @@ impl<'a> Headers<'a> {
             _ => (Reason::UnsupportedFormat, "a member of unknown type"),
         };
         let refused =
-            Error::refuse(reason, self.region.name(), format!("has {what} where an OVA has files only")).at(at);
+            Error::refuse(reason, self.bytes.name(), format!("has {what} where an OVA has files only")).at(at);
         if flag == b'S' { refused.with_remedy(Remedy::PackWithoutHoles) } else { refused }
     }
 
     fn corrupt(&self, at: u64, message: impl Into<String>) -> Error {
-        Error::corrupt(self.region.name(), at, message)
+        Error::corrupt(self.bytes.name(), at, message)
     }
 
     fn unsupported(&self, at: u64, message: impl Into<String>) -> Error {
-        Error::refuse(Reason::UnsupportedFormat, self.region.name(), message).at(at)
+        Error::refuse(Reason::UnsupportedFormat, self.bytes.name(), message).at(at)
     }
 }
 

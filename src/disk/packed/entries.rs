@@ -87,7 +87,7 @@ pub(crate) fn list(region: &Region) -> Result<Vec<Entry>, Error> {
             CompressionMethod::Deflated => Ok(Codec::Deflate),
             other => Err(format!("compressed by {other}, and only deflate is read")),
         };
-        let content = content.map(|codec| Stream { region: part, codec, stated });
+        let content = content.map(|codec| Stream { region: part, codec, stated, part: None });
         entries.push(Entry { path, size: file.size(), content, region: region.clone() });
     }
     Ok(entries)

@@ -34,6 +34,11 @@ pub(super) fn size(region: &Region, packing: Packing) -> Option<u64> {
     }
 }
 
+/// Length of what the last member of a gzip packs, modulo 2^32 (RFC 1952, ISIZE).
+pub(super) fn gzip_length(region: &Region) -> Option<u32> {
+    last::<4>(region, region.len()).map(u32::from_le_bytes)
+}
+
 /// Whether the mark that ends the stream is there; `None` where the packing has none that is to be had cheaply.
 pub(crate) fn has_end(region: &Region, packing: Packing) -> Option<bool> {
     match packing {

@@ -36,12 +36,17 @@ struct Found {
 impl PackedRaw {
     /// The disk in `stream`, of `limit` bytes at most.
     pub(in crate::disk) fn new(stream: Stream, limit: u64) -> Self {
-        let kind = match stream.packing() {
-            "gzip" => "raw in gzip",
-            "xz" => "raw in xz",
-            "zstd" => "raw in zstd",
-            "bzip2" => "raw in bzip2",
-            _ => "raw in zip",
+        let kind = match (stream.packing(), stream.part.is_some()) {
+            ("gzip", false) => "raw in gzip",
+            ("xz", false) => "raw in xz",
+            ("zstd", false) => "raw in zstd",
+            ("bzip2", false) => "raw in bzip2",
+            (_, false) => "raw in zip",
+            ("gzip", true) => "raw in tar in gzip",
+            ("xz", true) => "raw in tar in xz",
+            ("zstd", true) => "raw in tar in zstd",
+            ("bzip2", true) => "raw in tar in bzip2",
+            (_, true) => "raw in tar in zip",
         };
         let stated = stream.size().and_then(|size| size.checked_next_multiple_of(SECTOR_BYTES as u64));
         Self { stream, kind, limit, stated, found: Arc::default() }

@@ -4,6 +4,8 @@
 //! One layer is unpacked, and a tar inside it. A raw disk in a stream is streamed; everything else lies in scratch, or
 //! in place where the archive stores it as it is.
 
+mod tar;
+
 use super::accepted::{Limits, Scratch, Source, SourceDisk};
 use super::checks::blank;
 use super::disk::open_disk;
@@ -82,6 +84,12 @@ fn open_inner(stream: &Stream, inner: &str, member: &str, room: &mut Room) -> Re
             super::checks::check_size(stream.name(), size, &room.limits)?;
         }
         return Ok(single(member, Image::packed(raw)));
+    }
+    if content == Content::Tar
+        && ends_in != "ova"
+        && let Some(source) = tar::open_streamed(stream, room)?
+    {
+        return Ok(source);
     }
     // A fixed VHD is mostly zeros, which take no room.
     if content != Content::Raw && room.depth == Depth::Whole {

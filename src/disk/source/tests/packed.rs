@@ -59,6 +59,78 @@ fn one_disk_is_read_from_every_packing() {
 }
 
 #[test]
+fn a_raw_disk_in_a_packed_tar_is_streamed_and_anything_else_is_not() {
+    let bytes = raw_disk();
+    let noise: Vec<u8> =
+        (0..5_u32 << 20).flat_map(|n| n.wrapping_mul(n).wrapping_mul(0x9E37_79B1).to_be_bytes()).collect();
+    let disk = stream(&bytes);
+    let envelope = ovf(&[("disk.raw", 3 << 20)]);
+    let count = |name: &str, packed: &[u8]| {
+        let mut made = 0;
+        let mut scratch = || {
+            made += 1;
+            Ok(tempfile::tempfile().unwrap())
+        };
+        let source = open(&region(name, packed), &[], &LIMITS, &mut scratch).unwrap();
+        (made, source)
+    };
+    let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+    let alone = tar(&[("disk.raw", &bytes)]);
+    let notes = tar(&[("./readme.txt", b"x"), ("vm/disk.raw", &bytes), ("vm/sums.txt", b"y")]);
+    for (name, packed, format) in [
+        ("vm.tar.gz", gzip(&alone), "raw in tar in gzip"),
+        ("vm.tar.xz", xz(&alone), "raw in tar in xz"),
+        ("vm.tar.zst", zstd(&alone), "raw in tar in zstd"),
+        ("vm.tgz", gzip(&notes), "raw in tar in gzip"),
+        ("vm.zip", zip(&[("vm.tar", &notes)]), "raw in tar in zip"),
+        ("vm.tar.gz", gzip(&tar(&[("disk", &bytes)])), "raw in tar in gzip"),
+    ] {
+        let (made, source) = count(name, &packed);
+        assert_eq!((made, source.format.as_str()), (0, format), "{name}");
+        assert_eq!(source.disks[0].image.known_size(), Some(3 << 20), "{name}");
+        assert!(guest(&source.disks[0].image) == bytes, "{name}");
+    }
+    // So long that only its length tells that nothing follows.
+    let (made, source) = count("vm.tar.gz", &gzip(&tar(&[("disk.raw", &noise), ("notes.txt", b"x")])));
+    assert!(made == 0 && guest(&source.disks[0].image) == noise);
+    for (name, packed) in [
+        ("vm.tar.gz", gzip(&tar(&[("disk.vmdk", &disk)]))),
+        ("vm.tar.gz", gzip(&tar(&[("disk.raw", &bytes), ("vm.ovf", envelope.as_bytes())]))),
+    ] {
+        let (made, source) = count(name, &packed);
+        assert!(made > 0 && guest(&source.disks[0].image) == bytes, "{}", source.format);
+    }
+    assert_eq!(
+        refused(("vm.tar.xz", &xz(&tar(&[("a.raw", &bytes), ("b.raw", &bytes)]))), &[]),
+        Reason::UnsupportedFormat
+    );
+}
+
+#[test]
+fn a_second_disk_behind_one_that_was_streamed_is_refused_before_anything_is_published() {
+    let noise: Vec<u8> =
+        (0..5_u32 << 20).flat_map(|n| n.wrapping_mul(n).wrapping_mul(0x9E37_79B1).to_be_bytes()).collect();
+    for (name, reason) in [("b.raw", Some(Reason::UnsupportedFormat)), ("b.txt", None)] {
+        let packed = gzip(&tar(&[("a.raw", &noise), (name, &[7; 4096])]));
+        let source = good(("vm.tar.gz", &packed), &[]);
+        let output = tempfile::tempfile().unwrap();
+        let control = crate::disk::CopyControl::default();
+        let copied =
+            crate::disk::copy(&source.disks[0].image, &output, "out", &crate::disk::CopyOptions::default(), &control);
+        assert_eq!(copied.err().map(|e| e.reason), reason, "{name}");
+    }
+    let mut cut = gzip(&tar(&[("a.raw", &noise)]));
+    let length = cut.len();
+    cut[length - 8] ^= 1;
+    let source = good(("vm.tar.gz", &cut), &[]);
+    let output = tempfile::tempfile().unwrap();
+    let control = crate::disk::CopyControl::default();
+    let copied =
+        crate::disk::copy(&source.disks[0].image, &output, "out", &crate::disk::CopyOptions::default(), &control);
+    assert_eq!(copied.unwrap_err().reason, Reason::Corrupt, "a wrong checksum");
+}
+
+#[test]
 fn an_appliance_is_read_from_every_packing() {
     let bytes = raw_disk();
     let disk = stream(&bytes);
