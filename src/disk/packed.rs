@@ -52,13 +52,16 @@ struct Stated {
     crc32: u32,
 }
 
+/// Says of the file `name` whether the bytes behind a part are as they were expected.
+pub(super) type CheckRest = fn(name: &str, rest: &[u8]) -> Result<(), Error>;
+
 /// A part of what is packed: a member of a tar.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
     pub start: u64,
     pub len: u64,
     /// Where nobody looked behind it yet: says whether what follows, [`MAX_REST`] bytes at most, is as it was expected.
-    pub check_rest: Option<fn(name: &str, rest: &[u8]) -> Result<(), Error>>,
+    pub check_rest: Option<CheckRest>,
 }
 
 /// Packed bytes, and how to unpack them. Cheap to clone.
