@@ -6,7 +6,7 @@
 //! result, never an error.
 //!
 //! ```text
-//! disks ─▶ partitions ─▶ volumes (LVM2) ─▶ file systems ─▶ tree ─▶ facts ─▶ verdict
+//! disks ─▶ partitions ─▶ volumes (RAID 1, LVM2) ─▶ file systems ─▶ tree ─▶ facts ─▶ verdict
 //! ```
 
 mod budget;
@@ -15,11 +15,13 @@ mod error;
 mod esp;
 mod fields;
 mod files;
+mod iso;
 mod layout;
 mod linux;
 mod lvm;
 mod partitions;
 mod probe;
+mod raid;
 mod roots;
 mod tree;
 mod verdict;

@@ -107,6 +107,10 @@ pub fn triage(guest: &Guest) -> Result<bool, Refusal> {
         Family::Windows => return Err(windows(guest)),
         Family::Unknown => return unknown(guest).map(|()| false),
     }
+    if let Some(root) = guest.root.as_deref().filter(|root| root.starts_with("md/")) {
+        let message = format!("{root} is a mirror (RAID 1), whose members may only be changed together.");
+        return Err(Refusal::unsupported(message));
+    }
     if let Some(other) = guest.other_roots.first() {
         let first = guest.root.as_deref().unwrap_or_default();
         let message = format!("{first} holds a system, but so does {other}: which one starts is not known.");

@@ -128,7 +128,7 @@ pub struct Partition {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Volume {
-    /// `disk 0`, `disk 0 partition 1`, `vg/lv`.
+    /// `disk 0`, `disk 0 partition 1`, `vg/lv`, `md/0` (a mirror, read through one of its members).
     pub name: String,
     pub size_bytes: u64,
     /// `ext4`, `xfs`, `btrfs`, `ntfs`, `vfat`, `iso9660`, `swap`, `swsuspend` (a system that sleeps), `lvm2`, `luks`, `bitlocker`, `mdraid`, others by name.
@@ -137,6 +137,9 @@ pub struct Volume {
     pub uuid: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// What else is known of a content that is only named: `LUKS 2`, `RAID 5 of 3 disks, md 1.2`, `boots by BIOS`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// Whether it was not unmounted; absent where that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dirty: Option<bool>,

@@ -12,9 +12,11 @@ use super::files::ext4::Ext;
 use super::files::fat::{self, Fat};
 use super::files::ntfs::{self, Windows};
 use super::files::xfs::Xfs;
+use super::iso::Iso;
 use super::lvm;
 use super::partitions::{self, BIOS_BOOT, ESP, Table};
 use super::probe::{Content, probe};
+use super::raid;
 use crate::conversion::guest::{self, Answer, Doubt, Guest, GuestDisk, MAX_LIST, PartitionTable};
 use crate::disk::view::View;
 use crate::disk::{Image, Reader};
@@ -32,6 +34,8 @@ pub(super) struct Held {
     /// The partition's own GUID, or the MBR's PARTUUID.
     pub(super) partition_uuid: String,
     pub(super) is_esp: bool,
+    /// Of which array it is a member.
+    member: Option<raid::Member>,
     /// The file system, where it could be opened.
     pub(super) files: Option<Shared>,
 }
@@ -60,7 +64,9 @@ pub(super) fn read(disks: &[(&str, &Image)], budget: &Rc<Budget>, guest: &mut Gu
         });
         guest.doubts.extend(table.odd.iter().map(|why| Doubt { what: name.clone(), why: why.clone() }));
         firmware(&table, guest);
-        if table.kind == PartitionTable::None {
+        // An image of a CD may have a table for those who write it to a stick.
+        let is_cd = Iso::read(&whole).is_ok_and(|iso| iso.is_some());
+        if table.kind == PartitionTable::None || is_cd {
             volumes.extend(hold(name, whole, Some((index, 0)), guest));
         }
         for partition in &table.partitions {
@@ -88,9 +94,28 @@ pub(super) fn read(disks: &[(&str, &Image)], budget: &Rc<Budget>, guest: &mut Gu
             partitions: table.partitions,
         });
     }
+    volumes.extend(mirrors(&volumes, guest));
     volumes.extend(logical(&volumes, budget, guest));
     guest.volumes = volumes.iter().map(|held: &Held| held.told.clone()).take(MAX_LIST).collect();
     Layout { volumes }
+}
+
+/// The mirrors among the arrays that `volumes` are members of; each other member becomes a doubt.
+fn mirrors(volumes: &[Held], guest: &mut Guest) -> Vec<Held> {
+    let members: Vec<_> =
+        volumes.iter().filter_map(|held| held.member.as_ref().map(|member| (member, &held.volume))).collect();
+    let mut found = Vec::new();
+    for raid::Array { name, volume, here, disks } in raid::arrays(&members) {
+        if here < disks as usize {
+            let why = format!("is a mirror of {disks} disks, of which {here} are here: it starts without the others");
+            guest.doubts.push(Doubt { what: name.clone(), why });
+        }
+        match volume {
+            Ok(volume) => found.extend(hold(name, volume, None, guest)),
+            Err(error) => guest.doubts.push(Doubt { what: name, why: error.to_string() }),
+        }
+    }
+    found
 }
 
 /// The logical volumes that LVM makes of `volumes`.
@@ -133,14 +158,56 @@ fn firmware(table: &Table, guest: &mut Guest) {
 /// Looks at what `volume` holds, and opens its file system.
 fn hold(name: String, volume: Volume, partition: Option<(usize, u32)>, guest: &mut Guest) -> Option<Held> {
     let mut doubt = |error: Error| guest.doubts.push(Doubt { what: name.clone(), why: error.to_string() });
-    let (content, mut told) = probe(&volume).map_err(&mut doubt).ok()?;
+    let (mut content, mut told) = probe(&volume).map_err(&mut doubt).ok()?;
+    // Before its content: a member with its superblock at the end begins like what is on the array.
+    let member = raid::Member::read(&volume).map_err(&mut doubt).ok().flatten();
+    if let Some(member) = &member {
+        content = Content::Named("mdraid");
+        let (content, detail) = ("mdraid".to_owned(), Some(member.detail()));
+        told = guest::Volume {
+            content,
+            detail,
+            uuid: Some(member.uuid.clone()),
+            size_bytes: told.size_bytes,
+            ..guest::Volume::default()
+        };
+    }
+    if content == Content::Named("iso9660")
+        && let Some(iso) = Iso::read(&volume).map_err(&mut doubt).ok().flatten()
+    {
+        (told.detail, told.label) = (Some(iso.detail().to_owned()), iso.label);
+    }
+    if let Some(why) = closed(&told, member.as_ref()) {
+        doubt(Error::unsupported(why));
+    }
     let opened = open(content, &volume).and_then(|files| {
         told.dirty = dirty(content, &volume)?.or(told.dirty);
         Ok(files)
     });
     let files = opened.map_err(doubt).ok().flatten();
     let told = guest::Volume { name, ..told };
-    Some(Held { told, content, volume, partition, partition_uuid: String::new(), is_esp: false, files })
+    Some(Held { told, content, volume, partition, partition_uuid: String::new(), is_esp: false, member, files })
+}
+
+/// Why nothing in the volume is looked at, and what to do.
+fn closed(told: &guest::Volume, member: Option<&raid::Member>) -> Option<String> {
+    let detail = told.detail.as_deref().unwrap_or_default();
+    match told.content.as_str() {
+        "luks" => Some(format!(
+            "is encrypted ({detail}), so nothing in it was looked at: it asks for its passphrase as before, and the guest \
+             must have virtio's drivers in its initramfs before it is moved, or start from SATA"
+        )),
+        "mdraid" if member.is_some_and(|member| !member.is_mirror()) => Some(format!(
+            "is a member of an array ({detail}), which is not read: bring all its disks, and the guest puts them together"
+        )),
+        "iso9660" => {
+            let label = told.label.as_deref().map(|label| format!("\"{label}\", ")).unwrap_or_default();
+            Some(format!(
+                "is the image of a CD ({label}{detail}) and not a disk: attach it as a CD-ROM, or bring the machine's disk"
+            ))
+        }
+        _ => None,
+    }
 }
 
 /// Opens the file system of `volume`, if it has one that is read.

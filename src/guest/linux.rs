@@ -8,3 +8,4 @@ pub(super) mod naming;
 pub(super) mod network;
 pub(super) mod release;
 pub(super) mod tables;
+mod unified;

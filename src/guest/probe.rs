@@ -3,7 +3,7 @@
 
 use super::disk::Volume;
 use super::error::Result;
-use super::fields::{array, le32, le64, slice, text, until_nul, uuid};
+use super::fields::{array, be16, le32, le64, slice, text, until_nul, uuid};
 use super::files::ext4;
 use crate::conversion::guest;
 
@@ -34,6 +34,11 @@ pub(super) fn probe(volume: &Volume) -> Result<(Content, guest::Volume)> {
     let mut found = guest::Volume { size_bytes: volume.len(), ..guest::Volume::default() };
     let content = if has(0, b"LUKS\xba\xbe") || has(0, b"SKUL\xba\xbe") {
         found.uuid = label(slice(&head, 168, 40)?);
+        let version = be16(&head, 6)?;
+        if version == 2 {
+            found.label = label(slice(&head, 24, 48)?);
+        }
+        found.detail = Some(format!("LUKS {version}"));
         Content::Named("luks")
     } else if has(3, b"-FVE-FS-") {
         Content::Named("bitlocker")
@@ -139,6 +144,7 @@ fn other(head: &[u8]) -> Option<&'static str> {
     [
         (1024, &b"\x10\x20\xF5\xF2"[..], "f2fs"),
         (1030, b"\x34\x34", "nilfs2"),
+        (32_769, b"BEA01", "udf"),
         (0, b"hsqs", "squashfs"),
         (65_536 + 52, b"ReIsEr2Fs", "reiserfs"),
         (65_536 + 52, b"ReIsErFs", "reiserfs"),

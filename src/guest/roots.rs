@@ -152,6 +152,10 @@ fn is_named(held: &Held, device: &str) -> bool {
     if let Some((disk, number)) = held.partition {
         return disk_name(device).is_some_and(|(letter, partition)| (letter, partition) == (disk, number));
     }
+    // Arrays with a number have two names.
+    if held.told.name.strip_prefix("md/").is_some_and(|name| device.strip_prefix("/dev/md") == Some(name)) {
+        return true;
+    }
     let (group, volume) = held.told.name.split_once('/').unwrap_or_default();
     let mapped = format!("/dev/mapper/{}-{}", group.replace('-', "--"), volume.replace('-', "--"));
     device == mapped || device == format!("/dev/{group}/{volume}")

@@ -6,6 +6,7 @@ mod images;
 mod makers;
 mod mutation;
 mod systems;
+mod volumes;
 
 use std::path::Path;
 use std::time::Duration;

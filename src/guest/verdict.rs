@@ -26,7 +26,10 @@ fn unknown(guest: &mut Guest) {
     let closed =
         guest.volumes.iter().filter(|volume| ["luks", "bitlocker", "mdraid"].contains(&volume.content.as_str()));
     let closed: Vec<_> = closed.map(|volume| format!("{} ({})", volume.name, volume.content)).collect();
-    let reason = if closed.is_empty() {
+    let cd = guest.volumes.iter().find(|volume| volume.content == "iso9660");
+    let reason = if let (Some(cd), true) = (cd, closed.is_empty()) {
+        format!("No system was found on its disks: {} is the image of a CD, not a disk.", cd.name)
+    } else if closed.is_empty() {
         "No system was found on its disks.".to_owned()
     } else {
         format!("No system was found, but there are volumes that cannot be read: {}.", closed.join(", "))

@@ -51,6 +51,13 @@ pub(super) fn plan(guest: &Guest, files: &Mounted, plan: &mut Plan) -> Result<()
     let mut done = Vec::new();
     let early = early_names(guest, &names);
     for boot in guest.boot.iter().filter(|boot| is_named(boot.naming)) {
+        if boot.file.to_ascii_lowercase().ends_with(".efi") {
+            let message = format!(
+                "{} names {} in its command line, which is within a unified kernel image.",
+                boot.file, boot.root
+            );
+            return Err(Refusal::unsupported(message));
+        }
         if !done.contains(&&boot.file) {
             done.push(&boot.file);
             edit(&boot.file, &|text| environment(text, &arguments(text, &["root=", "resume="], &early)))?;

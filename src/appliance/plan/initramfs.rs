@@ -108,6 +108,10 @@ fn archive(
     if before == Answer::Yes && !with_lvm {
         return Ok(None);
     }
+    if path.to_ascii_lowercase().ends_with(".efi") {
+        let message = format!("{path} is a unified kernel image, which is made anew in the guest and not changed.");
+        return Err(Refusal::unsupported(message));
+    }
     if before == Answer::Unknown {
         let message = format!("Whether {path} has virtio's drivers for the kernel {} is not known.", kernel.version);
         return Err(Refusal::unsupported(message));

@@ -187,6 +187,15 @@ fn an_initramfs_that_cannot_be_changed_is_refused_by_name() {
     files.write(INITRD, b"text");
     fs::remove_file(files.root.path().join(&INITRD[1..]).with_extension("0-1-amd64.sig")).unwrap();
     assert!(files.refusal(&broken()).1.contains("is packed in an unknown way"));
+    let unified = || Some("/boot/efi/EFI/Linux/a.efi".to_owned());
+    let named = BootRoot { file: unified().unwrap(), root: "/dev/sda2".into(), naming: Naming::Name, volume: None };
+    for guest in [
+        Guest { kernels: vec![Kernel { initramfs: unified(), ..kernel(Driver::Root) }], ..good() },
+        Guest { boot: vec![named], ..good() },
+    ] {
+        let (reason, message) = files.refusal(&guest);
+        assert!(reason == unsupported && message.contains("unified kernel image"), "{message}");
+    }
     let without = Guest { kernels: Vec::new(), ..good() };
     assert_eq!(files.refusal(&without), (unsupported, "No kernel was found in /boot.".into()));
     let unknown = Guest { kernels: vec![kernel(Driver::Unknown)], ..good() };
@@ -317,6 +326,7 @@ fn what_is_no_single_linux_is_no_guest_to_treat() {
         (with("mdraid"), Unfixed::GuestUnsupported),
         (Guest { volumes: vec![volume("swsuspend")], ..good() }, Unfixed::GuestHibernated),
         (Guest { other_roots: vec!["disk 1".into()], ..good() }, Unfixed::GuestAmbiguous),
+        (Guest { root: Some("md/0".into()), ..good() }, Unfixed::GuestUnsupported),
         (Guest { family: Family::Windows, ..Guest::default() }, Unfixed::GuestDriversMissing),
     ] {
         assert_eq!(triage(&guest).unwrap_err().reason, expected);

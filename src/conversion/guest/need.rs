@@ -50,7 +50,12 @@ fn unknown(guest: &GuestReport) -> Need {
         return Need::Refused(Reason::GuestUnsupported, format!("no system was found, and {arrays} is not read"));
     }
     // What could not be read may hold a system all the same.
-    if guest.doubts.is_empty() { Need::Settled(Outcome::NotAGuest) } else { Need::Appliance }
+    let is_cd = |what: &str| guest.closed.iter().any(|volume| volume.name == what && volume.content == "iso9660");
+    if guest.doubts.iter().all(|doubt| is_cd(&doubt.what)) {
+        Need::Settled(Outcome::NotAGuest)
+    } else {
+        Need::Appliance
+    }
 }
 
 fn windows(guest: &GuestReport) -> Need {
@@ -76,7 +81,15 @@ fn linux(guest: &GuestReport, names: GuestNames) -> Need {
         || guest.has(FixKind::DeviceNames)
         || guest.has(FixKind::LvmDevices)
         || names == GuestNames::Keep && guest.has(FixKind::NetworkNames);
-    if guest.virtio.block == Answer::Yes && !has_more { Need::Settled(Outcome::NothingToDo) } else { Need::Appliance }
+    if guest.virtio.block == Answer::Yes && !has_more {
+        return Need::Settled(Outcome::NothingToDo);
+    }
+    // A change of one member would be lost, or win, when the guest puts them together.
+    if guest.root.as_deref().is_some_and(|root| root.starts_with("md/")) {
+        let message = "its system is on a mirror (RAID 1), whose members may only be changed together";
+        return Need::Refused(Reason::GuestUnsupported, message.to_owned());
+    }
+    Need::Appliance
 }
 
 #[cfg(test)]
@@ -115,9 +128,12 @@ mod tests {
         ] {
             assert_eq!(need(Some(&guest), names), expected, "{guest:?}");
         }
-        let mut doubtful = unknown(&[]);
-        doubtful.doubts.push(crate::conversion::guest::Doubt { what: "disk 0".into(), why: "w".into() });
-        assert_eq!(need(Some(&doubtful), keep), Need::Appliance);
+        let doubtful = |contents: &[&str]| {
+            let doubt = crate::conversion::guest::Doubt { what: "disk 0".into(), why: "w".into() };
+            GuestReport { doubts: vec![doubt], ..unknown(contents) }
+        };
+        assert_eq!(need(Some(&doubtful(&[])), keep), Need::Appliance);
+        assert_eq!(need(Some(&doubtful(&["iso9660"])), keep), settled(Outcome::NotAGuest));
     }
 
     #[test]
@@ -129,6 +145,9 @@ mod tests {
         assert_eq!(reason(None), Some(Reason::GuestAmbiguous));
         assert_eq!(reason(Some(&unknown(&["swap", "luks"]))), Some(Reason::GuestEncrypted));
         assert_eq!(reason(Some(&unknown(&["mdraid"]))), Some(Reason::GuestUnsupported));
+        let mirror = |block| GuestReport { root: Some("md/0".into()), ..linux(block, &[]) };
+        assert_eq!(reason(Some(&mirror(Answer::No))), Some(Reason::GuestUnsupported));
+        assert_eq!(reason(Some(&mirror(Answer::Yes))), None);
         let two = GuestReport { other_roots: vec!["b".into()], ..linux(Answer::Yes, &[]) };
         assert_eq!(reason(Some(&two)), Some(Reason::GuestAmbiguous));
         let arm = OperatingSystem { architecture: Some("aarch64".into()), ..OperatingSystem::default() };

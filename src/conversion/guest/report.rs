@@ -12,8 +12,8 @@ use crate::conversion::machine::{CardModel, DiskBus, Drivers, MAX_DOUBT, MAX_NAM
 pub const MAX_REPORTED: usize = 32;
 /// Most changes of a report.
 const MAX_CHANGES: usize = 128;
-/// Contents that can't be looked into.
-const CLOSED: [&str; 3] = ["luks", "bitlocker", "mdraid"];
+/// Contents that can't be looked into, or that no system of a machine is in.
+const CLOSED: [&str; 4] = ["luks", "bitlocker", "mdraid", "iso9660"];
 /// Most doubts of one kind that a machine gets from its guest; the report has all.
 const MAX_TOLD: usize = 6;
 
@@ -31,7 +31,7 @@ pub struct GuestReport {
     /// Further volumes that hold a system each; they were not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub other_roots: Vec<String>,
-    /// Volumes that are encrypted, or parts of an array.
+    /// Volumes that are encrypted, parts of an array, or images of CDs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub closed: Vec<Closed>,
     pub firmware: Firmware,
@@ -57,7 +57,7 @@ pub struct GuestReport {
 #[serde(rename_all = "camelCase", default)]
 pub struct Closed {
     pub name: String,
-    /// `luks`, `bitlocker`, `mdraid`.
+    /// `luks`, `bitlocker`, `mdraid`, `iso9660`.
     pub content: String,
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::naming::naming;
 use super::release::assignments;
+use super::unified::{self, Unified};
 use crate::conversion::guest::{BootRoot, MAX_LIST};
 use crate::guest::error::{Result, existing};
 use crate::guest::fields::clean;
@@ -55,6 +56,14 @@ pub(in crate::guest) fn roots(tree: &Tree) -> Result<Vec<BootRoot>> {
         for line in lines.into_iter().filter_map(|name| fields.get(name)) {
             roots.extend(arguments(line).map(|root| found(file, &root)));
         }
+    }
+    for path in unified::paths(tree)? {
+        // What is no such image is told of where kernels are looked for.
+        let line = match Unified::open(tree, &path).and_then(|image| image.command_line()) {
+            Err(error) if error.is_final() => return Err(error),
+            line => line.ok().flatten().unwrap_or_default(),
+        };
+        roots.extend(arguments(&line).map(|root| found(&path, &root)));
     }
     roots.truncate(MAX_LIST);
     Ok(roots)

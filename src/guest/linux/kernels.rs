@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::boot::ENTRIES;
 use super::initramfs::{self, Initramfs, module_name};
+use super::unified::{self, Unified};
 use crate::conversion::guest::{Doubt, Driver, Kernel};
 use crate::guest::error::{Error, Result, existing};
 use crate::guest::fields::clean;
@@ -32,18 +33,15 @@ pub(in crate::guest) fn kernels(tree: &Tree, doubts: &mut Vec<Doubt>) -> Result<
             kernels.extend(found.filter(|found| kernels.iter().all(|known| known.image != found.image)));
         }
     }
+    let unified = add_unified(tree, &versions, &mut kernels, doubts)?;
     kernels.sort_by(|a, b| compare(&b.version, &a.version));
     if kernels.len() > MAX_KERNELS {
         doubts.push(doubt(BOOT, format!("has {} kernels; the newest {MAX_KERNELS} were looked at", kernels.len())));
         kernels.truncate(MAX_KERNELS);
     }
-    let unified = tree.ending("/boot/efi/EFI/Linux", ".efi")?.into_iter().chain(tree.ending("/efi/EFI/Linux", ".efi")?);
-    for path in unified.chain(tree.ending("/boot/EFI/Linux", ".efi")?) {
-        doubts.push(doubt(&path, "is a unified kernel image, whose initramfs is not looked into".into()));
-    }
     let mut spent = false;
     for kernel in &mut kernels {
-        match drivers(tree, kernel, spent) {
+        match drivers(tree, kernel, unified.get(&kernel.image), spent) {
             Ok(()) => {}
             Err(error) => {
                 spent |= error.is_final();
@@ -53,6 +51,35 @@ pub(in crate::guest) fn kernels(tree: &Tree, doubts: &mut Vec<Doubt>) -> Result<
         }
     }
     Ok(kernels)
+}
+
+/// Adds the unified kernel images, and gives them by their paths; what is none becomes a doubt.
+fn add_unified(
+    tree: &Tree,
+    versions: &[String],
+    kernels: &mut Vec<Kernel>,
+    doubts: &mut Vec<Doubt>,
+) -> Result<BTreeMap<String, Unified>> {
+    let mut found = BTreeMap::new();
+    for path in unified::paths(tree)?.into_iter().take(MAX_KERNELS) {
+        let opened = Unified::open(tree, &path).and_then(|image| Ok((image.version()?, image)));
+        let (stated, image) = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.is_final() => return Err(error),
+            Err(error) => {
+                doubts.push(doubt(&path, error.to_string()));
+                continue;
+            }
+        };
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let name = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+        let in_path = versions.iter().find(|version| name.contains(version.as_str())).cloned();
+        let initramfs = image.has_initramfs().then(|| path.clone());
+        let version = stated.or(in_path).unwrap_or_else(|| version(name, versions));
+        kernels.push(Kernel { version, image: path.clone(), initramfs, ..Kernel::default() });
+        found.insert(path, image);
+    }
+    Ok(found)
 }
 
 fn doubt(what: &str, why: String) -> Doubt {
@@ -141,8 +168,8 @@ fn compare(one: &str, other: &str) -> Ordering {
     numbers(one).cmp(&numbers(other)).then_with(|| one.cmp(other))
 }
 
-/// Fills in where `kernel` has its drivers. With `spent`, its initramfs is not read any more.
-fn drivers(tree: &Tree, kernel: &mut Kernel, spent: bool) -> Result<()> {
+/// Fills in where `kernel`, which may be `unified` with its initramfs, has its drivers. With `spent`, its initramfs is not read any more.
+fn drivers(tree: &Tree, kernel: &mut Kernel, unified: Option<&Unified>, spent: bool) -> Result<()> {
     kernel.drivers = DRIVERS.iter().map(|name| ((*name).to_owned(), Driver::Unknown)).collect();
     let modules = format!("/lib/modules/{}", kernel.version);
     let builtin = existing(tree.text(&format!("{modules}/modules.builtin")))?;
@@ -168,10 +195,11 @@ fn drivers(tree: &Tree, kernel: &mut Kernel, spent: bool) -> Result<()> {
     if elsewhere("virtio_net") == Driver::Root && wanted.contains("virtio_net") {
         kernel.drivers.insert("virtio_net".into(), Driver::Root);
     }
-    let found = match &kernel.initramfs {
-        None => Initramfs { builtin: None, ..Initramfs::default() },
-        Some(_) if spent => return Ok(()),
-        Some(path) => initramfs::read(tree.find(path)?.open(), &wanted, tree.budget())?,
+    let found = match (&kernel.initramfs, unified.and_then(Unified::initramfs)) {
+        (None, _) => Initramfs { builtin: None, ..Initramfs::default() },
+        (Some(_), _) if spent => return Ok(()),
+        (Some(_), Some(source)) => initramfs::read(source, &wanted, tree.budget())?,
+        (Some(path), None) => initramfs::read(tree.find(path)?.open(), &wanted, tree.budget())?,
     };
     kernel.compression = kernel.initramfs.as_ref().map(|_| found.compression.unwrap_or("none").to_owned());
     if known.is_none()

@@ -31,7 +31,7 @@ fn found(bytes: &[u8]) -> (Option<&'static str>, Vec<String>) {
 }
 
 /// The main archive, packed in each way that kernels take.
-fn packed() -> Vec<(&'static str, Vec<u8>)> {
+pub(super) fn packed() -> Vec<(&'static str, Vec<u8>)> {
     let plain = archive(&MODULES);
     let gzip = {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));

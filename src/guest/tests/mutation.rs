@@ -122,6 +122,14 @@ fn guests() -> &'static [(&'static str, Stored)] {
             let script = "label: gpt\nstart=2048,size=32768,type=uefi\n";
             add("fat", loaders.disk("disk", 18 * MIB, script, &[(MIB, &esp)]));
         }
+        let made = Maker::new();
+        if has("mkfs.ext4") {
+            add("mirror", super::volumes::mirror(&maker, &made));
+        }
+        add("cd", super::volumes::cd_on(&made));
+        if let Some(disk) = super::volumes::unified_on(&made) {
+            add("unified", disk);
+        }
         if super::systems::can_make_windows() {
             let maker = Maker::new();
             super::systems::windows(&maker, Some(0));
@@ -168,4 +176,23 @@ macro_rules! guests {
     )*};
 }
 
-guests! { ext4 xfs btrfs fat ntfs lvm }
+guests! { ext4 xfs btrfs fat ntfs lvm mirror cd unified }
+
+/// An initramfs, however it is packed, changed anywhere.
+#[test]
+fn initramfs() {
+    let archives: Vec<Vec<u8>> = super::images::packed().into_iter().map(|(_, archive)| archive).collect();
+    let changes = produce::<(u8, Vec<Change>)>().with();
+    check!().with_generator(changes).with_iterations(8 * CASES).for_each(|(which, changes)| {
+        let mut archive = archives[usize::from(*which) % archives.len()].clone();
+        archive.resize(archive.len().next_multiple_of(BLOCK), 0);
+        for change in changes {
+            apply(&mut archive, change);
+        }
+        let start = Instant::now();
+        if let Ok(entries) = crate::guest::list_initramfs(&archive[..], &LIMITS) {
+            assert!(entries.len() <= 50_000);
+        }
+        assert!(start.elapsed() < PATIENCE, "took {:?}", start.elapsed());
+    });
+}

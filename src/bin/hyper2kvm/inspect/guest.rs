@@ -19,9 +19,10 @@ pub(super) fn describe(out: &mut impl Write, guest: &Guest) -> io::Result<()> {
     row("guest", &system)?;
     for volume in &guest.volumes {
         let label = volume.label.as_ref().map(|label| format!(", label {label}")).unwrap_or_default();
+        let detail = volume.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
         let dirty = if volume.dirty == Some(true) { ", not unmounted" } else { "" };
         let size = ByteSize(volume.size_bytes);
-        row("volume", &format!("{}: {}, {size}{label}{dirty}", volume.name, volume.content))?;
+        row("volume", &format!("{}: {}{detail}, {size}{label}{dirty}", volume.name, volume.content))?;
     }
     if let Some(root) = &guest.root {
         row("root", root)?;
