@@ -9,10 +9,10 @@ pub(super) fn unit_bytes(unit: &str) -> Option<u64> {
     let Some((base, factor)) = unit.split_once('*') else {
         return Some(match unit.as_str() {
             "" | "byte" | "bytes" => 1,
-            "kilobytes" | "kb" => 1 << 10,
-            "megabytes" | "mb" => 1 << 20,
-            "gigabytes" | "gb" => 1 << 30,
-            "terabytes" | "tb" => 1 << 40,
+            "kilobytes" | "kb" | "kib" | "kibibytes" => 1 << 10,
+            "megabytes" | "mb" | "mib" | "mebibytes" => 1 << 20,
+            "gigabytes" | "gb" | "gib" | "gibibytes" => 1 << 30,
+            "terabytes" | "tb" | "tib" | "tebibytes" => 1 << 40,
             _ => return None,
         });
     };

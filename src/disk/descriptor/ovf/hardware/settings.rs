@@ -17,6 +17,7 @@ pub(super) fn add(system: Node, machine: &mut Machine) {
                     add_key(key, value, machine);
                 }
             }
+            _ if node.children().all(|child| child.is_text()) && add_word(node, machine) => {}
             "BiosType" => add_bios_type(node.text().unwrap_or_default().trim(), machine),
             "Firmware" => {
                 if let Some(kind) = attribute(node, "type") {
@@ -52,8 +53,46 @@ fn add_key(key: &str, value: &str, machine: &mut Machine) {
         "bootoptions.efisecurebootenabled" | "uefi.secureboot.enabled" => machine.secure_boot = Some(is_true(value)),
         "vtpm.present" => machine.tpm |= is_true(value),
         "uuid.bios" => machine.uuid = uuid(value),
-        _ => {}
+        key => {
+            add_setting(key.rsplit('.').next().unwrap_or_default(), value, machine);
+        }
     }
+}
+
+/// An element whose text is a setting: `<BootType>UEFI</BootType>`.
+fn add_word(node: Node, machine: &mut Machine) -> bool {
+    let text = node.text().map(str::trim).filter(|text| !text.is_empty());
+    text.is_some_and(|text| add_setting(node.tag_name().name(), text, machine))
+}
+
+/// A setting in the words of Nutanix' interfaces, whatever its case and dashes: `boot_type` is `LEGACY`, `UEFI` or
+/// `SECURE_BOOT`. Says whether it is one.
+fn add_setting(name: &str, value: &str, machine: &mut Machine) -> bool {
+    let plain = |text: &str| text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    match plain(name).as_str() {
+        "boottype" | "bootfirmware" | "firmwaretype" => match plain(value).as_str() {
+            "secureboot" | "uefisecureboot" => {
+                machine.firmware.get_or_insert(Firmware::Efi);
+                machine.secure_boot = Some(true);
+            }
+            "uefi" | "efi" => {
+                machine.firmware.get_or_insert(Firmware::Efi);
+            }
+            "legacy" | "legacybios" | "bios" => {
+                machine.firmware.get_or_insert(Firmware::Bios);
+            }
+            _ => {}
+        },
+        "uefiboot" | "isuefi" | "uefibootenabled" => {
+            machine.firmware.get_or_insert(if is_true(value) { Firmware::Efi } else { Firmware::Bios });
+        }
+        "secureboot" | "securebootenabled" | "issecureboot" | "issecurebootenabled" => {
+            machine.secure_boot = Some(is_true(value));
+        }
+        "vtpm" | "vtpmenabled" | "isvtpmenabled" => machine.tpm |= is_true(value),
+        _ => return false,
+    }
+    true
 }
 
 fn set_firmware(said: &str, machine: &mut Machine) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Machines in the dialects of their exporters.
 
+mod dialects;
+
 use proptest::prelude::*;
 
 use crate::conversion::machine::{Card, Controller, Description, Firmware, Machine};
