@@ -98,6 +98,8 @@ pub enum Description {
     Ovf,
     /// A VMX file beside the disk.
     Vmx,
+    /// The settings of Hyper-V beside the disk.
+    HyperV,
 }
 
 /// What starts the guest.

@@ -4,6 +4,7 @@
 //! Nothing here opens a file. Every name that is returned is a plain base name; whether the file exists and what is in
 //! it is checked elsewhere.
 
+pub(crate) mod hyperv;
 mod names;
 pub(crate) mod ovf;
 pub(crate) mod vmdk;

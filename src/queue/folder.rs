@@ -14,12 +14,16 @@ use super::companions::{File, Verdict};
 use super::scan::{self, Entry, Kind, Name, Refusal, Refused};
 use crate::conversion::Failure;
 use crate::conversion::contract::MAX_MEMBERS;
+use crate::disk::descriptor::hyperv;
 
 /// Most entries of a folder: the largest split disk, and as many other files.
 pub const MAX_ENTRIES: usize = 2 * MAX_MEMBERS;
 
 /// Extensions of Hyper-V's changes of a disk: without them the disk is not what the guest saw last.
 const CHANGES: [&str; 2] = ["avhd", "avhdx"];
+
+/// Most files with settings of a machine that a folder's claim holds.
+const MAX_SETTINGS: usize = 16;
 
 /// What lies in a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,6 +185,12 @@ pub fn decide(verdicts: Vec<Verdict>, files: &BTreeMap<Name, File>) -> Decision 
         _ => None,
     });
     let Some((primary, mut members, failure)) = decided.next() else { return Decision::Refuse(Refusal::NoDisk) };
+    if matches!(scan::extension(&primary).as_str(), "vhd" | "vhdx") {
+        // Hyper-V's settings describe the machine.
+        let settings = files.keys().filter(|name| hyperv::is_settings(name) && !members.contains(name));
+        let settings: Vec<_> = settings.take(MAX_SETTINGS).cloned().collect();
+        members.extend(settings);
+    }
     let others: Vec<_> = decided.collect();
     if others.is_empty() {
         let rest = rest(&primary, files);

@@ -26,7 +26,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_
 use serde::{Deserialize, Serialize};
 
 use super::contain::{self, Enforcement};
-use super::group::Group;
+use super::group::{Group, Settings};
 use super::interrupt::Interrupts;
 use super::names::disk_names;
 use super::output::write_synced;
@@ -156,8 +156,10 @@ impl Child {
         let required = env::var(variable::REQUIRE_LANDLOCK).as_deref() == Ok("1");
         let readable = readable.as_ref().map(AsFd::as_fd);
         let writable: Vec<_> = writable.iter().map(AsFd::as_fd).collect();
+        // They may lie beside the source's directory. They are opened here, and read later.
+        let settings = Settings::beside(source);
         let enforced = contain::restrict(readable, &writable, executable.as_ref(), required).map_err(uncontained)?;
-        let group = Group::open_beside(source, option)?;
+        let group = Group::open_beside(source, option)?.with(settings);
         contain::restrict(None, &writable, executable.as_ref(), required).map_err(uncontained)?;
         let warning = (enforced == Enforcement::None)
             .then_some("this kernel has no Landlock: the image is read by a process with this user's rights");

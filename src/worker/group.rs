@@ -30,6 +30,41 @@ pub struct Group {
     opened: Vec<Opened>,
 }
 
+/// Hyper-V's settings of machines, as they lie beside a VHD or VHDX.
+#[derive(Debug, Default)]
+pub struct Settings(Vec<Opened>);
+
+impl Settings {
+    /// Most files that are opened, and entries of a directory that are looked at.
+    const MAX: usize = 16;
+    const MAX_ENTRIES: usize = 4096;
+
+    /// Opens the settings beside `source`: in its own directory, and in `Virtual Machines` there or a level above, where
+    /// exports have them. They are no part of the disk: what can't be opened is left out.
+    #[must_use]
+    pub fn beside(source: &Path) -> Self {
+        let name = source.to_string_lossy();
+        if !["vhd", "vhdx"].iter().any(|wanted| file_name::extension(&name).eq_ignore_ascii_case(wanted)) {
+            return Self::default();
+        }
+        let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = "Virtual Machines";
+        let mut found = Vec::new();
+        for place in [parent.to_owned(), parent.join(folder), parent.join("..").join(folder)] {
+            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let Ok(directory) = openat(CWD, &place, flags, Mode::empty()) else { continue };
+            let Ok(entries) = rustix::fs::Dir::read_from(&directory) else { continue };
+            let names = entries.take(Self::MAX_ENTRIES).flatten().map(|entry| entry.file_name().to_bytes().to_vec());
+            let mut names: Vec<_> = names.filter_map(|name| String::from_utf8(name).ok()).collect();
+            names.retain(|name| descriptor::hyperv::is_settings(name));
+            names.sort();
+            found.extend(names.iter().filter_map(|name| open_regular(&directory, OsStr::new(name)).ok()));
+        }
+        found.truncate(Self::MAX);
+        Self(found)
+    }
+}
+
 #[derive(Debug)]
 struct Opened {
     name: String,
@@ -122,6 +157,14 @@ impl Group {
             opened.extend(open_regular(&directory, OsStr::new(&format!("{}.vmx", file_name::stem(name)))).ok());
         }
         Ok(Self::from_opened(opened, &[]))
+    }
+
+    /// Adds Hyper-V's settings, which were found beside the source.
+    #[must_use]
+    pub fn with(mut self, settings: Settings) -> Self {
+        self.siblings.extend(settings.0.iter().map(Opened::region));
+        self.opened.extend(settings.0);
+        self
     }
 
     /// Opens `source` alone, and reads nothing.

@@ -140,6 +140,7 @@ const fn source_of(machine: &Machine) -> &'static str {
         Description::Disks => "the disk",
         Description::Ovf => "the OVF",
         Description::Vmx => "the VMX",
+        Description::HyperV => "Hyper-V",
     }
 }
 

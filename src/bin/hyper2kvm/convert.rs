@@ -25,7 +25,7 @@ use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
 use hyper2kvm::worker::contain;
 use hyper2kvm::worker::conversion::Conversion;
-use hyper2kvm::worker::group::Group;
+use hyper2kvm::worker::group::{Group, Settings};
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::log::LogTail;
 use hyper2kvm::worker::output;
@@ -267,6 +267,7 @@ fn convert_uncontained(arguments: &Arguments, interrupts: Option<Interrupts>) ->
     }
     let converted = (|| {
         let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref())?;
+        let group = group.with(Settings::beside(&arguments.source));
         let mut made = Output::make(arguments)?;
         let devices = std::mem::take(&mut made.devices);
         let targets = (!devices.is_empty()).then(|| Targets::of_devices(devices));

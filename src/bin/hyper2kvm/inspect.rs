@@ -17,7 +17,7 @@ use hyper2kvm::disk::Error;
 use hyper2kvm::disk::source::{self, Inspection, Limits};
 use hyper2kvm::worker::by_hand::{self, Contained};
 use hyper2kvm::worker::copy::usable_bytes;
-use hyper2kvm::worker::group::Group;
+use hyper2kvm::worker::group::{Group, Settings};
 use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::scratch::Scratch;
 use serde::Serialize;
@@ -80,7 +80,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         None if arguments.no_sandbox => {
             eprintln!("hyper2kvm: warning: --no-sandbox: the image is read by a process with all rights of this user");
             let scratch = temporary();
+            let settings = Settings::beside(&arguments.source);
             let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref());
+            let group = group.map(|group| group.with(settings));
             print(arguments, &look(arguments, group, scratch.as_ref().map(Scratch::path)))
         }
         None => supervise(temporary().as_ref()),

@@ -9,7 +9,7 @@ use super::packed::{Depth, Room, open_stream, open_tar, open_zip};
 use crate::conversion::file_name::{extension, stem};
 use crate::conversion::machine::Machine;
 use crate::conversion::{Reason, Remedy, printable};
-use crate::disk::descriptor::{MAX_BYTES, vmx};
+use crate::disk::descriptor::{MAX_BYTES, hyperv, vmx};
 use crate::disk::detect::{self, Content};
 use crate::disk::effort::Effort;
 use crate::disk::packed::Stream;
@@ -146,11 +146,34 @@ fn refuse_lone_extent(region: &Region, content: Content) -> Result<(), Error> {
     Err(if descriptor::is_flat_extent(name) { refused.with_remedy(Remedy::BringDescriptor) } else { refused })
 }
 
-/// The machine of a VMX beside a VMDK, called alike.
+/// The machine that a file beside the disk describes: a VMX beside a VMDK, called alike, or Hyper-V's settings beside a
+/// VHD or VHDX.
 fn machine_of(primary: &Region, siblings: &[Region]) -> Result<Option<Machine>, Error> {
     let name = primary.name();
+    if ["vhd", "vhdx"].iter().any(|wanted| extension(name).eq_ignore_ascii_case(wanted)) {
+        return hyperv_machine_of(name, siblings);
+    }
     let vmx = format!("{}.vmx", stem(name));
     let found = siblings.iter().find(|region| region.name() == vmx && region.len() <= MAX_BYTES as u64);
     let Some(vmx) = found.filter(|_| extension(name).eq_ignore_ascii_case("vmdk")) else { return Ok(None) };
     Ok(Some(vmx::read(&read_text(vmx, MAX_BYTES)?, name)))
+}
+
+/// The machine of the only settings that name the disk. Of several, nobody knows which is meant.
+fn hyperv_machine_of(name: &str, siblings: &[Region]) -> Result<Option<Machine>, Error> {
+    let settings = || siblings.iter().filter(|region| hyperv::is_settings(region.name()));
+    let is_text = |region: &&Region| extension(region.name()).eq_ignore_ascii_case("xml");
+    let here = |wanted: &str| {
+        siblings.iter().map(Region::name).find(|name| name.eq_ignore_ascii_case(wanted)).map(str::to_owned)
+    };
+    let mut machines = Vec::new();
+    for region in settings().filter(is_text).filter(|region| region.len() <= MAX_BYTES as u64) {
+        machines.extend(hyperv::read(&read_text(region, MAX_BYTES)?, name, &here));
+    }
+    let binary: Vec<_> = settings().filter(|region| !is_text(region)).collect();
+    Ok(match (machines.len(), binary.as_slice()) {
+        (1, _) => machines.pop(),
+        (0, [only]) => Some(hyperv::unread(only.name(), name)),
+        _ => None,
+    })
 }
