@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::archives::{gzipped, ova_of_gzip, zipped};
+use crate::support::ova::tar;
 use crate::support::vmdk::{Sparse, built, descriptor};
 use crate::trap::{BESIDE, CANARY, Trap, content, qemu_img, written};
 
@@ -131,6 +132,9 @@ pub(crate) fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("gzip.ova", ova_of_gzip(&packed, size)),
         ("stream.vmdk.gz", packed),
         ("disk.img.gz", gzipped(content)),
+        ("disk.tar", tar(&[("disk.raw", content)])),
+        ("disk.tar.gz", gzipped(&tar(&[("disk.raw", content), ("sums.txt", b"none")]))),
+        ("disk.tar.zst", zstd::encode_all(&tar(&[("read.me", b"a disk"), ("disk.raw", content)])[..], 1).unwrap()),
         ("vmdk.zip", zipped("d/d.vmdk", &built(&stream, content))),
     ];
     let place = tempfile::tempdir().unwrap();
