@@ -144,6 +144,62 @@ fn a_bare_disk_gets_the_firmware_of_its_partition_table() {
     }
 }
 
+/// Hyper-V's settings of a machine of generation 2 with these disks, as UTF-16.
+fn hyperv(name: &str, disks: &[&str]) -> Vec<u8> {
+    let drives = disks.iter().enumerate().map(|(unit, disk)| {
+        format!("<drive{unit}><pathname type=\"string\">D:\\VMs\\{disk}</pathname><type type=\"string\">VHD</type></drive{unit}>")
+    });
+    let text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-16\"?><configuration><_a_><ChannelInstanceGuid/><controller0>{}</controller0></_a_>\
+         <properties><name type=\"string\">{name}</name><subtype type=\"integer\">1</subtype></properties><settings>\
+         <memory><bank><size type=\"integer\">3072</size></bank></memory><processors><count type=\"integer\">3</count>\
+         </processors></settings></configuration>",
+        drives.collect::<String>()
+    );
+    [0xFEFF].into_iter().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect()
+}
+
+#[test]
+fn an_export_of_hyper_v_is_described_by_the_settings_that_name_its_disk() {
+    let guid = |n: u8| format!("1A2B3C4D-0000-1111-2222-0000000000{n:02X}");
+    let place = TempDir::new().unwrap();
+    let (disks, machines) = (place.path().join("Virtual Hard Disks"), place.path().join("Virtual Machines"));
+    for directory in [&disks, &machines] {
+        fs::create_dir(directory).unwrap();
+    }
+    disk(&disks, "raw", "efi");
+    let made = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "vhdx", "raw", "web01.vhdx"])
+        .current_dir(&disks)
+        .status();
+    let Ok(true) = made.map(|status| status.success()) else { return eprintln!("left out: qemu-img is not installed") };
+    fs::write(machines.join(format!("{}.xml", guid(1))), hyperv("of another", &["db01.vhdx"])).unwrap();
+    fs::write(machines.join(format!("{}.xml", guid(2))), hyperv("Web 01", &["Web01.vhdx", "data.vhdx"])).unwrap();
+    // Not called after a GUID, as a domain that was written beside the disk.
+    fs::write(disks.join("web01.xml"), hyperv("a domain", &["web01.vhdx"])).unwrap();
+    let told = converted(place.path(), "Virtual Hard Disks/web01.vhdx");
+    let machine = &told["machines"][0];
+    assert_eq!((&machine["describedBy"], &machine["name"]), (&"hyperv".into(), &"Web 01".into()), "{machine}");
+    assert_eq!((&machine["memoryMib"], &machine["coresPerSocket"]), (&3072.into(), &3.into()));
+    assert_eq!((&machine["firmware"], machine["disks"].as_array().unwrap().len()), (&"efi".into(), 1));
+    assert!(machine["doubts"].to_string().contains("further disks (1)"), "{machine}");
+    validate(&place.path().join("out/web01.xml"));
+
+    for (n, settings) in [(3, hyperv("twice", &["web01.vhdx"])), (4, b"binary".to_vec())] {
+        fs::write(machines.join(format!("{}.{}", guid(n), if n == 4 { "vmcx" } else { "xml" })), settings).unwrap();
+        fs::remove_dir_all(place.path().join("out")).unwrap();
+        let machine = converted(place.path(), "Virtual Hard Disks/web01.vhdx")["machines"][0].clone();
+        // Two that name it: nobody knows which is meant.
+        assert_eq!(machine["describedBy"], "disks", "{machine}");
+        for left in fs::read_dir(&machines).unwrap().flatten() {
+            fs::remove_file(left.path()).unwrap();
+        }
+        if n == 4 {
+            assert!(machine["doubts"].to_string().contains("only Hyper-V reads"), "{machine}");
+        }
+    }
+}
+
 #[test]
 fn the_disk_that_boots_is_first_wherever_it_is_listed() {
     let place = TempDir::new().unwrap();
