@@ -35,7 +35,10 @@ pub(crate) fn make(directory: &Path, name: &str, gib: u64) -> Result<()> {
     let stream = ["-O", "vmdk", "-o", "subformat=streamOptimized"];
     let vhd = ["-O", "vpc", "-o", "subformat=dynamic,force_size=on"];
     match name {
-        "disk.raw" => make_file_system(&unfinished, gib)?,
+        "disk.raw" => make_file_system(&unfinished, gib, |_| Ok(()))?,
+        "guest.raw" => make_file_system(&unfinished, gib, add_system)?,
+        "many.ovf" => make_many(directory, &unfinished)?,
+        "scattered.ovf" => make_scattered(directory, &unfinished)?,
         "disk.vhd" => convert("disk.raw", &vhd)?,
         "disk.vhdx" => convert("disk.raw", &["-O", "vhdx", "-o", "subformat=dynamic"])?,
         "disk.vdi" => convert("disk.raw", &["-O", "vdi"])?,
@@ -101,9 +104,10 @@ fn make_dense(path: &Path, capacity: u64) -> Result<()> {
 }
 
 /// An ext4 file system with a third of its size in files of this machine: real programs, libraries and texts.
-fn make_file_system(raw: &Path, gib: u64) -> Result<()> {
+fn make_file_system(raw: &Path, gib: u64, add: fn(&Path) -> Result<()>) -> Result<()> {
     let files = raw.with_extension("files");
     fs::create_dir_all(&files)?;
+    add(&files)?;
     let wanted = (gib * 345) << 20; // 2.7 GiB of 8
     let mut have = 0;
     for (n, tree) in ["/usr/lib", "/usr/bin", "/usr/share", "/usr/local"].iter().cycle().take(64).enumerate() {
@@ -160,4 +164,104 @@ fn make_ova(directory: &Path, path: &Path, disk: &str, capacity: u64, digest: bo
     }
     words.push(disk);
     text_of("tar", &words).map(drop)
+}
+
+/// What makes a file system a guest: a release, a fstab, and three kernels, each with an initramfs of some 60 MiB, packed.
+fn add_system(files: &Path) -> Result<()> {
+    const KERNELS: u32 = 3;
+    let write = |path: String, content: &[u8]| -> Result<()> {
+        let path = files.join(path);
+        fs::create_dir_all(path.parent().expect("it lies in a directory"))?;
+        Ok(fs::write(path, content)?)
+    };
+    write("etc/os-release".into(), b"ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n")?;
+    write("etc/fstab".into(), b"UUID=0fb5ee87-5d5b-4ed1-a0a1-f7b1c9e1c7a0 / ext4 defaults 0 1\n")?;
+    let program = fs::read("/proc/self/exe")?;
+    for kernel in 0..KERNELS {
+        let version = format!("6.1.0-{kernel}-amd64");
+        let mut archive = Vec::new();
+        // Its modules are the last, so that all of it must be unpacked.
+        let names = (0..8).map(|n| format!("usr/bin/program-{n}"));
+        let module = format!("usr/lib/modules/{version}/kernel/virtio_blk.ko");
+        for name in names.chain([module, "TRAILER!!!".to_owned()]) {
+            let content = if name.contains("program") { &program[..program.len().min(8 << 20)] } else { b"" };
+            let numbers = [1, 0o100_644, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+            archive.extend(b"070701");
+            archive.extend(numbers.iter().flat_map(|number| format!("{number:08X}").into_bytes()));
+            archive.extend(name.as_bytes());
+            archive.push(0);
+            archive.resize(archive.len().next_multiple_of(4), 0);
+            archive.extend(content);
+            archive.resize(archive.len().next_multiple_of(4), 0);
+        }
+        write(format!("boot/vmlinuz-{version}"), b"MZ")?;
+        write(format!("boot/initrd.img-{version}"), &zstd::encode_all(&archive[..], 3)?)?;
+        write(format!("lib/modules/{version}/modules.builtin"), b"kernel/virtio_pci.ko\n")?;
+        write(format!("lib/modules/{version}/modules.dep"), b"kernel/virtio_blk.ko:\n")?;
+    }
+    Ok(())
+}
+
+/// An OVF of 128 disks, each with a few grains.
+fn make_many(directory: &Path, ovf: &Path) -> Result<()> {
+    const DISKS: usize = 128;
+    let names: Vec<_> = (0..DISKS).map(|number| format!("many-{number:03}.vmdk")).collect();
+    for name in &names {
+        let mut out = BufWriter::new(File::create(directory.join(name))?);
+        let grain = |number: u64| number.is_multiple_of(1000).then(|| vec![7; 64 << 10]);
+        Sparse::stream_optimized(8 * GIB).write(&mut out, grain)?;
+        out.flush()?;
+    }
+    Ok(fs::write(ovf, envelope(&names))?)
+}
+
+/// An OVF of 12 disks whose tables lie 64 KiB apart, most of them in holes: a few MiB that name 4 TiB each.
+fn make_scattered(directory: &Path, ovf: &Path) -> Result<()> {
+    const TABLES: u64 = 131_072;
+    const APART: u64 = 128;
+    let names: Vec<_> = (0..12).map(|number| format!("scattered-{number:02}.vmdk")).collect();
+    for name in &names {
+        let file = File::create(directory.join(name))?;
+        let directory_sectors = TABLES * 4 / 512;
+        let first = (21 + directory_sectors).next_multiple_of(APART);
+        let mut header = [0; 512];
+        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"KDMV\x01\0\0\0\x01\0\0\0");
+        for (at, value) in [(12, TABLES * 512 * 128), (20, 128), (28, 1), (36, 20), (56, 21), (64, first)] {
+            put(at, &u64::to_le_bytes(value));
+        }
+        put(44, &512_u32.to_le_bytes());
+        put(73, b"\n \r\n");
+        file.write_all_at(&header, 0)?;
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\n\
+             RW {} SPARSE \"{name}\"\n",
+            TABLES * 512 * 128
+        );
+        file.write_all_at(text.as_bytes(), 512)?;
+        let tables: Vec<u8> =
+            (0..TABLES).flat_map(|table| u32::try_from(first + table * APART).unwrap_or(0).to_le_bytes()).collect();
+        file.write_all_at(&tables, 21 * 512)?;
+        let end = first + TABLES * APART;
+        // A grain for every five hundredth table.
+        for (grain, table) in (0..TABLES).step_by(512).enumerate() {
+            let place = u32::try_from(end + grain as u64 * 128)?;
+            file.write_all_at(&place.to_le_bytes(), (first + table * APART) * 512)?;
+        }
+        file.set_len((end + TABLES / 512 * 128) * 512)?;
+    }
+    Ok(fs::write(ovf, envelope(&names))?)
+}
+
+/// An OVF of these disks.
+fn envelope(names: &[String]) -> String {
+    let files = names.iter().map(|name| format!("<File ovf:id='{name}' ovf:href='{name}'/>"));
+    let disks =
+        names.iter().map(|name| format!("<Disk ovf:diskId='{name}' ovf:fileRef='{name}' ovf:capacity='8589934592'/>"));
+    format!(
+        "<Envelope xmlns:ovf='http://schemas.dmtf.org/ovf/envelope/1'><References>{}</References><DiskSection>{}</DiskSection>\
+         <VirtualSystem ovf:id='vm'/></Envelope>",
+        files.collect::<String>(),
+        disks.collect::<String>()
+    )
 }

@@ -6,7 +6,7 @@
 //! output of the first round is compared with its source and checked by qemu-img, and that of the last round with it. Where
 //! more than one round disagrees with the others about what is demanded, three times as many are run. Without words those pairs
 //! run of which something is demanded; `--all` adds every other. Choose rows among all by their names, or by a part of several
-//! names, and rounds:
+//! names, and rounds (`inspect` chooses what a look costs):
 //!
 //! ```text
 //! cargo bench --bench convert -- --rounds 3 --size 1 stream
@@ -14,6 +14,7 @@
 
 mod buffered;
 mod images;
+mod looks;
 mod measure;
 mod rows;
 #[path = "../../tests/images/vmdk.rs"]
@@ -110,6 +111,8 @@ fn bench(arguments: &[String]) -> Result<()> {
     println!("| row | s | peer s | wall | CPU | MiB | size | demand | met |");
     println!("|---|--:|--:|--:|--:|--:|--:|---|---|");
     chosen.iter().try_for_each(|row| run_row(row, &choice))?;
+    let is_chosen = |name: &str| choice.rows.is_empty() || choice.rows.iter().any(|part| name.contains(part.as_str()));
+    looks::run(&choice.directory, choice.rounds, choice.size, &is_chosen)?;
     if choice.rows.is_empty() || choice.rows.iter().any(|part| "progress".contains(part.as_str())) {
         tell_progress(&choice.directory.join("progress.json"))?;
     }
