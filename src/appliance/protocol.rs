@@ -5,6 +5,7 @@
 //! QEMU: -initrd FILE    the appliance's initrd, whose length is a multiple of 512, and behind it job_archive(job)
 //!       first serial    the kernel's messages (console=ttyS0): for a person, never read
 //!       second serial   the answer (ttyS1): a JSON line a step, then one line with the report
+//!       drivers         files of virtio-win for Windows, in the job's archive
 //!       disks           virtio-blk or virtio-scsi, each with the serial number that the job names
 //! ```
 //!
@@ -12,14 +13,16 @@
 //! and a report that contradicts itself is an error.
 
 mod answer;
+mod driver;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::answer::{Answer, Error, Line, Step, report_line, step_line};
+pub use self::driver::{DRIVERS, Driver, DriverFile, MAX_DRIVER_BYTES};
 use super::cpio;
 
 /// Raised with every change that the other side cannot read. Host and appliance must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Path of the job in the appliance's first file system.
 pub const JOB_PATH: &str = "etc/hyper2kvm/job.json";
 /// The answer's serial port within the appliance.
@@ -46,6 +49,9 @@ pub struct Job {
     /// The machine's network cards in their order; empty where the machine is not known.
     #[serde(default)]
     pub cards: Vec<Card>,
+    /// Drivers for Windows; empty where none were given or none are needed.
+    #[serde(default)]
+    pub drivers: Vec<Driver>,
     #[serde(default)]
     pub limits: Limits,
 }
@@ -109,6 +115,10 @@ pub enum JobError {
     Serial(String),
     #[error("{0:?} is no MAC address")]
     Mac(String),
+    #[error("{0:?} is no driver that a job may have")]
+    Driver(String),
+    #[error("the drivers have {0} bytes; at most {MAX_DRIVER_BYTES} are possible")]
+    DriverBytes(u64),
     #[error("cannot pack the job")]
     Archive(#[from] cpio::Error),
 }
@@ -140,6 +150,7 @@ impl Job {
                 return Err(JobError::Serial(serial.clone()));
             }
         }
+        driver::check(&self.drivers)?;
         for mac in self.cards.iter().filter_map(|card| card.mac.as_ref()) {
             let is_byte = |pair: &str| pair.len() == 2 && pair.bytes().all(|byte| byte.is_ascii_hexdigit());
             if mac.split(':').count() != 6 || !mac.split(':').all(is_byte) {
@@ -150,10 +161,11 @@ impl Job {
     }
 }
 
-/// The archive that stands behind the appliance's initrd.
-pub fn job_archive(job: &Job) -> Result<Vec<u8>, JobError> {
+/// The archive that stands behind the appliance's initrd, with the files of the job's drivers.
+pub fn job_archive(job: &Job, files: &[DriverFile]) -> Result<Vec<u8>, JobError> {
     job.check()?;
     let mut archive = cpio::Archive::new();
+    driver::pack(&mut archive, &job.drivers, files)?;
     archive.file(JOB_PATH, 0o600, &serde_json::to_vec(job)?)?;
     Ok(archive.finish())
 }

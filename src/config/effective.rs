@@ -46,6 +46,7 @@ struct Effective {
     libvirt_network: Option<String>,
     fix_guest: &'static str,
     guest_names: &'static str,
+    virtio_win: Option<String>,
     retention: RetentionKeys,
     retry_policy: RetryKeys,
     notifications: NotificationKeys,
@@ -139,6 +140,7 @@ fn effective(config: &Config) -> Effective {
         libvirt_network: domain.network.clone(),
         fix_guest: conversion.guest.fix.as_str(),
         guest_names: conversion.guest.names.as_str(),
+        virtio_win: conversion.guest.virtio_win.as_ref().map(|path| path.to_string_lossy().into_owned()),
         retention: RetentionKeys {
             processed_days: config.retention.processed_days,
             errors_days: config.retention.errors_days,

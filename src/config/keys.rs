@@ -59,6 +59,7 @@ pub(super) const KEYS: &[Key] = &[
     key("", "libvirt_network", &[]),
     key("", "fix_guest", &[]),
     key("", "guest_names", &[]),
+    key("", "virtio_win", &[]),
     key(RETENTION, "processed_days", &["processedDays"]),
     key(RETENTION, "errors_days", &["errorsDays"]),
     key(RETENTION, "outputs_days", &["outputsDays"]),

@@ -97,6 +97,7 @@ libvirt_network: br0
 appliance_dir: /opt/appliance
 fix_guest: best_effort
 guest_names: leave
+virtio_win: /opt/virtio-win
 cmd: daemon
 daemon: true
 retention: {processed_days: 7, errors-days: 30, outputsDays: 90}
@@ -182,7 +183,11 @@ notifications:
                 net_model: Some("e1000e".to_owned()),
                 network: Some("br0".to_owned()),
             },
-            guest: GuestOptions { fix: GuestFixMode::BestEffort, names: GuestNames::Leave },
+            guest: GuestOptions {
+                fix: GuestFixMode::BestEffort,
+                names: GuestNames::Leave,
+                virtio_win: Some("/opt/virtio-win".into()),
+            },
         },
         log_file: Some("/var/log/x.log".into()),
         verbose: 2,

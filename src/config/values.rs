@@ -151,12 +151,16 @@ fn guest(layers: &mut Layers) -> Result<GuestOptions, ConfigError> {
     let names = read(layers, "", "guest_names", "keep or leave", |value| {
         GuestNames::ALL.into_iter().find(|names| Some(names.as_str()) == value.as_str())
     })?;
+    let virtio_win = path(layers, "virtio_win")?;
     let fix = fix.unwrap_or_default();
     let names = names.unwrap_or_default();
     if fix == GuestFixMode::Off && names != GuestNames::default() {
         layers.warn("guest_names has no effect: fix_guest is off".to_owned());
     }
-    Ok(GuestOptions { fix, names })
+    if fix == GuestFixMode::Off && virtio_win.is_some() {
+        layers.warn("virtio_win has no effect: fix_guest is off".to_owned());
+    }
+    Ok(GuestOptions { fix, names, virtio_win })
 }
 
 /// Platforms that files are written for; `emit_domain_xml` adds libvirt.

@@ -2,6 +2,7 @@
 //! What a conversion makes, and within which limits.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
@@ -107,15 +108,18 @@ impl Default for ConversionOptions {
 }
 
 /// What is done to the guest on the disks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct GuestOptions {
     pub fix: GuestFixMode,
     pub names: GuestNames,
+    /// Directory with virtio-win's drivers for Windows, where the worker sees it. Left out where there is none, for older
+    /// workers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtio_win: Option<PathBuf>,
 }
 
 /// Whether a worker of a version before guests were fixed would do the same.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_off(guest: &GuestOptions) -> bool {
     guest.fix == GuestFixMode::Off
 }

@@ -91,7 +91,7 @@ impl AttemptSpec {
     fn programs(&self) -> Option<Programs> {
         // Disks in targets are no files that a guest can be fixed in.
         let is_wanted = self.options.guest.fix != GuestFixMode::Off && self.targets.is_empty() && !self.is_plan;
-        is_wanted.then(|| Programs::find(&self.appliance))
+        is_wanted.then(|| Programs::find(&self.appliance, self.options.guest.virtio_win.as_deref()))
     }
 
     /// Reads the variables.

@@ -101,7 +101,7 @@ fn by_appliance(
         Ok(overlays) => overlays,
         Err(error) => return refused(error),
     };
-    let fix = match overlays.run(&job, || meter.is_interrupted()) {
+    let fix = match overlays.run(&job, &[], || meter.is_interrupted()) {
         Ok(fix) => fix,
         Err(error) => return refused(error),
     };
@@ -145,6 +145,7 @@ fn job(report: &Metadata, disks: usize, names: GuestNames) -> Job {
             GuestNames::Leave => protocol::GuestNames::Leave,
         },
         cards: cards.iter().map(|card| protocol::Card { mac: card.mac.clone() }).collect(),
+        drivers: Vec::new(),
         limits: Limits::default(),
     }
 }

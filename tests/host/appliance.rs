@@ -85,9 +85,10 @@ impl Bench {
             disks: (0..disks.len()).map(|n| JobDisk { serial: serial(n) }).collect(),
             guest_names: GuestNames::Keep,
             cards: Vec::new(),
+            drivers: Vec::new(),
             limits: Limits::default(),
         };
-        let initrd = [fs::read(here.join("appliance/initrd")).unwrap(), job_archive(&job).unwrap()].concat();
+        let initrd = [fs::read(here.join("appliance/initrd")).unwrap(), job_archive(&job, &[]).unwrap()].concat();
         fs::write(here.join("initrd"), initrd).unwrap();
         let mut qemu = Command::new("timeout");
         qemu.args([MOST_SECONDS, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])

@@ -66,6 +66,7 @@ fn job() -> Job {
         disks: Vec::new(),
         guest_names: GuestNames::Keep,
         cards: Vec::new(),
+        drivers: Vec::new(),
         limits: Limits::default(),
     }
 }

@@ -8,9 +8,18 @@ fn job() -> Job {
         version: VERSION,
         disks: vec![JobDisk { serial: "disk0".into() }, JobDisk { serial: "disk1".into() }],
         guest_names: GuestNames::Leave,
+        drivers: vec![Driver {
+            name: "viostor".into(),
+            from: "viostor/w10/amd64".into(),
+            files: vec!["viostor.inf".into()],
+        }],
         cards: vec![Card { mac: Some("00:50:56:01:02:03".into()) }, Card { mac: None }],
         limits: Limits::default(),
     }
+}
+
+fn inf() -> DriverFile {
+    DriverFile { driver: "viostor".into(), name: "viostor.inf".into(), content: b"[Version]".to_vec() }
 }
 
 fn fixed() -> GuestFix {
@@ -36,31 +45,46 @@ fn read(bytes: &[u8]) -> Result<GuestFix, Error> {
 
 #[test]
 fn a_job_is_read_as_it_was_written() {
-    let archive = job_archive(&job()).unwrap();
+    let archive = job_archive(&job(), &[inf()]).unwrap();
     let text = String::from_utf8_lossy(&archive);
     let start = text.find('{').unwrap();
     let end = text.rfind('}').unwrap();
     assert_eq!(Job::parse(&text.as_bytes()[start..=end]).unwrap(), job());
-    let least = Job::parse(br#"{"version":1,"disks":[{"serial":"a"}]}"#).unwrap();
+    let least = Job::parse(br#"{"version":2,"disks":[{"serial":"a"}]}"#).unwrap();
     assert_eq!((least.guest_names, least.cards.len(), least.limits), (GuestNames::Keep, 0, Limits::default()));
 }
 
 #[test]
 fn a_job_that_cannot_be_done_is_refused() {
     let long = "x".repeat(MAX_SERIAL + 1);
+    let driver = |name: &str, file: &str| {
+        let driver = format!(r#"{{"name":"{name}","from":"","files":["{file}"]}}"#);
+        format!(r#"{{"version":2,"disks":[{{"serial":"a"}}],"drivers":[{driver}]}}"#)
+    };
     for (json, expected) in [
         ("nothing".to_owned(), "the job is not JSON of the expected form"),
-        (r#"{"version":2,"new":1}"#.into(), "the job has version 2"),
-        (r#"{"version":1,"disks":[]}"#.into(), "the job names 0 disks"),
-        (r#"{"version":1,"disks":[{"serial":"a"}],"more":1}"#.into(), "the job is not JSON"),
-        (r#"{"version":1,"disks":[{"serial":"a"},{"serial":"a"}]}"#.into(), r#""a" is no serial number"#),
-        (format!(r#"{{"version":1,"disks":[{{"serial":"{long}"}}]}}"#), "is no serial number"),
-        (r#"{"version":1,"disks":[{"serial":"a b"}]}"#.into(), "is no serial number"),
-        (r#"{"version":1,"disks":[{"serial":"a"}],"cards":[{"mac":"00:50"}]}"#.into(), "is no MAC address"),
+        (r#"{"version":1,"new":1}"#.into(), "the job has version 1"),
+        (r#"{"version":2,"disks":[]}"#.into(), "the job names 0 disks"),
+        (r#"{"version":2,"disks":[{"serial":"a"}],"more":1}"#.into(), "the job is not JSON"),
+        (r#"{"version":2,"disks":[{"serial":"a"},{"serial":"a"}]}"#.into(), r#""a" is no serial number"#),
+        (format!(r#"{{"version":2,"disks":[{{"serial":"{long}"}}]}}"#), "is no serial number"),
+        (r#"{"version":2,"disks":[{"serial":"a b"}]}"#.into(), "is no serial number"),
+        (r#"{"version":2,"disks":[{"serial":"a"}],"cards":[{"mac":"00:50"}]}"#.into(), "is no MAC address"),
+        (driver("../x", "a.inf"), "is no driver that a job may have"),
+        (driver("x", "../../init"), "is no driver that a job may have"),
+        (driver("x", ".inf"), "is no driver that a job may have"),
+        (driver("x", "A.INF"), "is no driver that a job may have"),
     ] {
         let error = Job::parse(json.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(expected), "{json}: {error}");
     }
+}
+
+#[test]
+fn a_job_without_the_files_of_its_drivers_is_not_packed() {
+    assert!(matches!(job_archive(&job(), &[]), Err(JobError::Driver(name)) if name == "viostor/viostor.inf"));
+    let large = DriverFile { content: vec![0; 33 << 20], ..inf() };
+    assert!(matches!(job_archive(&job(), &[large]), Err(JobError::DriverBytes(_))));
 }
 
 #[test]

@@ -109,6 +109,9 @@ pub(crate) struct Arguments {
     /// Keep the names that the guest's configuration has for its network cards, or leave them to the guest
     #[arg(long, value_enum, value_name = "HOW", requires = "fix_guest")]
     guest_names: Option<Names>,
+    /// Directory with virtio-win's drivers, as its ISO has them, for guests of Windows
+    #[arg(long, value_name = "DIR", requires = "fix_guest")]
+    virtio_win: Option<PathBuf>,
     /// Directory of the appliance
     #[arg(long, value_name = "DIR", requires = "fix_guest", default_value = APPLIANCE_DIR)]
     appliance: PathBuf,
@@ -539,14 +542,20 @@ fn options(arguments: &Arguments) -> ConversionOptions {
                 None | Some(Names::Keep) => GuestNames::Keep,
                 Some(Names::Leave) => GuestNames::Leave,
             },
+            virtio_win: arguments.virtio_win.as_deref().map(absolute),
         },
     }
 }
 
 /// What changes the guest, where that is asked for.
 fn programs(arguments: &Arguments) -> Option<Programs> {
-    let directory = std::path::absolute(&arguments.appliance).unwrap_or_else(|_| arguments.appliance.clone());
-    arguments.fix_guest.map(|_| Programs::find(&directory))
+    let virtio_win = arguments.virtio_win.as_deref().map(absolute);
+    arguments.fix_guest.map(|_| Programs::find(&absolute(&arguments.appliance), virtio_win.as_deref()))
+}
+
+/// The same path from the root, where the current directory is known.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The directory the output goes to, and the stem of its files.

@@ -44,12 +44,14 @@ pub struct Programs {
     qemu_img: Option<PathBuf>,
     /// Directory of the appliance.
     pub(in crate::worker) appliance: PathBuf,
+    /// Directory with virtio-win's drivers.
+    pub(in crate::worker) virtio_win: Option<PathBuf>,
 }
 
 impl Programs {
     /// Finds the programs in the PATH. What is missing is told when it is needed: most guests need nothing.
     #[must_use]
-    pub fn find(appliance: &Path) -> Self {
+    pub fn find(appliance: &Path, virtio_win: Option<&Path>) -> Self {
         let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let find = |name: &str| env::split_paths(&path).map(|place| place.join(name)).find(|found| found.is_file());
         let own = env::current_exe().ok().filter(|program| program.exists());
@@ -58,6 +60,7 @@ impl Programs {
             qemu: find(QEMU),
             qemu_img: find(QEMU_IMG),
             appliance: appliance.to_owned(),
+            virtio_win: virtio_win.map(Path::to_owned),
         }
     }
 
@@ -73,7 +76,11 @@ impl Programs {
             directories: DIRECTORIES.iter().filter_map(|path| opened(Path::new(path))).collect(),
             programs: programs.filter_map(|path| opened(path)).collect(),
             files: FILES.iter().filter_map(|path| opened(Path::new(path))).collect(),
-            readable: opened(&self.appliance).into_iter().collect(),
+            readable: [Some(&self.appliance), self.virtio_win.as_ref()]
+                .into_iter()
+                .flatten()
+                .filter_map(|path| opened(path))
+                .collect(),
             null: opened(Path::new("/dev/null")),
         }
     }
@@ -154,7 +161,7 @@ fn restrict(launch: &Launch) -> Result<(), String> {
     let open = |path: &PathBuf| File::open(path).map(OwnedFd::from).map_err(|e| format!("{}: {e}", path.display()));
     let readable = launch.readable.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let writable = launch.writable.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let mut executable = Programs::find(&launch.appliance).open();
+    let mut executable = Programs::find(&launch.appliance, None).open();
     executable.programs.extend(File::open(&launch.program).map(OwnedFd::from).ok());
     executable.files.extend(readable);
     let writable: Vec<BorrowedFd<'_>> = writable.iter().map(|file| file.as_fd()).collect();

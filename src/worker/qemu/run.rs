@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::error::FixError;
 use super::programs::{Programs, QEMU, QEMU_IMG, said};
-use crate::appliance::protocol::{Answer, Job, MAX_DISKS, job_archive};
+use crate::appliance::protocol::{Answer, DriverFile, Job, MAX_DISKS, job_archive};
 use crate::conversion::guest::fix::GuestFix;
 use crate::conversion::report::DiskReport;
 
@@ -94,10 +94,15 @@ impl<'a> Overlays<'a> {
     }
 
     /// Runs the appliance on the overlays, and returns what it says.
-    pub(in crate::worker) fn run(&self, job: &Job, is_interrupted: impl Fn() -> bool) -> Result<GuestFix, FixError> {
+    pub(in crate::worker) fn run(
+        &self,
+        job: &Job,
+        drivers: &[DriverFile],
+        is_interrupted: impl Fn() -> bool,
+    ) -> Result<GuestFix, FixError> {
         let kernel = self.programs.appliance.join("vmlinuz");
         fs::metadata(&kernel).map_err(|e| FixError::NoAppliance(kernel.clone(), e))?;
-        let initrd = self.initrd(job)?;
+        let initrd = self.initrd(job, drivers)?;
         let writable = self.disks.iter().map(|disk| disk.path.clone()).collect();
         let readable = self.disks.iter().map(|disk| disk.base.clone()).chain([initrd.clone()]).collect();
         let mut command = self.programs.command(QEMU, self.arguments(&kernel, &initrd), readable, writable)?;
@@ -120,7 +125,7 @@ impl<'a> Overlays<'a> {
     }
 
     /// The appliance's initrd with the job behind it.
-    fn initrd(&self, job: &Job) -> Result<PathBuf, FixError> {
+    fn initrd(&self, job: &Job, drivers: &[DriverFile]) -> Result<PathBuf, FixError> {
         let source = self.programs.appliance.join("initrd");
         let missing = |e| FixError::NoAppliance(source.clone(), e);
         let mut bytes = Vec::new();
@@ -129,7 +134,7 @@ impl<'a> Overlays<'a> {
         let path = self.place.join("initrd");
         let mut file = File::create_new(&path).map_err(FixError::Work)?;
         file.write_all(&bytes)
-            .and_then(|()| file.write_all(&job_archive(job).map_err(io::Error::other)?))
+            .and_then(|()| file.write_all(&job_archive(job, drivers).map_err(io::Error::other)?))
             .map_err(FixError::Work)?;
         Ok(path)
     }
