@@ -34,6 +34,7 @@ use self::budget::Budget;
 pub use self::budget::Limits;
 use self::error::{Error, Result};
 pub use self::linux::initramfs::Entry as InitramfsEntry;
+pub use self::windows::hive::edit as hive;
 use crate::conversion::guest::{BootRoot, Doubt, Family, Guest, Mount};
 use crate::disk::Image;
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reads a registry hive ("regf"): keys by path, and their values.
+//! Reads a registry hive ("regf"): keys by path, and their values. [`edit`] changes one.
 //!
 //! From Maxim Suhanov's "Windows registry file format specification". A hive is a header of 4 KiB and cells, each with its
 //! length before it; offsets count from behind the header. All numbers are little-endian.
+
+pub mod edit;
 
 use std::rc::Rc;
 
@@ -24,19 +26,34 @@ const INLINE: u32 = 1 << 31;
 /// No list.
 const NONE: u32 = u32::MAX;
 
+/// Where a hive's bytes come from.
+pub(in crate::guest) trait Source {
+    /// Reads up to `target.len()` bytes at `offset`; fewer only at the end.
+    fn read(&self, offset: u64, target: &mut [u8]) -> Result<usize>;
+}
+
+impl Source for Found {
+    fn read(&self, offset: u64, target: &mut [u8]) -> Result<usize> {
+        Self::read(self, offset, target)
+    }
+}
+
 /// An open hive.
-pub(in crate::guest) struct Hive {
-    file: Found,
+pub(in crate::guest) struct Hive<S = Found> {
+    file: S,
     root: u32,
     is_dirty: bool,
     budget: Rc<Budget>,
 }
 
 /// A key that was read.
-pub(in crate::guest) struct Key(Vec<u8>);
+pub(in crate::guest) struct Key {
+    offset: u32,
+    cell: Vec<u8>,
+}
 
-impl Hive {
-    pub(in crate::guest) fn open(file: Found, budget: &Rc<Budget>) -> Result<Self> {
+impl<S: Source> Hive<S> {
+    pub(in crate::guest) fn open(file: S, budget: &Rc<Budget>) -> Result<Self> {
         let mut header = [0; 512];
         let len = file.read(0, &mut header)?;
         if len < header.len() || !header.starts_with(b"regf") {
@@ -63,10 +80,10 @@ impl Hive {
 
     /// The key `name` below `key`, whatever its case.
     pub(in crate::guest) fn child(&self, key: &Key, name: &str) -> Result<Key> {
-        if le32(&key.0, 20)? == 0 {
+        if le32(&key.cell, 20)? == 0 {
             return Err(Error::Missing);
         }
-        self.search(le32(&key.0, 28)?, name, 0)?.ok_or(Error::Missing)
+        self.search(le32(&key.cell, 28)?, name, 0)?.ok_or(Error::Missing)
     }
 
     /// The text of a value.
@@ -112,7 +129,7 @@ impl Hive {
     fn named(&self, offset: u32) -> Result<Key> {
         let cell = self.cell(offset)?;
         if cell.starts_with(b"nk") && cell.len() >= 76 {
-            Ok(Key(cell))
+            Ok(Key { offset, cell })
         } else {
             Err(Error::corrupt("has a registry hive with a foreign cell where a key belongs"))
         }
@@ -147,34 +164,40 @@ impl Hive {
 
     /// Kind and data of the value `name`.
     fn value(&self, key: &Key, name: &str) -> Result<(u32, Vec<u8>)> {
-        let (count, list) = (le32(&key.0, 36)?, le32(&key.0, 40)?);
+        let (_, cell) = self.value_cell(key, name)?.ok_or(Error::Missing)?;
+        let (len, kind) = (le32(&cell, 4)?, le32(&cell, 12)?);
+        if len & INLINE != 0 {
+            return Ok((kind, slice(&cell, 8, size((len & !INLINE).min(4).into())?)?.to_vec()));
+        }
+        let data = self.cell(le32(&cell, 8)?)?;
+        Ok((kind, slice(&data, 0, size(len.into())?)?.to_vec()))
+    }
+
+    /// The cell of the value `name`, whatever its case, with its offset.
+    fn value_cell(&self, key: &Key, name: &str) -> Result<Option<(u32, Vec<u8>)>> {
+        let (count, list) = (le32(&key.cell, 36)?, le32(&key.cell, 40)?);
         if count == 0 || list == NONE {
-            return Err(Error::Missing);
+            return Ok(None);
         }
         let list = self.cell(list)?;
         for index in 0..count.min(MAX_ELEMENTS) {
-            let cell = self.cell(le32(&list, size(u64::from(index) * 4)?)?)?;
+            let offset = le32(&list, size(u64::from(index) * 4)?)?;
+            let cell = self.cell(offset)?;
             if !cell.starts_with(b"vk") {
                 return Err(Error::corrupt("has a registry hive with a foreign cell where a value belongs"));
             }
             let own = name_at(&cell, 20, usize::from(le16(&cell, 2)?), le16(&cell, 16)? & 1 != 0)?;
-            if !own.eq_ignore_ascii_case(name) {
-                continue;
+            if own.eq_ignore_ascii_case(name) {
+                return Ok(Some((offset, cell)));
             }
-            let (len, kind) = (le32(&cell, 4)?, le32(&cell, 12)?);
-            if len & INLINE != 0 {
-                return Ok((kind, slice(&cell, 8, size((len & !INLINE).min(4).into())?)?.to_vec()));
-            }
-            let data = self.cell(le32(&cell, 8)?)?;
-            return Ok((kind, slice(&data, 0, size(len.into())?)?.to_vec()));
         }
-        Err(Error::Missing)
+        Ok(None)
     }
 }
 
 impl Key {
     fn name(&self) -> Result<String> {
-        name_at(&self.0, 76, usize::from(le16(&self.0, 72)?), le16(&self.0, 2)? & 0x20 != 0)
+        name_at(&self.cell, 76, usize::from(le16(&self.cell, 72)?), le16(&self.cell, 2)? & 0x20 != 0)
     }
 }
 
