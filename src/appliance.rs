@@ -16,3 +16,4 @@ pub mod modules;
 pub mod mounted;
 pub mod plan;
 pub mod protocol;
+pub mod windows;

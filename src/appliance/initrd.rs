@@ -33,7 +33,7 @@ struct Group {
 }
 
 /// The groups; the first is loaded at the start.
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     Group {
         name: "base",
         required: &["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ext4"],
@@ -47,6 +47,8 @@ const GROUPS: [Group; 5] = [
         welcome: &["xxhash_generic", "sha256_generic", "sha256_ssse3", "blake2b_generic", "blake2b"],
     },
     Group { name: "vfat", required: &["vfat", "nls_cp437", "nls_ascii"], welcome: &["nls_iso8859_1", "nls_utf8"] },
+    // The program ntfs-3g writes NTFS: kernels of Debian 12 cannot.
+    Group { name: "ntfs", required: &[], welcome: &["fuse"] },
 ];
 
 /// A program that is taken along where this host has it.
@@ -58,10 +60,12 @@ pub struct Tool {
 }
 
 /// The tools, in `/sbin` of the appliance.
-pub const TOOLS: [Tool; 3] = [
+pub const TOOLS: [Tool; 5] = [
     Tool { name: "lvm", without: "guests on LVM cannot be fixed" },
     Tool { name: "e2fsck", without: "ext4 is not checked after a fix" },
     Tool { name: "xfs_repair", without: "XFS is not checked after a fix" },
+    Tool { name: "ntfs-3g", without: "guests of Windows cannot be fixed" },
+    Tool { name: "ntfsfix", without: "NTFS is not checked after a fix" },
 ];
 
 /// The parts.

@@ -92,6 +92,24 @@ impl Mounted {
         text.map(Some).map_err(|_| wrong(io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8 text")))
     }
 
+    /// The directory `path`, open for its attributes.
+    pub fn directory(&self, path: &str) -> Result<OwnedFd> {
+        self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|source| error("find", path, source))
+    }
+
+    /// `path` with the names that are there, whatever their case; what is not there stays as it is.
+    #[must_use]
+    pub fn any_case(&self, path: &str) -> String {
+        let mut found = String::new();
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            let is_there = self.exists(&format!("{found}/{part}"));
+            let other = || self.names(&found).into_iter().find(|name| name.eq_ignore_ascii_case(part));
+            let name = if is_there { None } else { other() };
+            found = format!("{found}/{}", name.as_deref().unwrap_or(part));
+        }
+        found
+    }
+
     /// Whether `path` leads to a directory.
     #[must_use]
     pub fn is_directory(&self, path: &str) -> bool {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What must be changed so that a Linux guest boots from virtio: read from its files, nothing written.
+//! What must be changed so that a Linux guest boots from virtio: read from its files, nothing written. Plans of Windows have
+//! the same form.
 //!
 //! ```text
 //! inspection ─▶ triage ─▶ plan: initramfs · devices · lvm · network · loader ─▶ room ─▶ changes
@@ -42,6 +43,10 @@ pub enum Act {
     Prepend(Vec<u8>),
     /// It is a copy of another file.
     CopyOf(String),
+    /// It has this content, on an NTFS: where it is new, only administrators may change it.
+    Install(Vec<u8>),
+    /// This content is written into the file that is there, which keeps its security and its place.
+    Edit(Vec<u8>),
     Remove,
 }
 
@@ -54,11 +59,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn leave(&mut self, what: &str, why: impl Into<String>) {
+    pub(super) fn leave(&mut self, what: &str, why: impl Into<String>) {
         self.left.push(Doubt { what: bounded(what), why: bounded(&why.into()) });
     }
 
-    fn change(&mut self, fix: FixKind, path: &str, act: Act) {
+    pub(super) fn change(&mut self, fix: FixKind, path: &str, act: Act) {
         self.changes.push(Planned { fix, path: path.to_owned(), act });
     }
 }
@@ -77,7 +82,7 @@ impl Refusal {
         Self { reason, message: bounded(message.as_ref()) }
     }
 
-    fn unsupported(message: impl AsRef<str>) -> Self {
+    pub(super) fn unsupported(message: impl AsRef<str>) -> Self {
         Self::new(Unfixed::GuestUnsupported, message)
     }
 }
@@ -95,7 +100,7 @@ pub fn bounded(text: &str) -> String {
     shown.take(crate::conversion::guest::MAX_TEXT).collect()
 }
 
-/// Whether the inspected disks hold a Linux system that may be treated; `false` where they hold no system.
+/// Whether the inspected disks hold a system that may be treated; `false` where they hold none.
 pub fn triage(guest: &Guest) -> Result<bool, Refusal> {
     let holding = |content: &str| guest.volumes.iter().find(|volume| volume.content == content);
     if let Some(volume) = holding("swsuspend") {
@@ -104,7 +109,7 @@ pub fn triage(guest: &Guest) -> Result<bool, Refusal> {
     }
     match guest.family {
         Family::Linux => {}
-        Family::Windows => return Err(windows(guest)),
+        Family::Windows => awake(guest)?,
         Family::Unknown => return unknown(guest).map(|()| false),
     }
     if let Some(root) = guest.root.as_deref().filter(|root| root.starts_with("md/")) {
@@ -119,15 +124,24 @@ pub fn triage(guest: &Guest) -> Result<bool, Refusal> {
     Ok(true)
 }
 
-fn windows(guest: &Guest) -> Refusal {
-    let is_hibernated = guest.windows.as_ref().map(|windows| windows.hibernated);
-    if is_hibernated == Some(crate::conversion::guest::Answer::Yes) {
-        let message =
-            "Windows is hibernated, or was shut down with fast startup: start it once and shut it down wholly.";
-        return Refusal::new(Unfixed::GuestHibernated, message);
+/// Whether Windows was shut down, so that its files may be changed.
+fn awake(guest: &Guest) -> Result<(), Refusal> {
+    use crate::conversion::guest::Answer;
+    let refused = |message: &str| Err(Refusal::new(Unfixed::GuestHibernated, message));
+    if guest.windows.as_ref().is_some_and(|windows| windows.hibernated == Answer::Yes) {
+        return refused(
+            "Windows is hibernated, or was shut down with fast startup: start it once and shut it down wholly.",
+        );
     }
-    let message = "It is Windows, whose drivers are not installed by this version.";
-    Refusal::new(Unfixed::GuestDriversMissing, message)
+    let root = guest.volumes.iter().find(|volume| Some(&volume.name) == guest.root.as_ref());
+    if let Some(root) = root.filter(|root| root.dirty == Some(true)) {
+        let message = format!(
+            "{} is marked as in use by Windows (dirty): start it once and shut it down wholly, or let chkdsk repair it.",
+            root.name
+        );
+        return refused(&message);
+    }
+    Ok(())
 }
 
 fn unknown(guest: &Guest) -> Result<(), Refusal> {
@@ -169,18 +183,20 @@ pub fn plan(guest: &Guest, files: &Mounted, job: &Job) -> Result<Plan, Refusal> 
 fn is_done(change: &Planned, files: &Mounted) -> bool {
     match &change.act {
         Act::Write(content) => files.read(&change.path).is_ok_and(|before| before.as_ref() == Some(content)),
-        Act::Prepend(_) | Act::CopyOf(_) | Act::Remove => false,
+        Act::Prepend(_) | Act::CopyOf(_) | Act::Install(_) | Act::Edit(_) | Act::Remove => false,
     }
 }
 
 /// Whether every file system has room for what is written to it; what is replaced is kept, too.
-fn check_room(plan: &Plan, files: &Mounted, most: u64) -> Result<(), Refusal> {
+pub(super) fn check_room(plan: &Plan, files: &Mounted, most: u64) -> Result<(), Refusal> {
     let mut needs: BTreeMap<u64, (u64, u64, &str)> = BTreeMap::new();
     let mut total = 0u64;
     for Planned { path, act, .. } in &plan.changes {
         let length = |path: &str| -> Result<u64, Refusal> { Ok(files.place(path)?.length()?.unwrap_or_default()) };
         let written = match act {
-            Act::Write(content) => content.len() as u64,
+            Act::Write(content) | Act::Install(content) => content.len() as u64,
+            // The content, as far as it is longer, and the copy that is kept.
+            Act::Edit(content) => content.len() as u64,
             Act::Prepend(prefix) => length(path)?.saturating_add(prefix.len() as u64),
             Act::CopyOf(other) => length(other)?,
             Act::Remove => 0,

@@ -9,6 +9,8 @@
 //! A merge can't be undone and is not atomic. So the copy's marker is withdrawn before it, and an attempt that finds the
 //! disks between begins anew from the source: what is published is the disk as converted, or as fixed.
 
+mod drivers;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Instant;
@@ -18,7 +20,8 @@ use super::copy::usable_bytes;
 use super::marker::Markers;
 use super::progress::Meter;
 use super::qemu::{FixError, Overlays, Programs, serial};
-use crate::appliance::protocol::{self, Job, JobDisk, Limits};
+use crate::appliance::protocol::{self, DriverFile, Job, JobDisk, Limits};
+use crate::conversion::guest::Family;
 use crate::conversion::guest::fix::{GuestFix, Outcome};
 use crate::conversion::guest::need::{Need, need};
 use crate::conversion::guest::report::{FixReport, GuestReport};
@@ -51,7 +54,7 @@ pub(super) fn fix(
     };
     meter.enter(Stage::Fix);
     let start = Instant::now();
-    let ended = match need(report.guest.as_ref(), conversion.options.guest.names) {
+    let ended = match need(report.guest.as_ref(), &conversion.options.guest) {
         Need::Settled(outcome) => Ended::Told(GuestFix { outcome, ..GuestFix::default() }),
         Need::Refused(reason, message) => Ended::Refused(Failure::new(reason, message)),
         Need::Appliance => by_appliance(conversion, meter, markers, programs, report)?,
@@ -96,12 +99,16 @@ fn by_appliance(
         error => Ok(Ended::Refused(error.into())),
     };
     let disks = in_order(report);
-    let job = job(report, disks.len(), conversion.options.guest.names);
+    let mut job = job(report, disks.len(), conversion.options.guest.names);
+    let drivers = match bring_drivers(programs, report, &mut job) {
+        Ok(drivers) => drivers,
+        Err(failure) => return Ok(Ended::Refused(failure)),
+    };
     let overlays = match Overlays::make(programs, conversion.directory, disks) {
         Ok(overlays) => overlays,
         Err(error) => return refused(error),
     };
-    let fix = match overlays.run(&job, &[], || meter.is_interrupted()) {
+    let fix = match overlays.run(&job, &drivers, || meter.is_interrupted()) {
         Ok(fix) => fix,
         Err(error) => return refused(error),
     };
@@ -124,6 +131,20 @@ fn by_appliance(
         }
     }
     Ok(Ended::Told(fix))
+}
+
+/// Chooses the drivers of a guest of Windows, names them in the job, and returns their files.
+fn bring_drivers(programs: &Programs, report: &Metadata, job: &mut Job) -> Result<Vec<DriverFile>, Failure> {
+    let guest = report.guest.as_ref().filter(|guest| guest.family == Family::Windows);
+    let (Some(guest), Some(virtio_win)) = (guest, &programs.virtio_win) else { return Ok(Vec::new()) };
+    let Some(os) = &guest.os else {
+        let message = "its registry can't be read, so its version of Windows is not known";
+        return Err(Failure::new(Reason::GuestUnsupported, message));
+    };
+    let chosen = drivers::choose(virtio_win, os)
+        .map_err(|error| Failure::new(Reason::GuestDriversMissing, crate::conversion::chain(&error)))?;
+    job.drivers = chosen.drivers;
+    Ok(chosen.files)
 }
 
 /// The disks in the order of the machine.

@@ -328,7 +328,6 @@ fn what_is_no_single_linux_is_no_guest_to_treat() {
         (Guest { volumes: vec![volume("swsuspend")], ..good() }, Unfixed::GuestHibernated),
         (Guest { other_roots: vec!["disk 1".into()], ..good() }, Unfixed::GuestAmbiguous),
         (Guest { root: Some("md/0".into()), ..good() }, Unfixed::GuestUnsupported),
-        (Guest { family: Family::Windows, ..Guest::default() }, Unfixed::GuestDriversMissing),
     ] {
         assert_eq!(triage(&guest).unwrap_err().reason, expected);
     }

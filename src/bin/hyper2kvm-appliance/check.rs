@@ -4,18 +4,16 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::guest::Volume;
-
 /// Largest ext4 that is read whole; of a larger one only the superblock is looked at, because it takes minutes.
 const MAX_WHOLE: u64 = 32 << 30;
 
 /// A sentence about what is wrong, if anything is. Without the checker, nothing is known.
-pub(crate) fn check(volume: &Volume) -> Option<String> {
-    let device = &volume.device;
-    let (program, arguments): (&str, &[&str]) = match volume.content.as_str() {
+pub(crate) fn check(device: &Path, content: &str) -> Option<String> {
+    let (program, arguments): (&str, &[&str]) = match content {
         "ext4" if size(device) <= MAX_WHOLE => ("/sbin/e2fsck", &["-f", "-n"]),
         "ext4" => ("/sbin/e2fsck", &["-n"]),
         "xfs" if size(device) <= MAX_WHOLE => ("/sbin/xfs_repair", &["-n", "-m", "256"]),
+        "ntfs" => ("/sbin/ntfsfix", &["-n"]),
         _ => return None,
     };
     if !Path::new(program).exists() {

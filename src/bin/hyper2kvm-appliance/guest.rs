@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use crate::machine;
 
 /// Where the guest's root is mounted.
-const ROOT: &str = "/guest";
+pub(crate) const ROOT: &str = "/guest";
 /// Where file systems are mounted for their journals.
 const REPLAY: &str = "/tmp";
 /// Directories of the guest that matter here, when they are file systems of their own.
@@ -75,7 +75,7 @@ impl Devices {
     }
 
     /// The device of a volume, by the name that an inspection gave it.
-    fn of(&self, volume: &str) -> Option<PathBuf> {
+    pub(crate) fn of(&self, volume: &str) -> Option<PathBuf> {
         if let Some((group, name)) = volume.split_once('/') {
             let mapped = format!("{}-{}", group.replace('-', "--"), name.replace('-', "--"));
             return Some(Path::new("/dev/mapper").join(mapped));

@@ -7,6 +7,8 @@
 mod check;
 mod guest;
 mod machine;
+mod ntfs;
+mod windows;
 mod work;
 
 use std::fs::File;

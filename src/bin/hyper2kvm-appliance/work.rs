@@ -10,13 +10,13 @@ use hyper2kvm::appliance::apply::apply;
 use hyper2kvm::appliance::plan::{Refusal, plan, triage};
 use hyper2kvm::appliance::protocol::{JOB_PATH, Job, Step};
 use hyper2kvm::conversion::chain;
-use hyper2kvm::conversion::guest::Guest;
 use hyper2kvm::conversion::guest::fix::{Outcome, Root, Unfixed};
+use hyper2kvm::conversion::guest::{Family, Guest};
 use hyper2kvm::disk::{Image, Region};
 use hyper2kvm::guest::Limits;
 
 use super::guest::{Devices, deactivate, make_writable, unmount_all};
-use super::{GuestFix, Port, check, machine};
+use super::{GuestFix, Port, check, machine, windows};
 
 /// Does the job; what is found out on the way stands in `report`.
 pub(crate) fn run(report: &mut GuestFix, port: &mut Port) -> Result<Outcome, Refusal> {
@@ -29,12 +29,14 @@ pub(crate) fn run(report: &mut GuestFix, port: &mut Port) -> Result<Outcome, Ref
     port.step(Step::Inspect);
     let guest = inspect(&devices, &job)?;
     report.os.clone_from(&guest.os);
-    let is_linux = triage(&guest)?;
-    if !is_linux {
+    if !triage(&guest)? {
         return Ok(Outcome::NotAGuest);
     }
     let root = guest.volumes.iter().find(|volume| Some(&volume.name) == guest.root.as_ref());
     report.root = root.map(|root| Root { volume: root.name.clone(), content: root.content.clone() });
+    if guest.family == Family::Windows {
+        return windows::run(report, port, &guest, &devices, &job);
+    }
     let (files, volumes) = devices.mount(&guest)?;
     port.step(Step::Plan);
     let plan = plan(&guest, &files, &job)?;
@@ -51,7 +53,7 @@ pub(crate) fn run(report: &mut GuestFix, port: &mut Port) -> Result<Outcome, Ref
     unmount_all(files).map_err(|error| failed(&format!("The guest cannot be unmounted: {error}.")))?;
     port.step(Step::Check);
     for volume in &volumes {
-        if let Some(fault) = check::check(volume) {
+        if let Some(fault) = check::check(&volume.device, &volume.content) {
             return Err(failed(&fault));
         }
     }
@@ -80,6 +82,6 @@ fn inspect(devices: &Devices, job: &Job) -> Result<Guest, Refusal> {
     Ok(guest)
 }
 
-fn failed(message: &str) -> Refusal {
+pub(crate) fn failed(message: &str) -> Refusal {
     Refusal::new(Unfixed::GuestFixFailed, message)
 }

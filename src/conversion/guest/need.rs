@@ -5,7 +5,7 @@ use super::fix::Outcome;
 use super::report::GuestReport;
 use super::{Answer, Family, FixKind};
 use crate::conversion::Reason;
-use crate::conversion::options::GuestNames;
+use crate::conversion::options::{GuestNames, GuestOptions};
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Need {
 
 /// What a guest needs. `None` stands for several machines, whose disks nobody can tell apart for a guest.
 #[must_use]
-pub fn need(guest: Option<&GuestReport>, names: GuestNames) -> Need {
+pub fn need(guest: Option<&GuestReport>, options: &GuestOptions) -> Need {
     let Some(guest) = guest else {
         let message = "the source describes several machines: convert each by itself to have its guest fixed";
         return Need::Refused(Reason::GuestAmbiguous, message.to_owned());
@@ -32,8 +32,8 @@ pub fn need(guest: Option<&GuestReport>, names: GuestNames) -> Need {
     }
     match guest.family {
         Family::Unknown => unknown(guest),
-        Family::Windows => windows(guest),
-        Family::Linux => linux(guest, names),
+        Family::Windows => windows(guest, options.virtio_win.is_some()),
+        Family::Linux => linux(guest, options.names),
     }
 }
 
@@ -58,7 +58,7 @@ fn unknown(guest: &GuestReport) -> Need {
     }
 }
 
-fn windows(guest: &GuestReport) -> Need {
+fn windows(guest: &GuestReport, has_drivers: bool) -> Need {
     if guest.has(FixKind::Hibernation) {
         let message =
             "Windows is hibernated or was shut down with fast startup: shut it down wholly, and export it again";
@@ -67,15 +67,24 @@ fn windows(guest: &GuestReport) -> Need {
     if guest.virtio.block == Answer::Yes {
         return Need::Settled(Outcome::NothingToDo);
     }
-    let message = "Windows has no virtio driver that starts at boot, and its drivers are not installed by this version";
-    Need::Refused(Reason::GuestDriversMissing, message.to_owned())
+    if !has_drivers {
+        let message = "Windows has no virtio driver that starts at boot: name a directory with virtio-win's drivers";
+        return Need::Refused(Reason::GuestDriversMissing, message.to_owned());
+    }
+    foreign(guest).unwrap_or(Need::Appliance)
+}
+
+/// The refusal of a system for another processor.
+fn foreign(guest: &GuestReport) -> Option<Need> {
+    let architecture = guest.os.as_ref().and_then(|os| os.architecture.as_deref())?;
+    let is_foreign = !["x86_64", "i386", "i686"].contains(&architecture);
+    let message = format!("its system is for {architecture}, and the machine has x86_64");
+    is_foreign.then_some(Need::Refused(Reason::GuestUnsupported, message))
 }
 
 fn linux(guest: &GuestReport, names: GuestNames) -> Need {
-    let architecture = guest.os.as_ref().and_then(|os| os.architecture.as_deref());
-    if let Some(other) = architecture.filter(|name| !["x86_64", "i386", "i686"].contains(name)) {
-        let message = format!("its system is for {other}, and the machine has x86_64");
-        return Need::Refused(Reason::GuestUnsupported, message);
+    if let Some(refused) = foreign(guest) {
+        return refused;
     }
     let has_more = guest.has(FixKind::InitramfsVirtio)
         || guest.has(FixKind::DeviceNames)
@@ -108,6 +117,10 @@ mod tests {
         }
     }
 
+    fn options(names: GuestNames) -> GuestOptions {
+        GuestOptions { names, ..GuestOptions::default() }
+    }
+
     fn unknown(contents: &[&str]) -> GuestReport {
         let closed = contents.iter().map(|content| Closed { name: "disk 0".into(), content: (*content).into() });
         GuestReport { closed: closed.collect(), ..GuestReport::default() }
@@ -126,19 +139,19 @@ mod tests {
             (linux(Answer::Unknown, &[]), keep, Need::Appliance),
             (unknown(&[]), keep, settled(Outcome::NotAGuest)),
         ] {
-            assert_eq!(need(Some(&guest), names), expected, "{guest:?}");
+            assert_eq!(need(Some(&guest), &options(names)), expected, "{guest:?}");
         }
         let doubtful = |contents: &[&str]| {
             let doubt = crate::conversion::guest::Doubt { what: "disk 0".into(), why: "w".into() };
             GuestReport { doubts: vec![doubt], ..unknown(contents) }
         };
-        assert_eq!(need(Some(&doubtful(&[])), keep), Need::Appliance);
-        assert_eq!(need(Some(&doubtful(&["iso9660"])), keep), settled(Outcome::NotAGuest));
+        assert_eq!(need(Some(&doubtful(&[])), &options(keep)), Need::Appliance);
+        assert_eq!(need(Some(&doubtful(&["iso9660"])), &options(keep)), settled(Outcome::NotAGuest));
     }
 
     #[test]
     fn a_refusal_names_its_reason() {
-        let reason = |guest: Option<&GuestReport>| match need(guest, GuestNames::Keep) {
+        let reason = |guest: Option<&GuestReport>| match need(guest, &options(GuestNames::Keep)) {
             Need::Refused(reason, _) => Some(reason),
             _ => None,
         };
@@ -156,5 +169,8 @@ mod tests {
         let windows = |fixes| GuestReport { family: Family::Windows, ..linux(Answer::No, fixes) };
         assert_eq!(reason(Some(&windows(&[]))), Some(Reason::GuestDriversMissing));
         assert_eq!(reason(Some(&windows(&[FixKind::Hibernation]))), Some(Reason::GuestHibernated));
+        let given = GuestOptions { virtio_win: Some("/virtio-win".into()), ..GuestOptions::default() };
+        assert_eq!(need(Some(&windows(&[])), &given), Need::Appliance);
+        assert!(matches!(need(Some(&windows(&[FixKind::Hibernation])), &given), Need::Refused(..)));
     }
 }

@@ -212,6 +212,10 @@ impl GuestReport {
             Answer::Unknown => None,
         };
         let Virtio { block, scsi, network, .. } = self.virtio;
+        if self.is_fixed() && self.family == Family::Windows {
+            // Only its own first boot installs the driver of its cards.
+            return Drivers { virtio_disk: Some(true), virtio_scsi: known(scsi), virtio_net: known(network) };
+        }
         if self.is_fixed() {
             return Drivers { virtio_disk: Some(true), virtio_scsi: known(scsi), virtio_net: Some(true) };
         }
