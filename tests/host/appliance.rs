@@ -19,15 +19,15 @@ const BUILT: &str = env!("CARGO_BIN_EXE_hyper2kvm");
 const MOST_SECONDS: &str = "240";
 
 /// A kernel, unpacked, and where an appliance of it and disks are made.
-struct Bench {
-    place: TempDir,
+pub(crate) struct Bench {
+    pub(crate) place: TempDir,
     kernel: PathBuf,
     version: String,
 }
 
 impl Bench {
     /// `None` where a program is missing or no kernel can be had.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         for (program, package) in [
             ("qemu-system-x86_64", "qemu-system-x86"),
             ("mke2fs", "e2fsprogs"),
@@ -57,7 +57,7 @@ impl Bench {
     }
 
     /// Builds the appliance into `output`, without what only debuggers read.
-    fn build(&self, output: &str) {
+    pub(crate) fn build(&self, output: &str) {
         let init = self.place.path().join("init");
         let stripped =
             Command::new("strip").arg("-o").arg(&init).arg(env!("CARGO_BIN_EXE_hyper2kvm-appliance")).status();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The programs of one host from outside: the built binaries, and the results of what they are given.
 
+#[path = "../support/hive.rs"]
+mod hive;
 #[path = "../support/lib.rs"]
 mod support;
 
@@ -18,4 +20,5 @@ mod machines;
 mod notification;
 mod page;
 mod transfer;
+mod windows;
 mod worker;
