@@ -65,6 +65,9 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
         Some(available) => (available, RESYNC_INTERVAL),
         None => by_events(&set, pod.as_deref(), context).await?,
     };
+    // No event tells that a pod has not gone.
+    let lost = pod.as_deref().and_then(|pod| starting::until_lost(pod, now));
+    let again = lost.map_or(again, |rest| again.min(rest));
     let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
     let ready = ready(&available, storage, queue.metadata.generation);
     report(queue, context, &[(ConditionType::WatcherAvailable, available), (ConditionType::Ready, ready)]).await?;

@@ -232,6 +232,13 @@ pub(super) fn node_lost(pod: &Pod, now: Timestamp) -> Option<String> {
     ))
 }
 
+/// The rest of the time after which a pod that is being deleted is called lost; `None` where it isn't being deleted, or is
+/// lost.
+pub(super) fn until_lost(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let due = pod.metadata.deletion_timestamp.as_ref()?.0;
+    Duration::try_from((due + OVERDUE).duration_since(now)).ok().filter(|rest| !rest.is_zero())
+}
+
 /// The failure that an event means for a pod that doesn't start, or isn't created; `None` where it means none.
 fn from_event(reason: &str, note: &str) -> Option<Failure> {
     let reason = match reason {

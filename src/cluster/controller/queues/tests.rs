@@ -192,6 +192,10 @@ fn a_pod_that_should_have_gone_a_minute_ago_was_lost_with_its_node() {
     let said = at("2026-01-17T09:11:00Z").unwrap();
     assert_eq!(said.reason, "NodeLost");
     assert!(said.message.contains("kubectl delete node node1"), "{}", said.message);
+    // It is looked at again then: whatever happens to the node, its pod does not change any more.
+    let rest = |time: &str| starting::until_lost(&pod, time.parse().unwrap());
+    assert_eq!(rest("2026-01-17T09:09:50Z"), Some(Duration::from_secs(70)));
+    assert_eq!(rest("2026-01-17T09:11:00Z"), None);
 }
 
 #[test]
