@@ -11,6 +11,8 @@ S=${HYPER2KVM_CLUSTER:-${TMPDIR:-/tmp}/hyper2kvm-cluster-$(printf %s "$checkout"
 cache=${HYPER2KVM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hyper2kvm-operator}
 kubernetes_version=v1.35.4
 containerd_socket=$S/run/containerd.sock
+# Records in which network namespace the processes of `start` run.
+network=$S/network
 
 say() { echo "cluster: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -46,7 +48,7 @@ start() {
   local name=$1 inside=()
   shift
   ! alive "$name" || return 0
-  [ ! -e "$S/network" ] || inside=(nsenter --net="/run/netns/$(cat "$S/network")")
+  [ ! -e "$network" ] || inside=(nsenter --net="/run/netns/$(cat "$network")")
   # Each of these replaces itself by the next: the recorded pid is the daemon's.
   (exec env HYPER2KVM_CLUSTER_STATE="$S" setsid "${inside[@]}" "$@" >>"$S/logs/$name.log" 2>&1 </dev/null 9>&-) &
   echo $! >"$S/pids/$name"
@@ -56,6 +58,50 @@ start() {
 ours() { grep -qzxF "HYPER2KVM_CLUSTER_STATE=$S" "/proc/$1/environ" 2>/dev/null; }
 
 alive() { [ -s "$S/pids/$1" ] && ours "$(cat "$S/pids/$1")"; }
+
+# end_node SUFFIX: ends a node as a power cut would: the kubelet first, so that nobody is left to start pods again.
+end_node() {
+  stop "kubelet$1"
+  stop "containerd$1"
+  [ -s "$S/cgroup$1" ] || return 0
+  local group pids pid
+  group=$(cat "$S/cgroup$1")
+  # Whatever runs in the control group that was made for this node was started by this node.
+  for _ in $(seq 100); do
+    pids=$(find /sys/fs/cgroup -path "*/$group/*" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u)
+    [ -n "$pids" ] || break
+    for pid in $pids; do kill -9 "$pid" 2>/dev/null || true; done
+    sleep 0.05
+  done
+}
+
+# unmount DIRECTORY: whatever is mounted below it, deepest first; what a volume still holds open goes when its holder does.
+unmount() {
+  awk -v top="$1/" 'index($2, top) == 1 {print length($2), $2}' /proc/self/mounts | sort -rn | while read -r _ mount; do
+    umount "$mount" 2>/dev/null || umount -l "$mount" 2>/dev/null || true
+  done
+}
+
+# clear_node SUFFIX DIRECTORY: removes what an ended node leaves outside of its directory, and its mounts.
+clear_node() {
+  local bundle socket group link
+  # What containerd keeps outside its own directories: sockets of shims, and the CNI library's cache.
+  for bundle in "$2"/containerd/state/io.containerd.runtime.v2.task/k8s.io/*/; do
+    [ -d "$bundle" ] || continue
+    socket=$(sed 's|^unix://||' "$bundle/address" 2>/dev/null || true)
+    case $socket in /run/containerd/s/*) rm -f "$socket" ;; esac
+    rm -f "/var/lib/cni/results/cni-loopback-$(basename "$bundle")-lo"
+  done
+  unmount "$2"
+  # What the kubelet keeps outside its own: links to logs.
+  for link in /var/log/containers/*; do
+    case $(readlink "$link" 2>/dev/null) in "$2"/*) rm -f "$link" ;; esac
+  done
+  [ -s "$S/cgroup$1" ] || return 0
+  group=$(cat "$S/cgroup$1")
+  rm -f "/var/lib/cni/results/$group"-*
+  find /sys/fs/cgroup -depth -type d \( -path "*/$group" -o -path "*/$group/*" \) -exec rmdir {} \; 2>/dev/null || true
+}
 
 # gone PID: whether nothing is left of a process that was killed. Its first thread ends before the others, which hold its
 # ports a little longer.

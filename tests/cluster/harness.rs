@@ -22,6 +22,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 /// Label of objects that a test made outside its namespace.
 pub(crate) const TEST_LABEL: &str = "hyper2kvm.io/test";
 
+/// The node that `second.sh` makes, and its directory below the cluster's.
+pub(crate) const SECOND_NODE: &str = "node2";
+
 /// What a test needs from its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -321,21 +324,23 @@ impl Namespace {
     /// Sends a signal to all processes of a container, with or without a kubelet; `false` where it doesn't run.
     pub(crate) fn signal_container(&self, pod: &serde_json::Value, container: &str, signal: &str) -> bool {
         let Some(id) = container_id(pod, container) else { return false };
-        self.tasks().args(["kill", "--signal", signal, "--all", id]).output().expect("ctr runs").status.success()
+        self.tasks(pod).args(["kill", "--signal", signal, "--all", id]).output().expect("ctr runs").status.success()
     }
 
     /// The first process of a container that runs.
     pub(crate) fn process_of(&self, pod: &serde_json::Value, container: &str) -> u32 {
         let id = container_id(pod, container).expect("it runs");
-        let tasks = run(self.tasks().arg("list"));
+        let tasks = run(self.tasks(pod).arg("list"));
         let task = tasks.lines().find_map(|line| line.strip_prefix(id)).expect("containerd knows it");
         task.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("ctr prints its process")
     }
 
-    fn tasks(&self) -> Command {
+    /// `ctr tasks` on the node of a pod.
+    fn tasks(&self, pod: &serde_json::Value) -> Command {
         let state = self.cluster.state.as_ref().expect("a node of our own");
+        let node = if pod["spec"]["nodeName"] == SECOND_NODE { state.join(SECOND_NODE) } else { state.clone() };
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(state.join("run/containerd.sock")).args(["--namespace", "k8s.io", "tasks"]);
+        command.arg("--address").arg(node.join("run/containerd.sock")).args(["--namespace", "k8s.io", "tasks"]);
         command
     }
 

@@ -20,6 +20,7 @@ mod faults;
 mod kills;
 mod kind;
 mod node;
+mod nodes;
 mod outage;
 mod packaging;
 mod plugin;

@@ -14,6 +14,7 @@
 #
 # Without root it is a control plane alone, on loopback and free ports.
 . "$(dirname "$0")/environment.sh"
+. "$here/identity.sh"
 want=${1:-any}
 
 alone
@@ -95,16 +96,9 @@ else
   server=127.0.0.1 advertise=10.97.0.1
 fi
 
-# One authority; the keys are elliptic because RSA takes seconds here.
 pki() {
   [ ! -e "$S/pki/done" ] || return 0
-  local key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
   openssl req -x509 "${key[@]}" -days 7 -subj /CN=hyper2kvm-test -keyout "$S/pki/ca.key" -out "$S/pki/ca.crt"
-  certificate() { # name subject alternative-names
-    openssl req "${key[@]}" -subj "$2" -keyout "$S/pki/$1.key" -out "$S/pki/$1.csr"
-    openssl x509 -req -in "$S/pki/$1.csr" -CA "$S/pki/ca.crt" -CAkey "$S/pki/ca.key" -CAcreateserial -days 7 \
-      -extfile <(printf 'subjectAltName=%s\nextendedKeyUsage=serverAuth,clientAuth\n' "$3") -out "$S/pki/$1.crt"
-  }
   certificate apiserver /CN=kube-apiserver \
     "IP:127.0.0.1,IP:10.96.0.1,IP:$advertise,IP:$server,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc"
   certificate admin /O=system:masters/CN=admin DNS:admin
@@ -117,16 +111,7 @@ pki() {
 }
 pki 2>"$S/logs/pki.log" || die "certificates failed: see $S/logs/pki.log"
 
-kubeconfig() { # name
-  cat >"$S/$1.kubeconfig" <<K
-apiVersion: v1
-kind: Config
-clusters: [{name: test, cluster: {server: "https://$server:$port", certificate-authority: $S/pki/ca.crt}}]
-users: [{name: $1, user: {client-certificate: $S/pki/$1.crt, client-key: $S/pki/$1.key}}]
-contexts: [{name: test, context: {cluster: test, user: $1}}]
-current-context: test
-K
-}
+echo "https://$server:$port" >"$S/server"
 for name in admin manager scheduler node; do kubeconfig "$name"; done
 
 ready() { "$bin/kubectl" --kubeconfig "$S/admin.kubeconfig" get --raw /readyz; }
@@ -169,7 +154,10 @@ start scheduler "$bin/kube-scheduler" --kubeconfig="$S/scheduler.kubeconfig" \
   --authentication-kubeconfig="$S/scheduler.kubeconfig" --authorization-kubeconfig="$S/scheduler.kubeconfig" \
   --leader-elect=false --secure-port="$scheduler_port" --cert-dir="$S/pki/scheduler"
 
-if [ "$node" = yes ]; then . "$here/node.sh"; fi
+if [ "$node" = yes ]; then
+  suffix="" N=$S address=$advertise first=2 taint=""
+  . "$here/node.sh"
+fi
 echo "$parts" >"$S/complete"
 if [ "$fresh" = yes ] && [ "${HYPER2KVM_CLUSTER_KEEPER:-}" = 1 ]; then start keeper "$here/keep.sh"; fi
 echo "$S/admin.kubeconfig"

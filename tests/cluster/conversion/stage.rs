@@ -306,11 +306,17 @@ impl Queue {
 
     /// Waits until a condition has this status and reason.
     pub(crate) async fn says(&self, kind: &str, status: &str, reason: &str) -> String {
+        self.says_within(DEADLINE, kind, status, reason).await
+    }
+
+    /// The same within this time.
+    pub(crate) async fn says_within(&self, time: Duration, kind: &str, status: &str, reason: &str) -> String {
         let found = |queue: &HyperConversion| {
             let conditions = queue.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
             conditions.into_iter().find(|c| c.type_ == kind && c.status == status && c.reason == reason)
         };
-        let queue = self.until(&self.name, &format!("{kind}={status}/{reason}"), |queue| found(queue).is_some()).await;
+        let what = format!("{kind}={status}/{reason}");
+        let queue = self.until_within(time, &self.name, &what, |queue| found(queue).is_some()).await;
         found(&queue).unwrap().message
     }
 
@@ -347,8 +353,16 @@ impl Queue {
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
+        self.until_within(DEADLINE, name, what, wanted).await
+    }
+
+    /// The same within this time.
+    async fn until_within<K>(&self, time: Duration, name: &str, what: &str, wanted: impl Fn(&K) -> bool) -> K
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
         let mut last = None;
-        let seen = timeout(DEADLINE, async {
+        let seen = timeout(time, async {
             loop {
                 let object = self.api::<K>().get_opt(name).await.unwrap();
                 if let Some(mut object) = object {
