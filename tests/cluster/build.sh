@@ -6,6 +6,7 @@
 #   build.sh helm
 #   build.sh kubeconform
 #   build.sh kubevirt                  judges manifests by KubeVirt's own code (tools/kubevirt/main.go)
+#   build.sh kueue                     and beside it, its chart
 #
 # They are kept in a cache keyed by the module's checksums. Those that KUBEBUILDER_ASSETS holds are taken from there.
 # The modules were made with `go mod edit -tool=… && go mod tidy`; k8s.io/kubernetes asks for its staging modules at
@@ -16,7 +17,7 @@ module=${1:?usage: build.sh MODULE [BINARY...]}
 shift
 case $module in
   kubernetes) all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl) ;;
-  helm | kubeconform | kubevirt) all=("$module") ;;
+  helm | kubeconform | kubevirt | kueue) all=("$module") ;;
   *) die "$module: no such module below tools/" ;;
 esac
 [ $# -gt 0 ] || set -- "${all[@]}"
@@ -43,6 +44,7 @@ for name in "$@"; do
     etcd) package=go.etcd.io/etcd/server/v3 flags= ;;
     helm) package=helm.sh/helm/v4/cmd/helm flags= ;;
     kubevirt) package=. flags= ;;
+    kueue) package=sigs.k8s.io/kueue/cmd/kueue flags= ;;
     kubeconform) package=github.com/yannh/kubeconform/cmd/kubeconform flags= ;;
     *) package=k8s.io/kubernetes/cmd/$name flags=$stamp ;;
   esac
@@ -51,6 +53,12 @@ for name in "$@"; do
     cd "$here/tools/$module"
     CGO_ENABLED=0 "$go/go" build -mod=readonly -buildvcs=false -trimpath -ldflags "-s -w $flags" -o "$bin/.$name" "$package"
   ) >&2
+  if [ "$name" = kueue ]; then
+    # Its chart comes with the module.
+    source=$(cd "$here/tools/kueue" && "$go/go" list -mod=readonly -m -f '{{.Dir}}' sigs.k8s.io/kueue)
+    rm -rf "$bin/chart"
+    cp -R --no-preserve=mode "$source/charts/kueue" "$bin/chart"
+  fi
   mv "$bin/.$name" "$bin/$name"
 done
 echo "$bin"

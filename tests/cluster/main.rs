@@ -19,6 +19,7 @@ mod defaults;
 mod faults;
 mod kills;
 mod kind;
+mod kueue;
 mod node;
 mod nodes;
 mod outage;

@@ -130,6 +130,7 @@ K
 start etcd "$bin/etcd" --data-dir "$S/etcd" --unsafe-no-fsync --log-level warn \
   --listen-client-urls "http://127.0.0.1:$etcd_client" --advertise-client-urls "http://127.0.0.1:$etcd_client" \
   --listen-peer-urls "http://127.0.0.1:$etcd_peer"
+# Aggregator routing: webhooks are called at their endpoints' addresses, for there is no kube-proxy.
 cat >"$S/apiserver.sh" <<K
 # Written by up.sh: the API server as it is started, and started again by tests that take it down.
 exec "$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:$etcd_client \\
@@ -140,7 +141,7 @@ exec "$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:$etcd_client \\
   --service-account-key-file="$S/pki/accounts.pub" --service-account-signing-key-file="$S/pki/accounts.key" \\
   --kubelet-preferred-address-types=InternalIP --kubelet-certificate-authority="$S/pki/ca.crt" \\
   --kubelet-client-certificate="$S/pki/admin.crt" --kubelet-client-key="$S/pki/admin.key" \\
-  --audit-policy-file="$S/audit.yaml" --audit-log-path="$S/logs/audit.log"
+  --enable-aggregator-routing=true --audit-policy-file="$S/audit.yaml" --audit-log-path="$S/logs/audit.log"
 K
 start apiserver bash "$S/apiserver.sh"
 until_ok 180 ready || die "the API server does not get ready: see $S/logs/apiserver.log"
