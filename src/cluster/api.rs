@@ -8,6 +8,7 @@ mod conditions;
 #[allow(unreachable_pub, reason = "the derive of a resource repeats its struct where nobody reaches it")]
 mod conversion_job;
 mod crd;
+mod guest;
 #[allow(unreachable_pub, reason = "the derive of a resource repeats its struct where nobody reaches it")]
 mod hyper_conversion;
 mod notifications;
@@ -24,13 +25,16 @@ pub use conversion_job::{
     ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Output, ProgressReport, QueueRef, Source,
 };
 pub use crd::{MANIFESTS, crds, to_yaml};
+pub use guest::{GuestMode, GuestOverrides, GuestSettings, NetworkNames};
 pub use hyper_conversion::{
     HyperConversion, HyperConversionSpec, HyperConversionStatus, QueueTotals, RetentionSettings, RetrySettings,
     VolumePath,
 };
 pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, Webhook, WebhookType};
 pub use placement::{ConfigMapRef, PodSecurity, Proxy, SeLinuxLabel, WatcherSettings, WorkerSettings};
-pub(crate) use placement::{completed_resources, sidecar_resources, watcher_resources, worker_resources};
+pub(crate) use placement::{
+    completed_resources, fix_resources, sidecar_resources, watcher_resources, worker_resources,
+};
 pub use reference::reference;
 pub use settings::{ConversionOverrides, ConversionSettings, Deduplication, InvalidSetting};
 pub use target::{

@@ -53,6 +53,7 @@ impl QueueDefaults {
         fill(&mut own.se_linux_options, &set.se_linux_options);
         let (own, set) = (&mut spec.worker, worker);
         own.resources = completed_resources(&own.resources, &set.resources);
+        own.fix_resources = completed_resources(&own.fix_resources, &set.fix_resources);
         fill(&mut own.node_selector, &set.node_selector);
         fill(&mut own.tolerations, &set.tolerations);
         fill(&mut own.affinity, &set.affinity);
@@ -105,6 +106,7 @@ mod tests {
             "securityContext": {"fsGroup": 65532, "seLinuxOptions": {"level": "s0:c1,c2"}},
             "worker": {
                 "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}},
+                "fixResources": {"limits": {"memory": "2Gi"}},
                 "nodeSelector": {"pool": "convert"}, "tolerations": [{"key": "t", "operator": "Exists"}],
                 "affinity": {"nodeAffinity": {}}, "priorityClassName": "low", "runtimeClassName": "gvisor",
                 "labels": {"a": "b"}, "annotations": {"a": "b"}, "jobLabels": {"a": "b"}, "queueName": "local",

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 
 use clap::Args;
-use hyper2kvm::cluster::controller::objects::Image;
+use hyper2kvm::cluster::controller::objects::{Image, Images};
 use hyper2kvm::cluster::controller::{Options, run};
 use hyper2kvm::cluster::defaults::QueueDefaults;
 use hyper2kvm::cluster::names;
@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
         default_value = "IfNotPresent"
     )]
     image_pull_policy: String,
+    /// Image of workers that fix guests; without one, no queue can ask for that.
+    #[arg(long, env = "HYPER2KVM_FIXER_IMAGE", default_value = "", hide_default_value = true)]
+    fixer_image: String,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "HYPER2KVM_LISTEN", default_value = "[::]:8080")]
     listen: SocketAddr,
@@ -74,8 +77,12 @@ async fn control(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         Some(identity) => identity,
         None => format!("{}-{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id()),
     };
+    let image = |name| Image { name, pull_policy: arguments.image_pull_policy.clone() };
     let options = Options {
-        image: Image { name: arguments.image, pull_policy: arguments.image_pull_policy },
+        images: Images {
+            own: image(arguments.image),
+            fixer: (!arguments.fixer_image.is_empty()).then(|| image(arguments.fixer_image)),
+        },
         defaults,
         listen: arguments.listen,
         page: arguments.page,

@@ -49,6 +49,9 @@ pub struct WorkerSettings {
     /// CPU and memory of one conversion. Of what is named neither in requests nor in limits, the release's default holds,
     /// or else requests of 250m and 128Mi and limits of 2 and 256Mi.
     pub resources: ResourceRequirements,
+    /// CPU and memory of a conversion whose guest is fixed, in place of resources. Of what is named neither in requests nor
+    /// in limits, the release's default holds, or else requests of 250m and 512Mi and limits of 2 and 1Gi.
+    pub fix_resources: ResourceRequirements,
     /// Labels that a node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
@@ -118,6 +121,12 @@ pub(crate) fn completed_resources(
 pub(crate) fn worker_resources() -> ResourceRequirements {
     // Three workers and their watcher fit into a quota of eight CPUs.
     cpu_and_memory(["250m", "128Mi"], ["2", "256Mi"])
+}
+
+/// The same of a worker that fixes guests.
+pub(crate) fn fix_resources() -> ResourceRequirements {
+    // The appliance has 384 MiB, and QEMU 64 MiB for what it translates.
+    cpu_and_memory(["250m", "512Mi"], ["2", "1Gi"])
 }
 
 /// The same of a watcher.

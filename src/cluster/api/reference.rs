@@ -8,8 +8,15 @@ use serde_json::Value;
 use super::crd::crds;
 
 /// Fields whose parts Kubernetes itself documents.
-const KUBERNETES_OWN: [&str; 6] =
-    ["resources", "tolerations", "affinity", "topologySpreadConstraints", "imagePullSecrets", "annotations"];
+const KUBERNETES_OWN: [&str; 7] = [
+    "resources",
+    "fixResources",
+    "tolerations",
+    "affinity",
+    "topologySpreadConstraints",
+    "imagePullSecrets",
+    "annotations",
+];
 
 /// `docs/api.md`: every field of both kinds, with its type, its bounds and its default.
 #[must_use]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::guest::{GuestOverrides, GuestSettings};
 use crate::conversion::options::ByteSize;
 use crate::conversion::{Compression, ConversionOptions, Emit, OutputFormat, Platform};
 
@@ -62,6 +63,8 @@ pub struct ConversionSettings {
         }])
     )]
     pub max_virtual_size: String,
+    /// What is done to the guest on the disks.
+    pub guest: GuestSettings,
     /// Seconds after which an attempt is ended for good.
     #[schemars(range(min = 1, max = 2_592_000))]
     pub active_deadline_seconds: u32,
@@ -80,6 +83,7 @@ impl Default for ConversionSettings {
             emit: Vec::new(),
             emit_domain_xml: false,
             max_virtual_size: "64Ti".to_owned(),
+            guest: GuestSettings::default(),
             active_deadline_seconds: 86_400,
             stall_timeout_seconds: 600,
         }
@@ -124,6 +128,9 @@ pub struct ConversionOverrides {
         }])
     )]
     pub max_virtual_size: Option<String>,
+    /// What is done to the guest on the disks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestOverrides>,
     /// Seconds after which an attempt is ended for good.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2_592_000))]
@@ -182,6 +189,7 @@ impl ConversionSettings {
             emit,
             emit_domain_xml,
             max_virtual_size: overrides.max_virtual_size.clone().unwrap_or_else(|| self.max_virtual_size.clone()),
+            guest: self.guest.overridden_by(overrides.guest.as_ref()),
             active_deadline_seconds: overrides.active_deadline_seconds.unwrap_or(self.active_deadline_seconds),
             stall_timeout_seconds: self.stall_timeout_seconds,
         }
@@ -200,6 +208,7 @@ impl ConversionSettings {
             max_virtual_size: max.0,
             checksum: self.checksum,
             emit: self.emit(),
+            guest: self.guest.options(),
             ..ConversionOptions::default()
         })
     }

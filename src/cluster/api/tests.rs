@@ -33,8 +33,9 @@ fn the_reference_in_the_tree_is_the_program_s_output() {
 
 /// Calls `visit` with path and schema of every field below `schema`, except inside Kubernetes' own types.
 fn walk(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
-    const KUBERNETES_OWN: [&str; 7] = [
+    const KUBERNETES_OWN: [&str; 8] = [
         "resources",
+        "fixResources",
         "sidecarResources",
         "tolerations",
         "affinity",
@@ -124,6 +125,12 @@ fn an_override_replaces_the_queue_s_word_and_nothing_else() {
         (OutputFormat::Raw, Compression::None, None)
     );
     assert!(settings.checksum);
+
+    let keeps = GuestSettings { mode: GuestMode::BestEffort, network_names: NetworkNames::Leave };
+    let required = GuestOverrides { mode: Some(GuestMode::Require), network_names: None };
+    let own = ConversionOverrides { guest: Some(required), ..ConversionOverrides::default() };
+    let guest = ConversionSettings { guest: keeps, ..queue.clone() }.overridden_by(&own).guest;
+    assert_eq!((guest.mode, guest.network_names), (GuestMode::Require, NetworkNames::Leave));
 
     let zstd = ConversionOverrides { compress: Some(Compression::Zstd), ..ConversionOverrides::default() };
     let settings = queue.overridden_by(&zstd);

@@ -20,7 +20,7 @@ use super::admission::{Admission, Key};
 use super::backoff::Backoff;
 use super::error::Error;
 use super::metrics::Metrics;
-use super::objects::Image;
+use super::objects::Images;
 use super::ownership::{Ownership, ownership};
 use super::recent::Recent;
 use super::shared::Shared;
@@ -37,7 +37,7 @@ pub(super) const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 /// Clients, caches and tasks of a controller that leads.
 pub(super) struct Context {
     pub client: Client,
-    pub image: Image,
+    pub images: Images,
     /// What queues get that leave it out. The cached ones have it.
     pub defaults: QueueDefaults,
     /// Whether Kueue's API group is served.

@@ -207,7 +207,7 @@ impl Reconcile<'_> {
     fn template(&self, state: &ConversionStatus) -> Result<TemplateDigest, Error> {
         let Some(open) = state.open_attempt() else { return Ok(TemplateDigest::default()) };
         let task = delivery::task(&self.conversion, &self.queue);
-        Ok(worker::digest(&self.queue, &self.conversion, &self.id, open.number, task, &self.context.image)?)
+        Ok(worker::digest(&self.queue, &self.conversion, &self.id, open.number, task, &self.context.images)?)
     }
 
     fn cached_job(&self, attempt: Attempt) -> Option<Arc<Job>> {
@@ -372,7 +372,7 @@ impl Reconcile<'_> {
     async fn job(&self, attempt: Attempt, task: Task) -> Result<batch::Job, Error> {
         let claims = self.context.recent_access_modes(&self.queue).await?;
         let context = JobContext {
-            image: self.context.image.clone(),
+            images: self.context.images.clone(),
             one_node: claims.iter().any(|claim| !claim.modes.iter().any(|mode| mode == "ReadWriteMany")),
         };
         Ok(worker::job(&self.queue, &self.conversion, &self.id, attempt, task, &context)?)

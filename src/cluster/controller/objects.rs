@@ -22,6 +22,15 @@ pub struct Image {
     pub pull_policy: String,
 }
 
+/// The images of a release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Of watchers and workers.
+    pub own: Image,
+    /// Of workers that fix guests: the same programs, QEMU and the appliance. Absent where nobody named one.
+    pub fixer: Option<Image>,
+}
+
 /// Metadata of an object that a queue owns.
 fn owned_by_queue(queue: &HyperConversion, name: String, component: &str) -> ObjectMeta {
     ObjectMeta {

@@ -82,7 +82,7 @@ async fn apply_all(queue: &HyperConversion, context: &Context) -> Result<Statefu
         context.prove(queue, access::role_binding(queue)),
         context.prove(queue, network::worker_policy(queue)),
         context.prove(queue, network::watcher_policy(queue)),
-        context.prove(queue, watcher::stateful_set(queue, &context.image, &context.defaults)),
+        context.prove(queue, watcher::stateful_set(queue, &context.images.own, &context.defaults)),
     )?;
     context.apply_proved(&account).await?;
     context.apply_proved(&role).await?;
@@ -111,7 +111,7 @@ async fn try_worker(queue: &HyperConversion, context: &Context) -> Result<(), Er
     };
     let mut conversion = ConversionJob::new(id.as_str(), spec);
     (conversion.metadata.namespace, conversion.metadata.uid) = (queue.namespace(), queue.uid());
-    let job_context = JobContext { image: context.image.clone(), one_node: false };
+    let job_context = JobContext { images: context.images.clone(), one_node: false };
     let job = worker::job(queue, &conversion, &id, Attempt(1), Task::Files, &job_context)?;
     match context.try_create(&job).await.map_err(Error::of_part("worker")) {
         Err(error @ Error::InvalidPod { .. }) => Err(error),

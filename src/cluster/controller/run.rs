@@ -29,7 +29,7 @@ use super::context::{Caches, Context, Proved};
 use super::error::{Error, Refusal, TIME_LIMIT};
 use super::leadership::{self, Leadership};
 use super::metrics::Metrics;
-use super::objects::Image;
+use super::objects::Images;
 use super::recent::Recent;
 use super::shared::Shared;
 use super::writes::Writes;
@@ -53,7 +53,7 @@ const CONCURRENCY: u16 = 16;
 /// Settings of the controller.
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub image: Image,
+    pub images: Images,
     /// What queues get that leave it out.
     pub defaults: QueueDefaults,
     /// Address of `/healthz`, `/readyz` and `/metrics`.
@@ -241,7 +241,7 @@ async fn work(
         Reporter { controller: names::MANAGER_CONTROLLER.to_owned(), instance: Some(options.identity.clone()) };
     let context = Arc::new(Context {
         client: client.clone(),
-        image: options.image.clone(),
+        images: options.images.clone(),
         defaults: options.defaults.clone(),
         kueue,
         kubevirt,

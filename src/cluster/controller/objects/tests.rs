@@ -78,13 +78,18 @@ fn image() -> Image {
     Image { name: "example.com/hyper2kvm:1".into(), pull_policy: "IfNotPresent".into() }
 }
 
+fn images() -> Images {
+    let fixer = Image { name: "example.com/hyper2kvm-fixer:1".into(), ..image() };
+    Images { own: image(), fixer: Some(fixer) }
+}
+
 fn job(queue: &HyperConversion, context: &JobContext) -> k8s_openapi::api::batch::v1::Job {
     let id = "web01-3fa9c1d2".parse().unwrap();
     worker::job(queue, &conversion(), &id, Attempt(2), target::Task::Files, context).unwrap()
 }
 
 fn shared() -> JobContext {
-    JobContext { image: image(), one_node: false }
+    JobContext { images: images(), one_node: false }
 }
 
 #[test]
@@ -165,8 +170,45 @@ fn a_template_s_digest_changes_with_what_shapes_the_pod_alone() {
     };
     let first = digest(&plain(), &shared());
     assert_eq!(first, digest(&queue(json!({"maxConcurrentJobs": 7, "runState": "Paused"})), &shared()));
-    let corrected = Image { name: "example.com/hyper2kvm:2".into(), ..image() };
-    assert_ne!(first, digest(&plain(), &JobContext { image: corrected, ..shared() }));
+    let corrected = Images { own: Image { name: "example.com/hyper2kvm:2".into(), ..image() }, ..images() };
+    assert_ne!(first, digest(&plain(), &JobContext { images: corrected, ..shared() }));
+    let other = Images { fixer: None, ..images() };
+    assert_eq!(first, digest(&plain(), &JobContext { images: other, ..shared() }), "no guest is fixed");
+}
+
+#[test]
+fn a_worker_that_fixes_guests_has_another_image_and_more_memory_and_one_that_looks_has_not() {
+    let id = "web01-3fa9c1d2".parse().unwrap();
+    let built = |guest: Value, own: Value, task, images: Images| {
+        let mut conversion = conversion();
+        conversion.spec.conversion = serde_json::from_value(own).unwrap();
+        let queue =
+            queue(json!({"conversion": {"guest": guest}, "worker": {"fixResources": {"limits": {"cpu": "1"}}}}));
+        let job = worker::job(&queue, &conversion, &id, Attempt(1), task, &JobContext { images, one_node: false });
+        job.map(|job| {
+            let container = job.spec.unwrap().template.spec.unwrap().containers.remove(0);
+            let memory = json!(container.resources)["limits"]["memory"].clone();
+            let options = container.env.unwrap().into_iter().find(|one| one.name == "HYPER2KVM_OPTIONS").unwrap();
+            let guest = serde_json::from_str::<Value>(&options.value.unwrap()).unwrap()["guest"].clone();
+            (container.image.unwrap(), memory, guest)
+        })
+    };
+    let (plain, fixer) = ("example.com/hyper2kvm:1".to_owned(), "example.com/hyper2kvm-fixer:1".to_owned());
+    let (task, nothing) = (target::Task::Files, json!({}));
+    let effort = json!({"mode": "BestEffort", "networkNames": "Leave"});
+    let told = json!({"fix": "best-effort", "names": "leave"});
+    assert_eq!(
+        built(effort.clone(), nothing.clone(), task, images()).unwrap(),
+        (fixer.clone(), json!("1Gi"), told.clone())
+    );
+    let looked = built(effort.clone(), nothing.clone(), target::Task::Plan, images()).unwrap();
+    assert_eq!(looked, (plain.clone(), json!("256Mi"), told));
+    let off = built(effort.clone(), json!({"guest": {"mode": "Off"}}), task, images()).unwrap();
+    assert_eq!(off, (plain, json!("256Mi"), Value::Null));
+    let own = built(nothing.clone(), json!({"guest": {"mode": "Require"}}), task, images()).unwrap();
+    assert_eq!(own, (fixer, json!("1Gi"), json!({"fix": "require", "names": "keep"})));
+    let error = built(effort, nothing, task, Images { fixer: None, ..images() }).unwrap_err();
+    assert_eq!(error.field, "conversion.guest.mode");
 }
 
 #[test]

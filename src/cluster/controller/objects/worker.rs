@@ -13,9 +13,10 @@ use sha2::{Digest, Sha256};
 
 use super::target::{self, Task};
 use super::watcher::{non_empty, non_empty_map};
-use super::{Image, pod};
+use super::{Image, Images, pod};
 use crate::cluster::api::{
-    ConversionJob, ConversionSettings, HyperConversion, InvalidSetting, completed_resources, worker_resources,
+    ConversionJob, ConversionSettings, GuestMode, HyperConversion, InvalidSetting, completed_resources, fix_resources,
+    worker_resources,
 };
 use crate::cluster::names;
 use crate::conversion::contract::{self, variable};
@@ -36,7 +37,7 @@ const LEFT_ALONE_ANNOTATIONS: [(&str, &str); 3] = [
 /// What a Job depends on besides the two specifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct JobContext {
-    pub image: Image,
+    pub images: Images,
     /// Whether a claim may be mounted on one node only, which is then the watcher's.
     pub one_node: bool,
 }
@@ -53,8 +54,8 @@ pub(crate) fn job(
     task: Task,
     context: &JobContext,
 ) -> Result<Job, InvalidSetting> {
-    let built = digest(queue, conversion, id, attempt, task, &context.image)?;
-    let template = template(queue, conversion, id, attempt, task, &context.image, context.one_node)?;
+    let built = digest(queue, conversion, id, attempt, task, &context.images)?;
+    let template = template(queue, conversion, id, attempt, task, &context.images, context.one_node)?;
     let mut own = labels(queue, id, attempt);
     let queue_name = &queue.spec.worker.queue_name;
     // Where Kueue isn't served, the Job waits for it: a Job that started would be past its quota.
@@ -135,9 +136,9 @@ pub(crate) fn digest(
     id: &ConversionId,
     attempt: Attempt,
     task: Task,
-    image: &Image,
+    images: &Images,
 ) -> Result<TemplateDigest, InvalidSetting> {
-    let mut template = template(queue, conversion, id, attempt, task, image, false)?;
+    let mut template = template(queue, conversion, id, attempt, task, images, false)?;
     let digest = |template: &PodTemplateSpec| {
         let json = serde_json::to_vec(template).expect("an object for the API server serialises");
         hex(&Sha256::digest(&json)[..8])
@@ -162,7 +163,7 @@ fn template(
     id: &ConversionId,
     attempt: Attempt,
     task: Task,
-    image: &Image,
+    images: &Images,
     one_node: bool,
 ) -> Result<PodTemplateSpec, InvalidSetting> {
     let mut settings = queue.spec.conversion.overridden_by(&conversion.spec.conversion);
@@ -178,6 +179,8 @@ fn template(
     let options = serde_json::to_string(&settings.options()?).expect("options are plain values");
     let spec = &queue.spec;
     let worker = &spec.worker;
+    let fixes = task != Task::Plan && settings.guest.mode != GuestMode::Off;
+    let image = if fixes { fixer(images)? } else { &images.own };
     let mut volumes = pod::claim_volumes(queue);
     volumes.push(pod::empty_dir("tmp", TMP_SIZE, None));
     let claim = pod::sub_path(&spec.queue, &contract::claim_path(id));
@@ -188,7 +191,11 @@ fn template(
         image_pull_policy: Some(image.pull_policy.clone()),
         command: Some(vec!["hyper2kvm".to_owned(), "worker".to_owned()]),
         env: Some(environment(queue, attempt, options)),
-        resources: Some(completed_resources(&worker.resources, &worker_resources())),
+        resources: Some(if fixes {
+            completed_resources(&worker.fix_resources, &fix_resources())
+        } else {
+            completed_resources(&worker.resources, &worker_resources())
+        }),
         volume_mounts: Some(vec![
             pod::mount(pod::QUEUE_VOLUME, names::CLAIM_DIR, claim, true),
             pod::mount(pod::output_volume(queue), names::WORK_DIR, work, false),
@@ -225,6 +232,16 @@ fn template(
             ..ObjectMeta::default()
         }),
         spec: Some(spec),
+    })
+}
+
+/// The image of a worker that fixes guests.
+fn fixer(images: &Images) -> Result<&Image, InvalidSetting> {
+    images.fixer.as_ref().ok_or_else(|| InvalidSetting {
+        field: "conversion.guest.mode",
+        message: "this release has no image that fixes guests: set fixer.repository of its chart, or the controller's \
+                  --fixer-image; or set mode to Off"
+            .to_owned(),
     })
 }
 

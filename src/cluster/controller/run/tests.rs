@@ -12,6 +12,7 @@ use tower_test::mock;
 
 use super::*;
 use crate::cluster::controller::context::RESYNC_INTERVAL;
+use crate::cluster::controller::objects::Image;
 
 type ApiServer = mock::Handle<Request<Body>, Response<Body>>;
 
@@ -22,7 +23,7 @@ fn played() -> (Client, ApiServer) {
 
 fn options() -> Options {
     Options {
-        image: Image { name: "i".to_owned(), pull_policy: "Never".to_owned() },
+        images: Images { own: Image { name: "i".to_owned(), pull_policy: "Never".to_owned() }, fixer: None },
         defaults: QueueDefaults::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         page: false,
@@ -69,7 +70,7 @@ fn context(client: Client, metrics: Arc<Metrics>) -> Arc<Context> {
     let reporter = Reporter { controller: "c".to_owned(), instance: None };
     Arc::new(Context {
         client: client.clone(),
-        image: options().image,
+        images: options().images,
         defaults: QueueDefaults::default(),
         kueue: watch::channel(false).1,
         kubevirt: watch::channel(false).1,
