@@ -6,6 +6,7 @@
 
 pub mod fix;
 pub mod need;
+pub mod outcome;
 pub mod report;
 
 use std::collections::BTreeMap;

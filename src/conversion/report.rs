@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Stage};
+use super::guest::outcome::GuestOutcome;
 use super::guest::report::GuestReport;
 use super::machine::Machine;
 use super::options::OutputFormat;
@@ -224,10 +225,48 @@ impl Progress {
     }
 }
 
+/// The short message of an attempt that succeeded, where a guest was to be fixed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SuccessMessage {
+    pub contract_version: u32,
+    pub guest: GuestOutcome,
+}
+
+impl SuccessMessage {
+    /// The message as it is written, cut so that the whole fits [`TerminationMessage::MAX_BYTES`].
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut message = self.clone();
+        loop {
+            let json = serde_json::to_string(&message).expect("a struct of strings and numbers serialises");
+            if json.len() <= TerminationMessage::MAX_BYTES || !message.guest.shorten() {
+                return json;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::conversion::{CONTRACT_VERSION, Reason};
+
+    #[test]
+    fn a_success_tells_as_many_doubts_as_the_kubelet_keeps_and_that_there_are_more() {
+        let message = |doubts: usize| {
+            let doubts = (0..doubts).map(|n| format!("{n} {}", "d".repeat(300))).collect();
+            let guest = GuestOutcome { message: Some("m".repeat(400)), doubts, ..GuestOutcome::default() };
+            let json = SuccessMessage { contract_version: CONTRACT_VERSION, guest }.to_json();
+            assert!(json.len() <= TerminationMessage::MAX_BYTES, "{}", json.len());
+            serde_json::from_str::<SuccessMessage>(&json).unwrap().guest.doubts
+        };
+        assert_eq!(message(3).len(), 3);
+        let most = message(32);
+        assert!((8..32).contains(&most.len()), "{}", most.len());
+        assert_eq!(most.last().unwrap(), "more is in doubt, which metadata.json lists");
+        assert!(most[most.len() - 2].starts_with(&(most.len() - 2).to_string()));
+    }
 
     #[test]
     fn a_termination_message_fits_what_the_kubelet_keeps_however_long_its_text() {

@@ -58,6 +58,24 @@ impl DiskTarget {
         Self::Directory(format!("/targets/{n}").into())
     }
 
+    /// The device, where it is one.
+    #[must_use]
+    pub fn as_device(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Directory(_) => None,
+        }
+    }
+
+    /// What the disk is in until it is complete: the device, or the image's file under its first name.
+    #[must_use]
+    pub fn unfinished(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Directory(path) => path.join(DISK_IMAGE_PART),
+        }
+    }
+
     /// The device or the directory.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -38,11 +38,12 @@ use super::target::Targets;
 use crate::conversion::contract::{
     self, APPLIANCE_DIR, CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, PROGRESS_FILE, variable,
 };
+use crate::conversion::guest::outcome::GuestOutcome;
 use crate::conversion::options::GuestFixMode;
 use crate::conversion::target::{self, DiskTarget};
 use crate::conversion::{
-    Attempt, CONTRACT_VERSION, Claim, Compression, ConversionOptions, Failure, FailureReport, OutputFormat, Phase,
-    Reason, Stage, TerminationMessage, chain,
+    Attempt, CONTRACT_VERSION, Claim, Compression, ConversionOptions, Failure, FailureReport, Metadata, OutputFormat,
+    Phase, Reason, Stage, SuccessMessage, TerminationMessage, chain,
 };
 use crate::disk::available_threads;
 use crate::files::store::{self, StoreError};
@@ -89,8 +90,7 @@ enum Sabotage {
 impl AttemptSpec {
     /// What changes the guest, where that is asked for.
     fn programs(&self) -> Option<Programs> {
-        // Disks in targets are no files that a guest can be fixed in.
-        let is_wanted = self.options.guest.fix != GuestFixMode::Off && self.targets.is_empty() && !self.is_plan;
+        let is_wanted = self.options.guest.fix != GuestFixMode::Off && !self.is_plan;
         is_wanted.then(|| Programs::find(&self.appliance, self.options.guest.virtio_win.as_deref()))
     }
 
@@ -205,7 +205,10 @@ pub fn run(spec: &AttemptSpec, log: &LogTail) -> u8 {
         Err(error) => Err(Failure::new(Reason::Internal, format!("cannot handle SIGTERM: {error}"))),
     };
     match outcome {
-        Ok(()) => 0,
+        Ok(metadata) => {
+            leave_message(&places, metadata.as_ref());
+            0
+        }
         Err(failure) => {
             let failure = if meter.is_interrupted() {
                 Failure::new(Reason::Disrupted, "the attempt was told to end")
@@ -234,13 +237,15 @@ fn prepare(spec: &AttemptSpec) -> Result<Places, Failure> {
             return Err(Failure::new(Reason::Disrupted, "the daemon that started this worker is gone"));
         }
     }
+    let targets = if spec.targets.is_empty() { Ok(None) } else { Targets::open(&spec.targets).map(Some) };
+    let devices = || spec.targets.iter().filter_map(DiskTarget::as_device);
     let places = Places {
         claim: open_directory(&spec.claim)?,
         work: open_directory(&spec.work)?,
-        targets: if spec.targets.is_empty() { Ok(None) } else { Targets::open(&spec.targets).map(Some) },
+        targets,
         termination_log: spec.termination_log.as_ref().and_then(|p| File::options().write(true).open(p).ok()),
         threads: available_threads(),
-        executable: spec.programs().map(|programs| programs.open()),
+        executable: spec.programs().map(|programs| programs.open(devices())),
     };
     contain::limit_process().map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the process: {e}")))?;
     let (claim, writable) = (places.claim.as_fd(), places.writable());
@@ -263,13 +268,14 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
     })
 }
 
-fn attempt(spec: &AttemptSpec, places: &Places, meter: &Arc<Meter>, interrupts: Interrupts) -> Result<(), Failure> {
+fn attempt(
+    spec: &AttemptSpec,
+    places: &Places,
+    meter: &Arc<Meter>,
+    interrupts: Interrupts,
+) -> Result<Option<Metadata>, Failure> {
     meter.enter(Stage::Inspect);
     let targets = places.targets.as_ref().map_err(Clone::clone)?.as_ref();
-    if targets.is_some() && spec.options.guest.fix == GuestFixMode::Require {
-        let message = "a guest can't be made ready for virtio where its disks go into targets";
-        return Err(Failure::new(Reason::GuestUnsupported, message));
-    }
     let claim = read_claim(&spec.claim)?;
     let group = Group::open_claim(&places.claim, &claim)?;
     // All files are open: from here on no path can be read at all.
@@ -282,7 +288,7 @@ fn attempt(spec: &AttemptSpec, places: &Places, meter: &Arc<Meter>, interrupts: 
         .as_deref()
         .map_or(claim.stem(), |name| name.strip_suffix(&format!(".{}", options.out_format)).unwrap_or(name));
     if spec.is_plan {
-        return planning::plan(&group, stem, &options, &spec.work, meter);
+        return planning::plan(&group, stem, &options, &spec.work, meter).map(|()| None);
     }
     let folder = spec.work.join(&spec.folder);
     let dies_after = match spec.sabotage {
@@ -327,7 +333,20 @@ fn attempt(spec: &AttemptSpec, places: &Places, meter: &Arc<Meter>, interrupts: 
         threads = places.threads,
         "converted"
     );
-    Ok(())
+    Ok(Some(metadata))
+}
+
+/// Leaves the termination message of a success whose guest was to be fixed.
+fn leave_message(places: &Places, metadata: Option<&Metadata>) {
+    let Some(metadata) = metadata else { return };
+    let fix = metadata.guest.as_ref().and_then(|guest| guest.fix.as_ref());
+    let (Some(fix), Some(mut file)) = (fix, places.termination_log.as_ref()) else { return };
+    let guest = GuestOutcome::of(fix, metadata.machines.first());
+    let message = SuccessMessage { contract_version: CONTRACT_VERSION, guest };
+    // metadata.json has it, too.
+    if let Err(error) = file.write_all(message.to_json().as_bytes()) {
+        tracing::warn!(%error, "cannot write the termination message");
+    }
 }
 
 fn hang(meter: &Meter) {

@@ -115,20 +115,31 @@ fn by_appliance(
     if fix.outcome != Outcome::Fixed {
         return Ok(Ended::Told(fix));
     }
-    if usable_bytes(conversion.directory)? < overlays.bytes() {
+    if !has_room(conversion, &overlays, report)? {
         return refused(FixError::NoRoom);
     }
+    let changes = match overlays.changes() {
+        Ok(changes) => changes,
+        Err(error) => return refused(error),
+    };
     conversion.group.check_unchanged()?;
     markers.map_or(Ok(()), Markers::withdraw_copy)?;
-    overlays.merge().map_err(|error| {
-        let message = format!("the disks can't be changed: {}", crate::conversion::chain(&error));
+    let failed = |error: &dyn std::error::Error| {
+        let message = format!("the disks can't be changed: {}", crate::conversion::chain(error));
         Failure::new(Reason::OutputIO, message).at_stage(Stage::Fix)
-    })?;
+    };
+    overlays.merge().map_err(|e| failed(&e))?;
+    for (disk, overlay, changes) in changes {
+        let targets = conversion.targets.expect("a disk in a target came from them");
+        targets.merge(place(report, disk), &overlay, &changes).map_err(|e| failed(&e))?;
+    }
     drop(overlays);
-    for disk in &mut report.disks {
-        if let Ok(found) = fs::metadata(conversion.directory.join(&disk.file)) {
-            disk.allocated_bytes = found.blocks().saturating_mul(512);
-        }
+    for (n, disk) in report.disks.iter_mut().enumerate() {
+        let allocated = match conversion.targets {
+            Some(targets) => targets.allocated(n),
+            None => fs::metadata(conversion.directory.join(&disk.file)).ok().map(|found| found.blocks() * 512),
+        };
+        disk.allocated_bytes = allocated.unwrap_or(disk.allocated_bytes);
     }
     Ok(Ended::Told(fix))
 }
@@ -145,6 +156,21 @@ fn bring_drivers(programs: &Programs, report: &Metadata, job: &mut Job) -> Resul
         .map_err(|error| Failure::new(Reason::GuestDriversMissing, crate::conversion::chain(&error)))?;
     job.drivers = chosen.drivers;
     Ok(chosen.files)
+}
+
+/// The number of a disk among all.
+fn place(report: &Metadata, disk: &DiskReport) -> usize {
+    report.disks.iter().position(|one| one.file == disk.file).expect("it is one of them")
+}
+
+/// Whether the changes fit where the disks are.
+fn has_room(conversion: &Conversion<'_>, overlays: &Overlays<'_>, report: &Metadata) -> Result<bool, Failure> {
+    let Some(targets) = conversion.targets else {
+        let all = overlays.bytes().map(|(_, bytes)| bytes).fold(0, u64::saturating_add);
+        return Ok(usable_bytes(conversion.directory)? >= all);
+    };
+    let fits = |(disk, bytes)| targets.room(place(report, disk)).is_none_or(|room| room >= bytes);
+    Ok(overlays.bytes().all(fits))
 }
 
 /// The disks in the order of the machine.

@@ -6,6 +6,8 @@
 //!  device:     first MiB zero ──▶ all but the first MiB ──▶ first MiB
 //! ```
 
+mod merge;
+
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -2,6 +2,7 @@
 //! Disks that go onto block devices and into file systems of their own: loop devices, full of what the last tenant left.
 
 mod by_hand;
+mod fix;
 mod worker;
 
 use std::fs::{self, File};

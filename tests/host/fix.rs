@@ -18,7 +18,7 @@ overlays=
 while [ $# -gt 0 ]; do
   case $1 in
     -kernel) appliance=${2%/vmlinuz} ;;
-    -blockdev) overlays="$overlays $(echo "$2" | grep -o '[^"]*fix.tmp/[0-9]*.qcow2')" ;;
+    -blockdev) node=$2 overlays="$overlays $(echo "$2" | grep -o '[^"]*fix.tmp/[0-9]*.qcow2')" ;;
   esac
   shift
 done
@@ -29,18 +29,18 @@ write() { for overlay in $overlays; do qemu-io -f qcow2 -c "write -q -P 0x41 1M 
 
 const FIXED: &str = r#"{"report":{"outcome":"fixed","kernels":[],"left":[],
 "changes":[{"fix":"deviceNames","file":"/etc/fstab","backup":"/etc/fstab.hyper2kvm"}]}}"#;
-const NO_SPACE: &str = r#"{"report":{"outcome":"unfixed","reason":"GuestNoSpace","message":"/boot is full.",
+pub(crate) const NO_SPACE: &str = r#"{"report":{"outcome":"unfixed","reason":"GuestNoSpace","message":"/boot is full.",
 "kernels":[],"changes":[],"left":[]}}"#;
 
 const APPLIANCE: [&str; 2] = ["--appliance", "appliance"];
 
-struct Bench {
-    place: TempDir,
+pub(crate) struct Bench {
+    pub(crate) place: TempDir,
 }
 
 impl Bench {
     /// A guest whose fstab names a disk by its place, and an appliance that does this; `None` without mkfs or qemu-io.
-    fn new(does: &str) -> Option<Self> {
+    pub(crate) fn new(does: &str) -> Option<Self> {
         let bench = Self { place: tempfile::tempdir().unwrap() };
         let here = bench.place.path();
         for directory in ["bin", "appliance", "out", "files/etc", "files/boot"] {
@@ -58,7 +58,7 @@ impl Bench {
         bench.disk("vm.raw", true).then_some(bench)
     }
 
-    fn appliance_does(&self, does: &str) {
+    pub(crate) fn appliance_does(&self, does: &str) {
         fs::write(self.place.path().join("appliance/does"), does).unwrap();
     }
 
@@ -103,7 +103,8 @@ impl Bench {
     }
 }
 
-fn path(place: &Path) -> String {
+/// Where programs are found, that in QEMU's place before all others.
+pub(crate) fn path(place: &Path) -> String {
     format!("{}:{}:/usr/sbin:/sbin", place.join("bin").display(), std::env::var("PATH").unwrap_or_default())
 }
 
@@ -112,7 +113,7 @@ fn said(output: &Output) -> String {
 }
 
 /// What the appliance does where it goes well.
-fn fixes() -> String {
+pub(crate) fn fixes() -> String {
     format!("write; echo '{}'", FIXED.replace('\n', ""))
 }
 

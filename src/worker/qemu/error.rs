@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
+use super::map::MapError;
 use crate::appliance::protocol;
 use crate::conversion::{Failure, Reason, Stage, chain};
 
@@ -33,6 +34,8 @@ pub(in crate::worker) enum FixError {
     Late(u64),
     #[error("the appliance's answer is not believed")]
     Answer(#[from] protocol::Error),
+    #[error("what qemu-img says of the changes is not believed")]
+    Map(#[from] MapError),
     #[error("the attempt was told to end")]
     Interrupted,
 }

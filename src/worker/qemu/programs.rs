@@ -64,18 +64,18 @@ impl Programs {
         }
     }
 
-    /// What the process must keep the right to read and execute, and to read.
+    /// What the process must keep the right to read and execute, and to read: `devices` hold disks.
     ///
     /// # Errors
     /// None: what can't be opened is left out, and found missing later.
     #[must_use]
-    pub fn open(&self) -> contain::Executable {
+    pub fn open<'a>(&self, devices: impl Iterator<Item = &'a Path>) -> contain::Executable {
         let opened = |path: &Path| openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
         let programs = [Some(&self.own), self.qemu.as_ref(), self.qemu_img.as_ref()].into_iter().flatten();
         contain::Executable {
             directories: DIRECTORIES.iter().filter_map(|path| opened(Path::new(path))).collect(),
             programs: programs.filter_map(|path| opened(path)).collect(),
-            files: FILES.iter().filter_map(|path| opened(Path::new(path))).collect(),
+            files: FILES.iter().map(Path::new).chain(devices).filter_map(opened).collect(),
             readable: [Some(&self.appliance), self.virtio_win.as_ref()]
                 .into_iter()
                 .flatten()
@@ -161,7 +161,7 @@ fn restrict(launch: &Launch) -> Result<(), String> {
     let open = |path: &PathBuf| File::open(path).map(OwnedFd::from).map_err(|e| format!("{}: {e}", path.display()));
     let readable = launch.readable.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let writable = launch.writable.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let mut executable = Programs::find(&launch.appliance, None).open();
+    let mut executable = Programs::find(&launch.appliance, None).open(std::iter::empty());
     executable.programs.extend(File::open(&launch.program).map(OwnedFd::from).ok());
     executable.files.extend(readable);
     let writable: Vec<BorrowedFd<'_>> = writable.iter().map(|file| file.as_fd()).collect();

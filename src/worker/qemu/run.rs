@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::error::FixError;
+use super::map::{self, Change, MAX_ANSWER};
 use super::programs::{Programs, QEMU, QEMU_IMG, said};
 use crate::appliance::protocol::{Answer, DriverFile, Job, MAX_DISKS, job_archive};
 use crate::conversion::guest::fix::GuestFix;
 use crate::conversion::report::DiskReport;
+use crate::conversion::target::DiskTarget;
 
 /// Directory of the overlays and of the appliance's initrd, in the disks' directory.
 const PLACE: &str = "fix.tmp";
@@ -78,7 +80,7 @@ impl<'a> Overlays<'a> {
             _ => fs::create_dir(&place).map_err(FixError::Work)?,
         }
         let overlay = |(n, report): (usize, &'a DiskReport)| Overlay {
-            base: directory.join(&report.file),
+            base: report.target.as_ref().map_or_else(|| directory.join(&report.file), DiskTarget::unfinished),
             report,
             path: place.join(format!("{n}.qcow2")),
         };
@@ -165,18 +167,24 @@ impl<'a> Overlays<'a> {
         arguments
     }
 
-    /// Bytes that a merge may add to the disks.
-    pub(in crate::worker) fn bytes(&self) -> u64 {
+    /// Bytes that a merge may add to each disk.
+    pub(in crate::worker) fn bytes(&self) -> impl Iterator<Item = (&'a DiskReport, u64)> + '_ {
         use std::os::unix::fs::MetadataExt as _;
         let size =
             |disk: &Overlay<'_>| fs::metadata(&disk.path).map_or(u64::MAX, |found| found.blocks().saturating_mul(512));
-        self.disks.iter().map(size).fold(0, u64::saturating_add)
+        self.disks.iter().map(move |disk| (disk.report, size(disk)))
     }
 
-    /// Merges every overlay into its disk, and syncs the disks. After an error they are neither what they were nor what
-    /// they were to become.
+    /// What each overlay changes in a disk that lies in a target, with the file that has the changes' bytes.
+    pub(in crate::worker) fn changes(&self) -> Result<Vec<(&'a DiskReport, File, Vec<Change>)>, FixError> {
+        let in_targets = self.disks.iter().filter(|disk| disk.report.target.is_some());
+        in_targets.map(|disk| disk.changes(self.programs)).collect()
+    }
+
+    /// Merges every overlay over a file beside the report into that, and syncs it. After an error the disks are neither
+    /// what they were nor what they were to become.
     pub(in crate::worker) fn merge(&self) -> Result<(), FixError> {
-        for disk in &self.disks {
+        for disk in self.disks.iter().filter(|disk| disk.report.target.is_none()) {
             let image = format!("json:{}", disk.node(false));
             let arguments = vec!["commit".to_owned(), "-q".to_owned(), image];
             finish(self.programs, arguments, Vec::new(), vec![disk.path.clone(), disk.base.clone()])?;
@@ -186,11 +194,25 @@ impl<'a> Overlays<'a> {
     }
 }
 
-impl Overlay<'_> {
+impl<'a> Overlay<'a> {
+    fn changes(&self, programs: &Programs) -> Result<(&'a DiskReport, File, Vec<Change>), FixError> {
+        let alone =
+            json!({"driver": "qcow2", "file": {"driver": "file", "filename": text(&self.path)}, "backing": null});
+        let arguments = vec!["map".to_owned(), "--output=json".to_owned(), format!("json:{alone}")];
+        let answer = answer(programs, arguments, vec![self.path.clone()], Vec::new())?;
+        let file = File::open(&self.path).map_err(FixError::Work)?;
+        let bytes = file.metadata().map_err(FixError::Work)?.len();
+        let changes = map::read(&answer, self.report.virtual_size_bytes, bytes)?;
+        Ok((self.report, file, changes))
+    }
+
     /// The overlay with its disk behind it, as QEMU opens them: no name is looked for in any file.
     fn node(&self, is_read_only_below: bool) -> Value {
         let file = |path: &Path| json!({"driver": "file", "filename": text(path)});
         let mut base = json!({"driver": self.report.format.as_str(), "file": file(&self.base)});
+        if let Some(DiskTarget::Path(_)) = self.report.target {
+            base["file"]["driver"] = json!("host_device");
+        }
         if is_read_only_below {
             base["read-only"] = json!(true);
         }
@@ -210,13 +232,26 @@ fn finish(
     readable: Vec<PathBuf>,
     writable: Vec<PathBuf>,
 ) -> Result<(), FixError> {
+    answer(programs, arguments, readable, writable).map(|_| ())
+}
+
+/// The same for what it says on its standard output, up to [`MAX_ANSWER`] bytes.
+fn answer(
+    programs: &Programs,
+    arguments: Vec<String>,
+    readable: Vec<PathBuf>,
+    writable: Vec<PathBuf>,
+) -> Result<Vec<u8>, FixError> {
     let mut command = programs.command(QEMU_IMG, arguments, readable, writable)?;
-    let output = command.output().map_err(|e| FixError::Start(QEMU_IMG, e))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = said(&mut &output.stderr[..], MAX_SAID);
-    Err(FixError::Program { program: QEMU_IMG, status: output.status, said })
+    let failed = |e| FixError::Start(QEMU_IMG, e);
+    let mut child = command.spawn().map_err(failed)?;
+    let mut answer = Vec::new();
+    // A longer one ends in the middle, and the program by a pipe that nobody reads.
+    let stdout = child.stdout.take().expect("it is piped");
+    stdout.take(MAX_ANSWER).read_to_end(&mut answer).map_err(failed)?;
+    let said = child.stderr.as_mut().map(|stderr| said(stderr, MAX_SAID)).unwrap_or_default();
+    let status = child.wait().map_err(failed)?;
+    if status.success() { Ok(answer) } else { Err(FixError::Program { program: QEMU_IMG, status, said }) }
 }
 
 /// Takes the appliance's answer until it has ended.
