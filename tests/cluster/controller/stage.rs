@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper2kvm::cluster::agent;
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion};
-use hyper2kvm::cluster::controller::objects::Image;
+use hyper2kvm::cluster::controller::objects::{Image, Images};
 use hyper2kvm::cluster::controller::{Options, run};
 use hyper2kvm::cluster::defaults::QueueDefaults;
 use hyper2kvm::cluster::identity::Identity;
@@ -40,7 +40,7 @@ pub(crate) struct Stage {
 /// A controller of this namespace only.
 fn control(config: &kube::Config, namespace: &str, image: Image) -> JoinHandle<()> {
     let options = Options {
-        image,
+        images: Images { own: image, fixer: None },
         defaults: QueueDefaults::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         page: false,
