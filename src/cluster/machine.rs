@@ -13,6 +13,7 @@ use super::api::{
 use super::names;
 use crate::conversion::contract::CONTRACT_VERSION;
 use crate::conversion::emit;
+use crate::conversion::guest::outcome::GuestOutcome;
 use crate::conversion::machine::{
     Card, CardModel, DiskBus, Firmware, MAX_DOUBTS, MAX_NAME, Machine, doubts_beside_devices, one_line,
 };
@@ -95,7 +96,12 @@ pub fn manifest(conversion: &ConversionJob, settings: &MachineSettings) -> Resul
     let name = status.virtual_machine.as_ref().map(|machine| machine.name.clone());
     let name = name.unwrap_or_else(|| wanted_name(conversion, plan));
     let [machine] = plan.machines.as_slice() else { return Err(NoMachine::Several(plan.machines.len())) };
-    let machine = with_devices(machine.clone(), settings.devices);
+    let mut machine = machine.clone();
+    let guest = status.guest.as_ref();
+    if let Some(guest) = guest {
+        machine.doubts.clone_from(&guest.doubts);
+    }
+    let machine = with_devices(machine, settings.devices, guest);
     let report = metadata(conversion, plan, machine.clone());
     within_limits(&report, settings)?;
     let mut object = emit::kubevirt_machine(&report, &name).ok_or(NoMachine::NoPlan)?;
@@ -163,18 +169,22 @@ fn metadata(conversion: &ConversionJob, plan: &Plan, machine: Machine) -> Metada
     }
 }
 
-fn with_devices(mut machine: Machine, wanted: MachineDevices) -> Machine {
+fn with_devices(mut machine: Machine, wanted: MachineDevices, guest: Option<&GuestOutcome>) -> Machine {
+    let ready = guest.filter(|guest| guest.is_ready());
+    let bus = ready.map(|guest| guest.bus).filter(|bus| *bus != DiskBus::Sata);
+    let has_net = ready.is_some_and(|guest| guest.nic == CardModel::Virtio);
     for disk in &mut machine.disks {
         disk.bus = match wanted {
-            MachineDevices::Compatible => DiskBus::Sata,
-            MachineDevices::FromSource => disk.bus,
+            MachineDevices::Compatible => bus.unwrap_or(DiskBus::Sata),
+            MachineDevices::FromSource => bus.unwrap_or(disk.bus),
             MachineDevices::Virtio => DiskBus::Virtio,
         };
     }
     for card in &mut machine.cards {
         card.device = match (wanted, card.device) {
-            (MachineDevices::Compatible, CardModel::Virtio) => CardModel::E1000e,
             (MachineDevices::Virtio, _) => CardModel::Virtio,
+            _ if has_net => CardModel::Virtio,
+            (MachineDevices::Compatible, CardModel::Virtio) => CardModel::E1000e,
             (_, device) => device,
         };
     }

@@ -114,6 +114,8 @@ condition_types! {
         MachineCreated by Controller,
         /// Whether an attempt succeeded: Unknown while one may.
         Converted by Controller,
+        /// Whether the guest is ready for virtio, and why not; only where it was to be made so.
+        GuestFixed by Controller,
         /// Whether the output stands under its final name.
         Published by Watcher,
         /// False while the running attempt makes no progress. The watcher decides that, the controller ends the attempt.

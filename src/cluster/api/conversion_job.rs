@@ -11,6 +11,7 @@ use super::conditions;
 use super::settings::ConversionOverrides;
 use super::target::{OnFailure, TargetOverrides, TargetSettings, TargetVolume, VolumeState};
 use super::virtual_machine::{MachineOverrides, MachineStatus};
+use crate::conversion::guest::outcome::GuestOutcome;
 use crate::conversion::machine::Machine;
 use crate::conversion::plan::Plan;
 use crate::conversion::{ConversionStatus, OutputFormat, Stage, Witness};
@@ -87,6 +88,13 @@ use crate::conversion::{ConversionStatus, OutputFormat, Stage, Witness};
         type_ = "string",
         json_path = ".status.virtualMachine.name",
         description = "The VirtualMachine that its disks are for.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Guest",
+        type_ = "string",
+        json_path = ".status.guest.outcome",
+        description = "What became of the guest, where it was to be made ready for virtio.",
         priority = 1
     ),
     validation = Rule::new("size(self.metadata.name) <= 52").message("a ConversionJob's name has at most 52 characters: names of Jobs and pods are made from it"),
@@ -181,8 +189,8 @@ pub struct ConversionJobStatus {
     /// Where it stands, for the eye: conditions say the same to programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<JobPhase>,
-    /// Admitted, Converted, Published, Progressing, Succeeded; with a target Planned, TargetReady and MachineCreated;
-    /// Reconciling until the end, then Complete or Failed.
+    /// Admitted, Converted, Published, Progressing, Succeeded; with a target Planned, TargetReady and MachineCreated; with
+    /// conversion.guest GuestFixed; Reconciling until the end, then Complete or Failed.
     /// Succeeded is Unknown until the end; a duplicate is True/Duplicate, a cancelled one False/Cancelled. Stalled is
     /// said of one that failed for good alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -221,6 +229,9 @@ pub struct ConversionJobStatus {
     /// The VirtualMachine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_machine: Option<MachineStatus>,
+    /// What became of the guest, where it was to be made ready for virtio.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestOutcome>,
     /// What this conversion repeated: the file, when it was converted, and the directory of its disks.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

@@ -9,10 +9,10 @@
 //! |---|---|---|
 //! | `observedGeneration`, `phase`, `attempts`, `earlierAttempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
 //! | `staged`, `progress`, `outputs`, `machine`, `otherMachines`, `sourceLocation`, `duplicateOf`, `duration`, `traceID` | | ✓ |
-//! | `target`, `volumes`, `virtualMachine` | ✓ | |
+//! | `target`, `volumes`, `virtualMachine`, `guest` | ✓ | |
 //! | `plan`, under a third manager | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
-//! | conditions `Admitted`, `Planned`, `TargetReady`, `MachineCreated`, `Converted`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
+//! | conditions `Admitted`, `Planned`, `TargetReady`, `MachineCreated`, `Converted`, `GuestFixed`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
 //! | conditions `Published`, `Progressing`, `Succeeded` | | ✓ |
 //!
 //! | `HyperConversion` | controller | watcher |
@@ -46,7 +46,7 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 25] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 26] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
@@ -70,6 +70,7 @@ pub(crate) mod tests {
         ("target", &[Controller]),
         ("volumes", &[Controller]),
         ("virtualMachine", &[Controller]),
+        ("guest", &[Controller]),
         // Applied by itself, once.
         ("plan", &[]),
         // Merged by itself, after the end.

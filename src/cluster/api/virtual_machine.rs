@@ -22,7 +22,8 @@ pub enum MachineCreation {
 /// Which devices the guest gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MachineDevices {
-    /// Those that guests have drivers for by themselves: SATA disks, e1000e cards.
+    /// Those that guests have drivers for by themselves: SATA disks, e1000e cards; virtio where a conversion made the guest
+    /// ready for it.
     #[default]
     Compatible,
     /// Virtio where the source had virtio, else as Compatible.

@@ -143,6 +143,11 @@ impl Reconcile<'_> {
             job: job.as_deref(),
             pods: &pods,
         });
+        if let Decision::Record(Observation::Done { .. }) | Decision::Deliver { .. } = &decision
+            && let (Some(status), Some(guest)) = (&mut self.conversion.status, outcome::guest(&pods))
+        {
+            status.guest = Some(guest);
+        }
         let action = match decision {
             Decision::Wait if self.conversion.status.is_none() && self.is_young(now) => Action::requeue(YOUNG),
             Decision::Wait => {
@@ -430,6 +435,9 @@ impl Reconcile<'_> {
         self.context.metrics.attempt_ended(outcome, Duration::try_from(took).unwrap_or_default());
         if let Observation::Done { folder, .. } = &told {
             self.context.tell(&self.conversion, "Convert", "Converted", &status::converted_by(folder)).await;
+            if let Some((reason, message)) = status::unfixed(&self.conversion) {
+                self.context.warn(&self.conversion, "Fix", &reason, &message).await;
+            }
         }
         if let Observation::Failed { failure, .. } = told {
             self.context.warn(&self.conversion, "Convert", &failure.reason.to_string(), &failure.advice()).await;

@@ -6,9 +6,10 @@ use k8s_openapi::api::batch::v1::JobCondition;
 use super::starting::{clean, condition, waiting, words};
 use crate::cluster::containers::{phase, worker_end, worker_has_started, worker_is_over, worker_succeeded};
 use crate::cluster::seen::{Job, Pod, PodCondition};
+use crate::conversion::guest::outcome::GuestOutcome;
 use crate::conversion::lifecycle::{ONLY_FOLDER, Observation};
 use crate::conversion::verdict::{self, Exit};
-use crate::conversion::{Attempt, Class, Failure, Reason, TerminationMessage};
+use crate::conversion::{Attempt, Class, Failure, Reason, SuccessMessage, TerminationMessage};
 
 /// How far an attempt is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,14 @@ pub(super) fn outcome_of(attempt: Attempt, job: &Job, pods: &[&Pod], ran: Option
 #[must_use]
 pub(super) fn any_started(pods: &[&Pod]) -> bool {
     pods.iter().any(|pod| worker_has_started(pod))
+}
+
+/// What the worker that succeeded tells of the guest that it was to fix.
+#[must_use]
+pub(super) fn guest(pods: &[&Pod]) -> Option<GuestOutcome> {
+    let winner = pods.iter().find(|pod| worker_succeeded(pod))?;
+    let message: SuccessMessage = serde_json::from_str(worker_end(winner)?.message.as_deref()?).ok()?;
+    Some(message.guest.believed(clean))
 }
 
 /// Name and node of the pod whose container runs or ran, if any did.

@@ -11,9 +11,11 @@ use crate::cluster::api::{
     ConditionState, ConditionType, ConversionJob, ConversionJobStatus, JobPhase, condition, set_by, set_condition,
 };
 use crate::conversion::admission::RunState;
+use crate::conversion::guest::fix::{Outcome, Unfixed};
+use crate::conversion::guest::outcome::GuestOutcome;
 use crate::conversion::lifecycle::{ONLY_FOLDER, Step, next_step};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, ConversionStatus, Failure};
+use crate::conversion::{Attempt, ConversionStatus, Failure, Stage};
 
 /// The reason of `Admitted` while older conversions have all slots.
 pub(super) const WAITING_FOR_SLOT: &str = "WaitingForSlot";
@@ -53,8 +55,13 @@ pub(super) fn revised(
     let admitted = admitted.or_else(|| recovered(condition(&status.conditions, ConditionType::Admitted)?, &state));
     let converted = converted(&state, waiting);
     let ended = ended(&state);
+    let fixed = fixed(status.guest.as_ref(), &state);
     status.state = state;
-    for (kind, said) in [(ConditionType::Admitted, admitted), (ConditionType::Converted, Some(converted))] {
+    for (kind, said) in [
+        (ConditionType::Admitted, admitted),
+        (ConditionType::Converted, Some(converted)),
+        (ConditionType::GuestFixed, fixed),
+    ] {
         if let Some(said) = said {
             set_condition(&mut status.conditions, kind, said, generation, now);
         }
@@ -66,6 +73,42 @@ pub(super) fn revised(
         }
     }
     status
+}
+
+/// What is said of the guest; `None` where nothing was to be done to it, or nobody knows yet.
+fn fixed(guest: Option<&GuestOutcome>, state: &ConversionStatus) -> Option<ConditionState> {
+    let of_fix = state.failure.as_ref().filter(|failure| failure.stage == Some(Stage::Fix));
+    if let Some(failure) = of_fix {
+        return Some(because("False", failure));
+    }
+    let guest = guest?;
+    Some(match guest.outcome {
+        Outcome::Fixed => {
+            let message = format!("files of the guest that were changed: {}", guest.changes);
+            ConditionState::new("True", "Fixed", message)
+        }
+        Outcome::NothingToDo => ConditionState::new("True", "NothingToDo", "the guest starts from virtio as it is"),
+        Outcome::NotAGuest => ConditionState::new("True", "NotAGuest", "no system is on the disks"),
+        Outcome::Unfixed => {
+            let (reason, message) = why_unfixed(guest);
+            ConditionState::new("False", reason, message)
+        }
+    })
+}
+
+fn why_unfixed(guest: &GuestOutcome) -> (String, String) {
+    let why = guest.message.as_deref().unwrap_or("metadata.json says why");
+    (
+        guest.reason.unwrap_or(Unfixed::GuestFixFailed).to_string(),
+        format!("{why}; the disks are as they were converted"),
+    )
+}
+
+/// Why the guest of a conversion whose disks are whole stays unfixed.
+#[must_use]
+pub(super) fn unfixed(conversion: &ConversionJob) -> Option<(String, String)> {
+    let guest = conversion.status.as_ref()?.guest.as_ref()?;
+    (guest.outcome == Outcome::Unfixed).then(|| why_unfixed(guest))
 }
 
 /// The conditions by which tools that know nothing of conversions tell how one stands; each is said only while it is
@@ -203,6 +246,7 @@ pub(super) fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) ->
         "target": wanted.target,
         "volumes": Some(&wanted.volumes).filter(|volumes| !volumes.is_empty()),
         "virtualMachine": wanted.virtual_machine,
+        "guest": wanted.guest,
         "completionTime": state.completion_time,
     });
     let fields = status.as_object_mut().expect("written as an object above");
@@ -284,6 +328,29 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_is_said_to_be_fixed_or_why_not_and_nothing_where_nothing_was_asked() {
+        let said = |guest: Value, state: Value| {
+            let guest: Option<GuestOutcome> = serde_json::from_value(guest).unwrap();
+            let state: ConversionStatus = serde_json::from_value(state).unwrap();
+            fixed(guest.as_ref(), &state).map(|said| (said.status, said.reason))
+        };
+        let unfixed = json!({"outcome": "unfixed", "reason": "GuestEncrypted", "message": "m"});
+        let failed = |reason, stage| json!({"failure": Failure::new(reason, "m").at_stage(stage)});
+        for (guest, state, expected) in [
+            (json!(null), json!({}), None),
+            (json!({"outcome": "fixed", "changes": 3}), json!({}), Some(("True", "Fixed"))),
+            (json!({"outcome": "nothingToDo"}), json!({}), Some(("True", "NothingToDo"))),
+            (json!({"outcome": "notAGuest"}), json!({}), Some(("True", "NotAGuest"))),
+            (unfixed, json!({}), Some(("False", "GuestEncrypted"))),
+            (json!(null), failed(Reason::GuestNoSpace, Stage::Fix), Some(("False", "GuestNoSpace"))),
+            (json!(null), failed(Reason::Corrupt, Stage::Copy), None),
+        ] {
+            let expected = expected.map(|(status, reason)| (status, reason.to_owned()));
+            assert_eq!(said(guest.clone(), state.clone()), expected, "{guest} {state}");
+        }
+    }
+
+    #[test]
     fn a_conversion_says_for_which_pod_it_waits_until_the_next_attempt_is_under_way() {
         let failure = json!(Failure::new(Reason::Disrupted, "m"));
         let ended = json!({"number": 1, "reason": "Disrupted", "endTime": "2026-01-17T09:00:00Z"});
@@ -304,7 +371,7 @@ mod tests {
         let whole = json!({
             "staged": 1, "attempts": [{"number": 1, "startTime": at}], "earlierAttempts": {"total": 1}, "nextRetryTime": at, "converted": "p", "end": "Failed",
             "startTime": at, "completionTime": at, "failure": Failure::new(Reason::Corrupt, "m"), "sourceLocation": "a.raw",
-            "target": {}, "volumes": [{"claimName": "c"}], "virtualMachine": {"name": "m"},
+            "target": {}, "volumes": [{"claimName": "c"}], "virtualMachine": {"name": "m"}, "guest": {"outcome": "fixed"},
             "outputs": [{"path": "a", "format": "raw", "virtualSizeBytes": 1, "allocatedBytes": 1}], "duration": "1s",
             "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "R", "message": "", "lastTransitionTime": at}],
         });

@@ -93,6 +93,26 @@ fn devices_are_those_that_are_asked_for() {
 }
 
 #[test]
+fn a_guest_that_was_made_ready_gets_virtio_and_the_doubts_that_are_left() {
+    let of = |devices: &str, guest: Value| {
+        let mut conversion = conversion(&json!({"doubts": ["the guest must be changed"]}));
+        conversion.status.as_mut().unwrap().guest = serde_json::from_value(guest).unwrap();
+        let manifest = manifest(&conversion, &settings(json!({"devices": devices}))).unwrap();
+        let devices = &manifest.object["spec"]["template"]["spec"]["domain"]["devices"];
+        let built = [&devices["disks"][1]["disk"]["bus"], &devices["interfaces"][0]["model"]];
+        let doubts = manifest.doubts.into_iter().filter(|doubt| !doubt.starts_with("network card")).collect::<Vec<_>>();
+        (built.map(|value| value.as_str().unwrap_or_default().to_owned()), doubts)
+    };
+    let fixed = json!({"outcome": "fixed", "bus": "virtio", "nic": "virtio"});
+    for devices in ["Compatible", "FromSource", "Virtio"] {
+        assert_eq!(of(devices, fixed.clone()), (["virtio", "virtio"].map(str::to_owned), Vec::new()), "{devices}");
+    }
+    let unfixed =
+        json!({"outcome": "unfixed", "reason": "GuestNoSpace", "bus": "sata", "nic": "e1000e", "doubts": ["full"]});
+    assert_eq!(of("Compatible", unfixed), (["sata", "e1000e"].map(str::to_owned), vec!["full".to_owned()]));
+}
+
+#[test]
 fn a_source_that_asks_for_more_than_is_allowed_gets_no_machine() {
     let cpus = json!({"sockets": 100, "coresPerSocket": 100});
     let error = manifest(&conversion(&cpus), &MachineSettings::default()).unwrap_err();

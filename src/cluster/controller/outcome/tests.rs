@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::conversion::guest::fix::Unfixed;
 use crate::conversion::{Phase, Stage};
 
 const N: Attempt = Attempt(2);
@@ -83,6 +84,21 @@ fn reason_of(outcome: &Outcome) -> (Option<Reason>, Option<Class>) {
     match outcome {
         Outcome::Ended(Observation::Failed { failure, .. }) => (Some(failure.reason), Some(failure.class)),
         _ => (None, None),
+    }
+}
+
+#[test]
+fn a_worker_that_succeeded_tells_of_its_guest_and_is_not_believed_everything() {
+    let told = |text: &str| guest(&[&pod(ended(0, "Completed", text))]);
+    let text = json!({"contractVersion": 2, "guest": {
+        "outcome": "unfixed", "reason": "GuestNoSpace", "message": "a\u{1b}b", "bus": "sata", "nic": "e1000e", "changes": 0,
+        "doubts": vec!["d"; 99],
+    }});
+    let guest = told(&text.to_string()).unwrap();
+    assert_eq!((guest.reason, guest.message.as_deref()), (Some(Unfixed::GuestNoSpace), Some("a b")));
+    assert_eq!(guest.doubts.len(), 16);
+    for text in ["", "oops", r#"{"contractVersion":2,"guest":{"outcome":"unfixed","reason":"Corrupt"}}"#] {
+        assert_eq!(told(text), None, "{text}");
     }
 }
 
