@@ -1,10 +1,11 @@
 # syntax=docker/dockerfile:1
-# One image for controller, watcher, sidecar and worker.
+# One image for controller, watcher, sidecar and worker, and another for workers that fix guests.
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 --tag hyper2kvm-operator .
+#   docker buildx build --platform linux/amd64 --target fixer --tag hyper2kvm-fixer .
 #
-# The tests build this very file with `BASE` and the stage `build` replaced by what is at hand
-# (tests/cluster/image.sh). arm64 is cross-compiled and so far untested.
+# The tests build this very file with `BASE` and the stages `build` and `fixer-system` replaced by what is at hand
+# (tests/cluster/image.sh). arm64 is cross-compiled and so far untested; the fixer is for amd64 alone.
 ARG BASE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM --platform=$BUILDPLATFORM docker.io/library/rust:1.95-bookworm AS build
@@ -37,7 +38,7 @@ COPY Cargo.toml Cargo.lock ./
 RUN <<SH
     set -eu
     . /cross
-    for bin in hyper2kvm hyper2kvmctl hyper2kvm-operator; do
+    for bin in hyper2kvm hyper2kvm-appliance hyper2kvmctl hyper2kvm-operator; do
         mkdir -p "src/bin/$bin"
         echo 'fn main() {}' > "src/bin/$bin/main.rs"
     done
@@ -51,17 +52,59 @@ RUN <<SH
     . /cross
     find src -name '*.rs' -exec touch {} +
     cargo build --release --locked
-    mkdir -p /image/bin /image/state/queue /image/state/output
+    mkdir -p /image/bin /image/appliance /image/state/queue /image/state/output
     for bin in hyper2kvm hyper2kvmctl hyper2kvm-operator; do
         cp "target/$CARGO_BUILD_TARGET/release/$bin" /image/bin/
     done
-    if [ "$CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS" = false ] && grep --files-with-matches HYPER2KVM_TEST_ /image/bin/*; then
+    cp "target/$CARGO_BUILD_TARGET/release/hyper2kvm-appliance" /image/appliance/
+    if [ "$CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS" = false ] && grep --files-with-matches HYPER2KVM_TEST_ /image/bin/* /image/appliance/*; then
         echo "a release knows the switches of tests" >&2
         exit 1
     fi
-    chmod -R u=rwX,go=rX /image/bin
+    chmod -R u=rwX,go=rX /image/bin /image/appliance
     chmod -R ug=rwX,o=rX /image/state
 SH
+
+# QEMU of Debian 13, and an appliance of its kernel, which is not run but started in QEMU.
+FROM docker.io/library/debian:trixie-slim AS fixer-system
+COPY --from=build /image/bin/hyper2kvm /usr/local/bin/
+COPY --from=build /image/appliance/ /tmp/appliance/
+RUN <<SH
+    set -eu
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update
+    apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils kmod lvm2 e2fsprogs xfsprogs
+    cd /tmp
+    package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    apt-get download "$package"
+    dpkg -x "$package"_*.deb unpacked
+    version=${package#linux-image-}
+    depmod -b unpacked "$version"
+    modules=$(find unpacked -type d -path "*/modules/$version")
+    hyper2kvm appliance build --kernel "unpacked/boot/vmlinuz-$version" --modules "$modules" \
+        --init appliance/hyper2kvm-appliance --output /usr/lib/hyper2kvm/appliance
+    chmod -R u=rwX,go=rX /usr/lib/hyper2kvm
+    # They are in the appliance.
+    apt-get purge -y --auto-remove kmod lvm2 xfsprogs
+    rm -rf /tmp/* /var/lib/apt/lists/* /var/cache/apt /usr/share/doc /usr/share/man /usr/share/locale
+    mkdir -p /var/lib/hyper2kvm
+SH
+
+FROM scratch AS fixer
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
+LABEL org.opencontainers.image.title="hyper2kvm-fixer" \
+      org.opencontainers.image.description="hyper2kvm's worker with QEMU and the appliance that makes guests ready for virtio" \
+      org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only AND GPL-2.0-or-later" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}"
+COPY --from=fixer-system / /
+ENV PATH=/usr/local/bin:/usr/bin:/bin
+USER 65532:65532
+WORKDIR /var/lib/hyper2kvm
+CMD ["hyper2kvm", "--help"]
 
 FROM ${BASE}
 ARG VERSION=0.1.0

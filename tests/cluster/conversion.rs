@@ -5,6 +5,10 @@ mod asked;
 mod changes;
 mod claims;
 pub(crate) mod disks;
+mod fixing;
+#[path = "../host/appliance/guests.rs"]
+#[allow(dead_code, reason = "the host's tests use all of it")]
+mod guests;
 mod refusals;
 pub(crate) mod stage;
 

@@ -207,9 +207,22 @@ impl Cluster {
 
     /// The same of other binaries, in a node of our own.
     pub(crate) fn image_of(&self, binaries: &Path) -> Option<String> {
+        self.built(binaries, "operator")
+    }
+
+    /// The image of workers that fix guests, as [`Cluster::image`].
+    pub(crate) fn fixer(&self) -> Option<String> {
+        if self.state.is_none() {
+            left_out("a cluster that somebody else runs takes no image");
+            return None;
+        }
+        self.built(binaries(), "fixer")
+    }
+
+    fn built(&self, binaries: &Path, kind: &str) -> Option<String> {
         assert!(self.state.is_some(), "a cluster that somebody else runs takes no image");
         let mut build = Command::new(in_tree("tests/cluster/image.sh"));
-        let output = build.arg(binaries).stdin(Stdio::null()).output().expect("image.sh runs");
+        let output = build.arg(binaries).arg(kind).stdin(Stdio::null()).output().expect("image.sh runs");
         let said = String::from_utf8_lossy(&output.stderr);
         if let Some((_, reason)) = said.split_once("left out: ") {
             left_out(reason.trim());

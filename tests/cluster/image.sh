@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the Dockerfile with binaries that are built already, and brings the image into the node.
+# Builds the Dockerfile with binaries that are built already, and brings an image of it into the node.
 #
-#   image.sh DIRECTORY     (holds hyper2kvm, hyper2kvmctl and hyper2kvm-operator; prints the image's name)
+#   image.sh DIRECTORY [fixer]     (holds hyper2kvm, hyper2kvmctl and hyper2kvm-operator, for the fixer hyper2kvm-appliance,
+#                                  too; prints the image's name)
 #
-# Neither a registry nor a Docker daemon is needed: the stage `build` is replaced by a directory, the base by an image
-# of this machine's own C library.
+# Neither a registry nor a Docker daemon is needed: the stages `build` and `fixer-system` are replaced by directories, the
+# base by an image of this machine's own C library. QEMU is this machine's own, the appliance's kernel Debian's.
 . "$(dirname "$0")/environment.sh"
-binaries=${1:?usage: image.sh DIRECTORY}
+binaries=${1:?usage: image.sh DIRECTORY [fixer]}
+kind=${2:-operator}
 programs=(hyper2kvm hyper2kvmctl hyper2kvm-operator)
 command -v buildah >/dev/null || die "left out: the image; buildah is not installed"
+if [ "$kind" = fixer ]; then
+  programs=(hyper2kvm hyper2kvm-appliance)
+  for program in qemu-system-x86_64 qemu-img; do
+    command -v "$program" >/dev/null || die "left out: the fixer's image; $program is not installed"
+  done
+fi
 
 tag=$(cd "$binaries" && cat "${programs[@]}" "$checkout/Dockerfile" "$here/image.sh" | sha256sum | cut -c1-16)
-name=localhost/hyper2kvm-operator:$tag
+name=localhost/hyper2kvm-$kind:$tag
 loaded() { ctr -a "$containerd_socket" -n k8s.io images ls -q 2>/dev/null | grep -qx "$name"; }
 alone
 if ! loaded; then
@@ -20,7 +28,44 @@ if ! loaded; then
   trap 'rm -rf "$work"' EXIT
   buildah() { command buildah --storage-driver vfs --root "$S/buildah" --runroot "$S/buildah-run" "$@"; }
 
-  mkdir -p "$work"/build/image/{bin,state/queue,state/output} "$work/base/tmp" "$work/base/etc/ssl/certs"
+  # libraries ROOT PROGRAM...: what the programs load, at its own place below ROOT.
+  libraries() {
+    local root=$1 library
+    shift
+    for library in $(ldd "$@" | grep -o '/[^ :]*\.so[^ :]*' | sort -u); do
+      install -D -m 0755 "$library" "$root$library"
+    done
+  }
+  # The root of the fixer's image: QEMU, what it loads, its firmware, and the appliance.
+  fixer() {
+    local root=$1 kernel version qemu
+    kernel=$cache/guests/kernel
+    version=$("$checkout/tests/images/kernel.sh" "$kernel") || die "left out: the fixer's image; no kernel can be fetched"
+    mkdir -p "$root"/usr/{local/bin,bin,lib/hyper2kvm,share} "$root/tmp" "$root/var/lib/hyper2kvm"
+    strip -o "$root/usr/local/bin/hyper2kvm" "$binaries/hyper2kvm"
+    strip -o "$work/init" "$binaries/hyper2kvm-appliance"
+    for qemu in qemu-system-x86_64 qemu-img; do install -m 0755 "$(command -v "$qemu")" "$root/usr/bin/"; done
+    # What it loads by itself: how to translate, and no display.
+    for qemu in "/usr/lib/$(uname -m)-linux-gnu/qemu"/{accel,hw-display-virtio}-*.so; do
+      [ ! -e "$qemu" ] || install -D -m 0755 "$qemu" "$root$qemu"
+    done
+    libraries "$root" "$root"/usr/local/bin/* "$root"/usr/bin/*
+    for qemu in /usr/share/qemu /usr/share/seabios; do
+      mkdir -p "$root$qemu"
+      find "$qemu" -maxdepth 1 \( -name 'bios*.bin' -o -name 'linuxboot*.bin' -o -name 'kvmvapic.bin' \) -exec cp -L {} "$root$qemu/" \;
+    done
+    "$binaries/hyper2kvm" appliance build --kernel "$kernel/boot/vmlinuz-$version" --modules "$kernel/lib/modules/$version" \
+      --init "$work/init" --output "$root/usr/lib/hyper2kvm/appliance" >/dev/null
+    chmod -R u=rwX,go=rX "$root/usr/lib/hyper2kvm"
+    chmod 1777 "$root/tmp"
+  }
+
+  mkdir -p "$work"/build/image/{bin,appliance,state/queue,state/output} "$work/base/tmp" "$work/base/etc/ssl/certs" "$work/fixer"
+  target=()
+  if [ "$kind" = fixer ]; then
+    fixer "$work/fixer"
+    target=(--target fixer)
+  fi
   for program in "${programs[@]}"; do
     # Symbols are most of what would be copied into every pod.
     strip -o "$work/build/image/bin/$program" "$binaries/$program"
@@ -28,9 +73,7 @@ if ! loaded; then
   chmod -R ug=rwX,o=rX "$work/build/image/state"
   chmod 1777 "$work/base/tmp"
   echo 'nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' >"$work/base/etc/passwd"
-  for library in $(ldd "$work"/build/image/bin/* | grep -o '/[^ :]*\.so[^ :]*' | sort -u); do
-    install -D -m 0755 "$library" "$work/base$library"
-  done
+  libraries "$work/base" "$work"/build/image/bin/*
 
   base=$(buildah from scratch)
   buildah copy --quiet "$base" "$work/base" / >/dev/null
@@ -39,7 +82,8 @@ if ! loaded; then
   buildah commit --quiet "$base" localhost/base:1 >/dev/null
   buildah rm "$base" >/dev/null
   buildah build --quiet --isolation chroot --file "$checkout/Dockerfile" --build-arg BASE=localhost/base:1 \
-    --build-arg REVISION="$tag" --build-context build="$work/build" --tag "$name" "$checkout" >&2
+    --build-arg REVISION="$tag" --build-context build="$work/build" \
+    --build-context fixer-system="$work/fixer" "${target[@]}" --tag "$name" "$checkout" >&2
   buildah push --quiet "$name" "docker-archive:$work/image.tar:$name" >&2
   ctr -a "$containerd_socket" -n k8s.io images import "$work/image.tar" >/dev/null
   buildah rmi --all --force >/dev/null 2>&1 || true

@@ -21,6 +21,13 @@
 {{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
+{{- /* The same of workers that fix guests. */ -}}
+{{- define "hyper2kvm.fixer" -}}
+{{- with .Values.global.imageRegistry | default .Values.fixer.registry | default .Values.image.registry }}{{ trimSuffix "/" . }}/{{ end }}
+{{- .Values.fixer.repository }}
+{{- if .Values.fixer.digest }}@{{ .Values.fixer.digest }}{{ else }}:{{ .Values.fixer.tag | default .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
 {{- define "hyper2kvm.pullSecrets" -}}
 {{- with concat (.Values.global.imagePullSecrets | default list) .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Guests that are fixed in a worker's pod: the second image, QEMU without KVM, and the restricted profile.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use hyper2kvm::cluster::api::{ConversionJob, JobPhase, condition};
+use hyper2kvm::conversion::guest::fix::{Outcome, Unfixed};
+use hyper2kvm::conversion::machine::DiskBus;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use kube::api::ListParams;
+use serde_json::json;
+
+use super::guests::{Guest, UUID, cat};
+use super::stage::{Operator, Queue};
+use crate::harness::{Cluster, Need, in_tree, left_out, run};
+
+/// What a condition says: status, reason and message.
+fn said(conversion: &ConversionJob, kind: &str) -> (String, String, String) {
+    let conditions = conversion.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    condition(conditions, kind)
+        .map(|said| (said.status.clone(), said.reason.clone(), said.message.clone()))
+        .unwrap_or_default()
+}
+
+/// Debian's kernel, unpacked, as the fixer's image has it; `None` where it can't be fetched.
+fn kernel(place: &Path) -> Option<String> {
+    let mut fetch = Command::new(in_tree("tests/images/kernel.sh"));
+    let fetched = fetch.arg(place).output().expect("it runs");
+    if !fetched.status.success() {
+        left_out(&format!("guests that are fixed: {}", String::from_utf8_lossy(&fetched.stderr).trim()));
+        return None;
+    }
+    Some(String::from_utf8_lossy(&fetched.stdout).trim().to_owned())
+}
+
+#[tokio::test]
+async fn a_guest_is_fixed_in_its_pod_and_one_that_is_refused_is_published_as_converted() {
+    let Some(cluster) = Cluster::shared(Need::Node) else { return };
+    let Some(fixer) = cluster.fixer() else { return };
+    let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is target/tmp").join("guests/kernel");
+    let Some(version) = kernel(&unpacked) else { return };
+    let (repository, tag) = fixer.rsplit_once(':').expect("the image has a tag");
+    let values = format!("--set=fixer.repository={repository},fixer.tag={tag}");
+    let Some(operator) = Operator::own_with("fixing", &[&values]) else { return };
+
+    let spec = json!({"conversion": {"outFormat": "raw", "guest": {"mode": "Require"}}});
+    let queue = Queue::open_with(&operator, "fixing", &spec, &json!({})).await;
+    let place = tempfile::tempdir().unwrap();
+    let guest = Guest::new(place.path(), &unpacked.join("lib/modules").join(&version), &version);
+    queue.bring("web01.raw", &fs::read(guest.disk("disk", 96)).unwrap());
+    let made = queue.conversion("web01.raw", "made", |_| true).await.name_any();
+    // Without KVM, beside other tests.
+    run(queue.kubectl().args(["wait", "--for=condition=Succeeded", "--timeout=400s", &format!("hcj/{made}")]));
+    let fixed = queue.ended("web01.raw", JobPhase::Succeeded).await;
+    assert_eq!(
+        said(&fixed, "GuestFixed"),
+        ("True".into(), "Fixed".into(), "files of the guest that were changed: 5".into())
+    );
+    let status = fixed.status.as_ref().unwrap();
+    let told = status.guest.as_ref().unwrap();
+    assert_eq!((told.outcome, told.bus, told.changes), (Outcome::Fixed, DiskBus::Virtio, 5));
+    assert_eq!(status.machine.as_ref().unwrap().disks[0].bus, DiskBus::Virtio);
+    let disk = queue.output(&status.outputs[0].path);
+    let fstab = String::from_utf8(cat(&guest.volume(&disk), "/etc/fstab")).unwrap();
+    assert_eq!(fstab, format!("UUID={UUID} / ext4 defaults 0 1\n"));
+
+    // The pod had the other image and its resources, and no more rights than any worker.
+    let of_conversion = ListParams::default().labels(&format!("hyper2kvm.io/conversion={made}"));
+    if let [pod] = &queue.api::<Pod>().list(&of_conversion).await.unwrap().items[..] {
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        assert_eq!(container.image.as_ref(), Some(&fixer));
+        assert_eq!(json!(container.resources)["limits"], json!({"cpu": "2", "memory": "1Gi"}));
+    }
+
+    let effort = json!({"conversion": {"guest": {"mode": "BestEffort"}}});
+    queue.declare(&effort, &json!({}));
+    queue.ready();
+    let mut closed = vec![0; 8 << 20];
+    closed[..8].copy_from_slice(b"LUKS\xba\xbe\x00\x02");
+    queue.bring("db01.raw", &closed);
+    let unfixed = queue.ended("db01.raw", JobPhase::Succeeded).await;
+    let (status, reason, message) = said(&unfixed, "GuestFixed");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "GuestEncrypted"));
+    assert!(message.ends_with("disk 0 (luks) is encrypted; the disks are as they were converted"), "{message}");
+    let told = unfixed.status.unwrap().guest.unwrap();
+    assert_eq!((told.outcome, told.reason, told.bus), (Outcome::Unfixed, Some(Unfixed::GuestEncrypted), DiskBus::Sata));
+    let words =
+        ["get", "events", "-o", r"jsonpath={range .items[*]}{.involvedObject.name} {.type} {.reason}{'\n'}{end}"];
+    let events = run(queue.kubectl().args(words));
+    let name = unfixed.metadata.name.unwrap();
+    assert!(events.lines().any(|line| line == format!("{name} Warning GuestEncrypted")), "{events}");
+}
