@@ -34,6 +34,6 @@ pub use options::{Compression, ConversionOptions, OutputFormat};
 pub use platform::{Emit, Platform};
 pub use printable::{printable, printable_json, printable_lines};
 pub use remedy::Remedy;
-pub use report::{FailureReport, Metadata, Progress, TerminationMessage};
+pub use report::{FailureReport, Metadata, Progress, SuccessMessage, TerminationMessage};
 pub use status::{AttemptKind, AttemptRecord, ConversionStatus};
 pub use trace::TraceId;
