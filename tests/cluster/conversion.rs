@@ -2,6 +2,7 @@
 //! The whole way on a real node: the chart's operator, a queue on a volume, worker pods of the real image.
 
 mod asked;
+mod boots;
 mod changes;
 mod claims;
 pub(crate) mod disks;

@@ -77,6 +77,7 @@ for bus in pci virtio; do
   for device in /sys/bus/$bus/devices/*; do modprobe -q "$(cat $device/modalias)" || true; done
 done
 for disk in /sys/block/[sv]d*; do echo "TEST disk $(basename $disk) $(cat $disk/size) $(readlink -f $disk)"; done
+for page in /sys/block/sd*/device/vpd_pg80; do echo "TEST serial $(basename "${page%/device/vpd_pg80}") $(tr -cd 'a-z0-9-' <"$page")"; done
 for card in /sys/class/net/*/device/driver; do echo "TEST card $(basename "$(readlink -f $card)") $(cat ${card%/device/driver}/address)"; done
 echo "TEST firmware $([ -d /sys/firmware/efi ] && echo efi || echo bios)"
 cd / && echo "TEST sums $(/sums-of | sha256sum | cut -d ' ' -f 1)"
