@@ -35,6 +35,10 @@ pub struct InvalidSetting {
         "rule": "!has(self.compressLevel) || self.compressLevel <= 12 || self.compress == 'zstd'",
         "message": "compressLevel above 12 exists for zstd alone"
     },
+    {
+        "rule": "self.guest.mode == 'Off' || self.stallTimeoutSeconds >= 600",
+        "message": "fixing a guest may take nine minutes without other progress: set stallTimeoutSeconds to 600 or more"
+    },
 ]))]
 pub struct ConversionSettings {
     /// Format of the converted disks.
