@@ -6,7 +6,9 @@ use std::error::Error as _;
 use serde_json::json;
 
 use super::*;
-use crate::conversion::options::{DomainOptions, GuestFixMode, GuestNames, GuestOptions};
+use crate::conversion::options::{
+    Accelerator, BootCheck, BootCheckMode, DomainOptions, GuestFixMode, GuestNames, GuestOptions,
+};
 use crate::conversion::retention::Retention;
 use crate::conversion::{Compression, Emit, OutputFormat};
 use crate::notification::{Encryption, WebhookKind};
@@ -98,6 +100,9 @@ appliance_dir: /opt/appliance
 fix_guest: best_effort
 guest_names: leave
 virtio_win: /opt/virtio-win
+boot_check: require
+boot_check_timeout: 90
+accelerator: tcg
 cmd: daemon
 daemon: true
 retention: {processed_days: 7, errors-days: 30, outputsDays: 90}
@@ -187,6 +192,8 @@ notifications:
                 fix: GuestFixMode::BestEffort,
                 names: GuestNames::Leave,
                 virtio_win: Some("/opt/virtio-win".into()),
+                boot_check: BootCheck { mode: BootCheckMode::Require, timeout_seconds: 90 },
+                accelerator: Accelerator::Tcg,
             },
         },
         log_file: Some("/var/log/x.log".into()),

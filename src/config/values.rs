@@ -13,7 +13,9 @@ use super::keys::{NOTIFICATIONS, RETENTION, RETRY_POLICY};
 use super::layers::{Layers, Taken};
 use super::{Config, Deduplication, overlap, yaml};
 use crate::conversion::lifecycle::RetryPolicy;
-use crate::conversion::options::{ByteSize, DomainOptions, GuestFixMode, GuestNames, GuestOptions};
+use crate::conversion::options::{
+    Accelerator, BootCheck, BootCheckMode, ByteSize, DomainOptions, GuestFixMode, GuestNames, GuestOptions,
+};
 use crate::conversion::retention::Retention;
 use crate::conversion::{Compression, ConversionOptions, Emit, OutputFormat, Platform};
 use crate::notification::{EmailConfig, Encryption, NotificationConfig, Secret, WebhookConfig, WebhookKind};
@@ -152,15 +154,35 @@ fn guest(layers: &mut Layers) -> Result<GuestOptions, ConfigError> {
         GuestNames::ALL.into_iter().find(|names| Some(names.as_str()) == value.as_str())
     })?;
     let virtio_win = path(layers, "virtio_win")?;
+    let mode = read(layers, "", "boot_check", "off, warn or require", |value| {
+        let named = BootCheckMode::ALL.into_iter().find(|mode| Some(mode.as_str()) == value.as_str());
+        named.or_else(|| (as_flag(value) == Some(false)).then_some(BootCheckMode::Off))
+    })?;
+    let (least, most) = (u64::from(BootCheck::LEAST_SECONDS), u64::from(BootCheck::MOST_SECONDS));
+    let seconds = whole(layers, "", "boot_check_timeout", least, most)?;
+    let accelerator = read(layers, "", "accelerator", "auto, tcg or kvm", |value| {
+        Accelerator::ALL.into_iter().find(|one| Some(one.as_str()) == value.as_str())
+    })?;
     let fix = fix.unwrap_or_default();
     let names = names.unwrap_or_default();
+    let boot_check = BootCheck {
+        mode: mode.unwrap_or_default(),
+        timeout_seconds: seconds
+            .map_or(BootCheck::DEFAULT_SECONDS, |n| u32::try_from(n).expect("at most MOST_SECONDS")),
+    };
     if fix == GuestFixMode::Off && names != GuestNames::default() {
         layers.warn("guest_names has no effect: fix_guest is off".to_owned());
     }
     if fix == GuestFixMode::Off && virtio_win.is_some() {
         layers.warn("virtio_win has no effect: fix_guest is off".to_owned());
     }
-    Ok(GuestOptions { fix, names, virtio_win })
+    if boot_check.mode == BootCheckMode::Off && seconds.is_some() {
+        layers.warn("boot_check_timeout has no effect: boot_check is off".to_owned());
+    }
+    if fix == GuestFixMode::Off && boot_check.mode == BootCheckMode::Off && accelerator.is_some() {
+        layers.warn("accelerator has no effect: fix_guest and boot_check are off".to_owned());
+    }
+    Ok(GuestOptions { fix, names, virtio_win, boot_check, accelerator: accelerator.unwrap_or_default() })
 }
 
 /// Platforms that files are written for; `emit_domain_xml` adds libvirt.

@@ -117,11 +117,92 @@ pub struct GuestOptions {
     /// workers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtio_win: Option<PathBuf>,
+    pub boot_check: BootCheck,
+    pub accelerator: Accelerator,
 }
 
 /// Whether a worker of a version before guests were fixed would do the same.
 fn is_off(guest: &GuestOptions) -> bool {
-    guest.fix == GuestFixMode::Off
+    guest.fix == GuestFixMode::Off && guest.boot_check.mode == BootCheckMode::Off
+}
+
+/// Whether it is tried that the guest boots, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BootCheck {
+    pub mode: BootCheckMode,
+    /// Seconds until it is given up, from [`BootCheck::LEAST_SECONDS`] to [`BootCheck::MOST_SECONDS`].
+    pub timeout_seconds: u32,
+}
+
+impl BootCheck {
+    /// Firmware alone takes some seconds without KVM.
+    pub const LEAST_SECONDS: u32 = 10;
+    /// An attempt without progress is ended after ten minutes.
+    pub const MOST_SECONDS: u32 = 540;
+    /// Six times what a Debian takes without KVM on a busy machine.
+    pub const DEFAULT_SECONDS: u32 = 180;
+}
+
+impl Default for BootCheck {
+    fn default() -> Self {
+        Self { mode: BootCheckMode::default(), timeout_seconds: Self::DEFAULT_SECONDS }
+    }
+}
+
+/// Whether it is tried that the guest boots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootCheckMode {
+    #[default]
+    Off,
+    /// Where it does not boot, a warning says so.
+    Warn,
+    /// Where it does not boot, the conversion fails.
+    Require,
+}
+
+impl BootCheckMode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Warn, Self::Require];
+
+    /// The word in configuration and on command lines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Warn => "warn",
+            Self::Require => "require",
+        }
+    }
+}
+
+/// What runs the code of the appliance and of a guest whose boot is tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accelerator {
+    /// KVM where it runs, else QEMU's own translation.
+    #[default]
+    Auto,
+    /// QEMU's own translation, which needs no device.
+    Tcg,
+    /// `/dev/kvm`; where that does not run, nothing does.
+    Kvm,
+}
+
+impl Accelerator {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Tcg, Self::Kvm];
+
+    /// The word in configuration and on command lines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+        }
+    }
 }
 
 /// Whether the guest is made ready for virtio.

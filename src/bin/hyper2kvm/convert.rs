@@ -543,6 +543,7 @@ fn options(arguments: &Arguments) -> ConversionOptions {
                 Some(Names::Leave) => GuestNames::Leave,
             },
             virtio_win: arguments.virtio_win.as_deref().map(absolute),
+            ..GuestOptions::default()
         },
     }
 }
