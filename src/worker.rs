@@ -2,6 +2,7 @@
 //! One artifact, one attempt, one work directory, and no knowledge of others: copy → fix → verify → digest → seal.
 
 pub mod attempt;
+mod boot;
 pub mod by_hand;
 pub mod contain;
 pub mod conversion;

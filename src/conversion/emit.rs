@@ -16,11 +16,13 @@ mod kubevirt;
 mod openstack;
 mod proxmox;
 mod shell;
+mod trial;
 mod xml;
 mod yaml;
 
 pub use self::guest::label;
 use self::guest::{Guest, machines};
+pub use self::trial::{Trial, TrialCard, TrialDisk};
 use serde_json::Value;
 
 use super::machine::Machine;
@@ -65,6 +67,14 @@ pub fn files(
         }
     }
     files
+}
+
+/// The only machine as a boot check tries it; `None` where there are several.
+#[must_use]
+pub fn trial(metadata: &Metadata, options: &DomainOptions) -> Option<Trial> {
+    let machines = machines(metadata);
+    let [machine] = &machines[..] else { return None };
+    Some(trial::trial(&Guest::new(metadata, machine, options), options))
 }
 
 /// `KubeVirt`'s `VirtualMachine` of the first machine, with `name`, on claims that are called after it.

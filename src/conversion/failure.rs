@@ -160,6 +160,7 @@ pub enum Stage {
     Plan,
     Copy,
     Fix,
+    Boot,
     Verify,
     Report,
 }

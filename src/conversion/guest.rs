@@ -4,6 +4,7 @@
 //! Texts come from the guest: cleaned of control characters and cut to [`MAX_TEXT`] characters, but never escaped for a
 //! format. Lists have [`MAX_LIST`] elements at most.
 
+pub mod boot;
 pub mod fix;
 pub mod need;
 pub mod outcome;

@@ -121,9 +121,17 @@ pub struct GuestOptions {
     pub accelerator: Accelerator,
 }
 
+impl GuestOptions {
+    /// Whether programs are run for it: QEMU, on overlays over the disks.
+    #[must_use]
+    pub fn has_programs(&self) -> bool {
+        self.fix != GuestFixMode::Off || self.boot_check.mode != BootCheckMode::Off
+    }
+}
+
 /// Whether a worker of a version before guests were fixed would do the same.
 fn is_off(guest: &GuestOptions) -> bool {
-    guest.fix == GuestFixMode::Off && guest.boot_check.mode == BootCheckMode::Off
+    !guest.has_programs()
 }
 
 /// Whether it is tried that the guest boots, and for how long.

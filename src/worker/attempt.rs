@@ -88,10 +88,11 @@ enum Sabotage {
 }
 
 impl AttemptSpec {
-    /// What changes the guest, where that is asked for.
+    /// What changes the guest or tries it, where that is asked for.
     fn programs(&self) -> Option<Programs> {
-        let is_wanted = self.options.guest.fix != GuestFixMode::Off && !self.is_plan;
-        is_wanted.then(|| Programs::find(&self.appliance, self.options.guest.virtio_win.as_deref()))
+        let is_wanted = self.options.guest.has_programs() && !self.is_plan;
+        let guest = &self.options.guest;
+        is_wanted.then(|| Programs::find(&self.appliance, guest.virtio_win.as_deref(), guest.accelerator))
     }
 
     /// Reads the variables.

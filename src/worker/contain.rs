@@ -91,6 +91,8 @@ pub struct Executable {
     pub readable: Vec<OwnedFd>,
     /// The null device, which is both read and written.
     pub null: Option<OwnedFd>,
+    /// The device of KVM, which is told what to do by ioctl.
+    pub kvm: Option<OwnedFd>,
 }
 
 /// Restricts this process to a program that reads what `executable` has, and writes to the files `writable`.
@@ -121,7 +123,7 @@ fn rules() -> Result<RulesetCreated, RulesetError> {
 }
 
 fn allow(mut rules: RulesetCreated, executable: &Executable) -> Result<RulesetCreated, RulesetError> {
-    let Executable { directories, programs, files, readable, null } = executable;
+    let Executable { directories, programs, files, readable, null, kvm } = executable;
     let run = AccessFs::Execute | AccessFs::ReadFile;
     let write = AccessFs::ReadFile | AccessFs::WriteFile;
     for (paths, access) in [
@@ -130,6 +132,7 @@ fn allow(mut rules: RulesetCreated, executable: &Executable) -> Result<RulesetCr
         (files, AccessFs::ReadFile.into()),
         (readable, AccessFs::ReadFile | AccessFs::ReadDir),
         (null.as_slice(), write),
+        (kvm.as_slice(), write | AccessFs::IoctlDev),
     ] {
         for path in paths {
             rules = rules.add_rule(PathBeneath::new(path, access))?;

@@ -32,7 +32,7 @@ pub struct Conversion<'a> {
     pub threads: Option<usize>,
     /// Whether the output is read back and compared with the source.
     pub verify_full: bool,
-    /// What changes the guest; absent where the options don't ask for that.
+    /// What changes the guest and tries it; absent where the options don't ask for that, or where it can't be done.
     pub programs: Option<&'a Programs>,
     /// How long the guests may be looked into, all together.
     pub look_time: Duration,

@@ -64,7 +64,8 @@ impl Meter {
     /// The step that runs now.
     #[must_use]
     pub fn stage(&self) -> Stage {
-        const STAGES: [Stage; 6] = [Stage::Inspect, Stage::Plan, Stage::Copy, Stage::Fix, Stage::Verify, Stage::Report];
+        const STAGES: [Stage; 7] =
+            [Stage::Inspect, Stage::Plan, Stage::Copy, Stage::Fix, Stage::Boot, Stage::Verify, Stage::Report];
         STAGES[usize::from(self.stage.load(Ordering::Relaxed)).min(STAGES.len() - 1)]
     }
 

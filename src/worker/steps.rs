@@ -2,21 +2,23 @@
 //! The steps of a conversion, the same by hand and in a worker.
 //!
 //! ```text
-//!  copy ──────▶ (fix) ─────▶ verify ─────▶ digest ─────▶ seal             a worker's attempt
+//!  copy ──────▶ (fix) ──▶ (boot), verify ─▶ digest ─────▶ seal            a worker's attempt
 //!    │            │             │             │            │
 //!  copied.json  fixed.json  verified.json  digested.json  metadata.json
 //!
-//!  copy ──────▶ (fix) ─────▶ verify ─────▶ digest ─────▶ place            by hand: no markers
+//!  copy ──────▶ (fix) ──▶ (boot), verify ─▶ digest ─────▶ place           by hand: no markers
 //! ```
 //!
 //! A step's file is synced once its work is on stable storage, so a later attempt that finds the file goes on after
 //! that step. Without metadata.json, which only *seal* writes, nothing is published. *Fix* changes what is on the disks:
 //! everything that is reported about their bytes is found out after it, and what is compared with the source before it.
+//! *Boot* tries whether the guest starts, on overlays that are thrown away.
 
 use std::path::Path;
 
 use jiff::Timestamp;
 
+use super::boot::check_boot;
 use super::conversion::Conversion;
 use super::copy::copy;
 use super::fix::fix;
@@ -24,6 +26,7 @@ use super::marker::{Markers, Step};
 use super::output::sync_directory;
 use super::progress::Meter;
 use super::target::Targets;
+use crate::conversion::options::GuestFixMode;
 use crate::conversion::{Failure, Metadata, Stage};
 use crate::disk::source::Source;
 use crate::disk::{self, Error};
@@ -87,7 +90,8 @@ fn finish(
 ) -> Result<Metadata, Failure> {
     let leave = |step, report: &Metadata| markers.map_or(Ok(()), |markers| markers.leave(step, report));
     let mut compared = source.filter(|_| conversion.verify_full);
-    if done < Step::Fix && conversion.programs.is_some() {
+    let fixes = conversion.options.guest.fix != GuestFixMode::Off && conversion.programs.is_some();
+    if done < Step::Fix && fixes {
         meter.enter(Stage::Verify);
         // A fixed guest differs from its source.
         if let Some(source) = compared.take() {
@@ -95,6 +99,10 @@ fn finish(
         }
         fix(conversion, meter, markers, &mut report)?;
         leave(Step::Fix, &report)?;
+    }
+    if done < Step::Verify {
+        // What is tried takes long and changes nothing: an attempt that dies here goes on behind the fix.
+        check_boot(conversion, meter, &mut report)?;
     }
     meter.enter(Stage::Verify);
     if done < Step::Verify {

@@ -14,16 +14,22 @@ use tempfile::TempDir;
 /// part is to write to the overlays, and to say something on its standard output.
 const QEMU: &str = r#"#!/bin/sh
 export PATH=/usr/bin:/bin:/usr/sbin:/sbin
-overlays=
+overlays= does=does
 while [ $# -gt 0 ]; do
   case $1 in
     -kernel) appliance=${2%/vmlinuz} ;;
+    -mon) does=monitor ;;
     -blockdev) node=$2 overlays="$overlays $(echo "$2" | grep -o '[^"]*fix.tmp/[0-9]*.qcow2')" ;;
   esac
   shift
 done
+if [ $does = monitor ]; then . "${0%/bin/*}/appliance/monitor"; exit 0; fi
 echo '{"step":{"name":"start","atMs":1}}'
-write() { for overlay in $overlays; do qemu-io -f qcow2 -c "write -q -P 0x41 1M ${1:-64k}" "$overlay" >&2; done; }
+write() {
+  for overlay in $overlays; do
+    qemu-io -f qcow2 -c "write -q -P 0x41 1M ${1:-64k}" -c 'write -q -z 0 64k' -c 'write -q -z 12M 128k' "$overlay" >&2
+  done
+}
 . "$appliance/does"
 "#;
 
@@ -33,6 +39,8 @@ pub(crate) const NO_SPACE: &str = r#"{"report":{"outcome":"unfixed","reason":"Gu
 "kernels":[],"changes":[],"left":[]}}"#;
 
 const APPLIANCE: [&str; 2] = ["--appliance", "appliance"];
+/// KVM would be tried with the program in QEMU's place.
+const TCG: [&str; 2] = ["--accelerator", "tcg"];
 
 pub(crate) struct Bench {
     pub(crate) place: TempDir,
@@ -83,6 +91,7 @@ impl Bench {
         Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
             .args(["convert", "--json", "--output-dir", out, "--guest-limit", "60"])
             .args(more)
+            .args(TCG)
             .args(if more.iter().any(|word| word.starts_with("--fix-guest")) { &APPLIANCE[..] } else { &[] })
             .arg(source)
             .current_dir(self.place.path())
@@ -216,7 +225,7 @@ fn worker(bench: &Bench) -> Command {
         .env("HYPER2KVM_CLAIM", here.join("claim"))
         .env("HYPER2KVM_WORK", here.join("work"))
         .env("HYPER2KVM_FOLDER", "pod")
-        .env("HYPER2KVM_OPTIONS", r#"{"outFormat":"qcow2","guest":{"fix":"require"}}"#)
+        .env("HYPER2KVM_OPTIONS", r#"{"outFormat":"qcow2","guest":{"fix":"require","accelerator":"tcg"}}"#)
         .env("HYPER2KVM_ATTEMPT", "1")
         .env("HYPER2KVM_APPLIANCE", here.join("appliance"))
         .stdin(Stdio::null())
@@ -311,6 +320,7 @@ fn an_interrupted_fix_ends_its_qemu_and_leaves_nothing() {
     let Some(bench) = Bench::new("echo $$ > /dev/null; exec sleep 600") else { return };
     let mut child = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
         .args(["convert", "--output-dir", "out", "--appliance", "appliance", "--fix-guest=require", "vm.raw"])
+        .args(TCG)
         .current_dir(bench.place.path())
         .env("PATH", path(bench.place.path()))
         .stderr(Stdio::null())
@@ -331,4 +341,77 @@ fn an_interrupted_fix_ends_its_qemu_and_leaves_nothing() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert_eq!(fs::read_dir(bench.place.path().join("out")).unwrap().count(), 0);
+}
+
+/// What QEMU's monitor says: it greets, and answers each command with what was written by then.
+fn monitor(writes: u32, more: &str) -> String {
+    let stats = json!([{"node-name": "disk0", "stats": {
+        "rd_operations": 9, "wr_operations": writes, "wr_bytes": 4096, "flush_operations": writes.min(1),
+    }}]);
+    format!(
+        r#"echo '{{"QMP":{{}}}}'
+while read -r line; do
+  case $line in
+    *blockstats*) {more}; echo '{{"return":{stats}}}' ;;
+    *) echo '{{"return":{{}}}}' ;;
+  esac
+done"#
+    )
+}
+
+#[test]
+fn a_boot_check_tells_what_it_saw_and_leaves_the_disk_as_it_is() {
+    let Some(bench) = Bench::new("exit 1") else { return };
+    bench.converted("plain", &[]);
+    let plain = fs::read(bench.output("plain", "vm.qcow2")).unwrap();
+    let off = r#"echo '{"event":"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}}'"#;
+    let scribbles = "for file in /proc/self/fd/*; do :; done";
+    for (n, (does, result, reason, code)) in [
+        (monitor(26, off), "booted", "", 0),
+        (monitor(0, off), "notBooting", "GuestNotBooting", 10),
+        (monitor(0, "echo nonsense"), "unchecked", "GuestFixFailed", 12),
+        (monitor(0, "exit 3"), "unchecked", "GuestFixFailed", 12),
+        (format!("echo >&2 'no such device'; {scribbles}; exit 1"), "unchecked", "GuestFixFailed", 12),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        fs::write(bench.place.path().join("appliance/monitor"), &does).unwrap();
+        let out = format!("out{n}");
+        let told = bench.converted(&out, &["--boot-check", "--appliance", "appliance", "--fix-guest=best-effort"]);
+        let check = &told["guest"]["bootCheck"];
+        assert_eq!(check["result"], result, "{n}: {told:#}");
+        let warned = told["warnings"].as_array().unwrap().iter().filter(|w| w.as_str().unwrap().contains("boot"));
+        assert_eq!(warned.count(), usize::from(code != 0), "{n}: {told:#}");
+        assert!(fs::read(bench.output(&out, "vm.qcow2")).unwrap() == plain, "{n}");
+        assert_eq!(fs::read_dir(bench.place.path().join(&out)).unwrap().count(), 1, "{n}");
+        let required = bench.convert("vm.raw", &format!("required{n}"), &["--boot-check=require,20", "--fix-guest"]);
+        assert_eq!(required.status.code(), Some(code), "{n}: {}", said(&required));
+        assert!(said(&required).contains(reason), "{n}: {}", said(&required));
+    }
+}
+
+#[test]
+fn a_boot_check_is_bounded_and_ended_by_a_signal() {
+    let Some(bench) = Bench::new("exit 1") else { return };
+    fs::write(bench.place.path().join("appliance/monitor"), monitor(4, ":")).unwrap();
+    let begun = std::time::Instant::now();
+    let told = bench.converted("out", &["--boot-check=10", "--appliance", "appliance", "--fix-guest"]);
+    assert_eq!(told["guest"]["bootCheck"]["result"], "notBooting", "{told:#}");
+    assert!(begun.elapsed() > Duration::from_secs(10));
+    claim(&bench);
+    let options =
+        r#"{"guest":{"fix":"best-effort","bootCheck":{"mode":"require","timeoutSeconds":500},"accelerator":"tcg"}}"#;
+    let mut child = worker(&bench).env("HYPER2KVM_OPTIONS", options).spawn().unwrap();
+    let progress = bench.place.path().join("work/progress.json");
+    let begun = std::time::Instant::now();
+    while !fs::read_to_string(&progress).is_ok_and(|text| text.contains("\"boot\"")) {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let folder = bench.place.path().join("work/pod");
+    assert!(folder.join("fixed.json").exists() && !folder.join("fix.tmp").exists(), "the next attempt goes on here");
 }

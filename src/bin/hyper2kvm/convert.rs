@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use hyper2kvm::conversion::contract::{APPLIANCE_DIR, exit_code};
 use hyper2kvm::conversion::options::{
-    ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions, GuestFixMode, GuestNames, GuestOptions,
+    Accelerator, BootCheck, BootCheckMode, ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions, GuestFixMode, GuestNames,
+    GuestOptions,
 };
 use hyper2kvm::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress,
@@ -42,7 +44,7 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm convert db.vmdk -o /images/db.qcow2 --compress
   hyper2kvm convert app.ovf --output-dir /images --emit-domain-xml
   hyper2kvm convert big.vhdx --format raw --progress json --json
-  hyper2kvm convert web01.ova --fix-guest --emit libvirt
+  hyper2kvm convert web01.ova --fix-guest --boot-check --emit libvirt
   hyper2kvm convert web01.ova --to-device /dev/vg0/web01-0,/dev/vg0/web01-1
 
 Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good;
@@ -62,7 +64,7 @@ pub(crate) struct Arguments {
     output_dir: Option<PathBuf>,
     /// Write the disks, raw, onto these block devices, one for each disk in its order, and zeros behind them
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',',
-          conflicts_with_all = ["output", "output_dir", "compress", "emit", "emit_domain_xml", "fix_guest"])]
+          conflicts_with_all = ["output", "output_dir", "compress", "emit", "emit_domain_xml", "fix_guest", "boot_check"])]
     to_device: Vec<PathBuf>,
     /// Format of the output [default: qcow2]
     #[arg(long, value_enum)]
@@ -112,6 +114,20 @@ pub(crate) struct Arguments {
     /// Directory with virtio-win's drivers, as its ISO has them, for guests of Windows
     #[arg(long, value_name = "DIR", requires = "fix_guest")]
     virtio_win: Option<PathBuf>,
+    /// Try whether the guest boots, on a throw-away copy in QEMU without a way out: on its disk it writes, on its network
+    /// it sends. Where it does not, `warn` says so, and `require` fails, which is what --fix-guest=require asks for, too.
+    /// It gets 180 seconds, or as many as are said (10-540)
+    #[arg(
+        long,
+        value_name = "[HOW,]SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    boot_check: Option<WantedCheck>,
+    /// What runs the code of the appliance and of a guest that is tried [default: auto: KVM where it runs, else TCG]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    accelerator: Option<Runner>,
     /// Directory of the appliance
     #[arg(long, value_name = "DIR", requires = "fix_guest", default_value = APPLIANCE_DIR)]
     appliance: PathBuf,
@@ -166,6 +182,45 @@ impl ValueEnum for Wanted {
 enum FixGuest {
     BestEffort,
     Require,
+}
+
+/// `warn`, `require`, seconds, or a word and seconds; empty for neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct WantedCheck {
+    mode: Option<BootCheckMode>,
+    seconds: Option<u32>,
+}
+
+impl FromStr for WantedCheck {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mode, rest) = match text.split_once(',') {
+            Some((word, seconds)) => (Some(word), seconds),
+            None if text.starts_with(|c: char| c.is_ascii_alphabetic()) => (Some(text), ""),
+            None => (None, text),
+        };
+        let mode = match mode {
+            None => None,
+            Some("warn") => Some(BootCheckMode::Warn),
+            Some("require") => Some(BootCheckMode::Require),
+            Some(other) => return Err(format!("{other:?} is neither warn nor require")),
+        };
+        if rest.is_empty() && !text.ends_with(',') {
+            return Ok(Self { mode, seconds: None });
+        }
+        let (least, most) = (BootCheck::LEAST_SECONDS, BootCheck::MOST_SECONDS);
+        let seconds = rest.parse().ok().filter(|seconds| (least..=most).contains(seconds));
+        let seconds = seconds.ok_or_else(|| format!("{rest:?} is no number of seconds from {least} to {most}"))?;
+        Ok(Self { mode, seconds: Some(seconds) })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Runner {
+    Auto,
+    Tcg,
+    Kvm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -543,15 +598,32 @@ fn options(arguments: &Arguments) -> ConversionOptions {
                 Some(Names::Leave) => GuestNames::Leave,
             },
             virtio_win: arguments.virtio_win.as_deref().map(absolute),
-            ..GuestOptions::default()
+            boot_check: boot_check(arguments),
+            accelerator: match arguments.accelerator {
+                None | Some(Runner::Auto) => Accelerator::Auto,
+                Some(Runner::Tcg) => Accelerator::Tcg,
+                Some(Runner::Kvm) => Accelerator::Kvm,
+            },
         },
     }
 }
 
-/// What changes the guest, where that is asked for.
+fn boot_check(arguments: &Arguments) -> BootCheck {
+    let Some(WantedCheck { mode, seconds }) = arguments.boot_check else { return BootCheck::default() };
+    let by_fix = match arguments.fix_guest {
+        Some(FixGuest::Require) => BootCheckMode::Require,
+        _ => BootCheckMode::Warn,
+    };
+    BootCheck { mode: mode.unwrap_or(by_fix), timeout_seconds: seconds.unwrap_or(BootCheck::DEFAULT_SECONDS) }
+}
+
+/// What changes the guest or tries it, where that is asked for.
 fn programs(arguments: &Arguments) -> Option<Programs> {
-    let virtio_win = arguments.virtio_win.as_deref().map(absolute);
-    arguments.fix_guest.map(|_| Programs::find(&absolute(&arguments.appliance), virtio_win.as_deref()))
+    let GuestOptions { accelerator, virtio_win, .. } = options(arguments).guest;
+    options(arguments)
+        .guest
+        .has_programs()
+        .then(|| Programs::find(&absolute(&arguments.appliance), virtio_win.as_deref(), accelerator))
 }
 
 /// The same path from the root, where the current directory is known.

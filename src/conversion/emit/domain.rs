@@ -117,7 +117,7 @@ fn add_disk(xml: &mut Xml, disk: &GuestDisk<'_>, directory: &str, bus: &str, use
     xml.close();
 }
 
-const fn bus_word(bus: DiskBus) -> &'static str {
+pub(super) const fn bus_word(bus: DiskBus) -> &'static str {
     match bus {
         DiskBus::Sata => "sata",
         DiskBus::Virtio => "virtio",

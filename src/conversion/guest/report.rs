@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::boot::{BootReport, BootResult};
 use super::fix::{Change, GuestFix, Outcome};
 use super::{Answer, Doubt, Driver, Family, Firmware, Fix, FixKind, Guest, OperatingSystem, Virtio};
 use crate::conversion::Reason;
@@ -50,6 +51,9 @@ pub struct GuestReport {
     /// What became of it, where it was to be made ready for virtio.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub fix: Option<FixReport>,
+    /// What was seen when its boot was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_check: Option<BootReport>,
 }
 
 /// A volume that can't be looked into.
@@ -130,6 +134,7 @@ impl GuestReport {
             fixes: guest.fixes.clone(),
             doubts: guest.doubts.clone(),
             fix: None,
+            boot_check: None,
         }
         .bounded()
     }
@@ -169,6 +174,10 @@ impl GuestReport {
             sentence(&mut doubt.why);
         }
         self.fix = self.fix.map(FixReport::bounded);
+        if let Some(check) = &mut self.boot_check {
+            check.message.iter_mut().for_each(sentence);
+            check.accelerator.iter_mut().for_each(name);
+        }
         self
     }
 
@@ -255,7 +264,22 @@ impl GuestReport {
             let left = fix.left.iter().map(|left| format!("{} was left as it was: {}", left.what, lower(&left.why)));
             add(&mut sentences, left);
         }
+        sentences.extend(self.boot_sentence());
         sentences
+    }
+}
+
+impl GuestReport {
+    /// What a boot check that did not end well says.
+    #[must_use]
+    pub fn boot_sentence(&self) -> Option<String> {
+        let check = self.boot_check.as_ref()?;
+        let what = match check.result {
+            BootResult::Booted => return None,
+            BootResult::NotBooting => "the guest did not boot when it was tried",
+            BootResult::Unchecked => "it was not tried whether the guest boots",
+        };
+        Some(format!("{what}: {}", check.message.as_deref().map_or_else(String::new, lower)))
     }
 }
 

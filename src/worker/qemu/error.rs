@@ -36,8 +36,27 @@ pub(in crate::worker) enum FixError {
     Answer(#[from] protocol::Error),
     #[error("what qemu-img says of the changes is not believed")]
     Map(#[from] MapError),
+    #[error("KVM does not run: {0}")]
+    NoKvm(String),
+    #[error("QEMU says what is not its protocol")]
+    Protocol(#[source] serde_json::Error),
+    #[error("QEMU refuses a command: {0}")]
+    Refused(String),
+    #[error("QEMU said nothing for {0} s")]
+    Mute(u64),
     #[error("the attempt was told to end")]
     Interrupted,
+}
+
+/// A check that was not made.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::worker) enum CheckError {
+    #[error("the firmware for EFI (OVMF) is not installed")]
+    NoFirmware,
+    #[error("{0} are not known to this check")]
+    Device(String),
+    #[error(transparent)]
+    Run(#[from] FixError),
 }
 
 impl From<FixError> for Failure {

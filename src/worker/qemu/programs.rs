@@ -14,17 +14,26 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
 use super::error::FixError;
+use crate::conversion::options::Accelerator;
 use crate::worker::contain;
 
 /// The emulator, and the program that merges an overlay into its base.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 pub(super) const QEMU_IMG: &str = "qemu-img";
+
+/// What QEMU may not do itself: start programs, gain rights.
+pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// Most bytes of a program's complaint.
+pub(super) const MAX_SAID: u64 = 4096;
+/// The device of KVM.
+pub(super) const KVM: &str = "/dev/kvm";
 
 /// Where programs and their libraries lie. What is not there is left out.
 const DIRECTORIES: [&str; 4] = ["/usr", "/lib", "/lib64", "/etc/alternatives"];
@@ -46,12 +55,15 @@ pub struct Programs {
     pub(in crate::worker) appliance: PathBuf,
     /// Directory with virtio-win's drivers.
     pub(in crate::worker) virtio_win: Option<PathBuf>,
+    pub(super) accelerator: Accelerator,
+    /// Whether KVM runs, once that was tried.
+    pub(super) kvm: OnceLock<Result<(), String>>,
 }
 
 impl Programs {
     /// Finds the programs in the PATH. What is missing is told when it is needed: most guests need nothing.
     #[must_use]
-    pub fn find(appliance: &Path, virtio_win: Option<&Path>) -> Self {
+    pub fn find(appliance: &Path, virtio_win: Option<&Path>, accelerator: Accelerator) -> Self {
         let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let find = |name: &str| env::split_paths(&path).map(|place| place.join(name)).find(|found| found.is_file());
         let own = env::current_exe().ok().filter(|program| program.exists());
@@ -61,6 +73,8 @@ impl Programs {
             qemu_img: find(QEMU_IMG),
             appliance: appliance.to_owned(),
             virtio_win: virtio_win.map(Path::to_owned),
+            accelerator,
+            kvm: OnceLock::new(),
         }
     }
 
@@ -82,6 +96,7 @@ impl Programs {
                 .filter_map(|path| opened(path))
                 .collect(),
             null: opened(Path::new("/dev/null")),
+            kvm: opened(Path::new(KVM)).filter(|_| self.accelerator != Accelerator::Tcg),
         }
     }
 
@@ -109,6 +124,7 @@ impl Programs {
             program: self.path(program)?.to_owned(),
             arguments,
             appliance: self.appliance.clone(),
+            accelerator: self.accelerator,
             readable,
             writable,
         };
@@ -132,6 +148,7 @@ struct Launch {
     program: PathBuf,
     arguments: Vec<String>,
     appliance: PathBuf,
+    accelerator: Accelerator,
     readable: Vec<PathBuf>,
     writable: Vec<PathBuf>,
 }
@@ -161,7 +178,7 @@ fn restrict(launch: &Launch) -> Result<(), String> {
     let open = |path: &PathBuf| File::open(path).map(OwnedFd::from).map_err(|e| format!("{}: {e}", path.display()));
     let readable = launch.readable.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let writable = launch.writable.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let mut executable = Programs::find(&launch.appliance, None).open(std::iter::empty());
+    let mut executable = Programs::find(&launch.appliance, None, launch.accelerator).open(std::iter::empty());
     executable.programs.extend(File::open(&launch.program).map(OwnedFd::from).ok());
     executable.files.extend(readable);
     let writable: Vec<BorrowedFd<'_>> = writable.iter().map(|file| file.as_fd()).collect();

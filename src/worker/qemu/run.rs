@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::accelerator::Runner;
 use super::error::FixError;
 use super::map::{self, Change, MAX_ANSWER};
-use super::programs::{Programs, QEMU, QEMU_IMG, said};
+use super::programs::{MAX_SAID, Programs, QEMU, QEMU_IMG, SANDBOX, said};
 use crate::appliance::protocol::{Answer, DriverFile, Job, MAX_DISKS, job_archive};
 use crate::conversion::guest::fix::GuestFix;
 use crate::conversion::report::DiskReport;
 use crate::conversion::target::DiskTarget;
 
-/// Directory of the overlays and of the appliance's initrd, in the disks' directory.
+/// Directory of the overlays and of what else QEMU gets, in the disks' directory.
 const PLACE: &str = "fix.tmp";
 /// Longest silence of the appliance: ten times what a step takes without KVM on a busy machine.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -34,20 +35,18 @@ const MEMORY_MIB: u32 = 384;
 const TRANSLATED_MIB: u32 = 64;
 /// Longest initrd that is read.
 const MAX_INITRD: u64 = 256 << 20;
-/// Most bytes of a program's complaint.
-const MAX_SAID: u64 = 4096;
 
 /// Overlays over disks, gone when this is dropped.
 pub(in crate::worker) struct Overlays<'a> {
-    programs: &'a Programs,
-    place: PathBuf,
-    disks: Vec<Overlay<'a>>,
+    pub(super) programs: &'a Programs,
+    pub(super) place: PathBuf,
+    pub(super) disks: Vec<Overlay<'a>>,
 }
 
-struct Overlay<'a> {
-    base: PathBuf,
-    report: &'a DiskReport,
-    path: PathBuf,
+pub(super) struct Overlay<'a> {
+    pub(super) base: PathBuf,
+    pub(super) report: &'a DiskReport,
+    pub(super) path: PathBuf,
 }
 
 impl Drop for Overlays<'_> {
@@ -107,7 +106,8 @@ impl<'a> Overlays<'a> {
         let initrd = self.initrd(job, drivers)?;
         let writable = self.disks.iter().map(|disk| disk.path.clone()).collect();
         let readable = self.disks.iter().map(|disk| disk.base.clone()).chain([initrd.clone()]).collect();
-        let mut command = self.programs.command(QEMU, self.arguments(&kernel, &initrd), readable, writable)?;
+        let runner = self.programs.runner(&is_interrupted)?;
+        let mut command = self.programs.command(QEMU, self.arguments(runner, &kernel, &initrd), readable, writable)?;
         let mut qemu = command.spawn().map_err(|e| FixError::Start(QEMU, e))?;
         let heard = listen(&mut qemu, is_interrupted);
         if heard.is_err() {
@@ -141,16 +141,15 @@ impl<'a> Overlays<'a> {
         Ok(path)
     }
 
-    fn arguments(&self, kernel: &Path, initrd: &Path) -> Vec<String> {
+    fn arguments(&self, runner: Runner, kernel: &Path, initrd: &Path) -> Vec<String> {
         let mut arguments: Vec<String> =
             ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(str::to_owned).into();
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+        add("-sandbox", SANDBOX.to_owned());
         add("-machine", "q35".to_owned());
-        // What is translated is written at one address and run at another: systemd's MemoryDenyWriteExecute= forbids both
-        // at one.
-        add("-accel", format!("tcg,split-wx=on,tb-size={TRANSLATED_MIB}"));
-        add("-cpu", "max".to_owned());
+        for (name, value) in runner.arguments(TRANSLATED_MIB) {
+            add(name, value);
+        }
         add("-m", MEMORY_MIB.to_string());
         add("-kernel", text(kernel));
         add("-initrd", text(initrd));
@@ -207,7 +206,7 @@ impl<'a> Overlay<'a> {
     }
 
     /// The overlay with its disk behind it, as QEMU opens them: no name is looked for in any file.
-    fn node(&self, is_read_only_below: bool) -> Value {
+    pub(super) fn node(&self, is_read_only_below: bool) -> Value {
         let file = |path: &Path| json!({"driver": "file", "filename": text(path)});
         let mut base = json!({"driver": self.report.format.as_str(), "file": file(&self.base)});
         if let Some(DiskTarget::Path(_)) = self.report.target {
@@ -221,7 +220,7 @@ impl<'a> Overlay<'a> {
 }
 
 /// A path as QEMU takes it: absolute, so that no colon in it is taken for a protocol.
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
