@@ -106,6 +106,8 @@ impl Devices {
         let fstab = files.text("/etc/fstab").ok().flatten().unwrap_or_default();
         let mut volumes = vec![root];
         for (target, name) in targets(guest) {
+            // Where systemd mounts the EFI system partition by itself.
+            let target = if target == "/boot/efi" && !files.is_directory(target) { "/efi" } else { target };
             let is_needed = NEEDED.contains(&target);
             let subvolume = subvolume_of(&fstab, target);
             let found = name.and_then(|name| self.volume(guest, target, name, subvolume));
