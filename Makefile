@@ -42,7 +42,7 @@ MINUTES ?= 60
 test-long: prerequisites ## Kill sweeps at full size, lost nodes, more changed images, a real Debian, an hour of simulation
 	@trap 'tests/cluster/down.sh --of-tests' EXIT; tests/cluster/programs.sh; \
 	HYPER2KVM_LONG=1 HYPER2KVM_KILLS=$(KILLS) HYPER2KVM_CLUSTER_KILLS=$(CLUSTER_KILLS) BOLERO_RANDOM_ITERATIONS=$(CHANGES) HYPER2KVM_DIFFERENTIAL=1 \
-	HYPER2KVM_GUESTS=$(CURDIR)/target/guests tests/run.sh --profile long -E 'test(/kill|mutation::|failpoints::|debian::|boots::wide|^nodes::/)'
+	HYPER2KVM_GUESTS=$(CURDIR)/target/guests tests/run.sh --profile long -E 'test(/kill|mutation::|failpoints::|debian::|boots::wide|^nodes::|^whole::/)'
 	@if $(MAKE) --dry-run sim >/dev/null 2>&1; then $(MAKE) sim MINUTES=$(MINUTES); fi
 
 .PHONY: sim
@@ -61,6 +61,11 @@ bench: ## Measure the daemon: start, memory, settling, throughput
 .PHONY: bench-convert
 bench-convert: ## Time every conversion against qemu-img (makes about 36 GB of images; ROWS="--rounds 3 stream")
 	cargo bench --locked --bench convert -- $(ROWS)
+
+.PHONY: bench-guest
+bench-guest: prerequisites ## Time the fix of a guest against virt-v2v-in-place, where that is installed (ROUNDS=3)
+	cargo build --release --locked --bin hyper2kvm --bin hyper2kvm-appliance
+	benches/guest.py target/release/hyper2kvm target/release/hyper2kvm-appliance target/guests/bootable $(ROUNDS)
 
 .PHONY: bench-cluster
 bench-cluster: prerequisites ## Measure the operator on a real API server and node (ROWS="start many")
