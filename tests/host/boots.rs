@@ -14,13 +14,13 @@ use tempfile::TempDir;
 const BOOT: Duration = Duration::from_secs(900);
 
 /// Where the guests' files are kept.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is target/tmp").join("guests/bootable")
 }
 
 /// Makes the disks of a guest in `place`: its firmware, and `data` or `broken`. Returns the digest of its files; `None`,
 /// and a word about it, where it can't be made.
-fn guest(place: &Path, kind: &[&str]) -> Option<String> {
+pub(crate) fn guest(place: &Path, kind: &[&str]) -> Option<String> {
     let needed = ["debootstrap", "qemu-system-x86_64", "mkfs.ext4", "sfdisk", "mcopy"];
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let has = |name: &&str| std::env::split_paths(&path).any(|directory| directory.join(name).exists());
@@ -182,7 +182,7 @@ pub(crate) fn boot(xml: &str, place: &Path, limit: Duration) -> String {
 }
 
 /// What the guest tells of itself in lines that begin with `TEST`.
-fn told(console: &str) -> Vec<String> {
+pub(crate) fn told(console: &str) -> Vec<String> {
     console.lines().filter_map(|line| line.trim().strip_prefix("TEST ").map(str::to_owned)).collect()
 }
 
@@ -231,12 +231,12 @@ fn boots(firmware: &str, more: &[&str]) {
     assert_eq!(told.iter().filter(|line| line.starts_with("disk ")).count(), 1 + usize::from(has_data));
 }
 
-fn tail(text: &str) -> &str {
+pub(crate) fn tail(text: &str) -> &str {
     &text[text.floor_char_boundary(text.len().saturating_sub(3000))..]
 }
 
 /// Whether the wide tests run (`make test-long`).
-fn is_wide() -> bool {
+pub(crate) fn is_wide() -> bool {
     let is_wide = std::env::var_os("HYPER2KVM_GUESTS").is_some();
     if !is_wide {
         println!("LEFT OUT: further real Debians that boot (make test-long)");
@@ -265,7 +265,7 @@ fn wide_debians_boot_from_their_domains() {
 }
 
 /// An appliance made of the guest's own kernel.
-fn appliance(place: &Path) {
+pub(crate) fn appliance(place: &Path) {
     let tree = cache().join("tree");
     let one = |below: &str, start: &str| {
         let found = fs::read_dir(tree.join(below)).unwrap().map(|entry| entry.unwrap().path());
@@ -291,8 +291,12 @@ fn a_debian_without_virtio_is_fixed_and_boots_from_virtio() {
     fs::create_dir(place.path().join("appliance")).unwrap();
     appliance(place.path());
     fs::write(place.path().join("web.ovf"), OVF).unwrap();
-    let report = convert(place.path(), "web.ovf", &["--fix-guest=require", "--appliance", "appliance"]);
+    let words = ["--fix-guest=require", "--appliance", "appliance", "--boot-check=400", "--accelerator", "tcg"];
+    let report = convert(place.path(), "web.ovf", &words);
     let guest = &report["guest"];
+    let check = &guest["bootCheck"];
+    assert_eq!((&check["result"], &check["accelerator"]), (&"booted".into(), &"tcg".into()), "{guest:#}");
+    println!("tried: {check}");
     assert_eq!(
         (&guest["outcome"], &guest["bus"], &guest["nic"]),
         (&"fixed".into(), &"virtio".into(), &"virtio".into())
@@ -308,4 +312,54 @@ fn a_debian_without_virtio_is_fixed_and_boots_from_virtio() {
     assert!(told.iter().any(|line| line == "root /dev/vda1 data /dev/vdb1"), "{told:?}\n{}", tail(&console));
     assert!(told.iter().any(|line| line == "end"), "{}", tail(&console));
     assert!(told.iter().any(|line| line.starts_with("card virtio_net ")), "{told:?}");
+}
+
+/// Puts system.raw into a claim, and returns a worker's attempt at it with these options.
+pub(crate) fn worker(here: &Path, options: &Value) -> Command {
+    use std::os::unix::fs::MetadataExt as _;
+    for directory in ["claim", "work"] {
+        fs::create_dir(here.join(directory)).unwrap();
+    }
+    let member = here.join("claim/system.raw");
+    fs::rename(here.join("system.raw"), &member).unwrap();
+    let stat = fs::metadata(&member).unwrap();
+    let mtime = i128::from(stat.mtime()) * 1_000_000_000 + i128::from(stat.mtime_nsec());
+    let claim = serde_json::json!({
+        "contractVersion": 2, "id": "vm-0badcafe", "primary": "system.raw", "claimedAt": "2026-01-17T09:45:00Z",
+        "date": "2026-01-17",
+        "members": [{"name": "system.raw", "sizeBytes": stat.len(), "mtimeNs": mtime, "inode": stat.ino()}],
+    });
+    fs::write(here.join("claim/claim.json"), claim.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"));
+    command
+        .arg("worker")
+        .env("HYPER2KVM_CLAIM", here.join("claim"))
+        .env("HYPER2KVM_WORK", here.join("work"))
+        .env("HYPER2KVM_FOLDER", "pod")
+        .env("HYPER2KVM_OPTIONS", options.to_string())
+        .env("HYPER2KVM_ATTEMPT", "1")
+        .env("HYPER2KVM_APPLIANCE", here.join("appliance"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_debian_without_virtio_is_seen_not_to_boot_from_it() {
+    let place = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let here = place.path();
+    let Some(_) = guest(here, &["bios", "broken"]) else { return };
+    let options = serde_json::json!({
+        "domain": {"diskBus": "virtio"},
+        "guest": {"bootCheck": {"mode": "require", "timeoutSeconds": 60}, "accelerator": "tcg"},
+    });
+    let output = worker(here, &options).output().unwrap();
+    assert_eq!(output.status.code(), Some(10), "{}", String::from_utf8_lossy(&output.stderr));
+    let failure: Value = serde_json::from_slice(&fs::read(here.join("work/failure.json")).unwrap()).unwrap();
+    assert_eq!(failure["failure"]["reason"], "GuestNotBooting", "{failure:#}");
+    let message = failure["failure"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("it did not write to its disks in 6") && message.ends_with("never written"),
+        "{message}"
+    );
 }

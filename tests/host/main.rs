@@ -20,5 +20,6 @@ mod machines;
 mod notification;
 mod page;
 mod transfer;
+mod whole;
 mod windows;
 mod worker;
