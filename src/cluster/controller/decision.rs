@@ -177,7 +177,7 @@ fn is_superseded(view: &View, job: &Job, open: &AttemptRecord) -> bool {
     let is_suspended = job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true);
     open.pod_name.is_none()
         && !outcome::any_started(view.pods)
-        && view.template.differs(job.annotations(), is_suspended)
+        && (view.template.differs(job.annotations(), is_suspended) || view.template.is_admitted_otherwise(job.labels()))
 }
 
 /// The watcher's message that the open attempt makes no progress. The watcher removes it before it stages another.

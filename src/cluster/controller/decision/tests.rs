@@ -168,6 +168,27 @@ fn a_job_that_waits_to_be_admitted_keeps_its_place_with_its_image_but_not_with_i
 }
 
 #[test]
+fn a_job_that_waits_in_a_queue_whose_name_was_corrected_is_made_anew() {
+    let fresh = conversion(&open(Some("j"), None));
+    for (wanted, found, is_made_anew) in [
+        (Some("migration"), "migration", false),
+        (Some("migration"), "migratoin", true),
+        (None, "migration", true),
+        // Kueue's own doing: it would do it again.
+        (None, "default", false),
+    ] {
+        let mut waiting = job("j", TEMPLATE, &json!([]));
+        waiting.spec = serde_json::from_value(json!({"suspend": true})).unwrap();
+        let labels = waiting.metadata.labels.as_mut().unwrap();
+        labels.insert("kueue.x-k8s.io/queue-name".to_owned(), found.to_owned());
+        let (run_state, template) = (RunState::Running, template().admitted_by(wanted));
+        let decided =
+            decide(&View { conversion: &fresh, run_state, template: &template, job: Some(&waiting), pods: &[] });
+        assert_eq!(reason(&decided) == Some(Reason::Superseded), is_made_anew, "{wanted:?} {found}");
+    }
+}
+
+#[test]
 fn what_can_t_be_published_fails_its_attempt_by_the_watcher_s_word() {
     let mut status = json!({"staged": 1, "converted": "p", "attempts": [
         {"number": 1, "jobUID": "j", "podName": "p", "startTime": "2026-01-17T09:00:00Z", "endTime": "2026-01-17T09:01:00Z"},

@@ -56,18 +56,13 @@ pub(crate) fn job(
 ) -> Result<Job, InvalidSetting> {
     let built = digest(queue, conversion, id, attempt, task, &context.images)?;
     let template = template(queue, conversion, id, attempt, task, &context.images, context.one_node)?;
-    let mut own = labels(queue, id, attempt);
-    let queue_name = &queue.spec.worker.queue_name;
     // Where Kueue isn't served, the Job waits for it: a Job that started would be past its quota.
-    let is_queued = !queue_name.is_empty();
-    if is_queued {
-        own.insert(names::LABEL_KUEUE.to_owned(), queue_name.clone());
-    }
+    let is_queued = !queue.spec.worker.queue_name.is_empty();
     Ok(Job {
         metadata: ObjectMeta {
             name: Some(names::job(id, attempt)),
             namespace: conversion.namespace(),
-            labels: Some(pod::merged(&[], &queue.spec.worker.job_labels, own)),
+            labels: Some(job_labels(queue, id, attempt)),
             annotations: Some(built.annotations()),
             owner_references: conversion.controller_owner_ref(&()).map(|owner| vec![owner]),
             ..ObjectMeta::default()
@@ -95,24 +90,45 @@ pub(crate) fn job(
     })
 }
 
+/// The LocalQueue of Jobs that name none, where a namespace has one of this name (Kueue's `DefaultLocalQueueName`).
+const DEFAULT_LOCAL_QUEUE: &str = "default";
+
 /// Digests of the template that the specification builds now, to compare with a Job's annotations. They leave out where
-/// volumes can be mounted: claims don't change, and reading them each time would cost a request.
+/// volumes can be mounted: claims don't change, and reading them each time would cost a request. Beside them, what the
+/// specification says of the Job's labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TemplateDigest {
     whole: String,
     /// Of the template without its image.
     without_image: String,
+    /// The labels by which a Job is admitted; `None` where it has none of us.
+    admitted_by: BTreeMap<String, Option<String>>,
 }
 
 impl TemplateDigest {
     #[cfg(test)]
     pub(crate) fn of_test(whole: &str, without_image: &str) -> Self {
-        Self { whole: whole.to_owned(), without_image: without_image.to_owned() }
+        Self { whole: whole.to_owned(), without_image: without_image.to_owned(), ..Self::default() }
     }
 
     fn annotations(&self) -> BTreeMap<String, String> {
         let named = [(names::ANNOTATION_TEMPLATE, &self.whole), (names::ANNOTATION_SPECIFICATION, &self.without_image)];
         named.into_iter().map(|(name, digest)| (name.to_owned(), digest.clone())).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn admitted_by(mut self, queue_name: Option<&str>) -> Self {
+        self.admitted_by.insert(names::LABEL_KUEUE.to_owned(), queue_name.map(str::to_owned));
+        self
+    }
+
+    /// Whether a Job has other labels than those by which it is to be admitted, such as a queue name that was corrected.
+    pub(crate) fn is_admitted_otherwise(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.admitted_by.iter().any(|(name, wanted)| match (wanted, labels.get(name)) {
+            // Kueue gives it to Jobs without one.
+            (None, Some(found)) => found != DEFAULT_LOCAL_QUEUE,
+            (wanted, found) => wanted.as_ref() != found,
+        })
     }
 
     /// Whether a Job with these annotations was made from another template. A Job that waits to be admitted keeps its
@@ -147,7 +163,20 @@ pub(crate) fn digest(
     for container in template.spec.iter_mut().flat_map(|spec| &mut spec.containers) {
         (container.image, container.image_pull_policy) = (None, None);
     }
-    Ok(TemplateDigest { whole, without_image: digest(&template) })
+    let labels = job_labels(queue, id, attempt);
+    let named = queue.spec.worker.job_labels.keys().map(String::as_str).chain([names::LABEL_KUEUE]);
+    let admitted_by = named.map(|name| (name.to_owned(), labels.get(name).cloned())).collect();
+    Ok(TemplateDigest { whole, without_image: digest(&template), admitted_by })
+}
+
+/// The labels of an attempt's Job.
+fn job_labels(queue: &HyperConversion, id: &ConversionId, attempt: Attempt) -> BTreeMap<String, String> {
+    let mut own = labels(queue, id, attempt);
+    let queue_name = &queue.spec.worker.queue_name;
+    if !queue_name.is_empty() {
+        own.insert(names::LABEL_KUEUE.to_owned(), queue_name.clone());
+    }
+    pod::merged(&[], &queue.spec.worker.job_labels, own)
 }
 
 fn labels(queue: &HyperConversion, id: &ConversionId, attempt: Attempt) -> BTreeMap<String, String> {
