@@ -85,9 +85,9 @@ impl Source {
         !self.is_over && self.start + self.filled as u64 >= self.most
     }
 
-    /// The bytes from `at` that are unpacked, at least one unless the tar ends there.
-    fn from(&mut self, at: u64) -> Result<&[u8], Error> {
-        while at >= self.start + self.filled as u64 && !self.is_over && !self.is_cut() {
+    /// The bytes from `at` that are unpacked, at least one unless the tar ends there, or the look where it is `bounded`.
+    fn from(&mut self, at: u64, bounded: bool) -> Result<&[u8], Error> {
+        while at >= self.start + self.filled as u64 && !self.is_over && !(bounded && self.is_cut()) {
             self.start += self.filled as u64;
             self.filled = self.unpacking.fill(&mut self.buffer)?;
             self.is_over = self.filled < self.buffer.len();
@@ -104,12 +104,13 @@ impl Bytes for Source {
     }
 
     fn ends_before(&mut self, at: u64) -> Result<bool, Error> {
-        Ok(self.from(at)?.is_empty())
+        Ok(self.from(at, true)?.is_empty())
     }
 
     fn read_exact_at(&mut self, mut target: &mut [u8], mut at: u64) -> Result<(), Error> {
         while !target.is_empty() {
-            let bytes = self.from(at)?;
+            // What begins within the look is read to its end.
+            let bytes = self.from(at, false)?;
             let len = bytes.len().min(target.len());
             if len == 0 {
                 return Err(Error::truncated(self.name(), self.packed.len(), "holds a tar that ends too early"));
