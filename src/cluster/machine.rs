@@ -45,8 +45,11 @@ pub enum NoMachine {
     NoClaims,
     #[error("its claims have no names yet")]
     NotNamed,
-    #[error("the source describes {0} machines, and a conversion makes one at most: make them from its claims by hand")]
-    Several(usize),
+    #[error(
+        "{disk} belongs to several machines of the source, and a claim has one at a time: set spec.virtualMachine.create \
+         to Never, and make the machines from the claims by hand"
+    )]
+    Shared { disk: String },
     #[error(
         "the source asks for {asked} processors, and spec.virtualMachine.limits.cpus of the queue is {limit}: raise it \
          if the source is trusted"
@@ -67,36 +70,74 @@ pub fn settings(conversion: &ConversionJob, queue: &HyperConversion) -> MachineS
     conversion.spec.virtual_machine.clone().unwrap_or_default().over(queue.spec.virtual_machine.as_ref())
 }
 
-/// The name that a conversion's machine should have, from which those of its claims are made.
+/// The names that a conversion's machines should have, from which those of their claims are made: one for each machine of
+/// the plan, all of them different.
 #[must_use]
-pub fn wanted_name(conversion: &ConversionJob, plan: &Plan) -> String {
-    let asked = conversion.spec.virtual_machine.as_ref().and_then(|machine| machine.name.clone());
-    let source = conversion.spec.source.path.rsplit('/').next().unwrap_or_default();
-    let of_machine = match plan.machines.as_slice() {
-        [machine] => machine.name.clone(),
-        _ => None,
-    };
-    asked.unwrap_or_else(|| {
-        let named = of_machine.unwrap_or_else(|| crate::conversion::stem(source).to_owned());
-        emit::label(&named, MAX_MACHINE_NAME)
-    })
+pub fn wanted_names(conversion: &ConversionJob, plan: &Plan) -> Vec<String> {
+    let asked = conversion.spec.virtual_machine.as_ref().and_then(|machine| machine.name.as_deref());
+    let stem = crate::conversion::stem(conversion.spec.source.path.rsplit('/').next().unwrap_or_default());
+    let mut names: Vec<String> = Vec::new();
+    for machine in &plan.machines {
+        let of_machine = machine.name.as_deref();
+        let wanted = match (asked, plan.machines.len()) {
+            (Some(asked), 1) => asked.to_owned(),
+            (Some(asked), _) => emit::label(&format!("{asked}-{}", of_machine.unwrap_or("vm")), MAX_MACHINE_NAME),
+            (None, _) => emit::label(of_machine.unwrap_or(stem), MAX_MACHINE_NAME),
+        };
+        let others = (2..).map(|number| numbered(&wanted, number, MAX_MACHINE_NAME));
+        names.extend(std::iter::once(wanted.clone()).chain(others).find(|name| !names.contains(name)));
+    }
+    names
 }
 
-/// The machine of a conversion whose claims are named, as `settings` want it.
+/// The name with a number, at most `most` characters.
+#[must_use]
+pub fn numbered(name: &str, number: u32, most: usize) -> String {
+    let suffix = format!("-{number}");
+    let kept = &name[..name.floor_char_boundary(most.saturating_sub(suffix.len()))];
+    format!("{}{suffix}", kept.trim_end_matches('-'))
+}
+
+/// The number of the machine that has a disk, and the disk's place among that machine's in the plan; of a disk that none
+/// has, as if the first had it.
+#[must_use]
+pub fn place_of(plan: &Plan, disk: usize) -> (usize, usize) {
+    let of = |n: usize| {
+        let file = plan.disks.get(n).map(|disk| disk.file.as_str());
+        let has = |machine: &Machine| machine.disks.iter().any(|disk| Some(disk.file.as_str()) == file);
+        plan.machines.iter().position(has).unwrap_or(0)
+    };
+    let machine = of(disk);
+    (machine, (0..disk).filter(|earlier| of(*earlier) == machine).count())
+}
+
+/// The machines of a conversion whose claims are named, as `settings` want them: one for each of the plan.
 ///
 /// # Errors
 /// Where there is none, and what to do.
-pub fn manifest(conversion: &ConversionJob, settings: &MachineSettings) -> Result<Manifest, NoMachine> {
+pub fn manifests(conversion: &ConversionJob, settings: &MachineSettings) -> Result<Vec<Manifest>, NoMachine> {
+    let status = conversion.status.as_ref();
+    let plan = status.and_then(|status| status.plan.as_ref()).ok_or(NoMachine::NoPlan)?;
+    (0..plan.machines.len()).map(|n| manifest(conversion, settings, n)).collect()
+}
+
+/// The machine of this number.
+///
+/// # Errors
+/// As [`manifests`].
+pub fn manifest(conversion: &ConversionJob, settings: &MachineSettings, n: usize) -> Result<Manifest, NoMachine> {
     let status = conversion.status.as_ref();
     let plan = status.and_then(|status| status.plan.as_ref()).ok_or(NoMachine::NoPlan)?;
     let status = status.filter(|status| status.target.is_some()).ok_or(NoMachine::NoClaims)?;
     if status.volumes.len() != plan.disks.len() {
         return Err(NoMachine::NotNamed);
     }
-    let name = status.virtual_machine.as_ref().map(|machine| machine.name.clone());
-    let name = name.unwrap_or_else(|| wanted_name(conversion, plan));
-    let [machine] = plan.machines.as_slice() else { return Err(NoMachine::Several(plan.machines.len())) };
-    let mut machine = machine.clone();
+    not_shared(plan)?;
+    let recorded = status.virtual_machines().nth(n);
+    let name = recorded.map(|machine| machine.name.clone());
+    let name = name.or_else(|| wanted_names(conversion, plan).into_iter().nth(n)).ok_or(NoMachine::NoPlan)?;
+    let mut machine = plan.machines.get(n).ok_or(NoMachine::NoPlan)?.clone();
+    // What is known of the guest is known where there is one machine.
     let guest = status.guest.as_ref();
     if let Some(guest) = guest {
         machine.doubts.clone_from(&guest.doubts);
@@ -105,7 +146,8 @@ pub fn manifest(conversion: &ConversionJob, settings: &MachineSettings) -> Resul
     let report = metadata(conversion, plan, machine.clone());
     within_limits(&report, settings)?;
     let mut object = emit::kubevirt_machine(&report, &name).ok_or(NoMachine::NoPlan)?;
-    let has_fallback = plan.disks.iter().any(|disk| disk.boot && disk.fallback_loader == Some(true));
+    let is_its = |file: &str| machine.disks.iter().any(|disk| disk.file == file);
+    let has_fallback = plan.disks.iter().any(|d| d.boot && d.fallback_loader == Some(true) && is_its(&d.file));
     let mut doubts = doubts_beside_devices(&machine, has_fallback);
     doubts.extend(plan.doubts.iter().cloned());
     object["metadata"]["namespace"] = json!(conversion.namespace());
@@ -115,22 +157,46 @@ pub fn manifest(conversion: &ConversionJob, settings: &MachineSettings) -> Resul
     let claims: Vec<(&str, &str)> = plan.disks.iter().map(|disk| disk.file.as_str()).zip(claims).collect();
     let pod = &mut object["spec"]["template"]["spec"];
     pod["volumes"] = volumes(&machine, &claims);
-    connect(pod, &machine.cards, settings, &mut doubts);
+    let taken = recorded.map(|machine| machine.taken_addresses.as_slice()).unwrap_or_default();
+    connect(pod, &machine.cards, settings, taken, &mut doubts);
     keep_state(pod, &machine, settings, &mut doubts);
     doubts.truncate(MAX_DOUBTS);
+    if let Some(preference) = &settings.preference {
+        object["spec"]["preference"] = json!({"kind": "VirtualMachineClusterPreference", "name": preference});
+    }
     let starts = settings.create == MachineCreation::Running && doubts.is_empty();
     object["spec"]["runStrategy"] = json!(if starts { "Always" } else { "Halted" });
     Ok(Manifest { object, doubts })
 }
 
-/// Whether a conversion's machine is within the limits of `settings`; a conversion without a plan is.
+/// Whether a conversion's machines can be made, and are within the limits of `settings`; those of a conversion without a
+/// plan are.
 ///
 /// # Errors
 /// What is beyond them.
 pub fn limits(conversion: &ConversionJob, settings: &MachineSettings) -> Result<(), NoMachine> {
     let Some(plan) = conversion.status.as_ref().and_then(|status| status.plan.as_ref()) else { return Ok(()) };
-    let [machine] = plan.machines.as_slice() else { return Ok(()) };
-    within_limits(&metadata(conversion, plan, machine.clone()), settings)
+    not_shared(plan)?;
+    plan.machines.iter().try_for_each(|machine| within_limits(&metadata(conversion, plan, machine.clone()), settings))
+}
+
+/// Refuses machines that share a disk.
+fn not_shared(plan: &Plan) -> Result<(), NoMachine> {
+    let users =
+        |file: &str| plan.machines.iter().filter(|machine| machine.disks.iter().any(|d| d.file == file)).count();
+    match plan.disks.iter().find(|disk| users(&disk.file) > 1) {
+        Some(disk) => Err(NoMachine::Shared { disk: disk.file.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The addresses that a conversion's machine would keep.
+#[must_use]
+pub fn kept_addresses(conversion: &ConversionJob, settings: &MachineSettings, n: usize) -> Vec<String> {
+    let plan = conversion.status.as_ref().and_then(|status| status.plan.as_ref());
+    let cards = plan.and_then(|plan| plan.machines.get(n)).map(|machine| machine.cards.as_slice()).unwrap_or_default();
+    let kept = cards.iter().filter(|card| card.connected && settings.mac_addresses == MacAddresses::Keep);
+    kept.filter_map(|card| card.mac.clone()).collect()
 }
 
 /// What the builder of files is told: the plan as if it were done.
@@ -233,8 +299,8 @@ fn network<'a>(card: &Card, rules: &'a [NetworkRule]) -> Network<'a> {
 }
 
 /// Gives the machine its cards. KubeVirt takes one card on the pod's network, and adds one where there is none unless
-/// it is told not to.
-fn connect(pod: &mut Value, cards: &[Card], settings: &MachineSettings, doubts: &mut Vec<String>) {
+/// it is told not to. A card does not keep an address that is `taken`.
+fn connect(pod: &mut Value, cards: &[Card], settings: &MachineSettings, taken: &[String], doubts: &mut Vec<String>) {
     let (mut interfaces, mut networks) = (Vec::new(), Vec::new());
     let mut has_pod = false;
     for (n, card) in cards.iter().enumerate() {
@@ -262,7 +328,11 @@ fn connect(pod: &mut Value, cards: &[Card], settings: &MachineSettings, doubts: 
         };
         let mut interface = json!({"name": name, "model": card.device.as_str(), binding: {}});
         if let Some(mac) = card.mac.as_ref().filter(|_| settings.mac_addresses == MacAddresses::Keep) {
-            interface["macAddress"] = json!(mac);
+            if taken.contains(mac) {
+                doubts.push(format!("network card {} ({on}) gets a new address: another machine has {mac}", n + 1));
+            } else {
+                interface["macAddress"] = json!(mac);
+            }
         }
         interfaces.push(interface);
         networks.push(network);

@@ -133,7 +133,7 @@ part!(
 );
 part!(
     /// How a claim may be mounted.
-    PersistentVolumeClaimSpec { access_modes: Vec<String> }
+    PersistentVolumeClaimSpec { access_modes: Vec<String>, volume_mode: String }
 );
 
 seen!(

@@ -417,6 +417,10 @@ pub struct Failure {
     /// target must have (`TargetTooSmall`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needed_bytes: Option<u64>,
+    /// Numbers, from 0, of the disks whose targets it is about (`TargetTooSmall`, `TargetLost`); none where it is about all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub targets: Vec<u32>,
     /// The member that belongs to another machine (`WrongMember`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<String>,
@@ -449,6 +453,7 @@ impl Failure {
             },
             suggestion: reason.suggestion(phase),
             needed_bytes: None,
+            targets: Vec::new(),
             member: None,
         }
     }

@@ -2,6 +2,7 @@
 //! What the end of a worker means, on one host and in a pod alike.
 
 use super::contract::exit_code;
+use super::machine::MAX_DISKS;
 use super::{Class, Failure, Reason, Remedy};
 
 /// How a worker's process exited.
@@ -26,6 +27,7 @@ pub(crate) fn believed(told: &Failure, clean: impl Fn(&str) -> String) -> Option
     let mut failure = Failure::in_phase(told.reason, told.phase, clean(&told.message));
     failure.stage = told.stage;
     failure.needed_bytes = told.needed_bytes;
+    failure.targets = told.targets.iter().copied().take(MAX_DISKS).collect();
     failure.member = told.member.as_deref().map(clean);
     // Only what stands in our own table is suggested to anyone.
     Some(failure.with_remedy(Remedy::of_text(&told.suggestion)))

@@ -108,7 +108,22 @@ impl Targets {
             let message = format!("{source}: has {} disks, and {} targets are given", sizes.len(), self.0.len());
             return Err(Failure::new(Reason::Internal, message));
         }
-        self.0.iter().zip(sizes).try_for_each(|(target, &size)| target.check(size))
+        let mut small: Option<Failure> = None;
+        for ((n, target), &size) in (0..).zip(&self.0).zip(sizes) {
+            match target.check(size) {
+                Ok(()) => {}
+                Err(failure) if failure.reason != Reason::TargetTooSmall => return Err(failure),
+                Err(failure) => match &mut small {
+                    // All of them at once: each is made larger for the next attempt.
+                    Some(first) => {
+                        first.needed_bytes = None;
+                        first.targets.push(n);
+                    }
+                    None => small = Some(Failure { targets: vec![n], ..failure }),
+                },
+            }
+        }
+        small.map_or(Ok(()), Err)
     }
 
     /// Opens what disk `n` is written into, and says what that is.
@@ -123,7 +138,12 @@ impl Targets {
 
     /// What an error of the copy into target `n` means.
     pub(super) fn blame(&self, n: usize, error: &Error, failure: Failure) -> Failure {
-        self.0[n].blame(error, failure)
+        let blamed = self.0[n].blame(error, failure);
+        let targets = match blamed.reason {
+            Reason::TargetTooSmall | Reason::TargetLost => u32::try_from(n).into_iter().collect(),
+            _ => Vec::new(),
+        };
+        Failure { targets, ..blamed }
     }
 
     /// Remembers what a person should know of the copy into target `n`.

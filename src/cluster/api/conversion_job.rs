@@ -226,9 +226,13 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub volumes: Vec<TargetVolume>,
-    /// The VirtualMachine.
+    /// The VirtualMachine; of several the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_machine: Option<MachineStatus>,
+    /// The VirtualMachines after the first, where an OVF describes several, in the order of the machines in plan.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 15))]
+    pub other_virtual_machines: Vec<MachineStatus>,
     /// What became of the guest, where it was to be made ready for virtio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestOutcome>,
@@ -310,6 +314,16 @@ pub struct Output {
 }
 
 impl ConversionJobStatus {
+    /// The VirtualMachines, in the order of the machines in plan.
+    pub fn virtual_machines(&self) -> impl Iterator<Item = &MachineStatus> {
+        self.virtual_machine.iter().chain(&self.other_virtual_machines)
+    }
+
+    /// The VirtualMachine with this number.
+    pub fn virtual_machine_mut(&mut self, n: usize) -> Option<&mut MachineStatus> {
+        self.virtual_machine.iter_mut().chain(&mut self.other_virtual_machines).nth(n)
+    }
+
     /// Whether a worker has written all disks into their claims.
     #[must_use]
     pub fn is_written(&self) -> bool {

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `observedGeneration`, `phase`, `attempts`, `earlierAttempts`, `attemptCount`, `nextRetryTime`, `converted`, `startTime` | ✓ | |
 //! | `staged`, `progress`, `outputs`, `machine`, `otherMachines`, `sourceLocation`, `duplicateOf`, `duration`, `traceID` | | ✓ |
-//! | `target`, `volumes`, `virtualMachine`, `guest` | ✓ | |
+//! | `target`, `volumes`, `virtualMachine`, `otherVirtualMachines`, `guest` | ✓ | |
 //! | `plan`, under a third manager | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
 //! | conditions `Admitted`, `Planned`, `TargetReady`, `MachineCreated`, `Converted`, `GuestFixed`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
@@ -46,7 +46,7 @@ pub(crate) mod tests {
     use crate::cluster::api::{ConditionType, crds};
 
     /// Fields of a `ConversionJob`'s status but its conditions, and who applies each.
-    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 26] = [
+    pub(crate) const OF_CONVERSION: [(&str, &[Writer]); 27] = [
         ("observedGeneration", &[Controller]),
         ("phase", &[Controller]),
         ("attempts", &[Controller]),
@@ -71,6 +71,7 @@ pub(crate) mod tests {
         ("volumes", &[Controller]),
         ("virtualMachine", &[Controller]),
         ("guest", &[Controller]),
+        ("otherVirtualMachines", &[Controller]),
         // Applied by itself, once.
         ("plan", &[]),
         // Merged by itself, after the end.

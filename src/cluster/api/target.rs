@@ -24,16 +24,25 @@ pub enum VolumeMode {
     Filesystem,
     /// The volume is the disk.
     Block,
+    /// What CDI's storage profile of the class says, where CDI is installed.
+    FromStorageProfile,
 }
 
 impl VolumeMode {
-    /// The word in a claim.
+    /// The word in a claim; none where somebody else fills it in.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> Option<&'static str> {
         match self {
-            Self::Filesystem => "Filesystem",
-            Self::Block => "Block",
+            Self::Filesystem => Some("Filesystem"),
+            Self::Block => Some("Block"),
+            Self::FromStorageProfile => None,
         }
+    }
+
+    /// The mode that a claim has by its own word.
+    #[must_use]
+    pub fn of_claim(word: Option<&str>) -> Self {
+        if word == Some("Block") { Self::Block } else { Self::Filesystem }
     }
 }
 
@@ -66,9 +75,12 @@ pub struct TargetSettings {
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub storage_class_name: Option<String>,
     /// Filesystem: the disk is the file disk.img on the volume. Block: the volume is the disk, for which nodes must let
-    /// containers without root open devices (a setting of containerd and CRI-O).
+    /// containers without root open devices (a setting of containerd and CRI-O). FromStorageProfile: CDI fills in the
+    /// volume mode and the access modes from its StorageProfile of the class; for that its feature WebhookPvcRendering
+    /// must be on.
     pub volume_mode: VolumeMode,
-    /// Access modes of the claims. KubeVirt moves a machine to another node while it runs only with ReadWriteMany.
+    /// Access modes of the claims, unless they are FromStorageProfile. KubeVirt moves a machine to another node while it
+    /// runs only with ReadWriteMany.
     #[schemars(length(min = 1, max = 3), extend("x-kubernetes-list-type" = "set"))]
     pub access_modes: Vec<AccessMode>,
     /// Share of a claim that its file system may keep for itself, in quotes: 0 up to 0.9. For Filesystem alone. KubeVirt
@@ -84,6 +96,10 @@ pub struct TargetSettings {
     /// What becomes of claims that are not complete when a conversion has failed for good or was cancelled: Delete, or
     /// Retain, as long as its ConversionJob is there. A complete claim is never deleted.
     pub on_failure: OnFailure,
+    /// How many seconds the scheduler may find no node that reaches the claims, before those that are not complete are
+    /// deleted and made anew: a volume of a node that is gone holds nothing that anybody needs.
+    #[schemars(range(min = 10, max = 86400))]
+    pub lost_after_seconds: u32,
     /// Labels of the claims, beside the operator's own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
@@ -103,6 +119,7 @@ impl Default for TargetSettings {
             access_modes: vec![AccessMode::ReadWriteOnce],
             filesystem_overhead: "0.055".to_owned(),
             on_failure: OnFailure::default(),
+            lost_after_seconds: 600,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
         }
@@ -120,7 +137,7 @@ pub struct TargetOverrides {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub storage_class_name: Option<String>,
-    /// Filesystem or Block.
+    /// Filesystem, Block or FromStorageProfile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_mode: Option<VolumeMode>,
     /// Access modes of the claims.
@@ -158,6 +175,7 @@ impl TargetOverrides {
             access_modes: self.access_modes.clone().unwrap_or(base.access_modes),
             filesystem_overhead: self.filesystem_overhead.clone().unwrap_or(base.filesystem_overhead),
             on_failure: self.on_failure.unwrap_or(base.on_failure),
+            lost_after_seconds: base.lost_after_seconds,
             labels: base.labels,
             annotations: base.annotations,
         };
@@ -196,9 +214,19 @@ pub struct TargetVolume {
     pub request_bytes: u64,
     /// How far it is. A claim before Complete is worth nothing.
     pub state: VolumeState,
+    /// Its volume mode, once it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_mode: Option<VolumeMode>,
     /// Times that it was made anew, because it was too small.
     #[serde(skip_serializing_if = "is_zero")]
     pub remade: u32,
+    /// The attempt after which it was last made anew, because it was too small or lost.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub remade_after: u32,
+    /// UID of the machine that it was given to, to be deleted with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub machine_uid: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]

@@ -141,6 +141,13 @@ pub struct MachineSettings {
     pub guest_timezone: Option<String>,
     /// The most that a source may ask for. A conversion whose source asks for more waits, before anything is copied.
     pub limits: MachineLimits,
+    /// A VirtualMachineClusterPreference, such as windows.2k22. It settles what the machine itself leaves open: what the
+    /// source says comes first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub preference: Option<String>,
+    /// Whether the claims are deleted with their machine: it owns them once it is made. Otherwise they stay.
+    pub delete_claims_with_machine: bool,
 }
 
 /// Which machine one conversion makes otherwise than its queue.
@@ -193,4 +200,8 @@ pub struct MachineStatus {
     pub uid: Option<String>,
     /// How far it is.
     pub state: MachineState,
+    /// Addresses of its cards that other machines of the namespace have: it gets new ones instead.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 17)))]
+    pub taken_addresses: Vec<String>,
 }

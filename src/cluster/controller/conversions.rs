@@ -470,7 +470,14 @@ impl Reconcile<'_> {
         let why = match why {
             Some(failure) if failure.reason == Reason::Unschedulable => {
                 let delivery = Delivery::new(self.context, &self.queue, self.conversion.clone());
-                Some(delivery.unbound().await?.unwrap_or(failure))
+                let unbound = delivery.unbound().await?;
+                if unbound.is_none()
+                    && let Some((attempt, failure)) = delivery.out_of_reach(pods, Timestamp::now())
+                {
+                    self.record(state, Observation::Failed { attempt, failure }).await?;
+                    return Ok(Action::requeue(PENDING_POLL));
+                }
+                Some(unbound.unwrap_or(failure))
             }
             other => other,
         };

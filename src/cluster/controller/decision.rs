@@ -233,9 +233,9 @@ pub(super) fn removal(state: &ConversionStatus, job: &Job) -> Option<Timestamp> 
     }
 }
 
-/// Whether an attempt that failed for this reason has no running pod left.
+/// Whether an attempt that failed for this reason has no pod left that runs, or that may run yet.
 fn ended_by_itself(reason: Reason) -> bool {
-    reason.is_counted() && reason != Reason::Stalled
+    reason.is_counted() && !matches!(reason, Reason::Stalled | Reason::TargetLost)
 }
 
 #[cfg(test)]

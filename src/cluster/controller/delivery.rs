@@ -18,17 +18,17 @@ use kube::ResourceExt;
 use super::context::Context;
 use super::error::Error;
 use super::objects::target::Task;
-use super::{recording, status};
+use super::{recording, starting, status};
 use crate::cluster::api::{
     ConditionState, ConditionType, ConversionJob, ConversionJobStatus, HyperConversion, MachineCreation,
-    MachineSettings, MachineState, TargetSettings, VolumeState, condition, set_condition,
+    MachineSettings, MachineState, MachineStatus, TargetSettings, VolumeMode, VolumeState, condition, set_condition,
 };
-use crate::cluster::machine::{self, Manifest, NoMachine};
+use crate::cluster::machine;
 use crate::cluster::names;
 use crate::cluster::seen::{Job, Pod};
 use crate::conversion::plan::Plan;
-use crate::conversion::{AttemptKind, ConversionStatus, Failure, Reason};
-use next::{Claim, Machine, Next, Stage, View};
+use crate::conversion::{Attempt, AttemptKind, ConversionStatus, Failure, Reason};
+use next::{Claim, Fault, Machine, Next, Stage, View};
 
 pub(super) use conditions::say;
 
@@ -103,10 +103,17 @@ pub(super) enum Progress {
 
 /// What is there for a conversion.
 struct Look {
-    claims: Vec<(Claim, ObjectMeta)>,
-    machine: Machine,
+    claims: Vec<Seen>,
+    machines: Vec<Machine>,
     /// Why [`Machine::Unknown`].
     unknown: String,
+}
+
+/// A claim as it is there.
+struct Seen {
+    claim: Claim,
+    meta: ObjectMeta,
+    mode: VolumeMode,
 }
 
 /// The delivery of one conversion.
@@ -125,8 +132,21 @@ impl<'a> Delivery<'a> {
 
     /// Before an attempt that converts: names, the machine's dry run and, with a slot, the claims.
     pub(super) async fn prepare(&mut self, has_slot: bool) -> Result<Progress, Error> {
-        let too_small = self.state().in_a_row(Reason::TargetTooSmall);
-        self.run(Stage::Before { too_small, has_slot }).await
+        let fault = self.fault();
+        self.run(Stage::Before { fault, has_slot }).await
+    }
+
+    /// What the last attempt found wrong with claims.
+    fn fault(&self) -> Option<Fault> {
+        let state = self.state();
+        let last = state.attempts.last()?;
+        let too_small = match last.reason? {
+            Reason::TargetTooSmall => true,
+            Reason::TargetLost => false,
+            _ => return None,
+        };
+        let claims = state.failure.map(|failure| failure.targets).unwrap_or_default();
+        Some(Fault { attempt: last.number.0, claims, too_small })
     }
 
     /// After the worker's success: completes the claims and makes the machine.
@@ -173,21 +193,23 @@ impl<'a> Delivery<'a> {
         {
             return self.hold(ConditionType::MachineCreated, held).await;
         }
-        let mut look = self.look(stage).await?;
+        let mut look = self.look(&stage).await?;
         for _ in 0..MAX_STEPS {
             let status = self.status();
-            let claims: Vec<Claim> = look.claims.iter().map(|(claim, _)| claim.clone()).collect();
+            let claims: Vec<Claim> = look.claims.iter().map(|seen| seen.claim.clone()).collect();
+            let machines: Vec<(&MachineStatus, &Machine)> = status.virtual_machines().zip(&look.machines).collect();
+            let owners = self.owners();
             let step = next::next(&View {
-                stage,
+                stage: &stage,
                 volumes: &status.volumes,
                 claims: &claims,
-                wants_machine: self.wants_machine(),
-                machine: status.virtual_machine.as_ref(),
-                found: &look.machine,
+                wanted: self.wanted_machines(),
+                machines: &machines,
+                owners: &owners.iter().map(Option::as_deref).collect::<Vec<_>>(),
                 has_pods: self.has_workers(),
             });
             tracing::debug!(conversion = %self.conversion.name_any(), ?step, "delivery");
-            if let Some(progress) = self.act(stage, step, &mut look).await? {
+            if let Some(progress) = self.act(&stage, step, &mut look).await? {
                 return Ok(progress);
             }
         }
@@ -195,18 +217,19 @@ impl<'a> Delivery<'a> {
     }
 
     /// Does a step; `None` where another follows.
-    async fn act(&mut self, stage: Stage, step: Next, look: &mut Look) -> Result<Option<Progress>, Error> {
+    async fn act(&mut self, stage: &Stage, step: Next, look: &mut Look) -> Result<Option<Progress>, Error> {
         match step {
             Next::Name => self.name().await?,
             Next::RenameClaim(n) => self.rename_claim(n).await?,
-            Next::RenameMachine => self.rename_machine().await?,
-            Next::TryMachine => return self.try_machine(look).await,
+            Next::RenameMachine(n) => self.rename_machine(n).await?,
+            Next::TryMachine(n) => return self.try_machine(n, look).await,
             Next::CreateClaim(n) => return self.create_claim(n, look).await,
             Next::Adopt(found) => {
                 self.record(|status| {
                     for (n, uid) in found {
                         let volume = &mut status.volumes[n];
                         (volume.uid, volume.state) = (Some(uid), VolumeState::Created);
+                        volume.volume_mode = Some(look.claims[n].mode);
                     }
                 })
                 .await?;
@@ -220,8 +243,10 @@ impl<'a> Delivery<'a> {
                 .await?;
                 return Ok(None);
             }
-            Next::Enlarge(n) => {
-                self.enlarge(n).await?;
+            Next::Remake(n) => {
+                if let Stage::Before { fault: Some(fault), .. } = stage {
+                    self.remake(n, fault).await?;
+                }
                 return Ok(None);
             }
             Next::DeleteClaim(n) => return self.delete_claim(n, look).await,
@@ -235,10 +260,14 @@ impl<'a> Delivery<'a> {
                 return Ok(None);
             }
             Next::Complete(n) => return self.complete_claim(n, look).await,
-            Next::CreateMachine => return self.create_machine(look).await,
-            Next::RecordMachine(uid) => {
-                self.record_machine(uid).await?;
+            Next::CreateMachine(n) => return self.create_machine(n, look).await,
+            Next::RecordMachine(n, uid) => {
+                self.record_machine(n, uid).await?;
                 return Ok(None);
+            }
+            Next::HandOver(claims) => {
+                let owners = self.owners();
+                return self.hand_over(&claims, &owners, look).await;
             }
             Next::RemoveWorkers => {
                 self.remove_workers().await?;
@@ -259,29 +288,53 @@ impl<'a> Delivery<'a> {
         Ok(None)
     }
 
-    /// Whether a machine is to be made: an export of several is left to a person.
-    fn wants_machine(&self) -> bool {
-        self.settings.create != MachineCreation::Never && self.plan().machines.len() == 1
+    /// How many machines are to be made: each of the source, or none.
+    fn wanted_machines(&self) -> usize {
+        if self.settings.create == MachineCreation::Never { 0 } else { self.plan().machines.len() }
     }
 
-    fn manifest(&self) -> Result<Manifest, NoMachine> {
-        machine::manifest(&self.conversion, &self.settings)
+    /// UID of the machine that each claim is to be given to.
+    fn owners(&self) -> Vec<Option<String>> {
+        let (status, plan) = (self.status(), self.plan());
+        let owner = |disk: usize| {
+            let machine = status.virtual_machines().nth(machine::place_of(&plan, disk).0)?;
+            let is_there = machine.state == MachineState::Created && self.wanted_machines() > 0;
+            machine.uid.clone().filter(|_| is_there && self.settings.delete_claims_with_machine)
+        };
+        (0..status.volumes.len()).map(owner).collect()
     }
 
     /// Why the machine is not made, where the source asks for more than the queue allows: before names are taken.
     fn beyond_limits(&self) -> Option<Failure> {
-        if !self.wants_machine() {
+        if self.wanted_machines() == 0 {
             return None;
         }
         let refused = machine::limits(&self.conversion, &self.settings).err()?;
         Some(Failure { suggestion: String::new(), ..Failure::new(Reason::MachineRefused, refused.to_string()) })
     }
 
+    /// The open attempt and why it ends, where no node has reached its claims for long: their volumes are a node's that is
+    /// gone. Incomplete claims hold nothing, and are made anew.
+    pub(super) fn out_of_reach(&self, pods: &[&Pod], now: Timestamp) -> Option<(Attempt, Failure)> {
+        let status = self.status();
+        let open = status.state.open_attempt().filter(|open| open.kind.is_none() && open.pod_name.is_none())?;
+        let limit = status.target.as_ref().filter(|_| !status.volumes.is_empty())?.lost_after_seconds;
+        let (since, words) = pods.iter().find_map(|pod| starting::out_of_reach(pod))?;
+        let waited = Duration::try_from(now.duration_since(since)).ok()?;
+        if waited < Duration::from_secs(limit.into()) {
+            return None;
+        }
+        let message = format!("no node has reached the claims' volumes for {} s: {words}", waited.as_secs());
+        Some((open.number, Failure::new(Reason::TargetLost, message)))
+    }
+
     fn lost(&self, n: usize) -> Failure {
         let status = self.status();
         let claim = status.volumes.get(n).map_or("", |volume| volume.claim_name.as_str());
         let any_complete = status.volumes.iter().any(|volume| volume.state == VolumeState::Complete);
-        let failure = Failure::new(Reason::TargetLost, format!("claim {claim}, which a disk was written to, is gone"));
+        let message = format!("claim {claim}, which a disk was written to, is gone");
+        let targets = u32::try_from(n).into_iter().collect();
+        let failure = Failure { targets, ..Failure::new(Reason::TargetLost, message) };
         if any_complete {
             // A complete claim is never written again.
             return Failure {
@@ -344,12 +397,5 @@ impl<'a> Delivery<'a> {
             recording::remove_job(&job, self.context).await?;
         }
         Ok(())
-    }
-
-    /// The machine's recorded state.
-    fn set_machine(status: &mut ConversionJobStatus, state: MachineState) {
-        if let Some(machine) = &mut status.virtual_machine {
-            machine.state = state;
-        }
     }
 }

@@ -88,6 +88,20 @@ pub(super) fn waiting(pod: &Pod) -> Option<Failure> {
     })
 }
 
+/// Since when the scheduler finds no node for a pod because volumes of it belong to other nodes, and its words: of a node
+/// that is gone or full it says the same, but of one that is full also what is missing there.
+#[must_use]
+pub(super) fn out_of_reach(pod: &Pod) -> Option<(Timestamp, String)> {
+    let unscheduled = condition(pod, "PodScheduled", "False")?;
+    let said = unscheduled.message.as_deref()?;
+    // ErrReasonNodeConflict of its plugin volumebinding, until 1.33 and since; Insufficient and TooManyPods of noderesources.
+    let is_apart = ["volume node affinity conflict", "didn't match PersistentVolume's node affinity"];
+    let is_full = ["Insufficient ", "Too many pods"];
+    let says = |all: [&str; 2]| all.iter().any(|words| said.contains(words));
+    let since = unscheduled.last_transition_time.as_ref()?.0;
+    (says(is_apart) && !says(is_full)).then(|| (since, words(unscheduled)))
+}
+
 /// Whether the kubelet could not prepare a directory of a volume. It keeps the cause to itself, and its message is all
 /// that there is.
 fn is_sub_path(message: &str) -> bool {

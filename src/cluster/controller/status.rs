@@ -247,6 +247,7 @@ pub(super) fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) ->
         "volumes": Some(&wanted.volumes).filter(|volumes| !volumes.is_empty()),
         "virtualMachine": wanted.virtual_machine,
         "guest": wanted.guest,
+        "otherVirtualMachines": Some(&wanted.other_virtual_machines).filter(|others| !others.is_empty()),
         "completionTime": state.completion_time,
     });
     let fields = status.as_object_mut().expect("written as an object above");
@@ -371,7 +372,8 @@ mod tests {
         let whole = json!({
             "staged": 1, "attempts": [{"number": 1, "startTime": at}], "earlierAttempts": {"total": 1}, "nextRetryTime": at, "converted": "p", "end": "Failed",
             "startTime": at, "completionTime": at, "failure": Failure::new(Reason::Corrupt, "m"), "sourceLocation": "a.raw",
-            "target": {}, "volumes": [{"claimName": "c"}], "virtualMachine": {"name": "m"}, "guest": {"outcome": "fixed"},
+            "target": {}, "volumes": [{"claimName": "c"}], "virtualMachine": {"name": "m"},
+            "otherVirtualMachines": [{"name": "n"}], "guest": {"outcome": "fixed"},
             "outputs": [{"path": "a", "format": "raw", "virtualSizeBytes": 1, "allocatedBytes": 1}], "duration": "1s",
             "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "R", "message": "", "lastTransitionTime": at}],
         });

@@ -34,7 +34,7 @@ fn settings(settings: Value) -> MachineSettings {
 }
 
 fn built(machine: &Value, wanted: Value) -> (Value, Vec<String>) {
-    let manifest = manifest(&conversion(machine), &settings(wanted)).unwrap();
+    let manifest = manifest(&conversion(machine), &settings(wanted), 0).unwrap();
     (manifest.object, manifest.doubts)
 }
 
@@ -115,15 +115,85 @@ fn a_guest_that_was_made_ready_gets_virtio_and_the_doubts_that_are_left() {
 #[test]
 fn a_source_that_asks_for_more_than_is_allowed_gets_no_machine() {
     let cpus = json!({"sockets": 100, "coresPerSocket": 100});
-    let error = manifest(&conversion(&cpus), &MachineSettings::default()).unwrap_err();
+    let error = manifest(&conversion(&cpus), &MachineSettings::default(), 0).unwrap_err();
     assert_eq!(error, NoMachine::TooManyProcessors { asked: 10_000, limit: 64 });
     let small = MachineSettings {
         limits: MachineLimits { memory: "4095Mi".to_owned(), ..MachineLimits::default() },
         ..MachineSettings::default()
     };
-    let error = manifest(&conversion(&json!({})), &small).unwrap_err();
+    let error = manifest(&conversion(&json!({})), &small, 0).unwrap_err();
     assert_eq!(error, NoMachine::TooMuchMemory { asked_mib: 4096, limit: "4095Mi".to_owned() });
     assert_eq!(limits(&conversion(&json!({})), &small), Err(error));
+}
+
+/// A conversion of an export of two machines: the first has the second disk.
+fn of_two_machines() -> ConversionJob {
+    let mut conversion = conversion(&json!({}));
+    let status = conversion.status.as_mut().unwrap();
+    let plan = status.plan.as_mut().unwrap();
+    let mut other = plan.machines[0].clone();
+    plan.machines[0].disks.retain(|disk| disk.file == "a.qcow2");
+    other.disks.retain(|disk| disk.file == "b.qcow2");
+    other.name = Some("DB".to_owned());
+    plan.machines.push(other);
+    conversion
+}
+
+#[test]
+fn each_machine_of_an_export_has_its_own_disks_and_a_name_of_its_own() {
+    let mut conversion = of_two_machines();
+    let plan = conversion.status.as_ref().unwrap().plan.clone().unwrap();
+    assert_eq!(wanted_names(&conversion, &plan), ["web-01-prod", "db"]);
+    assert_eq!([place_of(&plan, 0), place_of(&plan, 1)], [(1, 0), (0, 0)]);
+    let status = conversion.status.as_mut().unwrap();
+    status.volumes[0].claim_name = "db-disk-0".to_owned();
+    status.volumes[1].claim_name = "web-01-prod-disk-0".to_owned();
+    status.other_virtual_machines =
+        vec![crate::cluster::api::MachineStatus { name: "db".to_owned(), ..Default::default() }];
+    let made = manifests(&conversion, &settings(json!({}))).unwrap();
+    let of = |n: usize| {
+        let volumes = &made[n].object["spec"]["template"]["spec"]["volumes"];
+        (
+            made[n].object["metadata"]["name"].clone(),
+            volumes[0]["persistentVolumeClaim"]["claimName"].clone(),
+            volumes[1].clone(),
+        )
+    };
+    assert_eq!(of(0), (json!("web-01-prod"), json!("web-01-prod-disk-0"), Value::Null));
+    assert_eq!(of(1), (json!("db"), json!("db-disk-0"), Value::Null));
+
+    let mut plan = plan;
+    plan.machines[1].name = Some("Web 01 (prod)".to_owned());
+    assert_eq!(wanted_names(&conversion, &plan), ["web-01-prod", "web-01-prod-2"]);
+    conversion.spec.virtual_machine = Some(serde_json::from_value(json!({"name": "test"})).unwrap());
+    assert_eq!(wanted_names(&conversion, &plan), ["test-web-01-prod", "test-web-01-prod-2"]);
+}
+
+#[test]
+fn machines_that_share_a_disk_are_refused() {
+    let mut conversion = of_two_machines();
+    let plan = conversion.status.as_mut().unwrap().plan.as_mut().unwrap();
+    plan.machines[1].disks = plan.machines[0].disks.clone();
+    let refused = NoMachine::Shared { disk: "a.qcow2".to_owned() };
+    assert_eq!(limits(&conversion, &MachineSettings::default()).unwrap_err(), refused);
+    assert_eq!(manifests(&conversion, &MachineSettings::default()).unwrap_err(), refused);
+}
+
+#[test]
+fn an_address_that_another_machine_has_is_left_out_with_a_doubt() {
+    let mut conversion = conversion(&json!({}));
+    let networks = json!([{"source": "VM Network", "pod": {}}, {"source": "*", "multus": {"networkName": "n"}}]);
+    let settings = settings(json!({"networks": networks, "create": "Running", "preference": "debian"}));
+    assert_eq!(kept_addresses(&conversion, &settings, 0), ["00:50:56:9a:12:34", "00:50:56:9a:12:35"]);
+    let named = conversion.status.as_mut().unwrap().virtual_machine.as_mut().unwrap();
+    named.taken_addresses = vec!["00:50:56:9a:12:35".to_owned()];
+    let made = manifest(&conversion, &settings, 0).unwrap();
+    let cards = &made.object["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"];
+    assert_eq!((&cards[0]["macAddress"], &cards[1]["macAddress"]), (&json!("00:50:56:9a:12:34"), &Value::Null));
+    assert_eq!(made.doubts, ["network card 2 (Backup LAN) gets a new address: another machine has 00:50:56:9a:12:35"]);
+    assert_eq!(made.object["spec"]["runStrategy"], "Halted");
+    let preference = json!({"kind": "VirtualMachineClusterPreference", "name": "debian"});
+    assert_eq!(made.object["spec"]["preference"], preference);
 }
 
 #[test]

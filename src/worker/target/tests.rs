@@ -49,6 +49,22 @@ fn errors_at_a_target_have_reasons_of_their_own() {
         targets.blame(0, &error, failure.clone()).reason
     };
     assert_eq!(full(&Failure::new(Reason::OutputFull, "full")), Reason::TargetTooSmall);
+    let named =
+        targets.blame(0, &Error::writing("disk", 0, Errno::NOSPC.into()), Failure::new(Reason::OutputFull, "full"));
+    assert_eq!(named.targets, [0]);
     let error = Error::refuse(Reason::Corrupt, "disk", "is broken");
     assert_eq!(targets.blame(0, &error, Failure::from(&error)).reason, Reason::Corrupt);
+}
+
+#[test]
+fn all_targets_that_are_too_small_are_told_at_once() {
+    let places: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let named: Vec<_> = places.iter().map(|place| DiskTarget::Directory(place.path().to_owned())).collect();
+    let targets = Targets::open(&named).unwrap();
+    targets.check("web", &[1, 1, 1]).unwrap();
+    let huge = 1 << 60;
+    let one = targets.check("web", &[1, huge, 1]).unwrap_err();
+    assert_eq!((one.reason, one.targets.as_slice(), one.needed_bytes), (Reason::TargetTooSmall, &[1][..], Some(huge)));
+    let two = targets.check("web", &[huge, 1, huge]).unwrap_err();
+    assert_eq!((two.targets.as_slice(), two.needed_bytes), (&[0, 2][..], None));
 }

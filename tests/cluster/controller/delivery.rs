@@ -289,11 +289,15 @@ async fn a_claim_that_is_too_small_is_made_larger_and_a_machine_that_is_refused_
     // The person wants the disks alone.
     stage.merge::<HyperConversion>("q", &json!({"spec": {"virtualMachine": {"create": "Never"}}})).await;
     stage.until::<Job>(&format!("{name}-2"), |_| true).await;
-    let too_small =
-        Failure { needed_bytes: Some(GIB + 1), ..Failure::new(Reason::TargetTooSmall, "1 byte is missing") };
+    let too_small = Failure {
+        needed_bytes: Some(GIB + 1),
+        targets: vec![0],
+        ..Failure::new(Reason::TargetTooSmall, "1 byte is missing")
+    };
     let message = serde_json::to_string(&TerminationMessage { contract_version: 2, failure: too_small }).unwrap();
     stage.end_pod(&format!("{name}-2"), 12, &message).await;
     let small = stage.get::<PersistentVolumeClaim>("web-01-disk-0").await;
+    let fitting = stage.get::<PersistentVolumeClaim>("web-01-disk-1").await;
     stage.until::<ConversionJob>(name, |c| open_attempt(c).is_none()).await;
     stage.staged(name, 3).await;
     let retried = stage.until::<ConversionJob>(name, |c| open_attempt(c) == Some(3)).await;
@@ -301,9 +305,88 @@ async fn a_claim_that_is_too_small_is_made_larger_and_a_machine_that_is_refused_
     let larger = stage.get::<PersistentVolumeClaim>("web-01-disk-0").await;
     assert_ne!(larger.uid(), small.uid());
     let asked = larger.spec.unwrap().resources.unwrap().requests.unwrap()["storage"].0.parse::<u64>().unwrap();
-    assert_eq!(asked, GIB + GIB / 4);
+    // What was told, in whole MiB, and a quarter.
+    assert_eq!(asked, ((1025 * 5_u64).div_ceil(4)) << 20);
+    assert_eq!(stage.get::<PersistentVolumeClaim>("web-01-disk-1").await.uid(), fitting.uid());
     stage.end_pod(&format!("{name}-3"), 0, "").await;
     let done = stage.until::<ConversionJob>(name, |c| phase(c) == Some(JobPhase::Publishing)).await;
     assert_eq!(states(&done), [VolumeState::Complete; 2]);
     assert_eq!(machines(&stage), Vec::<Value>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_two_machines_gets_both_each_on_its_own_disks_and_without_an_address_that_another_has() {
+    if with_kubevirt().is_none() {
+        return;
+    }
+    let Some(stage) = Stage::open("delivery-two").await else { return };
+    let other = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "other"},
+        "spec": {"runStrategy": "Halted", "template": {"spec": {"domain": {"devices": {"interfaces": [
+            {"name": "a", "bridge": {}, "macAddress": "00-50-56-9A-12-34"}]}}, "networks": [{"name": "a", "pod": {}}]}}}});
+    stage.namespace.apply(&other.to_string());
+    let mut queue = target();
+    queue["virtualMachine"]["preference"] = json!("debian");
+    stage.queue("q", &queue).await;
+    let name = "web01-3fa9c1d2";
+    stage.conversion(name, "q").await;
+    let mut plan = plan();
+    let mut second = plan["machines"][0].clone();
+    plan["machines"][0]["disks"] = json!([{"file": "disk1", "bootOrder": 1}]);
+    second["disks"] = json!([{"file": "disk0", "bootOrder": 1}]);
+    second["name"] = json!("Other");
+    second["cards"][0]["mac"] = json!("00:50:56:9a:12:99");
+    plan["machines"].as_array_mut().unwrap().push(second);
+    converting(&stage, name, &plan).await;
+    let incomplete = (Some("false".to_owned()), 1);
+    let expected = [("other-2-disk-0", incomplete.clone()), ("web-01-disk-0", incomplete)];
+    assert_eq!(claims(&stage).await, expected.map(|(name, state)| (name.to_owned(), state)).into());
+    stage.end_pod(&format!("{name}-2"), 0, "").await;
+    let done = stage.until::<ConversionJob>(name, |c| phase(c) == Some(JobPhase::Publishing)).await;
+    assert_eq!(says(&done, "MachineCreated"), Some(("True".to_owned(), "Doubts".to_owned())));
+    let said = condition(&done.status.as_ref().unwrap().conditions, "MachineCreated").unwrap().message.clone();
+    assert!(
+        said.starts_with("the 2 machines are there. web-01: network card 1 (VM Network) gets a new address"),
+        "{said}"
+    );
+    let made: BTreeMap<String, Value> = machines(&stage)
+        .into_iter()
+        .map(|machine| (machine["metadata"]["name"].as_str().unwrap().to_owned(), machine))
+        .collect();
+    assert_eq!(made.keys().collect::<Vec<_>>(), ["other", "other-2", "web-01"]);
+    for (machine, claim, mac) in
+        [("web-01", "web-01-disk-0", Value::Null), ("other-2", "other-2-disk-0", json!("00:50:56:9a:12:99"))]
+    {
+        let pod = &made[machine]["spec"]["template"]["spec"];
+        let volumes = pod["volumes"].as_array().unwrap();
+        assert_eq!((volumes.len(), &volumes[0]["persistentVolumeClaim"]["claimName"]), (1, &json!(claim)));
+        assert_eq!(pod["domain"]["devices"]["interfaces"][0]["macAddress"], mac);
+        assert_eq!(made[machine]["spec"]["preference"]["name"], "debian");
+    }
+    // What is somebody else's is as it was.
+    assert_eq!(made["other"]["metadata"]["labels"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_profile_that_nobody_applies_is_told_with_what_to_do() {
+    if with_kubevirt().is_none() {
+        return;
+    }
+    let Some(stage) = Stage::open("delivery-profile").await else { return };
+    let queue = json!({"target": {"storageClassName": "none", "volumeMode": "FromStorageProfile"}});
+    stage.queue("q", &queue).await;
+    let name = "web01-3fa9c1d2";
+    stage.conversion(name, "q").await;
+    stage.staged(name, 1).await;
+    stage.until::<Job>(&format!("{name}-1"), |_| true).await;
+    planned(&stage, name, &plan()).await;
+    stage.until::<ConversionJob>(name, |c| attempts(c) == 1 && open_attempt(c).is_none()).await;
+    stage.staged(name, 2).await;
+    let refused = Some(("False".to_owned(), "TargetPending".to_owned()));
+    let waits = stage.until::<ConversionJob>(name, |c| says(c, "TargetReady") == refused).await;
+    let said = condition(&waits.status.unwrap().conditions, "TargetReady").unwrap().message.clone();
+    assert!(
+        said.contains("claim web-01-disk-0 is refused") && said.contains("spec.accessModes: Required value"),
+        "{said}"
+    );
+    assert!(said.ends_with("or set target.volumeMode and accessModes and retry the source"), "{said}");
 }

@@ -274,3 +274,61 @@ async fn a_worker_that_dies_when_its_disks_have_their_names_is_followed_by_one_t
         assert!(made < died, "{claim} was written anew at {made}, after {died}");
     }
 }
+
+#[tokio::test]
+async fn claims_on_volumes_of_a_node_that_is_gone_are_made_anew() {
+    let Some(operator) = operator("claims-lost") else { return };
+    // The smallest that is large enough is taken first.
+    let sizes = [(32, 32), (16, 16), (64, 64), (17, 17)];
+    let Some(volumes) = Volumes::bound(&operator, "Block", &sizes, "Immediate", &[0]) else { return };
+    let spec = json!({
+        "target": {"storageClassName": volumes.class, "volumeMode": "Block", "lostAfterSeconds": 10},
+        "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
+        "retryPolicy": {"maxRetries": 2, "retryDelaySeconds": 1},
+    });
+    let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
+    let Delivered { conversion, claims, .. } = dropped(&queue, &volumes).await;
+    assert_eq!(reasons(&conversion), [None, Some(Reason::TargetLost), None]);
+    assert!(claims[0].1.ends_with("-local-2") && claims[1].1.ends_with("-local-3"), "{claims:?}");
+    assert_eq!(volumes.devices[&format!("{}-local-0", volumes.class)].bytes()[0], 0xa5, "nobody wrote to it");
+}
+
+#[tokio::test]
+async fn claims_that_are_given_to_their_machine_go_with_it_and_nothing_else_of_them_changes() {
+    let Some(operator) = operator("claims-owned") else { return };
+    let Some(volumes) = Volumes::new(&operator, "Block", &[(64, 64), (16, 16)]) else { return };
+    let spec = json!({
+        "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
+        "virtualMachine": {"networks": [{"source": "*", "pod": {}}], "deleteClaimsWithMachine": true},
+    });
+    let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
+    queue.bring("web01.ova", &appliance().1);
+    let over = queue.ended("web01.ova", JobPhase::Succeeded).await;
+    let claims: Vec<_> = over.status.unwrap().volumes.into_iter().map(|volume| volume.claim_name).collect();
+    for claim in &claims {
+        let claim = queue.until::<PersistentVolumeClaim>(claim, "there", |_| true).await;
+        let owners: Vec<_> =
+            claim.owner_references().iter().map(|owner| (owner.kind.as_str(), owner.name.as_str())).collect();
+        assert_eq!(
+            (owners.as_slice(), claim.labels()["hyper2kvm.io/complete"].as_str()),
+            (&[("VirtualMachine", "sample")][..], "true")
+        );
+    }
+    // What it may do with a complete claim ends there.
+    let said = refused(&queue, &["delete", "pvc", &claims[0], "--wait=false"]);
+    assert!(said.contains("the controller changes and deletes no claim that is complete or not its own"), "{said}");
+    let other = json!([{"op": "add", "path": "/metadata/ownerReferences/-", "value":
+        {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "6c1f0f1e-0000-4000-8000-000000000009"}}]);
+    for patch in [
+        other,
+        json!([{"op": "remove", "path": "/metadata/ownerReferences"}]),
+        json!([{"op": "add", "path": "/metadata/labels/other", "value": "x"}]),
+    ] {
+        let said = refused(&queue, &["patch", "pvc", &claims[0], "--type=json", "--patch", &patch.to_string()]);
+        assert!(said.contains("the controller changes and deletes no claim"), "{patch}: {said}");
+    }
+    run(queue.kubectl().args(["delete", "virtualmachines.kubevirt.io", "sample"]));
+    for claim in &claims {
+        run(queue.kubectl().args(["wait", "--for=delete", "--timeout=60s", &format!("pvc/{claim}")]));
+    }
+}

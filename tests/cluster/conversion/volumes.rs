@@ -77,11 +77,22 @@ pub(crate) struct Volumes {
 impl Volumes {
     /// One of each size: what a volume is said to have, and what it has, in MiB.
     pub(crate) fn new(operator: &Operator, mode: &str, sizes: &[(usize, usize)]) -> Option<Self> {
+        Self::bound(operator, mode, sizes, "WaitForFirstConsumer", &[])
+    }
+
+    /// The same with a binding mode; those of the numbers `gone` belong to a node that is not there.
+    pub(crate) fn bound(
+        operator: &Operator,
+        mode: &str,
+        sizes: &[(usize, usize)],
+        binding: &str,
+        gone: &[usize],
+    ) -> Option<Self> {
         let class = operator.namespace.name.clone();
         let labels = json!({TEST_LABEL: class});
         let mut objects = vec![json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": class, "labels": labels},
-            "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
+            "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": binding,
         })];
         let mut devices = BTreeMap::new();
         for (n, (said, is)) in sizes.iter().enumerate() {
@@ -91,7 +102,12 @@ impl Volumes {
                 let state = operator.cluster.state.as_ref().expect("a node of our own");
                 device = device.mounted(state.join("volumes").join(&class).join(&name));
             }
-            let any_node = json!([{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "Exists"}]}]);
+            let of_node = if gone.contains(&n) {
+                json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["gone"]})
+            } else {
+                json!({"key": "kubernetes.io/hostname", "operator": "Exists"})
+            };
+            let any_node = json!([{"matchExpressions": [of_node]}]);
             objects.push(json!({
                 "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name, "labels": labels},
                 "spec": {"capacity": {"storage": format!("{said}Mi")}, "accessModes": ["ReadWriteOnce"],

@@ -5,6 +5,7 @@ use hyper2kvm::cluster::api::ConversionJobStatus;
 use hyper2kvm::cluster::machine::{self, Manifest};
 use hyper2kvm::conversion::emit;
 use hyper2kvm::conversion::machine::one_line;
+use serde_json::json;
 
 use super::access::Access;
 use super::{Printer, Refusal};
@@ -18,9 +19,19 @@ pub(super) async fn print(access: &Access, name: &str, printer: Printer) -> Resu
     let queue = conversion.spec.queue_ref.name.as_str();
     let queue = access.queues().get(queue).await.map_err(|error| access.about_queue(queue, error))?;
     let settings = machine::settings(&conversion, &queue);
-    let manifest = machine::manifest(&conversion, &settings).map_err(|why| format!("{name} has no machine: {why}"))?;
-    printer.print(&manifest.object, || {
-        text(&manifest, conversion.status.as_ref().is_some_and(ConversionJobStatus::is_complete))
+    let manifests =
+        machine::manifests(&conversion, &settings).map_err(|why| format!("{name} has no machine: {why}"))?;
+    let is_complete = conversion.status.as_ref().is_some_and(ConversionJobStatus::is_complete);
+    let object = match manifests.as_slice() {
+        [only] => only.object.clone(),
+        several => {
+            let items: Vec<_> = several.iter().map(|manifest| &manifest.object).collect();
+            json!({"apiVersion": "v1", "kind": "List", "items": items})
+        }
+    };
+    printer.print(&object, || {
+        let documents: Vec<String> = manifests.iter().map(|manifest| text(manifest, is_complete)).collect();
+        documents.join("---\n")
     })
 }
 
@@ -35,8 +46,6 @@ fn text(manifest: &Manifest, is_complete: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -10,7 +10,7 @@ const MILLIONTHS: u128 = 1_000_000;
 const GROWTH: (u128, u128) = (5, 4);
 
 /// Bytes to ask for, so that a disk of `virtual_size` bytes fits: whole MiB. A block device is as large as it is asked for;
-/// of a file system the given share is its own. `remade`: times that this was too little. `needed`: bytes that the worker
+/// of a file system the given share is its own; where a storage profile decides, CDI adds that share. `remade`: times that this was too little. `needed`: bytes that the worker
 /// found missing, where it told.
 ///
 /// `KubeVirt` makes a disk image as large as `(1 - overhead) * size`, in whole MiB, so that this grows no disk.

@@ -21,6 +21,10 @@ use crate::conversion::target::{self, DiskTarget};
 /// Group of the process that runs a guest in `KubeVirt` (`util.NonRootUID` of its `pkg/util`).
 const KUBEVIRT_GROUP: i64 = 107;
 
+/// Asks CDI's webhook to fill in what a claim leaves open, from the StorageProfile of its class (`LabelApplyStorageProfile`
+/// of its `pkg/controller/common`).
+const APPLY_STORAGE_PROFILE: &str = "cdi.kubevirt.io/applyStorageProfile";
+
 /// What an attempt does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
@@ -42,6 +46,11 @@ pub(crate) fn claim(
     let mut labels = names::labels(&conversion.spec.queue_ref.name, names::COMPONENT_DISK);
     labels.insert(names::LABEL_CONVERSION.to_owned(), conversion.name_any());
     labels.insert(names::LABEL_COMPLETE.to_owned(), "false".to_owned());
+    let by_profile = target.volume_mode == VolumeMode::FromStorageProfile;
+    if by_profile {
+        labels.insert(APPLY_STORAGE_PROFILE.to_owned(), "true".to_owned());
+    }
+    let modes = target.access_modes.iter().map(|mode| access_mode(*mode).to_owned());
     let annotations = [
         (names::ANNOTATION_CONVERSION_UID, conversion.uid().unwrap_or_default()),
         (names::ANNOTATION_DISK, disk.to_owned()),
@@ -58,9 +67,9 @@ pub(crate) fn claim(
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeClaimSpec {
-            access_modes: Some(target.access_modes.iter().map(|mode| access_mode(*mode).to_owned()).collect()),
+            access_modes: (!by_profile).then(|| modes.collect()),
             storage_class_name: target.storage_class_name.clone(),
-            volume_mode: Some(target.volume_mode.as_str().to_owned()),
+            volume_mode: target.volume_mode.as_str().map(str::to_owned),
             resources: Some(VolumeResourceRequirements {
                 requests: Some(BTreeMap::from([("storage".to_owned(), storage)])),
                 limits: None,
@@ -91,23 +100,18 @@ pub(super) fn set(pod: &mut PodSpec, conversion: &ConversionJob, task: Task) {
 fn add_claims(spec: &mut PodSpec, conversion: &ConversionJob) {
     let Some(status) = &conversion.status else { return };
     let Some(settings) = &status.target else { return };
+    let is_block = |volume: &TargetVolume| volume.volume_mode.unwrap_or(settings.volume_mode) == VolumeMode::Block;
     let mut targets = Vec::new();
     for (n, volume) in status.volumes.iter().enumerate() {
         let name = format!("target-{n}");
-        let target = match settings.volume_mode {
-            VolumeMode::Block => DiskTarget::device(n),
-            VolumeMode::Filesystem => DiskTarget::file_system(n),
-        };
+        let target = if is_block(volume) { DiskTarget::device(n) } else { DiskTarget::file_system(n) };
         let path = target.path().to_string_lossy().into_owned();
         for container in &mut spec.containers {
-            match settings.volume_mode {
-                VolumeMode::Block => {
-                    let device = VolumeDevice { name: name.clone(), device_path: path.clone() };
-                    container.volume_devices.get_or_insert_default().push(device);
-                }
-                VolumeMode::Filesystem => {
-                    container.volume_mounts.get_or_insert_default().push(pod::mount(&name, &path, None, false));
-                }
+            if is_block(volume) {
+                let device = VolumeDevice { name: name.clone(), device_path: path.clone() };
+                container.volume_devices.get_or_insert_default().push(device);
+            } else {
+                container.volume_mounts.get_or_insert_default().push(pod::mount(&name, &path, None, false));
             }
         }
         spec.volumes.get_or_insert_default().push(Volume {
@@ -122,7 +126,7 @@ fn add_claims(spec: &mut PodSpec, conversion: &ConversionJob) {
     }
     add_variable(spec, variable::STEP, "convert");
     add_variable(spec, variable::TARGETS, &target::to_json(&targets));
-    if settings.volume_mode == VolumeMode::Filesystem {
+    if !status.volumes.iter().all(is_block) {
         // A new file system is root's: without a group of its own the pod could not write there, and with another than
         // this one the guest's process could not read.
         let security = spec.security_context.get_or_insert_default();

@@ -179,3 +179,27 @@ fn a_directory_that_the_kubelet_can_t_prepare_has_a_remedy_of_its_own() {
     assert_eq!(failure.reason, Reason::WorkerConfig);
     assert!(failure.advice().contains("root_squash"), "{}", failure.advice());
 }
+
+#[test]
+fn volumes_of_other_nodes_are_told_from_nodes_that_are_full() {
+    let unscheduled = |message: &str| {
+        pod(
+            json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "lastTransitionTime": "2026-01-17T09:00:00Z"}]}),
+        )
+    };
+    for (message, expected) in [
+        ("0/1 nodes are available: 1 node(s) had volume node affinity conflict.", true),
+        ("0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity.", true),
+        (
+            "0/2 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }, 1 node(s) had \
+             volume node affinity conflict.",
+            true,
+        ),
+        ("0/2 nodes are available: 1 Insufficient memory, 1 node(s) had volume node affinity conflict.", false),
+        ("0/2 nodes are available: 1 Too many pods, 1 node(s) had volume node affinity conflict.", false),
+        ("0/2 nodes are available: 2 Insufficient cpu.", false),
+    ] {
+        assert_eq!(out_of_reach(&unscheduled(message)).is_some(), expected, "{message}");
+    }
+}

@@ -106,6 +106,7 @@ fn status(report: &ErrorFile) -> Option<ConversionStatus> {
         message: report.error.clone(),
         suggestion: report.suggestion.clone(),
         needed_bytes: None,
+        targets: Vec::new(),
         member: None,
     };
     Some(ConversionStatus {

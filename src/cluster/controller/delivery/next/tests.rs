@@ -19,16 +19,19 @@ fn ours(complete: bool) -> Claim {
 }
 
 fn machine(state: MachineState) -> MachineStatus {
-    MachineStatus { name: "web".to_owned(), uid: None, state }
+    MachineStatus { name: "web".to_owned(), state, ..MachineStatus::default() }
 }
 
 #[test]
 fn each_state_of_a_claim_and_of_the_machine_has_one_next_step() {
     use VolumeState::{Complete, Created, Deleted, Planned, Written};
-    let without = Stage::Before { too_small: 0, has_slot: false };
-    let before = Stage::Before { too_small: 0, has_slot: true };
-    let small = Stage::Before { too_small: 1, has_slot: true };
-    let (after, ended) = (Stage::After, Stage::Ended);
+    let without = &Stage::Before { fault: None, has_slot: false };
+    let before = &Stage::Before { fault: None, has_slot: true };
+    let fault = |claims: &[u32]| Some(Fault { attempt: 2, claims: claims.to_vec(), too_small: true });
+    let small = &Stage::Before { fault: fault(&[]), has_slot: true };
+    let small_too = &Stage::Before { fault: fault(&[0, 3]), has_slot: true };
+    let other_small = &Stage::Before { fault: fault(&[1]), has_slot: true };
+    let (after, ended) = (&Stage::After, &Stage::Ended);
     for (stage, state, claim, pods, expected) in [
         (without, Planned, Claim::Absent, false, Next::AskSlot),
         (before, Planned, Claim::Absent, false, Next::CreateClaim(0)),
@@ -41,7 +44,9 @@ fn each_state_of_a_claim_and_of_the_machine_has_one_next_step() {
         (before, Complete, ours(true), false, Next::Lost(0)),
         (small, Created, ours(false), true, Next::RemoveWorkers),
         (small, Created, ours(false), false, Next::DeleteClaim(0)),
-        (small, Created, Claim::Absent, false, Next::Enlarge(0)),
+        (small, Created, Claim::Absent, false, Next::Remake(0)),
+        (small_too, Created, Claim::Absent, false, Next::Remake(0)),
+        (other_small, Created, ours(false), true, Next::Convert),
         (after, Written, ours(false), true, Next::RemoveWorkers),
         (after, Written, ours(false), false, Next::Complete(0)),
         (after, Written, ours(true), false, Next::RecordComplete(vec![0])),
@@ -62,9 +67,9 @@ fn each_state_of_a_claim_and_of_the_machine_has_one_next_step() {
             stage,
             volumes: &[volume(state)],
             claims: std::slice::from_ref(&claim),
-            wants_machine: false,
-            machine: None,
-            found: &Machine::Absent,
+            wanted: 0,
+            machines: &[],
+            owners: &[None],
             has_pods: pods,
         };
         assert_eq!(next(&view), expected, "{stage:?} {state:?} {claim:?} pods: {pods}");
@@ -72,32 +77,78 @@ fn each_state_of_a_claim_and_of_the_machine_has_one_next_step() {
     let uid = || Machine::Ours { uid: "m".to_owned() };
     for (stage, state, recorded, found, expected) in [
         (without, Planned, None, Machine::Absent, Next::Name),
-        (without, Planned, Some(MachineState::Planned), Machine::Absent, Next::TryMachine),
+        (without, Planned, Some(MachineState::Planned), Machine::Absent, Next::TryMachine(0)),
         (without, Planned, Some(MachineState::Planned), Machine::Unknown, Next::AwaitKubevirt),
-        (without, Planned, Some(MachineState::Planned), Machine::Foreign, Next::RenameMachine),
+        (without, Planned, Some(MachineState::Planned), Machine::Foreign, Next::RenameMachine(0)),
         (without, Planned, Some(MachineState::Accepted), Machine::Foreign, Next::AskSlot),
         (after, Written, Some(MachineState::Accepted), Machine::Absent, Next::Complete(0)),
         (after, Complete, None, Machine::Absent, Next::Name),
-        (after, Complete, Some(MachineState::Accepted), Machine::Absent, Next::CreateMachine),
-        (after, Complete, Some(MachineState::Planned), Machine::Absent, Next::CreateMachine),
-        (after, Complete, Some(MachineState::Accepted), Machine::Foreign, Next::RenameMachine),
+        (after, Complete, Some(MachineState::Accepted), Machine::Absent, Next::CreateMachine(0)),
+        (after, Complete, Some(MachineState::Planned), Machine::Absent, Next::CreateMachine(0)),
+        (after, Complete, Some(MachineState::Accepted), Machine::Foreign, Next::RenameMachine(0)),
         (after, Complete, Some(MachineState::Accepted), Machine::Unknown, Next::AwaitKubevirt),
-        (after, Complete, Some(MachineState::Accepted), uid(), Next::RecordMachine("m".to_owned())),
+        (after, Complete, Some(MachineState::Accepted), uid(), Next::RecordMachine(0, "m".to_owned())),
         (after, Complete, Some(MachineState::Created), Machine::Absent, Next::Done),
     ] {
         let claims = [if stage == after { ours(state == Complete) } else { Claim::Absent }];
         let recorded = recorded.map(machine);
+        let machines: Vec<_> = recorded.iter().map(|machine| (machine, &found)).collect();
         let view = View {
             stage,
             volumes: &[volume(state)],
             claims: &claims,
-            wants_machine: true,
-            machine: recorded.as_ref(),
-            found: &found,
+            wanted: 1,
+            machines: &machines,
+            owners: &[None],
             has_pods: false,
         };
         assert_eq!(next(&view), expected, "{stage:?} {state:?} {recorded:?} {found:?}");
     }
+}
+
+#[test]
+fn a_claim_that_was_made_anew_for_an_attempt_is_not_made_anew_for_it_again() {
+    let stage = &Stage::Before { fault: Some(Fault { attempt: 2, claims: vec![0], too_small: true }), has_slot: true };
+    for (after, expected) in [(0, Next::DeleteClaim(0)), (1, Next::DeleteClaim(0)), (2, Next::Convert)] {
+        let volumes = [TargetVolume { remade_after: after, ..volume(VolumeState::Created) }];
+        let claims = [ours(false)];
+        let view = View {
+            stage,
+            volumes: &volumes,
+            claims: &claims,
+            wanted: 0,
+            machines: &[],
+            owners: &[None],
+            has_pods: false,
+        };
+        assert_eq!(next(&view), expected, "after {after}");
+    }
+}
+
+#[test]
+fn claims_are_given_to_their_machine_once_all_machines_are_there() {
+    let volumes = [volume(VolumeState::Complete), volume(VolumeState::Complete)];
+    let claims = [ours(true), ours(true)];
+    let made = |state| MachineStatus { uid: Some("m".to_owned()), ..machine(state) };
+    let (first, second) = (made(MachineState::Created), made(MachineState::Accepted));
+    let (there, absent) = (Machine::Ours { uid: "m".to_owned() }, Machine::Absent);
+    let mut view = View {
+        stage: &Stage::After,
+        volumes: &volumes,
+        claims: &claims,
+        wanted: 2,
+        machines: &[(&first, &there), (&second, &absent)],
+        owners: &[Some("m"), None],
+        has_pods: false,
+    };
+    assert_eq!(next(&view), Next::CreateMachine(1));
+    let all = [(&first, &there), (&first, &there)];
+    view.machines = &all;
+    assert_eq!(next(&view), Next::HandOver(vec![0]));
+    let given = TargetVolume { machine_uid: Some("m".to_owned()), ..volume(VolumeState::Complete) };
+    let volumes = [given, volume(VolumeState::Complete)];
+    view.volumes = &volumes;
+    assert_eq!(next(&view), Next::Done);
 }
 
 /// What an attempt came to.
@@ -115,11 +166,13 @@ struct World {
     random: u64,
     conversion: ConversionJob,
     doing: Doing,
-    too_small: u32,
+    attempt: u32,
+    fault: Option<Fault>,
     has_slot: bool,
     has_pods: bool,
     volumes: Vec<TargetVolume>,
-    machine: Option<MachineStatus>,
+    /// One for each disk.
+    named: Vec<MachineStatus>,
     claims: BTreeMap<String, ObjectMeta>,
     /// Whether each is ours.
     machines: BTreeMap<String, bool>,
@@ -139,11 +192,12 @@ impl World {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             conversion: conversion.unwrap(),
             doing: Doing::Preparing,
-            too_small: 0,
+            attempt: 1,
+            fault: None,
             has_slot: false,
             has_pods: false,
             volumes: Vec::new(),
-            machine: None,
+            named: Vec::new(),
             claims: BTreeMap::new(),
             machines: BTreeMap::new(),
             uids: 0,
@@ -200,26 +254,29 @@ impl World {
         match self.doing {
             Doing::Ended => Stage::Ended,
             Doing::Delivering => Stage::After,
-            _ => Stage::Before { too_small: self.too_small, has_slot: self.has_slot },
+            _ => Stage::Before { fault: self.fault.clone(), has_slot: self.has_slot },
         }
     }
 
     fn decide(&self) -> Next {
         let seen = |volume: &TargetVolume| claim_of(&self.conversion, volume, self.claims.get(&volume.claim_name));
         let claims: Vec<Claim> = self.volumes.iter().map(seen).collect();
-        let named = self.machine.as_ref().and_then(|machine| self.machines.get(&machine.name));
-        let found = match named {
+        let found = |machine: &MachineStatus| match self.machines.get(&machine.name) {
             None => Machine::Absent,
-            Some(true) => Machine::Ours { uid: "m".to_owned() },
+            Some(true) => Machine::Ours { uid: format!("of {}", machine.name) },
             Some(false) => Machine::Foreign,
         };
+        let found: Vec<Machine> = self.named.iter().map(found).collect();
+        let machines: Vec<_> = self.named.iter().zip(&found).collect();
+        let owners: Vec<_> =
+            (0..self.volumes.len()).map(|n| self.named.get(n).and_then(|m| m.uid.as_deref())).collect();
         next(&View {
-            stage: self.stage(),
+            stage: &self.stage(),
             volumes: &self.volumes,
             claims: &claims,
-            wants_machine: true,
-            machine: self.machine.as_ref(),
-            found: &found,
+            wanted: 2,
+            machines: &machines,
+            owners: &owners,
             has_pods: self.has_pods,
         })
     }
@@ -242,15 +299,16 @@ impl World {
                         })
                         .collect();
                 }
-                self.machine = Some(MachineStatus { name: self.free("web"), ..MachineStatus::default() });
+                let names = [self.free("web"), self.free("db")];
+                self.named = names.map(|name| MachineStatus { name, ..MachineStatus::default() }).into();
             }
             Next::RenameClaim(n) => {
                 let name = self.free(&format!("web-disk-{n}"));
                 let volume = &mut self.volumes[n];
                 (volume.claim_name, volume.uid, volume.state) = (name, None, VolumeState::Planned);
             }
-            Next::RenameMachine => self.machine.as_mut().unwrap().name = self.free("web"),
-            Next::TryMachine => self.machine.as_mut().unwrap().state = MachineState::Accepted,
+            Next::RenameMachine(n) => self.named[n].name = self.free(["web", "db"][n]),
+            Next::TryMachine(n) => self.named[n].state = MachineState::Accepted,
             Next::AskSlot => self.has_slot = true,
             Next::CreateClaim(n) => {
                 let name = self.volumes[n].claim_name.clone();
@@ -263,8 +321,10 @@ impl World {
                 }
             }
             Next::Forget(n) => (self.volumes[n].uid, self.volumes[n].state) = (None, VolumeState::Planned),
-            Next::Enlarge(n) => {
-                self.volumes[n].remade += 1;
+            Next::Remake(n) => {
+                let fault = self.fault.as_ref().unwrap();
+                assert!(fault.claims.is_empty() || fault.claims.contains(&u32::try_from(n).unwrap()));
+                self.volumes[n].remade_after = fault.attempt;
                 (self.volumes[n].uid, self.volumes[n].state) = (None, VolumeState::Planned);
             }
             Next::DeleteClaim(n) => {
@@ -302,14 +362,18 @@ impl World {
                 written.for_each(|volume| volume.state = VolumeState::Created);
                 self.doing = Doing::Preparing;
             }
-            Next::CreateMachine => {
+            Next::CreateMachine(n) => {
                 assert!(self.volumes.iter().all(|volume| volume.state == VolumeState::Complete));
-                let name = self.machine.as_ref().unwrap().name.clone();
+                let name = self.named[n].name.clone();
                 assert_eq!(self.machines.insert(name, true), None, "the API server refuses a second one");
             }
-            Next::RecordMachine(uid) => {
-                let machine = self.machine.as_mut().unwrap();
-                (machine.uid, machine.state) = (Some(uid), MachineState::Created);
+            Next::RecordMachine(n, uid) => {
+                (self.named[n].uid, self.named[n].state) = (Some(uid), MachineState::Created);
+            }
+            Next::HandOver(claims) => {
+                for n in claims {
+                    self.volumes[n].machine_uid.clone_from(&self.named[n].uid);
+                }
             }
             Next::Done if self.doing == Doing::Delivering => self.doing = Doing::Succeeded,
             Next::Done => return false,
@@ -319,16 +383,16 @@ impl World {
 
     /// The worker ends.
     fn work(&mut self) {
+        self.attempt += 1;
+        let claims = [vec![], vec![0], vec![1], vec![0, 1]];
+        let claims = claims[usize::try_from(self.below(4)).unwrap()].clone();
+        self.fault = None;
         self.doing = match self.below(4) {
-            0 if self.too_small < 2 => {
-                self.too_small += 1;
+            0 => {
+                self.fault = Some(Fault { attempt: self.attempt, claims, too_small: self.below(2) == 0 });
                 Doing::Preparing
             }
-            1 => {
-                self.too_small = 0;
-                self.volumes.iter_mut().for_each(|volume| volume.remade = 0);
-                Doing::Preparing
-            }
+            1 => Doing::Preparing,
             _ => {
                 self.volumes.iter_mut().for_each(|volume| volume.state = VolumeState::Written);
                 Doing::Delivering
@@ -345,7 +409,7 @@ impl World {
             let is_incomplete = claim.labels.as_ref().is_some_and(|labels| labels["hyper2kvm.io/complete"] == "false");
             assert!(!is_incomplete || claim.owner_references.is_some(), "an incomplete claim belongs to nobody");
         }
-        assert!(self.machines.values().filter(|is_ours| **is_ours).count() <= 1, "two machines");
+        assert!(self.machines.values().filter(|is_ours| **is_ours).count() <= 2, "a machine was made twice");
     }
 }
 
