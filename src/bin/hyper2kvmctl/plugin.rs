@@ -2,6 +2,7 @@
 //! `kubectl hyper2kvm`: the same commands for a queue in a cluster, through the API server.
 
 mod access;
+mod claims;
 mod conversion;
 mod exec;
 mod folder;

@@ -6,7 +6,7 @@ use std::hash::BuildHasher as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use hyper2kvm::cluster::api::{ConversionJob, ConversionJobSpec, JobPhase, Source};
+use hyper2kvm::cluster::api::{ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Source};
 use hyper2kvm::conversion::ConversionId;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -61,7 +61,7 @@ fn screen(queue: &str, conversions: &[ConversionJob], now: Timestamp) -> String 
     if conversions.is_empty() {
         return format!("{queue} has no conversion under way; `kubectl hyper2kvm put FILE {queue}` brings one\n");
     }
-    let header = ["CONVERSION", "SOURCE", "PHASE", "PROGRESS", "DONE", "OF", "ATTEMPT", "NODE", "AGE"];
+    let header = ["CONVERSION", "SOURCE", "PHASE", "PROGRESS", "DONE", "OF", "TARGET", "ATTEMPT", "NODE", "AGE"];
     table(&header, conversions.iter().map(|conversion| row(conversion, now)))
 }
 
@@ -76,10 +76,17 @@ fn row(conversion: &ConversionJob, now: Timestamp) -> Vec<String> {
         or_dash(progress.map(|progress| format!("{}%", progress.percent))),
         or_dash(progress.map(|progress| bytes(progress.bytes_done))),
         or_dash(progress.map(|progress| bytes(progress.bytes_total))),
+        or_dash(target(&status)),
         or_dash(attempt.map(|attempt| attempt.number)),
         or_dash(attempt.and_then(|attempt| attempt.node_name.clone())),
         age(conversion.creation_timestamp().map(|created| created.0), now),
     ]
+}
+
+/// Where the disks go: the first claim, and how many more there are; of a conversion to files nothing.
+fn target(status: &ConversionJobStatus) -> Option<String> {
+    let (first, rest) = status.volumes.split_first()?;
+    Some(if rest.is_empty() { first.claim_name.clone() } else { format!("{} +{}", first.claim_name, rest.len()) })
 }
 
 /// Makes a new conversion of an old one's source.
@@ -172,6 +179,10 @@ mod tests {
         let text = screen("q", &[running], Timestamp::UNIX_EPOCH);
         let cells: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(cells[..4], ["web01-3fa9c1d2", "web01.ova", "Converting", "42%"]);
-        assert_eq!(cells[cells.len() - 3..], ["2", "node1", "-"]);
+        assert_eq!(cells[cells.len() - 4..], ["-", "2", "node1", "-"]);
+        let volumes = json!([{"claimName": "web01-disk-0"}, {"claimName": "web01-disk-1"}]);
+        let on_claims = conversion(&json!({"phase": "Converting", "volumes": volumes}));
+        let text = screen("q", &[on_claims], Timestamp::UNIX_EPOCH);
+        assert!(text.contains("TARGET") && text.contains("web01-disk-0 +1"), "{text}");
     }
 }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, BufReader};
 
 use super::access::{Access, told};
 use super::transfer::{Outcome, TransferError, Unfinished, finished, upload};
-use super::{Printer, Refusal, folder};
+use super::{Printer, Refusal, claims, folder};
 use crate::history::{Window, shown};
 use crate::table::bytes;
 
@@ -117,12 +117,7 @@ pub(super) async fn get(access: &Access, conversion: &str, directory: &Path, pri
     let queue = &found.spec.queue_ref.name;
     let status = found.status.unwrap_or_default();
     if status.is_complete() {
-        let claims: Vec<_> = status.volumes.iter().map(|volume| volume.claim_name.as_str()).collect();
-        return Err(format!(
-            "the disks of {conversion} are on claims, not in files: {}; mount them in a pod of yours to copy them",
-            claims.join(", ")
-        )
-        .into());
+        return Err(claims::refusal(&access.namespace, conversion, &status));
     }
     let outputs = status.outputs;
     if outputs.is_empty() {
