@@ -194,9 +194,8 @@ pub(super) fn check_room(plan: &Plan, files: &Mounted, most: u64) -> Result<(), 
     for Planned { path, act, .. } in &plan.changes {
         let length = |path: &str| -> Result<u64, Refusal> { Ok(files.place(path)?.length()?.unwrap_or_default()) };
         let written = match act {
-            Act::Write(content) | Act::Install(content) => content.len() as u64,
-            // The content, as far as it is longer, and the copy that is kept.
-            Act::Edit(content) => content.len() as u64,
+            // Where a file is edited, this is the copy that is kept, and what the file grows by.
+            Act::Write(content) | Act::Install(content) | Act::Edit(content) => content.len() as u64,
             Act::Prepend(prefix) => length(path)?.saturating_add(prefix.len() as u64),
             Act::CopyOf(other) => length(other)?,
             Act::Remove => 0,

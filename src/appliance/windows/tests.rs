@@ -7,10 +7,7 @@ use super::*;
 use crate::appliance::plan::triage;
 use crate::appliance::protocol::{GuestNames, Limits as JobLimits, VERSION};
 use crate::conversion::guest::{Answer, Doubt, Family, OperatingSystem, Volume, Windows};
-use crate::guest::hive::Value;
-
-#[path = "../../../tests/support/hive.rs"]
-mod made;
+use crate::guest::hive::{Value, made};
 
 const INF: &[u8] =
     b"[M.NTamd64]\r\n%v% = i, PCI\\VEN_1AF4&DEV_1001&REV_00\r\n%v% = i, PCI\\VEN_1AF4&DEV_1042&REV_01\r\n";

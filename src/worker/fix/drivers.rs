@@ -51,14 +51,12 @@ pub(super) fn choose(virtio_win: &Path, os: &OperatingSystem) -> Result<Chosen, 
     let system = format!("{} ({})", os.name, os.version);
     let places = places(os).ok_or_else(|| DriversError::System(system.clone()))?;
     let mut chosen = Chosen { drivers: Vec::new(), files: Vec::new() };
-    match find(virtio_win, BLOCK, &places) {
-        Some((from, directory)) => take(BLOCK, from, &directory, &mut chosen)?,
-        None => {
-            let looked_for = places.iter().map(|place| format!("{BLOCK}/{place}")).collect();
-            let directory = virtio_win.to_owned();
-            return Err(DriversError::Missing { directory, driver: BLOCK, system, looked_for });
-        }
-    }
+    let Some((from, directory)) = find(virtio_win, BLOCK, &places) else {
+        let looked_for = places.iter().map(|place| format!("{BLOCK}/{place}")).collect();
+        let directory = virtio_win.to_owned();
+        return Err(DriversError::Missing { directory, driver: BLOCK, system, looked_for });
+    };
+    take(BLOCK, from, &directory, &mut chosen)?;
     if let Some((from, directory)) = find(virtio_win, NETWORK, &places) {
         take(NETWORK, from, &directory, &mut chosen)?;
     }

@@ -295,4 +295,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 #[cfg(test)]
+#[path = "../../../../tests/support/hive.rs"]
+pub(crate) mod made;
+#[cfg(test)]
 mod tests;

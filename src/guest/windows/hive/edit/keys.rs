@@ -62,12 +62,12 @@ impl Editor {
     /// The last key of a list.
     fn last(&self, list: u32, depth: usize) -> Result<u32> {
         let cell = self.hive.cell(list)?;
-        let last = usize::from(le16(&cell, 2)?).checked_sub(1).ok_or_else(broken_list)?;
+        let index = usize::from(le16(&cell, 2)?).checked_sub(1).ok_or_else(broken_list)?;
         let kind = [cell[0], cell[1]];
         if kind == *b"ri" && depth < MAX_DEPTH {
-            return self.last(le32(&cell, 4 + 4 * last)?, depth + 1);
+            return self.last(le32(&cell, 4 + 4 * index)?, depth + 1);
         }
-        le32(&cell, 4 + last * width(kind).ok_or_else(broken_list)?)
+        le32(&cell, 4 + index * width(kind).ok_or_else(broken_list)?)
     }
 
     /// Whether the key at `offset` stands before one called `name`.

@@ -2,6 +2,7 @@
 //! What is written is read back by the reader, and by hivex.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,9 +11,6 @@ use bolero::{TypeGenerator, check, produce};
 use super::keys::{upper, width};
 use super::*;
 use crate::guest::fields::le16;
-
-#[path = "../../../../../tests/support/hive.rs"]
-mod made;
 
 const LIMITS: Limits =
     Limits { time: Duration::from_secs(20), read_bytes: 64 << 20, decoded_bytes: 1 << 20, steps: 2_000_000 };
@@ -129,7 +127,7 @@ fn what_hivex_wrote_stays_as_it_was() {
     std::fs::write(&hive, made::empty(5)).unwrap();
     let mut keys = "Windows Registry Editor Version 5.00\n\n[\\Services]\n\n".to_owned();
     for n in 0..400 {
-        keys += &format!("[\\Services\\Service {n}]\n\"Start\"=dword:{n:08x}\n\"Text\"=\"of {n}\"\n\n");
+        write!(keys, "[\\Services\\Service {n}]\n\"Start\"=dword:{n:08x}\n\"Text\"=\"of {n}\"\n\n").unwrap();
     }
     std::fs::write(&text, keys).unwrap();
     let Ok(merged) = Command::new("hivexregedit").arg("--merge").args([&hive, &text]).status() else { return };
@@ -217,7 +215,7 @@ fn a_hive_that_cannot_be_trusted_is_not_changed() {
     let mut editor = open(&good);
     let name = editor.set(&["a\\b"], "n", &Value::Number(1)).unwrap_err();
     assert_eq!(name.to_string(), "it cannot have a name like \"a\\\\b\"");
-    assert!(open(&good).set(&["a"], "n", &Value::Bytes(&[0; 20_000])).is_err());
+    assert!(open(&good).set(&["a"], "n", &Value::Bytes(&vec![0; 20_000])).is_err());
     let mut editor = open(&good);
     let filled = (0..1000).try_for_each(|n| editor.set(&[&format!("{n}")], "n", &Value::Bytes(&[0; 16_000])));
     assert_eq!(filled.unwrap_err().to_string(), "it has no room for more bytes");
@@ -236,7 +234,7 @@ impl Set {
     fn apply(&self, editor: &mut Editor) -> std::result::Result<(), HiveError> {
         let path = self.path();
         let bytes = vec![self.name; usize::from(self.len % 5000)];
-        let value = if self.len % 3 == 0 { Value::Number(self.number) } else { Value::Bytes(&bytes) };
+        let value = if self.len.is_multiple_of(3) { Value::Number(self.number) } else { Value::Bytes(&bytes) };
         editor.set(&path.each_ref().map(String::as_str), &self.name(), &value)
     }
 
