@@ -137,8 +137,8 @@ pub fn manifest(conversion: &ConversionJob, settings: &MachineSettings, n: usize
     let name = recorded.map(|machine| machine.name.clone());
     let name = name.or_else(|| wanted_names(conversion, plan).into_iter().nth(n)).ok_or(NoMachine::NoPlan)?;
     let mut machine = plan.machines.get(n).ok_or(NoMachine::NoPlan)?.clone();
-    // What is known of the guest is known where there is one machine.
-    let guest = status.guest.as_ref();
+    // Of several machines nobody knows which one it is about.
+    let guest = status.guest.as_ref().filter(|_| plan.machines.len() == 1);
     if let Some(guest) = guest {
         machine.doubts.clone_from(&guest.doubts);
     }

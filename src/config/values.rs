@@ -155,8 +155,8 @@ fn guest(layers: &mut Layers) -> Result<GuestOptions, ConfigError> {
     })?;
     let virtio_win = path(layers, "virtio_win")?;
     let mode = read(layers, "", "boot_check", "off, warn or require", |value| {
-        let named = BootCheckMode::ALL.into_iter().find(|mode| Some(mode.as_str()) == value.as_str());
-        named.or_else(|| (as_flag(value) == Some(false)).then_some(BootCheckMode::Off))
+        let mode = BootCheckMode::ALL.into_iter().find(|mode| Some(mode.as_str()) == value.as_str());
+        mode.or_else(|| (as_flag(value) == Some(false)).then_some(BootCheckMode::Off))
     })?;
     let (least, most) = (u64::from(BootCheck::LEAST_SECONDS), u64::from(BootCheck::MOST_SECONDS));
     let seconds = whole(layers, "", "boot_check_timeout", least, most)?;

@@ -149,7 +149,7 @@ impl BootCheck {
     /// An attempt without progress is ended after ten minutes.
     pub const MOST_SECONDS: u32 = 540;
     /// Six times what a Debian takes without KVM on a busy machine.
-    pub const DEFAULT_SECONDS: u32 = 180;
+    pub const DEFAULT_SECONDS: u32 = 300;
 }
 
 impl Default for BootCheck {

@@ -39,7 +39,6 @@ use crate::conversion::contract::{
     self, APPLIANCE_DIR, CLAIM_FILE, FAILURE_FILE, MAX_CLAIM_BYTES, PROGRESS_FILE, variable,
 };
 use crate::conversion::guest::outcome::GuestOutcome;
-use crate::conversion::options::GuestFixMode;
 use crate::conversion::target::{self, DiskTarget};
 use crate::conversion::{
     Attempt, CONTRACT_VERSION, Claim, Compression, ConversionOptions, Failure, FailureReport, Metadata, OutputFormat,

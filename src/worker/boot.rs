@@ -10,7 +10,7 @@ use crate::conversion::emit::{Trial, trial};
 use crate::conversion::guest::boot::{BootReport, BootResult};
 use crate::conversion::guest::fix::Outcome;
 use crate::conversion::guest::need::{Need, need};
-use crate::conversion::options::{BootCheckMode, GuestNames};
+use crate::conversion::options::{BootCheckMode, GuestOptions};
 use crate::conversion::report::DiskReport;
 use crate::conversion::{Failure, Metadata, Reason, Stage, chain};
 
@@ -98,7 +98,7 @@ fn tried(conversion: &Conversion<'_>, meter: &Meter, report: &Metadata) -> Resul
 fn is_no_guest(report: &Metadata) -> bool {
     let fix = report.guest.as_ref().and_then(|guest| guest.fix.as_ref());
     fix.map_or_else(
-        || need(report.guest.as_ref(), GuestNames::Keep) == Need::Settled(Outcome::NotAGuest),
+        || need(report.guest.as_ref(), &GuestOptions::default()) == Need::Settled(Outcome::NotAGuest),
         |fix| fix.outcome == Outcome::NotAGuest,
     )
 }

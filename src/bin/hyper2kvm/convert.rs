@@ -116,7 +116,7 @@ pub(crate) struct Arguments {
     virtio_win: Option<PathBuf>,
     /// Try whether the guest boots, on a throw-away copy in QEMU without a way out: on its disk it writes, on its network
     /// it sends. Where it does not, `warn` says so, and `require` fails, which is what --fix-guest=require asks for, too.
-    /// It gets 180 seconds, or as many as are said (10-540)
+    /// It gets 300 seconds, or as many as are said (10-540)
     #[arg(
         long,
         value_name = "[HOW,]SECONDS",

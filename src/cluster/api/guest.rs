@@ -32,8 +32,8 @@ pub enum NetworkNames {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GuestSettings {
-    /// Whether the guest is made ready for virtio. Off: nothing is done to it. BestEffort: where it can't be, the disks are
-    /// published as they were converted, and the condition GuestFixed says why. Require: then the conversion fails.
+    /// Whether the guest is made ready for virtio. Off: nothing is done to it. Best effort: where it can't be, the disks are
+    /// published as they were converted, and the condition `GuestFixed` says why. Require: then the conversion fails.
     pub mode: GuestMode,
     /// Keep: network interfaces keep the names that the guest's configuration has. Leave: they get those of their new
     /// cards.
@@ -75,6 +75,7 @@ impl GuestSettings {
                 NetworkNames::Keep => GuestNames::Keep,
                 NetworkNames::Leave => GuestNames::Leave,
             },
+            ..GuestOptions::default()
         }
     }
 }

@@ -97,7 +97,7 @@ fn a_guest_that_was_made_ready_gets_virtio_and_the_doubts_that_are_left() {
     let of = |devices: &str, guest: Value| {
         let mut conversion = conversion(&json!({"doubts": ["the guest must be changed"]}));
         conversion.status.as_mut().unwrap().guest = serde_json::from_value(guest).unwrap();
-        let manifest = manifest(&conversion, &settings(json!({"devices": devices}))).unwrap();
+        let manifest = manifest(&conversion, &settings(json!({"devices": devices})), 0).unwrap();
         let devices = &manifest.object["spec"]["template"]["spec"]["domain"]["devices"];
         let built = [&devices["disks"][1]["disk"]["bus"], &devices["interfaces"][0]["model"]];
         let doubts = manifest.doubts.into_iter().filter(|doubt| !doubt.starts_with("network card")).collect::<Vec<_>>();

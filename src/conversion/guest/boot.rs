@@ -99,7 +99,7 @@ impl Watch {
         let is_late = seen.at_ms >= self.limit_ms;
         let Some(booted_ms) = self.booted_ms else {
             let is_hopeless = is_late || seen.is_off || seen.resets >= MOST_RESETS;
-            return is_hopeless.then(|| self.report(BootResult::NotBooting, Some(self.why(seen))));
+            return is_hopeless.then(|| self.report(BootResult::NotBooting, Some(why(seen))));
         };
         let is_enough = !self.has_cards
             || self.first_frame_ms.is_some()
@@ -115,27 +115,28 @@ impl Watch {
         is_seen_on_network || is_seen_on_disk || seen.is_off && seen.writes > 0
     }
 
-    fn why(&self, seen: &Seen) -> String {
-        let seconds = seen.at_ms / 1000;
-        let ended = if seen.is_off {
-            format!("it powered itself off after {seconds} s")
-        } else if seen.resets >= MOST_RESETS {
-            format!("it started anew {} times in {seconds} s", seen.resets)
-        } else {
-            format!("it did not write to its disks in {seconds} s")
-        };
-        let disks = match (seen.reads, seen.writes) {
-            (0, _) => "the firmware read none of its disks".to_owned(),
-            (reads, 0) => format!("its disks were read {reads} times and never written"),
-            (_, writes) => format!("its disks were written {writes} times, as loaders do"),
-        };
-        format!("{ended}: {disks}")
-    }
-
     const fn report(&self, result: BootResult, message: Option<String>) -> BootReport {
         let (first_write_ms, first_frame_ms) = (self.first_write_ms, self.first_frame_ms);
         BootReport { result, message, first_write_ms, first_frame_ms, accelerator: None }
     }
+}
+
+/// Why a machine that was seen so has not booted.
+fn why(seen: &Seen) -> String {
+    let seconds = seen.at_ms / 1000;
+    let ended = if seen.is_off {
+        format!("it powered itself off after {seconds} s")
+    } else if seen.resets >= MOST_RESETS {
+        format!("it started anew {} times in {seconds} s", seen.resets)
+    } else {
+        format!("it did not write to its disks in {seconds} s")
+    };
+    let disks = match (seen.reads, seen.writes) {
+        (0, _) => "the firmware read none of its disks".to_owned(),
+        (reads, 0) => format!("its disks were read {reads} times and never written"),
+        (_, writes) => format!("its disks were written {writes} times, as loaders do"),
+    };
+    format!("{ended}: {disks}")
 }
 
 #[cfg(test)]
@@ -151,17 +152,17 @@ mod tests {
         Seen { at_ms: at_s * 1000, reads: 900, ..Seen::default() }
     }
 
-    fn booted(first_write_ms: Option<u64>, first_frame_ms: Option<u64>) -> Option<BootReport> {
-        Some(BootReport { result: BootResult::Booted, first_write_ms, first_frame_ms, ..BootReport::default() })
+    fn booted(first_write_ms: Option<u64>, first_frame_ms: Option<u64>) -> BootReport {
+        BootReport { result: BootResult::Booted, first_write_ms, first_frame_ms, ..BootReport::default() }
     }
 
     #[test]
     fn a_guest_that_writes_and_sends_has_booted() {
         let wrote = Seen { writes: 26, flushes: 2, ..at(22) };
         let seen = [at(10), wrote, Seen { has_sent: true, at_ms: 30_000, ..wrote }];
-        assert_eq!(judge(Firmware::Bios, true, &seen), booted(Some(22_000), Some(30_000)));
-        assert_eq!(judge(Firmware::Efi, true, &seen), booted(Some(22_000), Some(30_000)));
-        assert_eq!(judge(Firmware::Bios, false, &seen), booted(Some(22_000), None), "without a card");
+        assert_eq!(judge(Firmware::Bios, true, &seen), Some(booted(Some(22_000), Some(30_000))));
+        assert_eq!(judge(Firmware::Efi, true, &seen), Some(booted(Some(22_000), Some(30_000))));
+        assert_eq!(judge(Firmware::Bios, false, &seen), Some(booted(Some(22_000), None)), "without a card");
     }
 
     #[test]
@@ -173,7 +174,7 @@ mod tests {
             Seen { at_ms: 30_000, written_bytes: MOST_WRITTEN + 1, ..wrote },
             Seen { at_ms: 30_000, is_off: true, ..wrote },
         ] {
-            assert_eq!(judge(Firmware::Bios, true, &[wrote, last]), booted(Some(22_000), None), "{last:?}");
+            assert_eq!(judge(Firmware::Bios, true, &[wrote, last]), Some(booted(Some(22_000), None)), "{last:?}");
         }
     }
 

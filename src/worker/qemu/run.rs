@@ -43,6 +43,9 @@ pub(in crate::worker) struct Overlays<'a> {
     pub(super) disks: Vec<Overlay<'a>>,
 }
 
+/// A disk in a target, the overlay that has the bytes of its changes, and where those are.
+pub(in crate::worker) type Changed<'a> = (&'a DiskReport, File, Vec<Change>);
+
 pub(super) struct Overlay<'a> {
     pub(super) base: PathBuf,
     pub(super) report: &'a DiskReport,
@@ -175,7 +178,7 @@ impl<'a> Overlays<'a> {
     }
 
     /// What each overlay changes in a disk that lies in a target, with the file that has the changes' bytes.
-    pub(in crate::worker) fn changes(&self) -> Result<Vec<(&'a DiskReport, File, Vec<Change>)>, FixError> {
+    pub(in crate::worker) fn changes(&self) -> Result<Vec<Changed<'a>>, FixError> {
         let in_targets = self.disks.iter().filter(|disk| disk.report.target.is_some());
         in_targets.map(|disk| disk.changes(self.programs)).collect()
     }
@@ -194,7 +197,7 @@ impl<'a> Overlays<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    fn changes(&self, programs: &Programs) -> Result<(&'a DiskReport, File, Vec<Change>), FixError> {
+    fn changes(&self, programs: &Programs) -> Result<Changed<'a>, FixError> {
         let alone =
             json!({"driver": "qcow2", "file": {"driver": "file", "filename": text(&self.path)}, "backing": null});
         let arguments = vec!["map".to_owned(), "--output=json".to_owned(), format!("json:{alone}")];
