@@ -26,8 +26,8 @@ struct Kueue(&'static Cluster);
 impl Kueue {
     /// Installs it; `None` (and a line `LEFT OUT`) where it can't be built.
     fn install(cluster: &'static Cluster) -> Option<Self> {
-        let mut build = Command::new(in_tree("tests/cluster/build.sh"));
-        let built = build.arg("kueue").stdin(Stdio::null()).output().expect("build.sh runs");
+        let mut builder = Command::new(in_tree("tests/cluster/build.sh"));
+        let built = builder.arg("kueue").stdin(Stdio::null()).output().expect("build.sh runs");
         if !built.status.success() {
             let said = String::from_utf8_lossy(&built.stderr).into_owned();
             left_out(&format!("Kueue can't be built: {}", said.lines().last().unwrap_or_default()));
@@ -102,7 +102,7 @@ impl Drop for Kueue {
 /// Whether the condition Converted has this reason.
 fn says(reason: &'static str) -> impl Fn(&ConversionJob) -> bool {
     move |conversion| {
-        let conditions = conversion.status.iter().flat_map(|status| condition(&status.conditions, "Converted"));
+        let conditions = conversion.status.iter().filter_map(|status| condition(&status.conditions, "Converted"));
         conditions.into_iter().any(|said| said.reason == reason)
     }
 }

@@ -2,6 +2,7 @@
 //! Two nodes: pods move, and a node is lost with whatever ran on it. Every conversion ends once, and nothing waits without
 //! saying for whom. No other test uses the cluster meanwhile.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -23,15 +24,15 @@ const MOVED_WITHIN: Duration = Duration::from_secs(120);
 /// The second node, removed when its test is over.
 struct SecondNode(&'static Cluster);
 
+fn script(word: &str) {
+    run(Command::new(in_tree("tests/cluster/second.sh")).arg(word).stdin(Stdio::null()));
+}
+
 impl SecondNode {
     fn up(cluster: &'static Cluster) -> Self {
         let node = Self(cluster);
-        node.script("up");
+        script("up");
         node
-    }
-
-    fn script(&self, word: &str) {
-        run(Command::new(in_tree("tests/cluster/second.sh")).arg(word).stdin(Stdio::null()));
     }
 
     /// Acts as the controller manager, which waits 50 s before it says that a node does not answer. Pods that were ready
@@ -50,20 +51,20 @@ impl SecondNode {
 
     /// It is off, and everybody knows.
     fn lost(&self) {
-        self.script("lose");
+        script("lose");
         self.is_silent();
         self.out_of_service("");
     }
 
     fn back(&self) {
-        self.script("back");
+        script("back");
         run(self.0.kubectl().args(["wait", "--for=condition=Ready", "--timeout=60s", "node", SECOND_NODE]));
     }
 }
 
 impl Drop for SecondNode {
     fn drop(&mut self) {
-        self.script("down");
+        script("down");
     }
 }
 
@@ -135,7 +136,10 @@ async fn each_once(queue: &Queue, sources: &[(String, usize, u64)]) -> usize {
     assert_eq!(queue.conversions().await.len(), count);
     assert_eq!(files(&queue.queue(".processed")).len(), count);
     queue.eventually("tidied up", || files(&queue.output(".work")).is_empty()).await;
-    let disks = files(&queue.output("")).into_iter().filter(|path| path.ends_with(".qcow2")).count();
+    let disks = files(&queue.output(""))
+        .into_iter()
+        .filter(|path| Path::new(path).extension().is_some_and(|extension| extension == "qcow2"))
+        .count();
     assert_eq!(disks, count, "{:?}", files(&queue.output("")));
     disrupted
 }
@@ -206,7 +210,7 @@ async fn a_node_without_network_is_waited_for_by_name_and_each_conversion_ends_o
     queue.patch(&json!({"metadata": {"annotations": {HANG: null}}}));
     queue.bring("works.img", &guest(48, 602));
     queue.conversion("works.img", "running", runs).await;
-    node.script("cut");
+    script("cut");
     node.is_silent();
     // Nobody says that it is off: two pods must not write to one directory.
     for name in ["hangs.img", "works.img"] {
@@ -276,7 +280,7 @@ async fn a_watcher_whose_node_is_silent_is_not_ready_and_the_queue_says_which_no
     queue.bring("disk.img", &guest(1, 801));
     queue.ended("disk.img", JobPhase::Succeeded).await;
     // Its processes go on, and hold the queue's locks.
-    node.script("cut");
+    script("cut");
     node.is_silent();
     let said = queue.says_within(MOVED_WITHIN * 2, "WatcherAvailable", "False", "NodeLost").await;
     assert!(said.contains("node node2") && said.contains("kubectl delete node node2"), "{said}");

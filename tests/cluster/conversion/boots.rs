@@ -2,6 +2,7 @@
 //! From a dropped appliance to a guest that runs: a real Debian, exported as a vendor would, becomes claims and a machine,
 //! and boots in QEMU by exactly what the machine says. No hand is on it between the drop and the boot.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -116,12 +117,14 @@ fn export(place: &Path, firmware: &str) -> PathBuf {
     let members = ["web01.ovf", "web01-1.vmdk", "web01-2.vmdk"];
     for member in members {
         let said = run(Command::new("sha256sum").arg(member).current_dir(place));
-        digests += &format!("SHA256({member})= {}\n", said.split_whitespace().next().unwrap());
+        writeln!(digests, "SHA256({member})= {}", said.split_whitespace().next().unwrap()).unwrap();
     }
     fs::write(place.join("web01.mf"), digests).unwrap();
     let order = [members[0], "web01.mf", members[1], members[2]];
     run(Command::new("tar").args(["--format=ustar", "-cf", "web01.ova"]).args(order).current_dir(place));
-    order.iter().for_each(|member| fs::remove_file(place.join(member)).unwrap());
+    for member in order {
+        fs::remove_file(place.join(member)).unwrap();
+    }
     place.join("web01.ova")
 }
 

@@ -39,10 +39,10 @@ fn kernel(place: &Path) -> Option<String> {
 #[tokio::test]
 async fn a_guest_is_fixed_in_its_pod_and_one_that_is_refused_is_published_as_converted() {
     let Some(cluster) = Cluster::shared(Need::Node) else { return };
-    let Some(fixer) = cluster.fixer() else { return };
+    let Some(image) = cluster.fixer() else { return };
     let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is target/tmp").join("guests/kernel");
     let Some(version) = kernel(&unpacked) else { return };
-    let (repository, tag) = fixer.rsplit_once(':').expect("the image has a tag");
+    let (repository, tag) = image.rsplit_once(':').expect("the image has a tag");
     let values = format!("--set=fixer.repository={repository},fixer.tag={tag}");
     let Some(operator) = Operator::own_with("fixing", &[&values]) else { return };
 
@@ -51,9 +51,9 @@ async fn a_guest_is_fixed_in_its_pod_and_one_that_is_refused_is_published_as_con
     let place = tempfile::tempdir().unwrap();
     let guest = Guest::new(place.path(), &unpacked.join("lib/modules").join(&version), &version);
     queue.bring("web01.raw", &fs::read(guest.disk("disk", 96)).unwrap());
-    let made = queue.conversion("web01.raw", "made", |_| true).await.name_any();
+    let conversion = queue.conversion("web01.raw", "made", |_| true).await.name_any();
     // Without KVM, beside other tests.
-    run(queue.kubectl().args(["wait", "--for=condition=Succeeded", "--timeout=400s", &format!("hcj/{made}")]));
+    run(queue.kubectl().args(["wait", "--for=condition=Succeeded", "--timeout=400s", &format!("hcj/{conversion}")]));
     let fixed = queue.ended("web01.raw", JobPhase::Succeeded).await;
     assert_eq!(
         said(&fixed, "GuestFixed"),
@@ -68,10 +68,10 @@ async fn a_guest_is_fixed_in_its_pod_and_one_that_is_refused_is_published_as_con
     assert_eq!(fstab, format!("UUID={UUID} / ext4 defaults 0 1\n"));
 
     // The pod had the other image and its resources, and no more rights than any worker.
-    let of_conversion = ListParams::default().labels(&format!("hyper2kvm.io/conversion={made}"));
+    let of_conversion = ListParams::default().labels(&format!("hyper2kvm.io/conversion={conversion}"));
     if let [pod] = &queue.api::<Pod>().list(&of_conversion).await.unwrap().items[..] {
         let container = &pod.spec.as_ref().unwrap().containers[0];
-        assert_eq!(container.image.as_ref(), Some(&fixer));
+        assert_eq!(container.image.as_ref(), Some(&image));
         assert_eq!(json!(container.resources)["limits"], json!({"cpu": "2", "memory": "1Gi"}));
     }
 

@@ -30,8 +30,9 @@ impl Device {
     /// `None` where this machine has no loop devices.
     fn new(mib: usize) -> Option<Self> {
         let mut backing = tempfile::NamedTempFile::new().unwrap();
+        let old = vec![0xa5; MIB];
         for _ in 0..mib {
-            backing.write_all(&[0xa5; MIB]).unwrap();
+            backing.write_all(&old).unwrap();
         }
         let output = Command::new("losetup").args(["--find", "--show"]).arg(backing.path()).output().unwrap();
         if !output.status.success() {

@@ -30,8 +30,8 @@ impl Fixing {
         Some(Self { attempt, guest, source })
     }
 
-    fn attempt(&self, target: &Value, mode: &str, more: &[(&str, &str)]) -> Output {
-        let options = json!({"outFormat": "qcow2", "checksum": true, "guest": {"fix": mode}});
+    fn attempt(&self, target: &Value, mode: &str, variables: &[(&str, &str)]) -> Output {
+        let options = json!({"outFormat": "qcow2", "checksum": true, "guest": {"fix": mode, "accelerator": "tcg"}});
         self.attempt
             .command()
             .env("HYPER2KVM_TARGETS", json!([target]).to_string())
@@ -39,7 +39,7 @@ impl Fixing {
             .env("HYPER2KVM_APPLIANCE", self.guest.place.path().join("appliance"))
             .env("HYPER2KVM_TERMINATION_LOG", self.message())
             .env("PATH", fix::path(self.guest.place.path()))
-            .envs(more.iter().copied())
+            .envs(variables.iter().copied())
             .output()
             .unwrap()
     }
