@@ -73,7 +73,7 @@ pub const WORK_DIR: &str = ".work";
 /// Ending of a file that we are still receiving.
 pub const PART: &str = ".part";
 /// Endings of uploads that are under way, in lower case.
-pub const UNFINISHED: [&str; 4] = [PART, ".tmp", ".filepart", ".crdownload"];
+pub const UNFINISHED: [&str; 7] = [PART, ".tmp", ".filepart", ".crdownload", ".partial", ".download", ".upload"];
 
 /// Values of [`variable::STEP`].
 pub const STEP_PLAN: &str = "plan";

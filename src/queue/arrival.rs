@@ -2,6 +2,8 @@
 //! Whether a file that stands still has arrived whole. Three witnesses can tell, and the strongest of them decides.
 //!
 //! ```text
+//!  download: a program keeps account of it beside it ─▶ not yet
+//!     │ none
 //!  writer:  has it open ─▶ not yet      has renamed it here, or closed it ─▶ complete
 //!     │ unknown                         has closed half of a raw disk ─▶ not yet, as for a missing end
 //!  format:  its end is missing ─▶ not yet, for as long as companions are waited for      its end is there ─▶ complete
@@ -22,6 +24,8 @@ use crate::disk::ending::Ending;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     pub writer: Writer,
+    /// Whether a program keeps account beside it of a download that is not whole.
+    pub is_download: bool,
     /// What the format says; looked at only where the writer is unknown, and of raw disks where it has closed the file.
     pub ending: Ending,
     /// Time since the file last changed.
@@ -42,6 +46,8 @@ pub struct Patience {
 pub enum Arrival {
     /// The file is complete; this witness decided.
     Complete(Witness),
+    /// A program says that its download is not whole.
+    Download,
     /// Its writer has not closed it.
     Open,
     /// Its end may come within this time.
@@ -55,6 +61,7 @@ pub enum Arrival {
 pub fn settle(observed: Observed, patience: Patience) -> Arrival {
     let rest = |limit: Duration| limit.checked_sub(observed.quiet).filter(|rest| !rest.is_zero());
     match (observed.writer, observed.ending) {
+        _ if observed.is_download => Arrival::Download,
         (Writer::Open, _) => Arrival::Open,
         (Writer::Closed | Writer::Unknown, Ending::Short) | (Writer::Unknown, Ending::Missing) => {
             rest(patience.rest).map_or(Arrival::Complete(Witness::Quiet), Arrival::Short)
@@ -94,10 +101,12 @@ mod tests {
             (Writer::Unknown, Ending::Untold, 3, Arrival::Quiet(57 * second)),
             (Writer::Unknown, Ending::Untold, 60, complete(Witness::Quiet)),
         ] {
-            let observed = Observed { writer, ending, quiet: quiet * second };
+            let observed = Observed { writer, is_download: false, ending, quiet: quiet * second };
             assert_eq!(settle(observed, patience), arrival, "{observed:?}");
+            assert_eq!(settle(Observed { is_download: true, ..observed }, patience), Arrival::Download);
         }
-        let observed = Observed { writer: Writer::Unknown, ending: Ending::Untold, quiet: Duration::ZERO };
+        let (writer, ending) = (Writer::Unknown, Ending::Untold);
+        let observed = Observed { writer, is_download: false, ending, quiet: Duration::ZERO };
         let none = Patience { quiet_period: Duration::ZERO, ..patience };
         assert_eq!(settle(observed, none), complete(Witness::Quiet), "no quiet period is wanted");
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::companions::{File, Verdict};
+use super::identity::FILE as VOLUME_FILE;
 use super::scan::{self, Entry, Kind, Name, Refusal, Refused};
 use crate::conversion::Failure;
 use crate::conversion::contract::MAX_MEMBERS;
@@ -34,15 +35,11 @@ pub struct Content {
     pub folders: Vec<String>,
     /// The entry because of which it is not taken.
     pub fault: Option<Refused>,
+    /// The path of a file that is an upload under way by its name or its place, or what is left of one.
+    pub upload: Option<String>,
 }
 
 impl Content {
-    /// Whether a file's name says that it is still being received.
-    #[must_use]
-    pub fn is_unfinished(&self) -> bool {
-        self.files.iter().any(|file| scan::is_unfinished(&file.name))
-    }
-
     /// Records why the folder is not taken; the first reason stays.
     fn refuse(&mut self, name: &str, inode: u64, refusal: Refusal) {
         self.fault.get_or_insert(Refused { name: name.to_owned(), inode, refusal });
@@ -61,6 +58,8 @@ pub fn list(dir: &Path, name: &str) -> io::Result<Content> {
     }
     content.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     content.folders.sort_unstable();
+    let named = content.files.iter().find(|file| scan::is_of_upload(&file.name));
+    content.upload = named.map(|file| file.name.as_ref().to_owned()).or(content.upload);
     if content.files.len() + content.folders.len() > MAX_ENTRIES {
         content.refuse(name, 0, Refusal::Crowded);
         content.files.clear();
@@ -93,10 +92,18 @@ fn list_into(content: &mut Content, dir: &Path, path: &str) -> io::Result<()> {
         let entry = Entry::of(&format!("{path}/{plain}"), &found);
         match entry.kind {
             Kind::Regular => {
+                if plain == VOLUME_FILE {
+                    content.refuse(path, 0, Refusal::Queue);
+                }
                 if CHANGES.contains(&scan::extension(plain).as_str()) {
                     content.refuse(&entry.name, entry.inode, Refusal::Checkpoint);
                 }
                 content.files.push(entry);
+            }
+            Kind::Directory if plain.starts_with('.') => {
+                if content.upload.is_none() {
+                    content.upload = upload_in(dir, &entry.name)?;
+                }
             }
             Kind::Directory if scan::is_of_system(plain) => {}
             Kind::Directory if is_top => content.folders.push(entry.name.as_ref().to_owned()),
@@ -106,6 +113,27 @@ fn list_into(content: &mut Content, dir: &Path, path: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A file in the hidden folder `path` that is to become a disk: rsync (`--temp-dir`, `--partial-dir`, `--delay-updates`) and
+/// others keep there what is not whole.
+fn upload_in(dir: &Path, path: &str) -> io::Result<Option<String>> {
+    let is_of_rsync = scan::base(path).starts_with(".rsync") || scan::base(path) == ".~tmp~";
+    let entries = match fs::read_dir(dir.join(path)) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    for entry in entries.take(MAX_ENTRIES) {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_upload = is_of_rsync || scan::is_candidate_name(&name) || scan::is_of_upload(&name);
+        if is_upload && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            return Ok(Some(format!("{path}/{name}")));
+        }
+    }
+    Ok(None)
 }
 
 fn is_empty(dir: &Path) -> io::Result<bool> {

@@ -27,6 +27,9 @@ pub const MAX_ENTRIES: usize = 200_000;
 /// How VMware calls the file of a disk's changed blocks: `vm-ctk.vmdk`.
 const CHANGE_TRACKING: &str = "-ctk.vmdk";
 
+/// How files end that a program keeps beside a download for as long as it is not whole: aria2, axel, lftp.
+const DOWNLOADS: [&str; 3] = [".aria2", ".st", ".lftp-pget-status"];
+
 /// Directories that file systems and file servers make for themselves.
 const SYSTEM: [&str; 5] = ["lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir", "#recycle"];
 
@@ -285,6 +288,30 @@ fn is_left_alone(name: &[u8]) -> bool {
 #[must_use]
 pub fn is_unfinished(name: &str) -> bool {
     ends_unfinished(name.as_bytes())
+}
+
+/// The disk whose download a file of this name keeps account of: while that lies there, the disk is not whole.
+#[must_use]
+pub fn download_of(name: &str) -> Option<&str> {
+    let ending = DOWNLOADS.iter().find(|ending| ends(name.as_bytes(), ending))?;
+    name.get(..name.len() - ending.len()).filter(|of| is_candidate_name(of))
+}
+
+/// Whether the name says that a file is, or keeps account of, an upload under way or what an interrupted one left:
+/// `d1.vhdx.part`, `d1.vhdx.aria2`, `.d1.vhdx.Ab12Cd` (rsync), `.in.d1.vhdx.` (ProFTPD), `d1.vhdx~`. In a folder nothing
+/// else is called so.
+#[must_use]
+pub fn is_of_upload(name: &str) -> bool {
+    let base = base(name);
+    let is_hidden_disk = |hidden: &str| {
+        let ends = hidden.match_indices('.').map(|(at, _)| at).chain([hidden.len()]);
+        // macOS keeps what its file systems know of `vm.raw` in `._vm.raw`.
+        !hidden.starts_with('_') && ends.map(|end| &hidden[..end]).any(is_candidate_name)
+    };
+    is_unfinished(base)
+        || download_of(base).is_some()
+        || base.strip_suffix('~').is_some_and(is_candidate_name)
+        || base.strip_prefix('.').is_some_and(is_hidden_disk)
 }
 
 fn ends_unfinished(name: &[u8]) -> bool {

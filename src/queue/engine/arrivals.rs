@@ -58,8 +58,9 @@ impl Arrivals {
         self.writers.of(name)
     }
 
-    /// Decides at the moment `now` about a file that has not changed for `quiet`.
-    pub(super) fn look(&mut self, entry: &Entry, quiet: Duration, now: Duration) -> Arrival {
+    /// Decides at the moment `now` about a file that has not changed for `quiet`; `account` is what a program keeps beside
+    /// it while it downloads it.
+    pub(super) fn look(&mut self, entry: &Entry, account: Option<&Name>, quiet: Duration, now: Duration) -> Arrival {
         let writer = self.writers.of(&entry.name);
         if self.files.get(&entry.name).is_none_or(|standing| standing.stamp != entry.stamp()) {
             let standing = Standing { stamp: entry.stamp(), ending: None, last: None };
@@ -76,7 +77,8 @@ impl Arrivals {
         let is_asked = !is_told && scan::role(entry) == Role::Candidate;
         let asked = (is_asked && !self.patience.quiet_period.is_zero())
             .then(|| *standing.ending.get_or_insert_with(|| look_at_end(&self.directory, entry)));
-        let observed = Observed { writer, ending: asked.unwrap_or(Ending::Untold), quiet };
+        let observed =
+            Observed { writer, is_download: account.is_some(), ending: asked.unwrap_or(Ending::Untold), quiet };
         let mut arrival = settle(observed, self.patience);
         if matches!(arrival, Arrival::Complete(_))
             && !matches!(standing.last, Some(Arrival::Complete(_)))
@@ -86,7 +88,7 @@ impl Arrivals {
         }
         let last = standing.last.replace(arrival);
         if last.is_none_or(|last| std::mem::discriminant(&last) != std::mem::discriminant(&arrival)) {
-            report(entry, arrival);
+            report(entry, account, arrival);
         }
         arrival
     }
@@ -110,7 +112,7 @@ impl Arrivals {
     pub(super) fn witness(&self, name: &str) -> Option<Witness> {
         match self.files.get(name)?.last? {
             Arrival::Complete(witness) => Some(witness),
-            Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => None,
+            Arrival::Download | Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => None,
         }
     }
 }
@@ -138,7 +140,7 @@ fn look_at_end(directory: &std::path::Path, entry: &Entry) -> Ending {
     opened.map_or(Ending::Untold, |file| ending(file, name))
 }
 
-fn report(entry: &Entry, arrival: Arrival) {
+fn report(entry: &Entry, account: Option<&Name>, arrival: Arrival) {
     let name = &entry.name;
     let is_disk = scan::role(entry) == Role::Candidate;
     match arrival {
@@ -148,6 +150,10 @@ fn report(entry: &Entry, arrival: Arrival) {
                 tracing::info!("File stable: {name} ({})", scan::size_text(entry.size));
             }
         }
+        Arrival::Download if is_disk => tracing::info!(
+            "{name} stands still, and {} says that its download is not whole: it is taken once that file is gone",
+            account.map_or("a file beside it", |account| account)
+        ),
         Arrival::Open if is_disk => {
             tracing::info!("{name} stands still, and its writer has it open: it is taken once the writer closes it");
         }
@@ -159,7 +165,7 @@ fn report(entry: &Entry, arrival: Arrival) {
             "{name} stands still, and nobody can see its writer: it is taken after {} s without a change",
             rest.as_secs().max(1)
         ),
-        Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => {
+        Arrival::Download | Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => {
             tracing::debug!(file = %name, ?arrival, "not complete");
         }
     }

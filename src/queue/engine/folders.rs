@@ -18,7 +18,7 @@ use super::events::Events;
 pub(super) struct Folders {
     events: Events,
     found: BTreeMap<Name, Folder>,
-    /// How many of them are whole and rest until they are taken.
+    /// How many of them are whole and rest until they are taken, or wait for an upload in them.
     pub resting: usize,
 }
 
@@ -33,11 +33,19 @@ pub(super) struct Folder {
     pub is_as_found: bool,
     /// For a folder that was there at the start: how long it had not changed when it was first seen.
     pub age: Duration,
+    /// The upload in it that was told of.
+    pub told: Option<String>,
 }
 
 impl Folders {
     pub(super) fn new(events: Events) -> Self {
         Self { events, found: BTreeMap::new(), resting: 0 }
+    }
+
+    /// Whether it is news that this upload in the folder is waited for.
+    pub(super) fn tell(&mut self, name: &str, upload: &str) -> bool {
+        let Some(folder) = self.found.get_mut(name) else { return false };
+        folder.told.replace(upload.to_owned()).is_none_or(|told| told != upload)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Folder> {
@@ -63,7 +71,7 @@ impl Folders {
             self.events.also_watch(&directory.join(path));
         }
         let Some(known) = self.found.get_mut(&name) else {
-            self.found.insert(name, Folder { entry, content, changed_at: now, is_as_found: true, age });
+            self.found.insert(name, Folder { entry, content, changed_at: now, is_as_found: true, age, told: None });
             return Ok(true);
         };
         let is_changed = !has_same_names(&known.content, &content);
@@ -93,7 +101,10 @@ impl Folders {
 
 fn has_same_names(before: &Content, after: &Content) -> bool {
     let names = |content: &Content| content.files.iter().map(|file| file.name.clone()).collect::<Vec<_>>();
-    names(before) == names(after) && before.folders == after.folders && before.fault == after.fault
+    names(before) == names(after)
+        && before.folders == after.folders
+        && before.fault == after.fault
+        && before.upload == after.upload
 }
 
 /// The files of one folder, as the grouping wants them.

@@ -47,6 +47,8 @@ fn the_entry_because_of_which_a_folder_is_not_taken_is_named() {
         let found = fault(&[&of(0, "5fbaabe3"), &second]);
         assert_eq!(found, Some((second, Refusal::Bundle)), "a snapshot, or a part");
     }
+    assert_eq!(fault(&["web01/.hyper2kvm-volume", "web01/a.raw"]), Some(("web01".to_owned(), Refusal::Queue)));
+    assert_eq!(fault(&["web01/a/.hyper2kvm-volume", "web01/a.raw"]), Some(("web01/a".to_owned(), Refusal::Queue)));
     assert_eq!(fault(&["web01/vm.raw", "web01/a/vm.raw"]), Some(("web01/vm.raw".to_owned(), Refusal::Twin)));
     assert_eq!(fault(&["web01/notes.txt", "web01/a/notes.txt", "web01/a/vm.raw"]), None);
     let (dir, _) = listed(&["web01/vm.raw"]);
@@ -57,8 +59,28 @@ fn the_entry_because_of_which_a_folder_is_not_taken_is_named() {
 
 #[test]
 fn an_upload_under_way_is_known_by_its_name() {
-    assert!(listed(&["web01/vm.raw", "web01/a/vm.raw.part"]).1.is_unfinished());
-    assert!(!listed(&["web01/vm.raw", "web01/part"]).1.is_unfinished());
+    for upload in [
+        "a/vm.raw.part",
+        ".d1.vhdx.Ab12Cd",
+        ".rsync-partial/d1.vhdx",
+        ".rsync-partial/notes",
+        ".~tmp~/d1.vhdx",
+        "a/.tmp/.d1.vhdx.Ab12Cd",
+        "d1.vhdx.1a2b3c4d.partial",
+        "d1.vhdx.aria2",
+        "d1.vhdx.ST",
+        ".in.d1.vhdx.",
+        "d1.vhdx.download",
+        "d1.vhdx.upload",
+        "d1.vhdx~",
+        ".d1.qcow2.xz",
+    ] {
+        let path = format!("web01/{upload}");
+        assert_eq!(listed(&["web01/vm.raw", &path]).1.upload, Some(path));
+    }
+    for other in ["part", "._vm.raw", ".DS_Store", "notes.st", "notes~", ".git/config", ".Trash-1000/files/d1.vhdx"] {
+        assert_eq!(listed(&["web01/vm.raw", &format!("web01/{other}")]).1.upload, None, "{other}");
+    }
 }
 
 /// Files that have settled; of descriptors, what they require.

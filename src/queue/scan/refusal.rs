@@ -50,6 +50,8 @@ pub enum Refusal {
     Crowded,
     /// A folder that may not be read.
     Closed,
+    /// The directory of another queue or output, or a folder with one in it.
+    Queue,
 }
 
 impl Refusal {
@@ -132,6 +134,9 @@ impl Refusal {
             Self::Several => "holds more than one machine; give each of them a folder of its own",
             Self::NoDisk => "is a folder without a disk image; put the machine's disks into it, or move it away",
             Self::Closed => "may not be read; let the daemon read and write the folder (chmod -R g+rwX)",
+            Self::Queue => {
+                "is a directory of another queue or output (.hyper2kvm-volume lies in it); move it out of this queue"
+            }
             Self::Crowded => "holds more files than a machine has; give each machine a folder of its own",
         })
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Makes artifacts of what was seen: groups of files, folders, and what belongs to neither.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,11 +30,20 @@ impl Intake {
         let mut files = BTreeMap::new();
         let mut folders: BTreeMap<Name, Inside> = BTreeMap::new();
         let mut empty = Vec::new();
+        let accounts = self.entries.keys().filter_map(|account| Some((scan::download_of(account)?, account)));
+        let accounts: HashMap<&str, &Name> = accounts.collect();
         for (name, Seen { entry, age, .. }) in &self.entries {
             let last_change = self.settling.last_change(name).unwrap_or_default();
             let is_stable = self.settling.is_stable(name)
-                && match self.arrivals.look(entry, now.saturating_sub(last_change).saturating_add(*age), now) {
+                && match self.arrivals.look(
+                    entry,
+                    accounts.get(name.as_ref()).copied(),
+                    now.saturating_sub(last_change).saturating_add(*age),
+                    now,
+                ) {
                     Arrival::Complete(_) => true,
+                    // It is grouped again when the account goes.
+                    Arrival::Download => false,
                     // No event may tell of its end, where it was opened under another name.
                     Arrival::Open => {
                         let at = now + OPEN_POLL;
@@ -97,7 +106,8 @@ impl Intake {
             else {
                 continue;
             };
-            if disks.beside(name).is_some() {
+            let is_account = scan::download_of(name).is_some_and(|of| files.contains_key(of));
+            if is_account || disks.beside(name).is_some() {
                 continue;
             }
             let refusal = Refusal::of_companion(name);
@@ -129,13 +139,24 @@ impl Intake {
         if let Some(fault) = folder.content.fault.clone().or_else(|| inside.empty.clone()) {
             return self.is_due(still_at, now).then_some(fault);
         }
-        if inside.is_settling || folder.content.is_unfinished() {
+        if inside.is_settling {
+            return None;
+        }
+        let following = self.look_interval * FOLLOWING_LOOKS;
+        if let Some(upload) = folder.content.upload.clone() {
+            let told_at = still_at.max(folder.changed_at + following);
+            self.folders.resting += 1;
+            if self.is_due(told_at, now) && self.folders.tell(name, &upload) {
+                tracing::info!(
+                    "{name} stands still, and {upload} is an upload under way or what one left: the folder is taken once \
+                     that file is complete or removed"
+                );
+            }
             return None;
         }
         let is_moved_in = folder.is_as_found && self.arrivals.writer(name) == Writer::Moved;
         let quiet = now.saturating_sub(folder.changed_at) + folder.age;
         let quiet = inside.quiet.map_or(quiet, |of_files| of_files.min(quiet));
-        let following = self.look_interval * FOLLOWING_LOOKS;
         let rested_at = |rest: Duration| still_at.max(now + rest.saturating_sub(quiet));
         let (complete_at, quiet_at) = (rested_at(following), rested_at(following.max(self.arrivals.quiet_period())));
         let entry = folder.entry.clone();
