@@ -110,17 +110,18 @@ fn stage(attempt: Attempt, on: Circumstances) -> Action {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::conversion::lifecycle::{Observation, RetryPolicy, advance};
-    use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure};
+    use crate::conversion::{CONTRACT_VERSION, Claim, ConversionId, ConversionStatus, Failure, Member};
     use crate::files::placement::Placement;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn row(state: ClaimState, status: ConversionStatus) -> ConversionRow {
+    /// A conversion of a disk of one sector.
+    pub(in crate::queue::engine) fn row(state: ClaimState, status: ConversionStatus) -> ConversionRow {
         let id = ConversionId::for_file("vm.raw", 1);
         let claim = Claim {
             contract_version: CONTRACT_VERSION,
@@ -130,7 +131,7 @@ mod tests {
             folder: None,
             disks: Vec::new(),
             primary: "vm.raw".to_owned(),
-            members: vec![],
+            members: vec![Member { name: "vm.raw".to_owned(), size_bytes: 512, mtime_ns: 0, inode: 1, alone: None }],
             claimed_at: at(0),
             seen_at: None,
             complete_by: None,

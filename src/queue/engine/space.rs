@@ -94,7 +94,7 @@ impl<E: Executor> Engine<E> {
         }
         self.space.next_look = Some(now + LOOK);
         let Some(free) = self.free_space() else { return };
-        let reserved = self.conversions.values().filter(|c| c.may_run).map(still_needed).sum();
+        let reserved = self.conversions.values().map(reserved).sum();
         let is_new = std::mem::take(&mut self.space.is_new);
         let go_on = if is_new { Vec::new() } else { with_room(&held, free, reserved) };
         for id in &go_on {
@@ -192,8 +192,11 @@ fn needed_bytes(row: &ConversionRow) -> u64 {
     told.unwrap_or_else(|| row.claim.size_bytes())
 }
 
-fn still_needed(conversion: &Conversion) -> u64 {
+/// What a conversion that runs, or may run, still needs. One that waits for room does not run, also where an earlier run
+/// left it and the executor has not said so yet.
+fn reserved(conversion: &Conversion) -> u64 {
     match &conversion.progress {
+        _ if !conversion.may_run || !conversion.has_room => 0,
         Some(progress) => progress.bytes_total.saturating_sub(progress.bytes_done),
         None => conversion.row.claim.size_bytes(),
     }
@@ -201,6 +204,7 @@ fn still_needed(conversion: &Conversion) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decide::tests::row;
     use super::*;
 
     #[test]
@@ -210,5 +214,14 @@ mod tests {
         assert_eq!(with_room(&held, 100, 0), [ids[0].clone(), ids[2].clone()]);
         assert_eq!(with_room(&held, 100, 45), [ids[1].clone()]);
         assert_eq!(with_room(&held, 100, 200), []);
+    }
+
+    #[test]
+    fn one_that_waits_for_room_reserves_none_after_a_restart() {
+        let left = Conversion::left(row(ClaimState::Submitted, ConversionStatus::default()));
+        assert_eq!(reserved(&left), 512, "it may run");
+        assert_eq!(reserved(&Conversion { has_room: false, ..left }), 0);
+        let new = Conversion::new(row(ClaimState::Submitted, ConversionStatus::default()));
+        assert_eq!(reserved(&new), 0);
     }
 }
