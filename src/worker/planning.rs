@@ -9,6 +9,7 @@ use super::look::{LOOK_TIME, look};
 use super::names::disk_names;
 use super::output::output_failure;
 use super::progress::Meter;
+use super::steps;
 use crate::conversion::contract::PLAN_FILE;
 use crate::conversion::guest::Answer;
 use crate::conversion::machine::Machine;
@@ -30,7 +31,8 @@ pub(super) fn plan(
     work: &Path,
     meter: &Meter,
 ) -> Result<(), Failure> {
-    let source = open(group, options, work, meter).map_err(|failure| failure.at_stage(Stage::Inspect))?;
+    let source = open(group, options, work, meter)
+        .map_err(|failure| steps::or_changed(failure.at_stage(Stage::Inspect), group))?;
     meter.enter(Stage::Plan);
     let measured = source.disks.iter().map(|disk| disk.image.measure(&meter.copy));
     let sizes = measured.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::from(&e).at_stage(Stage::Plan))?;

@@ -22,12 +22,13 @@ use super::boot::check_boot;
 use super::conversion::Conversion;
 use super::copy::copy;
 use super::fix::fix;
+use super::group::Group;
 use super::marker::{Markers, Step};
 use super::output::sync_directory;
 use super::progress::Meter;
 use super::target::Targets;
 use crate::conversion::options::GuestFixMode;
-use crate::conversion::{Failure, Metadata, Stage};
+use crate::conversion::{Class, Failure, Metadata, Reason, Stage};
 use crate::disk::source::Source;
 use crate::disk::{self, Error};
 
@@ -50,6 +51,27 @@ pub fn convert<E: From<Failure>>(
 /// # Errors
 /// As [`convert`].
 pub(super) fn attempt(
+    conversion: &Conversion<'_>,
+    meter: &Meter,
+    markers: &Markers<'_>,
+    done: Option<(Step, Metadata)>,
+    work: &Path,
+) -> Result<Metadata, Failure> {
+    go_on(conversion, meter, markers, done, work).map_err(|failure| or_changed(failure, conversion.group))
+}
+
+/// What is wrong with an image that somebody writes to, or cuts short, says nothing of the image.
+pub(super) fn or_changed(failure: Failure, group: &Group) -> Failure {
+    if failure.class != Class::Permanent || failure.reason == Reason::Internal {
+        return failure;
+    }
+    match group.check_unchanged() {
+        Err(changed) if changed.reason == Reason::SourceChanged => Failure { stage: failure.stage, ..changed },
+        _ => failure,
+    }
+}
+
+fn go_on(
     conversion: &Conversion<'_>,
     meter: &Meter,
     markers: &Markers<'_>,
