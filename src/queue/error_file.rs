@@ -154,6 +154,16 @@ pub fn remove(primary: &Path, errors: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// Removes the error.json of a source called `name` that lies in `errors` no more, after one of that name was converted.
+pub fn remove_stale(errors: &Path, name: &str) -> Result<(), StoreError> {
+    let place = errors.join(name);
+    match fs::symlink_metadata(&place) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => remove(&place, errors),
+        // It tells of what lies there.
+        _ => Ok(()),
+    }
+}
+
 fn traceback(report: &FailureReport) -> Option<String> {
     let chain = report.error_chain.iter().enumerate();
     let lines = chain

@@ -209,6 +209,9 @@ impl<E: Executor> Engine<E> {
                 self.write_error_file(&row, &told_at)?;
             }
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
+            (Some(End::Succeeded), _) => {
+                error_file::remove_stale(&self.settings.paths.errors(), row.claim.entry_name())?
+            }
             // A source that somebody took away needs no report.
             (Some(End::Failed | End::Cancelled), Arrival::Gone) => {
                 error_file::remove(placement.primary(), &self.settings.paths.errors())?;
