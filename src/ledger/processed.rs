@@ -16,6 +16,8 @@ pub struct ProcessedFile {
     pub processed_at: String,
     /// Directory of its output.
     pub output_path: Option<String>,
+    /// Whether the MD5 of both is known, and the same.
+    pub has_same_md5: bool,
 }
 
 /// What is known of the content of an artifact, besides its size.
@@ -44,7 +46,7 @@ impl Ledger {
     pub fn find_success(&self, filename: &str, size_bytes: u64, content: &Content) -> Result<Option<ProcessedFile>> {
         self.connection
             .query_row(
-                "SELECT filename, processed_at, output_path FROM processed_files
+                "SELECT filename, processed_at, output_path, coalesce(md5_hash = ?3, 0) FROM processed_files
                  WHERE status = 'success' AND (
                      md5_hash = ?3
                      OR filename = ?1 AND file_size = ?2
@@ -52,7 +54,14 @@ impl Ledger {
                  )
                  ORDER BY id LIMIT 1",
                 params![filename, to_sql(size_bytes), content.md5, content.fingerprint],
-                |row| Ok(ProcessedFile { filename: row.get(0)?, processed_at: row.get(1)?, output_path: row.get(2)? }),
+                |row| {
+                    Ok(ProcessedFile {
+                        filename: row.get(0)?,
+                        processed_at: row.get(1)?,
+                        output_path: row.get(2)?,
+                        has_same_md5: row.get(3)?,
+                    })
+                },
             )
             .optional()
             .map_err(query("look for an earlier conversion"))

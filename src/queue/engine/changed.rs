@@ -162,9 +162,10 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
-    /// Marks what was made of files that stayed in the queue directory, were written to, and are claimed again. `false`
-    /// where the other members of their artifact have to settle with them first.
-    pub(super) async fn mark_written_in_place(&mut self, artifact: &Artifact) -> Result<bool> {
+    /// Marks what was made of files that stayed in the queue directory, were written to, and are claimed again; not what
+    /// was made of the content that they still have, which is in the directory `output`. `false` where the other members
+    /// of their artifact have to settle with them first.
+    pub(super) async fn mark_written_in_place(&mut self, artifact: &Artifact, output: Option<&str>) -> Result<bool> {
         let queue = self.settings.paths.queue().to_owned();
         for entry in &artifact.members {
             if !self.intake.was_written_to(entry) {
@@ -179,6 +180,9 @@ impl<E: Executor> Engine<E> {
             if self.intake.take_up(&others, now) {
                 self.intake.disturbed(artifact, now);
                 return Ok(false);
+            }
+            if output.is_some() && ended.output_path.as_deref() == output {
+                continue;
             }
             let before = ended.files.iter().find(|file| file.member.name == *entry.name);
             let before = before.map_or_else(|| entry.member(), |file| file.member.clone());

@@ -103,14 +103,14 @@ impl<E: Executor> Engine<E> {
 
     /// `false` where the artifact has to wait.
     async fn claim_one(&mut self, artifact: &Artifact) -> Result<bool> {
-        let (content, duplicate_of) = match self.check_duplicate(artifact).await? {
-            Verdict::New(content) => (content, None),
-            Verdict::Duplicate { content, of } => (content, Some(of)),
+        let (content, duplicate_of, output) = match self.check_duplicate(artifact).await? {
+            Verdict::New(content) => (content, None, None),
+            Verdict::Duplicate { content, of, output } => (content, Some(of), output),
             Verdict::Later => return Ok(false),
         };
         self.confirm()?;
         self.cancel_parked(artifact).await?;
-        if !self.mark_written_in_place(artifact).await? {
+        if !self.mark_written_in_place(artifact, output.as_deref()).await? {
             return Ok(true);
         }
         let claim = self.new_claim(artifact, &content);

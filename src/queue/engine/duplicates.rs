@@ -26,8 +26,8 @@ const CHUNK: usize = 1 << 20;
 pub(super) enum Verdict {
     /// Not seen before.
     New(Content),
-    /// Seen before; `of` describes the earlier conversion to a person.
-    Duplicate { content: Content, of: String },
+    /// Seen before; `of` describes the earlier conversion to a person, `output` is the directory of its output.
+    Duplicate { content: Content, of: String, output: Option<String> },
     /// Not known yet: it is being hashed, or an equal artifact is being converted.
     Later,
 }
@@ -119,9 +119,14 @@ impl<E: Executor> Engine<E> {
         let content = Content { md5, fingerprint };
         let asked = content.clone();
         let found = self.ledger.call(move |ledger| ledger.find_success(&name, size, &asked)).await?;
-        let Some(found) = found else { return Ok(Verdict::New(content)) };
+        // Of a file that was written to where it stayed only a digest can say that it is what it was: the fingerprint's
+        // samples may lie beside what was written.
+        let was_written = artifact.members.iter().any(|entry| self.intake.was_written_to(entry));
+        let Some(found) = found.filter(|found| found.has_same_md5 || !was_written) else {
+            return Ok(Verdict::New(content));
+        };
         tracing::info!("⏭️ Skipping duplicate: {} (originally processed: {})", artifact.primary, found.processed_at);
-        Ok(Verdict::Duplicate { content, of: describe(&found) })
+        Ok(Verdict::Duplicate { content, of: describe(&found), output: found.output_path })
     }
 
     /// Whether a conversion that may still succeed `is_like` the artifact. One that waits for its retry does not count:
