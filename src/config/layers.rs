@@ -105,7 +105,7 @@ impl Layers {
             layers.warn(format!("no effect here: {}", listed(without_effect)));
         }
         if !guest.is_empty() {
-            layers.warn(format!("no effect here, guests are not fixed: {}", listed(guest)));
+            layers.warn(format!("no effect here; use fix_guest instead (docs/guest-fixing.md): {}", listed(guest)));
         }
         Ok(layers)
     }

@@ -328,7 +328,7 @@ fn what_the_original_knows_and_has_no_meaning_here_is_one_warning() {
         warnings,
         [
             "no effect here: flatten, report",
-            "no effect here, guests are not fixed: luks_passphrase, qemu-test, regen_initramfs",
+            "no effect here; use fix_guest instead (docs/guest-fixing.md): luks_passphrase, qemu-test, regen_initramfs",
         ]
     );
 }
