@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::contract::NAME_MAX;
 
-pub use self::devices::{Drivers, decide, doubts_beside_devices};
+pub use self::devices::{
+    DEFAULT_CORES, DEFAULT_MEMORY_MIB, Drivers, NO_CARD, decide, doubts_beside_devices, size_is_a_guess,
+};
 pub use self::text::{mac_address, one_line, uuid};
 
 /// Most machines of one source, cards of one machine, disks of one machine, and doubts of one machine.

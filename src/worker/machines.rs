@@ -2,7 +2,7 @@
 //! The machines of a source, with what its disks tell of them.
 
 use crate::conversion::guest::report::GuestReport;
-use crate::conversion::machine::{Card, Description, Firmware, Machine, MachineDisk, decide};
+use crate::conversion::machine::{Card, Description, Firmware, Machine, MachineDisk, NO_CARD, decide, size_is_a_guess};
 use crate::conversion::report::DiskReport;
 use crate::disk::first_sectors::{FirstSectors, look};
 use crate::disk::source::Source;
@@ -37,6 +37,9 @@ pub(super) fn machines(
         let index = |disk: &MachineDisk| disks.iter().position(|report| report.file == disk.file);
         let guest = ask(&machine.disks.iter().filter_map(index).collect::<Vec<_>>());
         add_findings(&mut machine, &found);
+        if let Some(guess) = size_is_a_guess(&machine) {
+            machine.doubt(guess);
+        }
         add_guest(&mut machine, &guest);
         guests.push(guest);
         machine.bounded()
@@ -59,7 +62,8 @@ fn add_guest(machine: &mut Machine, guest: &GuestReport) {
 /// A machine of which nothing is known but its disks; every machine has a network card.
 fn bare(disks: &[DiskReport]) -> Machine {
     let disk = |report: &DiskReport| MachineDisk { file: report.source_member.clone(), ..MachineDisk::default() };
-    Machine { disks: disks.iter().map(disk).collect(), cards: vec![Card::default()], ..Machine::default() }
+    let doubts = vec![NO_CARD.to_owned()];
+    Machine { disks: disks.iter().map(disk).collect(), cards: vec![Card::default()], doubts, ..Machine::default() }
 }
 
 /// Gives the only machine the disks that its description does not name: of a dropped folder, all are its own.
@@ -120,8 +124,8 @@ fn add_firmware(machine: &mut Machine, all: &[FirstSectors]) {
                 machine.doubt("its disk starts by BIOS and by EFI, and nothing tells which it was: bios is a guess");
             } else if machine.described_by == Description::Disks {
                 machine.doubt(format!(
-                    "firmware {}: by the partition table",
-                    machine.firmware.map_or("", Firmware::as_str)
+                    "the firmware is taken for {}, as the partition table shows",
+                    if machine.firmware == Some(Firmware::Efi) { "EFI" } else { "BIOS" }
                 ));
             }
         }

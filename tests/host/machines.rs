@@ -127,8 +127,8 @@ const SECURE: &str = "<vmw:Config vmw:key='firmware' vmw:value='efi'/>\
 fn a_bare_disk_gets_the_firmware_of_its_partition_table() {
     let place = TempDir::new().unwrap();
     for (name, firmware, doubt) in [
-        ("efi", "efi", "firmware efi: by the partition table"),
-        ("bios", "bios", "firmware bios: by the partition table"),
+        ("efi", "efi", "the firmware is taken for EFI, as the partition table shows"),
+        ("bios", "bios", "the firmware is taken for BIOS, as the partition table shows"),
         ("data", "bios", "neither the source nor a partition table tells the firmware: bios is a guess"),
     ] {
         disk(place.path(), &format!("{name}.raw"), name);

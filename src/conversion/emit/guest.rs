@@ -5,16 +5,11 @@ use std::borrow::Cow;
 
 use crate::conversion::file_name::stem;
 use crate::conversion::machine::{
-    Card, Drivers, Firmware, MAX_NAME, Machine, MachineDisk, decide, mac_address, one_line,
+    Card, DEFAULT_CORES, DEFAULT_MEMORY_MIB, Drivers, Firmware, MAX_NAME, Machine, MachineDisk, NO_CARD, decide,
+    mac_address, one_line, size_is_a_guess,
 };
 use crate::conversion::options::DomainOptions;
 use crate::conversion::report::{DiskReport, Hardware, Metadata};
-
-/// Memory of a machine whose source says none, in MiB.
-const DEFAULT_MEMORY_MIB: u64 = 2048;
-
-/// Processors of a machine whose source says none.
-const DEFAULT_CORES: u32 = 2;
 
 /// Most processors that libvirt's schema allows.
 const MAX_VCPUS: u32 = 65_535;
@@ -39,7 +34,7 @@ pub(super) struct Guest<'a> {
     pub annotation: Option<&'a str>,
     pub disks: Vec<GuestDisk<'a>>,
     pub cards: &'a [Card],
-    pub doubts: &'a [String],
+    pub doubts: Vec<Cow<'a, str>>,
 }
 
 /// A disk of a guest, in the order in which it gets them.
@@ -80,7 +75,7 @@ impl<'a> Guest<'a> {
             annotation: machine.annotation.as_deref(),
             disks: disks(metadata, machine),
             cards: &machine.cards,
-            doubts: &machine.doubts,
+            doubts: doubts(machine, options),
         }
     }
 
@@ -88,7 +83,13 @@ impl<'a> Guest<'a> {
     pub(super) fn head(&self, usage: &[String], lost: &[String]) -> Vec<String> {
         let mut lines = vec![format!("Made by hyper2kvm {} from {}.", env!("CARGO_PKG_VERSION"), self.source)];
         lines.extend_from_slice(usage);
-        lines.extend(self.doubts.iter().chain(lost).map(|doubt| format!("Doubt: {doubt}.")));
+        lines.extend(
+            self.doubts
+                .iter()
+                .map(AsRef::as_ref)
+                .chain(lost.iter().map(String::as_str))
+                .map(|doubt| format!("Doubt: {doubt}.")),
+        );
         lines.iter().map(|line| one_line(line, 1000)).collect()
     }
 
@@ -115,7 +116,10 @@ fn of_first_contract(metadata: &Metadata) -> Machine {
     };
     match &metadata.hardware {
         Some(hardware) => add_hardware(hardware, &mut machine),
-        None => machine.cards.push(Card::default()),
+        None => {
+            machine.cards.push(Card::default());
+            machine.doubt(NO_CARD);
+        }
     }
     decide(&mut machine, Drivers::default());
     machine.bounded()
@@ -140,6 +144,19 @@ fn add_hardware(hardware: &Hardware, machine: &mut Machine) {
             ..Card::default()
         })
         .collect();
+}
+
+/// The doubts that `options` leave open.
+fn doubts<'a>(machine: &'a Machine, options: &DomainOptions) -> Vec<Cow<'a, str>> {
+    let guessed = size_is_a_guess(machine);
+    let left = size_is_a_guess(&Machine {
+        memory_mib: options.memory_mib.or(machine.memory_mib),
+        sockets: options.vcpus.or(machine.sockets),
+        cores_per_socket: machine.cores_per_socket,
+        ..Machine::default()
+    });
+    let others = machine.doubts.iter().filter(|doubt| Some(*doubt) != guessed.as_ref());
+    left.map(Cow::Owned).into_iter().chain(others.map(|doubt| Cow::Borrowed(doubt.as_str()))).collect()
 }
 
 /// Sockets and cores of each: an option's processors are the cores of one socket.

@@ -221,14 +221,18 @@ impl GuestReport {
             Answer::Unknown => None,
         };
         let Virtio { block, scsi, network, .. } = self.virtio;
-        if self.is_fixed() && self.family == Family::Windows {
+        let told = Drivers {
+            virtio_disk: known(block),
+            virtio_scsi: known(scsi),
+            virtio_net: known(network),
+            fix_may_help: self.fix.is_none() && self.family == Family::Linux,
+        };
+        match (self.is_fixed(), self.family) {
+            (false, _) => told,
             // Only its own first boot installs the driver of its cards.
-            return Drivers { virtio_disk: Some(true), virtio_scsi: known(scsi), virtio_net: known(network) };
+            (true, Family::Windows) => Drivers { virtio_disk: Some(true), ..told },
+            (true, _) => Drivers { virtio_disk: Some(true), virtio_net: Some(true), ..told },
         }
-        if self.is_fixed() {
-            return Drivers { virtio_disk: Some(true), virtio_scsi: known(scsi), virtio_net: Some(true) };
-        }
-        Drivers { virtio_disk: known(block), virtio_scsi: known(scsi), virtio_net: known(network) }
     }
 
     /// Sentences about it for the machine: why virtio is not for it, what must be changed, what was not read.

@@ -10,6 +10,13 @@ const FIRMWARE_IS_A_GUESS: &str = "neither the source nor a partition table tell
 const NO_EFI_VARIABLES: &str = "EFI variables are in no export: the boot entries are gone, and the firmware starts \
                                 \\EFI\\BOOT\\BOOTX64.EFI of the first disk, if it is there";
 
+/// The doubt about the card of a machine of which nothing is known but its disks.
+pub const NO_CARD: &str = "the source tells no network card: one is added";
+/// Memory of a machine whose source says none, in MiB.
+pub const DEFAULT_MEMORY_MIB: u64 = 2048;
+/// Processors of a machine whose source says none.
+pub const DEFAULT_CORES: u32 = 2;
+
 /// What is known of a guest's drivers, each `None` where nobody looked or nobody could tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drivers {
@@ -19,6 +26,8 @@ pub struct Drivers {
     pub virtio_scsi: Option<bool>,
     /// Whether it has a driver of virtio network cards.
     pub virtio_net: Option<bool>,
+    /// Whether a fix of the guest was not tried yet, and may change that.
+    pub fix_may_help: bool,
 }
 
 /// Chooses the devices of `machine` and its firmware where that is open, and adds a doubt for each guess. Safe to
@@ -52,13 +61,34 @@ pub fn decide(machine: &mut Machine, drivers: Drivers) {
     }
 }
 
+/// The doubt about memory and processors that the source does not tell, and that files of a platform must have.
+#[must_use]
+pub fn size_is_a_guess(machine: &Machine) -> Option<String> {
+    let has_processors = machine.sockets.is_some() || machine.cores_per_socket.is_some();
+    match (machine.memory_mib.is_some(), has_processors) {
+        (true, true) => None,
+        (true, false) => Some(format!("the source tells no processors: {DEFAULT_CORES} is a guess")),
+        (false, true) => Some(format!("the source tells no memory: {DEFAULT_MEMORY_MIB} MiB is a guess")),
+        (false, false) => Some(format!(
+            "the source tells no memory and no processors: {DEFAULT_MEMORY_MIB} MiB and {DEFAULT_CORES} are guesses"
+        )),
+    }
+}
+
 /// The doubts of a machine for which somebody has chosen the devices: what was said of these is settled, and so is what
 /// was said of EFI variables where the file is there that firmware without them starts.
 #[must_use]
 pub fn doubts_beside_devices(machine: &Machine, has_fallback_loader: bool) -> Vec<String> {
     let mut devices =
         Machine { guest_os: None, tpm: false, firmware: Some(Firmware::Bios), doubts: Vec::new(), ..machine.clone() };
-    decide(&mut devices, Drivers::default());
+    for fix_may_help in [false, true] {
+        decide(&mut devices, Drivers { fix_may_help, ..Drivers::default() });
+        let as_it_is = Some(false);
+        decide(
+            &mut devices,
+            Drivers { virtio_disk: as_it_is, virtio_net: as_it_is, fix_may_help, ..Drivers::default() },
+        );
+    }
     let is_open = |doubt: &&String| {
         let is_settled = has_fallback_loader && doubt.as_str() == NO_EFI_VARIABLES;
         !is_settled && !devices.doubts.contains(doubt)
@@ -71,7 +101,8 @@ fn disk_bus(disk: &MachineDisk, drivers: Drivers, doubts: &mut Vec<String>) -> D
         (Some(Controller::Virtio), _) | (_, Drivers { virtio_disk: Some(true), .. }) => DiskBus::Virtio,
         (Some(Controller::VirtioScsi), _) | (_, Drivers { virtio_scsi: Some(true), .. }) => DiskBus::VirtioScsi,
         (_, Drivers { virtio_disk: Some(false), .. }) => {
-            doubts.push("the disks are on sata: the guest has no virtio driver that it could start with".to_owned());
+            let help = if drivers.fix_may_help { " (reasons below); --fix-guest may help" } else { "" };
+            doubts.push(format!("the disks are on sata: the guest does not start from virtio as it is{help}"));
             DiskBus::Sata
         }
         (controller, _) => {

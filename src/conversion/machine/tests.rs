@@ -73,7 +73,8 @@ fn a_report_holds_no_more_than_its_limits_and_says_so() {
 fn virtio_is_for_guests_that_are_known_to_have_its_drivers() {
     let disk = |controller| MachineDisk { controller, ..MachineDisk::default() };
     let nobody = Drivers::default();
-    let looked = Drivers { virtio_disk: Some(true), virtio_scsi: Some(true), virtio_net: Some(true) };
+    let looked =
+        Drivers { virtio_disk: Some(true), virtio_scsi: Some(true), virtio_net: Some(true), ..Drivers::default() };
     for (controller, drivers, bus, doubts) in [
         (Some(Controller::Virtio), nobody, DiskBus::Virtio, 0),
         (Some(Controller::VirtioScsi), nobody, DiskBus::VirtioScsi, 0),

@@ -39,7 +39,10 @@ fn the_first_disk_that_starts_by_the_firmware_is_first() {
         assert_eq!(machine.disks[0].boot_order, Some(1));
         assert!(machine.disks[1..].iter().all(|disk| disk.boot_order.is_none()));
     }
-    assert_eq!(found(None, Description::Disks, &[EFI]).doubts, ["firmware efi: by the partition table"]);
+    assert_eq!(
+        found(None, Description::Disks, &[EFI]).doubts,
+        ["the firmware is taken for EFI, as the partition table shows"]
+    );
     assert!(found(None, Description::Disks, &[]).disks.is_empty());
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use hyper2kvm::conversion::guest::{Answer, Driver, Guest};
+use hyper2kvm::conversion::guest::{Answer, Driver, Family, Guest};
 use hyper2kvm::conversion::options::ByteSize;
 
 /// Prints `guest`, the answers last.
@@ -32,7 +32,7 @@ pub(super) fn describe(out: &mut impl Write, guest: &Guest) -> io::Result<()> {
         let has = kernel.drivers.iter().filter(|(_, driver)| matches!(driver, Driver::BuiltIn | Driver::Initramfs));
         let has: Vec<_> = has.map(|(name, _)| name.as_str()).collect();
         let initramfs = kernel.initramfs.as_deref().unwrap_or("no initramfs");
-        row("kernel", &format!("{}: {initramfs}, with {}", kernel.version, list(&has)))?;
+        row("kernel", &format!("{}: {initramfs}, {}", kernel.version, list(&has)))?;
     }
     for mount in &guest.mounts {
         row("mount", &format!("{}: {} on {}, by {}", mount.file, mount.device, mount.target, mount.naming))?;
@@ -60,6 +60,9 @@ pub(super) fn describe(out: &mut impl Write, guest: &Guest) -> io::Result<()> {
     for reason in &virtio.reasons {
         row("reason", reason)?;
     }
+    if guest.family == Family::Linux && virtio.block != Answer::Yes {
+        row("help", "hyper2kvm convert --fix-guest may make it ready for virtio (docs/guest-fixing.md)")?;
+    }
     for fix in &guest.fixes {
         let need = ["", "must", "should", "may"].get(usize::from(fix.need)).unwrap_or(&"may");
         row("fix", &format!("{} ({need}): {}: {}", fix.kind, fix.what, fix.why))?;
@@ -71,7 +74,7 @@ pub(super) fn describe(out: &mut impl Write, guest: &Guest) -> io::Result<()> {
 }
 
 fn list(names: &[&str]) -> String {
-    if names.is_empty() { "none of the drivers asked for".into() } else { names.join(", ") }
+    if names.is_empty() { "without virtio's drivers".into() } else { format!("with {}", names.join(", ")) }
 }
 
 const fn worded(answer: Answer) -> &'static str {
