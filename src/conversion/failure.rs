@@ -299,16 +299,17 @@ impl Reason {
     pub fn suggestion(self, phase: Phase) -> String {
         let fixed = match self {
             Self::UnsupportedFormat => {
-                "Convert or re-export to one of: .vmdk .ova .ovf .vhd .vhdx .vdi .qcow2 .raw .img .ami"
+                "Convert or re-export to one of: .vmdk .ova .ovf .vhd .vhdx .vdi .qcow2 .raw .img .ami .hdd .hds, \
+                 also packed as .gz .xz .zst .bz2 .zip"
             }
             Self::FormatMismatch => "Rename the file to what it is, or re-export it",
             Self::UnsupportedSectorSize => "Export the disk with 512-byte sectors",
             Self::OutputWouldProbe => "Use qcow2 output, or inspect the guest's first sectors",
             Self::UnsafeReference => "Consolidate snapshots and export one self-contained disk",
             Self::MissingMember => "Copy every file of the export, then drop the descriptor again",
-            Self::Corrupt | Self::Truncated | Self::ManifestMismatch => {
-                "Re-export the VM from source, the disk image may be corrupted"
-            }
+            Self::Corrupt => "Re-export the VM from source, the disk image may be corrupted",
+            Self::Truncated => Remedy::CopyAgain.text(),
+            Self::ManifestMismatch => Remedy::RemoveManifest.text(),
             Self::Encrypted => "Decrypt the disk before the export",
             Self::TooLarge => "Raise conversion.maxVirtualSize (max_virtual_size on one host) if this image is trusted",
             Self::PermissionDenied => "Check file permissions and ensure daemon has required access",
@@ -317,7 +318,8 @@ impl Reason {
                 "Raise the quota that limits the output directory (of its user, group, project, qtree or fileset)"
             }
             Self::QueueMissing => "Install Kueue, or take worker.queueName out of the HyperConversion's spec",
-            Self::SourceIO | Self::OutputIO => "Check network connectivity to source system",
+            Self::SourceIO => "Check network connectivity to source system",
+            Self::OutputIO => "Check the output volume (dmesg, df), then run it again",
             Self::OutOfMemory => "Reduce max_concurrent_jobs or increase system memory",
             Self::SourceChanged | Self::Recalled => "Wait until the upload is finished",
             Self::WrongMember => "Copy the file that belongs to the descriptor into the queue directory",
@@ -472,8 +474,20 @@ impl Failure {
     pub fn with_remedy(mut self, remedy: impl Into<Option<Remedy>>) -> Self {
         if let Some(remedy) = remedy.into() {
             remedy.text().clone_into(&mut self.suggestion);
+            self.class = remedy.class().unwrap_or(self.class);
         }
         self
+    }
+
+    /// The exit code of a worker, or of a conversion by hand, that fails so.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self.class {
+            class if class == self.reason.class() => self.reason.exit_code(),
+            Class::Permanent => exit_code::REFUSED,
+            Class::Configuration => exit_code::CONFIGURATION,
+            _ => self.reason.exit_code(),
+        }
     }
 
     /// Names the worker's step.
@@ -527,6 +541,31 @@ mod tests {
                 if suggestion.is_empty() { "it said so.".to_owned() } else { format!("it said so. {suggestion}") };
             assert_eq!(advice, expected);
         }
+    }
+
+    #[test]
+    fn the_remedy_of_a_reason_fits_its_cause() {
+        use crate::conversion::file_name::{EXTENSIONS, PACKED};
+        let suggestion = |reason: Reason| reason.suggestion(reason.phase());
+        let unsupported = suggestion(Reason::UnsupportedFormat);
+        for extension in EXTENSIONS.iter().chain(&PACKED) {
+            assert!(unsupported.contains(&format!(".{extension}")), "{extension}: {unsupported}");
+        }
+        assert_eq!(suggestion(Reason::Truncated), Remedy::CopyAgain.text());
+        assert!(suggestion(Reason::OutputIO).contains("output volume"));
+        assert!(suggestion(Reason::ManifestMismatch).contains("remove its manifest"));
+        let told = Failure::new(Reason::UnsupportedFormat, "unpack it.").with_remedy(Remedy::InMessage);
+        assert_eq!(told.advice(), "unpack it.", "no second remedy");
+    }
+
+    #[test]
+    fn what_only_a_person_sets_right_is_never_retried_whatever_its_reason() {
+        let failure = Failure::new(Reason::GuestFixFailed, "no appliance");
+        assert_eq!((failure.class, failure.exit_code()), (Class::Transient, 12));
+        let failure = failure.with_remedy(Remedy::BuildAppliance);
+        assert_eq!((failure.class, failure.exit_code()), (Class::Configuration, 11));
+        let failure = Failure::new(Reason::Internal, "256 files").with_remedy(Remedy::RaiseOpenFiles);
+        assert_eq!((failure.class, failure.exit_code()), (Class::Configuration, 11));
     }
 
     #[test]

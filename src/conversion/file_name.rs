@@ -11,6 +11,9 @@ pub(crate) const PACKED: [&str; 5] = ["gz", "xz", "zst", "bz2", "zip"];
 /// Extensions of archives around one disk or one appliance, in lower case.
 pub(crate) const ARCHIVES: [&str; 6] = ["zip", "tar", "tgz", "txz", "tzst", "tbz2"];
 
+/// Extensions of a machine's description in its product's own form, in lower case.
+pub(crate) const MACHINES: [&str; 7] = ["vmx", "vmxf", "vmtx", "vbox", "vmcx", "pvs", "xva"];
+
 /// The name without its extension: all before the last dot, and of a packed disk all before the disk's own extension.
 #[must_use]
 pub fn stem(name: &str) -> &str {

@@ -6,6 +6,8 @@
 
 use strum::VariantArray;
 
+use super::Class;
+
 /// A cause that has a remedy of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, VariantArray)]
 pub enum Remedy {
@@ -53,6 +55,28 @@ pub enum Remedy {
     ChooseOption,
     /// A FIFO, a socket or a device.
     CopyToFile,
+    /// A source that is not there.
+    CheckName,
+    /// A source that may not be read by who asked.
+    LetRead,
+    /// An output directory on a file system that is mounted read-only.
+    MountWritable,
+    /// An appliance that was not built, or is elsewhere.
+    BuildAppliance,
+    /// A program that is not installed.
+    InstallQemu,
+    /// A format that only other programs read.
+    ConvertByQemuImg,
+    /// An image of a Macintosh's disk.
+    ConvertDmg,
+    /// An archive of a kind that is not read, or packed twice.
+    Unpack,
+    /// A file that is no disk.
+    NoDisk,
+    /// A file that differs from its manifest.
+    RemoveManifest,
+    /// The message says it.
+    InMessage,
     /// A symbolic link.
     NameTarget,
     /// A directory.
@@ -120,6 +144,21 @@ impl Remedy {
                 "Ask for one of its options by --ovf-option NAME, or leave that out for the default one"
             }
             Self::CopyToFile => "Copy its content into a regular file, then convert that",
+            Self::CheckName => "Check the name",
+            Self::LetRead => "Let this user read it (chmod, chown), or run this as a user who may",
+            Self::MountWritable => "Mount its file system writable, or name another output directory",
+            Self::BuildAppliance => {
+                "Make it by hyper2kvm appliance build, or name another directory by --appliance DIR (of a daemon: appliance_dir)"
+            }
+            Self::InstallQemu => "Install QEMU (Debian: qemu-system-x86 and qemu-utils)",
+            Self::ConvertByQemuImg => "Convert it first: qemu-img convert -O qcow2 FILE NAME.qcow2",
+            Self::ConvertDmg => "Convert it first: qemu-img convert -f dmg -O raw FILE NAME.raw",
+            Self::Unpack => "Unpack it, then bring the disk image in it",
+            Self::NoDisk => "Bring a disk image: docs/formats.md lists what is read",
+            Self::RemoveManifest => {
+                "Copy the files again; where somebody changed the OVF on purpose, remove its manifest (NAME.mf)"
+            }
+            Self::InMessage => "",
             Self::NameTarget => "Name the file that the link points to",
             Self::NameImage => "Name the disk image, the OVF or the VMDK descriptor in it",
             Self::RaiseOpenFiles => "Raise the limit of open files (ulimit -n, LimitNOFILE= of the service)",
@@ -128,6 +167,15 @@ impl Remedy {
             }
             Self::RunUncontained => "Run it with --no-sandbox, if this image is trusted",
             Self::LargerVolume => "Use a larger output volume, or a compressed output",
+        }
+    }
+
+    /// The class that the cause has, where its reason's class is another one: only a person can set this right.
+    #[must_use]
+    pub(super) const fn class(self) -> Option<Class> {
+        match self {
+            Self::BuildAppliance | Self::InstallQemu | Self::RaiseOpenFiles => Some(Class::Configuration),
+            _ => None,
         }
     }
 

@@ -8,9 +8,9 @@
 use super::descriptor::vmdk;
 use super::fields::le32;
 use super::{Error, Region, parallels, text};
-use crate::conversion::Reason;
-use crate::conversion::file_name::{ARCHIVES, EXTENSIONS, PACKED};
+use crate::conversion::file_name::{ARCHIVES, EXTENSIONS, MACHINES, PACKED};
 use crate::conversion::file_name::{extension, is_taken};
+use crate::conversion::{Reason, Remedy};
 
 /// Bytes looked at from the start of a file.
 pub(super) const HEAD_BYTES: usize = 4096;
@@ -137,14 +137,15 @@ impl Content {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Match {
     Read(Content),
-    Refused(&'static str),
+    /// Also what helps, where that is not what mostly helps.
+    Refused(&'static str, Option<Remedy>),
 }
 
 impl Match {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Read(content) => content.as_str(),
-            Self::Refused(name) => name,
+            Self::Refused(name, _) => name,
         }
     }
 }
@@ -156,20 +157,20 @@ const SIGNATURES: [(usize, &[u8], Match); 19] = [
     (0, b"vhdxfile", Match::Read(Content::Vhdx)),
     (0x40, &0xBEDA_107F_u32.to_le_bytes(), Match::Read(Content::Vdi)),
     (257, b"ustar", Match::Read(Content::Tar)),
-    (0, b"COWD", Match::Refused("vmdk of an ESX 2 host (COWD)")),
-    (0, &0xCAFE_BABE_u64.to_le_bytes(), Match::Refused("vmdk seSparse")),
-    (0, b"QED\0", Match::Refused("qed")),
+    (0, b"COWD", Match::Refused("vmdk of an ESX 2 host (COWD)", None)),
+    (0, &0xCAFE_BABE_u64.to_le_bytes(), Match::Refused("vmdk seSparse", None)),
+    (0, b"QED\0", Match::Refused("qed", Some(Remedy::ConvertByQemuImg))),
     (0, parallels::OLD, Match::Read(Content::Parallels)),
     (0, parallels::EXTENDED, Match::Read(Content::Parallels)),
-    (0, b"Bochs Virtual HD Image", Match::Refused("bochs")),
-    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", Match::Refused("cloop")),
+    (0, b"Bochs Virtual HD Image", Match::Refused("bochs", Some(Remedy::ConvertByQemuImg))),
+    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", Match::Refused("cloop", Some(Remedy::ConvertByQemuImg))),
     (0, b"PK\x03\x04", Match::Read(Content::Zip)),
     (0, b"\xFD7zXZ\0", Match::Read(Content::Packed(Packing::Xz))),
     (0, GZIP, Match::Read(Content::Packed(Packing::Gzip))),
     (0, ZSTD, Match::Read(Content::Packed(Packing::Zstd))),
-    (0, b"7z\xBC\xAF\x27\x1C", Match::Refused("7z")),
-    (0, b"\x04\x22\x4D\x18", Match::Refused("lz4")),
-    (0, b"Rar!\x1A\x07", Match::Refused("rar")),
+    (0, b"7z\xBC\xAF\x27\x1C", Match::Refused("7z", Some(Remedy::Unpack))),
+    (0, b"\x04\x22\x4D\x18", Match::Refused("lz4", Some(Remedy::Unpack))),
+    (0, b"Rar!\x1A\x07", Match::Refused("rar", Some(Remedy::Unpack))),
 ];
 
 /// Whether a skippable frame of zstd begins here.
@@ -193,7 +194,11 @@ fn matches(head: &[u8], tail: &[u8]) -> Vec<Match> {
     }
     if head.starts_with(b"QFI\xFB") {
         let first = head.get(4..8) == Some([0, 0, 0, 1].as_slice());
-        note(if first { Match::Refused("qcow of version 1") } else { Match::Read(Content::Qcow2) });
+        note(if first {
+            Match::Refused("qcow of version 1", Some(Remedy::ConvertByQemuImg))
+        } else {
+            Match::Read(Content::Qcow2)
+        });
     }
     if head.get(..10).is_some_and(|h| h.starts_with(b"BZh") && h[4..] == *b"1AY&SY") {
         note(Match::Read(Content::Packed(Packing::Bzip2)));
@@ -214,7 +219,7 @@ fn matches(head: &[u8], tail: &[u8]) -> Vec<Match> {
         note(Match::Read(Content::Vhd));
     }
     if last.starts_with(b"koly") {
-        note(Match::Refused("dmg"));
+        note(Match::Refused("dmg", Some(Remedy::ConvertDmg)));
     }
     found
 }
@@ -243,8 +248,9 @@ pub(super) fn detect(name: &str, head: &[u8], tail: &[u8]) -> Result<Content, Er
     match matches(head, tail).as_slice() {
         [] => Ok(Content::Raw),
         [Match::Read(content)] => Ok(*content),
-        [Match::Refused(what)] => {
-            Err(Error::refuse(Reason::UnsupportedFormat, name, format!("is {what}, which is not read")))
+        [Match::Refused(what, remedy)] => {
+            let refused = Error::refuse(Reason::UnsupportedFormat, name, format!("is {what}, which is not read"));
+            Err(Error { remedy: *remedy, ..refused })
         }
         several => {
             let names: Vec<_> = several.iter().map(|m| m.as_str()).collect();
@@ -280,13 +286,13 @@ pub(super) fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
 /// Extensions of what is no disk, although its content may look like one.
 const OTHERS: [&str; 1] = ["iso"];
 
-/// Checks that the extension of `name` may hold `content`. An extension that says nothing of disks may hold whatever has
+/// Checks that the extension of `name` may hold `content`, which begins with `head`. An extension that says nothing of disks may hold whatever has
 /// a signature.
 ///
 /// # Errors
 /// `UnsupportedFormat` for an unknown extension over bytes without a signature, `Corrupt` where the extension demands a
 /// signature and there is none at all, `FormatMismatch` where the content is another format.
-pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error> {
+pub(super) fn check_extension(name: &str, content: Content, head: &[u8]) -> Result<(), Error> {
     let extension = extension(name).to_ascii_lowercase();
     if content.agrees_with(&extension) {
         return Ok(());
@@ -296,13 +302,7 @@ pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error>
         if content != Content::Raw && !is_known(&OTHERS) {
             return Ok(());
         }
-        let what = if extension.is_empty() {
-            "has no extension".to_owned()
-        } else {
-            format!("has the extension .{}, which is not taken", extension.escape_debug())
-        };
-        let message = format!("{what}; rename it to .{} if it is a disk", content.extension());
-        return Err(Error::refuse(Reason::UnsupportedFormat, name, message));
+        return Err(no_disk(name, &extension, head));
     }
     if content == Content::Raw {
         let message = format!("has no signature of a .{extension} file");
@@ -311,6 +311,44 @@ pub(super) fn check_extension(name: &str, content: Content) -> Result<(), Error>
     let message =
         format!("is called .{extension} and holds {}; rename it to .{}", content.as_str(), content.extension());
     Err(Error::refuse(Reason::FormatMismatch, name, message))
+}
+
+/// What a file is whose name and content say nothing of disks.
+fn no_disk(name: &str, extension: &str, head: &[u8]) -> Error {
+    let (message, remedy) = match extension {
+        "iso" => ("is a CD image, no disk".to_owned(), Remedy::NoDisk),
+        "vmx" => {
+            let message = "describes a machine and holds no disk; convert the .vmdk beside it, which reads it";
+            (message.to_owned(), Remedy::InMessage)
+        }
+        machine if MACHINES.contains(&machine) => {
+            ("describes a machine and holds no disk; convert the disk beside it".to_owned(), Remedy::InMessage)
+        }
+        _ if is_text(head) => ("is a text, no disk".to_owned(), Remedy::NoDisk),
+        "" => (
+            "has no extension, and nothing in it shows a disk; rename it to .raw if it is one".to_owned(),
+            Remedy::InMessage,
+        ),
+        other => {
+            let other = other.escape_debug();
+            let message = format!(
+                "has the extension .{other}, which is not taken, and nothing in it shows a disk; rename it to .raw if it is one"
+            );
+            (message, Remedy::InMessage)
+        }
+    };
+    Error::refuse(Reason::UnsupportedFormat, name, message).with_remedy(remedy)
+}
+
+/// Whether a file that begins so holds text: no control character but those of lines and pages.
+fn is_text(head: &[u8]) -> bool {
+    let is_control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace() && *byte != 0x1B;
+    let whole = match std::str::from_utf8(head) {
+        Ok(_) => true,
+        // The last character may be cut.
+        Err(error) => error.error_len().is_none(),
+    };
+    !head.is_empty() && whole && !head.iter().any(is_control)
 }
 
 /// Whether raw bytes that begin so are a disk, whatever their name: `.dd` says so, else it needs a boot sector, a
@@ -461,7 +499,7 @@ mod tests {
             ("a.tar", vec![Tar]),
         ] {
             for content in all {
-                let result = check_extension(name, content).map_err(|e| e.reason);
+                let result = check_extension(name, content, &[0]).map_err(|e| e.reason);
                 let expected = match content {
                     _ if good.contains(&content) => Ok(()),
                     Raw => Err(Reason::Corrupt),
@@ -471,22 +509,49 @@ mod tests {
             }
         }
         for name in ["a", "a.iso", "vmdk", ""] {
-            assert_eq!(check_extension(name, Raw).unwrap_err().reason, Reason::UnsupportedFormat);
+            assert_eq!(check_extension(name, Raw, &[0]).unwrap_err().reason, Reason::UnsupportedFormat);
         }
     }
 
     #[test]
     fn an_extension_that_says_nothing_of_disks_leaves_it_to_the_content() {
         for name in ["a", "a.qcow", "a.avhdx", "a.vhdfixed", "a.1"] {
-            check_extension(name, Content::Vhdx).unwrap();
+            check_extension(name, Content::Vhdx, b"vhdxfile").unwrap();
         }
-        assert_eq!(check_extension("a.iso", Content::Vhdx).unwrap_err().reason, Reason::UnsupportedFormat);
+        assert_eq!(check_extension("a.iso", Content::Vhdx, b"vhdxfile").unwrap_err().reason, Reason::UnsupportedFormat);
         let boot = head(510, b"\x55\xAA");
         assert!(is_disk_called("a", &boot) && is_disk_called("a.bin", &boot) && is_disk_called("a.dd", b""));
         for name in ["a.iso", "a.vmdk", "a.img.gz"] {
             assert!(!is_disk_called(name, &boot), "{name}");
         }
         assert!(!is_disk_called("a.txt", &head(0, b"some text")));
+    }
+
+    #[rstest]
+    #[case("vm.vmx", b".encoding = \"UTF-8\"\n", "convert the .vmdk beside it, which reads it", Remedy::InMessage)]
+    #[case("vm.vbox", b"\0", "describes a machine", Remedy::InMessage)]
+    #[case("cd.ISO", b"\0", "is a CD image, no disk", Remedy::NoDisk)]
+    #[case("notes.txt", b"some text", "is a text, no disk", Remedy::NoDisk)]
+    #[case("passwd", "root:\u{fc}:0:0\n".as_bytes(), "is a text, no disk", Remedy::NoDisk)]
+    #[case("data", b"\x01\x02", "rename it to .raw if it is one", Remedy::InMessage)]
+    #[case("data.bin", b"\xff\xff", "has the extension .bin, which is not taken", Remedy::InMessage)]
+    fn what_is_no_disk_is_told_what_it_is(
+        #[case] name: &str,
+        #[case] head: &[u8],
+        #[case] words: &str,
+        #[case] remedy: Remedy,
+    ) {
+        let error = check_extension(name, Content::Raw, head).unwrap_err();
+        assert_eq!((error.reason, error.remedy), (Reason::UnsupportedFormat, Some(remedy)));
+        assert!(error.message.contains(words), "{error}");
+    }
+
+    #[rstest]
+    #[case(b"QED\0", Remedy::ConvertByQemuImg)]
+    #[case(b"QFI\xFB\0\0\0\x01", Remedy::ConvertByQemuImg)]
+    #[case(b"7z\xBC\xAF\x27\x1C", Remedy::Unpack)]
+    fn a_format_that_nobody_reads_has_its_way_round(#[case] magic: &[u8], #[case] remedy: Remedy) {
+        assert_eq!(detect("x", &head(0, magic), &ZEROS).unwrap_err().remedy, Some(remedy));
     }
 
     #[test]

@@ -103,6 +103,12 @@ impl Image {
         Self { regions, reader: Reader::Joined { kind, parts } }
     }
 
+    /// Whether only a copy reads all of it: it is a packed stream.
+    #[must_use]
+    pub const fn is_stream(&self) -> bool {
+        matches!(self.reader, Reader::Packed(_))
+    }
+
     /// Size of the guest's disk in bytes; `None` where only a copy finds out.
     #[must_use]
     pub fn known_size(&self) -> Option<u64> {

@@ -19,7 +19,7 @@ use std::io;
 
 use self::decoder::Decoder;
 use super::buffer::is_zero;
-use super::detect::Packing;
+use super::detect::{Content, Packing};
 use super::{Error, Region};
 use crate::conversion::Reason;
 
@@ -99,6 +99,14 @@ impl Stream {
         match self.codec {
             Codec::Whole(packing) => packing.as_str(),
             Codec::Deflate | Codec::Stored => "zip",
+        }
+    }
+
+    /// The extension of a file that is packed so.
+    pub(super) const fn packing_extension(&self) -> &'static str {
+        match self.codec {
+            Codec::Whole(packing) => Content::Packed(packing).extension(),
+            Codec::Deflate | Codec::Stored => Content::Zip.extension(),
         }
     }
 
@@ -284,7 +292,7 @@ impl Unpacking {
         let packing = self.stream.packing();
         match error.kind() {
             io::ErrorKind::UnexpectedEof => {
-                return Error::truncated(name, at, format!("is a {packing} that ends too early"));
+                return Error::truncated(name, at, format!("the {packing} stream ends too early"));
             }
             io::ErrorKind::OutOfMemory => return Error::reading(name, at, error),
             _ => {}

@@ -15,8 +15,8 @@ use self::header::{CAPACITY_AT, Header};
 use self::reserved::Reserved;
 use self::tables::{Checked, Tables};
 use super::{Error, Extent, Region, descriptor};
-use crate::conversion::Reason;
 use crate::conversion::options::ByteSize;
+use crate::conversion::{Reason, Remedy};
 
 /// To a multiple of so many bytes VirtualBox enlarges the last part of a split disk.
 const PART_ALIGNMENT: u64 = 64 << 10;
@@ -77,7 +77,7 @@ pub(super) fn open_extent(region: &Region, size: u64) -> Result<Vmdk, Error> {
     if header.compressed {
         let message =
             "is a compressed part of a split disk, which no writer makes: convert it to streamOptimized first";
-        return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message));
+        return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message).with_remedy(Remedy::InMessage));
     }
     let capacity = header.capacity;
     let mut part = with_header(region, Header { capacity: size, ..header }, false)?;

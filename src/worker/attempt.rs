@@ -195,7 +195,7 @@ pub fn run(spec: &AttemptSpec, log: &LogTail) -> u8 {
         Ok(places) => places,
         Err(failure) => {
             tracing::error!(reason = %failure.reason, "{}", failure.message);
-            return failure.reason.exit_code();
+            return failure.exit_code();
         }
     };
     let meter = Arc::new(Meter::default());
@@ -217,7 +217,7 @@ pub fn run(spec: &AttemptSpec, log: &LogTail) -> u8 {
             };
             tracing::error!(reason = %failure.reason, "{}", failure.message);
             leave_failure(spec, &places, &failure, log);
-            failure.reason.exit_code()
+            failure.exit_code()
         }
     }
 }

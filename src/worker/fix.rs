@@ -28,7 +28,7 @@ use crate::conversion::guest::report::{FixReport, GuestReport};
 use crate::conversion::machine::{CardModel, DiskBus, Machine, decide};
 use crate::conversion::options::{GuestFixMode, GuestNames};
 use crate::conversion::report::DiskReport;
-use crate::conversion::{Failure, Metadata, Reason, Stage};
+use crate::conversion::{Failure, Metadata, Reason, Remedy, Stage};
 
 /// How the guest ended, where the disks are whole.
 enum Ended {
@@ -197,8 +197,18 @@ fn job(report: &Metadata, disks: usize, names: GuestNames) -> Job {
     }
 }
 
+/// The failure in one sentence, with what helps where its cause is known.
+fn with_help(mut failure: Failure) -> Failure {
+    let mut help = failure.suggestion.chars();
+    if let (Some(_), Some(first)) = (Remedy::of_text(&failure.suggestion), help.next()) {
+        failure.message = format!("{}; {}{}", failure.message, first.to_lowercase(), help.as_str());
+    }
+    failure
+}
+
 /// Writes what became of the guest into the report, and gives its machine the devices that follow.
 fn note(report: &mut Metadata, fix: &GuestFix, failure: Option<Failure>, duration_ms: u64) {
+    let failure = failure.map(with_help);
     let before = report.guest.clone().unwrap_or_default();
     let mut after = before.clone();
     after.take_fix(fix);

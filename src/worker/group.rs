@@ -14,7 +14,7 @@ use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::contain;
 use crate::conversion::contract::MAX_EXTENTS;
-use crate::conversion::{Claim, Class, Failure, Phase, Reason, Remedy, file_name};
+use crate::conversion::{Claim, Failure, Phase, Reason, Remedy, file_name};
 use crate::disk::Region;
 use crate::disk::descriptor::ovf::chunk_name;
 use crate::disk::descriptor::{self, References};
@@ -116,7 +116,7 @@ impl Group {
             let stamp = file.stamp;
             let claimed = (member.size_bytes, member.mtime_ns, member.inode);
             if (u64::try_from(stamp.size).unwrap_or(0), stamp.mtime_ns, stamp.inode) != claimed {
-                return Err(changed(&member.name));
+                return Err(changed(&member.name, "it was claimed"));
             }
             opened.push(file);
         }
@@ -205,7 +205,7 @@ impl Group {
     pub fn check_unchanged(&self) -> Result<(), Failure> {
         for file in &self.opened {
             if file.now()?.content() != file.stamp.content() {
-                return Err(changed(&file.name));
+                return Err(changed(&file.name, "it was opened"));
             }
         }
         Ok(())
@@ -247,8 +247,7 @@ fn make_room(primary: &str, files: usize) -> Result<(), Failure> {
             "{primary}: has {files} files, and this process may open {limit}: raise the limit of open files \
              (ulimit -n, LimitNOFILE= of the service)"
         );
-        let failure = Failure::in_phase(Reason::Internal, Phase::Initialization, message);
-        Failure { class: Class::Configuration, ..failure }.with_remedy(Remedy::RaiseOpenFiles)
+        Failure::in_phase(Reason::Internal, Phase::Initialization, message).with_remedy(Remedy::RaiseOpenFiles)
     })
 }
 
@@ -276,13 +275,29 @@ fn open_below(directory: &OwnedFd, path: &str) -> Result<Opened, Failure> {
 /// Opens a source by hand, and the directory that it lies in.
 fn open_first(source: &Path) -> Result<(OwnedFd, Opened), Failure> {
     let Some(name) = source.file_name() else {
-        return Err(Failure::new(Reason::SourceMissing, format!("{}: names no file", source.display())));
+        let message = format!("{}: is a directory, not a regular file", source.display());
+        return Err(Failure::new(Reason::UnsupportedFormat, message).with_remedy(Remedy::NameImage));
+    };
+    let by_hand = |error: io::Error, shown: &Path| {
+        let is_missing = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        if is_missing {
+            let path = std::path::absolute(source).unwrap_or_else(|_| source.to_owned());
+            let message = format!("{}: no such file", path.display());
+            return Failure::new(Reason::SourceMissing, message).with_remedy(Remedy::CheckName);
+        }
+        let failure = open_failure(&shown.display().to_string(), &error);
+        let is_denied = failure.reason == Reason::PermissionDenied;
+        failure.with_remedy(is_denied.then_some(Remedy::LetRead))
     };
     let parent = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = openat(CWD, parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| open_failure(&parent.display().to_string(), &e.into()))?;
-    let first = open_regular(&directory, name)?;
-    Ok((directory, first))
+        .map_err(|e| by_hand(e.into(), parent))?;
+    let first = open_regular(&directory, name).map_err(|failure| match failure.reason {
+        Reason::SourceMissing => by_hand(io::ErrorKind::NotFound.into(), source),
+        Reason::PermissionDenied => failure.with_remedy(Remedy::LetRead),
+        _ => failure,
+    });
+    Ok((directory, first?))
 }
 
 /// Opens a regular file that lies directly in `directory`. Follows no link, and never blocks.
@@ -364,7 +379,8 @@ fn refuse_irregular(shown: &str, kind: FileType) -> Result<(), Failure> {
     Err(Failure::new(Reason::UnsupportedFormat, message).with_remedy(remedy))
 }
 
-const fn describe_kind(kind: FileType) -> &'static str {
+/// What something is that is no regular file.
+pub(super) const fn describe_kind(kind: FileType) -> &'static str {
     match kind {
         FileType::Directory => "a directory",
         FileType::Fifo => "a FIFO",
@@ -375,8 +391,8 @@ const fn describe_kind(kind: FileType) -> &'static str {
     }
 }
 
-fn changed(name: &str) -> Failure {
-    Failure::new(Reason::SourceChanged, format!("{name}: its size, time or inode changed since it was claimed"))
+fn changed(name: &str, since: &str) -> Failure {
+    Failure::new(Reason::SourceChanged, format!("{name}: its size, time or inode changed since {since}"))
 }
 
 fn open_failure(name: &str, error: &io::Error) -> Failure {

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::conversion::{Failure, Phase, Reason};
+use crate::conversion::{Failure, Phase, Reason, Remedy};
 use crate::files::store::{self, StoreError};
 use crate::files::volume;
 
@@ -30,5 +30,7 @@ pub fn output_failure(path: &Path, error: &io::Error) -> Failure {
         _ => Reason::OutputIO,
     };
     let phase = Phase::OutputDirectoryCreation;
+    let is_read_only = error.kind() == io::ErrorKind::ReadOnlyFilesystem;
     Failure::in_phase(reason, phase, format!("{}: cannot write: {error}", path.display()))
+        .with_remedy(is_read_only.then_some(Remedy::MountWritable))
 }

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FileType, RenameFlags, renameat_with, stat};
 use rustix::io::Errno;
 
-use super::group::Group;
+use super::group::{Group, describe_kind};
 use super::output::{output_failure, sync_directory};
 use crate::conversion::options::DomainOptions;
 use crate::conversion::{Emit, emit};
@@ -23,6 +24,12 @@ pub enum PlaceError {
     Source(PathBuf),
     #[error("{}: is a directory", .0.display())]
     Directory(PathBuf),
+    #[error("{}: is no directory", .0.display())]
+    NoDirectory(PathBuf),
+    #[error("{}: is a block device", .0.display())]
+    BlockDevice(PathBuf),
+    #[error("{}: is {kind}", path.display())]
+    NoFile { path: PathBuf, kind: &'static str },
     #[error("{name}: has {disks} disks, which don't go into one file")]
     Several { name: String, disks: usize },
     #[error("{name}: number of its disks: {disks}, number of devices named: {devices}")]
@@ -63,8 +70,49 @@ pub struct Target<'a> {
     pub domain: &'a DomainOptions,
 }
 
+/// Refuses what an output never replaces, whatever is asked for: directories, devices, FIFOs and sockets, also behind a
+/// link. A link to a file, or to nothing, is replaced itself.
+///
+/// # Errors
+/// `Directory`, `BlockDevice` or `NoFile`.
+pub fn check_replaceable(path: &Path) -> Result<(), PlaceError> {
+    let kind = match stat(path) {
+        Ok(found) => FileType::from_raw_mode(found.st_mode),
+        Err(_) if path.as_os_str().as_bytes().ends_with(b"/") => {
+            return Err(PlaceError::NoFile { path: path.to_owned(), kind: "the name of a directory" });
+        }
+        Err(_) => return Ok(()),
+    };
+    match kind {
+        FileType::RegularFile => Ok(()),
+        FileType::Directory => Err(PlaceError::Directory(path.to_owned())),
+        FileType::BlockDevice => Err(PlaceError::BlockDevice(path.to_owned())),
+        FileType::CharacterDevice => Err(PlaceError::NoFile { path: path.to_owned(), kind: "a character device" }),
+        kind => Err(PlaceError::NoFile { path: path.to_owned(), kind: describe_kind(kind) }),
+    }
+}
+
+/// Refuses an output directory that is something else, or lies in something else.
+///
+/// # Errors
+/// `NoDirectory`, with the path that is none.
+pub fn check_directory(directory: &Path) -> Result<(), PlaceError> {
+    for above in directory.ancestors().filter(|above| !above.as_os_str().is_empty()) {
+        match above.metadata() {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => return Err(PlaceError::NoDirectory(above.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && above.is_symlink() => {
+                return Err(PlaceError::NoDirectory(above.to_owned()));
+            }
+            // It is not there yet, or only what it lies in tells.
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// Refuses names that are taken before an hour's work is done for them; for names that are free now, [`place`] decides.
-/// Also refuses what is never replaced: directories, and the source itself.
+/// Also refuses what is never replaced ([`check_replaceable`]), and the source itself.
 ///
 /// # Errors
 /// As [`place`].
@@ -74,13 +122,13 @@ pub fn check(target: &Target<'_>, group: &Group, names: &[String]) -> Result<(),
     }
     let disks = names.iter().map(|name| target.disk(name));
     for path in disks.chain(target.emitted()) {
-        let Ok(there) = path.symlink_metadata() else { continue };
+        if path.symlink_metadata().is_err() {
+            continue;
+        }
         if group.holds(&path) {
             return Err(PlaceError::Source(path));
         }
-        if there.is_dir() {
-            return Err(PlaceError::Directory(path));
-        }
+        check_replaceable(&path)?;
         if !target.replace {
             return Err(PlaceError::Taken(path));
         }

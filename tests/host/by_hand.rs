@@ -309,6 +309,13 @@ fn what_helps_is_told_by_the_cause() {
     fs::write(at("flat.vmdk"), flat).unwrap();
     std::os::unix::fs::symlink("disk.raw", at("link.raw")).unwrap();
     fs::create_dir(at("folder.vmdk")).unwrap();
+    changed("short.vdi", "made.vdi", &|bytes| bytes.truncate(bytes.len() / 2));
+    fs::write(at("empty.vhdx"), "").unwrap();
+    fs::write(at("vm.qed"), [b"QED\0".as_slice(), &[0; 5000]].concat()).unwrap();
+    fs::write(at("notes.txt"), "some text").unwrap();
+    fs::write(at("cd.iso"), [0; 4096]).unwrap();
+    fs::write(at("web01.mf"), format!("SHA256(web01.ovf)= {}\n", "0".repeat(64))).unwrap();
+    fs::write(at("web01.ovf"), ovf(&[("whole.vmdk", 1 << 20)])).unwrap();
     for (name, reason, words) in [
         ("backed.qcow2", "UnsafeReference", "qemu-img convert -O qcow2"),
         ("marked.qcow2", "Corrupt", "qemu-img check"),
@@ -318,6 +325,11 @@ fn what_helps_is_told_by_the_cause() {
         ("text.vmdk", "Corrupt", "in binary mode"),
         ("short.vmdk", "Truncated", "compare its size"),
         ("flat.vmdk", "UnsafeReference", "Convert the file that the descriptor names by itself"),
+        ("short.vdi", "Truncated", "compare its size"),
+        ("empty.vhdx", "Truncated", "compare its size"),
+        ("vm.qed", "UnsupportedFormat", "qemu-img convert -O qcow2 vm.qed vm.qcow2"),
+        ("notes.txt", "UnsupportedFormat", "Bring a disk image"),
+        ("cd.iso", "UnsupportedFormat", "Bring a disk image"),
         ("link.raw", "UnsupportedFormat", "Name the file that the link points to"),
         ("folder.vmdk", "UnsupportedFormat", "Name the disk image"),
     ] {
@@ -331,4 +343,43 @@ fn what_helps_is_told_by_the_cause() {
         assert_eq!(said.trim_end().rsplit_once('\n').unwrap().1.trim(), remedy.trim(), "{name}");
         assert_eq!(refused.status.code(), Some(10));
     }
+    let refused = run(&["convert", text(&at("web01.ovf")), "--output-dir", text(&at("out"))]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("ManifestMismatch") && said.contains("remove its manifest web01.mf\n"), "{said}");
+}
+
+#[test]
+fn a_packed_stream_is_accepted_as_far_as_its_beginning_shows() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("a.raw");
+    fs::write(&source, noise(1 << 20)).unwrap();
+    assert!(Command::new("gzip").arg(&source).status().unwrap().success());
+    let packed = place.path().join("a.raw.gz");
+    let whole = fs::read(&packed).unwrap();
+    fs::write(&packed, &whole[..whole.len() / 2]).unwrap();
+    let told = run(&["inspect", text(&packed)]);
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.contains("size unknown until it is unpacked"), "{told}");
+    assert!(told.contains("accepted       as far as its beginning shows (convert reads the whole stream)"), "{told}");
+    assert!(!told.contains("0 B"), "{told}");
+    let refused = run(&["convert", text(&packed)]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the gzip stream ends too early"));
+}
+
+#[test]
+fn a_refusal_shows_what_is_known_of_the_file_and_nothing_else() {
+    let place = tempfile::tempdir().unwrap();
+    let bad = place.path().join("text.ovf");
+    fs::write(&bad, "no xml").unwrap();
+    let missing = place.path().join("miss.ovf");
+    fs::write(&missing, ovf(&[("gone.vmdk", 1 << 20)])).unwrap();
+    for path in [&bad, &missing] {
+        let told = run(&["inspect", text(path)]);
+        let told = String::from_utf8_lossy(&told.stdout);
+        assert!(told.starts_with(&format!("file           {}\nformat         ovf\nsize ", path.display())), "{told}");
+        assert!(!told.contains(" 0 B"), "{told}");
+    }
+    let told = run(&["inspect", "/dev/null"]);
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.starts_with("file           /dev/null\naccepted       no: "), "{told}");
 }

@@ -432,9 +432,88 @@ fn what_is_no_file_is_refused_without_waiting() {
     ] {
         let refused = hyper2kvm(&["convert", text(&at(name)), "--output-dir", text(&at("out"))]);
         let said = String::from_utf8_lossy(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(10), "{name}: {said}");
+        let code = if name == "absent.raw" { 2 } else { 10 };
+        assert_eq!(refused.status.code(), Some(code), "{name}: {said}");
         assert!(said.contains(words), "{name}: {said}");
     }
+}
+
+#[test]
+fn a_name_that_was_mistyped_is_answered_with_the_path_that_was_looked_for() {
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("file"), "x").unwrap();
+    for (name, looked_for) in [("nofile.vmdk", "nofile.vmdk"), ("no/x.raw", "no/x.raw"), ("file/x.raw", "file/x.raw")] {
+        let ran = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
+            .current_dir(place.path())
+            .args(["convert", "--json", name])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr);
+        let path = place.path().canonicalize().unwrap().join(looked_for);
+        assert_eq!(said, format!("hyper2kvm: {}: no such file\n  Check the name\n", path.display()));
+        let told: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let refusal = (&told["refusal"]["reason"], &told["refusal"]["suggestion"]);
+        assert_eq!(refusal, (&"SourceMissing".into(), &"Check the name".into()));
+        assert_eq!((ran.status.code(), hyper2kvm(&["inspect", name]).status.code()), (Some(2), Some(2)));
+    }
+    for name in [".", "..", "/"] {
+        let said = hyper2kvm(&["convert", name]);
+        let said = String::from_utf8_lossy(&said.stderr);
+        assert!(said.contains(&format!("{name}: is a directory")), "{said}");
+    }
+}
+
+#[test]
+fn an_output_that_can_t_be_there_is_a_wrong_call() {
+    let (place, source) = small();
+    let at = |name: &str| text(&place.path().join(name)).to_owned();
+    fs::write(at("vm.qcow2"), "precious").unwrap();
+    std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+    for (flag, output, words) in [
+        ("--output-dir", at("vm.qcow2"), "vm.qcow2: is no directory\n  Name a directory"),
+        ("--output-dir", at("vm.qcow2/below/it"), "vm.qcow2: is no directory\n  Name a directory"),
+        ("--output-dir", at("link"), "link: is no directory"),
+        ("-o", at("vm.qcow2/new.qcow2"), "vm.qcow2: is no directory"),
+        ("-o", at("new/"), "new/: is the name of a directory\n  Name a file"),
+        ("-o", at("x.vmdk"), "vmdk is not written; outputs are qcow2, raw and vdi. Call it "),
+        ("-o", "/dev/null".to_owned(), "/dev/null: is a character device\n  Name a file"),
+    ] {
+        for more in [&[][..], &["--force"], &["--force", "--no-sandbox"]] {
+            let ran = hyper2kvm(&[&["convert", text(&source), flag, &output, "--json"][..], more].concat());
+            let said = String::from_utf8_lossy(&ran.stderr);
+            assert_eq!(ran.status.code(), Some(2), "{output}: {said}");
+            assert!(said.contains(words), "{output}: {said}");
+            let told: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+            assert!(said.contains(told["refusal"]["message"].as_str().unwrap()), "{told}");
+        }
+    }
+    assert_eq!(fs::read(at("vm.qcow2")).unwrap(), b"precious");
+    let left: Vec<_> = fs::read_dir(place.path()).unwrap().collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[test]
+fn a_device_is_never_replaced_by_a_file() {
+    let (place, source) = small();
+    let (device, link) = (place.path().join("blk"), place.path().join("link"));
+    let made = Command::new("mknod").args([text(&device), "b", "7", "99"]).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("left out: this user may not make a device node");
+        return;
+    }
+    std::os::unix::fs::symlink("blk", &link).unwrap();
+    for output in [&device, &link] {
+        for more in [&[][..], &["--force"], &["--force", "--format", "raw", "--no-sandbox"]] {
+            let ran = hyper2kvm(&[&["convert", text(&source), "-o", text(output)][..], more].concat());
+            let said = String::from_utf8_lossy(&ran.stderr);
+            let path = output.display();
+            assert_eq!(ran.status.code(), Some(2), "{said}");
+            let expected = format!("{path}: is a block device\n  To write the disk onto it: --to-device {path}\n");
+            assert!(said.ends_with(&expected), "{said}");
+        }
+    }
+    use std::os::unix::fs::FileTypeExt;
+    assert!(device.symlink_metadata().unwrap().file_type().is_block_device() && link.is_symlink());
 }
 
 #[test]
@@ -501,7 +580,8 @@ fn a_refusal_leaves_no_directory_that_was_not_there() {
     fs::write(&broken, [0; 4096]).unwrap();
     for source in [absent, broken] {
         let output = place.path().join("new/below");
-        assert_eq!(hyper2kvm(&["convert", text(&source), "--output-dir", text(&output)]).status.code(), Some(10));
+        let code = if source.exists() { 10 } else { 2 };
+        assert_eq!(hyper2kvm(&["convert", text(&source), "--output-dir", text(&output)]).status.code(), Some(code));
         assert!(!place.path().join("new").exists());
     }
 }

@@ -17,7 +17,12 @@ const INIT: &str = "hyper2kvm-appliance";
 /// The exit code of an appliance that could not be made.
 const FAILED: u8 = 1;
 
+const EXAMPLES: &str = "Example:
+  hyper2kvm appliance build --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r) \\
+    --output /usr/lib/hyper2kvm/appliance   # for --fix-guest";
+
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -30,6 +35,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 struct Build {
     /// The kernel
     #[arg(long, value_name = "FILE")]

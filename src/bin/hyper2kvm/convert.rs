@@ -2,10 +2,13 @@
 //! `hyper2kvm convert`: one conversion by hand.
 
 mod device;
+mod named;
+mod refused;
+mod report;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -14,14 +17,14 @@ use std::time::Duration;
 
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
-use hyper2kvm::conversion::contract::{APPLIANCE_DIR, exit_code};
+use hyper2kvm::conversion::contract::APPLIANCE_DIR;
 use hyper2kvm::conversion::options::{
     Accelerator, BootCheck, BootCheckMode, ByteSize, DEFAULT_MAX_VIRTUAL_SIZE, DomainOptions, GuestFixMode, GuestNames,
     GuestOptions,
 };
 use hyper2kvm::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress,
-    Reason, Remedy, Stage, printable, printable_json, stem,
+    Reason, Stage, stem,
 };
 use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
@@ -39,6 +42,8 @@ use hyper2kvm::worker::steps::convert;
 use hyper2kvm::worker::target::{Target, Targets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use self::refused::{tell, wrong_call};
+
 const EXAMPLES: &str = "Examples:
   hyper2kvm convert web01.ova                          web01.qcow2 beside it
   hyper2kvm convert db.vmdk -o /images/db.qcow2 --compress
@@ -47,9 +52,9 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm convert web01.ova --fix-guest --boot-check --emit libvirt
   hyper2kvm convert web01.ova --to-device /dev/vg0/web01-0,/dev/vg0/web01-1
 
-Exit codes: 0; 2 wrong usage, or the output exists already; 10 refused for good;
-11 permission, space, or a device that is in use or too small; 12 an I/O error that may pass; 13 the source changed meanwhile;
-143 interrupted.";
+Exit codes: 0; 1 a fault of the program; 2 wrong usage, no such file, or the output exists already; 10 refused for good;
+11 permission, space, a missing appliance, or a device that is in use or too small; 12 an I/O error that may pass;
+13 the source changed meanwhile; 137 killed, or out of memory; 143 interrupted.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -242,15 +247,12 @@ enum Show {
     None,
 }
 
-/// Exit code of a wrong call, clap's own.
-const USAGE: u8 = 2;
 /// Exit code of a conversion that SIGINT or SIGTERM ended.
 const INTERRUPTED: u8 = 143;
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     if let Err(message) = check_usage(arguments) {
-        eprintln!("hyper2kvm: {message}");
-        return ExitCode::from(USAGE);
+        return wrong_call(arguments, &message, "");
     }
     let lines = LogTail::default();
     tracing_subscriber::fmt()
@@ -274,18 +276,18 @@ fn supervise(arguments: &Arguments, interrupts: Option<Interrupts>) -> ExitCode 
     let made = Group::check(&arguments.source).map_err(PlaceError::from).and_then(|()| Output::make(arguments));
     let made = match made {
         Ok(made) => made,
-        Err(error) => return tell(arguments, &error),
+        Err(error) => return tell(arguments, error),
     };
     match by_hand::run_contained(Some(&made.scratch), &made.devices, interrupts) {
-        Err(failure) => tell(arguments, &PlaceError::Failed(failure)),
+        Err(failure) => tell(arguments, PlaceError::Failed(failure)),
         Ok(status) if status.success() => {
             match by_hand::take_report(&made.scratch, &made.stem, made.options.out_format, &arguments.to_device) {
                 Ok(metadata) => finish(arguments, made, metadata),
-                Err(failure) => tell(arguments, &PlaceError::Failed(failure)),
+                Err(failure) => tell(arguments, PlaceError::Failed(failure)),
             }
         }
         Ok(status) => match by_hand::died(status) {
-            Some(failure) => tell(arguments, &PlaceError::Failed(failure)),
+            Some(failure) => tell(arguments, PlaceError::Failed(failure)),
             // It has told why.
             None => status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from),
         },
@@ -312,7 +314,7 @@ fn convert_contained(arguments: &Arguments, child: &Child, interrupts: Option<In
     match converted {
         Ok(()) => ExitCode::SUCCESS,
         Err(Ended::Interrupted) => interrupted(arguments),
-        Err(Ended::By(error)) => tell(arguments, &error),
+        Err(Ended::By(error)) => tell(arguments, error),
     }
 }
 
@@ -337,7 +339,7 @@ fn convert_uncontained(arguments: &Arguments, interrupts: Option<Interrupts>) ->
     match converted {
         Ok((made, metadata)) => finish(arguments, made, metadata),
         Err(Ended::Interrupted) => interrupted(arguments),
-        Err(Ended::By(error)) => tell(arguments, &error),
+        Err(Ended::By(error)) => tell(arguments, error),
     }
 }
 
@@ -453,6 +455,10 @@ struct Output {
 impl Output {
     fn make(arguments: &Arguments) -> Result<Self, PlaceError> {
         let (directory, stem) = destination(arguments)?;
+        if let Some(file) = &arguments.output {
+            place::check_replaceable(file)?;
+        }
+        place::check_directory(&directory)?;
         let devices = device::open(&arguments.to_device, arguments.force)?;
         let made = Made::directory(&directory).map_err(|e| output::output_failure(&directory, &e))?;
         let scratch = Scratch::new(&directory)?;
@@ -464,51 +470,15 @@ impl Output {
 fn finish(arguments: &Arguments, output: Output, mut metadata: Metadata) -> ExitCode {
     if !arguments.to_device.is_empty() {
         let placed = Placed { disks: arguments.to_device.clone(), ..Placed::default() };
-        return report(arguments, &metadata, &placed);
+        return report::print(&metadata, &placed, arguments.json);
     }
     let target = target(arguments, &output.directory, &output.stem, &output.options);
     let placed = match place::place(output.scratch.path(), &mut metadata, &target) {
         Ok(placed) => placed,
-        Err(error) => return tell(arguments, &error),
+        Err(error) => return tell(arguments, error),
     };
     output.made.keep();
-    report(arguments, &metadata, &placed)
-}
-
-fn tell(arguments: &Arguments, error: &PlaceError) -> ExitCode {
-    let suggestion = match error {
-        PlaceError::Failed(failure) => {
-            let at_device = device::suggestion(failure.reason).filter(|_| !arguments.to_device.is_empty());
-            let suggestion = match failure.reason {
-                _ if at_device.is_some() => at_device.unwrap_or_default(),
-                Reason::TooLarge if failure.needed_bytes.is_none() => {
-                    "Raise --max-virtual-size if this image is trusted"
-                }
-                Reason::MissingMember if Remedy::of_text(&failure.suggestion).is_none() => {
-                    "Copy every file of the export into one directory"
-                }
-                _ => &failure.suggestion,
-            };
-            // Nothing about a device passes by itself, but a fault of its own.
-            let is_of_device = at_device.is_some() && failure.reason != Reason::OutputIO;
-            let code = if is_of_device { exit_code::CONFIGURATION } else { failure.reason.exit_code() };
-            return refuse(failure, suggestion, code);
-        }
-        PlaceError::Taken(_) => "Use another name, or --force to replace it",
-        PlaceError::Directory(_) | PlaceError::Several { .. } => "Use --output-dir DIR, or another name",
-        PlaceError::Source(_) => "Use another name",
-        PlaceError::Devices { .. } => "Name one device for each disk, in the order that `hyper2kvm inspect` shows",
-        PlaceError::Holds { .. } => "Use --force to overwrite it, if nobody needs it",
-    };
-    refuse(error, suggestion, USAGE)
-}
-
-fn refuse(why: &dyn std::fmt::Display, suggestion: &str, code: u8) -> ExitCode {
-    eprintln!("hyper2kvm: {}", printable(&why.to_string()));
-    if !suggestion.is_empty() {
-        eprintln!("  {suggestion}");
-    }
-    ExitCode::from(code)
+    report::print(&metadata, &placed, arguments.json)
 }
 
 /// Directories made for the output; they are removed again if nothing was put into them.
@@ -541,6 +511,9 @@ impl Drop for Made {
 /// Checks what clap can't express about the arguments.
 fn check_usage(arguments: &Arguments) -> Result<(), String> {
     let format = format(arguments);
+    if let Some(output) = &arguments.output {
+        named::check(output, arguments.format.map(|_| format))?;
+    }
     if !arguments.to_device.is_empty() && format != OutputFormat::Raw {
         return Err(format!("--to-device writes raw disks, the output is {format}"));
     }
@@ -558,12 +531,12 @@ fn check_usage(arguments: &Arguments) -> Result<(), String> {
 
 /// The format in the arguments, or the one that FILE's extension names.
 fn format(arguments: &Arguments) -> OutputFormat {
-    let extension = arguments.output.as_ref().and_then(|f| f.extension()).and_then(|e| e.to_str());
-    match (arguments.format, extension) {
-        (None, _) if !arguments.to_device.is_empty() => OutputFormat::Raw,
-        (Some(Format::Raw), _) | (None, Some("raw" | "img")) => OutputFormat::Raw,
-        (Some(Format::Vdi), _) | (None, Some("vdi")) => OutputFormat::Vdi,
-        (Some(Format::Qcow2) | None, _) => OutputFormat::Qcow2,
+    match arguments.format {
+        Some(Format::Qcow2) => OutputFormat::Qcow2,
+        Some(Format::Raw) => OutputFormat::Raw,
+        Some(Format::Vdi) => OutputFormat::Vdi,
+        None if !arguments.to_device.is_empty() => OutputFormat::Raw,
+        None => arguments.output.as_deref().and_then(named::format).unwrap_or_default(),
     }
 }
 
@@ -696,64 +669,4 @@ fn draw(bar: &ProgressBar, progress: &Progress) {
         bar.set_draw_target(ProgressDrawTarget::stderr());
         bar.tick();
     }
-}
-
-fn report(arguments: &Arguments, metadata: &Metadata, placed: &Placed) -> ExitCode {
-    let mut out = io::stdout().lock();
-    let printed = if arguments.json {
-        let json = serde_json::to_string_pretty(metadata).map_err(io::Error::from);
-        json.and_then(|json| writeln!(out, "{}", printable_json(&json)))
-    } else {
-        summary(&mut out, metadata, placed)
-    };
-    match printed {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("hyper2kvm: cannot print the report: {error}");
-            ExitCode::FAILURE
-        }
-        _ => ExitCode::SUCCESS,
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-fn summary(out: &mut impl Write, metadata: &Metadata, placed: &Placed) -> io::Result<()> {
-    let unsure = doubts(metadata).filter(|_| !placed.emitted.is_empty());
-    for warning in metadata.warnings.iter().chain(unsure) {
-        writeln!(out, "warning: {}", printable(warning))?;
-    }
-    for (disk, path) in metadata.disks.iter().zip(&placed.disks) {
-        let (virtual_size, allocated) = (ByteSize(disk.virtual_size_bytes), ByteSize(disk.allocated_bytes));
-        let how = if disk.target.is_some() { "written" } else { "on disk" };
-        writeln!(out, "{}  {virtual_size} virtual, {allocated} {how}", shown(path))?;
-        if let Some(sha256) = &disk.sha256 {
-            writeln!(out, "  sha256 {sha256}")?;
-        }
-    }
-    for path in &placed.emitted {
-        let shown = shown(path);
-        match path.extension().and_then(OsStr::to_str) {
-            Some("xml") => writeln!(out, "{shown}  libvirt domain: virsh define {shown}")?,
-            Some("yaml") => writeln!(out, "{shown}  KubeVirt machine: kubectl apply -f {shown}")?,
-            Some("json") => writeln!(out, "{shown}  properties of the images, for the script beside it")?,
-            _ => writeln!(out, "{shown}  its first lines say how to use it")?,
-        }
-    }
-    let seconds = metadata.duration_ms as f64 / 1000.0;
-    let virtual_size: u64 = metadata.disks.iter().map(|d| d.virtual_size_bytes).sum();
-    let rate = virtual_size as f64 / 1e6 / seconds.max(0.001);
-    writeln!(
-        out,
-        "{} ({}) in {seconds:.2} s, {rate:.0} MB/s of guest disk",
-        printable(&metadata.source.name),
-        metadata.source.format
-    )
-}
-
-fn shown(path: &Path) -> String {
-    printable(&path.to_string_lossy()).into_owned()
-}
-
-/// What the machine files are unsure of; nobody asked for a machine where there are none.
-fn doubts(metadata: &Metadata) -> impl Iterator<Item = &String> {
-    metadata.machines.iter().flat_map(|machine| &machine.doubts)
 }

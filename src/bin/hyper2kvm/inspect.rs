@@ -3,6 +3,7 @@
 
 mod guest;
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::scratch::Scratch;
 use serde::Serialize;
 
+use crate::refusal;
+
 /// Most bytes that what is unpacked may take in the temporary directory during the inspection.
 const MAX_SCRATCH: u64 = 4 << 30;
 
@@ -30,7 +33,7 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm inspect db.vmdk --json | jq .accepted
   hyper2kvm inspect web01.ova --guest
 
-Exit codes: 0 it would be accepted, else the code of its reason (10 to 13).";
+Exit codes: 0 it would be accepted; 2 wrong usage, or no such file; else the code of its reason (10 to 13).";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -99,7 +102,7 @@ fn supervise(scratch: Option<&Scratch>) -> ExitCode {
         Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from),
         Err(failure) => {
             eprintln!("hyper2kvm: {failure}\n  {}", failure.suggestion);
-            ExitCode::from(failure.reason.exit_code())
+            ExitCode::from(refusal::exit_code(&failure))
         }
     }
 }
@@ -111,14 +114,15 @@ fn print(arguments: &Arguments, told: &Told) -> ExitCode {
         json.and_then(|json| writeln!(out, "{}", printable_json(&json)))
     } else {
         let guest = told.guest.as_ref();
-        describe(&mut out, &told.image).and_then(|()| guest.map_or(Ok(()), |guest| guest::describe(&mut out, guest)))
+        describe(&mut out, &arguments.source, &told.image)
+            .and_then(|()| guest.map_or(Ok(()), |guest| guest::describe(&mut out, guest)))
     };
     match (printed, &told.image.refusal) {
         (Err(error), _) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("hyper2kvm: cannot print: {error}");
             ExitCode::FAILURE
         }
-        (_, Some(refusal)) => ExitCode::from(refusal.reason.exit_code()),
+        (_, Some(refusal)) => ExitCode::from(refusal::exit_code(refusal)),
         (_, None) => ExitCode::SUCCESS,
     }
 }
@@ -138,13 +142,16 @@ fn look(arguments: &Arguments, group: Result<Group, Failure>, scratch: Option<&P
         Ok(group) => group,
         Err(refusal) => {
             let name = arguments.source.file_name().unwrap_or(arguments.source.as_os_str());
-            let image = Inspection::refused(name.to_string_lossy().into_owned(), refusal);
+            let refusal = refusal::by_hand(refusal, &arguments.source);
+            let mut image = Inspection::refused(name.to_string_lossy().into_owned(), refusal);
+            let found = arguments.source.symlink_metadata().ok().filter(fs::Metadata::is_file);
+            image.size_bytes = found.map(|found| found.len());
             return Told { image, guest: None };
         }
     };
     if !arguments.guest {
         let image = source::inspect(&group.primary, &group.siblings, &limits, &mut scratch);
-        return Told { image, guest: None };
+        return Told { image: by_hand(image, arguments), guest: None };
     }
     // What is packed is unpacked as for a conversion.
     let opened = source::open(&group.primary, &group.siblings, &limits, &mut scratch);
@@ -153,25 +160,29 @@ fn look(arguments: &Arguments, group: Result<Group, Failure>, scratch: Option<&P
         let time = Duration::from_secs(arguments.guest_limit);
         hyper2kvm::guest::inspect(&disks, &hyper2kvm::guest::Limits { time, ..Default::default() })
     });
-    Told { image: Inspection::of(&group.primary, opened), guest }
+    Told { image: by_hand(Inspection::of(&group.primary, opened), arguments), guest }
 }
 
-fn describe(out: &mut impl Write, told: &Inspection) -> io::Result<()> {
+fn by_hand(mut image: Inspection, arguments: &Arguments) -> Inspection {
+    image.refusal = image.refusal.map(|refusal| refusal::by_hand(refusal, &arguments.source));
+    image
+}
+
+fn describe(out: &mut impl Write, source: &Path, told: &Inspection) -> io::Result<()> {
     let mut row = |key: &str, value: &str| writeln!(out, "{key:<14} {}", printable(value));
-    row("file", &told.name)?;
-    row("format", told.format.as_deref().unwrap_or("unknown"))?;
-    row("size", &ByteSize(told.size_bytes).to_string())?;
+    row("file", &source.to_string_lossy())?;
+    if let Some(format) = &told.format {
+        row("format", format)?;
+    }
+    if let Some(size) = told.size_bytes {
+        row("size", &ByteSize(size).to_string())?;
+    }
     for disk in &told.disks {
-        let allocated = disk.allocated_bytes.map_or_else(|| "unknown".to_owned(), |b| ByteSize(b).to_string());
-        let size = disk.virtual_size_bytes.map_or_else(|| "unknown size".to_owned(), |b| ByteSize(b).to_string());
+        let size = disk.virtual_size_bytes.map(|bytes| format!("{} virtual", ByteSize(bytes)));
+        let size = size.unwrap_or_else(|| "size unknown until it is unpacked".to_owned());
+        let data = disk.allocated_bytes.map(|bytes| format!(", {} of data", ByteSize(bytes))).unwrap_or_default();
         let compression = disk.compression;
-        row(
-            "disk",
-            &format!(
-                "{}: {}, {size} virtual, {allocated} of data, compression {compression}",
-                disk.member, disk.format
-            ),
-        )?;
+        row("disk", &format!("{}: {}, {size}{data}, compression {compression}", disk.member, disk.format))?;
     }
     for option in &told.ovf_options {
         let texts = [Some(&option.name), option.label.as_ref(), option.description.as_ref()];
@@ -190,7 +201,8 @@ fn describe(out: &mut impl Write, told: &Inspection) -> io::Result<()> {
         row("warning", warning)?;
     }
     match &told.refusal {
-        None => row("accepted", "yes"),
+        None if told.looked_at_whole => row("accepted", "yes"),
+        None => row("accepted", "as far as its beginning shows (convert reads the whole stream)"),
         Some(refusal) => {
             row("accepted", &format!("no: {}: {}", refusal.reason, refusal.message))?;
             if refusal.suggestion.is_empty() { Ok(()) } else { row("", &refusal.suggestion) }

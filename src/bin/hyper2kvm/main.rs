@@ -5,6 +5,7 @@ mod appliance;
 mod convert;
 mod daemon;
 mod inspect;
+mod refusal;
 mod transfer;
 
 use std::process::ExitCode;

@@ -182,19 +182,21 @@ fn attributes(text: &str) -> usize {
 
 fn refuse_xml(file: &str, error: &roxmltree::Error) -> Error {
     let position = error.pos();
-    let at = format!("in line {}, column {}", position.row, position.col);
+    let place = format!("line {}, column {}", position.row, position.col);
     match error {
         roxmltree::Error::DtdDetected => {
             Error::refuse(Reason::UnsupportedFormat, file, "the OVF has a document type declaration, which is not read")
         }
-        roxmltree::Error::UnknownEntityReference(..) => {
-            Error::refuse(Reason::UnsupportedFormat, file, format!("the OVF uses an entity {at}, which is not read"))
-        }
+        roxmltree::Error::UnknownEntityReference(..) => Error::refuse(
+            Reason::UnsupportedFormat,
+            file,
+            format!("the OVF uses an entity in {place}, which is not read"),
+        ),
         roxmltree::Error::UnexpectedEndOfStream | roxmltree::Error::UnclosedRootNode => {
             Error::refuse(Reason::Truncated, file, "the OVF ends before its envelope does")
         }
         // The parser's message may quote the text, so only the place is shown.
-        _ => Error::refuse(Reason::Corrupt, file, format!("the OVF is no well-formed XML {at}")),
+        _ => Error::refuse(Reason::Corrupt, file, format!("the OVF is not well-formed XML ({place})")),
     }
 }
 

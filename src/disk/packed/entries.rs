@@ -97,7 +97,7 @@ fn refuse(region: &Region, error: ZipError) -> Error {
     let corrupt = |message: &str| Error::refuse(Reason::Corrupt, region.name(), message);
     match error {
         ZipError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Error::truncated(region.name(), region.len(), "is a zip that ends too early")
+            Error::truncated(region.name(), region.len(), "the zip ends too early")
         }
         ZipError::Io(error) => match error.downcast::<Error>() {
             Ok(ours) => ours,

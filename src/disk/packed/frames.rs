@@ -5,7 +5,7 @@
 //! Formats: *The .xz File Format* 1.2.1, sections 2.1.2 and 4; RFC 8878, sections 3.1.1 and 3.1.2; bzip2's end of
 //! stream; *SAM/BAM Format Specification*, section 4.1.2 (bgzip); PKWARE's APPNOTE 6.3.10, section 4.3.16.
 
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::detect::{Packing, ZSTD, is_skippable};
 use crate::disk::fields::{le16, le32, le64};
 use crate::disk::{Error, Region};
@@ -72,7 +72,7 @@ pub(super) fn check_window(region: &Region) -> Result<(), Error> {
                 window >> 20,
                 MAX_WINDOW >> 20
             );
-            Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message).at(0))
+            Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message).at(0).with_remedy(Remedy::InMessage))
         }
         _ => Ok(()),
     }

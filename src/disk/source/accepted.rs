@@ -28,6 +28,8 @@ pub type Scratch<'a> = dyn FnMut() -> Result<File, Error> + 'a;
 /// A source that was accepted.
 #[derive(Clone, Debug)]
 pub struct Source {
+    /// Whether it was opened as a whole, and not only looked at from its beginning.
+    pub is_whole: bool,
     /// Format and kind: `ova`, `ovf`, `vmdk streamOptimized`, `vhdx dynamic`.
     pub format: String,
     /// Its disks, in the order of the OVF; never empty.

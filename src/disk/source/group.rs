@@ -83,6 +83,7 @@ fn open_package(
     }
     warnings.extend(ovf.warnings.iter().cloned());
     Ok(Source {
+        is_whole: true,
         format: format.to_owned(),
         hardware: ovf.hardware.clone().map(|hardware| by_member(hardware, &ovf)),
         machines: ovf.machines.iter().map(|machine| machine_by_member(machine.clone(), &ovf)).collect(),
@@ -155,7 +156,8 @@ fn open_file(
     // Some exporters give disks names without an extension; there the content alone decides.
     let extension = extension(name).to_ascii_lowercase();
     if EXTENSIONS.contains(&extension.as_str()) {
-        detect::check_extension(name, content).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
+        let (head, _) = detect::ends(region)?;
+        detect::check_extension(name, content, &head).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
     }
     open_disk(region, name, content, members, limits)
 }

@@ -6,9 +6,11 @@ use serde::Serialize;
 use super::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 use super::open::look;
 use crate::conversion::Failure;
+use crate::conversion::file_name::extension;
 use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
-use crate::disk::{Error, Location, Region, detect};
+use crate::disk::detect::{self, Content};
+use crate::disk::{Error, Location, Region};
 
 /// Most extents looked at to find out how a disk is compressed.
 const SAMPLE: usize = 1 << 16;
@@ -18,13 +20,16 @@ const SAMPLE: usize = 1 << 16;
 #[serde(rename_all = "camelCase")]
 pub struct Inspection {
     pub name: String,
-    /// Size of the primary file in bytes.
-    pub size_bytes: u64,
+    /// Size of the primary file in bytes; absent where it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
     /// Format and kind; where it is refused, the container that it seems to be; absent where that is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// Whether a conversion would take it. Digests and compressed data are only checked by the conversion itself.
     pub accepted: bool,
+    /// Whether more than its beginning was looked at: a packed stream may end too early all the same.
+    pub looked_at_whole: bool,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Failure>,
@@ -69,14 +74,15 @@ pub struct MemberInspection {
 }
 
 impl Inspection {
-    /// A source that could not even be opened.
+    /// A source that could not even be opened: of its content nothing is known.
     #[must_use]
     pub fn refused(name: String, refusal: Failure) -> Self {
         Self {
+            size_bytes: None,
+            format: descriptor_by_name(&name).map(str::to_owned),
             name,
-            size_bytes: 0,
-            format: None,
             accepted: false,
+            looked_at_whole: true,
             refusal: Some(refusal),
             disks: Vec::new(),
             ovf_options: Vec::new(),
@@ -92,27 +98,44 @@ impl Inspection {
     pub fn of(primary: &Region, opened: Result<Source, Error>) -> Self {
         let (name, size_bytes) = (primary.name().to_owned(), primary.len());
         match opened {
-            Ok(Source { format, disks, hardware, machines, warnings, options, members, digests: _ }) => Self {
-                name,
-                size_bytes,
-                format: Some(format),
-                accepted: true,
-                refusal: None,
-                disks: disks.iter().map(describe).collect(),
-                ovf_options: options,
-                members: members.into_iter().map(|(name, size_bytes)| MemberInspection { name, size_bytes }).collect(),
-                hardware,
-                machines,
-                warnings,
-            },
+            Ok(Source { format, disks, hardware, machines, warnings, options, members, digests: _, is_whole }) => {
+                Self {
+                    name,
+                    size_bytes: Some(size_bytes),
+                    looked_at_whole: is_whole && !disks.iter().any(|disk| disk.image.is_stream()),
+                    format: Some(format),
+                    accepted: true,
+                    refusal: None,
+                    disks: disks.iter().map(describe).collect(),
+                    ovf_options: options,
+                    members: members
+                        .into_iter()
+                        .map(|(name, size_bytes)| MemberInspection { name, size_bytes })
+                        .collect(),
+                    hardware,
+                    machines,
+                    warnings,
+                }
+            }
             Err(error) => Self {
                 members: vec![MemberInspection { name: name.clone(), size_bytes }],
-                size_bytes,
-                format: detect::detect_region(primary).ok().map(|content| content.as_str().to_owned()),
+                size_bytes: Some(size_bytes),
+                format: detect::detect_region(primary).ok().map(|content| called(&name, content)),
                 ..Self::refused(name, Failure::from(&error))
             },
         }
     }
+}
+
+/// What people call a refused file: an OVA and an OVF by their names, else what it holds.
+fn called(name: &str, content: Content) -> String {
+    let by_name = descriptor_by_name(name).filter(|by_name| content.agrees_with(by_name));
+    by_name.unwrap_or(content.as_str()).to_owned()
+}
+
+/// What the name alone says of an appliance.
+fn descriptor_by_name(name: &str) -> Option<&'static str> {
+    ["ova", "ovf"].into_iter().find(|one| extension(name).eq_ignore_ascii_case(one))
 }
 
 /// Opens `primary` as [`open`](super::open()) does, but returns a refusal as a finding.

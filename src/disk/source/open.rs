@@ -105,7 +105,7 @@ pub(super) fn open_files(primary: &Region, siblings: &[Region], room: &mut Room)
     }
     refuse_lone_extent(primary, content)?;
     // Names that say nothing come only from a person who named the file.
-    detect::check_extension(name, content)
+    detect::check_extension(name, content, &head)
         .or_else(|e| if content == Content::Raw && detect::is_disk_called(name, &head) { Ok(()) } else { Err(e) })?;
     match content {
         Content::Packed(packing) => open_stream(primary, &Stream::of(primary, packing), room),
@@ -119,6 +119,7 @@ pub(super) fn open_files(primary: &Region, siblings: &[Region], room: &mut Room)
             let extents = image.regions.iter().filter(|region| region.name() != name);
             members.extend(extents.map(|region| (region.name().to_owned(), region.len())));
             Ok(Source {
+                is_whole: true,
                 format: image.kind().to_owned(),
                 warnings: image.warnings(),
                 disks: vec![SourceDisk { member: name.to_owned(), image }],

@@ -10,8 +10,8 @@ use super::accepted::{Limits, Scratch, Source, SourceDisk};
 use super::checks::blank;
 use super::disk::open_disk;
 use super::group;
-use crate::conversion::Reason;
 use crate::conversion::file_name::{extension, is_disk_extension, is_taken, unpacked};
+use crate::conversion::{Reason, Remedy};
 use crate::disk::descriptor::{self, MAX_BYTES, looks_like_extent, shown};
 use crate::disk::detect::{self, Content, HEAD_BYTES};
 use crate::disk::packed::entries::{self, Entry};
@@ -64,19 +64,24 @@ fn open_inner(stream: &Stream, inner: &str, member: &str, room: &mut Room) -> Re
     let is_streamed = content == Content::Raw && ends_in != "vhd";
     if is_streamed || content != Content::Raw {
         let named = |e: Error| match e.reason {
+            // What it is stands in its message.
+            Reason::UnsupportedFormat if e.remedy == Some(Remedy::NoDisk) => named(e),
             Reason::UnsupportedFormat if !is_taken(inner) => {
-                let message = "packs something that its name does not tell; call it NAME.img.gz, for example, if it is a raw disk";
-                Error::refuse(e.reason, stream.name(), message)
+                let packed = stream.packing_extension();
+                let message = format!(
+                    "packs something that its name does not tell; call it NAME.img.{packed}, for example, if it is a raw disk"
+                );
+                Error::refuse(e.reason, stream.name(), message).with_remedy(Remedy::InMessage)
             }
             _ => named(e),
         };
-        detect::check_extension(inner, content)
+        detect::check_extension(inner, content, &head)
             .or_else(|e| detect::is_disk_called(inner, &head).then_some(()).ok_or(e))
             .map_err(named)?;
     }
     if let Content::Packed(_) | Content::Zip = content {
         let message = format!("holds {} again; unpack it once", content.as_str());
-        return Err(Error::refuse(Reason::UnsupportedFormat, stream.name(), message));
+        return Err(Error::refuse(Reason::UnsupportedFormat, stream.name(), message).with_remedy(Remedy::InMessage));
     }
     if is_streamed {
         let raw = PackedRaw::new(stream.clone(), room.limits.max_virtual_size);
@@ -109,7 +114,8 @@ fn open_inner(stream: &Stream, inner: &str, member: &str, room: &mut Room) -> Re
 fn open_unpacked(region: &Region, inner: &str, member: &str, room: &mut Room) -> Result<Source, Error> {
     let named = |e: Error| Error { file: region.name().to_owned(), ..e };
     let content = detect::detect_region(region)?;
-    detect::check_extension(inner, content).map_err(named)?;
+    let (head, _) = detect::ends(region)?;
+    detect::check_extension(inner, content, &head).map_err(named)?;
     if content == Content::Tar {
         return open_tar(region, inner, room);
     }
@@ -124,6 +130,7 @@ fn from_beginning(stream: &Stream, content: Content, member: &str, unpacked: &Un
         .map(|size| SourceDisk { member: member.to_owned(), image: blank(size, content.as_str()) });
     let warning = format!("{}: only its first {seen} bytes were unpacked and looked at", stream.name());
     Source {
+        is_whole: false,
         format: format!("{} in {}", content.as_str(), stream.packing()),
         disks: disks.into_iter().collect(),
         hardware: None,
@@ -137,6 +144,7 @@ fn from_beginning(stream: &Stream, content: Content, member: &str, unpacked: &Un
 
 fn single(member: &str, image: Image) -> Source {
     Source {
+        is_whole: true,
         format: image.kind().to_owned(),
         warnings: image.warnings(),
         disks: vec![SourceDisk { member: member.to_owned(), image }],
@@ -202,7 +210,7 @@ fn open_member(stream: &Stream, name: &str, room: &mut Room) -> Result<Source, E
 
 fn check_member(name: &str, content: Content, region: &Region) -> Result<(), Error> {
     let (head, _) = detect::ends(region)?;
-    let checked = detect::check_extension(name, content);
+    let checked = detect::check_extension(name, content, &head);
     checked
         .or_else(|e| (content == Content::Raw && detect::is_disk_called(name, &head)).then_some(()).ok_or(e))
         .map_err(|e| Error { file: region.name().to_owned(), ..e })
@@ -270,6 +278,7 @@ fn open_group(archive: &Region, primary: &Entry, entries: &[Entry], room: &mut R
         let warning = format!("{}: its disks are packed and were not looked at", archive.name());
         let (format, warnings) = ("ovf in zip".to_owned(), vec![warning]);
         return Ok(Source {
+            is_whole: false,
             format,
             warnings,
             disks: Vec::new(),
@@ -341,7 +350,7 @@ fn choose(archive: &str, paths: &[&str]) -> Result<usize, Error> {
                 several.len(),
                 names.join(", ")
             );
-            Err(Error::refuse(Reason::UnsupportedFormat, archive, message))
+            Err(Error::refuse(Reason::UnsupportedFormat, archive, message).with_remedy(Remedy::InMessage))
         }
         None => Err(Error::refuse(Reason::MissingMember, archive, "has no file in it")),
     }

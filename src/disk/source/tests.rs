@@ -328,6 +328,8 @@ fn an_inspection_tells_instead_of_failing() {
     let inspection = look("vm.vmdk", &ova);
     assert_eq!((inspection.accepted, inspection.format.as_deref()), (false, Some("tar")));
     assert_eq!(inspection.refusal.as_ref().unwrap().reason, Reason::FormatMismatch);
+    let inspection = look("vm.ova", &ova[..1024]);
+    assert_eq!((inspection.accepted, inspection.format.as_deref()), (false, Some("ova")));
     assert!(serde_json::to_string(&inspection).unwrap().contains("\"sizeBytes\""));
 }
 

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use super::{Kind, extension, is_change_tracking};
+use crate::conversion::file_name::MACHINES;
 
 /// Why an entry is never taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,7 +66,7 @@ impl Refusal {
             "lz4" | "lzo" | "lzma" | "z" => Self::Unread,
             "dd" => Self::Misnamed("raw"),
             "vhdfixed" => Self::Misnamed("vhd"),
-            "vmx" | "vmxf" | "vmtx" | "vbox" | "vmcx" | "pvs" | "xva" => Self::Machine,
+            other if MACHINES.contains(&other) => Self::Machine,
             "avhd" | "avhdx" | "vmsn" | "vmsd" | "vmem" | "vmss" | "vmrs" => Self::Checkpoint,
             _ => Self::Other,
         }
@@ -94,12 +95,12 @@ impl Refusal {
         Cow::Borrowed(match self {
             Self::Symlink => "is a symbolic link, which is never followed; move the file itself here",
             Self::Mounted => "is a mount point, which can't be moved; copy the folder itself here",
-            Self::Fifo => "is a FIFO, not a disk image",
-            Self::Socket => "is a socket, not a disk image",
+            Self::Fifo => "is a FIFO, not a disk image; copy its content into a file",
+            Self::Socket => "is a socket, not a disk image; copy its content into a file",
             Self::Device => "is a device, which is never read; make an image of it",
             Self::Empty => "is empty; copy it again",
             Self::Name => "has a name that is not UTF-8; rename it",
-            Self::Archive => "is an archive, which is never opened; unpack it and move the disk images here",
+            Self::Archive => "is an archive of a kind that is not read; unpack it and move the disk images here",
             Self::Compressed => {
                 "is compressed, and neither its name nor an OVF tells what is in it; let its name end in that, as in .img.gz \
                  or .qcow2.xz"

@@ -7,13 +7,15 @@ use std::process::ExitStatus;
 
 use super::map::MapError;
 use crate::appliance::protocol;
-use crate::conversion::{Failure, Reason, Stage, chain};
+use crate::conversion::{Failure, Reason, Remedy, Stage, chain};
 
 /// A fix that was not made.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::worker) enum FixError {
-    #[error("{} is not there: build the appliance by `hyper2kvm appliance build`, or name its directory", .0.display())]
-    NoAppliance(PathBuf, #[source] io::Error),
+    #[error("{} is missing", .0.display())]
+    NoAppliance(PathBuf),
+    #[error("{} can't be read", .0.display())]
+    Appliance(PathBuf, #[source] io::Error),
     #[error("{0} is not installed, or not in the PATH")]
     NoProgram(&'static str),
     #[error("the machine has {0} disks, more than the appliance takes")]
@@ -61,7 +63,14 @@ pub(in crate::worker) enum CheckError {
 
 impl From<FixError> for Failure {
     fn from(error: FixError) -> Self {
-        let reason = if matches!(error, FixError::Interrupted) { Reason::Disrupted } else { Reason::GuestFixFailed };
-        Self::new(reason, chain(&error)).at_stage(Stage::Fix)
+        let (reason, remedy) = match error {
+            FixError::Interrupted => (Reason::Disrupted, None),
+            FixError::NoAppliance(_) | FixError::Appliance(..) => {
+                (Reason::GuestFixFailed, Some(Remedy::BuildAppliance))
+            }
+            FixError::NoProgram(_) => (Reason::GuestFixFailed, Some(Remedy::InstallQemu)),
+            _ => (Reason::GuestFixFailed, None),
+        };
+        Self::new(reason, chain(&error)).with_remedy(remedy).at_stage(Stage::Fix)
     }
 }

@@ -64,6 +64,13 @@ pub(in crate::worker) fn serial(n: usize) -> String {
     format!("hyper2kvm-{n}")
 }
 
+fn no_appliance(path: &Path, error: io::Error) -> FixError {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => FixError::NoAppliance(path.to_owned()),
+        _ => FixError::Appliance(path.to_owned(), error),
+    }
+}
+
 impl<'a> Overlays<'a> {
     /// Makes an overlay over each disk in `directory`.
     pub(in crate::worker) fn make(
@@ -105,7 +112,7 @@ impl<'a> Overlays<'a> {
         is_interrupted: impl Fn() -> bool,
     ) -> Result<GuestFix, FixError> {
         let kernel = self.programs.appliance.join("vmlinuz");
-        fs::metadata(&kernel).map_err(|e| FixError::NoAppliance(kernel.clone(), e))?;
+        fs::metadata(&kernel).map_err(|e| no_appliance(&kernel, e))?;
         let initrd = self.initrd(job, drivers)?;
         let writable = self.disks.iter().map(|disk| disk.path.clone()).collect();
         let readable = self.disks.iter().map(|disk| disk.base.clone()).chain([initrd.clone()]).collect();
@@ -132,9 +139,10 @@ impl<'a> Overlays<'a> {
     /// The appliance's initrd with the job behind it.
     fn initrd(&self, job: &Job, drivers: &[DriverFile]) -> Result<PathBuf, FixError> {
         let source = self.programs.appliance.join("initrd");
-        let missing = |e| FixError::NoAppliance(source.clone(), e);
         let mut bytes = Vec::new();
-        File::open(&source).and_then(|file| file.take(MAX_INITRD).read_to_end(&mut bytes)).map_err(missing)?;
+        File::open(&source)
+            .and_then(|file| file.take(MAX_INITRD).read_to_end(&mut bytes))
+            .map_err(|e| no_appliance(&source, e))?;
         bytes.resize(bytes.len().next_multiple_of(512), 0);
         let path = self.place.join("initrd");
         let mut file = File::create_new(&path).map_err(FixError::Work)?;
