@@ -18,6 +18,7 @@ pub(super) fn script(guest: &Guest<'_>, file: &str) -> String {
         "It makes a machine, which it does not start, and copies the disks into STORAGE.".to_owned(),
     ];
     let mut text = begin(&guest.head(&usage, &lost));
+    text.push_str("[ $# -ge 2 ] || { echo \"usage: sh $0 VMID STORAGE [BRIDGE]\" >&2; exit 2; }\n");
     text.push_str("id=${1:?VMID} storage=${2:?STORAGE} bridge=${3:-vmbr0}\n");
     // The names of disks may hold a comma, which separates the options of a disk.
     text.push_str("links=$(mktemp -d)\ntrap 'rm -rf \"$links\"' EXIT\n");
