@@ -7,20 +7,28 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
-use hyper2kvm::conversion::{chain, printable_json};
+use hyper2kvm::conversion::printable_json;
 use hyper2kvm::ledger::{LEDGER_FILE, MAX_PAGE, Page, PastConversion};
 
+use crate::socket::OUTPUT_DIR;
 use crate::table::{or_dash, table};
+
+/// How many are shown where nothing is asked for.
+const LIMIT: u32 = 50;
+
+fn number(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no whole number"))
+}
 
 /// Which conversions are shown.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Window {
-    /// How many, newest first
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PAGE)))]
+    /// How many, newest first: 1 to 1000
+    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PAGE)))]
     pub(crate) limit: u32,
 
     /// Only those that ended before the one with this number
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = number)]
     pub(crate) before: Option<i64>,
 }
 
@@ -30,7 +38,7 @@ pub(crate) fn run(output_dir: &Path, window: Window, json: bool) -> ExitCode {
     let page = match Page::read(&ledger, window.before, window.limit) {
         Ok(page) => page,
         Err(error) => {
-            eprintln!("Error: {}; is {} the output directory?", chain(&error), output_dir.display());
+            eprintln!("Error: {}; is {} the output directory?", told_once(&error), output_dir.display());
             return ExitCode::FAILURE;
         }
     };
@@ -39,11 +47,36 @@ pub(crate) fn run(output_dir: &Path, window: Window, json: bool) -> ExitCode {
         let text = serde_json::to_string_pretty(&page).expect("numbers and texts have a JSON form");
         printable_json(&text).into_owned() + "\n"
     } else {
-        shown(&page, "hyper2kvmctl history")
+        shown(&page, window, &command(output_dir, window))
     };
     // The reader may be gone already (`| head -1`): that is no error.
     drop(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()));
     ExitCode::SUCCESS
+}
+
+/// The command that shows this history again.
+fn command(output_dir: &Path, window: Window) -> String {
+    let directory = match output_dir.display().to_string() {
+        usual if usual == OUTPUT_DIR => String::new(),
+        plain if plain.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c)) => format!(" --output-dir {plain}"),
+        // A shell's quotes.
+        other => format!(" --output-dir '{}'", other.replace('\'', r"'\''")),
+    };
+    let limit = if window.limit == LIMIT { String::new() } else { format!(" --limit {}", window.limit) };
+    format!("hyper2kvmctl{directory} history{limit}")
+}
+
+/// The error with its causes, without a cause that says the same again.
+fn told_once(error: &dyn std::error::Error) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = if more.starts_with(&text) { more } else { format!("{text}: {more}") };
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// The page with its outputs as they lie below the output directory.
@@ -58,9 +91,10 @@ fn below(mut page: Page, output_dir: &Path) -> Page {
 }
 
 /// The page as a table, and how to read on.
-pub(crate) fn shown(page: &Page, command: &str) -> String {
+pub(crate) fn shown(page: &Page, window: Window, command: &str) -> String {
     if page.conversions.is_empty() {
-        return "No conversion has ended.\n".to_owned();
+        let before = window.before.map(|number| format!("None ended before number {number}.\n"));
+        return before.unwrap_or_else(|| "No conversion has ended.\n".to_owned());
     }
     let header = ["NUMBER", "CONVERSION", "SOURCE", "END", "REASON", "ATTEMPTS", "ENDED", "TOOK", "OUTPUT"];
     let mut text = table(&header, page.conversions.iter().map(row));

@@ -40,7 +40,7 @@ struct Cli {
     #[arg(long, global = true, value_name = "DIR")]
     output_dir: Option<PathBuf>,
 
-    /// Print the daemon's whole answer as JSON
+    /// Print the whole answer as JSON
     #[arg(long, global = true)]
     json: bool,
 
@@ -65,7 +65,6 @@ enum Verb {
     /// End now; every source stays where a restart finds it
     Stop,
     /// Print a completion script for a shell
-    #[command(hide = true)]
     Completions { shell: clap_complete::Shell },
 }
 
@@ -83,6 +82,12 @@ fn main() -> ExitCode {
         Verb::Drain => Command::Drain,
         Verb::Stop => Command::Stop,
         Verb::History(window) => {
+            if cli.socket.is_some() {
+                eprintln!(
+                    "Error: history is read from the output directory, not from a socket; name it by --output-dir DIR"
+                );
+                return ExitCode::from(2);
+            }
             let output_dir = cli.output_dir.unwrap_or_else(|| socket::OUTPUT_DIR.into());
             return history::run(&output_dir, window, cli.json);
         }

@@ -108,6 +108,16 @@ fn stats(stats: &Value) -> String {
         format!("  Avg Processing Time: {:.1}s", real(&stats["average_processing_time_seconds"])),
         format!("  Queue Depth: {}", whole(&stats["current_queue_depth"])),
     ];
+    // What people look for first when something seems to stand still; nothing where there is none.
+    for (label, key) in [
+        ("Running", "active_jobs"),
+        ("Waiting for a retry", "retrying"),
+        ("Not complete yet", "settling"),
+        ("Ignored", "ignored"),
+        ("Duplicates", "total_duplicates"),
+    ] {
+        lines.extend(Some(whole(&stats[key])).filter(|count| *count > 0).map(|count| format!("  {label}: {count}")));
+    }
     let types = stats["by_file_type"].as_object().filter(|types| !types.is_empty());
     if let Some(types) = types {
         lines.push(String::new());
@@ -171,6 +181,13 @@ mod tests {
     vmdk: 30 ok, 1 failed, 96.8% success
 "
         );
+    }
+
+    #[test]
+    fn stats_show_what_runs_and_what_waits() {
+        let reply = json!({"status": "ok", "stats": {"active_jobs": 2, "retrying": 1, "ignored": 3, "settling": 0}});
+        let text = answered(Command::Stats, &reply);
+        assert!(text.contains("  Queue Depth: 0\n  Running: 2\n  Waiting for a retry: 1\n  Ignored: 3\n"), "{text}");
     }
 
     #[test]

@@ -25,7 +25,13 @@ fn the_history_lists_what_has_ended_while_the_daemon_works_and_after_it() {
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!([lines[1][2], lines[2][2]], ["disk2.raw", "disk1.raw"], "{table}");
     assert_eq!(lines[1][3..6], ["Succeeded", "-", "1"], "{table}");
-    assert_eq!(lines[3].join(" "), format!("Older ones: hyper2kvmctl history --before {}", lines[2][0]));
+    let dir = output.display();
+    let older = format!("Older ones: hyper2kvmctl --output-dir {dir} history --limit 2 --before {}", lines[2][0]);
+    assert_eq!(lines[3].join(" "), older);
+    let none = String::from_utf8(history(&["--before=1"]).stdout).unwrap();
+    assert_eq!(none, "None ended before number 1.\n");
+    let refused = history(&["--socket", "/nowhere"]);
+    assert_eq!(refused.status.code(), Some(2));
     drop(daemon);
     let page: Value = serde_json::from_slice(&history(&["--json", "--before", lines[2][0]]).stdout).unwrap();
     assert_eq!((&page["conversions"][0]["source"], &page["next"]), (&"disk0.raw".into(), &Value::Null), "{page}");

@@ -205,7 +205,7 @@ pub(super) async fn history(access: &Access, queue: &str, window: Window, printe
         return Err(format!("pod {pod} told no history: {}", printable(said.trim())).into());
     };
     let command = format!("kubectl hyper2kvm -n {} history {queue}", access.namespace);
-    printer.print(&page, || shown(&page, &command))
+    printer.print(&page, || shown(&page, window, &command))
 }
 
 async fn start(access: &Access, queue: &str, command: &[&str], takes: bool) -> Result<AttachedProcess, Refusal> {
