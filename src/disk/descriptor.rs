@@ -49,6 +49,13 @@ pub(crate) fn looks_like_extent(name: &str) -> bool {
         || suffix.strip_prefix(['s', 'f']).is_some_and(numbered)
 }
 
+/// The usual name of the descriptor of an extent; `None` where the name is not that of an extent.
+#[must_use]
+pub(crate) fn descriptor_of(name: &str) -> Option<String> {
+    let (stem, _) = name.rsplit_once('-').filter(|_| looks_like_extent(name))?;
+    Some(format!("{stem}.vmdk"))
+}
+
 /// Whether an extent of this name may be a whole disk.
 #[must_use]
 pub(crate) fn is_flat_extent(name: &str) -> bool {

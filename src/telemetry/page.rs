@@ -98,11 +98,15 @@ fn running(html: &mut String, snapshot: &Snapshot, now: Timestamp) {
     html.push_str("</tbody></table>\n");
 }
 
+/// Why complete files wait while the queue is paused.
+const PAUSED: &str = "complete; the queue is paused";
+
 fn waiting(html: &mut String, snapshot: &Snapshot) {
     html.push_str("<h2>What waits, and why</h2>\n");
+    let is_paused = snapshot.run_state == RunState::Paused;
     let counts = [
-        (snapshot.settling, "still arriving: not complete yet, or its writer has it open"),
-        (snapshot.queue_depth, "complete, waiting for a free slot"),
+        (snapshot.settling, "still arriving: not complete yet, its writer has it open, or what it names is missing"),
+        (snapshot.queue_depth, if is_paused { PAUSED } else { "complete, waiting for a free slot" }),
         (snapshot.retrying, "waiting for the next attempt"),
         (snapshot.ignored, "never taken: the log says of each what to do"),
     ];

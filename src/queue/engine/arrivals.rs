@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::conversion::{Stamp, Witness};
+use crate::disk::descriptor::looks_like_extent;
 use crate::disk::ending::{Ending, ending, may_be_raw};
 use crate::files::store;
 use crate::queue::arrival::{Arrival, Observed, Patience, settle};
@@ -157,6 +158,8 @@ fn report(entry: &Entry, account: Option<&Name>, arrival: Arrival) {
         Arrival::Open if is_disk => {
             tracing::info!("{name} stands still, and its writer has it open: it is taken once the writer closes it");
         }
+        // It waits for its descriptor, which is told where groups are made.
+        Arrival::Short(_) | Arrival::Quiet(_) if looks_like_extent(name) => {}
         Arrival::Short(rest) if is_disk => tracing::info!(
             "{name} stands still, and its end is missing: it is taken as it is after {} s without a change",
             rest.as_secs()

@@ -93,6 +93,8 @@ pub(super) struct Intake {
     left: HashMap<String, LeftSource>,
     denied: Denied,
     ready: Vec<Ready>,
+    /// Descriptors and extents that wait for files which may never come, with what is missing.
+    waiting: BTreeMap<Name, Vec<String>>,
     recalls: Vec<Recall>,
     /// Members that manifests have disproved, each with its primary.
     disproved: HashMap<Stamp, Vec<Name>>,
@@ -134,6 +136,7 @@ impl Intake {
             left: left.into_iter().map(|source| (source.path.clone(), source)).collect(),
             denied: Denied::default(),
             ready: Vec::new(),
+            waiting: BTreeMap::new(),
             recalls: Vec::new(),
             disproved: HashMap::new(),
             is_dirty: true,
@@ -206,7 +209,8 @@ impl Intake {
         self.ready.clear();
         self.recalls.clear();
         let timeout = self.companion_timeout;
-        companions::group(&files, elsewhere, now, timeout, |verdict| self.take_in(verdict));
+        let before = std::mem::take(&mut self.waiting);
+        companions::group(&files, elsewhere, now, timeout, |verdict| self.take_in(verdict, &before, now));
         self.group_folders(folders, now);
         let settling = &self.settling;
         self.ready.sort_by_key(|artifact| settling.first_sight(&artifact.primary));
@@ -253,8 +257,13 @@ impl Intake {
         self.ignored.count()
     }
 
+    /// Files that are seen and wait to be whole: for their end, or for the files that they name.
+    pub(super) fn incomplete(&self) -> usize {
+        self.unsettled() + self.waiting.keys().filter(|name| !self.arrivals.is_waiting(name)).count()
+    }
+
     /// Files that are seen and not complete.
-    pub(super) fn unsettled(&self) -> usize {
+    fn unsettled(&self) -> usize {
         self.settling.unsettled() + self.arrivals.waiting() + self.folders.resting
     }
 

@@ -2,6 +2,7 @@
 //! The snapshot that everybody else reads, and the detection of a queue that stands still.
 
 use crate::conversion::Progress;
+use crate::conversion::admission::RunState;
 use crate::conversion::lifecycle::{Step, next_step};
 use crate::executor::Executor;
 use crate::ledger::{ClaimState, Ledger, retries};
@@ -21,10 +22,11 @@ impl<E: Executor> Engine<E> {
         let current_jobs = self.conversions.values().filter_map(running).collect();
         self.view.run_state = self.run_state;
         self.view.queue_depth = waiting + self.waiting_files() as u64;
-        self.view.settling = self.intake.unsettled() as u64;
+        self.view.settling = self.intake.incomplete() as u64;
         self.view.ignored = self.intake.ignored() as u64;
         self.view.retrying = retrying;
-        self.view.waiting = self.conversions.values().filter_map(why_waiting).take(MAX_WAITING).collect();
+        self.view.waiting =
+            self.conversions.values().filter_map(|c| why_waiting(c, self.run_state)).take(MAX_WAITING).collect();
         self.view.current_jobs = current_jobs;
         self.view.last_activity = self.last_activity;
         self.view.shortage = self.space.shortage();
@@ -67,7 +69,7 @@ fn is_waiting(conversion: &Conversion) -> bool {
         && matches!(next_step(&conversion.row.status), Step::Stage(_) | Step::Start(_))
 }
 
-fn why_waiting(conversion: &Conversion) -> Option<Waiting> {
+fn why_waiting(conversion: &Conversion, run_state: RunState) -> Option<Waiting> {
     let row = &conversion.row;
     let why = match &row.state {
         ClaimState::Parked { .. } => {
@@ -75,6 +77,7 @@ fn why_waiting(conversion: &Conversion) -> Option<Waiting> {
             let next = row.status.next_retry_time.map(|time| format!("attempt again at {time:.0}"));
             format!("{}: {}", next.unwrap_or_else(|| "attempt again".to_owned()), failure.unwrap_or("it failed"))
         }
+        _ if is_waiting(conversion) && run_state == RunState::Paused => "the queue is paused".to_owned(),
         _ if is_waiting(conversion) => "a free slot".to_owned(),
         _ => return None,
     };

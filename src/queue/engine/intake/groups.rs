@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::conversion::{Failure, Witness};
+use crate::conversion::{Failure, Witness, printable};
+use crate::disk::descriptor::descriptor_of;
 use crate::queue::arrival::Arrival;
 use crate::queue::companions::{self, File, TakenBack, Verdict};
 use crate::queue::folder::{self, Decision, Rest};
@@ -206,16 +207,31 @@ impl Intake {
         now >= at
     }
 
-    pub(super) fn take_in(&mut self, verdict: Verdict) {
+    pub(super) fn take_in(&mut self, verdict: Verdict, before: &BTreeMap<Name, Vec<String>>, now: Duration) {
         match verdict {
             Verdict::Ready { primary, members, taken_back } => self.add_ready(primary, members, taken_back, None, None),
             Verdict::Incomplete { primary, members, failure } => {
                 self.add_ready(primary, members, Vec::new(), Some(failure), None);
             }
-            Verdict::Waiting { until, .. } => {
+            Verdict::Waiting { primary, missing, until } => {
                 self.next_group = Some(self.next_group.map_or(until, |at| at.min(until)));
+                if before.get(&primary) != Some(&missing) {
+                    report_waiting(&primary, &missing, until.saturating_sub(now));
+                }
+                self.waiting.insert(primary, missing);
             }
             Verdict::Recall { primary, member, id } => self.recalls.push(Recall { primary, member, id }),
+            // It stands still, and its descriptor would say whether it is whole.
+            Verdict::Settling { primary, unsettled }
+                if descriptor_of(&primary).is_some()
+                    && *unsettled == [primary.clone()]
+                    && self.arrivals.is_waiting(&primary) =>
+            {
+                if !before.contains_key(&primary) {
+                    report_waiting(&primary, &[], self.companion_timeout);
+                }
+                self.waiting.insert(primary, Vec::new());
+            }
             Verdict::Settling { .. } => {}
         }
     }
@@ -237,4 +253,16 @@ impl Intake {
         let (failure, folder) = (failure.map(Box::new), folder.map(Box::new));
         self.ready.push(Ready { primary, companions: members, taken_back, failure, folder });
     }
+}
+
+/// Tells once for what a descriptor or an extent waits, and what happens where that does not come.
+fn report_waiting(primary: &Name, missing: &[String], left: Duration) {
+    let minutes = left.as_secs().div_ceil(60);
+    let awaited = match (missing, descriptor_of(primary)) {
+        ([], Some(descriptor)) => format!("its descriptor ({descriptor})"),
+        ([], None) => "its descriptor".to_owned(),
+        ([one], _) => format!("{}, which it names", printable(one)),
+        ([one, others @ ..], _) => format!("{} and {} more, which it names", printable(one), others.len()),
+    };
+    tracing::info!(file = %primary, "{primary} waits for {awaited}; without it, it fails in {minutes} min");
 }
