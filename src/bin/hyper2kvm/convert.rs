@@ -43,6 +43,7 @@ use hyper2kvm::worker::target::{Target, Targets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::refused::{tell, wrong_call};
+use crate::number::{look_seconds, within};
 
 const EXAMPLES: &str = "Examples:
   hyper2kvm convert web01.ova                          web01.qcow2 beside it
@@ -78,10 +79,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zlib")]
     compress: Option<Compress>,
     /// Level of that compression (zlib 1-9, zstd 1-22)
-    #[arg(long, value_name = "N", requires = "compress", value_parser = clap::value_parser!(u32).range(1..=22))]
+    #[arg(long, value_name = "N", requires = "compress", value_parser = level)]
     compress_level: Option<u32>,
     /// Decode and encode on this many threads, 1 to 8 [default: one for each processor this process may use]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_THREADS as i64))]
+    #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<u8>,
     /// Refuse disks larger than this [default: 64 TiB]
     #[arg(long, value_name = "SIZE", hide_default_value = true, default_value_t = ByteSize(DEFAULT_MAX_VIRTUAL_SIZE))]
@@ -137,7 +138,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR", requires = "fix_guest", default_value = APPLIANCE_DIR)]
     appliance: PathBuf,
     /// Seconds that the look into the guest may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = look_seconds)]
     guest_limit: u64,
     /// Replace existing outputs, each at once; overwrite devices whatever they hold
     #[arg(long)]
@@ -151,6 +152,14 @@ pub(crate) struct Arguments {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+fn level(text: &str) -> Result<u32, String> {
+    within(text, &(1..=22))
+}
+
+fn threads(text: &str) -> Result<u8, String> {
+    within(text, &(1..=u8::try_from(MAX_THREADS).unwrap_or(u8::MAX)))
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -72,7 +72,7 @@ pub(crate) struct Arguments {
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
     /// Serve /healthz, /readyz and /metrics there (off by default)
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     listen: Option<SocketAddr>,
     /// Send a trace of each conversion to this collector (OTLP over HTTP, port 4318 as a rule)
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
@@ -89,6 +89,10 @@ const EXAMPLES: &str = "Examples:
   hyper2kvm daemon --config /etc/hyper2kvm/daemon.yaml
   hyper2kvm daemon --watch-dir /srv/queue --output-dir /srv/output --listen 127.0.0.1:9090
   hyper2kvmctl --output-dir /srv/output stats";
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "is no IP address and port, such as 127.0.0.1:9090".to_owned())
+}
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Format {

@@ -23,6 +23,7 @@ use hyper2kvm::worker::interrupt::Interrupts;
 use hyper2kvm::worker::scratch::Scratch;
 use serde::Serialize;
 
+use crate::number::look_seconds;
 use crate::refusal;
 
 /// Most bytes that what is unpacked may take in the temporary directory during the inspection.
@@ -56,7 +57,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     guest: bool,
     /// Seconds that the look into the guest may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = look_seconds)]
     guest_limit: u64,
 }
 

@@ -5,6 +5,7 @@ mod appliance;
 mod convert;
 mod daemon;
 mod inspect;
+mod number;
 mod refusal;
 mod transfer;
 
@@ -16,7 +17,7 @@ use hyper2kvm::worker::log::LogTail;
 
 /// Convert virtual machines' disk images to KVM disks
 #[derive(Debug, Parser)]
-#[command(name = "hyper2kvm", version, disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "hyper2kvm", version, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,6 +54,7 @@ enum Command {
     #[command(hide = true)]
     Launch,
     /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  hyper2kvm completions bash > /etc/bash_completion.d/hyper2kvm")]
     Completions { shell: clap_complete::Shell },
 }
 

@@ -27,7 +27,6 @@ pub(crate) fn by_hand(mut failure: Failure, source: &Path) -> Failure {
         (_, Some(Remedy::ConvertByQemuImg)) if is_plain(&name) => {
             format!("Convert it first: qemu-img convert -O qcow2 {name} {}.qcow2", stem(&name)).into()
         }
-        (_, Some(_)) => return failure,
         (Reason::TooLarge, None) if failure.needed_bytes.is_none() => {
             "Raise --max-virtual-size if this image is trusted".into()
         }

@@ -114,12 +114,11 @@ fn of_first_contract(metadata: &Metadata) -> Machine {
         disks: metadata.disks.iter().map(|d| MachineDisk { file: d.file.clone(), ..MachineDisk::default() }).collect(),
         ..Machine::default()
     };
-    match &metadata.hardware {
-        Some(hardware) => add_hardware(hardware, &mut machine),
-        None => {
-            machine.cards.push(Card::default());
-            machine.doubt(NO_CARD);
-        }
+    if let Some(hardware) = &metadata.hardware {
+        add_hardware(hardware, &mut machine);
+    } else {
+        machine.cards.push(Card::default());
+        machine.doubt(NO_CARD);
     }
     decide(&mut machine, Drivers::default());
     machine.bounded()

@@ -68,8 +68,17 @@ fn unfit(error: &IdentityError, output: &Path) -> Unready {
             Unready::Away { why, output: is_output_right.then(|| output.to_owned()) }
         }
         (_, Some(source)) if probe::is_no_space(source) => full(text, output),
+        (IdentityError::Write { dir, .. }, Some(source)) if source.kind() == io::ErrorKind::PermissionDenied => {
+            refused(true, denied(dir))
+        }
         (_, source) => refused(source.is_some_and(probe::is_lasting), text),
     }
+}
+
+/// No restart gives this user the right to write to a directory.
+fn denied(dir: &Path) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    format!("{}: uid {uid} may not write there; chown it to the daemon's user", dir.display())
 }
 
 fn full(why: String, output: &Path) -> Unready {
@@ -100,5 +109,11 @@ fn make_directory(dir: &Path) -> Result<PathBuf, Unready> {
         }
         dir.canonicalize()
     };
-    made().map_err(|error| refused(probe::is_lasting(&error), format!("cannot use {}: {error}", dir.display())))
+    made().map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            refused(true, format!("{}: is no directory", dir.display()))
+        }
+        io::ErrorKind::PermissionDenied => refused(true, denied(dir)),
+        _ => refused(probe::is_lasting(&error), format!("cannot use {}: {error}", dir.display())),
+    })
 }
