@@ -298,7 +298,7 @@ pub fn download_of(name: &str) -> Option<&str> {
 }
 
 /// Whether the name says that a file is, or keeps account of, an upload under way or what an interrupted one left:
-/// `d1.vhdx.part`, `d1.vhdx.aria2`, `.d1.vhdx.Ab12Cd` (rsync), `.in.d1.vhdx.` (ProFTPD), `d1.vhdx~`. In a folder nothing
+/// `d1.vhdx.part`, `d1.vhdx.aria2`, `.d1.vhdx.Ab12Cd` (rsync), `.in.d1.vhdx.` (`ProFTPD`), `d1.vhdx~`. In a folder nothing
 /// else is called so.
 #[must_use]
 pub fn is_of_upload(name: &str) -> bool {

@@ -210,7 +210,7 @@ impl<E: Executor> Engine<E> {
             }
             (Some(End::Failed | End::Cancelled), Arrival::Whole) => self.write_error_file(&row, &placement)?,
             (Some(End::Succeeded), _) => {
-                error_file::remove_stale(&self.settings.paths.errors(), row.claim.entry_name())?
+                error_file::remove_stale(&self.settings.paths.errors(), row.claim.entry_name())?;
             }
             // A source that somebody took away needs no report.
             (Some(End::Failed | End::Cancelled), Arrival::Gone) => {

@@ -64,7 +64,8 @@ fn first(walk: &mut Walk, members: &mut Vec<(String, u64)>) -> Result<First, Err
         let ends_in = extension(unpacked(name).as_deref().unwrap_or(name)).to_ascii_lowercase();
         let is_raw = ends_in != "vhd"
             && detect::detect(name, &member.head, &[]).is_ok_and(|content| content == Content::Raw)
-            && (detect::check_extension(name, Content::Raw).is_ok() || detect::is_disk_called(name, &member.head));
+            && (detect::check_extension(name, Content::Raw, &member.head).is_ok()
+                || detect::is_disk_called(name, &member.head));
         if is_raw {
             return Ok(First::Raw(member));
         }
