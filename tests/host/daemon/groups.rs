@@ -34,6 +34,21 @@ fn an_extent_that_comes_first_waits_for_its_descriptor() {
 }
 
 #[test]
+fn what_a_descriptor_or_an_extent_waits_for_is_told_once_and_counted() {
+    let site = Site::new("");
+    let daemon = site.start();
+    site.drop_file("miss.ovf", ova::ovf(&[("missing.vmdk", 1 << 20)]).as_bytes());
+    site.drop_file("zz-flat.vmdk", &disk(0)[..EXTENT]);
+    let told = [
+        "miss.ovf waits for missing.vmdk, which it names; without it, it fails in 60 min",
+        "zz-flat.vmdk waits for its descriptor (zz.vmdk); without it, it fails in 60 min",
+    ];
+    daemon.until("both are told", || told.iter().all(|line| daemon.lines(line).len() == 1));
+    daemon.until("both are counted", || daemon.stats()["settling"] == 2);
+    assert_eq!(daemon.lines(" waits for ").len(), 2);
+}
+
+#[test]
 fn an_extent_without_a_descriptor_fails_after_its_time() {
     let site = Site::new("companion_timeout: 5");
     let daemon = site.start();

@@ -25,7 +25,8 @@ fn the_history_lists_what_has_ended_while_the_daemon_works_and_after_it() {
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!([lines[1][2], lines[2][2]], ["disk2.raw", "disk1.raw"], "{table}");
     assert_eq!(lines[1][3..6], ["Succeeded", "-", "1"], "{table}");
-    let dir = output.display();
+    let dir = site.output();
+    let dir = dir.display();
     let older = format!("Older ones: hyper2kvmctl --output-dir {dir} history --limit 2 --before {}", lines[2][0]);
     assert_eq!(lines[3].join(" "), older);
     let none = String::from_utf8(history(&["--before=1"]).stdout).unwrap();
