@@ -174,6 +174,8 @@ pub struct Totals {
     pub retried: u64,
     pub duplicates: u64,
     pub cancelled: u64,
+    /// Conversions that were given back, because their source changed or belongs to another artifact.
+    pub given_back: u64,
     /// Outputs of single files that turned out to be members of what was converted later.
     pub superseded: u64,
     /// What retention has removed.
@@ -231,6 +233,11 @@ impl Totals {
             Removal::Output => &mut self.removed.outputs,
         } += 1;
         self.removed.bytes = self.removed.bytes.saturating_add(bytes);
+    }
+
+    /// Counts a conversion that was given back.
+    pub fn count_given_back(&mut self) {
+        self.given_back += 1;
     }
 
     /// Counts a conversion that ended as cancelled.
@@ -291,6 +298,9 @@ pub struct Snapshot {
     /// Why nothing is done, while a volume is away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
+    /// Why files or conversions can't go on although the volumes are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
     /// Why the queue directory can't be listed, while that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
@@ -339,6 +349,7 @@ impl Snapshot {
             shortage: None,
             queue_shortage: None,
             waiting_for: None,
+            held_by: None,
             unreadable: None,
         }
     }

@@ -23,6 +23,8 @@ pub enum Ending {
     Missing,
     /// The disk in the file tells of bytes behind the file's end, which a reader would not miss.
     Short,
+    /// The file has its form, and no block of the disk in it was ever written.
+    Blank,
     /// The format has no such mark, or the file can't be read.
     Untold,
 }
@@ -41,12 +43,6 @@ pub(crate) fn ending(file: std::fs::File, name: &str) -> Ending {
     of(&Region::whole(Arc::new(file), name, found.len()))
 }
 
-/// Whether a file of this name may be a raw disk: half of one is converted like a whole one.
-#[must_use]
-pub(crate) fn may_be_raw(name: &str) -> bool {
-    Content::Raw.agrees_with(extension(name))
-}
-
 /// The extension that a file of an unknown one should have, by its content; `None` where that is no disk.
 #[must_use]
 pub(crate) fn fitting_extension(file: std::fs::File, name: &str) -> Option<&'static str> {
@@ -63,11 +59,14 @@ pub(crate) fn fitting_extension(file: std::fs::File, name: &str) -> Option<&'sta
 fn of(region: &Region) -> Ending {
     let Ok((head, tail)) = detect::ends(region) else { return Ending::Untold };
     let Ok(content) = detect::detect(region.name(), &head, &tail) else { return Ending::Untold };
+    if blank::is_blank(region, content, &head) {
+        return Ending::Blank;
+    }
     let found = match content {
         Content::Tar => tar(region, &tail),
         Content::Vhd => Some(by(tail.starts_with(b"conectix") || tail[1..].starts_with(b"conectix"), Ending::Whole)),
         Content::VmdkSparse => vmdk::has_end(region).map(|is_there| by(is_there, Ending::Whole)),
-        Content::Qcow2 => qcow2(region, &head).map(|is_there| by(is_there, Ending::Untold)),
+        Content::Qcow2 => qcow2(region, &head),
         Content::Vdi => Some(by(vdi_end(&head) <= region.len(), Ending::Untold)),
         Content::Xml => xml(region),
         // A raw disk may begin like one of these.
@@ -75,7 +74,12 @@ fn of(region: &Region) -> Ending {
         Content::Packed(packing) => frames::has_end(region, packing).map(|is_there| by(is_there, Ending::Whole)),
         Content::Zip => frames::has_zip_end(region).map(|is_there| by(is_there, Ending::Whole)),
         Content::Vhdx | Content::VmdkText | Content::Parallels => None,
-        Content::Raw if is_raw(region) => Some(if raw::is_short(region) { Ending::Short } else { Ending::Untold }),
+        Content::Raw if Content::Raw.agrees_with(extension(region.name())) => {
+            // A raw disk has whole sectors.
+            let is_short = !region.len().is_multiple_of(512) || raw::is_short(region);
+            Some(if is_short { Ending::Short } else { Ending::Untold })
+        }
+        // A file that lacks the signature that its extension demands got its length before its content.
         Content::Raw => Some(Ending::Missing),
     };
     found.unwrap_or(Ending::Untold)
@@ -83,13 +87,6 @@ fn of(region: &Region) -> Ending {
 
 fn by(is_there: bool, then: Ending) -> Ending {
     if is_there { then } else { Ending::Missing }
-}
-
-/// A raw disk has whole sectors. A file that lacks the signature that its extension demands got its length before its
-/// content.
-fn is_raw(region: &Region) -> bool {
-    let extension = extension(region.name());
-    Content::Raw.agrees_with(extension) && region.len().is_multiple_of(512)
 }
 
 /// Whether the archive's end, every member that its OVF names, and the members' own ends are there.
@@ -139,7 +136,8 @@ fn xml(region: &Region) -> Option<Ending> {
 }
 
 /// Whether the L1 table, the last L2 tables and what they point to lie inside the file (QEMU's `docs/interop/qcow2.txt`).
-fn qcow2(region: &Region, head: &[u8]) -> Option<bool> {
+/// A last cluster that the file ends in is read as if zeros followed, as QEMU does.
+fn qcow2(region: &Region, head: &[u8]) -> Option<Ending> {
     const EXTENDED_L2: u64 = 1 << 4;
     let head = head.get(..80)?;
     if be32(head, 4) >= 3 && be64(head, 72) & EXTENDED_L2 != 0 {
@@ -149,20 +147,27 @@ fn qcow2(region: &Region, head: &[u8]) -> Option<bool> {
     let entries = usize::try_from(be32(head, 36)).ok()?;
     let l1 = be64(head, 40);
     if !is_inside(region, l1, entries)? {
-        return Some(false);
+        return Some(Ending::Missing);
     }
     let mut tables = pointers(region, l1, entries)?;
     tables.sort_unstable();
+    let mut end = 0;
     for table in tables.into_iter().rev().take(L2_TABLES) {
         if !is_inside(region, table, cluster / 8)? {
-            return Some(false);
+            return Some(Ending::Missing);
         }
-        let clusters = pointers(region, table, cluster / 8)?;
-        if clusters.into_iter().max().is_some_and(|last| last.saturating_add(cluster as u64) > region.len()) {
-            return Some(false);
-        }
+        let last = pointers(region, table, cluster / 8)?.into_iter().max();
+        end = end.max(last.map_or(0, |last| last.saturating_add(cluster as u64)));
     }
-    Some(true)
+    let missing = end.saturating_sub(region.len());
+    // The disk's own end may lie in that cluster.
+    let behind = (cluster as u64 - be64(head, 24) % cluster as u64) % cluster as u64;
+    Some(match missing {
+        0 => Ending::Untold,
+        few if few <= behind => Ending::Untold,
+        few if few < cluster as u64 => Ending::Short,
+        _ => Ending::Missing,
+    })
 }
 
 /// Whether a qcow2 table of so many entries ends inside the file; `None` where the header can't be valid.
@@ -190,6 +195,7 @@ fn vdi_end(head: &[u8]) -> u64 {
     u64::from(data).saturating_add(u64::from(block).saturating_mul(u64::from(allocated)))
 }
 
+mod blank;
 mod raw;
 #[cfg(test)]
 mod tests;

@@ -63,7 +63,7 @@ pub(super) fn count(
     if let (None, Some(end)) = (before.end, after.end) {
         match end {
             End::Duplicate => totals.count_duplicate(),
-            End::Cancelled if is_given_back(after) => {}
+            End::Cancelled if is_given_back(after) => totals.count_given_back(),
             End::Cancelled => totals.count_cancelled(),
             End::Succeeded => {
                 let (duration, end) = (duration(claim, after), end_of(claim, after));

@@ -45,6 +45,8 @@ pub struct StatsReport {
     pub version: String,
     /// Outputs of single files that turned out to be members of what was converted later.
     pub total_superseded: u64,
+    /// Conversions that were given back.
+    pub total_given_back: u64,
     /// Entries of the queue directory that are never taken.
     pub ignored: u64,
     /// What retention has removed: sources of conversions from `.processed/` and `.errors/`, published directories, and
@@ -109,6 +111,7 @@ impl Snapshot {
             stopping: self.run_state == RunState::Stopped,
             version: self.version.clone(),
             total_superseded: self.totals.superseded,
+            total_given_back: self.totals.given_back,
             ignored: self.ignored,
             total_removed_processed: self.totals.removed.processed,
             total_removed_errors: self.totals.removed.errors,

@@ -77,6 +77,7 @@ fn stats_json_has_the_keys_its_readers_know() {
             "stopping": false,
             "version": "1.2.3",
             "total_superseded": 2,
+            "total_given_back": 0,
             "ignored": 3,
             "total_removed_processed": 1,
             "total_removed_errors": 1,

@@ -40,6 +40,7 @@ const STATISTICS: &str = r#"{
   "stopping": false,
   "version": "0",
   "total_superseded": 0,
+  "total_given_back": 0,
   "ignored": 0,
   "total_removed_processed": 0,
   "total_removed_errors": 0,

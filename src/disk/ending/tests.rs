@@ -69,12 +69,62 @@ fn what_is_written_out_of_order_tells_of_a_missing_end_only() {
         assert_eq!(of_bytes(name, &cut), Ending::Missing, "{name}");
     }
     assert_eq!(of_bytes("vm.raw", &content), Ending::Untold);
-    assert_eq!(of_bytes("vm.raw", &content[..1000]), Ending::Missing);
+    assert_eq!(of_bytes("vm.raw", &content[..1000]), Ending::Short);
+    assert_eq!(of_bytes("vm.raw", b"x"), Ending::Short);
     let zeros = vec![0; 65536];
     for name in ["vm.vmdk", "vm.ova", "vm.vhd", "vm.vhdx", "vm.qcow2", "vm.vdi", "vm.ovf"] {
         assert_eq!(of_bytes(name, &zeros), Ending::Missing, "{name} has its length and no content yet");
     }
     assert_eq!(of_bytes("vm.zip.raw", b"PK\x03\x04"), Ending::Untold);
+}
+
+#[test]
+fn an_image_that_was_only_made_is_blank_until_a_block_of_it_is_written() {
+    let dir = tempdir().unwrap();
+    let data = dir.path().join("data.raw");
+    fs::write(&data, [7; 512]).unwrap();
+    let run = |arguments: &[&str]| assert!(Command::new("qemu-img").args(arguments).status().unwrap().success());
+    let of = |path: &std::path::Path| ending(File::open(path).unwrap(), path.file_name().unwrap().to_str().unwrap());
+    for (format, options, name) in [
+        ("raw", "preallocation=off", "vm.raw"),
+        ("qcow2", "compat=1.1", "vm.qcow2"),
+        ("qcow2", "compat=0.10", "old.qcow2"),
+        ("qcow2", "preallocation=metadata", "preallocated.qcow2"),
+        ("vmdk", "subformat=monolithicSparse", "vm.vmdk"),
+        ("vpc", "subformat=dynamic", "vm.vhd"),
+        ("vpc", "subformat=fixed", "fixed.vhd"),
+        ("vhdx", "subformat=dynamic", "vm.vhdx"),
+        ("vhdx", "subformat=fixed", "fixed.vhdx"),
+        ("vdi", "static=off", "vm.vdi"),
+        ("parallels", "cluster_size=1M", "vm.hdd"),
+    ] {
+        let path = dir.path().join(name);
+        let file = path.to_str().unwrap();
+        run(&["create", "-q", "-f", format, "-o", options, file, "10M"]);
+        assert_eq!(of(&path), Ending::Blank, "{name}");
+        run(&["convert", "-n", "-f", "raw", "-O", format, data.to_str().unwrap(), file]);
+        assert!(matches!(of(&path), Ending::Untold | Ending::Whole), "{name}: {:?}", of(&path));
+    }
+    // It has its blocks, and nothing is in them.
+    let path = dir.path().join("allocated.raw");
+    if Command::new("fallocate").args(["-l", "1M"]).arg(&path).status().is_ok_and(|status| status.success()) {
+        assert_eq!(of(&path), Ending::Blank);
+        fs::write(&path, [0; 1 << 16]).unwrap();
+        assert_eq!(of(&path), Ending::Untold, "zeros that were written are content");
+    }
+}
+
+#[test]
+fn a_qcow2_that_ends_in_its_last_cluster_is_short() {
+    let dir = tempdir().unwrap();
+    let (raw, path) = (dir.path().join("raw"), dir.path().join("vm.qcow2"));
+    fs::write(&raw, (0..4_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>()).unwrap();
+    let status = Command::new("qemu-img").args(["convert", "-O", "qcow2"]).arg(&raw).arg(&path).status().unwrap();
+    assert!(status.success());
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(of_bytes("vm.qcow2", &bytes), Ending::Untold);
+    assert_eq!(of_bytes("vm.qcow2", &bytes[..bytes.len() - 1]), Ending::Short);
+    assert_eq!(of_bytes("vm.qcow2", &bytes[..bytes.len() - (64 << 10)]), Ending::Missing);
 }
 
 #[test]

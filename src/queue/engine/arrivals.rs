@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::conversion::{Stamp, Witness};
 use crate::disk::descriptor::looks_like_extent;
-use crate::disk::ending::{Ending, ending, may_be_raw};
+use crate::disk::ending::{Ending, ending};
 use crate::files::store;
-use crate::queue::arrival::{Arrival, Observed, Patience, settle};
+use crate::queue::arrival::{Arrival, Observed, Patience, restless_for, settle};
 use crate::queue::open_files::OpenFiles;
 use crate::queue::scan::{self, Entry, Name, Role};
 use crate::queue::writers::{Writer, Writers};
@@ -22,10 +22,16 @@ pub(super) struct Arrivals {
     directory: PathBuf,
     writers: Writers,
     patience: Patience,
+    look_interval: Duration,
     files: HashMap<Name, Standing>,
+    /// How often each of these changed while it was converted, since one of its name ended otherwise.
+    restless: HashMap<Name, u32>,
     /// What processes had open when it was last looked at; absent in a simulation, whose writers are no processes.
     open: Option<(Duration, OpenFiles)>,
 }
+
+/// How many restless files are remembered: far more than are ever converted at once.
+const MAX_RESTLESS: usize = 100_000;
 
 /// How long a look at all processes is believed.
 const OPEN_FOR: Duration = Duration::from_millis(500);
@@ -40,13 +46,35 @@ struct Standing {
 }
 
 impl Arrivals {
-    pub(super) fn new(directory: PathBuf, writers: Writers, patience: Patience, world: &World) -> Self {
+    pub(super) fn new(
+        directory: PathBuf,
+        writers: Writers,
+        (patience, look_interval): (Patience, Duration),
+        world: &World,
+    ) -> Self {
         let open = world.has_processes().then(Default::default);
-        Self { directory, writers, patience, files: HashMap::new(), open }
+        Self { directory, writers, patience, look_interval, files: HashMap::new(), restless: HashMap::new(), open }
     }
 
     pub(super) fn set_patience(&mut self, patience: Patience) {
         self.patience = patience;
+    }
+
+    /// A conversion of these was given back, because one of them changed.
+    pub(super) fn gave_back<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        if self.restless.len() > MAX_RESTLESS {
+            self.restless.clear();
+        }
+        for name in names {
+            *self.restless.entry(name.into()).or_default() += 1;
+        }
+    }
+
+    /// A conversion of these has ended.
+    pub(super) fn ended<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        for name in names {
+            self.restless.remove(name);
+        }
     }
 
     /// How long a file must be quiet where neither its writer nor its format decides.
@@ -68,18 +96,19 @@ impl Arrivals {
             self.files.insert(entry.name.clone(), standing);
         }
         let standing = self.files.get_mut(&entry.name).expect("inserted above");
-        // Only images have an end that their format knows. A writer that closes a file may open it again for the next piece;
-        // only of a raw disk the conversion would not say that it is not whole.
-        let is_told = match writer {
-            Writer::Open | Writer::Moved => true,
-            Writer::Closed => !may_be_raw(&entry.name),
-            Writer::Unknown => false,
-        };
-        let is_asked = !is_told && scan::role(entry) == Role::Candidate;
+        // Only images have an end that their format knows. A writer that closes a file may open it again for the next piece,
+        // and one that renames it may have been interrupted: there are halves of which no conversion says anything.
+        let is_asked = writer != Writer::Open && scan::role(entry) == Role::Candidate;
         let asked = (is_asked && !self.patience.quiet_period.is_zero())
             .then(|| *standing.ending.get_or_insert_with(|| look_at_end(&self.directory, entry)));
-        let observed =
-            Observed { writer, is_download: account.is_some(), ending: asked.unwrap_or(Ending::Untold), quiet };
+        let times = self.restless.get(&entry.name).copied().unwrap_or_default();
+        let observed = Observed {
+            writer,
+            is_download: account.is_some(),
+            ending: asked.unwrap_or(Ending::Untold),
+            quiet,
+            restless: restless_for(times, self.look_interval, self.patience.rest),
+        };
         let mut arrival = settle(observed, self.patience);
         if matches!(arrival, Arrival::Complete(_))
             && !matches!(standing.last, Some(Arrival::Complete(_)))
@@ -89,7 +118,7 @@ impl Arrivals {
         }
         let last = standing.last.replace(arrival);
         if last.is_none_or(|last| std::mem::discriminant(&last) != std::mem::discriminant(&arrival)) {
-            report(entry, account, arrival);
+            report(entry, account, asked, arrival);
         }
         arrival
     }
@@ -113,7 +142,7 @@ impl Arrivals {
     pub(super) fn witness(&self, name: &str) -> Option<Witness> {
         match self.files.get(name)?.last? {
             Arrival::Complete(witness) => Some(witness),
-            Arrival::Download | Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => None,
+            Arrival::Download | Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) | Arrival::Restless(_) => None,
         }
     }
 }
@@ -141,7 +170,7 @@ fn look_at_end(directory: &std::path::Path, entry: &Entry) -> Ending {
     opened.map_or(Ending::Untold, |file| ending(file, name))
 }
 
-fn report(entry: &Entry, account: Option<&Name>, arrival: Arrival) {
+fn report(entry: &Entry, account: Option<&Name>, ending: Option<Ending>, arrival: Arrival) {
     let name = &entry.name;
     let is_disk = scan::role(entry) == Role::Candidate;
     match arrival {
@@ -160,6 +189,10 @@ fn report(entry: &Entry, account: Option<&Name>, arrival: Arrival) {
         }
         // It waits for its descriptor, which is told where groups are made.
         Arrival::Short(_) | Arrival::Quiet(_) if looks_like_extent(name) => {}
+        Arrival::Short(rest) if is_disk && ending == Some(Ending::Blank) => tracing::info!(
+            "{name} stands still, and nothing is in it yet: it is taken as it is after {} s without a change",
+            rest.as_secs()
+        ),
         Arrival::Short(rest) if is_disk => tracing::info!(
             "{name} stands still, and its end is missing: it is taken as it is after {} s without a change",
             rest.as_secs()
@@ -168,7 +201,12 @@ fn report(entry: &Entry, account: Option<&Name>, arrival: Arrival) {
             "{name} stands still, and nobody can see its writer: it is taken after {} s without a change",
             rest.as_secs().max(1)
         ),
-        Arrival::Download | Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) => {
+        Arrival::Restless(rest) if is_disk => tracing::info!(
+            "{name} stands still, and changed again and again while it was converted: it is taken after {} s without a \
+             change",
+            rest.as_secs().max(1)
+        ),
+        Arrival::Download | Arrival::Open | Arrival::Short(_) | Arrival::Quiet(_) | Arrival::Restless(_) => {
             tracing::debug!(file = %name, ?arrival, "not complete");
         }
     }

@@ -120,6 +120,8 @@ impl<E: Executor> Engine<E> {
         }
         let (placement, arrival) = self.carry(&row, placement).await?;
         failpoint::reach(&self.settings.paths, Step::Returned);
+        let is_changed = matches!(row.state, ClaimState::Returning { reason: Reason::SourceChanged, .. });
+        self.intake.ended(&row.claim.members, is_changed);
         if arrival == Arrival::Whole && placement.dir.starts_with(self.settings.paths.errors()) {
             self.write_error_file(&row, &placement)?;
         }
@@ -201,6 +203,7 @@ impl<E: Executor> Engine<E> {
             self.mark_superseded(&row).await?;
         }
         let (placement, arrival) = self.carry(&row, placement).await?;
+        self.intake.ended(&row.claim.members, false);
         failpoint::reach(&self.settings.paths, Step::Disposed);
         match (row.status.end, arrival) {
             (Some(End::Failed), Arrival::Whole) if placement.moves.is_empty() => {

@@ -122,7 +122,7 @@ impl Intake {
     ) -> Self {
         let patience = Patience { quiet_period: pace.quiet_period, rest: pace.companion_timeout };
         Self {
-            arrivals: Arrivals::new(directory.clone(), writers, patience, &world),
+            arrivals: Arrivals::new(directory.clone(), writers, (patience, pace.look_interval), &world),
             directory,
             companion_timeout: pace.companion_timeout,
             world,
@@ -342,6 +342,12 @@ impl Intake {
     /// Members that manifests have disproved, each with its primaries.
     pub(super) fn disproved(&self) -> &HashMap<Stamp, Vec<Name>> {
         &self.disproved
+    }
+
+    /// The members of a conversion lie where they stay; `is_given_back`: in the directory, because one of them changed.
+    pub(super) fn ended(&mut self, members: &[Member], is_given_back: bool) {
+        let names = members.iter().map(|member| member.name.as_str());
+        if is_given_back { self.arrivals.gave_back(names) } else { self.arrivals.ended(names) }
     }
 
     /// Something outside the directory changed: the groups are made again.

@@ -246,7 +246,12 @@ fn a_raw_upload_in_closed_pieces_is_taken_when_its_partitions_are_there() {
     assert_eq!(guest_bytes(&site, "vm"), content);
     assert_eq!(daemon.lines("vm.raw stands still, and its end is missing").len(), 3, "{}", daemon.log());
     assert_eq!(daemon.stats()["total_processed"], 1);
-    // Whoever renames a file to its name says that it is whole, whatever its table tells.
+    // Whoever renames a file to its name says that it is whole; one that was interrupted does so, too (rsync --partial).
     site.drop_file("renamed.raw", &content[..32 << 10]);
+    daemon.until("it is told", || daemon.lines("renamed.raw stands still, and its end is missing").len() == 1);
+    fs::write(site.queue().join("renamed.raw"), &content).unwrap();
     daemon.until("it is published", || site.published() == ["renamed", "vm"]);
+    // No disk has a part of a sector.
+    fs::write(site.queue().join("odd.raw"), &disk(2)[..1000]).unwrap();
+    daemon.until("it is told", || daemon.lines("odd.raw stands still, and its end is missing").len() == 1);
 }

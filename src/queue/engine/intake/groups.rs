@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::conversion::{Failure, Witness, printable};
+use crate::conversion::{Failure, Reason, Witness, printable};
 use crate::disk::descriptor::descriptor_of;
 use crate::queue::arrival::Arrival;
 use crate::queue::companions::{self, File, TakenBack, Verdict};
@@ -20,6 +20,9 @@ use crate::queue::engine::folders::Inside;
 /// How many looks long a folder must stand still, whatever the quiet period, where more files may follow: whoever copies
 /// one file after the other pauses between them.
 const FOLLOWING_LOOKS: u32 = 12;
+
+/// What helps where a folder misses a file.
+const INTO_FOLDER: &str = "Copy every missing file into the folder, where it lies; it is then taken again";
 
 /// Between two looks at whether a file is still open.
 const OPEN_POLL: Duration = Duration::from_secs(1);
@@ -51,7 +54,7 @@ impl Intake {
                         self.next_group = Some(self.next_group.map_or(at, |other| other.min(at)));
                         false
                     }
-                    Arrival::Short(rest) | Arrival::Quiet(rest) => {
+                    Arrival::Short(rest) | Arrival::Quiet(rest) | Arrival::Restless(rest) => {
                         let at = now + rest;
                         self.next_group = Some(self.next_group.map_or(at, |other| other.min(at)));
                         false
@@ -185,6 +188,10 @@ impl Intake {
                     self.folders.resting += 1;
                     return None;
                 }
+                let failure = failure.map(|failure| match failure.reason {
+                    Reason::MissingMember => Failure { suggestion: INTO_FOLDER.to_owned(), ..failure },
+                    _ => failure,
+                });
                 let path = |base: &Name| inside.paths.get(base).cloned();
                 let members: Vec<Name> = members.iter().filter_map(path).collect();
                 let disks = disks.iter().filter_map(path).collect();

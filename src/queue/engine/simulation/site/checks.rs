@@ -148,12 +148,12 @@ impl Site {
                 *end == End::Cancelled && is_given_back
             })
             .count() as u64;
-        let counted = [totals.all.succeeded, totals.all.failed, totals.duplicates, totals.cancelled];
-        let happened =
-            [count(End::Succeeded), count(End::Failed), count(End::Duplicate), count(End::Cancelled) - given_back];
+        let counted = [totals.all.succeeded, totals.all.failed, totals.duplicates, totals.cancelled, totals.given_back];
+        let cancelled = count(End::Cancelled) - given_back;
+        let happened = [count(End::Succeeded), count(End::Failed), count(End::Duplicate), cancelled, given_back];
         if counted != happened {
             return Err(format!(
-                "counted {counted:?}, happened {happened:?} (succeeded, failed, duplicate, cancelled)"
+                "counted {counted:?}, happened {happened:?} (succeeded, failed, duplicate, cancelled, given back)"
             ));
         }
         check_announced(ledger, happened[0], happened[1])?;
@@ -173,7 +173,7 @@ impl Site {
         if limits.iter().zip(removed).any(|(limit, removed)| limit.is_none() && removed > 0) {
             return Err(format!("removed {removed:?} by {limits:?}"));
         }
-        let [succeeded, failed, duplicates, cancelled] = happened;
+        let [succeeded, failed, duplicates, cancelled, _] = happened;
         if removed[0] > succeeded + duplicates || removed[1] > failed + cancelled {
             return Err(format!("removed {removed:?}, happened {happened:?}"));
         }
