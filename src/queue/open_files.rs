@@ -5,24 +5,28 @@
 //! with its writer still at it, that was opened again and not yet written to, or that two have open. /proc/PID/fdinfo
 //! names flags and inode of each open file without touching the file's volume (`proc_pid_fdinfo(5)`); only where the
 //! inode is one that is asked for is the volume asked for its device. Processes of other users show theirs to root alone.
+//!
+//! A loop device's file is open in the kernel and in no process; sysfs names it.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Files that are open for writing, at one moment.
 #[derive(Debug, Default)]
 pub struct OpenFiles {
     /// By inode, the descriptors that have a file of that number open; its device is not known yet.
     by_inode: HashMap<u64, Vec<PathBuf>>,
+    /// Files that loop devices write to.
+    of_devices: Vec<PathBuf>,
 }
 
 impl OpenFiles {
     /// Looks at every process. One that ends meanwhile, or that we may not look at, has none.
     #[must_use]
     pub fn look() -> Self {
-        let mut open = Self::default();
+        let mut open = Self { of_devices: of_loop_devices(Path::new("/sys/block")), ..Self::default() };
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         for process in
             processes.filter(|entry| entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit))
@@ -40,13 +44,25 @@ impl OpenFiles {
         open
     }
 
-    /// Whether some process has the file open for writing.
+    /// Whether some process, or a device, has the file open for writing.
     #[must_use]
     pub fn has(&self, device: u64, inode: u64) -> bool {
         let is_it =
             |link: &PathBuf| fs::metadata(link).is_ok_and(|found| (found.dev(), found.ino()) == (device, inode));
-        self.by_inode.get(&inode).is_some_and(|links| links.iter().any(is_it))
+        self.by_inode.get(&inode).into_iter().flatten().any(is_it) || self.of_devices.iter().any(is_it)
     }
+}
+
+/// The files behind those loop devices of `devices` that are not read-only (Linux' `Documentation/ABI/testing/sysfs-block-loop`).
+fn of_loop_devices(devices: &Path) -> Vec<PathBuf> {
+    let devices = fs::read_dir(devices).into_iter().flatten().flatten();
+    let loops = devices.filter(|device| device.file_name().as_encoded_bytes().starts_with(b"loop"));
+    let file = |device: fs::DirEntry| {
+        let told = |name: &str| fs::read_to_string(device.path().join(name)).ok();
+        let file = told("loop/backing_file").filter(|_| told("ro").is_none_or(|is_ro| is_ro.trim() != "1"))?;
+        Some(PathBuf::from(file.trim_end_matches('\n')))
+    };
+    loops.filter_map(file).collect()
 }
 
 /// The inode of a file that this fdinfo shows open for writing.
@@ -74,6 +90,25 @@ mod tests {
         assert_eq!(written(&text("02100002")), Some(1234));
         assert_eq!(written("pos:\t0\nflags:\t02\n"), None, "a kernel that does not tell the inode");
         assert_eq!(written(""), None);
+    }
+
+    #[test]
+    fn a_loop_device_writes_to_its_file_unless_it_is_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, file, is_ro) in
+            [("loop0", "/q/a.raw\n", "0\n"), ("loop1", "/q/b.raw\n", "1\n"), ("sda", "/q/c\n", "0\n")]
+        {
+            fs::create_dir_all(dir.path().join(name).join("loop")).unwrap();
+            fs::write(dir.path().join(name).join("loop/backing_file"), file).unwrap();
+            fs::write(dir.path().join(name).join("ro"), is_ro).unwrap();
+        }
+        fs::create_dir(dir.path().join("loop2")).unwrap();
+        assert_eq!(of_loop_devices(dir.path()), [PathBuf::from("/q/a.raw")]);
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let found = fs::metadata(&file).unwrap();
+        let open = OpenFiles { of_devices: vec!["/nowhere".into(), file], ..OpenFiles::default() };
+        assert!(open.has(found.dev(), found.ino()));
     }
 
     #[test]
