@@ -34,7 +34,7 @@ pub struct StatusReport {
     pub queue_depth: u64,
     pub active_jobs: u64,
     pub version: String,
-    /// Why nothing is taken, while a volume is away or the queue's is full.
+    /// Why something can't go on, while a volume is away, full or read-only, or a file is in the way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
 }
@@ -53,7 +53,9 @@ impl Reply {
             waiting_for: snapshot
                 .waiting_for
                 .clone()
-                .or_else(|| snapshot.queue_shortage.map(|_| "room on the queue's volume, which is full".to_owned())),
+                .or_else(|| snapshot.queue_shortage.map(|_| "room on the queue's volume, which is full".to_owned()))
+                .or_else(|| snapshot.held_by.clone())
+                .or_else(|| snapshot.shortage.map(|_| "room on the output volume, which is full".to_owned())),
         })
     }
 

@@ -29,6 +29,8 @@ pub enum Event {
     OutputFull { needed_bytes: u64, free_bytes: u64, output_path: String, at: Timestamp },
     /// The queue holds until its own volume has space.
     QueueFull { needed_bytes: u64, free_bytes: u64, queue_path: String, at: Timestamp },
+    /// The queue holds until the volume of this directory can be written again.
+    ReadOnly { path: String, at: Timestamp },
 }
 
 /// How serious it is.
@@ -69,9 +71,11 @@ impl Event {
         match self {
             Self::Success { .. } => config.on_success,
             Self::Duplicate { .. } => config.on_duplicate,
-            Self::Failure { .. } | Self::Changed { .. } | Self::OutputFull { .. } | Self::QueueFull { .. } => {
-                config.on_failure
-            }
+            Self::Failure { .. }
+            | Self::Changed { .. }
+            | Self::OutputFull { .. }
+            | Self::QueueFull { .. }
+            | Self::ReadOnly { .. } => config.on_failure,
             Self::Stalled { .. } => config.on_stalled,
         }
     }
@@ -157,6 +161,13 @@ impl Event {
                     ("queue_path", json!(queue_path)),
                     ("timestamp", rfc3339(*at)),
                 ],
+                at: *at,
+            },
+            Self::ReadOnly { path, at } => Message {
+                title: "⚠️ Volume Read-Only",
+                text: format!("The volume of {path} can only be read now: the queue holds"),
+                level: Level::Error,
+                details: vec![("event", json!("volume_read_only")), ("path", json!(path)), ("timestamp", rfc3339(*at))],
                 at: *at,
             },
             Self::OutputFull { needed_bytes, free_bytes, output_path, at } => Message {

@@ -44,6 +44,7 @@ mod absence;
 mod advance;
 mod alone;
 mod arrivals;
+mod barred;
 mod changed;
 mod claim;
 mod control;
@@ -74,6 +75,7 @@ pub use control::{Receipt, Remote, Tuning};
 pub use world::World;
 
 use absence::Absence;
+use barred::Barred;
 use changed::Ended;
 use control::{Order, Pulses};
 use drain::Drain;
@@ -258,6 +260,7 @@ pub struct Engine<E> {
     /// Nothing is claimed before then, after a claim of the intake failed.
     claim_pause: Duration,
     absence: Absence,
+    barred: Barred,
 }
 
 /// A conversion as the engine holds it.
@@ -278,6 +281,8 @@ struct Conversion {
     /// After an error: when the next effect is tried.
     hold_until: Duration,
     last_error: String,
+    /// Whether the last effect failed, and was not tried again with success.
+    is_stuck: bool,
 }
 
 impl Conversion {
@@ -299,6 +304,7 @@ impl Conversion {
             metadata: None,
             hold_until: Duration::ZERO,
             last_error: String::new(),
+            is_stuck: false,
         }
     }
 }
@@ -364,6 +370,7 @@ impl<E: Executor> Engine<E> {
             next_prune: Duration::ZERO,
             claim_pause: Duration::ZERO,
             absence: Absence::default(),
+            barred: Barred::default(),
         };
         engine.refresh_totals().await?;
         engine.remember_drain();
@@ -423,6 +430,7 @@ impl<E: Executor> Engine<E> {
             return;
         }
         self.prune(now).await;
+        self.look_at_read_only();
         // An error is logged where it happens, each time.
         let _ = self.record_pause().await;
         self.intake.look(now);

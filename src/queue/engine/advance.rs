@@ -133,6 +133,18 @@ impl<E: Executor> Engine<E> {
 
     /// Takes one conversion as far as it can go.
     pub(super) async fn advance_one(&mut self, id: &ConversionId) -> Result<()> {
+        let now = self.now();
+        if self.conversions.get(id).is_none_or(|conversion| conversion.hold_until > now) {
+            return Ok(());
+        }
+        self.go_on(id).await?;
+        if let Some(conversion) = self.conversions.get_mut(id) {
+            conversion.is_stuck = false;
+        }
+        Ok(())
+    }
+
+    async fn go_on(&mut self, id: &ConversionId) -> Result<()> {
         for _ in 0..MAX_STEPS {
             let now = self.now();
             let Some(conversion) = self.conversions.get(id) else { return Ok(()) };
@@ -249,8 +261,10 @@ impl<E: Executor> Engine<E> {
     pub(super) fn note_error(&mut self, id: &ConversionId, error: &Error) {
         let text = chain(error);
         let hold_until = self.now() + PAUSE;
+        self.look_for_read_only();
         if let Some(conversion) = self.conversions.get_mut(id) {
             conversion.hold_until = hold_until;
+            conversion.is_stuck = true;
             if conversion.last_error != text {
                 tracing::error!(conversion = %id, error = %text, "cannot go on yet");
                 conversion.last_error = text;

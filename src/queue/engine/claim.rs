@@ -36,8 +36,11 @@ impl<E: Executor> Engine<E> {
 
     /// Claims what is ready while there is room for it.
     pub(super) async fn claim_ready(&mut self) {
-        if self.now() < self.claim_pause || self.intake.ready().len() == 0 {
+        if self.now() < self.claim_pause {
             return;
+        }
+        if self.intake.ready().len() == 0 {
+            return self.claims_go_on();
         }
         let requests: HashSet<String> = self.executor.requests().into_iter().map(|request| request.path).collect();
         let mut room = self.room();
@@ -66,7 +69,7 @@ impl<E: Executor> Engine<E> {
                     return;
                 }
                 Err(error) => {
-                    tracing::error!(file = %artifact.primary, error = %chain(&error), "cannot claim");
+                    self.hold_claims(&artifact.primary, &error);
                     self.claim_pause = self.now() + PAUSE;
                     return;
                 }
@@ -117,6 +120,7 @@ impl<E: Executor> Engine<E> {
         let id = claim.id.clone();
         let row = self.record_claim(claim, content.md5, duplicate_of).await?;
         self.space.queue_has_room();
+        self.claims_go_on();
         let conversion = Conversion { rejected: artifact.failure.clone(), ..Conversion::new(row) };
         self.conversions.insert(id.clone(), conversion);
         self.intake.claimed(artifact);

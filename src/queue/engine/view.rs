@@ -17,7 +17,8 @@ impl<E: Executor> Engine<E> {
         let count = |wanted: fn(&Conversion) -> bool| self.conversions.values().filter(|c| wanted(c)).count() as u64;
         // Members that could not be moved into their claim yet are counted as the files that they still are.
         let is_file = |c: &Conversion| c.row.state == ClaimState::Claimed && self.intake.may_hold(&c.row.claim.primary);
-        let waiting = self.conversions.values().filter(|c| is_waiting(c) && !is_file(c)).count() as u64;
+        let is_held = |c: &Conversion| is_waiting(c) || is_stuck(c);
+        let waiting = self.conversions.values().filter(|c| is_held(c) && !is_file(c)).count() as u64;
         let retrying = count(|c| matches!(c.row.state, ClaimState::Parked { .. }));
         let current_jobs = self.conversions.values().filter_map(running).collect();
         self.view.run_state = self.run_state;
@@ -32,6 +33,7 @@ impl<E: Executor> Engine<E> {
         self.view.shortage = self.space.shortage();
         self.view.queue_shortage = self.space.queue_shortage();
         self.view.waiting_for = self.absence.why().map(str::to_owned);
+        self.view.held_by = self.barred_by();
         self.view.unreadable = self.intake.unreadable().map(str::to_owned);
         let view = &self.view;
         self.snapshot.send_if_modified(|shown| {
@@ -69,9 +71,16 @@ fn is_waiting(conversion: &Conversion) -> bool {
         && matches!(next_step(&conversion.row.status), Step::Stage(_) | Step::Start(_))
 }
 
+/// Whether it can't go on, and is counted nowhere else.
+fn is_stuck(conversion: &Conversion) -> bool {
+    let is_parked = matches!(conversion.row.state, ClaimState::Parked { .. });
+    conversion.is_stuck && !is_parked && running(conversion).is_none()
+}
+
 fn why_waiting(conversion: &Conversion, run_state: RunState) -> Option<Waiting> {
     let row = &conversion.row;
     let why = match &row.state {
+        _ if is_stuck(conversion) => format!("it can't go on: {}", conversion.last_error),
         ClaimState::Parked { .. } => {
             let failure = row.status.failure.as_ref().map(|failure| failure.message.as_str());
             let next = row.status.next_retry_time.map(|time| format!("attempt again at {time:.0}"));

@@ -286,6 +286,35 @@ fn a_full_queue_volume_holds_the_queue_is_told_once_and_leaves_nothing() {
     drop(mount);
 }
 
+#[test]
+fn a_queue_volume_that_becomes_read_only_is_told_once_and_goes_on_when_it_is_writable() {
+    let server = Server::start(Manner::Answers);
+    let notifications = format!("notifications: {{enabled: true, webhook_url: \"{}\"}}", server.url());
+    let site = Site::new(&notifications);
+    let Some(mount) = Mount::tmpfs(&site.queue(), 4) else { return };
+    let daemon = site.start_with(crate::support::daemon::EACH_SECOND);
+    // The daemon has files open for writing on the mount, so a second one that can only be read lies over it.
+    let run = |program: &str, arguments: &[&str]| {
+        assert!(Command::new(program).args(arguments).arg(site.queue()).status().unwrap().success());
+    };
+    fs::write(site.queue().join("vm.raw"), crate::support::daemon::disk(0)).unwrap();
+    run("mount", &["--bind", site.queue().to_str().unwrap()]);
+    run("mount", &["-o", "remount,bind,ro"]);
+    let told = server.next();
+    assert_eq!((&told["event"], &told["path"]), (&"volume_read_only".into(), &site.queue().to_str().unwrap().into()));
+    daemon.until("it is shown", || {
+        daemon.ask("status")["waiting_for"].as_str().is_some_and(|text| text.contains("can only be read"))
+    });
+    std::thread::sleep(Duration::from_secs(11));
+    assert_eq!(daemon.lines("can only be read now").len(), 1, "{}", daemon.log());
+    assert_eq!(daemon.lines("cannot claim").len(), 1, "{}", daemon.log());
+    run("umount", &[]);
+    daemon.until("it goes on", || site.archived() == ["vm.raw"]);
+    assert!(daemon.ask("status").get("waiting_for").is_none());
+    drop(daemon);
+    drop(mount);
+}
+
 /// A few seconds after the first check of the volume.
 fn waited(daemon: &Daemon<'_>) -> bool {
     let Some(held) = daemon.lines("the queue holds").pop() else { return false };

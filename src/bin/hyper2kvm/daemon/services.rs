@@ -3,6 +3,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper2kvm::control::{self, Command, Handler, Reply};
@@ -12,6 +13,7 @@ use hyper2kvm::files::Paths;
 use hyper2kvm::queue::engine::pulse::Pulse;
 use hyper2kvm::queue::engine::{Receipt, Remote};
 use hyper2kvm::queue::lock::{Beat, HEARTBEAT_INTERVAL, Keeper, LockError};
+use hyper2kvm::queue::probe::is_no_space;
 use hyper2kvm::stats::{self, Snapshot};
 use hyper2kvm::telemetry::endpoint::{self, Probes};
 use jiff::Timestamp;
@@ -69,7 +71,7 @@ impl Services {
         drop(entered);
         let stats_file = paths.daemon().join(STATS_FILE);
         let deadline = Deadline::default();
-        let health = Health { remote: remote.clone(), heartbeat: Pulse::default() };
+        let health = Health { remote: remote.clone(), heartbeat: Pulse::default(), unseen: Arc::default() };
         let control = Control { remote: remote.clone(), deadline: deadline.clone() };
         let mut tasks = vec![
             runtime.spawn(socket.serve(control, shutdown.clone())),
@@ -84,7 +86,7 @@ impl Services {
             let probes = health.clone().probes(Probes::of_daemon(remote.watch(), ready));
             tasks.push(runtime.spawn(serve_endpoint(listener, probes, shutdown.clone())));
         }
-        let heartbeat = runtime.spawn(beat(keeper, health.heartbeat, remote.clone(), shutdown.clone()));
+        let heartbeat = runtime.spawn(beat(keeper, health, remote.clone(), shutdown.clone()));
         Self { remote, stats_file, shutdown, deadline, tasks, heartbeat }
     }
 
@@ -137,6 +139,8 @@ impl Services {
 struct Health {
     remote: Remote,
     heartbeat: Pulse,
+    /// Why the heartbeat can't be written, other than for room.
+    unseen: Arc<Mutex<Option<String>>>,
 }
 
 impl Health {
@@ -144,6 +148,9 @@ impl Health {
     fn check(&self) -> Result<(), String> {
         if let Some(time) = self.heartbeat.standstill() {
             return Err(format!("a volume has not answered for {} s", time.as_secs()));
+        }
+        if let Some(why) = self.unseen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            return Err(format!("the heartbeat can't be written: {why}"));
         }
         self.remote.standstill().map_or(Ok(()), |time| {
             Err(format!("the engine has stood still for {} s: a volume or the ledger does not answer", time.as_secs()))
@@ -325,8 +332,15 @@ async fn serve_endpoint(listener: TcpListener, probes: Probes, shutdown: Cancell
     }
 }
 
+/// Whether only room is missing, which is announced elsewhere.
+fn is_full(error: &LockError) -> bool {
+    let first = Some(error as &(dyn std::error::Error + 'static));
+    let mut causes = std::iter::successors(first, |error| error.source());
+    causes.any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(is_no_space))
+}
+
 /// Shows that we live, and ends the process when the directories are no longer ours: then no file may be moved.
-async fn beat(mut keeper: Keeper, pulse: Pulse, remote: Remote, shutdown: CancellationToken) -> Option<Keeper> {
+async fn beat(mut keeper: Keeper, health: Health, remote: Remote, shutdown: CancellationToken) -> Option<Keeper> {
     let mut timer = interval(HEARTBEAT_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let begun = tokio::time::Instant::now();
@@ -337,7 +351,7 @@ async fn beat(mut keeper: Keeper, pulse: Pulse, remote: Remote, shutdown: Cancel
             () = shutdown.cancelled() => return Some(keeper),
             _ = timer.tick() => {}
         }
-        pulse.begin();
+        health.heartbeat.begin();
         // A volume may hang, and this thread answers all requests.
         let beaten = tokio::task::spawn_blocking(move || {
             let beaten = keeper.beat(Timestamp::now(), begun.elapsed());
@@ -345,7 +359,12 @@ async fn beat(mut keeper: Keeper, pulse: Pulse, remote: Remote, shutdown: Cancel
         });
         let (back, beaten) = beaten.await.ok()?;
         keeper = back;
-        pulse.rest();
+        health.heartbeat.rest();
+        let unseen = match &beaten {
+            Beat::Unseen(error) if !is_full(error) => Some(chain(error)),
+            _ => None,
+        };
+        *health.unseen.lock().unwrap_or_else(PoisonError::into_inner) = unseen;
         match beaten {
             Beat::Held => said.clear(),
             Beat::Lost(error @ LockError::Anew(_))
