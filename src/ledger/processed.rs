@@ -11,6 +11,8 @@ use super::{Ledger, PROCESSED_DAYS, Result, query, to_sql};
 /// An earlier conversion that a file matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessedFile {
+    /// Its row.
+    pub number: i64,
     pub filename: String,
     /// Time of its end as the row has it: text, because the original program wrote local time without a zone.
     pub processed_at: String,
@@ -46,7 +48,7 @@ impl Ledger {
     pub fn find_success(&self, filename: &str, size_bytes: u64, content: &Content) -> Result<Option<ProcessedFile>> {
         self.connection
             .query_row(
-                "SELECT filename, processed_at, output_path, coalesce(md5_hash = ?3, 0) FROM processed_files
+                "SELECT filename, processed_at, output_path, coalesce(md5_hash = ?3, 0), id FROM processed_files
                  WHERE status = 'success' AND (
                      md5_hash = ?3
                      OR filename = ?1 AND file_size = ?2
@@ -60,11 +62,20 @@ impl Ledger {
                         processed_at: row.get(1)?,
                         output_path: row.get(2)?,
                         has_same_md5: row.get(3)?,
+                        number: row.get(4)?,
                     })
                 },
             )
             .optional()
             .map_err(query("look for an earlier conversion"))
+    }
+
+    /// Forgets an earlier conversion whose output is gone: an equal file is converted again.
+    pub fn forget_processed(&self, found: &ProcessedFile) -> Result<()> {
+        self.connection
+            .execute("DELETE FROM processed_files WHERE id = ?1", [found.number])
+            .map(|_| ())
+            .map_err(query("forget a processed file"))
     }
 
     /// Texts compare as times here: those of the original program and our own begin with year, month and day.

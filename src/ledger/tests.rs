@@ -114,6 +114,7 @@ fn a_success_is_counted_once_and_found_as_a_duplicate() {
     let ledger = open(&directory);
     assert_eq!(ledger.totals().unwrap(), expected);
     let found = ProcessedFile {
+        number: 1,
         has_same_md5: false,
         filename: "vm.VMDK".to_owned(),
         processed_at: "1970-01-01T00:33:23.000000Z".to_owned(),

@@ -2,7 +2,7 @@
 //! Whether an artifact was converted before, by name and size or by MD5.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -118,7 +118,7 @@ impl<E: Executor> Engine<E> {
             .ok();
         let content = Content { md5, fingerprint };
         let asked = content.clone();
-        let found = self.ledger.call(move |ledger| ledger.find_success(&name, size, &asked)).await?;
+        let found = self.find_published(name, size, asked).await?;
         // Of a file that was written to where it stayed only a digest can say that it is what it was: the fingerprint's
         // samples may lie beside what was written.
         let was_written = artifact.members.iter().any(|entry| self.intake.was_written_to(entry));
@@ -127,6 +127,32 @@ impl<E: Executor> Engine<E> {
         };
         tracing::info!("⏭️ Skipping duplicate: {} (originally processed: {})", artifact.primary, found.processed_at);
         Ok(Verdict::Duplicate { content, of: describe(&found), output: found.output_path })
+    }
+
+    /// The earlier success that matches and whose output is there. Whoever removes an output wants no file skipped for it.
+    async fn find_published(&self, name: String, size: u64, content: Content) -> Result<Option<ProcessedFile>> {
+        loop {
+            let (name, content) = (name.clone(), content.clone());
+            let found = self.ledger.call(move |ledger| ledger.find_success(&name, size, &content)).await?;
+            let Some(gone) = found.as_ref().filter(|found| self.is_output_gone(found)).cloned() else {
+                return Ok(found);
+            };
+            self.confirm()?;
+            tracing::info!(
+                "{} of {} was converted into {}, which is gone: its like is converted again",
+                gone.filename,
+                gone.processed_at,
+                gone.output_path.as_deref().unwrap_or_default()
+            );
+            self.ledger.call(move |ledger| ledger.forget_processed(&gone)).await?;
+        }
+    }
+
+    /// Whether the output was a directory of ours and is there no more. Of another place nobody knows whether it is away.
+    fn is_output_gone(&self, found: &ProcessedFile) -> bool {
+        let path = found.output_path.as_deref().map(Path::new);
+        path.filter(|path| path.starts_with(self.settings.paths.output()))
+            .is_some_and(|path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
     }
 
     /// Whether a conversion that may still succeed `is_like` the artifact. One that waits for its retry does not count:
