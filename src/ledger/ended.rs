@@ -29,6 +29,8 @@ pub struct EndedConversion {
     pub end: End,
     /// Directory of its output; for a duplicate, of the output that was made of the same content.
     pub output_path: Option<String>,
+    /// When it ended; absent where the row can't be read.
+    pub ended_at: Option<Timestamp>,
     /// What the ageing clock said when it was first looked at after its end ([`Ledger::advance_age`]), in seconds.
     pub aged_from: Option<u64>,
     /// Where its members were left, without those places where a later conversion left something.
@@ -142,7 +144,9 @@ impl Ledger {
 
     fn ended(&self, which: &str, parameters: impl Params) -> Result<Vec<(EndedConversion, Option<EndedPlan>)>> {
         let reading = || query("read what ended conversions left");
-        let sql = format!("SELECT number, id, name, outcome, output_path, aged_from, plan FROM ended WHERE {which}");
+        let sql = format!(
+            "SELECT number, id, name, outcome, output_path, aged_from, plan, ended_at FROM ended WHERE {which}"
+        );
         let mut statement = self.connection.prepare_cached(&sql).map_err(reading())?;
         let texts: Vec<Texts> =
             statement.query_map(parameters, Texts::read).and_then(Iterator::collect).map_err(reading())?;
@@ -177,6 +181,7 @@ struct Texts {
     output_path: Option<String>,
     aged_from: Option<i64>,
     plan: Option<String>,
+    ended_at: String,
 }
 
 impl Texts {
@@ -189,6 +194,7 @@ impl Texts {
             output_path: row.get(4)?,
             aged_from: row.get(5)?,
             plan: row.get(6)?,
+            ended_at: row.get(7)?,
         })
     }
 
@@ -198,10 +204,8 @@ impl Texts {
         let plan = self.plan.as_deref().map(serde_json::from_str).transpose();
         let plan = plan.map_err(|source| failed("plan", source))?;
         let Self { number, name, output_path, .. } = self;
-        Ok((
-            EndedConversion { number, id, name, end, output_path, aged_from: self.aged_from.map(from_sql), files },
-            plan,
-        ))
+        let (ended_at, aged_from) = (self.ended_at.parse().ok(), self.aged_from.map(from_sql));
+        Ok((EndedConversion { number, id, name, end, output_path, ended_at, aged_from, files }, plan))
     }
 }
 

@@ -24,8 +24,9 @@ use crate::files::placement::{Placement, PlannedMove};
 use crate::files::store;
 use crate::ledger::{EndedConversion, EndedFile, EndedPlan, Ledger};
 use crate::notification::Event;
+use crate::queue::folder;
 use crate::queue::publish;
-use crate::queue::scan::{self, Entry, Kind};
+use crate::queue::scan::{self, Entry, Kind, Role};
 
 use super::ended::is_held;
 use super::intake::Artifact;
@@ -113,13 +114,39 @@ impl<E: Executor> Engine<E> {
                 first.get_or_insert((before.clone(), found));
             }
         }
-        let (before, now) = first?;
+        let (before, now) = first.or_else(|| self.added(ended))?;
         let has_primary = moves.first().is_some_and(|planned| planned.member.name == ended.name);
         let moves = match scan::folder_of(&ended.name) {
             Some(folder) => vec![whole_folder(ended.files.first()?, folder, queue)?],
             None => moves,
         };
         has_primary.then(|| Changed { placement: Placement { dir: queue.to_owned(), moves }, before, now })
+    }
+
+    /// An image that somebody put into the folder after its conversion had ended, or into one in `.errors/` any file, and that
+    /// has been quiet for the quiet period; twice, as it is.
+    fn added(&self, ended: &EndedConversion) -> Option<(Member, Entry)> {
+        let (file, ended_at) = (ended.files.first()?, ended.ended_at?);
+        scan::folder_of(&ended.name)?;
+        let root = file.path.ancestors().nth(file.member.name.matches('/').count())?;
+        let name = root.file_name()?.to_str()?;
+        let below = |path: &str| path.split_once('/').map(|(_, below)| below.to_owned());
+        let known: BTreeSet<_> = ended.files.iter().filter_map(|file| below(&file.member.name)).collect();
+        let is_failed = root.parent() == Some(&self.settings.paths.errors());
+        let is_wanted = |entry: &Entry| match scan::role(entry) {
+            Role::Candidate => entry.size > 0,
+            Role::Companion => is_failed,
+            _ => false,
+        };
+        // By their status' time, which no copy sets back. A time to come is a clock's that was set back.
+        let came = |entry: &Entry| {
+            let came = Timestamp::from_nanosecond(entry.ctime_ns).unwrap_or(Timestamp::MAX);
+            came > ended_at && came <= self.wall()
+        };
+        let content = folder::list(root.parent()?, name).ok().filter(|content| content.upload.is_none())?;
+        let mut added = content.files.into_iter().filter(|entry| is_wanted(entry) && came(entry));
+        let entry = added.find(|entry| below(&entry.name).is_some_and(|below| !known.contains(&below)))?;
+        self.is_quiet(&entry).then(|| (entry.member(), entry))
     }
 
     /// The unchanged members of an artifact that was left in place, if another one changed: that one is claimed again
@@ -222,6 +249,10 @@ fn mark_changed(ended: &EndedConversion, before: &Member, entry: &Entry, now: Ti
         None => "its conversion had failed".to_owned(),
     };
     let with = if before.name == ended.name { String::new() } else { format!(" with {}", ended.name) };
+    if before.stamp() == entry.stamp() {
+        tracing::warn!(conversion = %ended.id, "{} came after {} was taken, which is taken again: {outcome}", entry.name, ended.name);
+        return Ok(());
+    }
     tracing::warn!(
         conversion = %ended.id,
         "{} changed after it was taken ({} bytes then, {} now), and is taken again{with}: {outcome}",

@@ -21,6 +21,7 @@ use crate::executor::Executor;
 use crate::files::names;
 use crate::files::placement::{Placement, PlannedMove};
 use crate::ledger::{EndedConversion, EndedFile, EndedPlan, PROCESSED_DAYS};
+use crate::queue::error_file;
 use crate::queue::open_files::OpenFiles;
 use crate::queue::publish;
 
@@ -98,6 +99,10 @@ impl<E: Executor> Engine<E> {
             let age = Duration::from_secs(now.saturating_sub(ended.aged_from.unwrap_or(now)));
             let sources = own_sources(&ended, &held);
             let kept = Kept { age, sources: self.place_of(&ended, &sources), output: self.output(&ended, &mut open) };
+            let errors = self.settings.retention.errors_days.map(|days| self.settings.retention_day * days);
+            if kept.sources == Sources::Gone && errors.is_some_and(|limit| age >= limit) {
+                self.remove_report(&ended)?;
+            }
             match retention::decide(&self.settings.retention, self.settings.retention_day, &kept) {
                 Decision::Keep if age >= forgotten && is_nothing_left(&kept) => {
                     self.confirm()?;
@@ -122,6 +127,20 @@ impl<E: Executor> Engine<E> {
             self.retaining.at = 0;
         }
         Ok(!is_last)
+    }
+
+    /// Removes the error.json of a source that somebody took from `.errors/`.
+    fn remove_report(&self, ended: &EndedConversion) -> Result<()> {
+        let errors = self.settings.paths.errors();
+        let Some(primary) = ended.files.first().filter(|file| file.path.starts_with(&errors)) else { return Ok(()) };
+        let depth = primary.member.name.matches('/').count();
+        let place = primary.path.ancestors().nth(depth).unwrap_or(&primary.path);
+        let is_gone = fs::symlink_metadata(place).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if is_gone && error_file::is_of(place, &ended.id) {
+            self.confirm()?;
+            error_file::remove(place, &errors)?;
+        }
+        Ok(())
     }
 
     fn place_of(&self, ended: &EndedConversion, sources: &[EndedFile]) -> Sources {
