@@ -20,7 +20,7 @@ use hyper2kvm::conversion::chain;
 use hyper2kvm::executor::process::{ProcessConfig, ProcessExecutor};
 use hyper2kvm::executor::progress::STALL_AFTER;
 use hyper2kvm::files::{Method, Paths};
-use hyper2kvm::ledger::{LEDGER_FILE, Ledger, Writer};
+use hyper2kvm::ledger::{self, LEDGER_FILE, Ledger, Writer};
 use hyper2kvm::queue::engine::outbox::{Outbox, Patience};
 use hyper2kvm::queue::engine::{Engine, Home, Settings, World, events};
 use hyper2kvm::queue::guard::Guard;
@@ -102,7 +102,7 @@ enum Format {
 }
 
 /// Why the program can't begin or go on: exit code 2 for what only a person can mend (configuration, another daemon on
-/// a directory), 1 for everything else, after which the service is started again.
+/// a directory, a damaged ledger), 1 for everything else, after which the service is started again.
 #[derive(Debug)]
 struct Refusal {
     code: u8,
@@ -226,7 +226,12 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
         }
         None => None,
     };
-    let ledger = Ledger::open(&paths.daemon().join(LEDGER_FILE)).map_err(|error| Refusal::fault(chain(&error)))?;
+    let ledger = Ledger::open(&paths.daemon().join(LEDGER_FILE)).map_err(|error| match error {
+        ledger::Error::Damaged { .. } | ledger::Error::TooNew { .. } | ledger::Error::Foreign { .. } => {
+            Refusal::setting(chain(&error))
+        }
+        _ => Refusal::fault(chain(&error)),
+    })?;
     if run_state == RunState::Paused {
         ledger.set_paused(true).map_err(|error| Refusal::fault(chain(&error)))?;
     }

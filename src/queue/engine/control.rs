@@ -203,7 +203,7 @@ impl<E: Executor> Engine<E> {
         match self.ledger.call(move |ledger| ledger.set_paused(paused)).await {
             Ok(()) => self.unrecorded_pause = None,
             Err(error) => {
-                tracing::error!(error = %chain(&error), "cannot remember the pause; a restart will not know of it");
+                tracing::error!(error = %chain(&error), "cannot record the pause yet; it is tried again, and a restart before does not know of it");
                 return Err(error.into());
             }
         }
