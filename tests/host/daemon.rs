@@ -7,6 +7,7 @@ mod ending;
 mod files;
 mod folders;
 mod groups;
+mod held;
 mod history;
 mod members;
 mod reload;
