@@ -150,19 +150,10 @@ impl Event {
                     at: *at,
                 }
             }
-            Self::QueueFull { needed_bytes, free_bytes, queue_path, at } => Message {
-                title: "⚠️ Queue Volume Full",
-                text: format!("{queue_path} has {free_bytes} bytes free, {needed_bytes} are needed: the queue holds"),
-                level: Level::Warning,
-                details: vec![
-                    ("event", json!("queue_full")),
-                    ("needed_bytes", json!(needed_bytes)),
-                    ("free_bytes", json!(free_bytes)),
-                    ("queue_path", json!(queue_path)),
-                    ("timestamp", rfc3339(*at)),
-                ],
-                at: *at,
-            },
+            Self::QueueFull { needed_bytes, free_bytes, queue_path, at } => {
+                let named = ["⚠️ Queue Volume Full", "queue_full", "queue_path"];
+                short_of_room(named, queue_path, [*needed_bytes, *free_bytes], *at)
+            }
             Self::ReadOnly { path, at } => Message {
                 title: "⚠️ Volume Read-Only",
                 text: format!("The volume of {path} can only be read now: the queue holds"),
@@ -170,20 +161,33 @@ impl Event {
                 details: vec![("event", json!("volume_read_only")), ("path", json!(path)), ("timestamp", rfc3339(*at))],
                 at: *at,
             },
-            Self::OutputFull { needed_bytes, free_bytes, output_path, at } => Message {
-                title: "⚠️ Output Volume Full",
-                text: format!("{output_path} has {free_bytes} bytes free, {needed_bytes} are needed: the queue holds"),
-                level: Level::Warning,
-                details: vec![
-                    ("event", json!("output_full")),
-                    ("needed_bytes", json!(needed_bytes)),
-                    ("free_bytes", json!(free_bytes)),
-                    ("output_path", json!(output_path)),
-                    ("timestamp", rfc3339(*at)),
-                ],
-                at: *at,
-            },
+            Self::OutputFull { needed_bytes, free_bytes, output_path, at } => {
+                let named = ["⚠️ Output Volume Full", "output_full", "output_path"];
+                short_of_room(named, output_path, [*needed_bytes, *free_bytes], *at)
+            }
         }
+    }
+}
+
+/// The message about a volume without the room that is needed.
+fn short_of_room(
+    [title, event, key]: [&'static str; 3],
+    path: &str,
+    [needed_bytes, free_bytes]: [u64; 2],
+    at: Timestamp,
+) -> Message {
+    Message {
+        title,
+        text: format!("{path} has {free_bytes} bytes free, {needed_bytes} are needed: the queue holds"),
+        level: Level::Warning,
+        details: vec![
+            ("event", json!(event)),
+            ("needed_bytes", json!(needed_bytes)),
+            ("free_bytes", json!(free_bytes)),
+            (key, json!(path)),
+            ("timestamp", rfc3339(at)),
+        ],
+        at,
     }
 }
 

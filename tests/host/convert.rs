@@ -494,6 +494,7 @@ fn an_output_that_can_t_be_there_is_a_wrong_call() {
 
 #[test]
 fn a_device_is_never_replaced_by_a_file() {
+    use std::os::unix::fs::FileTypeExt as _;
     let (place, source) = small();
     let (device, link) = (place.path().join("blk"), place.path().join("link"));
     let made = Command::new("mknod").args([text(&device), "b", "7", "99"]).status();
@@ -512,7 +513,6 @@ fn a_device_is_never_replaced_by_a_file() {
             assert!(said.ends_with(&expected), "{said}");
         }
     }
-    use std::os::unix::fs::FileTypeExt;
     assert!(device.symlink_metadata().unwrap().file_type().is_block_device() && link.is_symlink());
 }
 

@@ -109,7 +109,7 @@ fn an_image_that_was_only_made_is_blank_until_a_block_of_it_is_written() {
     let path = dir.path().join("allocated.raw");
     if Command::new("fallocate").args(["-l", "1M"]).arg(&path).status().is_ok_and(|status| status.success()) {
         assert_eq!(of(&path), Ending::Blank);
-        fs::write(&path, [0; 1 << 16]).unwrap();
+        fs::write(&path, vec![0; 1 << 16]).unwrap();
         assert_eq!(of(&path), Ending::Untold, "zeros that were written are content");
     }
 }

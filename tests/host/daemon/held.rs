@@ -110,8 +110,8 @@ fn an_image_that_was_only_made_waits_until_something_is_in_it() {
         Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg(size).status().unwrap().success()
     );
     daemon.until("it is told", || daemon.lines("vm.qcow2 stands still, and nothing is in it yet").len() == 1);
-    let filled = Command::new("qemu-img").args(["convert", "-n", "-O", "qcow2"]).arg(&raw).arg(&path).status();
-    assert!(filled.unwrap().success());
+    let status = Command::new("qemu-img").args(["convert", "-n", "-O", "qcow2"]).arg(&raw).arg(&path).status();
+    assert!(status.unwrap().success());
     daemon.until("it is published", || site.published() == ["vm"]);
     assert_eq!(guest_bytes(&site, "vm"), disk(1));
     assert_eq!(daemon.stats()["total_processed"], 1);
