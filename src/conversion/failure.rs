@@ -474,7 +474,9 @@ impl Failure {
     pub fn with_remedy(mut self, remedy: impl Into<Option<Remedy>>) -> Self {
         if let Some(remedy) = remedy.into() {
             remedy.text().clone_into(&mut self.suggestion);
-            self.class = remedy.class().unwrap_or(self.class);
+            if remedy.is_of_installation() {
+                self.class = Class::Configuration;
+            }
         }
         self
     }

@@ -24,7 +24,7 @@ pub struct Plan {
     #[schemars(length(min = 1, max = 256))]
     pub disks: Vec<PlannedDisk>,
     /// The machines that the disks belong to, as metadata.json has them: one, unless an OVF describes several. Their
-    /// disks are called as [`PlannedDisk::file`].
+    /// disks are called as in disks.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub machines: Vec<Machine>,
@@ -44,7 +44,7 @@ pub struct PlannedDisk {
     /// Base name of the member that it comes from.
     #[schemars(length(min = 1, max = 255))]
     pub member: String,
-    /// Size that the guest sees, in bytes. Where [`Self::is_estimate`] is set, only the copy finds it out.
+    /// Size that the guest sees, in bytes. Where `isEstimate` is true, only the copy finds it out.
     #[schemars(range(min = 1))]
     pub virtual_size_bytes: u64,
     /// Whether the size is what a description says, because the disk's own is known only at the end of a packed stream.

@@ -6,8 +6,6 @@
 
 use strum::VariantArray;
 
-use super::Class;
-
 /// A cause that has a remedy of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, VariantArray)]
 pub enum Remedy {
@@ -170,13 +168,10 @@ impl Remedy {
         }
     }
 
-    /// The class that the cause has, where its reason's class is another one: only a person can set this right.
+    /// Whether something of the installation has to be set right, whatever the reason's class.
     #[must_use]
-    pub(super) const fn class(self) -> Option<Class> {
-        match self {
-            Self::BuildAppliance | Self::InstallQemu | Self::RaiseOpenFiles => Some(Class::Configuration),
-            _ => None,
-        }
+    pub(super) const fn is_of_installation(self) -> bool {
+        matches!(self, Self::BuildAppliance | Self::InstallQemu | Self::RaiseOpenFiles)
     }
 
     /// The remedy with exactly this text: another process told it.

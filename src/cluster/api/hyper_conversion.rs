@@ -113,7 +113,7 @@ pub struct HyperConversionSpec {
     /// How long what ended conversions left is kept; left out, for ever.
     #[serde(default)]
     pub retention: RetentionSettings,
-    /// Whether a file that was converted before is converted again.
+    /// Whether a file that was converted before is skipped.
     #[serde(default)]
     pub deduplication: Deduplication,
     /// What a conversion makes, and within which limits.

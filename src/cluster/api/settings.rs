@@ -218,7 +218,7 @@ impl ConversionSettings {
     }
 }
 
-/// Whether a file that was converted before is converted again.
+/// Whether a file that was converted before is skipped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Deduplication {

@@ -122,7 +122,7 @@ pub struct MachineSettings {
     /// Never: none. Halted: made, not started. Running: started at once, unless anything about it was guessed or left
     /// out.
     pub create: MachineCreation,
-    /// Compatible: SATA disks and e1000e cards, for which guests have drivers by themselves. From source: virtio where
+    /// Compatible: SATA disks and e1000e cards, for which guests have drivers by themselves. `FromSource`: virtio where
     /// the source had it. Virtio: virtio throughout.
     pub devices: MachineDevices,
     /// Networks of the cards, the first that fits by its source. A card without one gets the pod's network if it is

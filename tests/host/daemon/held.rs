@@ -105,9 +105,15 @@ fn an_image_that_was_only_made_waits_until_something_is_in_it() {
     let daemon = site.start();
     let (path, raw) = (site.queue().join("vm.qcow2"), site.dir.path().join("data.raw"));
     fs::write(&raw, disk(1)).unwrap();
-    let size = disk(1).len().to_string();
+    let length = disk(1).len().to_string();
     assert!(
-        Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg(size).status().unwrap().success()
+        Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(&path)
+            .arg(length)
+            .status()
+            .unwrap()
+            .success()
     );
     daemon.until("it is told", || daemon.lines("vm.qcow2 stands still, and nothing is in it yet").len() == 1);
     let status = Command::new("qemu-img").args(["convert", "-n", "-O", "qcow2"]).arg(&raw).arg(&path).status();
