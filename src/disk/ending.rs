@@ -57,9 +57,10 @@ pub(crate) fn fitting_extension(file: std::fs::File, name: &str) -> Option<&'sta
 }
 
 fn of(region: &Region) -> Ending {
+    let written = blank::first_written(region);
     let Ok((head, tail)) = detect::ends(region) else { return Ending::Untold };
     let Ok(content) = detect::detect(region.name(), &head, &tail) else { return Ending::Untold };
-    if blank::is_blank(region, content, &head) {
+    if blank::is_blank(region, content, &head, written) {
         return Ending::Blank;
     }
     let found = match content {

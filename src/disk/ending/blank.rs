@@ -20,14 +20,15 @@ const L2_TABLES: usize = 64;
 const BAT: [u8; 16] = [0x66, 0x77, 0xC2, 0x2D, 0x23, 0xF6, 0x00, 0x42, 0x9D, 0x64, 0x11, 0x5E, 0x9B, 0xFD, 0x4A, 0x08];
 
 /// Whether the image of this form, which begins with `head`, holds no block that was written.
-pub(super) fn is_blank(region: &Region, content: Content, head: &[u8]) -> bool {
+/// `written` is what [`first_written`] said before anything was read.
+pub(super) fn is_blank(region: &Region, content: Content, head: &[u8], written: u64) -> bool {
     let found = match content {
-        Content::Raw if content.agrees_with(extension(region.name())) => Some(is_bare(region, region.len())),
+        Content::Raw if content.agrees_with(extension(region.name())) => Some(is_bare(region, region.len(), written)),
         Content::Qcow2 => qcow2(region, head),
         // Blocks that are allocated.
         Content::Vdi => (head.len() >= 0x188 && le64(head, 0x170) != 0).then(|| le32(head, 0x184) == 0),
         Content::VmdkSparse => vmdk(region, head),
-        Content::Vhd => vhd(region, head),
+        Content::Vhd => vhd(region, head, written),
         Content::Vhdx => vhdx(region),
         Content::Parallels => parallels(region, head),
         _ => None,
@@ -46,11 +47,23 @@ fn is_hole(region: &Region, at: u64, len: u64) -> bool {
 }
 
 /// Whether the first `len` bytes were never written, but for the zeros that QEMU puts at a new file's beginning.
-fn is_bare(region: &Region, len: u64) -> bool {
-    const FIRST: usize = 4096;
+fn is_bare(region: &Region, len: u64, written: u64) -> bool {
     let is_first = || table(region, 0, FIRST).is_some_and(|first| first.iter().all(|byte| *byte == 0));
-    let rest = len.saturating_sub(FIRST as u64);
-    is_hole(region, 0, len) || is_hole(region, FIRST as u64, rest) && is_first()
+    len > FIRST as u64 && written >= len && is_first()
+}
+
+/// Bytes at a new file's beginning that QEMU writes as zeros.
+const FIRST: usize = 4096;
+
+/// Where the first data behind [`FIRST`] begins, as the file system knows it. To be asked before the file is read: what was
+/// read of preallocated blocks counts as data as long as it is cached.
+pub(super) fn first_written(region: &Region) -> u64 {
+    let Some((file, start)) = region.file() else { return 0 };
+    match seek(file, SeekFrom::Data(start + FIRST as u64)) {
+        Ok(data) => data.saturating_sub(start),
+        Err(Errno::NXIO) => u64::MAX,
+        Err(_) => 0,
+    }
 }
 
 fn table(region: &Region, at: u64, bytes: usize) -> Option<Vec<u8>> {
@@ -100,10 +113,10 @@ fn vmdk(region: &Region, head: &[u8]) -> Option<bool> {
 }
 
 /// A fixed disk's file holds nothing but its footer; a dynamic one's table names no block.
-fn vhd(region: &Region, head: &[u8]) -> Option<bool> {
+fn vhd(region: &Region, head: &[u8], written: u64) -> Option<bool> {
     if !head.starts_with(b"conectix") {
         let disk = region.len().checked_sub(512)?;
-        return Some(is_bare(region, disk));
+        return Some(is_bare(region, disk, written));
     }
     let header = head.get(512..512 + 36).filter(|header| header.starts_with(b"cxsparse"))?;
     let blocks = table(region, be64(header, 16), usize::try_from(be32(header, 28)).ok()?.checked_mul(4)?)?;
