@@ -65,7 +65,8 @@ RUN <<SH
     chmod -R ug=rwX,o=rX /image/state
 SH
 
-# QEMU of Debian 13, and an appliance of its kernel, which is not run but started in QEMU.
+# QEMU of Debian 13 with the firmware of machines that are tried, and an appliance of its kernel, which is not run but
+# started in QEMU.
 FROM docker.io/library/debian:trixie-slim AS fixer-system
 COPY --from=build /image/bin/hyper2kvm /usr/local/bin/
 COPY --from=build /image/appliance/ /tmp/appliance/
@@ -73,7 +74,7 @@ RUN <<SH
     set -eu
     export DEBIAN_FRONTEND=noninteractive
     apt-get update
-    apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils kmod lvm2 e2fsprogs xfsprogs
+    apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils ovmf kmod lvm2 e2fsprogs xfsprogs ntfs-3g
     cd /tmp
     package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
     apt-get download "$package"
@@ -85,7 +86,9 @@ RUN <<SH
         --init appliance/hyper2kvm-appliance --output /usr/lib/hyper2kvm/appliance
     chmod -R u=rwX,go=rX /usr/lib/hyper2kvm
     # They are in the appliance.
-    apt-get purge -y --auto-remove kmod lvm2 xfsprogs
+    apt-get purge -y --auto-remove kmod lvm2 xfsprogs ntfs-3g
+    # One of a dozen firmwares by EFI is looked for.
+    find /usr/share/OVMF /usr/share/ovmf ! -type d ! -name OVMF_CODE_4M.fd ! -name OVMF_VARS_4M.fd -delete
     rm -rf /tmp/* /var/lib/apt/lists/* /var/cache/apt /usr/share/doc /usr/share/man /usr/share/locale
     mkdir -p /var/lib/hyper2kvm
 SH
@@ -95,8 +98,8 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
 LABEL org.opencontainers.image.title="hyper2kvm-fixer" \
-      org.opencontainers.image.description="hyper2kvm's worker with QEMU and the appliance that makes guests ready for virtio" \
-      org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only AND GPL-2.0-or-later" \
+      org.opencontainers.image.description="hyper2kvm's worker with QEMU, its firmware and the appliance that makes guests ready for virtio" \
+      org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only AND GPL-2.0-or-later AND BSD-2-Clause-Patent" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Makes what a release has, without a network, into target/release-VERSION/: programs, image archive, chart, bill of
+# Makes what a release has, without a network, into target/release-VERSION/: programs, archives of the images, chart, bills of
 # materials, krew manifest and checksums.
 #
 #   make.sh VERSION        (must be Cargo.toml's: version.sh VERSION sets it)
 #
-# What is fetched must be there: crates, and the Go modules of helm where it was never built. The image has this machine's C library.
+# What is fetched must be there: crates, Debian's kernel (target/guests/kernel), and the Go modules of helm where it was never
+# built. The images have this machine's C library and QEMU. The fixer is for amd64 alone.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=${1:-}
@@ -33,7 +34,7 @@ cp "$work/hyper2kvmctl" "$work/kubectl-hyper2kvm"
 plugin=kubectl-hyper2kvm-$version-linux-$arch.tar.gz
 archive "$work" "$plugin" kubectl-hyper2kvm LICENSE
 
-# The Dockerfile with its stage `build` replaced by what was built, as in tests/cluster/image.sh.
+# The Dockerfile with its stages `build` and `fixer-system` replaced by what was built, as in tests/cluster/image.sh.
 buildah() { command buildah --storage-driver vfs --root "$work/buildah" --runroot "$work/buildah-run" "$@"; }
 mkdir -p "$work"/build/image/{bin,state/queue,state/output} "$work"/base/{tmp,etc/ssl/certs}
 install -m 755 "$built"/{hyper2kvm,hyper2kvmctl,hyper2kvm-operator} "$work/build/image/bin/"
@@ -46,13 +47,27 @@ done
 base=$(buildah from scratch)
 buildah copy --quiet "$base" "$work/base" / >/dev/null
 buildah commit --quiet "$base" localhost/base:1 >/dev/null
-name=hyper2kvm-operator:$version
-buildah build --quiet --isolation chroot --file Dockerfile --build-arg BASE=localhost/base:1 --build-arg VERSION="$version" \
-  --build-arg REVISION="$(git rev-parse HEAD)" --build-context build="$work/build" --tag "localhost/$name" . >&2
-buildah push --quiet "localhost/$name" "docker-archive:$PWD/$out/hyper2kvm-operator-$version-image-$arch.tar:$name" >&2
+mkdir "$work/fixer"
+# image NAME OPTION...: builds it, and leaves its archive.
+image() {
+  local name=$1:$version
+  buildah build --quiet --isolation chroot --file Dockerfile --build-arg BASE=localhost/base:1 --build-arg VERSION="$version" \
+    --build-arg REVISION="$(git rev-parse HEAD)" --build-context build="$work/build" \
+    --build-context fixer-system="$work/fixer" "${@:2}" --tag "localhost/$name" . >&2
+  buildah push --quiet "localhost/$name" "docker-archive:$PWD/$out/$1-$version-image-$arch.tar:$name" >&2
+}
+image hyper2kvm-operator
+materials() {
+  cargo metadata --format-version 1 --locked --offline --filter-platform "$target" | deploy/release/sbom.py "$@"
+}
+if [ "$arch" = amd64 ]; then
+  tests/images/kernel.sh target/guests/kernel >/dev/null
+  deploy/release/fixer-system.sh "$work" target/guests/kernel "$work/fixer" >"$work/packages"
+  image hyper2kvm-fixer --target fixer
+  materials "$work/packages" >"$out/hyper2kvm-fixer-$version.cdx.json"
+fi
 "$(tests/cluster/build.sh helm)/helm" package charts/hyper2kvm-operator --destination "$out" >/dev/null
-cargo metadata --format-version 1 --locked --offline --filter-platform "$target" |
-  deploy/release/sbom.py >"$out/hyper2kvm-operator-$version.cdx.json"
+materials >"$out/hyper2kvm-operator-$version.cdx.json"
 cat >"$out/hyper2kvm.yaml" <<KREW
 apiVersion: krew.googlecontainertools.github.com/v1alpha2
 kind: Plugin

@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a CycloneDX 1.5 bill of materials of what is linked, from `cargo metadata` on standard input.
 
-    cargo metadata --format-version 1 --locked --filter-platform TARGET | sbom.py > sbom.cdx.json
+    cargo metadata --format-version 1 --locked --filter-platform TARGET | sbom.py [PACKAGES] > sbom.cdx.json
 
+PACKAGES has the Debian packages that lie beside it, a name and a version a line.
 Development dependencies are left out; build dependencies are in, for they make what is linked. The same input gives the same bytes.
 """
 import hashlib
 import json
 import re
 import sys
+import urllib.parse
 import uuid
 
 
@@ -26,8 +28,15 @@ def component(package, kind, checksums):
     return made
 
 
+def debian(line):
+    name, version = line.split()
+    ref = f"pkg:deb/debian/{name}@{urllib.parse.quote(version)}"
+    return {"type": "library", "bom-ref": ref, "name": name, "version": version, "purl": ref}
+
+
 def main():
     metadata = json.load(sys.stdin)
+    beside = open(sys.argv[1]).read() if sys.argv[1:] else ""
     lock = open(f"{metadata['workspace_root']}/Cargo.lock").read()
     checksums = {(n, v): c for n, v, c in re.findall(r'name = "(.+)"\nversion = "(.+)"\nsource = .+\nchecksum = "(.+)"', lock)}
     packages = {p["id"]: p for p in metadata["packages"]}
@@ -42,14 +51,14 @@ def main():
         edges[here] = [d["pkg"] for d in nodes[here]["deps"] if any(k["kind"] != "dev" for k in d["dep_kinds"])]
         todo += edges[here]
     parts = {i: component(packages[i], "application" if i == root else "library", checksums) for i in linked}
-    others = sorted((parts[i] for i in linked if i != root), key=lambda c: c["bom-ref"])
+    others = [parts[i] for i in linked if i != root] + [debian(line) for line in beside.splitlines()]
     bom = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
-        "serialNumber": f"urn:uuid:{uuid.UUID(bytes=hashlib.sha256(lock.encode()).digest()[:16], version=4)}",
+        "serialNumber": f"urn:uuid:{uuid.UUID(bytes=hashlib.sha256((lock + beside).encode()).digest()[:16], version=4)}",
         "version": 1,
         "metadata": {"component": parts[root]},
-        "components": others,
+        "components": sorted(others, key=lambda c: c["bom-ref"]),
         "dependencies": sorted(
             ({"ref": parts[i]["bom-ref"], "dependsOn": sorted({parts[d]["bom-ref"] for d in edges[i]})} for i in linked),
             key=lambda d: d["ref"],

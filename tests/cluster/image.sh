@@ -14,12 +14,13 @@ programs=(hyper2kvm hyper2kvmctl hyper2kvm-operator)
 command -v buildah >/dev/null || die "left out: the image; buildah is not installed"
 if [ "$kind" = fixer ]; then
   programs=(hyper2kvm hyper2kvm-appliance)
-  for program in qemu-system-x86_64 qemu-img; do
+  for program in qemu-system-x86_64 qemu-img lvm e2fsck xfs_repair ntfs-3g; do
     command -v "$program" >/dev/null || die "left out: the fixer's image; $program is not installed"
   done
+  [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || die "left out: the fixer's image; OVMF is not installed (Debian: ovmf)"
 fi
 
-tag=$(cd "$binaries" && cat "${programs[@]}" "$checkout/Dockerfile" "$here/image.sh" | sha256sum | cut -c1-16)
+tag=$(cd "$binaries" && cat "${programs[@]}" "$checkout"/{Dockerfile,deploy/release/fixer-system.sh} "$here/image.sh" | sha256sum | cut -c1-16)
 name=localhost/hyper2kvm-$kind:$tag
 loaded() { ctr -a "$containerd_socket" -n k8s.io images ls -q 2>/dev/null | grep -qx "$name"; }
 alone
@@ -36,34 +37,13 @@ if ! loaded; then
       install -D -m 0755 "$library" "$root$library"
     done
   }
-  # The root of the fixer's image: QEMU, what it loads, its firmware, and the appliance.
-  fixer() {
-    local root=$1 kernel version qemu
-    kernel=$cache/guests/kernel
-    version=$("$checkout/tests/images/kernel.sh" "$kernel") || die "left out: the fixer's image; no kernel can be fetched"
-    mkdir -p "$root"/usr/{local/bin,bin,lib/hyper2kvm,share} "$root/tmp" "$root/var/lib/hyper2kvm"
-    strip -o "$root/usr/local/bin/hyper2kvm" "$binaries/hyper2kvm"
-    strip -o "$work/init" "$binaries/hyper2kvm-appliance"
-    for qemu in qemu-system-x86_64 qemu-img; do install -m 0755 "$(command -v "$qemu")" "$root/usr/bin/"; done
-    # What it loads by itself: how to translate, and no display.
-    for qemu in "/usr/lib/$(uname -m)-linux-gnu/qemu"/{accel,hw-display-virtio}-*.so; do
-      [ ! -e "$qemu" ] || install -D -m 0755 "$qemu" "$root$qemu"
-    done
-    libraries "$root" "$root"/usr/local/bin/* "$root"/usr/bin/*
-    for qemu in /usr/share/qemu /usr/share/seabios; do
-      mkdir -p "$root$qemu"
-      find "$qemu" -maxdepth 1 \( -name 'bios*.bin' -o -name 'linuxboot*.bin' -o -name 'kvmvapic.bin' \) -exec cp -L {} "$root$qemu/" \;
-    done
-    "$binaries/hyper2kvm" appliance build --kernel "$kernel/boot/vmlinuz-$version" --modules "$kernel/lib/modules/$version" \
-      --init "$work/init" --output "$root/usr/lib/hyper2kvm/appliance" >/dev/null
-    chmod -R u=rwX,go=rX "$root/usr/lib/hyper2kvm"
-    chmod 1777 "$root/tmp"
-  }
 
   mkdir -p "$work"/build/image/{bin,appliance,state/queue,state/output} "$work/base/tmp" "$work/base/etc/ssl/certs" "$work/fixer"
   target=()
   if [ "$kind" = fixer ]; then
-    fixer "$work/fixer"
+    kernel=$cache/guests/kernel
+    "$checkout/tests/images/kernel.sh" "$kernel" >/dev/null || die "left out: the fixer's image; no kernel can be fetched"
+    "$checkout/deploy/release/fixer-system.sh" "$binaries" "$kernel" "$work/fixer" >/dev/null
     target=(--target fixer)
   fi
   for program in "${programs[@]}"; do
