@@ -229,6 +229,10 @@ pub fn turn_signals_into_errors() -> io::Result<()> {
     Ok(())
 }
 
+/// Largest file of a program besides the disks, in bytes: QEMU has what it translates in a file in memory, of 128 MiB at
+/// most, and the appliance's initrd is a file, too.
+pub const FILE_OF_PROGRAM: u64 = 256 << 20;
+
 /// Largest offset that any output file of a disk of `virtual_size` bytes may be written at. The limit counts offsets,
 /// not bytes, so that sparse files pass.
 ///

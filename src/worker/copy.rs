@@ -144,7 +144,8 @@ fn compare(conversion: &Conversion<'_>, source: &Source, disks: &[DiskReport], m
 /// Bounds what the copy may do: the largest offset of a file, the space on the volume or in the targets.
 fn plan(conversion: &Conversion<'_>, source: &Source, space: &Space, meter: &Meter) -> Result<(), Failure> {
     let largest = source.disks.iter().map(|d| d.image.most_bytes()).max().unwrap_or(0);
-    contain::limit_file_size(largest)
+    let of_programs = conversion.programs.map_or(0, |_| contain::FILE_OF_PROGRAM);
+    contain::limit_file_size(largest.max(of_programs))
         .map_err(|e| Failure::new(Reason::Internal, format!("cannot limit the output's size: {e}")))?;
     if let Some(targets) = conversion.targets {
         // Disks whose size only their end tells are unpacked once more: a target that is too small is never written to.
