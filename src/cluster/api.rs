@@ -25,7 +25,10 @@ pub use conversion_job::{
     ConversionJob, ConversionJobSpec, ConversionJobStatus, JobPhase, Output, ProgressReport, QueueRef, Source,
 };
 pub use crd::{MANIFESTS, crds, to_yaml};
-pub use guest::{GuestMode, GuestOverrides, GuestSettings, NetworkNames};
+pub use guest::{
+    Accelerator, BootCheckMode, BootCheckOverrides, BootCheckSettings, GuestMode, GuestOverrides, GuestSettings,
+    NetworkNames, VirtioWin,
+};
 pub use hyper_conversion::{
     HyperConversion, HyperConversionSpec, HyperConversionStatus, QueueTotals, RetentionSettings, RetrySettings,
     VolumePath,
@@ -33,7 +36,7 @@ pub use hyper_conversion::{
 pub use notifications::{Email, NotificationSettings, SecretKeyRef, SecretRef, Webhook, WebhookType};
 pub use placement::{ConfigMapRef, PodSecurity, Proxy, SeLinuxLabel, WatcherSettings, WorkerSettings};
 pub(crate) use placement::{
-    completed_resources, fix_resources, sidecar_resources, watcher_resources, worker_resources,
+    boot_resources, completed_resources, fix_resources, sidecar_resources, watcher_resources, worker_resources,
 };
 pub use reference::reference;
 pub use settings::{ConversionOverrides, ConversionSettings, Deduplication, InvalidSetting};

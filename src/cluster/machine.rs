@@ -237,8 +237,8 @@ fn metadata(conversion: &ConversionJob, plan: &Plan, machine: Machine) -> Metada
 
 fn with_devices(mut machine: Machine, wanted: MachineDevices, guest: Option<&GuestOutcome>) -> Machine {
     let ready = guest.filter(|guest| guest.is_ready());
-    let bus = ready.map(|guest| guest.bus).filter(|bus| *bus != DiskBus::Sata);
-    let has_net = ready.is_some_and(|guest| guest.nic == CardModel::Virtio);
+    let bus = ready.and_then(|guest| guest.bus).filter(|bus| *bus != DiskBus::Sata);
+    let has_net = ready.is_some_and(|guest| guest.nic == Some(CardModel::Virtio));
     for disk in &mut machine.disks {
         disk.bus = match wanted {
             MachineDevices::Compatible => bus.unwrap_or(DiskBus::Sata),

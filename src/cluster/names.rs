@@ -70,6 +70,8 @@ pub const TRUSTED_CA_DIR: &str = "/etc/hyper2kvm/trusted-ca";
 pub const CLAIM_DIR: &str = "/claim";
 /// Where a worker sees its attempt's work directory.
 pub const WORK_DIR: &str = "/work";
+/// Where a worker finds virtio's drivers for Windows.
+pub const VIRTIO_WIN_DIR: &str = "/virtio-win";
 /// The kubelet's default path of a container's termination message.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 

@@ -225,7 +225,7 @@ impl Progress {
     }
 }
 
-/// The short message of an attempt that succeeded, where a guest was to be fixed.
+/// The short message of an attempt that succeeded, where a guest was to be fixed or tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SuccessMessage {

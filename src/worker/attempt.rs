@@ -336,12 +336,11 @@ fn attempt(
     Ok(Some(metadata))
 }
 
-/// Leaves the termination message of a success whose guest was to be fixed.
+/// Leaves the termination message of a success whose guest was to be fixed or tried.
 fn leave_message(places: &Places, metadata: Option<&Metadata>) {
     let Some(metadata) = metadata else { return };
-    let fix = metadata.guest.as_ref().and_then(|guest| guest.fix.as_ref());
-    let (Some(fix), Some(mut file)) = (fix, places.termination_log.as_ref()) else { return };
-    let guest = GuestOutcome::of(fix, metadata.machines.first());
+    let guest = metadata.guest.as_ref().and_then(|guest| GuestOutcome::of(guest, metadata.machines.first()));
+    let (Some(guest), Some(mut file)) = (guest, places.termination_log.as_ref()) else { return };
     let message = SuccessMessage { contract_version: CONTRACT_VERSION, guest };
     // metadata.json has it, too.
     if let Err(error) = file.write_all(message.to_json().as_bytes()) {

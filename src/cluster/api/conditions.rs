@@ -116,6 +116,8 @@ condition_types! {
         Converted by Controller,
         /// Whether the guest is ready for virtio, and why not; only where it was to be made so.
         GuestFixed by Controller,
+        /// Whether the guest booted when that was tried, and why not.
+        BootChecked by Controller,
         /// Whether the output stands under its final name.
         Published by Watcher,
         /// False while the running attempt makes no progress. The watcher decides that, the controller ends the attempt.

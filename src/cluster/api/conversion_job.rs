@@ -190,7 +190,7 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<JobPhase>,
     /// Admitted, Converted, Published, Progressing, Succeeded; with a target Planned, TargetReady and MachineCreated; with
-    /// conversion.guest `GuestFixed`; Reconciling until the end, then Complete or Failed.
+    /// conversion.guest `GuestFixed` and `BootChecked`; Reconciling until the end, then Complete or Failed.
     /// Succeeded is Unknown until the end; a duplicate is True/Duplicate, a cancelled one False/Cancelled. Stalled is
     /// said of one that failed for good alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -233,7 +233,7 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 15))]
     pub other_virtual_machines: Vec<MachineStatus>,
-    /// What became of the guest, where it was to be made ready for virtio.
+    /// What became of the guest, where it was to be made ready for virtio or tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestOutcome>,
     /// What this conversion repeated: the file, when it was converted, and the directory of its disks.

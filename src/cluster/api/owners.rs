@@ -12,7 +12,7 @@
 //! | `target`, `volumes`, `virtualMachine`, `otherVirtualMachines`, `guest` | ✓ | |
 //! | `plan`, under a third manager | | ✓ |
 //! | `failure`, `end`, `completionTime` | ✓ | ✓ |
-//! | conditions `Admitted`, `Planned`, `TargetReady`, `MachineCreated`, `Converted`, `GuestFixed`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
+//! | conditions `Admitted`, `Planned`, `TargetReady`, `MachineCreated`, `Converted`, `GuestFixed`, `BootChecked`, `Reconciling`, `Stalled`, `Complete`, `Failed` | ✓ | |
 //! | conditions `Published`, `Progressing`, `Succeeded` | | ✓ |
 //!
 //! | `HyperConversion` | controller | watcher |

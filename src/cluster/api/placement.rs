@@ -49,8 +49,9 @@ pub struct WorkerSettings {
     /// CPU and memory of one conversion. Of what is named neither in requests nor in limits, the release's default holds,
     /// or else requests of 250m and 128Mi and limits of 2 and 256Mi.
     pub resources: ResourceRequirements,
-    /// CPU and memory of a conversion whose guest is fixed, in place of resources. Of what is named neither in requests nor
-    /// in limits, the release's default holds, or else requests of 250m and 512Mi and limits of 2 and 1Gi.
+    /// CPU and memory of a conversion whose guest is fixed or tried, in place of resources. Of what is named neither in
+    /// requests nor in limits, the release's default holds, or else requests of 250m and 512Mi and limits of 2 and 1Gi; with
+    /// a boot check 1Gi and 2560Mi.
     pub fix_resources: ResourceRequirements,
     /// Labels that a node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -127,6 +128,12 @@ pub(crate) fn worker_resources() -> ResourceRequirements {
 pub(crate) fn fix_resources() -> ResourceRequirements {
     // The appliance has 384 MiB, and QEMU 64 MiB for what it translates.
     cpu_and_memory(["250m", "512Mi"], ["2", "1Gi"])
+}
+
+/// The same of a worker that tries whether guests boot.
+pub(crate) fn boot_resources() -> ResourceRequirements {
+    // A guest of Windows has 2 GiB, any other 1 GiB, and QEMU 128 MiB for what it translates.
+    cpu_and_memory(["250m", "1Gi"], ["2", "2560Mi"])
 }
 
 /// The same of a watcher.

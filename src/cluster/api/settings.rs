@@ -36,8 +36,8 @@ pub struct InvalidSetting {
         "message": "compressLevel above 12 exists for zstd alone"
     },
     {
-        "rule": "self.guest.mode == 'Off' || self.stallTimeoutSeconds >= 600",
-        "message": "fixing a guest may take nine minutes without other progress: set stallTimeoutSeconds to 600 or more"
+        "rule": "(self.guest.mode == 'Off' && self.guest.bootCheck.mode == 'Off') || self.stallTimeoutSeconds >= 600",
+        "message": "fixing a guest may take nine minutes without other progress, and so may trying whether it boots: set stallTimeoutSeconds to 600 or more"
     },
 ]))]
 pub struct ConversionSettings {

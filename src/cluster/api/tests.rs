@@ -126,11 +126,16 @@ fn an_override_replaces_the_queue_s_word_and_nothing_else() {
     );
     assert!(settings.checksum);
 
-    let keeps = GuestSettings { mode: GuestMode::BestEffort, network_names: NetworkNames::Leave };
-    let required = GuestOverrides { mode: Some(GuestMode::Require), network_names: None };
-    let own = ConversionOverrides { guest: Some(required), ..ConversionOverrides::default() };
-    let guest = ConversionSettings { guest: keeps, ..queue.clone() }.overridden_by(&own).guest;
-    assert_eq!((guest.mode, guest.network_names), (GuestMode::Require, NetworkNames::Leave));
+    let drivers = json!({"claimName": "drivers", "path": "virtio-win"});
+    let of_queue = json!({"mode": "BestEffort", "networkNames": "Leave", "virtioWin": drivers,
+                          "bootCheck": {"mode": "Warn", "timeoutSeconds": 60}});
+    let of_own = json!({"mode": "Require", "accelerator": "KVM", "bootCheck": {"mode": "Require"}});
+    let own: ConversionOverrides = serde_json::from_value(json!({"guest": of_own})).unwrap();
+    let guest: GuestSettings = serde_json::from_value(of_queue).unwrap();
+    let guest = ConversionSettings { guest, ..queue.clone() }.overridden_by(&own).guest;
+    let together = json!({"mode": "Require", "networkNames": "Leave", "virtioWin": drivers, "accelerator": "KVM",
+                          "bootCheck": {"mode": "Require", "timeoutSeconds": 60}});
+    assert_eq!(serde_json::to_value(guest).unwrap(), together);
 
     let zstd = ConversionOverrides { compress: Some(Compression::Zstd), ..ConversionOverrides::default() };
     let settings = queue.overridden_by(&zstd);

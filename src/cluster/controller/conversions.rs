@@ -438,6 +438,9 @@ impl Reconcile<'_> {
             if let Some((reason, message)) = status::unfixed(&self.conversion) {
                 self.context.warn(&self.conversion, "Fix", &reason, &message).await;
             }
+            if let Some((reason, message)) = status::not_booted(&self.conversion) {
+                self.context.warn(&self.conversion, "Boot", &reason, &message).await;
+            }
         }
         if let Observation::Failed { failure, .. } = told {
             self.context.warn(&self.conversion, "Convert", &failure.reason.to_string(), &failure.advice()).await;

@@ -11,11 +11,12 @@ use crate::cluster::api::{
     ConditionState, ConditionType, ConversionJob, ConversionJobStatus, JobPhase, condition, set_by, set_condition,
 };
 use crate::conversion::admission::RunState;
+use crate::conversion::guest::boot::BootResult;
 use crate::conversion::guest::fix::{Outcome, Unfixed};
 use crate::conversion::guest::outcome::GuestOutcome;
 use crate::conversion::lifecycle::{ONLY_FOLDER, Step, next_step};
 use crate::conversion::status::End;
-use crate::conversion::{Attempt, ConversionStatus, Failure, Stage};
+use crate::conversion::{Attempt, ConversionStatus, Failure, Reason, Stage};
 
 /// The reason of `Admitted` while older conversions have all slots.
 pub(super) const WAITING_FOR_SLOT: &str = "WaitingForSlot";
@@ -56,11 +57,13 @@ pub(super) fn revised(
     let converted = converted(&state, waiting);
     let ended = ended(&state);
     let fixed = fixed(status.guest.as_ref(), &state);
+    let checked = checked(status.guest.as_ref(), &state);
     status.state = state;
     for (kind, said) in [
         (ConditionType::Admitted, admitted),
         (ConditionType::Converted, Some(converted)),
         (ConditionType::GuestFixed, fixed),
+        (ConditionType::BootChecked, checked),
     ] {
         if let Some(said) = said {
             set_condition(&mut status.conditions, kind, said, generation, now);
@@ -82,7 +85,7 @@ fn fixed(guest: Option<&GuestOutcome>, state: &ConversionStatus) -> Option<Condi
         return Some(because("False", failure));
     }
     let guest = guest?;
-    Some(match guest.outcome {
+    Some(match guest.outcome? {
         Outcome::Fixed => {
             let message = format!("files of the guest that were changed: {}", guest.changes);
             ConditionState::new("True", "Fixed", message)
@@ -104,11 +107,35 @@ fn why_unfixed(guest: &GuestOutcome) -> (String, String) {
     )
 }
 
+/// What is said of the guest's boot; `None` where that was not to be tried, or nobody knows yet.
+fn checked(guest: Option<&GuestOutcome>, state: &ConversionStatus) -> Option<ConditionState> {
+    let of_boot = state.failure.as_ref().filter(|failure| failure.stage == Some(Stage::Boot));
+    if let Some(failure) = of_boot {
+        let status = if failure.reason == Reason::GuestNotBooting { "False" } else { "Unknown" };
+        return Some(because(status, failure));
+    }
+    let check = guest?.boot_check.as_ref()?;
+    let why = || check.message.clone().unwrap_or_else(|| "metadata.json says why".to_owned());
+    Some(match check.result {
+        BootResult::Booted => ConditionState::new("True", "Booted", "the guest booted when it was tried"),
+        BootResult::NotBooting => ConditionState::new("False", Reason::GuestNotBooting.to_string(), why()),
+        BootResult::Unchecked => ConditionState::new("Unknown", "Unchecked", why()),
+    })
+}
+
+/// Why it is not known that the guest of a conversion whose disks are whole boots, although that was asked.
+#[must_use]
+pub(super) fn not_booted(conversion: &ConversionJob) -> Option<(String, String)> {
+    let status = conversion.status.as_ref()?;
+    let said = checked(status.guest.as_ref(), &ConversionStatus::default())?;
+    (said.status != "True").then_some((said.reason, said.message))
+}
+
 /// Why the guest of a conversion whose disks are whole stays unfixed.
 #[must_use]
 pub(super) fn unfixed(conversion: &ConversionJob) -> Option<(String, String)> {
     let guest = conversion.status.as_ref()?.guest.as_ref()?;
-    (guest.outcome == Outcome::Unfixed).then(|| why_unfixed(guest))
+    (guest.outcome == Some(Outcome::Unfixed)).then(|| why_unfixed(guest))
 }
 
 /// The conditions by which tools that know nothing of conversions tell how one stands; each is said only while it is
@@ -269,7 +296,6 @@ pub(super) fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) ->
 mod tests {
     use super::*;
     use crate::cluster::api::owners::tests::{OF_CONVERSION, assert_whole};
-    use crate::conversion::Reason;
 
     #[test]
     fn an_error_that_is_over_is_said_no_more_and_a_wait_for_a_slot_goes_on() {
@@ -352,6 +378,31 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_is_said_to_boot_or_not_and_nothing_where_that_was_not_tried() {
+        let seen = |result: &str| json!({"bootCheck": {"result": result, "message": "m"}});
+        let failed = |reason, stage| json!({"failure": Failure::new(reason, "m").at_stage(stage)});
+        for (guest, state, expected) in [
+            (json!(null), json!({}), None),
+            (json!({"outcome": "fixed"}), json!({}), None),
+            (seen("booted"), json!({}), Some(("True", "Booted"))),
+            (seen("notBooting"), json!({}), Some(("False", "GuestNotBooting"))),
+            (seen("unchecked"), json!({}), Some(("Unknown", "Unchecked"))),
+            (json!(null), failed(Reason::GuestNotBooting, Stage::Boot), Some(("False", "GuestNotBooting"))),
+            (json!(null), failed(Reason::GuestFixFailed, Stage::Boot), Some(("Unknown", "GuestFixFailed"))),
+            (json!(null), failed(Reason::GuestNoSpace, Stage::Fix), None),
+        ] {
+            let of: Option<GuestOutcome> = serde_json::from_value(guest.clone()).unwrap();
+            let of_state: ConversionStatus = serde_json::from_value(state.clone()).unwrap();
+            let said = checked(of.as_ref(), &of_state).map(|said| (said.status, said.reason));
+            assert_eq!(said, expected.map(|(status, reason)| (status, reason.to_owned())), "{guest} {state}");
+            assert_eq!(
+                fixed(of.as_ref(), &of_state).is_some(),
+                guest["outcome"] == "fixed" || state["failure"]["stage"] == "fix"
+            );
+        }
+    }
+
+    #[test]
     fn a_conversion_says_for_which_pod_it_waits_until_the_next_attempt_is_under_way() {
         let failure = json!(Failure::new(Reason::Disrupted, "m"));
         let ended = json!({"number": 1, "reason": "Disrupted", "endTime": "2026-01-17T09:00:00Z"});
@@ -373,7 +424,7 @@ mod tests {
             "staged": 1, "attempts": [{"number": 1, "startTime": at}], "earlierAttempts": {"total": 1}, "nextRetryTime": at, "converted": "p", "end": "Failed",
             "startTime": at, "completionTime": at, "failure": Failure::new(Reason::Corrupt, "m"), "sourceLocation": "a.raw",
             "target": {}, "volumes": [{"claimName": "c"}], "virtualMachine": {"name": "m"},
-            "otherVirtualMachines": [{"name": "n"}], "guest": {"outcome": "fixed"},
+            "otherVirtualMachines": [{"name": "n"}], "guest": {"outcome": "fixed", "bootCheck": {"result": "booted"}},
             "outputs": [{"path": "a", "format": "raw", "virtualSizeBytes": 1, "allocatedBytes": 1}], "duration": "1s",
             "conditions": [{"type": "Succeeded", "status": "Unknown", "reason": "R", "message": "", "lastTransitionTime": at}],
         });

@@ -9,6 +9,7 @@
 //! variables, Windows' boot manager its status, systemd-boot a seed. They write little, and those that BIOS runs never
 //! flush a disk's cache, which a file system does whenever it commits.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, IntoStaticStr};
 
@@ -24,9 +25,11 @@ const FRAME_WAIT_MS: u64 = 60_000;
 const MOST_WRITTEN: u64 = 256 << 20;
 
 /// What a boot check saw.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BootReport {
+    /// booted: it wrote to its disks, or sent a frame, as a system does. notBooting: it did not. unchecked: it could not be
+    /// tried.
     pub result: BootResult,
     /// Why not, in a sentence; absent for a guest that booted.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +46,9 @@ pub struct BootReport {
 }
 
 /// How a boot check ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
+)]
 #[serde(rename_all = "camelCase")]
 #[strum(serialize_all = "camelCase")]
 pub enum BootResult {

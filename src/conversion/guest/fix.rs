@@ -33,7 +33,9 @@ pub struct GuestFix {
     pub left: Vec<Doubt>,
 }
 
-/// How it ended.
+/// How it ended. fixed: the disks were changed, checked and unmounted. nothingToDo: the guest starts from virtio as it is.
+/// unfixed: the disks are as they were converted. notAGuest: no system is on them. Absent where it was not to be made ready for
+/// virtio.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, EnumString, IntoStaticStr,
 )]
@@ -72,6 +74,14 @@ pub enum Unfixed {
     GuestFixFailed,
     /// The fixed guest did not boot when it was tried.
     GuestNotBooting,
+}
+
+impl Unfixed {
+    /// The same as this reason of a failure, if that is about a guest.
+    #[must_use]
+    pub fn of(reason: Reason) -> Option<Self> {
+        reason.to_string().parse().ok()
+    }
 }
 
 impl From<Unfixed> for Reason {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Guests that are fixed in a worker's pod: the second image, QEMU without KVM, and the restricted profile.
+//! Guests that are fixed and tried in a worker's pod: the second image, QEMU without KVM, and the restricted profile.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +61,7 @@ async fn a_guest_is_fixed_in_its_pod_and_one_that_is_refused_is_published_as_con
     );
     let status = fixed.status.as_ref().unwrap();
     let told = status.guest.as_ref().unwrap();
-    assert_eq!((told.outcome, told.bus, told.changes), (Outcome::Fixed, DiskBus::Virtio, 5));
+    assert_eq!((told.outcome, told.bus, told.changes), (Some(Outcome::Fixed), Some(DiskBus::Virtio), 5));
     assert_eq!(status.machine.as_ref().unwrap().disks[0].bus, DiskBus::Virtio);
     let disk = queue.output(&status.outputs[0].path);
     let fstab = String::from_utf8(cat(&guest.volume(&disk), "/etc/fstab")).unwrap();
@@ -75,7 +75,8 @@ async fn a_guest_is_fixed_in_its_pod_and_one_that_is_refused_is_published_as_con
         assert_eq!(json!(container.resources)["limits"], json!({"cpu": "2", "memory": "1Gi"}));
     }
 
-    let effort = json!({"conversion": {"guest": {"mode": "BestEffort"}}});
+    let check = json!({"mode": "Warn", "timeoutSeconds": 10});
+    let effort = json!({"conversion": {"guest": {"mode": "BestEffort", "bootCheck": check}}});
     queue.declare(&effort, &json!({}));
     queue.ready();
     let mut closed = vec![0; 8 << 20];
@@ -85,11 +86,51 @@ async fn a_guest_is_fixed_in_its_pod_and_one_that_is_refused_is_published_as_con
     let (status, reason, message) = said(&unfixed, "GuestFixed");
     assert_eq!((status.as_str(), reason.as_str()), ("False", "GuestEncrypted"));
     assert!(message.ends_with("disk 0 (luks) is encrypted; the disks are as they were converted"), "{message}");
+    // It has nothing to boot.
+    let (status, reason, message) = said(&unfixed, "BootChecked");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "GuestNotBooting"));
+    assert!(message.starts_with("it did not write to its disks in 10 s"), "{message}");
     let told = unfixed.status.unwrap().guest.unwrap();
-    assert_eq!((told.outcome, told.reason, told.bus), (Outcome::Unfixed, Some(Unfixed::GuestEncrypted), DiskBus::Sata));
+    assert_eq!(
+        (told.outcome, told.reason, told.bus),
+        (Some(Outcome::Unfixed), Some(Unfixed::GuestEncrypted), Some(DiskBus::Sata))
+    );
     let words =
         ["get", "events", "-o", r"jsonpath={range .items[*]}{.involvedObject.name} {.type} {.reason}{'\n'}{end}"];
     let events = run(queue.kubectl().args(words));
     let name = unfixed.metadata.name.unwrap();
-    assert!(events.lines().any(|line| line == format!("{name} Warning GuestEncrypted")), "{events}");
+    for reason in ["GuestEncrypted", "GuestNotBooting"] {
+        assert!(events.lines().any(|line| line == format!("{name} Warning {reason}")), "{events}");
+    }
+
+    let tried = json!({"conversion": {"guest": {"bootCheck": {"mode": "Require", "timeoutSeconds": 120}}}});
+    queue.declare(&tried, &json!({}));
+    queue.ready();
+    queue.bring("app01.raw", &boots());
+    let booted = queue.ended("app01.raw", JobPhase::Succeeded).await;
+    let (status, reason, _) = said(&booted, "BootChecked");
+    assert_eq!((status.as_str(), reason.as_str(), said(&booted, "GuestFixed").0), ("True", "Booted", String::new()));
+    let told = booted.status.unwrap().guest.unwrap();
+    assert_eq!((told.outcome, told.bus), (None, None), "nothing was done to it");
+    assert_eq!(told.boot_check.unwrap().accelerator.as_deref(), Some("tcg"));
+}
+
+/// A disk with an encrypted system whose first sector writes the third one, by BIOS, and powers the machine off by APM.
+fn boots() -> Vec<u8> {
+    const CODE: &[u8] = &[
+        0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, 0xfb, // a stack below this sector
+        0xbe, 0x21, 0x7c, 0xb8, 0x00, 0x43, 0xcd, 0x13, // write what the last 16 bytes say
+        0xb8, 0x07, 0x53, 0xbb, 0x01, 0x00, 0xb9, 0x03, 0x00, 0xcd, 0x15, // power off
+        0xf4, 0xeb, 0xfd, // halt
+        0x10, 0, 1, 0, 0x00, 0x7c, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, // one sector, from 0x7c00, to the third
+    ];
+    let mut disk = vec![0; 8 << 20];
+    disk[..CODE.len()].copy_from_slice(CODE);
+    disk[446] = 0x80;
+    disk[450] = 0x83;
+    disk[454..458].copy_from_slice(&2048_u32.to_le_bytes());
+    disk[458..462].copy_from_slice(&8192_u32.to_le_bytes());
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk[1 << 20..][..8].copy_from_slice(b"LUKS\xba\xbe\x00\x02");
+    disk
 }

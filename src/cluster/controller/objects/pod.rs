@@ -65,19 +65,34 @@ pub(super) fn non_empty_text(text: &str) -> Option<String> {
 
 /// One volume for each claim: a claim that holds both directories is mounted from one volume.
 pub(super) fn claim_volumes(queue: &HyperConversion) -> Vec<Volume> {
-    let claim = |name: &str, path: &VolumePath| Volume {
+    let mut volumes = vec![claim_volume(QUEUE_VOLUME, &queue.spec.queue.claim_name)];
+    if !shares_claim(queue) {
+        volumes.push(claim_volume(OUTPUT_VOLUME, &queue.spec.output.claim_name));
+    }
+    volumes
+}
+
+fn claim_volume(name: &str, claim_name: &str) -> Volume {
+    Volume {
         name: name.to_owned(),
         persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-            claim_name: path.claim_name.clone(),
+            claim_name: claim_name.to_owned(),
             read_only: None,
         }),
         ..Volume::default()
-    };
-    let mut volumes = vec![claim(QUEUE_VOLUME, &queue.spec.queue)];
-    if !shares_claim(queue) {
-        volumes.push(claim(OUTPUT_VOLUME, &queue.spec.output));
     }
-    volumes
+}
+
+/// Name of the volume that is this claim: one of `volumes`, or a new one, which is called `name`.
+pub(super) fn volume_of_claim(volumes: &mut Vec<Volume>, name: &str, claim_name: &str) -> String {
+    let is_claim = |volume: &&Volume| {
+        volume.persistent_volume_claim.as_ref().is_some_and(|source| source.claim_name == claim_name)
+    };
+    if let Some(volume) = volumes.iter().find(is_claim) {
+        return volume.name.clone();
+    }
+    volumes.push(claim_volume(name, claim_name));
+    name.to_owned()
 }
 
 /// Name of the volume that holds the output.

@@ -2,10 +2,11 @@
 //! A snapshot of every built object.
 #![expect(clippy::needless_pass_by_value, reason = "json! reads best where it is used")]
 
+use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::api::ConversionJob;
+use crate::cluster::api::{ConversionJob, InvalidSetting};
 use crate::cluster::defaults::QueueDefaults;
 use crate::conversion::Attempt;
 use worker::JobContext;
@@ -176,39 +177,118 @@ fn a_template_s_digest_changes_with_what_shapes_the_pod_alone() {
     assert_eq!(first, digest(&plain(), &JobContext { images: other, ..shared() }), "no guest is fixed");
 }
 
+/// The worker's pod of a queue with these settings of the guest, of a conversion with others of its own.
+fn pod_for(guest: &Value, own: &Value, task: target::Task, images: Images) -> Result<PodSpec, InvalidSetting> {
+    let mut conversion = conversion();
+    conversion.spec.conversion = serde_json::from_value(json!({"guest": own})).unwrap();
+    let resources = json!({"limits": {"cpu": "1"}});
+    let queue = queue(json!({"conversion": {"guest": guest}, "worker": {"fixResources": resources}}));
+    let id = "web01-3fa9c1d2".parse().unwrap();
+    let job = worker::job(&queue, &conversion, &id, Attempt(1), task, &JobContext { images, one_node: false })?;
+    Ok(job.spec.unwrap().template.spec.unwrap())
+}
+
+/// Image, limits, and what the worker is told of the guest.
+fn shape(pod: &PodSpec) -> (&str, Value, Value) {
+    let container = &pod.containers[0];
+    let options = container.env.iter().flatten().find(|one| one.name == "HYPER2KVM_OPTIONS").unwrap();
+    let guest = serde_json::from_str::<Value>(options.value.as_ref().unwrap()).unwrap()["guest"].clone();
+    let image = container.image.as_deref().unwrap().rsplit('/').next().unwrap();
+    (image, json!(container.resources)["limits"].clone(), guest)
+}
+
 #[test]
 fn a_worker_that_fixes_guests_has_another_image_and_more_memory_and_one_that_looks_has_not() {
-    let id = "web01-3fa9c1d2".parse().unwrap();
-    let built = |guest: Value, own: Value, task, images: Images| {
-        let mut conversion = conversion();
-        conversion.spec.conversion = serde_json::from_value(own).unwrap();
-        let queue =
-            queue(json!({"conversion": {"guest": guest}, "worker": {"fixResources": {"limits": {"cpu": "1"}}}}));
-        let job = worker::job(&queue, &conversion, &id, Attempt(1), task, &JobContext { images, one_node: false });
-        job.map(|job| {
-            let container = job.spec.unwrap().template.spec.unwrap().containers.remove(0);
-            let memory = json!(container.resources)["limits"]["memory"].clone();
-            let options = container.env.unwrap().into_iter().find(|one| one.name == "HYPER2KVM_OPTIONS").unwrap();
-            let guest = serde_json::from_str::<Value>(&options.value.unwrap()).unwrap()["guest"].clone();
-            (container.image.unwrap(), memory, guest)
-        })
-    };
-    let (plain, fixer) = ("example.com/hyper2kvm:1".to_owned(), "example.com/hyper2kvm-fixer:1".to_owned());
     let (task, nothing) = (target::Task::Files, json!({}));
+    let built = |guest: &Value, own: &Value, task| pod_for(guest, own, task, images()).unwrap();
     let effort = json!({"mode": "BestEffort", "networkNames": "Leave"});
-    let told = json!({"fix": "best-effort", "names": "leave"});
-    assert_eq!(
-        built(effort.clone(), nothing.clone(), task, images()).unwrap(),
-        (fixer.clone(), json!("1Gi"), told.clone())
-    );
-    let looked = built(effort.clone(), nothing.clone(), target::Task::Plan, images()).unwrap();
-    assert_eq!(looked, (plain.clone(), json!("256Mi"), told));
-    let off = built(effort.clone(), json!({"guest": {"mode": "Off"}}), task, images()).unwrap();
-    assert_eq!(off, (plain, json!("256Mi"), Value::Null));
-    let own = built(nothing.clone(), json!({"guest": {"mode": "Require"}}), task, images()).unwrap();
-    assert_eq!(own, (fixer, json!("1Gi"), json!({"fix": "require", "names": "keep"})));
-    let error = built(effort, nothing, task, Images { fixer: None, ..images() }).unwrap_err();
-    assert_eq!(error.field, "conversion.guest.mode");
+    let check = json!({"mode": "off", "timeoutSeconds": 300});
+    let told = |fix, names| json!({"fix": fix, "names": names, "bootCheck": check, "accelerator": "tcg"});
+    let more = json!({"cpu": "1", "memory": "1Gi"});
+    let plain = json!({"cpu": "2", "memory": "256Mi"});
+    let expected = ("hyper2kvm-fixer:1", more.clone(), told("best-effort", "leave"));
+    assert_eq!(shape(&built(&effort, &nothing, task)), expected);
+    let looked = ("hyper2kvm:1", plain.clone(), told("best-effort", "leave"));
+    assert_eq!(shape(&built(&effort, &nothing, target::Task::Plan)), looked);
+    let off = ("hyper2kvm:1", plain, Value::Null);
+    assert_eq!(shape(&built(&effort, &json!({"mode": "Off"}), task)), off);
+    let own = ("hyper2kvm-fixer:1", more, told("require", "keep"));
+    assert_eq!(shape(&built(&nothing, &json!({"mode": "Require"}), task)), own);
+    for (guest, field) in
+        [(effort, "conversion.guest.mode"), (json!({"bootCheck": {"mode": "Warn"}}), "conversion.guest.bootCheck.mode")]
+    {
+        let error = pod_for(&guest, &nothing, task, Images { fixer: None, ..images() }).unwrap_err();
+        assert_eq!(error.field, field);
+    }
+}
+
+#[test]
+fn a_worker_that_tries_whether_guests_boot_has_memory_for_them_and_kvm_where_it_is_asked_for() {
+    let check = json!({"mode": "Require", "timeoutSeconds": 60});
+    for (guest, task, image, limits, accelerator) in [
+        (
+            json!({"bootCheck": check}),
+            target::Task::Files,
+            "hyper2kvm-fixer:1",
+            json!({"cpu": "1", "memory": "2560Mi"}),
+            "tcg",
+        ),
+        (
+            json!({"bootCheck": check, "accelerator": "KVM"}),
+            target::Task::Files,
+            "hyper2kvm-fixer:1",
+            json!({"cpu": "1", "memory": "2560Mi", "devices.kubevirt.io/kvm": "1"}),
+            "kvm",
+        ),
+        (
+            json!({"bootCheck": check, "accelerator": "KVM"}),
+            target::Task::Plan,
+            "hyper2kvm:1",
+            json!({"cpu": "2", "memory": "256Mi"}),
+            "kvm",
+        ),
+    ] {
+        let pod = pod_for(&guest, &json!({}), task, images()).unwrap();
+        let told = json!({"fix": "off", "names": "keep", "accelerator": accelerator,
+                          "bootCheck": {"mode": "require", "timeoutSeconds": 60}});
+        assert_eq!(shape(&pod), (image, limits, told), "{guest} {task:?}");
+    }
+    // Nothing runs, so no device is wanted.
+    let idle = pod_for(&json!({"accelerator": "KVM"}), &json!({}), target::Task::Files, images()).unwrap();
+    assert_eq!(shape(&idle), ("hyper2kvm:1", json!({"cpu": "2", "memory": "256Mi"}), Value::Null));
+}
+
+#[test]
+fn a_worker_that_fixes_guests_reads_virtio_s_drivers_from_their_claim() {
+    let seen = |guest: Value, task| {
+        let pod = pod_for(&guest, &json!({}), task, images()).unwrap();
+        let mounts = pod.containers[0].volume_mounts.iter().flatten();
+        let mount = mounts.clone().find(|mount| mount.mount_path == "/virtio-win").map(|mount| json!(mount));
+        let claims = pod.volumes.iter().flatten().filter_map(|volume| volume.persistent_volume_claim.as_ref());
+        let claims: Vec<_> = claims.map(|claim| claim.claim_name.clone()).collect();
+        (mount, claims, shape(&pod).2["virtioWin"].clone())
+    };
+    let drivers =
+        |mode: &str, claim: &str, path: &str| json!({"mode": mode, "virtioWin": {"claimName": claim, "path": path}});
+    let task = target::Task::Files;
+    let (mount, claims, told) = seen(drivers("BestEffort", "drivers", "virtio-win"), task);
+    let expected = json!({"name": "virtio-win", "mountPath": "/virtio-win", "subPath": "virtio-win", "readOnly": true});
+    assert_eq!((mount.unwrap(), told), (expected, json!("/virtio-win")));
+    assert_eq!(claims, ["images", "drivers"]);
+    // One volume for each claim.
+    let (mount, claims, _) = seen(drivers("Require", "images", ""), task);
+    assert_eq!(mount.unwrap(), json!({"name": "queue", "mountPath": "/virtio-win", "readOnly": true}));
+    assert_eq!(claims, ["images"]);
+    let mut checked = drivers("Off", "drivers", "");
+    checked["bootCheck"] = json!({"mode": "Warn"});
+    for (guest, task) in [
+        (checked, task),
+        (drivers("Off", "drivers", ""), task),
+        (drivers("Require", "drivers", ""), target::Task::Plan),
+    ] {
+        let (mount, claims, _) = seen(guest, task);
+        assert_eq!((mount, claims), (None, vec!["images".to_owned()]));
+    }
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::api::core::v1::{Affinity, Container, EnvVar, PodAffinity, PodAffinityTerm, PodSpec, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::{Resource, ResourceExt};
 use sha2::{Digest, Sha256};
@@ -15,8 +17,8 @@ use super::target::{self, Task};
 use super::watcher::{non_empty, non_empty_map};
 use super::{Image, Images, pod};
 use crate::cluster::api::{
-    ConversionJob, ConversionSettings, GuestMode, HyperConversion, InvalidSetting, completed_resources, fix_resources,
-    worker_resources,
+    Accelerator, BootCheckMode, ConversionJob, ConversionSettings, GuestMode, GuestSettings, HyperConversion,
+    InvalidSetting, WorkerSettings, boot_resources, completed_resources, fix_resources, worker_resources,
 };
 use crate::cluster::names;
 use crate::conversion::contract::{self, variable};
@@ -24,6 +26,12 @@ use crate::conversion::{Attempt, Compression, ConversionId, OutputFormat, hex};
 
 /// Room for temporary files of libraries; the disks go to the work directory.
 const TMP_SIZE: &str = "64Mi";
+
+/// The resource by which `KubeVirt`'s device plugin gives a pod the node's `/dev/kvm` (`KvmDevice` of its
+/// `pkg/virt-controller/services`).
+const KVM_RESOURCE: &str = "devices.kubevirt.io/kvm";
+/// Name of the volume that holds virtio's drivers for Windows, where it is another claim than the queue's and the output's.
+const VIRTIO_WIN_VOLUME: &str = "virtio-win";
 
 /// What keeps others from putting a proxy into a worker's pod, which has no use for one, and from moving it before it
 /// is done. The specification may say otherwise.
@@ -205,11 +213,13 @@ fn template(
             ..settings
         };
     }
-    let options = serde_json::to_string(&settings.options()?).expect("options are plain values");
+    let options = settings.options()?;
+    // Whoever looks at the source's headers alone runs nothing.
+    let runs = task != Task::Plan && options.guest.has_programs();
+    let options = serde_json::to_string(&options).expect("options are plain values");
     let spec = &queue.spec;
     let worker = &spec.worker;
-    let fixes = task != Task::Plan && settings.guest.mode != GuestMode::Off;
-    let image = if fixes { fixer(images)? } else { &images.own };
+    let image = if runs { fixer(images, &settings.guest)? } else { &images.own };
     let mut volumes = pod::claim_volumes(queue);
     volumes.push(pod::empty_dir("tmp", TMP_SIZE, None));
     let claim = pod::sub_path(&spec.queue, &contract::claim_path(id));
@@ -220,8 +230,8 @@ fn template(
         image_pull_policy: Some(image.pull_policy.clone()),
         command: Some(vec!["hyper2kvm".to_owned(), "worker".to_owned()]),
         env: Some(environment(queue, attempt, options)),
-        resources: Some(if fixes {
-            completed_resources(&worker.fix_resources, &fix_resources())
+        resources: Some(if runs {
+            resources_of_programs(worker, &settings.guest)
         } else {
             completed_resources(&worker.resources, &worker_resources())
         }),
@@ -253,6 +263,9 @@ fn template(
         image_pull_secrets: non_empty(&spec.image_pull_secrets),
         ..PodSpec::default()
     };
+    if runs && settings.guest.mode != GuestMode::Off {
+        add_virtio_win(&mut spec, &settings.guest);
+    }
     target::set(&mut spec, conversion, task);
     Ok(PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -264,14 +277,42 @@ fn template(
     })
 }
 
-/// The image of a worker that fixes guests.
-fn fixer(images: &Images) -> Result<&Image, InvalidSetting> {
-    images.fixer.as_ref().ok_or_else(|| InvalidSetting {
-        field: "conversion.guest.mode",
-        message: "this release has no image that fixes guests: set fixer.repository of its chart, or the controller's \
-                  --fixer-image; or set mode to Off"
-            .to_owned(),
+/// The image of a worker that runs programs for a guest.
+fn fixer<'a>(images: &'a Images, guest: &GuestSettings) -> Result<&'a Image, InvalidSetting> {
+    images.fixer.as_ref().ok_or_else(|| {
+        let (field, what) = match guest.mode {
+            GuestMode::Off => ("conversion.guest.bootCheck.mode", "tries whether guests boot"),
+            GuestMode::BestEffort | GuestMode::Require => ("conversion.guest.mode", "fixes guests"),
+        };
+        let message = format!(
+            "this release has no image that {what}: set fixer.repository of its chart, or the controller's --fixer-image; or \
+             set mode to Off"
+        );
+        InvalidSetting { field, message }
     })
+}
+
+/// CPU and memory of a worker that runs programs for a guest, and the device that runs their code.
+fn resources_of_programs(worker: &WorkerSettings, guest: &GuestSettings) -> ResourceRequirements {
+    let default = if guest.boot_check.mode == BootCheckMode::Off { fix_resources() } else { boot_resources() };
+    let mut resources = completed_resources(&worker.fix_resources, &default);
+    if guest.accelerator == Accelerator::Kvm {
+        let limits = resources.limits.get_or_insert_default();
+        limits.insert(KVM_RESOURCE.to_owned(), Quantity("1".to_owned()));
+    }
+    resources
+}
+
+/// Shows the worker virtio's drivers for Windows, to read.
+fn add_virtio_win(spec: &mut PodSpec, guest: &GuestSettings) {
+    let Some(virtio_win) = &guest.virtio_win else { return };
+    let volumes = spec.volumes.get_or_insert_default();
+    let volume = pod::volume_of_claim(volumes, VIRTIO_WIN_VOLUME, &virtio_win.claim_name);
+    let path = pod::non_empty_text(&virtio_win.path);
+    for container in &mut spec.containers {
+        let mounts = container.volume_mounts.get_or_insert_default();
+        mounts.push(pod::mount(&volume, names::VIRTIO_WIN_DIR, path.clone(), true));
+    }
 }
 
 fn environment(queue: &HyperConversion, attempt: Attempt, options: String) -> Vec<EnvVar> {

@@ -97,6 +97,11 @@ fn a_worker_that_succeeded_tells_of_its_guest_and_is_not_believed_everything() {
     let guest = told(&text.to_string()).unwrap();
     assert_eq!((guest.reason, guest.message.as_deref()), (Some(Unfixed::GuestNoSpace), Some("a b")));
     assert_eq!(guest.doubts.len(), 16);
+    let check = json!({"result": "notBooting", "message": "a\u{1b}b", "accelerator": "t\u{1b}g"});
+    let tried = told(&json!({"contractVersion": 2, "guest": {"bootCheck": check}}).to_string()).unwrap();
+    assert_eq!((tried.outcome, tried.bus, tried.nic), (None, None, None), "nothing was to be done to it");
+    let check = tried.boot_check.unwrap();
+    assert_eq!((check.message.as_deref(), check.accelerator.as_deref()), (Some("a b"), Some("t g")));
     for text in ["", "oops", r#"{"contractVersion":2,"guest":{"outcome":"unfixed","reason":"Corrupt"}}"#] {
         assert_eq!(told(text), None, "{text}");
     }
