@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::conversion::Conversion;
 use super::progress::Meter;
-use super::qemu::{CheckError, FixError, check};
+use super::qemu::{CheckError, FixError, Programs, check};
 use crate::conversion::emit::{Trial, trial};
 use crate::conversion::guest::boot::{BootReport, BootResult};
 use crate::conversion::guest::fix::Outcome;
@@ -30,12 +30,10 @@ enum Tried {
 /// was told to end.
 pub(super) fn check_boot(conversion: &Conversion<'_>, meter: &Meter, report: &mut Metadata) -> Result<(), Failure> {
     let mode = conversion.options.guest.boot_check.mode;
-    if mode == BootCheckMode::Off {
-        return Ok(());
-    }
+    let Some(programs) = conversion.programs.filter(|_| mode != BootCheckMode::Off) else { return Ok(()) };
     meter.enter(Stage::Boot);
     let start = Instant::now();
-    let (seen, failure) = match tried(conversion, meter, report)? {
+    let (seen, failure) = match tried(conversion, programs, meter, report)? {
         Tried::Seen(seen) if seen.result == BootResult::NotBooting => {
             let message = seen.message.clone().unwrap_or_default();
             (seen, Some(Failure::new(Reason::GuestNotBooting, message)))
@@ -67,14 +65,11 @@ pub(super) fn check_boot(conversion: &Conversion<'_>, meter: &Meter, report: &mu
 }
 
 /// Runs the machine, if there is one that can be run.
-fn tried(conversion: &Conversion<'_>, meter: &Meter, report: &Metadata) -> Result<Tried, Failure> {
+fn tried(conversion: &Conversion<'_>, programs: &Programs, meter: &Meter, report: &Metadata) -> Result<Tried, Failure> {
     let unsupported = |message: &str| Ok(Tried::Unchecked(Reason::GuestUnsupported, message.to_owned()));
     if is_no_guest(report) {
         return Ok(Tried::NoGuest);
     }
-    let Some(programs) = conversion.programs else {
-        return unsupported("the disks went into targets, which are not tried");
-    };
     let architecture = report.guest.as_ref().and_then(|guest| guest.os.as_ref()?.architecture.as_deref());
     if let Some(other) = architecture.filter(|name| !matches!(*name, "x86_64" | "amd64" | "i386" | "i686")) {
         return unsupported(&format!("the guest's system is made for {other}, and only x86 is tried"));

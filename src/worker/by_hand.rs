@@ -141,7 +141,7 @@ impl Child {
         shown: &[PathBuf],
     ) -> Result<Contained, Failure> {
         self.tie_to_parent()?;
-        let executable = programs.map(|programs| programs.open(std::iter::empty()));
+        let executable = programs.map(|programs| programs.open(shown.iter().map(PathBuf::as_path)));
         let inherited = |device: &i32| PathBuf::from(format!("/proc/self/fd/{device}"));
         let devices = self.devices.iter().zip(shown);
         let devices = devices.map(|(device, shown)| Target::device_of_parent(&inherited(device), shown));

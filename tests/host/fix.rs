@@ -348,7 +348,7 @@ fn an_interrupted_fix_ends_its_qemu_and_leaves_nothing() {
 }
 
 /// What QEMU's monitor says: it greets, and answers each command with what was written by then.
-fn monitor(writes: u32, more: &str) -> String {
+pub(crate) fn monitor(writes: u32, more: &str) -> String {
     let stats = json!([{"node-name": "disk0", "stats": {
         "rd_operations": 9, "wr_operations": writes, "wr_bytes": 4096, "flush_operations": writes.min(1),
     }}]);

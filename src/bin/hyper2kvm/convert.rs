@@ -70,7 +70,7 @@ pub(crate) struct Arguments {
     output_dir: Option<PathBuf>,
     /// Write the disks, raw, onto these block devices, one for each disk in its order, and zeros behind them
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',',
-          conflicts_with_all = ["output", "output_dir", "compress", "emit", "emit_domain_xml", "fix_guest", "boot_check"])]
+          conflicts_with_all = ["output", "output_dir", "compress", "emit", "emit_domain_xml"])]
     to_device: Vec<PathBuf>,
     /// Format of the output [default: qcow2]
     #[arg(long, value_enum)]
@@ -419,9 +419,12 @@ fn convert_into(
         devices => Err(PlaceError::Devices { name: group.primary.name().to_owned(), disks: names.len(), devices }),
     });
     drop(ticker);
-    if converted.is_err() && place.targets.is_some() && meter.copy.progress() != (0, 0) && meter.stage() >= Stage::Copy
+    if let Err(error) = &converted
+        && place.targets.is_some()
+        && meter.copy.progress() != (0, 0)
+        && meter.stage() >= Stage::Copy
     {
-        device::tell_unfinished(&arguments.to_device);
+        device::tell_unfinished(&arguments.to_device, error);
     }
     converted.map_err(|error| match error {
         _ if meter.is_interrupted() => Ended::Interrupted,

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fix::{self, NO_SPACE, fixes};
+use crate::fix::{self, NO_SPACE, fixes, monitor};
 use crate::worker::Bench;
 
 const SIZE: u64 = 16 * MIB;
@@ -59,13 +59,17 @@ impl Fixing {
         serde_json::from_slice(&fs::read(self.attempt.work().join("pod/metadata.json")).unwrap()).unwrap()
     }
 
-    /// The guest's bytes as the appliance leaves them.
     fn fixed(&self) -> Vec<u8> {
-        let mut disk = self.source.clone();
-        disk[0x10_0000..0x11_0000].fill(0x41);
-        disk[0xF_0000..0x11_0000].fill(0x42);
-        disk
+        fixed(&self.source)
     }
+}
+
+/// The guest's bytes as the appliance leaves them.
+fn fixed(source: &[u8]) -> Vec<u8> {
+    let mut disk = source.to_vec();
+    disk[0x10_0000..0x11_0000].fill(0x41);
+    disk[0xF_0000..0x11_0000].fill(0x42);
+    disk
 }
 
 /// Reads the disk, and writes to its overlay on both sides of the first MiB's end.
@@ -120,4 +124,46 @@ fn a_guest_that_is_refused_leaves_its_target_as_converted_or_fails() {
     let output = fixing.attempt(&target, "require", &[]);
     assert_eq!(output.status.code(), Some(10), "{}", said(&output));
     assert_eq!(fixing.attempt.failure()["failure"]["reason"], "GuestNoSpace");
+}
+
+#[test]
+fn a_guest_is_fixed_and_tried_on_a_device_by_hand() {
+    let Some(bench) = fix::Bench::new(&across()) else { return };
+    let place = bench.place.path();
+    let source = fs::read(place.join("vm.raw")).unwrap();
+    let Some(device) = Loop::new(&bench.place, SIZE + MIB, 512) else { return };
+    let off = r#"echo '{"event":"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}}'"#;
+    let convert = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"));
+        command.args([
+            "convert",
+            "vm.raw",
+            "--json",
+            "--guest-limit",
+            "60",
+            "--appliance",
+            "appliance",
+            "--accelerator",
+            "tcg",
+        ]);
+        command.args(["--force", "--fix-guest=require", "--boot-check=20", "--to-device", device.name()]).args(more);
+        command.current_dir(place).env("PATH", fix::path(place)).output().unwrap()
+    };
+    for more in [&[][..], &["--no-sandbox"]] {
+        fs::write(place.join("appliance/monitor"), monitor(26, off)).unwrap();
+        let output = convert(more);
+        assert!(output.status.success(), "{}", said(&output));
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&told["guest"]["outcome"], &told["guest"]["bootCheck"]["result"]),
+            (&json!("fixed"), &json!("booted"))
+        );
+        assert!(device.holds(&fixed(&source)));
+        // What is refused then is on the device nevertheless.
+        fs::write(place.join("appliance/monitor"), monitor(0, off)).unwrap();
+        let output = convert(more);
+        assert_eq!(output.status.code(), Some(10), "{}", said(&output));
+        assert!(said(&output).contains("the whole disk is on"), "{}", said(&output));
+        assert!(device.holds(&fixed(&source)));
+    }
 }

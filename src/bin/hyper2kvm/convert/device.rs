@@ -5,6 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use hyper2kvm::conversion::guest::fix::Unfixed;
 use hyper2kvm::conversion::options::ByteSize;
 use hyper2kvm::conversion::{Failure, Reason};
 use hyper2kvm::disk::signature;
@@ -52,8 +53,15 @@ pub(super) const fn suggestion(reason: Reason) -> Option<&'static str> {
     }
 }
 
-/// What is to be known about devices after a conversion that ended in the middle of a copy.
-pub(super) fn tell_unfinished(paths: &[PathBuf]) {
+/// What is to be known about devices after a conversion that ended once its copy had begun.
+pub(super) fn tell_unfinished(paths: &[PathBuf], error: &PlaceError) {
     let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-    eprintln!("hyper2kvm: no whole disk is on {}, and what it held before is gone", shown.join(", "));
+    let shown = shown.join(", ");
+    // A guest is refused behind the copy, while the disk is whole.
+    let is_whole = matches!(error, PlaceError::Failed(failure) if Unfixed::of(failure.reason).is_some());
+    if is_whole {
+        eprintln!("hyper2kvm: the whole disk is on {shown}, and only its guest is refused");
+    } else {
+        eprintln!("hyper2kvm: no whole disk is on {shown}, and what it held before is gone");
+    }
 }
