@@ -176,13 +176,14 @@ fn guest(layers: &mut Layers) -> Result<GuestOptions, ConfigError> {
     if fix == GuestFixMode::Off && virtio_win.is_some() {
         layers.warn("virtio_win has no effect: fix_guest is off".to_owned());
     }
-    if boot_check.mode == BootCheckMode::Off && seconds.is_some() {
+    if boot_check.mode == BootCheckMode::Off && boot_check.timeout_seconds != BootCheck::DEFAULT_SECONDS {
         layers.warn("boot_check_timeout has no effect: boot_check is off".to_owned());
     }
-    if fix == GuestFixMode::Off && boot_check.mode == BootCheckMode::Off && accelerator.is_some() {
+    let accelerator = accelerator.unwrap_or_default();
+    if fix == GuestFixMode::Off && boot_check.mode == BootCheckMode::Off && accelerator != Accelerator::default() {
         layers.warn("accelerator has no effect: fix_guest and boot_check are off".to_owned());
     }
-    Ok(GuestOptions { fix, names, virtio_win, boot_check, accelerator: accelerator.unwrap_or_default() })
+    Ok(GuestOptions { fix, names, virtio_win, boot_check, accelerator })
 }
 
 /// Platforms that files are written for; `emit_domain_xml` adds libvirt.

@@ -326,7 +326,7 @@ fn every_sample_is_taken() {
         run(namespace.kubectl().args(["apply", "-f"]).arg(sample.expect("a readable directory").path()));
         samples += 1;
     }
-    assert_eq!(samples, 6);
+    assert_eq!(samples, 7);
     run(cluster.kubectl().args(["apply", "--dry-run=server", "-f"]).arg(in_tree("kind/queue.yaml")));
 }
 

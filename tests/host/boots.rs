@@ -272,8 +272,14 @@ pub(crate) fn appliance(place: &Path) {
         let named = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(start);
         found.into_iter().find(named).unwrap()
     };
+    // With its symbols it fills the memory that unpacked archives get.
+    let stripped = Command::new("strip")
+        .args(["-o", "init", env!("CARGO_BIN_EXE_hyper2kvm-appliance")])
+        .current_dir(place)
+        .status();
+    assert!(stripped.unwrap().success());
     let made = Command::new(env!("CARGO_BIN_EXE_hyper2kvm"))
-        .args(["appliance", "build", "--output", "appliance", "--init", env!("CARGO_BIN_EXE_hyper2kvm-appliance")])
+        .args(["appliance", "build", "--output", "appliance", "--init", "init"])
         .arg("--kernel")
         .arg(one("boot", "vmlinuz-"))
         .arg("--modules")

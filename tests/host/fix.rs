@@ -141,6 +141,7 @@ fn a_fixed_guest_is_published_fixed_in_every_format_and_gets_virtio() {
         ("b", "raw", &["--format", "raw"]),
         ("c", "vdi", &["--format", "vdi"]),
         ("d", "qcow2", &["--compress=zstd", "--verify", "full", "--checksum"]),
+        ("e", "qcow2", &["--no-sandbox"]),
     ] {
         let told = bench.converted(out, &[&["--fix-guest=require", "--emit", "libvirt"], more].concat());
         let disk = bench.output(out, &format!("vm.{format}"));
@@ -382,7 +383,7 @@ fn a_boot_check_tells_what_it_saw_and_leaves_the_disk_as_it_is() {
     {
         fs::write(bench.place.path().join("appliance/monitor"), &does).unwrap();
         let out = format!("out{n}");
-        let told = bench.converted(&out, &["--boot-check", "--appliance", "appliance", "--fix-guest=best-effort"]);
+        let told = bench.converted(&out, &["--boot-check", "--fix-guest=best-effort"]);
         let check = &told["guest"]["bootCheck"];
         assert_eq!(check["result"], result, "{n}: {told:#}");
         let warned = told["warnings"].as_array().unwrap().iter().filter(|w| w.as_str().unwrap().contains("boot"));
@@ -400,7 +401,7 @@ fn a_boot_check_is_bounded_and_ended_by_a_signal() {
     let Some(bench) = Bench::new("exit 1") else { return };
     fs::write(bench.place.path().join("appliance/monitor"), monitor(4, ":")).unwrap();
     let begun = std::time::Instant::now();
-    let told = bench.converted("out", &["--boot-check=10", "--appliance", "appliance", "--fix-guest"]);
+    let told = bench.converted("out", &["--boot-check=10", "--fix-guest"]);
     assert_eq!(told["guest"]["bootCheck"]["result"], "notBooting", "{told:#}");
     assert!(begun.elapsed() > Duration::from_secs(10));
     claim(&bench);

@@ -338,11 +338,18 @@ fn convert_uncontained(arguments: &Arguments, interrupts: Option<Interrupts>) ->
         let group = Group::open_beside(&arguments.source, arguments.ovf_option.as_deref())?;
         let group = group.with(Settings::beside(&arguments.source));
         let mut made = Output::make(arguments)?;
+        let programs = programs(arguments);
+        if programs.is_some() {
+            // QEMU reaches the directory by the same descriptor.
+            let cannot =
+                |error| Failure::new(Reason::Internal, format!("cannot hand the output directory on: {error}"));
+            made.scratch.inherit().map_err(cannot)?;
+        }
         let devices = std::mem::take(&mut made.devices);
         let targets = (!devices.is_empty()).then(|| Targets::of_devices(devices));
         let (scratch, targets) = (made.scratch.path(), targets.as_ref());
         let place = Place { directory: &made.directory, stem: &made.stem, scratch, targets };
-        let metadata = convert_into(arguments, &place, &group, programs(arguments).as_ref(), threads, interrupts)?;
+        let metadata = convert_into(arguments, &place, &group, programs.as_ref(), threads, interrupts)?;
         Ok((made, metadata))
     })();
     match converted {

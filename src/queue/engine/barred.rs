@@ -25,11 +25,12 @@ impl<E: Executor> Engine<E> {
     /// A file could not be claimed; its error is logged once.
     pub(super) fn hold_claims(&mut self, file: &str, error: &Error) {
         self.look_for_read_only();
-        let why = format!("{file} can't be claimed: {}", chain(error));
-        if self.barred.claims.as_ref() != Some(&why) {
+        let of_file = format!("{file} can't be claimed: ");
+        // Each try names the directory of another claim.
+        if self.barred.claims.as_ref().is_none_or(|told| !told.starts_with(&of_file)) {
             tracing::error!(file, error = %chain(error), "cannot claim");
-            self.barred.claims = Some(why);
         }
+        self.barred.claims = Some(format!("{of_file}{}", chain(error)));
     }
 
     /// A claim was written, or there is none to write.

@@ -261,21 +261,27 @@ async fn boots(test: &str, firmware: &str) {
     let told: Vec<&str> = console.lines().filter_map(|line| line.trim().strip_prefix("TEST ")).collect();
     let tail = &console[console.floor_char_boundary(console.len().saturating_sub(3000))..];
     let says = |line: &str| assert!(told.contains(&line), "{line}: {told:?}\n{arguments:?}\n{tail}");
+    // The kernel names disks in the order in which they answer: the serial number tells which is which.
+    let disk = |n: usize| {
+        let serial = machine["spec"]["template"]["spec"]["domain"]["devices"]["disks"][n]["serial"].as_str().unwrap();
+        let found = told.iter().find_map(|line| line.strip_prefix("serial ")?.strip_suffix(serial).map(str::trim));
+        found.unwrap_or_else(|| panic!("{serial}: {told:?}\n{arguments:?}\n{tail}"))
+    };
     // The disk that starts is the first.
     let partition = if firmware == "efi" { 2 } else { 1 };
-    says(&format!("root /dev/sda{partition} data /dev/sdb1"));
+    says(&format!("root /dev/{}{partition} data /dev/{}1", disk(0), disk(1)));
     says(&format!("firmware {firmware}"));
     says(&format!("sums {sums}"));
     says("end");
-    let serial = |n: usize| machine["spec"]["template"]["spec"]["domain"]["devices"]["disks"][n]["serial"].as_str();
-    says(&format!("serial sda {}", serial(0).unwrap()));
-    says(&format!("serial sdb {}", serial(1).unwrap()));
     let cards: Vec<_> = told.iter().filter(|line| line.starts_with("card ")).collect();
     assert_eq!(cards, [&"card e1000e 00:50:56:01:02:03"], "{tail}");
 }
 
 #[tokio::test]
-async fn a_debian_that_is_dropped_as_an_appliance_boots_from_its_claims_as_its_machine_says() {
+async fn wide_debian_that_is_dropped_as_an_appliance_boots_by_bios_from_its_claims() {
+    if std::env::var_os("HYPER2KVM_GUESTS").is_none() {
+        return left_out("a real Debian on claims by BIOS (make test-long)");
+    }
     boots("boots-bios", "bios").await;
 }
 

@@ -67,6 +67,8 @@ impl Fixing {
 /// The guest's bytes as the appliance leaves them.
 fn fixed(source: &[u8]) -> Vec<u8> {
     let mut disk = source.to_vec();
+    disk[..0x1_0000].fill(0);
+    disk[0xC0_0000..0xC2_0000].fill(0);
     disk[0x10_0000..0x11_0000].fill(0x41);
     disk[0xF_0000..0x11_0000].fill(0x42);
     disk
