@@ -15,6 +15,7 @@ mod notifications;
 pub(crate) mod owners;
 mod placement;
 mod reference;
+mod rules;
 mod settings;
 mod target;
 mod virtual_machine;

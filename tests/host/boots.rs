@@ -2,13 +2,15 @@
 //! A real Debian is converted, and boots in QEMU by exactly the devices of its domain.xml, with its files whole. Needs
 //! root, debootstrap and QEMU; the guest's files are made once, into `target/guests`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::support;
 
 /// How long a guest may take to boot, read all its files and end, without KVM on a busy machine.
 const BOOT: Duration = Duration::from_secs(900);
@@ -163,22 +165,7 @@ fn kvm_runs() -> bool {
 
 /// Boots the domain of `xml` and returns what the guest said on its serial console.
 pub(crate) fn boot(xml: &str, place: &Path, limit: Duration) -> String {
-    let console = place.join("console");
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args(arguments(xml, place))
-        .args(["-serial", &format!("file:{}", console.display())])
-        .stdin(Stdio::null())
-        .stderr(File::create(place.join("qemu.log")).unwrap())
-        .spawn()
-        .unwrap();
-    let start = Instant::now();
-    while qemu.try_wait().unwrap().is_none() && start.elapsed() < limit {
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let _ = qemu.kill();
-    qemu.wait().unwrap();
-    println!("ran for {:?}", start.elapsed());
-    String::from_utf8_lossy(&fs::read(console).unwrap_or_default()).into_owned()
+    support::guest::boot(&arguments(xml, place), place, limit)
 }
 
 /// What the guest tells of itself in lines that begin with `TEST`.

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each tier uses its own part")]
 
 pub(crate) mod daemon;
+pub(crate) mod guest;
 #[path = "../images/ova.rs"]
 pub(crate) mod ova;
 pub(crate) mod protocol;

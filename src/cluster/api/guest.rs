@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::names;
 use crate::conversion::options::{self, BootCheck, GuestFixMode, GuestNames, GuestOptions};
 
+use super::rules::{NO_DOTS, RELATIVE_PATH};
+
 /// Whether the guest is made ready for virtio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum GuestMode {
@@ -84,11 +86,11 @@ pub struct VirtioWin {
         length(max = 1024),
         extend("x-kubernetes-validations" = [
             {
-                "rule": r"self == '' || self.matches('^[^/\\x00-\\x1f\\x7f]+(/[^/\\x00-\\x1f\\x7f]+)*$')",
+                "rule": RELATIVE_PATH,
                 "message": "path is relative to the volume's root: no slash at either end, none doubled, no control characters"
             },
             {
-                "rule": "!self.split('/').exists(part, part == '..' || part == '.')",
+                "rule": NO_DOTS,
                 "message": "path is relative to the volume's root: no part of it is . or .."
             }
         ])

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::conditions;
 use super::notifications::NotificationSettings;
 use super::placement::{PodSecurity, WatcherSettings, WorkerSettings};
+use super::rules::{NO_DOTS, RELATIVE_PATH};
 use super::settings::{ConversionSettings, Deduplication, InvalidSetting};
 use super::target::TargetSettings;
 use super::virtual_machine::MachineSettings;
@@ -201,11 +202,11 @@ pub struct VolumePath {
         length(max = 1024),
         extend("x-kubernetes-validations" = [
             {
-                "rule": r"self == '' || self.matches('^[^/\\x00-\\x1f\\x7f]+(/[^/\\x00-\\x1f\\x7f]+)*$')",
+                "rule": RELATIVE_PATH,
                 "message": "subPath is relative to the volume's root: no slash at either end, none doubled, no control characters"
             },
             {
-                "rule": "!self.split('/').exists(part, part == '..' || part == '.')",
+                "rule": NO_DOTS,
                 "message": "subPath is relative to the volume's root: no part of it is . or .."
             }
         ])

@@ -3,9 +3,9 @@
 //! and boots in QEMU by exactly what the machine says. No hand is on it between the drop and the boot.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyper2kvm::cluster::api::VolumeState;
@@ -17,6 +17,7 @@ use super::plugin;
 use super::stage::Queue;
 use super::volumes::{Volumes, operator};
 use crate::harness::{in_tree, left_out, run};
+use crate::support;
 
 /// Sizes of the guest's disks, in MiB: that of its system and that of its data.
 const DISKS: [usize; 2] = [1024, 40];
@@ -198,23 +199,8 @@ fn arguments(machine: &Value, place: &Path, device: impl Fn(&str) -> PathBuf) ->
 
 /// Boots the machine and returns what the guest said on its serial console.
 fn boot(arguments: &[String], place: &Path) -> String {
-    let console = place.join("console");
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args(arguments)
-        .args(["-serial", &format!("file:{}", console.display())])
-        .stdin(Stdio::null())
-        .stderr(File::create(place.join("qemu.log")).unwrap())
-        .spawn()
-        .unwrap();
-    let start = Instant::now();
-    while qemu.try_wait().unwrap().is_none() && start.elapsed() < BOOT {
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let _ = qemu.kill();
-    qemu.wait().unwrap();
-    println!("the guest ran for {:?}", start.elapsed());
-    let log = fs::read_to_string(place.join("qemu.log")).unwrap();
-    format!("{}\n{log}", String::from_utf8_lossy(&fs::read(console).unwrap_or_default()))
+    let console = support::guest::boot(arguments, place, BOOT);
+    format!("{console}\n{}", fs::read_to_string(place.join("qemu.log")).unwrap())
 }
 
 async fn boots(test: &str, firmware: &str) {

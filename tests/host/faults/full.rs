@@ -305,7 +305,8 @@ fn a_queue_volume_that_becomes_read_only_is_told_once_and_goes_on_when_it_is_wri
     daemon.until("it is shown", || {
         daemon.ask("status")["waiting_for"].as_str().is_some_and(|text| text.contains("can only be read"))
     });
-    std::thread::sleep(Duration::from_secs(11));
+    // It is told once the heartbeat has failed for a while; claims were tried again meanwhile.
+    daemon.until("the heartbeat is given up", || !daemon.lines("the heartbeat can't be written").is_empty());
     assert_eq!(daemon.lines("can only be read now").len(), 1, "{}", daemon.log());
     assert_eq!(daemon.lines("cannot claim").len(), 1, "{}", daemon.log());
     run("umount", &[]);
