@@ -22,7 +22,7 @@ conversions() {
   kubectl get conversionjobs \
     --output jsonpath='{range .items[*]}{.metadata.uid}{"\t"}{.metadata.name}{"\t"}{.spec.source.path}{"\n"}{end}'
 }
-status() { kubectl get conversionjob "$job" --output jsonpath="{.status.$1}"; }
+field() { kubectl get conversionjob "$job" --output jsonpath="{.$1}"; }
 
 # Those of an earlier run bear the same path: only a conversion that is not there yet is this file's. One whose source
 # can't be asked for (the API server does not answer) ends the script here, before anything is brought.
@@ -46,11 +46,11 @@ while :; do
       for (i = 1; i <= lines; i++) { split(line[i], field, "\t"); old[field[1]] = 1 }
     }
     !($1 in old) && $3 == ENVIRON["NAME"] { print $2; exit }')
-  [ -z "$job" ] || end=$(status end)
+  [ -z "$job" ] || end=$(field status.end)
   case $end in
     Succeeded | Duplicate) break ;;
     Failed | Cancelled)
-      echo "kind/drop.sh: $job: $end: $(status failure.message)" >&2
+      echo "kind/drop.sh: $job: $end: $(field status.failure.message)" >&2
       fail "for more: kubectl --context kind-hyper2kvm describe conversionjob $job" ;;
   esac
   if [ "$SECONDS" -ge "$deadline" ]; then
@@ -60,4 +60,4 @@ while :; do
   sleep 1
 done
 kubectl get conversionjobs --output wide
-[ "$end" != Duplicate ] || echo "$name was converted before: $job is a duplicate of $(status duplicateOf)"
+[ "$end" != Duplicate ] || echo "$name was converted before: $job repeats $(field spec.duplicateOf)"
