@@ -45,6 +45,10 @@ test-long: prerequisites ## Kill sweeps at full size, lost nodes, more changed i
 	HYPER2KVM_GUESTS=$(CURDIR)/target/guests tests/run.sh --profile long -E 'test(/kill|mutation::|failpoints::|debian::|boots::wide|^nodes::|^whole::/)'
 	@if $(MAKE) --dry-run sim >/dev/null 2>&1; then $(MAKE) sim MINUTES=$(MINUTES); fi
 
+.PHONY: test-kind
+test-kind: prerequisites ## kind/up.sh on a real kind of two nodes, with docker and with podman (ENGINES=docker)
+	@tests/kind/run.sh $(ENGINES)
+
 .PHONY: sim
 sim: ## Simulate the queue engine (SEED=first COUNT=how-many MINUTES=how-long; COUNT=1 shows the trace)
 	SEED=$(or $(SEED),$$(date +%s)000) COUNT=$(COUNT) MINUTES=$(MINUTES) cargo test --locked --lib simulation::whatever_happens -- --nocapture

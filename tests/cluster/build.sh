@@ -7,6 +7,8 @@
 #   build.sh kubeconform
 #   build.sh kubevirt                  judges manifests by KubeVirt's own code (tools/kubevirt/main.go)
 #   build.sh kueue                     and beside it, its chart
+#   build.sh kubeadm                   kubeadm kube-proxy: what kind's nodes need more (of the same release as kubernetes)
+#   build.sh kind                      and beside it, what it lays into the nodes' image
 #
 # They are kept in a cache keyed by the module's checksums. Those that KUBEBUILDER_ASSETS holds are taken from there.
 # The modules were made with `go mod edit -tool=… && go mod tidy`; k8s.io/kubernetes asks for its staging modules at
@@ -17,7 +19,8 @@ module=${1:?usage: build.sh MODULE [BINARY...]}
 shift
 case $module in
   kubernetes) all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl) ;;
-  helm | kubeconform | kubevirt | kueue) all=("$module") ;;
+  kubeadm) all=(kubeadm kube-proxy) ;;
+  helm | kubeconform | kubevirt | kueue | kind) all=("$module") ;;
   *) die "$module: no such module below tools/" ;;
 esac
 [ $# -gt 0 ] || set -- "${all[@]}"
@@ -45,6 +48,7 @@ for name in "$@"; do
     helm) package=helm.sh/helm/v4/cmd/helm flags= ;;
     kubevirt) package=. flags= ;;
     kueue) package=sigs.k8s.io/kueue/cmd/kueue flags= ;;
+    kind) package=sigs.k8s.io/kind flags= ;;
     kubeconform) package=github.com/yannh/kubeconform/cmd/kubeconform flags= ;;
     *) package=k8s.io/kubernetes/cmd/$name flags=$stamp ;;
   esac
@@ -58,6 +62,11 @@ for name in "$@"; do
     source=$(cd "$here/tools/kueue" && "$go/go" list -mod=readonly -m -f '{{.Dir}}' sigs.k8s.io/kueue)
     rm -rf "$bin/chart"
     cp -R --no-preserve=mode "$source/charts/kueue" "$bin/chart"
+  fi
+  if [ "$name" = kind ]; then
+    source=$(cd "$here/tools/kind" && "$go/go" list -mod=readonly -m -f '{{.Dir}}' sigs.k8s.io/kind)
+    rm -rf "$bin/files"
+    cp -R --no-preserve=mode "$source/images/base/files" "$bin/files"
   fi
   mv "$bin/.$name" "$bin/$name"
 done

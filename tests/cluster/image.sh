@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds the Dockerfile with binaries that are built already, and brings an image of it into the node.
 #
-#   image.sh DIRECTORY [fixer]     (holds hyper2kvm, hyper2kvmctl and hyper2kvm-operator, for the fixer hyper2kvm-appliance,
-#                                  too; prints the image's name)
+#   image.sh DIRECTORY [fixer]           (holds hyper2kvm, hyper2kvmctl and hyper2kvm-operator, for the fixer
+#                                        hyper2kvm-appliance, too; prints the image's name)
+#   image.sh DIRECTORY operator FILE     (writes the image into an archive instead; no cluster is needed)
 #
 # Neither a registry nor a Docker daemon is needed: the stages `build` and `fixer-system` are replaced by directories, the
 # base by an image of this machine's own C library. QEMU is this machine's own, the appliance's kernel Debian's.
 . "$(dirname "$0")/environment.sh"
 binaries=${1:?usage: image.sh DIRECTORY [fixer]}
 kind=${2:-operator}
+archive=${3:-}
 programs=(hyper2kvm hyper2kvmctl hyper2kvm-operator)
 command -v buildah >/dev/null || die "left out: the image; buildah is not installed"
 if [ "$kind" = fixer ]; then
@@ -22,8 +24,9 @@ fi
 
 tag=$(cd "$binaries" && cat "${programs[@]}" "$checkout"/{Dockerfile,deploy/release/fixer-system.sh} "$here/image.sh" | sha256sum | cut -c1-16)
 name=localhost/hyper2kvm-$kind:$tag
-loaded() { ctr -a "$containerd_socket" -n k8s.io images ls -q 2>/dev/null | grep -qx "$name"; }
+loaded() { [ -z "$archive" ] && ctr -a "$containerd_socket" -n k8s.io images ls -q 2>/dev/null | grep -qx "$name"; }
 alone
+mkdir -p "$S"
 if ! loaded; then
   work=$(mktemp -d "$S/image.XXXXXX")
   trap 'rm -rf "$work"' EXIT
@@ -64,8 +67,8 @@ if ! loaded; then
   buildah build --quiet --isolation chroot --file "$checkout/Dockerfile" --build-arg BASE=localhost/base:1 \
     --build-arg REVISION="$tag" --build-context build="$work/build" \
     --build-context fixer-system="$work/fixer" "${target[@]}" --tag "$name" "$checkout" >&2
-  buildah push --quiet "$name" "docker-archive:$work/image.tar:$name" >&2
-  ctr -a "$containerd_socket" -n k8s.io images import "$work/image.tar" >/dev/null
+  buildah push --quiet "$name" "docker-archive:${archive:-$work/image.tar}:$name" >&2
+  [ -n "$archive" ] || ctr -a "$containerd_socket" -n k8s.io images import "$work/image.tar" >/dev/null
   buildah rmi --all --force >/dev/null 2>&1 || true
 fi
 echo "$name"
