@@ -99,7 +99,7 @@ C
 }
 
 down() {
-  local pid group
+  local pid
   if pid=$(cat "$place/pid" 2>/dev/null) && ours "$pid"; then
     kill "$pid" 2>/dev/null || true
     for _ in $(seq 100); do [ -e "/proc/$pid" ] || break; sleep 0.1; done

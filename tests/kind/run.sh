@@ -28,7 +28,7 @@ expect() {
   within "$@" >"$place/said" 2>&1 || status=$?
   [ "$status" = "$code" ] && grep -qE -- "$pattern" "$place/said" || {
     cat "$place/said" >&2
-    fail "$*: exit code $status instead of $code, or nothing of “$pattern” in what it said"
+    fail "$*: exit code $status instead of $code, or nothing of '$pattern' in what it said"
   }
   local words=()
   for word; do case $word in env | *=*) ;; *) words+=("${word#"$place/"}") ;; esac; done
