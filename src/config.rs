@@ -29,8 +29,7 @@ pub struct Config {
     pub watch_dir: PathBuf,
     /// Directory that outputs are published in; absolute, neither above nor below `watch_dir`.
     pub output_dir: PathBuf,
-    /// Directory for scratch files that must not depend on the output volume; absent: the system's temporary
-    /// directory.
+    /// Accepted, for the original had it; nothing is written there.
     pub workdir: Option<PathBuf>,
     /// Attempts side by side.
     pub max_concurrent_jobs: usize,

@@ -33,9 +33,6 @@ pub struct ProcessConfig {
     /// The program that is run as `hyper2kvm worker`.
     pub program: PathBuf,
     pub paths: Paths,
-    /// Where a child's message goes when the output volume can't be written; the system's temporary directory unless
-    /// set.
-    pub scratch: Option<PathBuf>,
     pub options: ConversionOptions,
     pub policy: RetryPolicy,
     /// Attempts side by side.
@@ -65,8 +62,6 @@ pub struct ProcessExecutor {
     outbox: VecDeque<ConversionId>,
     limits: watch::Receiver<Limits>,
     limiter: watch::Sender<Limits>,
-    /// Where children leave their message when the output volume can't be written.
-    messages: tempfile::TempDir,
 }
 
 /// What may change of an executor while it works.
@@ -92,8 +87,6 @@ impl ProcessExecutor {
     pub fn new(config: ProcessConfig, ledger: ledger::Writer) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let options = serde_json::to_string(&config.options).map_err(std::io::Error::other)?;
-        let scratch = config.scratch.clone().unwrap_or_else(std::env::temp_dir);
-        let messages = tempfile::Builder::new().prefix("hyper2kvm-").tempdir_in(scratch)?;
         let (limiter, limits) = watch::channel(Limits { limit: config.limit, policy: config.policy });
         Ok(Self {
             config,
@@ -108,7 +101,6 @@ impl ProcessExecutor {
             receiver,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
-            messages,
         })
     }
 
@@ -176,14 +168,14 @@ impl ProcessExecutor {
         self.observe(DOING, id, starting).await?;
         let spec = self.spec_for(id, attempt);
         match child::spawn(&spec) {
-            Ok(process) => {
+            Ok(started) => {
                 let (kill_causes, receiver) = mpsc::channel(1);
                 if let Some(known) = self.known.get_mut(id) {
                     known.child = Some(kill_causes);
                     known.progress = None;
                 }
-                tracing::info!(conversion = %id, attempt = attempt.0, pid = process.id(), "attempt started");
-                tokio::spawn(child::watch(spec, process, receiver, self.sender.clone()));
+                tracing::info!(conversion = %id, attempt = attempt.0, pid = started.0.id(), "attempt started");
+                tokio::spawn(child::watch(spec, started, receiver, self.sender.clone()));
             }
             Err(error) => {
                 let message = format!("cannot start {}: {error}", spec.program.display());
@@ -204,7 +196,6 @@ impl ProcessExecutor {
             work: self.config.paths.work_dir(id, attempt),
             folder: FOLDER,
             options: self.options.clone(),
-            message: self.messages.path().join(format!("{id}-{attempt}")),
             require_landlock: self.config.require_landlock,
             appliance: self.config.appliance.clone(),
             stall_after: self.config.stall_after,

@@ -4,7 +4,6 @@
 //! The engine and its children live on the main thread, because a child dies with the thread that started it. Requests
 //! (socket, metrics, statistics) and notifications are served by another thread, from the engine's snapshot.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -173,10 +172,6 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    if let Some(scratch) = &config.workdir {
-        fs::create_dir_all(scratch)
-            .map_err(|error| Refusal::setting(format!("cannot use workdir {}: {error}", scratch.display())))?;
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -251,7 +246,6 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
             // The running program, whatever has been installed under its name since.
             program: "/proc/self/exe".into(),
             paths: paths.clone(),
-            scratch: config.workdir.clone(),
             options: config.conversion.clone(),
             policy,
             limit: config.max_concurrent_jobs,

@@ -2,11 +2,15 @@
 //! One child: starts it, watches its progress, ends it if need be, and reads what it left.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStderr, Command};
@@ -43,8 +47,6 @@ pub(super) struct ChildSpec {
     pub folder: &'static str,
     /// JSON of `ConversionOptions`.
     pub options: String,
-    /// Where the child may leave its small message when the output volume can't be written.
-    pub message: PathBuf,
     pub require_landlock: bool,
     /// Directory of the appliance that changes guests.
     pub appliance: PathBuf,
@@ -59,8 +61,16 @@ pub(super) enum ChildEvent {
     Ended { id: ConversionId, attempt: Attempt, outcome: Result<(), Failure> },
 }
 
+/// A child that was started, and the file without a name where it may leave its small message when the output volume
+/// can't be written. It is the child's standard input, which a worker does not read.
+pub(super) type Started = (Child, File);
+
+/// The path by which a child opens that file.
+const MESSAGE: &str = "/proc/self/fd/0";
+
 /// Starts the child. The thread that calls must live as long as the daemon: a child dies with its parent's thread.
-pub(super) fn spawn(spec: &ChildSpec) -> std::io::Result<Child> {
+pub(super) fn spawn(spec: &ChildSpec) -> io::Result<Started> {
+    let message = message_file()?;
     let mut command = Command::new(&spec.program);
     command
         .arg0("hyper2kvm")
@@ -75,22 +85,30 @@ pub(super) fn spawn(spec: &ChildSpec) -> std::io::Result<Child> {
         .env(variable::FOLDER, spec.folder)
         .env(variable::OPTIONS, &spec.options)
         .env(variable::ATTEMPT, spec.attempt.to_string())
-        .env(variable::TERMINATION_LOG, &spec.message)
+        .env(variable::TERMINATION_LOG, MESSAGE)
         .env(variable::REQUIRE_LANDLOCK, if spec.require_landlock { "1" } else { "" })
         .env(variable::APPLIANCE, &spec.appliance)
         .env(variable::PARENT, std::process::id().to_string())
-        .stdin(Stdio::null())
+        .stdin(message.try_clone()?)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    command.spawn()
+    Ok((command.spawn()?, message))
+}
+
+/// A file in memory that goes with the last process that has it open: whoever dies leaves nothing behind.
+fn message_file() -> io::Result<File> {
+    const NAME: &str = "hyper2kvm-message";
+    // Linux before 6.3 does not know the second flag, and a hardened one demands it.
+    let made = memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL);
+    Ok(made.or_else(|_| memfd_create(NAME, MemfdFlags::CLOEXEC))?.into())
 }
 
 /// Watches a child to its end and reports it. Messages in `kill_causes` end it early; the first one counts.
 pub(super) async fn watch(
     spec: ChildSpec,
-    mut child: Child,
+    (mut child, message): Started,
     mut kill_causes: mpsc::Receiver<KillCause>,
     events: mpsc::UnboundedSender<ChildEvent>,
 ) {
@@ -106,7 +124,7 @@ pub(super) async fn watch(
         let report = read_report(&spec.work);
         // The worker can't remove it: whoever did has taken its report along.
         let has_work = spec.work.is_dir();
-        let remains = Remains { exit, cause, report, message: read_message(&spec.message), oom_killed, has_work };
+        let remains = Remains { exit, cause, report, message: read_message(&message), oom_killed, has_work };
         let had_report = remains.report.is_some();
         let outcome = judge(remains);
         if let Err(failure) = &outcome {
@@ -191,9 +209,13 @@ fn read_report(work: &Path) -> Option<FailureReport> {
     })
 }
 
-fn read_message(path: &Path) -> Option<TerminationMessage> {
-    let (directory, name) = (path.parent()?, path.file_name()?.to_str()?);
-    store::read_json(directory, name, TerminationMessage::MAX_BYTES).ok()?
+/// `None` where the child has left none, or one that is too long.
+fn read_message(file: &File) -> Option<TerminationMessage> {
+    let length =
+        usize::try_from(file.metadata().ok()?.len()).ok().filter(|&len| len <= TerminationMessage::MAX_BYTES)?;
+    let mut text = vec![0; length];
+    file.read_exact_at(&mut text, 0).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// Output of a failed attempt is waste, and may be what fills the output volume; a whole copy is kept for the next

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::conversion::status::End;
-use crate::conversion::{CONTRACT_VERSION, Claim, Class, FailureReport, Member};
+use crate::conversion::{CONTRACT_VERSION, Claim, Class, FailureReport, Member, TerminationMessage};
 use crate::executor::progress::STALL_AFTER;
 use crate::ledger::{Ledger, NewConversion};
 
@@ -42,7 +42,6 @@ fn bench(script: &str, limit: usize, stall_after: Duration) -> Bench {
     let config = ProcessConfig {
         program,
         paths: Paths::new(directory.path().join("queue"), directory.path().join("output")),
-        scratch: Some(directory.path().to_owned()),
         options: ConversionOptions::default(),
         policy: RetryPolicy::default(),
         limit,
@@ -154,6 +153,21 @@ async fn a_start_that_the_ledger_never_heard_of_is_known_by_what_the_child_made(
         let disruptions = status.attempts.iter().filter(|attempt| attempt.reason == Some(Reason::Disrupted)).count();
         assert_eq!(disruptions, usize::from(is_started));
     }
+}
+
+#[tokio::test]
+async fn what_a_child_says_where_it_can_write_no_report_is_believed_and_no_file_is_left_of_it() {
+    let full = Failure::new(Reason::OutputFull, "the output volume is full");
+    let message = TerminationMessage { contract_version: CONTRACT_VERSION, failure: full.clone() }.to_json();
+    let mut bench = bench(&format!("echo '{message}' > \"$HYPER2KVM_TERMINATION_LOG\"; exit 12"), 1, STALL_AFTER);
+    let id = bench.submit("vm.raw", 1, ConversionStatus::default()).await;
+    bench.stage(&id, 1).await;
+    assert_eq!(bench.end_of(&id).await.attempts[0].reason, Some(full.reason));
+    let mut left: Vec<_> =
+        std::fs::read_dir(bench.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    left.retain(|name| !name.to_string_lossy().starts_with("ledger.db"));
+    assert_eq!(left, ["output", "worker.sh"]);
 }
 
 #[tokio::test]
