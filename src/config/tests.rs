@@ -304,6 +304,13 @@ fn a_wrong_setting_is_refused_with_its_place_and_what_is_allowed() {
 }
 
 #[test]
+fn what_is_wrong_with_a_text_is_told_once() {
+    let error = load_texts(&["a: ["]).unwrap_err();
+    let cause = serde_yaml::from_str::<serde_json::Value>("a: [").unwrap_err();
+    assert_eq!(crate::conversion::chain(&error), format!("0.yaml is neither YAML nor JSON: {cause}"));
+}
+
+#[test]
 fn an_error_never_shows_a_secret() {
     for text in [
         "notifications: {enabled: true, webhook_url: hunter2}",

@@ -14,9 +14,9 @@ use serde_json::Value;
 /// A text that is no YAML, or a value that can't be written as YAML.
 #[derive(Debug, thiserror::Error)]
 pub enum YamlError {
-    #[error("{0}")]
+    #[error(transparent)]
     Syntax(#[from] serde_yaml::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Write(#[from] serde_saphyr::ser::Error),
 }
 
