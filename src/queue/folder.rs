@@ -186,8 +186,8 @@ pub enum Decision {
         failure: Option<Failure>,
         rest: Rest,
     },
-    /// Members may come until then.
-    Wait(Duration),
+    /// What the primary names may come until then; nothing where the primary waits for its descriptor.
+    Wait { primary: Name, missing: Vec<String>, until: Duration },
     /// Some file is not complete.
     Settle,
     /// It is not taken, and when it has been quiet that is reported.
@@ -201,11 +201,11 @@ pub fn decide(verdicts: Vec<Verdict>, files: &BTreeMap<Name, File>) -> Decision 
         return Decision::Settle;
     }
     let waiting = verdicts.iter().filter_map(|verdict| match verdict {
-        Verdict::Waiting { until, .. } => Some(*until),
+        Verdict::Waiting { primary, missing, until } => Some((until, primary, missing)),
         _ => None,
     });
-    if let Some(until) = waiting.min() {
-        return Decision::Wait(until);
+    if let Some((until, primary, missing)) = waiting.min() {
+        return Decision::Wait { primary: primary.clone(), missing: missing.clone(), until: *until };
     }
     let mut decided = verdicts.into_iter().filter_map(|verdict| match verdict {
         Verdict::Ready { primary, members, .. } => Some((primary, members, None)),

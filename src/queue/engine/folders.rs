@@ -18,7 +18,7 @@ use super::events::Events;
 pub(super) struct Folders {
     events: Events,
     found: BTreeMap<Name, Folder>,
-    /// How many of them are whole and rest until they are taken, or wait for an upload in them.
+    /// How many of them are whole and rest until they are taken, or wait for an upload in them or for a member.
     pub resting: usize,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Folder {
     pub is_as_found: bool,
     /// For a folder that was there at the start: how long it had not changed when it was first seen.
     pub age: Duration,
-    /// The upload in it that was told of.
+    /// What it was told to wait for: an upload in it, or members.
     pub told: Option<String>,
 }
 
@@ -42,10 +42,10 @@ impl Folders {
         Self { events, found: BTreeMap::new(), resting: 0 }
     }
 
-    /// Whether it is news that this upload in the folder is waited for.
-    pub(super) fn tell(&mut self, name: &str, upload: &str) -> bool {
+    /// Whether it is news that the folder waits for this.
+    pub(super) fn tell(&mut self, name: &str, awaited: &str) -> bool {
         let Some(folder) = self.found.get_mut(name) else { return false };
-        folder.told.replace(upload.to_owned()).is_none_or(|told| told != upload)
+        folder.told.replace(awaited.to_owned()).is_none_or(|told| told != awaited)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Folder> {

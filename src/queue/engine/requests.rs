@@ -291,7 +291,7 @@ fn find_folder(directory: &Path, entry: Entry, request: &Request) -> io::Result<
             Ok(Found::Folder(Folder { entry, disks }, members.iter().filter_map(path).collect()))
         }
         Decision::Refuse(refusal) => unfit(refusal, &request.path),
-        Decision::Wait(_) | Decision::Settle => unfit(Refusal::NoDisk, &request.path),
+        Decision::Wait { .. } | Decision::Settle => unfit(Refusal::NoDisk, &request.path),
     }
 }
 

@@ -117,7 +117,14 @@ fn a_folder_is_one_machine_or_it_is_refused() {
     for (files, decision) in [
         (&[ovf, ("a.vmdk", none)][..], take(&["vm.ovf", "a.vmdk"], &[], Rest::Optional)),
         (&[ovf, ("a.vmdk", none), ("vm.mf", none)], take(&["vm.ovf", "a.vmdk", "vm.mf"], &[], Rest::Looks)),
-        (&[ovf], Decision::Wait(Duration::from_secs(60))),
+        (
+            &[ovf],
+            Decision::Wait {
+                primary: "vm.ovf".into(),
+                missing: vec!["a.vmdk".to_owned()],
+                until: Duration::from_secs(60),
+            },
+        ),
         (&[("a.vmdk", none), ("notes.txt", none)], take(&["a.vmdk"], &[], Rest::Quiet)),
         (&[("a.raw", none), ("b.raw", none)], take(&["a.raw", "b.raw"], &["a.raw", "b.raw"], Rest::Quiet)),
         (

@@ -83,10 +83,14 @@ impl Refusal {
         }
     }
 
-    /// Whether it may yet become a member: manifests and certificates come before their OVF.
+    /// Whether a file of this name may yet become a member: manifests, certificates, firmware variables and chunks come
+    /// before their OVF. An OVF takes others that it names, too; but whoever drops a text or a CD image by itself learns
+    /// at once that it is never taken.
     #[must_use]
-    pub const fn may_be_named_later(self) -> bool {
-        matches!(self, Self::Other)
+    pub fn may_be_named_later(self, name: &str) -> bool {
+        let extension = extension(name);
+        let is_chunk = || !extension.is_empty() && extension.bytes().all(|byte| byte.is_ascii_digit());
+        self == Self::Other && (matches!(extension.as_str(), "mf" | "cert" | "nvram") || is_chunk())
     }
 
     /// For a person: what the entry is, and what to do.

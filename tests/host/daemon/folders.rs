@@ -197,10 +197,15 @@ fn a_folder_that_misses_a_member_is_converted_when_that_comes_and_fails_when_it_
     for name in ["web01", "web02"] {
         copy(&folder(&site, name, &[("vm.ovf", &descriptor())]), &site.queue());
     }
-    sleep(Duration::from_secs(2));
+    for name in ["web01", "web02"] {
+        let waits = format!("{name}/vm.ovf waits for disk1.vmdk, which it names; without it, it fails in 1 min");
+        daemon.until("it is told what it waits for", || daemon.lines(&waits).len() == 1);
+    }
+    daemon.until("they are counted", || daemon.stats()["settling"] == 2);
     assert_eq!(site.waiting(), ["web01", "web02"], "{}", daemon.log());
     fs::write(site.queue().join("web01/disk1.vmdk"), stream_optimized(5)).unwrap();
     daemon.until("one is converted", || site.published() == ["web01"]);
+    assert_eq!(daemon.lines("waits for disk1.vmdk").len(), 2);
     daemon.until("the other has failed", || site.queue().join(".errors/web02.error.json").exists());
     assert_eq!(below(&site, ".errors"), ["web02.error.json", "web02/vm.ovf"]);
     let error = site.error_file("web02");

@@ -116,7 +116,11 @@ impl Intake {
             }
             let refusal = Refusal::of_companion(name);
             let due = file.last_change + self.companion_timeout;
-            if (refusal.may_be_named_later() || companions::is_kept_beside(name)) && now < due {
+            let is_awaited = match refusal {
+                Refusal::Machine => false,
+                _ => refusal.may_be_named_later(name) || companions::is_kept_beside(name),
+            };
+            if is_awaited && now < due {
                 self.next_group = Some(self.next_group.map_or(due, |at| at.min(due)));
                 continue;
             }
@@ -169,8 +173,13 @@ impl Intake {
         companions::group(&inside.files, |_, _, _| None, now, timeout, |verdict| verdicts.push(verdict));
         match folder::decide(verdicts, &inside.files) {
             Decision::Settle => None,
-            Decision::Wait(until) => {
+            Decision::Wait { primary, missing, until } => {
                 self.is_due(until, now);
+                self.folders.resting += 1;
+                if self.folders.tell(name, &missing.join("\n")) {
+                    let primary = inside.paths.get(&primary).unwrap_or(&primary);
+                    report_waiting(primary, &missing, until.saturating_sub(now));
+                }
                 None
             }
             Decision::Refuse(refusal) => {
