@@ -49,6 +49,7 @@ fn outcomes(registry: &mut Registry, snapshot: &Snapshot) {
         ("failed", totals.all.failed),
         ("cancelled", totals.cancelled),
         ("duplicate", totals.duplicates),
+        ("given_back", totals.given_back),
     ] {
         conversions.get_or_create(&vec![("outcome", outcome.to_owned())]).inc_by(count);
     }
