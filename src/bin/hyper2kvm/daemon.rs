@@ -36,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 mod anew;
 mod deadline;
@@ -45,9 +46,9 @@ mod volumes;
 mod waiting;
 
 use reload::{Origin, Reload};
-use services::Services;
+use services::{Services, Signals};
 use volumes::Ready;
-use waiting::{Waited, wait_for_volumes};
+use waiting::{Waited, stop_signal, wait_for_volumes};
 
 /// How long the end waits for a notification or a trace under way, after the time that the engine has waited.
 const DELIVERY_END: Duration = Duration::from_secs(1);
@@ -118,6 +119,9 @@ impl Refusal {
     }
 }
 
+/// How long a start that is told to stop has to end by itself.
+const EARLY_END: Duration = Duration::from_secs(2);
+
 /// The stack of the thread that does the work: a main thread's usual one.
 const STACK: usize = 8 << 20;
 
@@ -142,6 +146,16 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn begin(arguments: &Arguments) -> Result<(), Refusal> {
     let started = Timestamp::now();
+    let beside = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("services")
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
+    // First of all: who starts the daemon may stop it at once.
+    let entered = beside.enter();
+    let early = Early { signals: Signals::listen(), hangups: services::listen_for_hangups(), end: early_end() };
+    drop(entered);
     let overrides = Overrides {
         watch_dir: arguments.watch_dir.clone(),
         output_dir: arguments.output_dir.clone(),
@@ -176,16 +190,7 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         .enable_all()
         .build()
         .map_err(|error| Refusal::fault(format!("cannot start the runtime: {error}")))?;
-    let beside = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("services")
-        .enable_all()
-        .build()
-        .map_err(|error| Refusal::fault(format!("cannot start the services: {error}")))?;
-    let entered = beside.enter();
-    let hangups = services::listen_for_hangups();
-    drop(entered);
-    let begun = Begun { config, origin, log, hangups, started };
+    let begun = Begun { config, origin, log, early, started };
     let served = runtime.block_on(serve(begun, arguments, beside.handle()));
     // Threads that hash, or hang in the kernel, are not waited for.
     runtime.shutdown_background();
@@ -200,17 +205,37 @@ struct Begun {
     config: Config,
     origin: Origin,
     log: Log,
-    /// SIGHUPs that came since; they are obeyed once the daemon is ready.
-    hangups: Option<Signal>,
+    early: Early,
     started: Timestamp,
+}
+
+/// The signals that came since the start; they are obeyed once the daemon is ready, or waits.
+struct Early {
+    signals: Option<Signals>,
+    hangups: Option<Signal>,
+    /// Ends a start that hangs. To be aborted when the services obey signals.
+    end: JoinHandle<()>,
+}
+
+/// Ends the process if it is told to stop and has neither ended nor become ready after [`EARLY_END`]: a start that looks at a volume
+/// which does not answer comes to no signal. Must be called within a runtime.
+fn early_end() -> JoinHandle<()> {
+    let signals = Signals::listen();
+    tokio::spawn(async move {
+        let Some(mut signals) = signals else { return };
+        signals.stop().await;
+        tokio::time::sleep(EARLY_END).await;
+        std::process::exit(0);
+    })
 }
 
 /// Serves the queue until it ends; `None` if the daemon ended before it served.
 async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<Option<Services>, Refusal> {
-    let Begun { config, origin, log, hangups, started } = begun;
-    let Waited { ready, run_state, signals } = wait_for_volumes(&config, arguments.adopt, started, beside).await?;
+    let Begun { config, origin, log, early, started } = begun;
+    let Early { mut signals, hangups, end } = early;
+    let Waited { ready, run_state } = wait_for_volumes(&config, arguments.adopt, started, beside, &mut signals).await?;
     let Some(Ready { paths, volumes }) = ready else { return Ok(None) };
-    let locks = lock(&paths).await?;
+    let Some(locks) = lock(&paths, &mut signals).await? else { return Ok(None) };
     let guard = Guard::new(volumes.clone(), Some(locks.ownership()));
     let keeper = Keeper::new(locks, volumes, Duration::ZERO);
     let endpoint = match arguments.listen {
@@ -262,6 +287,7 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
     let starting = Engine::start(settings, executor, ledger.clone(), outbox, hints, started);
     let (engine, remote) = Box::pin(starting).await.map_err(|error| Refusal::fault(chain(&error)))?;
     let mut services = Services::start(beside, remote.clone(), signals, socket, endpoint, keeper, &paths);
+    end.abort();
     tracing::info!(
         watch_dir = %paths.queue().display(),
         output_dir = %paths.output().display(),
@@ -331,8 +357,8 @@ fn settings(config: &Config, paths: Paths, guard: Guard, traces: Traces) -> Sett
     }
 }
 
-/// Locks both directories, and waits while another machine's daemon may still live.
-async fn lock(paths: &Paths) -> Result<Locks, Refusal> {
+/// Locks both directories, and waits while another machine's daemon may still live; `None` if told to stop meanwhile.
+async fn lock(paths: &Paths, signals: &mut Option<Signals>) -> Result<Option<Locks>, Refusal> {
     let refuse = |error: LockError| {
         if error.is_lasting() { Refusal::setting(chain(&error)) } else { Refusal::fault(chain(&error)) }
     };
@@ -343,13 +369,16 @@ async fn lock(paths: &Paths) -> Result<Locks, Refusal> {
     let mut is_told = false;
     loop {
         match contender.poll(begun.elapsed()).map_err(refuse)? {
-            Contest::Won(locks) => return Ok(locks),
+            Contest::Won(locks) => return Ok(Some(locks)),
             Contest::Waiting { contender: again, until, holder } => {
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::warn!(%holder, "these directories were another's; waiting for its heartbeat to stand still");
                 }
                 contender = again;
-                tokio::time::sleep(until.saturating_sub(begun.elapsed()).max(Duration::from_millis(10))).await;
+                tokio::select! {
+                    () = tokio::time::sleep(until.saturating_sub(begun.elapsed()).max(Duration::from_millis(10))) => {}
+                    () = stop_signal(signals) => return Ok(None),
+                }
             }
         }
     }

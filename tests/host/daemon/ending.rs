@@ -25,6 +25,37 @@ fn sigterm_ends_an_idle_daemon_in_order() {
 }
 
 #[test]
+fn a_daemon_that_is_stopped_while_it_starts_ends_in_order() {
+    let site = Site::new("");
+    // In several of its steps.
+    for after in [0, 10, 30, 100] {
+        let mut daemon = site.spawn(&[]);
+        let caught = format!("/proc/{}/status", daemon.child.id());
+        daemon.until("it receives signals", || {
+            let status = std::fs::read_to_string(&caught).unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+            u64::from_str_radix(mask, 16).unwrap() & (1 << (Signal::TERM.as_raw() - 1)) != 0
+        });
+        std::thread::sleep(Duration::from_millis(after));
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.end_within(Duration::from_secs(10)).code(), Some(0), "{after} ms:\n{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_nothing_in_the_temporary_directory() {
+    let site = Site::new("");
+    let temporary = site.dir.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut daemon = site.start_with(&[HANG[0], ("TMPDIR", temporary.to_str().unwrap())]);
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it runs", || daemon.status("active_jobs") == 1);
+    daemon.signal(Signal::KILL);
+    daemon.end_within(Duration::from_secs(10));
+    assert_eq!(site.names("tmp"), Vec::<String>::new());
+}
+
+#[test]
 fn sigterm_amid_work_loses_nothing_and_the_next_start_finishes_all() {
     let site = Site::new("max_concurrent_jobs: 3");
     let mut daemon = site.start_with(HANG);

@@ -65,10 +65,6 @@ impl Services {
         paths: &Paths,
     ) -> Self {
         let shutdown = CancellationToken::new();
-        // Before anybody can learn that the daemon is there: a client that gets an answer may send a signal at once.
-        let entered = runtime.enter();
-        let signals = signals.or_else(Signals::listen);
-        drop(entered);
         let stats_file = paths.daemon().join(STATS_FILE);
         let deadline = Deadline::default();
         let health = Health { remote: remote.clone(), heartbeat: Pulse::default(), unseen: Arc::default() };

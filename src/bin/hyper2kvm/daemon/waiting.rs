@@ -30,8 +30,6 @@ pub(super) struct Waited {
     pub ready: Option<Ready>,
     /// What was asked for during the wait.
     pub run_state: RunState,
-    /// Signals from the beginning of the wait until the services receive them; `None` if there was no wait.
-    pub signals: Option<Signals>,
 }
 
 /// What a start waits for.
@@ -86,9 +84,9 @@ pub(super) async fn wait_for_volumes(
     is_meant: bool,
     started: Timestamp,
     beside: &Handle,
+    signals: &mut Option<Signals>,
 ) -> Result<Waited, Refusal> {
     let (run_state, mut asked) = watch::channel(RunState::Running);
-    let mut signals = None;
     let mut socket: Option<(Why, CancellationToken, JoinHandle<()>)> = None;
     let mut told: Option<Why> = None;
     let found = loop {
@@ -102,7 +100,6 @@ pub(super) async fn wait_for_volumes(
             tell(&why);
             told = Some(why.clone());
         }
-        signals = signals.or_else(Signals::listen);
         if socket.as_ref().is_some_and(|(of, ..)| !of.is_same(&why)) {
             close(socket.take()).await;
         }
@@ -122,14 +119,14 @@ pub(super) async fn wait_for_volumes(
             changed = asked.changed() => if changed.is_ok() && *asked.borrow_and_update() == RunState::Stopped {
                 break Ok(None);
             },
-            () = stop_signal(&mut signals) => break Ok(None),
+            () = stop_signal(signals) => break Ok(None),
         }
     };
     // The socket finishes answers under way, and ends by itself.
     close(socket).await;
     let ready = found?;
     let run_state = *run_state.borrow();
-    Ok(Waited { ready, run_state, signals })
+    Ok(Waited { ready, run_state })
 }
 
 /// Logs what is waited for; called once for each reason.
@@ -159,7 +156,8 @@ async fn close(socket: Option<(Why, CancellationToken, JoinHandle<()>)>) {
     }
 }
 
-async fn stop_signal(signals: &mut Option<Signals>) {
+/// Returns at a signal to stop, never where none can be received.
+pub(super) async fn stop_signal(signals: &mut Option<Signals>) {
     match signals {
         Some(signals) => signals.stop().await,
         None => std::future::pending().await,
