@@ -146,3 +146,29 @@ fn completions_are_printed_for_a_shell() {
     assert!(text(&ran.stdout).contains("_hyper2kvmctl"), "{}", text(&ran.stdout));
     assert!(text(&run(&["--help"]).stdout).contains("  completions "), "listed among the commands");
 }
+
+/// The names of the commands that a program's help lists.
+fn commands(program: &str) -> Vec<String> {
+    let help = Process::new(program).arg("--help").output().unwrap();
+    let help = text(&help.stdout).to_owned();
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    listed.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+#[test]
+fn the_help_of_every_command_has_an_example() {
+    let programs = [
+        env!("CARGO_BIN_EXE_hyper2kvm"),
+        env!("CARGO_BIN_EXE_hyper2kvmctl"),
+        #[cfg(feature = "cluster")]
+        env!("CARGO_BIN_EXE_hyper2kvm-operator"),
+    ];
+    for program in programs {
+        let commands = commands(program);
+        assert!(commands.len() > 3, "{program}: {commands:?}");
+        for command in commands {
+            let help = Process::new(program).args([&command, "--help"]).output().unwrap();
+            assert!(text(&help.stdout).contains("\nExample"), "{program} {command}: {}", text(&help.stdout));
+        }
+    }
+}

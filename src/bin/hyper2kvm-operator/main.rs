@@ -16,15 +16,28 @@ use hyper2kvm::telemetry::logging::{self, LogError, LogFormat, LogOptions};
 
 /// Converts disk images that are brought onto a volume, by Jobs in a Kubernetes cluster.
 #[derive(Parser)]
-#[command(name = "hyper2kvm-operator", version)]
+#[command(name = "hyper2kvm-operator", version, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
+const EXAMPLES: &str = "Examples:
+  hyper2kvm-operator crds | kubectl apply --server-side -f -
+  hyper2kvm-operator controller --image registry.example/hyper2kvm:0.1.0
+  kubectl logs appliances-watcher-0 -c watcher";
+
+const OF_POD: &str = "The controller starts it in the queue's pod, with everything in HYPER2KVM_* variables.
+
+Example:
+  kubectl logs appliances-watcher-0 -c watcher";
+
 #[derive(Subcommand)]
 enum Command {
     /// Prints the CustomResourceDefinitions as YAML, for `kubectl apply --server-side -f -`.
+    #[command(
+        after_help = "Examples:\n  hyper2kvm-operator crds | kubectl apply --server-side -f -\n  hyper2kvm-operator crds --dir crds"
+    )]
     Crds {
         /// Writes one file per definition into this directory instead.
         #[arg(long, conflicts_with = "reference")]
@@ -34,12 +47,18 @@ enum Command {
         reference: bool,
     },
     /// Makes a watcher for each HyperConversion and a Job for each attempt of a ConversionJob.
+    #[command(
+        after_help = "Examples:\n  hyper2kvm-operator controller --image registry.example/hyper2kvm:0.1.0\n  hyper2kvm-operator controller --image registry.example/hyper2kvm:0.1.0 --watch-namespaces team-a,team-b"
+    )]
     Controller(controller::Arguments),
     /// Moves the files of one queue, in the queue's pod.
+    #[command(after_help = OF_POD)]
     Watcher(queue::Arguments),
     /// Answers the control socket of one queue, beside its watcher.
+    #[command(after_help = OF_POD)]
     Sidecar(queue::Arguments),
     /// Says whether the watcher of this pod works now, for the kubelet.
+    #[command(after_help = "Example:\n  kubectl exec appliances-watcher-0 -c watcher -- hyper2kvm-operator probe")]
     Probe(queue::ProbeArguments),
 }
 

@@ -51,20 +51,32 @@ struct Cli {
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Verb {
     /// Show whether the daemon runs, is paused or drains
+    #[command(
+        after_help = "Examples:\n  hyper2kvmctl status\n  hyper2kvmctl --output-dir /srv/kvm status --json | jq -r .waiting_for"
+    )]
     Status,
     /// Show what was done so far
+    #[command(after_help = "Examples:\n  hyper2kvmctl stats\n  hyper2kvmctl stats --json | jq .stats.total_failed")]
     Stats,
     /// List the conversions that have ended, newest first; also while no daemon runs
+    #[command(
+        after_help = "Examples:\n  hyper2kvmctl history --limit 10\n  hyper2kvmctl --output-dir /srv/kvm history --before 120"
+    )]
     History(history::Window),
     /// Start nothing new; running conversions finish
+    #[command(after_help = "Example:\n  hyper2kvmctl pause")]
     Pause,
     /// Undo pause
+    #[command(after_help = "Example:\n  hyper2kvmctl resume")]
     Resume,
     /// Finish what is queued, take nothing new, then exit
+    #[command(after_help = "Example:\n  hyper2kvmctl drain")]
     Drain,
     /// End now; every source stays where a restart finds it
+    #[command(after_help = "Example:\n  hyper2kvmctl stop")]
     Stop,
     /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  hyper2kvmctl completions bash > /etc/bash_completion.d/hyper2kvmctl")]
     Completions { shell: clap_complete::Shell },
 }
 
