@@ -4,6 +4,6 @@
 # built, the tests say what is missing.
 . "$(dirname "$0")/environment.sh"
 if [ -n "${KUBECONFIG:-}" ] || ! "$here/go.sh" >/dev/null 2>&1; then exit 0; fi
-for module in kubernetes helm kubeconform kueue; do
+for module in kubernetes helm kubeconform kueue kubevirt; do
   "$here/build.sh" "$module" >/dev/null
 done

@@ -2,7 +2,7 @@
 
 // Judges manifests as KubeVirt's API server does: schema with unknown fields forbidden, defaults, admission.
 //
-//	kubevirt FILE...     ends with 1 and the causes where a document is refused
+//	kubevirt FILE...     ends with 1 where a document is refused, and says a line of causes for each such file
 //	kubevirt crd         prints the CustomResourceDefinition of VirtualMachine as JSON
 package main
 
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -49,11 +50,14 @@ func main() {
 	if err != nil {
 		fail(err)
 	}
+	code := 0
 	for _, path := range os.Args[1:] {
 		if err := judge(path, config); err != nil {
-			fail(fmt.Errorf("%s: %w", path, err))
+			fmt.Fprintf(os.Stderr, "%s: %s\n", path, strings.ReplaceAll(err.Error(), "\n", "; "))
+			code = 1
 		}
 	}
+	os.Exit(code)
 }
 
 func fail(err error) {
