@@ -15,30 +15,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::conversion::admission::RunState;
-use crate::conversion::lifecycle::RetryPolicy;
-use crate::conversion::retention::Retention;
-use crate::conversion::{ConversionId, ConversionOptions, Failure, Metadata, Progress, Stamp, chain};
-use crate::executor::{self, Executor};
+use crate::conversion::{ConversionId, Failure, Metadata, Progress, Stamp, chain};
+use crate::executor::Executor;
 use crate::ledger::{self, ConversionRow, NewNotification};
 use crate::notification::StallWatch;
 use crate::stats::Snapshot;
-use crate::telemetry::traces::Traces;
-
-use super::claim::ClaimError;
-use super::guard::Guard;
-use super::identity;
-use super::probe;
-use super::publish::PublishError;
-use super::work::WorkError;
-use crate::files::moves::Method;
-use crate::files::paths::Paths;
-use crate::files::placement::PlacementError;
-use crate::files::store::StoreError;
 
 mod absence;
 mod advance;
@@ -54,6 +39,7 @@ mod dispose;
 mod drain;
 mod duplicates;
 mod ended;
+mod error;
 pub mod events;
 mod folders;
 mod ignored;
@@ -64,6 +50,7 @@ pub mod pulse;
 mod recovery;
 mod requests;
 mod retention;
+mod settings;
 mod space;
 mod view;
 mod world;
@@ -72,6 +59,8 @@ mod world;
 mod simulation;
 
 pub use control::{Receipt, Remote, Tuning};
+pub use error::Error;
+pub use settings::{Home, Settings};
 pub use world::World;
 
 use absence::Absence;
@@ -81,7 +70,7 @@ use control::{Order, Pulses};
 use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
-use intake::{Intake, Pace};
+use intake::Intake;
 use outbox::Outbox;
 use requests::Requests;
 use retention::Retaining;
@@ -96,121 +85,6 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// How often aged rows are removed from the ledger.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-
-/// Where a queue lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Home {
-    /// On one host: a pause is remembered in the ledger, and a drained or stopped engine ends.
-    Host,
-    /// In a pod: the API server says what is asked of the queue. A drained or stopped engine waits to be resumed.
-    Cluster {
-        /// UID of the `HyperConversion`.
-        uid: String,
-        /// Revision of what is asked: it rises with each change.
-        revision: i64,
-    },
-}
-
-impl Home {
-    /// What claims of this queue are marked with; empty on one host.
-    fn queue_uid(&self) -> &str {
-        match self {
-            Self::Host => "",
-            Self::Cluster { uid, .. } => uid,
-        }
-    }
-}
-
-/// What an engine is given at its start.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub paths: Paths,
-    /// Asked before anything in the directories is touched.
-    pub guard: Guard,
-    pub home: Home,
-    /// How moves are done, as the probe of both directories found.
-    pub method: Method,
-    /// Greatest number of attempts at one time.
-    pub limit: usize,
-    /// Whether sources go to `.processed/`.
-    pub archive_processed: bool,
-    pub deduplicate: bool,
-    pub deduplicate_by_md5: bool,
-    /// Time between two looks at a file that is to settle.
-    pub look_interval: Duration,
-    pub file_stable_timeout: Duration,
-    pub companion_timeout: Duration,
-    /// How long a file must be quiet where neither its writer nor its format decides.
-    pub quiet_period: Duration,
-    pub policy: RetryPolicy,
-    /// What is removed by its age.
-    pub retention: Retention,
-    /// How long a day of retention lasts.
-    pub retention_day: Duration,
-    pub options: ConversionOptions,
-    /// Time zone of the dates by which directories are named.
-    pub zone: TimeZone,
-    /// How long files may wait while nothing happens, before a stall is announced.
-    pub stall_threshold: Duration,
-    /// What is asked of the engine from the start; on one host the ledger may also know of a pause.
-    pub run_state: RunState,
-    /// Where time and chance come from.
-    pub world: World,
-    /// Told of each conversion that ended.
-    pub traces: Traces,
-}
-
-impl Settings {
-    fn pace(&self) -> Pace {
-        Pace {
-            look_interval: self.look_interval,
-            stable_timeout: self.file_stable_timeout,
-            companion_timeout: self.companion_timeout,
-            quiet_period: self.quiet_period,
-        }
-    }
-}
-
-/// Why an effect was not done. The effect is tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Ledger(#[from] ledger::Error),
-    #[error(transparent)]
-    Executor(#[from] executor::Error),
-    #[error(transparent)]
-    Placement(#[from] PlacementError),
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Publish(#[from] PublishError),
-    #[error(transparent)]
-    Work(#[from] WorkError),
-    #[error(transparent)]
-    Move(#[from] crate::files::moves::MoveError),
-    #[error("nothing is touched")]
-    Away(#[from] identity::Away),
-    #[error("cannot look at {path}")]
-    Look {
-        path: std::path::PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl Error {
-    /// Whether a claim could not be written because the queue's volume is full.
-    fn is_full_queue(&self) -> bool {
-        let source = match self {
-            Self::Claim(ClaimError::Record { source: StoreError::Write { source, .. }, .. }) => Some(source),
-            Self::Claim(ClaimError::Directory { source, .. }) => source.io(),
-            _ => None,
-        };
-        source.is_some_and(probe::is_no_space)
-    }
-}
 
 type Result<T> = std::result::Result<T, Error>;
 
