@@ -16,6 +16,12 @@ use rustix::io::Errno;
 
 use super::Change;
 
+mod disk;
+mod random;
+
+use disk::{Disk, find, half, rebuild, record};
+pub(crate) use random::Random;
+
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Volume>>> = const { RefCell::new(None) };
 }
@@ -33,37 +39,6 @@ pub(crate) fn event(what: &str) -> Result<(), Errno> {
 /// The panic payload where a simulated process dies.
 #[derive(Debug)]
 pub(crate) struct Death;
-
-/// Random numbers that a seed repeats: `SplitMix64`.
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// True once in so many calls, on average.
-    pub(crate) fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.below(of.len() as u64)).expect("an index")]
-    }
-}
 
 /// How changes fail for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,27 +58,6 @@ pub(crate) enum Keeps {
     Prefix,
     /// Any of it.
     Any,
-}
-
-/// The pending change of one name.
-#[derive(Clone, Debug)]
-struct Half {
-    dir: u64,
-    name: String,
-    /// The file or directory with this name after the change; `None` if it is removed.
-    inode: Option<u64>,
-    is_synced: bool,
-}
-
-/// Names that change together.
-type Pending = Vec<Half>;
-
-/// What is certainly on the disk, and what is pending.
-#[derive(Debug, Default)]
-struct Disk {
-    names: BTreeMap<u64, BTreeMap<String, u64>>,
-    bytes: BTreeMap<u64, Vec<u8>>,
-    pending: Vec<Pending>,
 }
 
 /// The simulated volume; see the module.
@@ -408,43 +362,6 @@ impl Volume {
     }
 }
 
-impl Disk {
-    fn pend<const N: usize>(&mut self, halves: [Option<Half>; N]) {
-        self.pending.push(halves.into_iter().flatten().collect());
-    }
-
-    fn put(&mut self, half: &Half) {
-        let names = self.names.entry(half.dir).or_default();
-        match half.inode {
-            Some(inode) => names.insert(half.name.clone(), inode),
-            None => names.remove(&half.name),
-        };
-    }
-
-    /// Syncs a directory's names. If another process does it (`by_other`), moves out of the directory become durable
-    /// on both sides, as journals do it: if a process died before the sync of its own move, no engine could recover a
-    /// file that another process's sync has taken away.
-    fn sync(&mut self, dir: u64, by_other: bool) {
-        let mut pending = std::mem::take(&mut self.pending);
-        for change in pending.iter_mut().filter(|change| change.iter().any(|half| half.dir == dir)) {
-            // No file system shows a directory under two names.
-            let is_whole =
-                by_other || change.iter().any(|half| half.inode.is_some_and(|inode| self.names.contains_key(&inode)));
-            for half in change.iter_mut().filter(|half| (half.dir == dir || is_whole) && !half.is_synced) {
-                half.is_synced = true;
-                self.put(half);
-            }
-        }
-        pending.retain(|change| change.iter().any(|half| !half.is_synced));
-        self.pending = pending;
-    }
-}
-
-fn half(path: &Path, inode: Option<u64>) -> Option<Half> {
-    let dir = fs::metadata(path.parent()?).ok()?.ino();
-    Some(Half { dir, name: path.file_name()?.to_string_lossy().into_owned(), inode, is_synced: false })
-}
-
 fn inode_of(path: &Path) -> Option<u64> {
     fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
@@ -452,63 +369,6 @@ fn inode_of(path: &Path) -> Option<u64> {
 /// Whether it is claim.json or the like, which no worker needs unchanged.
 fn is_record(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.') || name == "claim.json")
-}
-
-fn record(dir: &Path, disk: &mut Disk) {
-    let at = fs::metadata(dir).expect("it was just listed").ino();
-    let mut names = BTreeMap::new();
-    for entry in fs::read_dir(dir).expect("a directory of ours").map(|entry| entry.expect("a directory of ours")) {
-        let found = fs::symlink_metadata(entry.path()).expect("nobody else is here");
-        names.insert(entry.file_name().to_string_lossy().into_owned(), found.ino());
-        if found.is_dir() {
-            record(&entry.path(), disk);
-        } else if found.is_file() {
-            disk.bytes.insert(found.ino(), fs::read(entry.path()).unwrap_or_default());
-        }
-    }
-    disk.names.insert(at, names);
-}
-
-/// The path of each file and directory.
-fn find(dir: &Path, found: &mut BTreeMap<u64, PathBuf>) {
-    for entry in fs::read_dir(dir).expect("a directory of ours").map(|entry| entry.expect("a directory of ours")) {
-        let kind = entry.file_type().expect("nobody else is here");
-        if kind.is_dir() {
-            find(&entry.path(), found);
-        }
-        found.insert(fs::symlink_metadata(entry.path()).expect("nobody else is here").ino(), entry.path());
-    }
-}
-
-fn rebuild(disk: &Disk, directory: u64, at: &Path, found: &BTreeMap<u64, PathBuf>, random: &mut Random) {
-    fs::create_dir(at).expect("the directory is ours");
-    for (name, inode) in disk.names.get(&directory).into_iter().flatten() {
-        let path = at.join(name);
-        if disk.names.contains_key(inode) {
-            rebuild(disk, *inode, &path, found, random);
-            continue;
-        }
-        let kept = disk.bytes.get(inode);
-        if let Some(before) = found.get(inode) {
-            fs::hard_link(before, &path).expect("the directory is ours");
-            let now = fs::read(&path).unwrap_or_default();
-            // Bytes that were not synced are all there or not at all.
-            let bytes = kept.cloned().unwrap_or_default();
-            if now != bytes && random.once_in(2) {
-                let modified = fs::metadata(&path).and_then(|found| found.modified()).expect("a file of ours");
-                fs::write(&path, bytes).expect("a file of ours");
-                let file = fs::File::options().write(true).open(&path).expect("a file of ours");
-                file.set_modified(modified).expect("a file of ours");
-            }
-        } else {
-            fs::write(&path, kept.cloned().unwrap_or_default()).expect("the directory is ours");
-        }
-    }
-    // A directory gets another inode, as after a restore. It is still known by its time.
-    if let Some(before) = found.get(&directory) {
-        let modified = fs::metadata(before).and_then(|found| found.modified()).expect("a directory of ours");
-        fs::File::open(at).and_then(|dir| dir.set_modified(modified)).expect("a directory of ours");
-    }
 }
 
 #[cfg(test)]
