@@ -19,6 +19,7 @@ mod hyper2kvmctl;
 mod machines;
 mod notification;
 mod page;
+mod release;
 mod transfer;
 mod whole;
 mod windows;
