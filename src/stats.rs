@@ -304,6 +304,9 @@ pub struct Snapshot {
     /// Why the queue directory can't be listed, while that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
+    /// Whether the queue is stopped and everything that ran is ended and cleared away.
+    #[serde(default)]
+    pub is_at_rest: bool,
 }
 
 /// How many waiting conversions a snapshot names.
@@ -351,6 +354,7 @@ impl Snapshot {
             waiting_for: None,
             held_by: None,
             unreadable: None,
+            is_at_rest: false,
         }
     }
 

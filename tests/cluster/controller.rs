@@ -7,6 +7,7 @@ mod remedies;
 pub(crate) mod stage;
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, condition};
+use hyper2kvm::cluster::controller::objects::Image;
 use hyper2kvm::conversion::status::End;
 use hyper2kvm::conversion::{Failure, Reason, TerminationMessage};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -70,6 +71,44 @@ async fn a_queue_gets_its_watcher_and_what_that_may_do() {
     let before = stage.get::<StatefulSet>(watcher).await.metadata.uid;
     stage.api::<StatefulSet>().delete(watcher, &DeleteParams::default()).await.unwrap();
     stage.until::<StatefulSet>(watcher, |set| set.metadata.uid != before).await;
+}
+
+fn replicas(set: &StatefulSet) -> Option<i32> {
+    set.spec.as_ref().and_then(|spec| spec.replicas)
+}
+
+#[tokio::test]
+async fn a_stopped_queue_gives_its_pod_up_once_nothing_is_left_to_do_and_has_it_back_when_it_goes_on() {
+    let Some(mut stage) = Stage::open("rest").await else { return };
+    let root = tempfile::tempdir().unwrap();
+    stage.queue("q", &json!({})).await;
+    stage.watch("q", root.path()).await;
+    std::fs::write(root.path().join("queue/web01.img"), [7; 4096]).unwrap();
+    let running = stage.first_conversion().await;
+    stage.until::<ConversionJob>(&running, |c| job_uid(c).is_some()).await;
+    stage.merge::<HyperConversion>("q", &json!({"spec": {"runState": "Stopped"}})).await;
+    let stopped = ("False".to_owned(), "Stopped".to_owned());
+    let rests = |queue: &HyperConversion| {
+        ["Ready", "WatcherAvailable"].iter().all(|kind| saying(queue, kind).as_ref() == Some(&stopped))
+    };
+    stage.until::<HyperConversion>("q", rests).await;
+    let ended = stage.get::<ConversionJob>(&running).await;
+    assert_eq!(reasons(&ended), [Some(Reason::Disrupted)], "it had ended before the pod went");
+    assert_eq!(replicas(&stage.get::<StatefulSet>("q-watcher").await), Some(0));
+    // A controller that comes anew leaves it so, and takes up what changes.
+    stage.replace_controller(Image { name: "example.com/hyper2kvm:2".into(), pull_policy: "Never".into() }).await;
+    let image = |set: &StatefulSet| {
+        let template = set.spec.as_ref().and_then(|spec| spec.template.spec.clone());
+        template.and_then(|pod| pod.containers[0].image.clone())
+    };
+    let anew =
+        stage.until::<StatefulSet>("q-watcher", |set| image(set).as_deref() == Some("example.com/hyper2kvm:2")).await;
+    assert_eq!(replicas(&anew), Some(0));
+    assert!(rests(&stage.get("q").await));
+    stage.merge::<HyperConversion>("q", &json!({"spec": {"runState": "Running"}})).await;
+    stage.until::<StatefulSet>("q-watcher", |set| replicas(set) == Some(1)).await;
+    stage.until::<ConversionJob>(&running, |c| c.status.as_ref().is_some_and(|s| s.state.attempts.len() == 2)).await;
+    stage.until::<HyperConversion>("q", |queue| saying(queue, "Stopped").is_none() && !rests(queue)).await;
 }
 
 #[tokio::test]

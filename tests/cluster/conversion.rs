@@ -125,13 +125,17 @@ async fn an_appliance_that_the_plugin_puts_becomes_its_disks_whoever_the_pods_ar
 
 /// The plugin, started as kubectl starts it, with kubectl's own flags and environment.
 fn plugin(queue: &Queue, words: &[&str]) -> String {
+    run(&mut plugin_command(queue, words))
+}
+
+fn plugin_command(queue: &Queue, words: &[&str]) -> Command {
     use std::os::unix::process::CommandExt as _;
 
     let kubectl = queue.kubectl();
     let mut plugin = Command::new(env!("CARGO_BIN_EXE_hyper2kvmctl"));
     plugin.arg0("kubectl-hyper2kvm").args(kubectl.get_args()).args(words);
     plugin.envs(kubectl.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    run(&mut plugin)
+    plugin
 }
 
 #[tokio::test]

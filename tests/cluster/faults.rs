@@ -143,8 +143,7 @@ async fn a_conversion_made_by_hand_has_its_file_to_itself_and_one_of_nothing_end
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("source.path"));
     // Files settle faster than kubectl starts; while the queue is stopped, nothing is claimed.
     queue.patch(&json!({"spec": {"runState": "Stopped"}}));
-    let says = |said: Vec<u8>| serde_json::from_slice::<Value>(&said).is_ok_and(|said| said["stopping"] == json!(true));
-    queue.eventually("stopped", || says(queue.try_ctl(&["status", "--json"]))).await;
+    queue.says("Stopped", "True", "AtRest").await;
     queue.bring("disk.img", &guest(1, 81));
     assert!(by_hand(&queue, "mine", "disk.img", &json!({"emitDomainXml": true})).status.success());
     queue.patch(&json!({"spec": {"runState": "Running"}}));

@@ -48,6 +48,9 @@ const NO_SPACE: &str = "NoSpace";
 /// The reason of `StorageReady` while one volume is not the one that belongs to the other.
 pub(super) const OTHER_VOLUME: &str = "OtherVolume";
 
+/// The reason of `Stopped` once the watcher has nothing to do.
+const AT_REST: &str = "AtRest";
+
 /// Everything that the watcher reports of its queue.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Report {
@@ -200,6 +203,16 @@ impl Report {
             self.set(ConditionType::Drained, status, reason, "what was queued when draining began");
         } else {
             self.conditions.retain(|condition| condition.type_ != ConditionType::Drained.as_str());
+        }
+        if snapshot.run_state == RunState::Stopped {
+            let (status, reason, message) = match snapshot.notifications.pending {
+                _ if !snapshot.is_at_rest => ("False", "Ending", "what ran is being ended and cleared away".to_owned()),
+                0 => ("True", AT_REST, "nothing is left to be finished: the watcher's pod can go".to_owned()),
+                pending => ("False", "Notifying", format!("{pending} notifications are not delivered yet")),
+            };
+            self.set(ConditionType::Stopped, status, reason, message);
+        } else {
+            self.conditions.retain(|condition| condition.type_ != ConditionType::Stopped.as_str());
         }
         match (snapshot.shortage, snapshot.queue_shortage) {
             (None, Some(shortage)) => self.space("queue", Some(shortage)),

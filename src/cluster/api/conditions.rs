@@ -102,6 +102,8 @@ condition_types! {
         NotificationsReady by Watcher,
         /// Whether a queue that drains is empty.
         Drained by Watcher,
+        /// Whether a queue that is stopped needs its watcher no more.
+        Stopped by Watcher,
     ],
     OF_CONVERSION: [
         /// Whether an attempt may start, and why not.

@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::conditions;
+use super::conditions::{self, ConditionType};
 use super::notifications::NotificationSettings;
 use super::placement::{PodSecurity, WatcherSettings, WorkerSettings};
 use super::rules::{NO_DOTS, RELATIVE_PATH};
@@ -149,8 +149,8 @@ pub struct HyperConversionSpec {
     #[schemars(length(max = 1024), regex(pattern = r"^[ -~]*$"))]
     pub log: String,
     /// What is asked for: Running; Paused, nothing new starts; Draining, what is queued is finished and nothing more
-    /// taken; Stopped, running conversions are ended. Leave it out of Git and Helm: kubectl and the control socket
-    /// write it.
+    /// taken; Stopped, running conversions are ended and the watcher's pod goes. Leave it out of Git and Helm: kubectl
+    /// and the control socket write it.
     #[serde(default)]
     pub run_state: RunState,
     /// Succeeded and duplicate ConversionJobs that are kept.
@@ -290,6 +290,19 @@ impl RetentionSettings {
     }
 }
 
+impl HyperConversion {
+    /// The reason of `Ready` while the queue is stopped and has no pod.
+    pub(crate) const AT_REST: &str = "Stopped";
+
+    /// Whether the controller has taken its pod away because it is stopped.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let conditions = self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        self.spec.run_state == RunState::Stopped
+            && conditions::condition(conditions, ConditionType::Ready).is_some_and(|said| said.reason == Self::AT_REST)
+    }
+}
+
 /// What the queue is about.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -297,7 +310,8 @@ pub struct HyperConversionStatus {
     /// Generation of the spec that is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, WatcherAvailable, StorageReady, NotificationsReady, Drained, and Reconciled while the controller can't look.
+    /// Ready, WatcherAvailable, StorageReady, NotificationsReady, Drained, Stopped, and Reconciled while the controller
+    /// can't look.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions::schema")]
     pub conditions: Vec<Condition>,

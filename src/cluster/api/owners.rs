@@ -20,7 +20,7 @@
 //! | `observedGeneration` | ✓ | |
 //! | `queued`, `settling`, `retrying`, `active`, `totals`, `lastActivityTime` | | ✓ |
 //! | conditions `Ready`, `WatcherAvailable`, `Reconciled` | ✓ | |
-//! | conditions `StorageReady`, `NotificationsReady`, `Drained` | | ✓ |
+//! | conditions `StorageReady`, `NotificationsReady`, `Drained`, `Stopped` | | ✓ |
 //!
 //! Three fields have two writers, because both may end a conversion: the controller by an attempt that failed for good,
 //! the watcher by publishing, by cancelling or as a duplicate. That is sound because

@@ -73,6 +73,7 @@ fn of_queues(html: &mut String, queues: &[Arc<HyperConversion>]) {
         let totals = status.totals.unwrap_or_default();
         let (class, ready) = match condition(&status.conditions, ConditionType::Ready) {
             Some(said) if said.status == "True" => ("", "yes".to_owned()),
+            Some(_) if queue.is_at_rest() => ("soft", "stopped, without a pod".to_owned()),
             Some(said) => ("bad", format!("{}: {}", said.reason, said.message)),
             None => ("soft", "not known yet".to_owned()),
         };

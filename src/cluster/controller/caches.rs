@@ -226,7 +226,8 @@ struct Concern {
     uid: Option<String>,
     generation: Option<i64>,
     annotations: BTreeMap<String, String>,
-    storage: Option<(String, String, Option<i64>)>,
+    /// The watcher's words on which the controller's own depend.
+    said: [Option<(String, String, Option<i64>)>; 2],
     deleting: bool,
 }
 
@@ -251,13 +252,16 @@ impl QueueChanges {
             admission.send(Message::QueueGone { queue: Key::of(*queue) });
             return true;
         }
-        let storage =
-            queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
+        let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let said = [ConditionType::StorageReady, ConditionType::Stopped].map(|kind| {
+            let said = condition(conditions, kind)?;
+            Some((said.status.clone(), said.reason.clone(), said.observed_generation))
+        });
         let concern = Concern {
             uid: queue.uid(),
             generation: queue.metadata.generation,
             annotations: queue.annotations().clone(),
-            storage: storage.map(|c| (c.status.clone(), c.reason.clone(), c.observed_generation)),
+            said,
             deleting: queue.metadata.deletion_timestamp.is_some(),
         };
         let before = self.seen.get(&name);
@@ -274,5 +278,42 @@ impl QueueChanges {
         admission.send(Message::Queue { queue: Key::of(*queue), limit, run_state: queue.spec.run_state });
         let _ = wake.send(name);
         specification
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn queue(conditions: &Value, queued: u32) -> HyperConversion {
+        serde_json::from_value(json!({
+            "apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion",
+            "metadata": {"name": "q", "namespace": "n", "uid": "u", "generation": 1},
+            "spec": {"queue": {"claimName": "a"}, "output": {"claimName": "b"}},
+            "status": {"queued": queued, "conditions": conditions},
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn of_what_a_watcher_writes_only_what_the_controller_s_words_depend_on_wakes_it() {
+        let admission = Admission::start(mpsc::unbounded_channel().0, |_, _| {});
+        let (wake, mut woken) = mpsc::unbounded_channel();
+        let mut changes = QueueChanges::default();
+        let said = |kind: &str, status: &str| json!([{"type": kind, "status": status, "reason": "R", "message": "m", "lastTransitionTime": "2026-01-17T09:00:00Z"}]);
+        for (seen, wakes) in [
+            (queue(&json!([]), 0), true),
+            (queue(&json!([]), 1), false),
+            (queue(&said("StorageReady", "True"), 1), true),
+            (queue(&said("StorageReady", "False"), 1), true),
+            (queue(&said("Stopped", "False"), 1), true),
+            (queue(&said("Stopped", "True"), 1), true),
+            (queue(&said("Stopped", "True"), 2), false),
+        ] {
+            changes.changed(&Change::Seen(&seen), &admission, &wake);
+            assert_eq!(woken.try_recv().is_ok(), wakes, "{seen:?}");
+        }
     }
 }

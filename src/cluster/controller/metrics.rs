@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use super::error::Error;
 use crate::cluster::api::{ConditionType, HyperConversion, condition};
 use crate::conversion::Reason;
+use crate::conversion::admission::RunState;
 use crate::conversion::status::End;
 use crate::telemetry::metrics::exposition;
 
@@ -224,7 +225,9 @@ impl Metrics {
             gauge.get_or_create(&of).set(i64::try_from(value).unwrap_or(i64::MAX));
         }
         for kind in ConditionType::OF_QUEUE {
-            let said = condition(&status.conditions, kind).map(|said| said.status.as_str());
+            // A queue that goes on is not stopped any more, even where no watcher comes to say so.
+            let holds = *kind != ConditionType::Stopped || queue.spec.run_state == RunState::Stopped;
+            let said = condition(&status.conditions, kind).filter(|_| holds).map(|said| said.status.as_str());
             for label in condition_labels(&of, *kind) {
                 if let Some(said) = said {
                     self.conditions.get_or_create(&label).set((label.status == said).into());

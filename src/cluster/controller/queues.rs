@@ -29,6 +29,10 @@ use crate::cluster::pulse::{Silence, SilenceReason};
 use crate::cluster::seen::{Pod, StatefulSet};
 use crate::conversion::{Attempt, ConversionId, Failure, Reason};
 
+mod rest;
+
+use rest::Rest;
+
 /// How soon a decision on an outdated object is made again.
 const CONFLICT_RETRY: Duration = Duration::from_secs(1);
 
@@ -57,7 +61,14 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     let others = context.caches.queues.state();
     validate(queue, &modes, others.iter().map(AsRef::as_ref))?;
     try_worker(queue, context).await?;
-    let set = Box::pin(apply_all(queue, context)).await?;
+    let rest = rest::of(queue, &context.caches.conversions);
+    let set = Box::pin(apply_all(queue, context, rest != Rest::Complete)).await?;
+    if rest == Rest::Complete {
+        let stopped = rest::without_pod(&queue.name_any());
+        let states = [ConditionType::WatcherAvailable, ConditionType::Ready].map(|kind| (kind, stopped.clone()));
+        report(queue, context, &states).await?;
+        return Ok(RESYNC_INTERVAL);
+    }
     let name = format!("{}-0", names::watcher(&queue.name_any()));
     let pod = context.caches.pods.get(&ObjectRef::new(&name).within(&Key::of(queue).namespace));
     let now = Timestamp::now();
@@ -68,6 +79,8 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     // No event tells that a pod has not gone.
     let lost = pod.as_deref().and_then(|pod| starting::until_lost(pod, now));
     let again = lost.map_or(again, |rest| again.min(rest));
+    // The cache of the conversions may be behind the watcher's word.
+    let again = if rest == Rest::Told { again.min(PENDING_POLL) } else { again };
     let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
     let ready = ready(&available, storage, queue.metadata.generation);
     report(queue, context, &[(ConditionType::WatcherAvailable, available), (ConditionType::Ready, ready)]).await?;
@@ -75,14 +88,14 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
 }
 
 /// Applies every object of the queue, but none before all are proved to be the queue's; returns its stateful set.
-async fn apply_all(queue: &HyperConversion, context: &Context) -> Result<StatefulSet, Error> {
+async fn apply_all(queue: &HyperConversion, context: &Context, has_pod: bool) -> Result<StatefulSet, Error> {
     let (account, role, binding, workers, watchers, set) = tokio::try_join!(
         context.prove(queue, access::service_account(queue)),
         context.prove(queue, access::role(queue)),
         context.prove(queue, access::role_binding(queue)),
         context.prove(queue, network::worker_policy(queue)),
         context.prove(queue, network::watcher_policy(queue)),
-        context.prove(queue, watcher::stateful_set(queue, &context.images.own, &context.defaults)),
+        context.prove(queue, watcher::stateful_set(queue, &context.images.own, &context.defaults, has_pod)),
     )?;
     context.apply_proved(&account).await?;
     context.apply_proved(&role).await?;

@@ -29,6 +29,7 @@ impl<E: Executor> Engine<E> {
         self.view.waiting =
             self.conversions.values().filter_map(|c| why_waiting(c, self.run_state)).take(MAX_WAITING).collect();
         self.view.current_jobs = current_jobs;
+        self.view.is_at_rest = self.run_state == RunState::Stopped && self.conversions.values().all(rests);
         self.view.last_activity = self.last_activity;
         self.view.shortage = self.space.shortage();
         self.view.queue_shortage = self.space.queue_shortage();
@@ -69,6 +70,16 @@ fn is_waiting(conversion: &Conversion) -> bool {
     !conversion.may_run
         && matches!(conversion.row.state, ClaimState::Claimed | ClaimState::Submitted)
         && matches!(next_step(&conversion.row.status), Step::Stage(_) | Step::Start(_))
+}
+
+/// Whether there is nothing to do for it as long as the queue is stopped.
+fn rests(conversion: &Conversion) -> bool {
+    let row = &conversion.row;
+    // A retry that is due is not parked any more.
+    let is_due = !conversion.may_run
+        && row.state == ClaimState::Submitted
+        && matches!(next_step(&row.status), Step::Park { .. });
+    is_due || is_waiting(conversion) || matches!(row.state, ClaimState::Parked { .. })
 }
 
 /// Whether it can't go on, and is counted nowhere else.

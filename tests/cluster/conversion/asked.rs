@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use super::{is_parked, plugin};
+use super::{is_parked, plugin, plugin_command};
 use crate::conversion::disks::{guest, holds};
 use crate::conversion::stage::{Operator, Queue, files, own, pod_of, reasons, runs};
 use crate::harness::{Cluster, Need, run};
@@ -67,7 +67,7 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     queue.bring("second.img", &guest(1, 6));
     let running = queue.conversion("second.img", "running", runs).await;
     assert!(queue.ctl("stop").starts_with('✅'));
-    shown(&queue, RunState::Stopped).await;
+    queue.asked(RunState::Stopped).await;
     let pod = format!("pod/{}", pod_of(&running).unwrap());
     run(queue.kubectl().args(["wait", "--for=delete", "--timeout=60s", &pod]));
     // As the kubelet does for a pod that was only starting: it creates the directory to mount, with no access for
@@ -77,10 +77,14 @@ async fn what_is_asked_by_one_way_is_seen_by_every_other_and_outlives_the_watche
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).unwrap();
     queue.patch(&json!({"metadata": {"annotations": {HANG: null}}}));
     queue.bring("third.img", &guest(1, 7));
-    queue.kill("watcher").await;
-    shown(&queue, RunState::Stopped).await;
+    // Nothing is left to do: its pod goes, and says where it can be had.
+    queue.says("Ready", "False", "Stopped").await;
+    run(queue.kubectl().args(["wait", "--for=delete", "--timeout=60s", &format!("pod/{}", queue.pod())]));
     assert_eq!(queue.conversions().await.len(), 2);
     assert!(queue.queue("third.img").exists());
+    let refused = plugin_command(&queue, &["history", "asked"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("asked is stopped and has no pod"), "{said}");
 
     plugin(&queue, &["resume", "asked"]);
     let over = queue.ended("second.img", JobPhase::Succeeded).await;

@@ -229,16 +229,25 @@ async fn start_in(
         .stderr(says)
         .max_stdin_buf_size(IN_FLIGHT)
         .max_stdout_buf_size(IN_FLIGHT);
-    let started = access.pods().exec(&pod, command.iter().copied(), &parameters).await;
-    started.map_err(|error| {
-        let namespace = &access.namespace;
+    let error = match access.pods().exec(&pod, command.iter().copied(), &parameters).await {
+        Ok(started) => return Ok(started),
+        Err(error) => error,
+    };
+    let namespace = &access.namespace;
+    let is_stopped = access.queues().get(queue).await.is_ok_and(|queue| queue.is_at_rest());
+    Err(if is_stopped {
+        format!(
+            "{queue} is stopped and has no pod: `kubectl hyper2kvm -n {namespace} pause {queue}` gives it one that starts \
+             nothing, `resume` lets it go on"
+        )
+    } else {
         format!(
             "cannot run anything in pod {pod}: {}; `kubectl -n {namespace} describe pod {pod}` tells whether it runs, \
              and `kubectl auth can-i create pods/exec -n {namespace}` whether you may",
             told(error)
         )
-        .into()
-    })
+    }
+    .into())
 }
 
 fn bar(name: &str, size: u64) -> ProgressBar {

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use hyper2kvm::cluster::api::{HyperConversion, HyperConversionStatus, QueueTotals, condition};
 use hyper2kvm::conversion::admission::RunState;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
@@ -72,7 +73,9 @@ fn remarks(queue: &HyperConversion) -> String {
         let _ = writeln!(text, "\n{name}: nobody has looked at it yet; is the operator running?");
     }
     // Unfinished draining is no fault, and Ready only repeats another condition.
-    let faults = conditions.iter().filter(|c| c.status == "False" && c.type_ != "Drained");
+    // Nor is a queue that comes to rest, or has no pod because it is stopped.
+    let is_asked_for = |c: &Condition| c.type_ == "Drained" || c.type_ == "Stopped" || c.reason == "Stopped";
+    let faults = conditions.iter().filter(|c| c.status == "False" && !is_asked_for(c));
     for fault in faults {
         let _ = writeln!(text, "\n{name}: {} is False, {}: {}", fault.type_, fault.reason, fault.message);
     }
@@ -81,6 +84,7 @@ fn remarks(queue: &HyperConversion) -> String {
     let remark = match queue.spec.run_state {
         RunState::Running => return text,
         RunState::Paused => format!("paused, nothing new starts; {resume}"),
+        RunState::Stopped if queue.is_at_rest() => format!("stopped, it has no pod and every source stays; {resume}"),
         RunState::Stopped => format!("stopped, every source stays; {resume}"),
         RunState::Draining if is_drained => format!("drained; {resume}"),
         RunState::Draining => format!("draining; `kubectl wait --for=condition=Drained hconv/{name}` waits for it"),
@@ -178,6 +182,27 @@ vmware-exit: StorageReady is False, NoSpace: make room
 vmware-exit: paused, nothing new starts; `kubectl hyper2kvm resume vmware-exit` goes on
 "
         );
+    }
+
+    #[test]
+    fn a_stopped_queue_without_a_pod_has_no_fault() {
+        let mut stopped = queue("Stopped");
+        let said = |kind: &str, status: &str, reason: &str| -> Condition {
+            let at = "2026-01-17T09:45:00Z";
+            let said =
+                json!({"type": kind, "status": status, "reason": reason, "message": "m", "lastTransitionTime": at});
+            serde_json::from_value(said).unwrap()
+        };
+        let conditions = &mut stopped.status.as_mut().unwrap().conditions;
+        *conditions = vec![said("Stopped", "False", "Ending")];
+        let text = overview(&[stopped.clone()]);
+        assert!(text.ends_with(
+            "\n\nvmware-exit: stopped, every source stays; `kubectl hyper2kvm resume vmware-exit` goes on\n"
+        ));
+        let conditions = &mut stopped.status.as_mut().unwrap().conditions;
+        *conditions = ["Ready", "WatcherAvailable"].map(|kind| said(kind, "False", "Stopped")).to_vec();
+        let text = overview(&[stopped]);
+        assert!(text.ends_with("\n\nvmware-exit: stopped, it has no pod and every source stays; `kubectl hyper2kvm resume vmware-exit` goes on\n"));
     }
 
     #[test]

@@ -95,12 +95,12 @@ fn shared() -> JobContext {
 
 #[test]
 fn the_watcher_of_a_plain_queue() {
-    insta::assert_yaml_snapshot!(watcher::stateful_set(&plain(), &image(), &QueueDefaults::default()));
+    insta::assert_yaml_snapshot!(watcher::stateful_set(&plain(), &image(), &QueueDefaults::default(), true));
 }
 
 #[test]
 fn the_watcher_of_a_queue_with_everything() {
-    insta::assert_yaml_snapshot!(watcher::stateful_set(&ornate(), &image(), &QueueDefaults::default()));
+    insta::assert_yaml_snapshot!(watcher::stateful_set(&ornate(), &image(), &QueueDefaults::default(), true));
 }
 
 #[test]
@@ -128,8 +128,12 @@ fn the_job_of_a_queue_with_everything_on_volumes_of_one_node_under_kueue() {
 fn every_container_has_requests_and_limits_of_cpu_and_memory_unless_others_are_set() {
     let set = |spec: Value| {
         let queue = queue(spec);
-        let watcher =
-            watcher::stateful_set(&queue, &image(), &QueueDefaults::default()).spec.unwrap().template.spec.unwrap();
+        let watcher = watcher::stateful_set(&queue, &image(), &QueueDefaults::default(), true)
+            .spec
+            .unwrap()
+            .template
+            .spec
+            .unwrap();
         let worker = job(&queue, &shared()).spec.unwrap().template.spec.unwrap();
         let all = watcher.init_containers.into_iter().flatten().chain(watcher.containers).chain(worker.containers);
         all.map(|container| json!(container.resources.unwrap())).collect::<Vec<_>>()
@@ -154,8 +158,12 @@ fn labels_that_are_asked_for_do_not_replace_the_operator_s_own() {
     let asked = json!({"hyper2kvm.io/queue": "other", "team": "a", "sidecar.istio.io/inject": "true"});
     let queue = queue(json!({"worker": {"labels": asked, "jobLabels": asked}, "watcher": {"labels": asked}}));
     let job = job(&queue, &shared());
-    let watcher =
-        watcher::stateful_set(&queue, &image(), &QueueDefaults::default()).spec.unwrap().template.metadata.unwrap();
+    let watcher = watcher::stateful_set(&queue, &image(), &QueueDefaults::default(), true)
+        .spec
+        .unwrap()
+        .template
+        .metadata
+        .unwrap();
     let pod = job.spec.unwrap().template.metadata.unwrap();
     for labels in [job.metadata.labels, pod.labels, watcher.labels] {
         let labels = labels.unwrap();

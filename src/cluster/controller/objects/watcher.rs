@@ -30,9 +30,15 @@ struct Files {
     directory: String,
 }
 
-/// The stateful set of a queue's watcher. Of `defaults` it gets those that no object of its shows.
+/// The stateful set of a queue's watcher, with its pod or without. Of `defaults` it gets those that no object of its
+/// shows.
 #[must_use]
-pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image, defaults: &QueueDefaults) -> StatefulSet {
+pub(crate) fn stateful_set(
+    queue: &HyperConversion,
+    image: &Image,
+    defaults: &QueueDefaults,
+    has_pod: bool,
+) -> StatefulSet {
     let name = queue.name_any();
     let settings = &queue.spec.watcher;
     let mut volumes = pod::claim_volumes(queue);
@@ -69,7 +75,7 @@ pub(crate) fn stateful_set(queue: &HyperConversion, image: &Image, defaults: &Qu
     StatefulSet {
         metadata: owned_by_queue(queue, names::watcher(&name), names::COMPONENT_WATCHER),
         spec: Some(StatefulSetSpec {
-            replicas: Some(1),
+            replicas: Some(has_pod.into()),
             // With ordered updates, a pod that can't start would block its own replacement.
             pod_management_policy: Some("Parallel".to_owned()),
             selector: LabelSelector {
