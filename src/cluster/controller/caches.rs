@@ -304,14 +304,15 @@ mod tests {
         let mut changes = QueueChanges::default();
         let said = |kind: &str, status: &str| json!([{"type": kind, "status": status, "reason": "R", "message": "m", "lastTransitionTime": "2026-01-17T09:00:00Z"}]);
         for (seen, wakes) in [
-            (queue(&json!([]), 0), true),
-            (queue(&json!([]), 1), false),
-            (queue(&said("StorageReady", "True"), 1), true),
-            (queue(&said("StorageReady", "False"), 1), true),
-            (queue(&said("Stopped", "False"), 1), true),
-            (queue(&said("Stopped", "True"), 1), true),
-            (queue(&said("Stopped", "True"), 2), false),
+            ((json!([]), 0), true),
+            ((json!([]), 1), false),
+            ((said("StorageReady", "True"), 1), true),
+            ((said("StorageReady", "False"), 1), true),
+            ((said("Stopped", "False"), 1), true),
+            ((said("Stopped", "True"), 1), true),
+            ((said("Stopped", "True"), 2), false),
         ] {
+            let seen = queue(&seen.0, seen.1);
             changes.changed(&Change::Seen(&seen), &admission, &wake);
             assert_eq!(woken.try_recv().is_ok(), wakes, "{seen:?}");
         }
