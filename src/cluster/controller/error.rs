@@ -177,10 +177,19 @@ impl Error {
         }
     }
 
-    /// The error and its causes on one line.
+    /// The error and its causes on one line. What the API server says is said once, in its own words alone.
     #[must_use]
     pub(super) fn chain(&self) -> String {
-        chain(self)
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => {
+                    let again = if status.code == 403 { "; it is tried again by itself" } else { "" };
+                    format!("{self}: {}{again}", verdict::clean(&status.message, MAX_WORDS))
+                }
+                _ => chain(self),
+            },
+            _ => chain(self),
+        }
     }
 }
 

@@ -254,7 +254,13 @@ fn unavailable(failure: &Failure) -> ConditionState {
         Reason::WorkerConfig => "WatcherConfig".to_owned(),
         other => other.to_string(),
     };
-    ConditionState::new("False", reason, failure.advice())
+    let fields = match failure.reason {
+        Reason::WorkerConfig => {
+            "; spec.watcher.resources and spec.watcher.sidecarResources say what its containers ask for"
+        }
+        _ => "",
+    };
+    ConditionState::new("False", reason, failure.advice() + fields)
 }
 
 fn ready(available: &ConditionState, storage: Option<&Condition>, generation: Option<i64>) -> ConditionState {

@@ -216,3 +216,23 @@ fn an_api_server_that_is_busy_says_nothing_of_the_queue() {
         assert_eq!(error.refusal().passes, passes, "{error}");
     }
 }
+
+#[test]
+fn what_the_api_server_refuses_is_told_once_in_its_own_words() {
+    let message = "jobs.batch \"a-1\" is forbidden: exceeded quota: q, used: count/jobs.batch=0".to_owned();
+    let status = kube::core::Status { code: 403, message, ..kube::core::Status::default() };
+    let refused = Error::api("create an object")(kube::Error::Api(Box::new(status)));
+    assert_eq!(
+        refused.chain(),
+        "cannot create an object: jobs.batch \"a-1\" is forbidden: exceeded quota: q, used: count/jobs.batch=0; it is tried \
+         again by itself"
+    );
+}
+
+#[test]
+fn a_watcher_that_a_limit_range_refuses_is_told_with_the_fields_to_write() {
+    let refused = Failure::new(Reason::WorkerConfig, "maximum cpu usage per Container is 500m, but limit is 1");
+    let said = unavailable(&refused).message;
+    assert!(said.starts_with("maximum cpu usage per Container is 500m, but limit is 1. "), "{said}");
+    assert!(said.contains("spec.watcher.resources and spec.watcher.sidecarResources"), "{said}");
+}
