@@ -47,6 +47,13 @@ pub enum MoveError {
         #[source]
         source: io::Error,
     },
+    /// A directory could not be made.
+    #[error("cannot make {}", .path.display())]
+    Make {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// A directory's entries could not be synced.
     #[error("cannot sync {}", .path.display())]
     Sync {
@@ -62,7 +69,10 @@ impl MoveError {
     pub fn io(&self) -> Option<&io::Error> {
         match self {
             Self::Taken(_) | Self::Gone(_) => None,
-            Self::Unsupported { source, .. } | Self::Move { source, .. } | Self::Sync { source, .. } => Some(source),
+            Self::Unsupported { source, .. }
+            | Self::Move { source, .. }
+            | Self::Make { source, .. }
+            | Self::Sync { source, .. } => Some(source),
         }
     }
 }
@@ -107,7 +117,7 @@ static UNSYNCED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Creates a directory and the parents it lacks (mode 0777 less umask) and syncs what was changed.
 pub fn create_dir(path: &Path) -> Result<(), MoveError> {
-    let cannot = |source| MoveError::Move { from: path.to_owned(), to: path.to_owned(), source };
+    let cannot = |source| MoveError::Make { path: path.to_owned(), source };
     match volume::create_dir(path, 0o777) {
         Ok(()) => sync_dir(path.parent().unwrap_or(path)).inspect_err(|_| {
             // A later call must not find it and assume that it was synced.

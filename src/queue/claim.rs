@@ -118,8 +118,7 @@ pub fn record(paths: &Paths, claim: &Claim) -> Result<(), ClaimError> {
     }
     let dir = paths.claim_dir(&claim.id);
     let making = |source| ClaimError::Directory { id: claim.id.clone(), source };
-    volume::create_dir_all(&dir, 0o777)
-        .map_err(|source| making(MoveError::Move { from: dir.clone(), to: dir, source }))?;
+    volume::create_dir_all(&dir, 0o777).map_err(|source| making(MoveError::Make { path: dir, source }))?;
     store::write_json(&paths.claim_file(&claim.id), claim).map_err(recording)?;
     // The directory's own name may not be on the disk yet: until it is, no member is moved.
     moves::sync_dir(&paths.processing()).map_err(making)

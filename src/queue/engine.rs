@@ -66,7 +66,7 @@ pub use world::World;
 use absence::Absence;
 use barred::Barred;
 use changed::Ended;
-use control::{Order, Pulses};
+use control::{Order, Pulses, UnrecordedPause};
 use drain::Drain;
 use duplicates::Digests;
 use events::Hints;
@@ -118,8 +118,8 @@ pub struct Engine<E> {
     snapshot: watch::Sender<Snapshot>,
     /// The snapshot as it will be published.
     view: Snapshot,
-    /// Whether the queue is paused, as long as a restart would not know it.
-    unrecorded_pause: Option<bool>,
+    /// Whether the queue is paused, as long as a restart would not know of it.
+    unrecorded_pause: Option<UnrecordedPause>,
     pulses: Pulses,
     /// Until when notifications delay the engine's end, once nothing else does.
     outbox_until: Option<Duration>,

@@ -236,7 +236,9 @@ impl Scratch {
 
 fn not_ready(ability: Ability, dir: &Path, error: MoveError) -> NotReady {
     let source = match error {
-        MoveError::Unsupported { source, .. } | MoveError::Move { source, .. } => source,
+        MoveError::Unsupported { source, .. } | MoveError::Move { source, .. } | MoveError::Make { source, .. } => {
+            source
+        }
         MoveError::Sync { source, .. } => return NotReady { ability: Ability::Sync, dir: dir.to_owned(), source },
         taken_or_gone => io::Error::other(taken_or_gone),
     };

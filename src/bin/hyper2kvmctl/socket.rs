@@ -90,6 +90,9 @@ fn status(reply: &Value) -> String {
     if reply["draining"] == true {
         text.push_str("  Mode: 🚰 DRAINING\n");
     }
+    if let Some(why) = reply["waiting_for"].as_str() {
+        let _ = writeln!(text, "  Waits: {}", printable(why));
+    }
     text
 }
 
@@ -195,6 +198,10 @@ mod tests {
         for (reply, text) in [
             (json!({"paused": true, "draining": false}), "✅ Success\n  Status: ⏸️  PAUSED\n"),
             (json!({"paused": false, "draining": true}), "✅ Success\n  Status: ▶️  RUNNING\n  Mode: 🚰 DRAINING\n"),
+            (
+                json!({"paused": false, "draining": false, "waiting_for": "the volume of /q is not there\u{1b}"}),
+                "✅ Success\n  Status: ▶️  RUNNING\n  Waits: the volume of /q is not there\\u{1b}\n",
+            ),
         ] {
             assert_eq!(answered(Command::Status, &reply), text);
         }

@@ -69,6 +69,14 @@ pub struct Remote {
     pulses: Pulses,
 }
 
+/// A pause, or its end, that the ledger does not have yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnrecordedPause {
+    paused: bool,
+    /// Whether that was logged.
+    is_told: bool,
+}
+
 /// What shows whether an engine runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pulses {
@@ -192,18 +200,22 @@ impl<E: Executor> Engine<E> {
         self.remember_drain();
         self.show();
         if self.settings.home == Home::Host && matches!(run_state, RunState::Running | RunState::Paused) {
-            self.unrecorded_pause = Some(run_state == RunState::Paused);
+            self.unrecorded_pause = Some(UnrecordedPause { paused: run_state == RunState::Paused, is_told: false });
         }
         self.tell_executor().await;
     }
 
     /// Records the last pause or its end for a restart, if that is still to be done.
     pub(super) async fn record_pause(&mut self) -> Result<()> {
-        let Some(paused) = self.unrecorded_pause else { return Ok(()) };
+        let Some(UnrecordedPause { paused, is_told }) = self.unrecorded_pause else { return Ok(()) };
         match self.ledger.call(move |ledger| ledger.set_paused(paused)).await {
             Ok(()) => self.unrecorded_pause = None,
             Err(error) => {
-                tracing::error!(error = %chain(&error), "cannot record the pause yet; it is tried again, and a restart before does not know of it");
+                if !is_told {
+                    let what = if paused { "the pause" } else { "the end of the pause" };
+                    tracing::error!(error = %chain(&error), "cannot record {what} yet; it is tried again, and a restart before does not know of it");
+                    self.unrecorded_pause = Some(UnrecordedPause { paused, is_told: true });
+                }
                 return Err(error.into());
             }
         }
