@@ -3,6 +3,8 @@
 //! is lost, nothing left half done, nothing done twice. `HYPER2KVM_CLUSTER_KILLS` sets the number of kills of each,
 //! `HYPER2KVM_SEED` repeats a run.
 
+mod claims;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
@@ -72,7 +74,8 @@ impl Victim {
     fn kill(&self, queue: &Queue, takes_pod: bool) -> bool {
         let listed = queue.kubectl().args(["get", "pods", "-l", &self.label, "-o", "json"]).output().unwrap();
         let pods: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
-        let is_there = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+        let is_over = |pod: &Value| ["Succeeded", "Failed"].contains(&pod["status"]["phase"].as_str().unwrap_or(""));
+        let is_there = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null() && !is_over(pod);
         let Some(pod) = pods["items"].as_array().and_then(|pods| pods.iter().find(is_there)) else { return false };
         let name = pod["metadata"]["name"].as_str().unwrap();
         if takes_pod {
