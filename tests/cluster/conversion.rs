@@ -12,7 +12,6 @@ mod fixing;
 mod guests;
 mod refusals;
 pub(crate) mod stage;
-pub(crate) mod volumes;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;

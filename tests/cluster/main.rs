@@ -29,4 +29,5 @@ mod replicas;
 mod starting;
 mod strangers;
 mod upgrade;
+mod volumes;
 mod wide;

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use super::plugin;
 use super::stage::Queue;
-use super::volumes::{Volumes, operator};
 use crate::harness::{in_tree, left_out, run};
 use crate::support;
+use crate::volumes::{Volumes, operator};
 
 /// Sizes of the guest's disks, in MiB: that of its system and that of its data.
 const DISKS: [usize; 2] = [1024, 40];

@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 
 use super::disks::guest;
 use super::stage::{Queue, files, pod_of, reasons, runs};
-use super::volumes::{Volumes, operator};
 use super::{ANY_USER, plugin};
 use crate::harness::run;
 use crate::support::{ova, vmdk};
+use crate::volumes::{Volumes, operator};
 
 /// Group of the process that runs a guest in `KubeVirt`.
 const KUBEVIRT_GROUP: u32 = 107;

@@ -17,8 +17,8 @@ use serde_json::json;
 use super::{PAUSE, POD_EVERY, Victim};
 use crate::conversion::disks::guest;
 use crate::conversion::stage::Queue;
-use crate::conversion::volumes::{Volumes, operator};
 use crate::support::random::{Random, number};
+use crate::volumes::{Volumes, operator};
 
 /// Kills of each of the three. There are as many volumes, of which each disk takes one.
 const KILLS: u64 = 8;

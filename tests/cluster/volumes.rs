@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::stage::Operator;
 use crate::controller::delivery::with_kubevirt;
+use crate::conversion::stage::Operator;
 use crate::harness::{Cluster, Need, TEST_LABEL, left_out, run};
 
 const MIB: usize = 1 << 20;
