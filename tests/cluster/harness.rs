@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -230,6 +231,27 @@ impl Cluster {
         }
         assert!(output.status.success(), "tests/cluster/image.sh failed: {said}");
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The cluster with `KubeVirt`'s definition of a machine; `None` where that can't be had.
+    pub(crate) fn with_kubevirt() -> Option<&'static Self> {
+        let cluster = Self::shared(Need::OwnControlPlane)?;
+        let output = Command::new(in_tree("tests/cluster/build.sh")).arg("kubevirt").output().expect("a shell runs");
+        if !output.status.success() {
+            left_out("KubeVirt's definitions: Go is missing");
+            return None;
+        }
+        let judge = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("kubevirt");
+        let definition = run(Command::new(judge).arg("crd"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), definition).unwrap();
+        run(cluster.kubectl().args(["apply", "--server-side", "--force-conflicts", "-f"]).arg(file.path()));
+        let served =
+            || cluster.kubectl().args(["get", "virtualmachines.kubevirt.io", "-A"]).stderr(Stdio::null()).status();
+        while !served().is_ok_and(|status| status.success()) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Some(cluster)
     }
 
     /// This machine's address for pods: the one by which it reaches their nodes.

@@ -8,13 +8,10 @@ use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::controller::delivery::with_kubevirt;
-use crate::conversion::stage::Operator;
-use crate::harness::{Cluster, Need, TEST_LABEL, left_out, run};
+use crate::harness::{Namespace, TEST_LABEL, left_out, run};
 
 const MIB: usize = 1 << 20;
 
@@ -77,19 +74,19 @@ pub(crate) struct Volumes {
 
 impl Volumes {
     /// One of each size: what a volume is said to have, and what it has, in MiB.
-    pub(crate) fn new(operator: &Operator, mode: &str, sizes: &[(usize, usize)]) -> Option<Self> {
-        Self::bound(operator, mode, sizes, "WaitForFirstConsumer", &[])
+    pub(crate) fn new(namespace: &Namespace, mode: &str, sizes: &[(usize, usize)]) -> Option<Self> {
+        Self::bound(namespace, mode, sizes, "WaitForFirstConsumer", &[])
     }
 
     /// The same with a binding mode; those of the numbers `gone` belong to a node that is not there.
     pub(crate) fn bound(
-        operator: &Operator,
+        namespace: &Namespace,
         mode: &str,
         sizes: &[(usize, usize)],
         binding: &str,
         gone: &[usize],
     ) -> Option<Self> {
-        let class = operator.namespace.name.clone();
+        let class = namespace.name.clone();
         let labels = json!({TEST_LABEL: class});
         let mut objects = vec![json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": class, "labels": labels},
@@ -100,7 +97,7 @@ impl Volumes {
             let name = format!("{class}-local-{n}");
             let mut device = Device::new(*is)?;
             if mode == "Filesystem" {
-                let state = operator.cluster.state.as_ref().expect("a node of our own");
+                let state = namespace.cluster.state.as_ref().expect("a node of our own");
                 device = device.mounted(state.join("volumes").join(&class).join(&name));
             }
             let of_node = if gone.contains(&n) {
@@ -118,14 +115,7 @@ impl Volumes {
             }));
             devices.insert(name, device);
         }
-        operator.namespace.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string());
+        namespace.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string());
         Some(Self { class, devices })
     }
-}
-
-/// The operator with all its rights; `None` where no pods run, or nothing of `KubeVirt` is there.
-pub(crate) fn operator(test: &str) -> Option<Arc<Operator>> {
-    Cluster::shared(Need::OwnNode)?;
-    with_kubevirt()?;
-    Operator::own_with(test, &["--set=target.enabled=true,kubevirt.enabled=true"])
 }

@@ -3,9 +3,6 @@
 //! controller and watcher; the tests act as the kubelet and as the worker.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, VolumeState, condition};
@@ -20,29 +17,9 @@ use serde_json::{Value, json};
 
 use super::phase;
 use super::stage::Stage;
-use crate::harness::{Cluster, Need, in_tree, left_out, run};
+use crate::harness::{Cluster, run};
 
 const GIB: u64 = 1 << 30;
-
-/// The cluster with `KubeVirt`'s definition of a machine; `None` where that can't be had.
-pub(crate) fn with_kubevirt() -> Option<&'static Cluster> {
-    let cluster = Cluster::shared(Need::OwnControlPlane)?;
-    let output = Command::new(in_tree("tests/cluster/build.sh")).arg("kubevirt").output().expect("a shell runs");
-    if !output.status.success() {
-        left_out("KubeVirt's definitions: Go is missing");
-        return None;
-    }
-    let judge = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("kubevirt");
-    let definition = run(Command::new(judge).arg("crd"));
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), definition).unwrap();
-    run(cluster.kubectl().args(["apply", "--server-side", "--force-conflicts", "-f"]).arg(file.path()));
-    let served = || cluster.kubectl().args(["get", "virtualmachines.kubevirt.io", "-A"]).stderr(Stdio::null()).status();
-    while !served().is_ok_and(|status| status.success()) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Some(cluster)
-}
 
 fn image() -> Image {
     Image { name: "example.com/hyper2kvm:1".into(), pull_policy: "Never".into() }
@@ -143,7 +120,7 @@ async fn assert_delivered(stage: &Stage, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_appliance_gets_a_claim_for_each_disk_and_a_halted_machine_that_has_them() {
-    if with_kubevirt().is_none() {
+    if Cluster::with_kubevirt().is_none() {
         return;
     }
     let Some(stage) = Stage::open("delivery").await else { return };
@@ -197,7 +174,7 @@ async fn an_appliance_gets_a_claim_for_each_disk_and_a_halted_machine_that_has_t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_is_killed_again_and_again_makes_every_claim_and_the_machine_once() {
-    if with_kubevirt().is_none() {
+    if Cluster::with_kubevirt().is_none() {
         return;
     }
     let Some(mut stage) = Stage::open("delivery-killed").await else { return };
@@ -231,7 +208,7 @@ async fn a_controller_that_is_killed_again_and_again_makes_every_claim_and_the_m
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_somebody_else_s_is_never_touched_and_what_is_incomplete_goes_with_its_conversion() {
-    if with_kubevirt().is_none() {
+    if Cluster::with_kubevirt().is_none() {
         return;
     }
     let Some(stage) = Stage::open("delivery-names").await else { return };
@@ -265,7 +242,7 @@ async fn what_is_somebody_else_s_is_never_touched_and_what_is_incomplete_goes_wi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_is_too_small_is_made_larger_and_a_machine_that_is_refused_waits_for_a_person() {
-    if with_kubevirt().is_none() {
+    if Cluster::with_kubevirt().is_none() {
         return;
     }
     let Some(stage) = Stage::open("delivery-refused").await else { return };
@@ -316,7 +293,7 @@ async fn a_claim_that_is_too_small_is_made_larger_and_a_machine_that_is_refused_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_of_two_machines_gets_both_each_on_its_own_disks_and_without_an_address_that_another_has() {
-    if with_kubevirt().is_none() {
+    if Cluster::with_kubevirt().is_none() {
         return;
     }
     let Some(stage) = Stage::open("delivery-two").await else { return };
@@ -368,7 +345,7 @@ async fn an_export_of_two_machines_gets_both_each_on_its_own_disks_and_without_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storage_profile_that_nobody_applies_is_told_with_what_to_do() {
-    if with_kubevirt().is_none() {
+    if Cluster::with_kubevirt().is_none() {
         return;
     }
     let Some(stage) = Stage::open("delivery-profile").await else { return };

@@ -14,10 +14,10 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::plugin;
-use super::stage::Queue;
+use super::stage::{Operator, Queue};
 use crate::harness::{in_tree, left_out, run};
 use crate::support;
-use crate::volumes::{Volumes, operator};
+use crate::volumes::Volumes;
 
 /// Sizes of the guest's disks, in MiB: that of its system and that of its data.
 const DISKS: [usize; 2] = [1024, 40];
@@ -204,13 +204,14 @@ fn boot(arguments: &[String], place: &Path) -> String {
 }
 
 async fn boots(test: &str, firmware: &str) {
-    let Some(operator) = operator(test) else { return };
+    let Some(operator) = Operator::delivering(test) else { return };
     let place = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let Some(sums) = guest(place.path(), firmware) else { return };
     let image = export(place.path(), firmware);
     let [system, data] = DISKS;
     // Of the next larger GiB and half, as storage hands them out.
-    let Some(volumes) = Volumes::new(&operator, "Block", &[(system + 64, system + 64), (data + 8, data + 8)]) else {
+    let Some(volumes) = Volumes::new(&operator.namespace, "Block", &[(system + 64, system + 64), (data + 8, data + 8)])
+    else {
         return;
     };
     let spec = json!({

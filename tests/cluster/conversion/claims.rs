@@ -14,11 +14,11 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::disks::guest;
-use super::stage::{Queue, files, pod_of, reasons, runs};
+use super::stage::{Operator, Queue, files, pod_of, reasons, runs};
 use super::{ANY_USER, plugin};
 use crate::harness::run;
 use crate::support::{ova, vmdk};
-use crate::volumes::{Volumes, operator};
+use crate::volumes::Volumes;
 
 /// Group of the process that runs a guest in `KubeVirt`.
 const KUBEVIRT_GROUP: u32 = 107;
@@ -137,8 +137,8 @@ fn refused(queue: &Queue, words: &[&str]) -> String {
 
 #[tokio::test]
 async fn an_appliance_that_is_dropped_becomes_file_systems_of_its_disks_and_a_halted_machine() {
-    let Some(operator) = operator("claims-files") else { return };
-    let Some(volumes) = Volumes::new(&operator, "Filesystem", &[(64, 64), (16, 16)]) else { return };
+    let Some(operator) = Operator::delivering("claims-files") else { return };
+    let Some(volumes) = Volumes::new(&operator.namespace, "Filesystem", &[(64, 64), (16, 16)]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
@@ -174,8 +174,8 @@ async fn an_appliance_that_is_dropped_becomes_file_systems_of_its_disks_and_a_ha
 
 #[tokio::test]
 async fn an_appliance_that_is_dropped_becomes_devices_without_a_byte_of_their_last_tenant_whoever_the_pods_are() {
-    let Some(operator) = operator("claims-devices") else { return };
-    let Some(volumes) = Volumes::new(&operator, "Block", &[(64, 64), (16, 16)]) else { return };
+    let Some(operator) = Operator::delivering("claims-devices") else { return };
+    let Some(volumes) = Volumes::new(&operator.namespace, "Block", &[(64, 64), (16, 16)]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
@@ -193,10 +193,10 @@ async fn an_appliance_that_is_dropped_becomes_devices_without_a_byte_of_their_la
 
 #[tokio::test]
 async fn claims_whose_file_system_is_too_small_are_made_anew_larger() {
-    let Some(operator) = operator("claims-small") else { return };
+    let Some(operator) = Operator::delivering("claims-small") else { return };
     // The smallest that is large enough by its word is not. A volume that a claim had is not given to another.
     let sizes = [(10, 8), (32, 32), (64, 64), (65, 65)];
-    let Some(volumes) = Volumes::new(&operator, "Filesystem", &sizes) else { return };
+    let Some(volumes) = Volumes::new(&operator.namespace, "Filesystem", &sizes) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
@@ -216,8 +216,8 @@ async fn claims_whose_file_system_is_too_small_are_made_anew_larger() {
 
 #[tokio::test]
 async fn a_quota_is_told_and_a_worker_that_is_killed_on_its_claims_is_followed_by_another_on_the_same() {
-    let Some(operator) = operator("claims-killed") else { return };
-    let Some(volumes) = Volumes::new(&operator, "Block", &[(64, 64), (16, 16)]) else { return };
+    let Some(operator) = Operator::delivering("claims-killed") else { return };
+    let Some(volumes) = Volumes::new(&operator.namespace, "Block", &[(64, 64), (16, 16)]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
@@ -256,8 +256,8 @@ async fn a_quota_is_told_and_a_worker_that_is_killed_on_its_claims_is_followed_b
 
 #[tokio::test]
 async fn a_worker_that_dies_when_its_disks_have_their_names_is_followed_by_one_that_knows_them() {
-    let Some(operator) = operator("claims-sealed") else { return };
-    let Some(volumes) = Volumes::new(&operator, "Filesystem", &[(64, 64), (16, 16)]) else { return };
+    let Some(operator) = Operator::delivering("claims-sealed") else { return };
+    let Some(volumes) = Volumes::new(&operator.namespace, "Filesystem", &[(64, 64), (16, 16)]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
@@ -277,10 +277,10 @@ async fn a_worker_that_dies_when_its_disks_have_their_names_is_followed_by_one_t
 
 #[tokio::test]
 async fn claims_on_volumes_of_a_node_that_is_gone_are_made_anew() {
-    let Some(operator) = operator("claims-lost") else { return };
+    let Some(operator) = Operator::delivering("claims-lost") else { return };
     // The smallest that is large enough is taken first.
     let sizes = [(32, 32), (16, 16), (64, 64), (17, 17)];
-    let Some(volumes) = Volumes::bound(&operator, "Block", &sizes, "Immediate", &[0]) else { return };
+    let Some(volumes) = Volumes::bound(&operator.namespace, "Block", &sizes, "Immediate", &[0]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class, "volumeMode": "Block", "lostAfterSeconds": 10},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
@@ -295,8 +295,8 @@ async fn claims_on_volumes_of_a_node_that_is_gone_are_made_anew() {
 
 #[tokio::test]
 async fn claims_that_are_given_to_their_machine_go_with_it_and_nothing_else_of_them_changes() {
-    let Some(operator) = operator("claims-owned") else { return };
-    let Some(volumes) = Volumes::new(&operator, "Block", &[(64, 64), (16, 16)]) else { return };
+    let Some(operator) = Operator::delivering("claims-owned") else { return };
+    let Some(volumes) = Volumes::new(&operator.namespace, "Block", &[(64, 64), (16, 16)]) else { return };
     let spec = json!({
         "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}], "deleteClaimsWithMachine": true},

@@ -117,6 +117,13 @@ impl Operator {
         Some(Arc::new(Self::install_with(cluster, &image, cluster.namespace(test), None, values)))
     }
 
+    /// One with all its rights, beside `KubeVirt`'s definition of a machine.
+    pub(crate) fn delivering(test: &str) -> Option<Arc<Self>> {
+        Cluster::shared(Need::OwnNode)?;
+        Cluster::with_kubevirt()?;
+        Self::own_with(test, &["--set=target.enabled=true,kubevirt.enabled=true"])
+    }
+
     /// Installs the chart in `release`, to watch `namespace` or else the release's own.
     pub(crate) fn install(
         cluster: &'static Cluster,

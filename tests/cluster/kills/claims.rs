@@ -16,9 +16,9 @@ use serde_json::json;
 
 use super::{PAUSE, POD_EVERY, Victim};
 use crate::conversion::disks::guest;
-use crate::conversion::stage::Queue;
+use crate::conversion::stage::{Operator, Queue};
 use crate::support::random::{Random, number};
-use crate::volumes::{Volumes, operator};
+use crate::volumes::Volumes;
 
 /// Kills of each of the three. There are as many volumes, of which each disk takes one.
 const KILLS: u64 = 8;
@@ -98,10 +98,10 @@ fn ended(conversion: &ConversionJob) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_killed_no_disk_is_lost_and_no_machine_made_twice_or_before_its_disks() {
-    let Some(operator) = operator("kills-claims") else { return };
+    let Some(operator) = Operator::delivering("kills-claims") else { return };
     let kills = number("HYPER2KVM_CLUSTER_KILLS").unwrap_or(KILLS);
     let sizes = vec![(MIB, MIB); usize::try_from(kills).unwrap()];
-    let Some(volumes) = Volumes::new(&operator, "Block", &sizes) else { return };
+    let Some(volumes) = Volumes::new(&operator.namespace, "Block", &sizes) else { return };
     let spec = json!({
         "maxConcurrentJobs": AT_ONCE,
         "target": {"storageClassName": volumes.class, "volumeMode": "Block"},
