@@ -7,8 +7,8 @@ set -euo pipefail
 
 # Debian packages: the oracle for disk images, libvirt's schema (its validator calls xmllint without asking for the
 # package that has it), promtool, call traces, the makers of guests' file systems and of Windows' registries, what boots
-# guests, a node's parts, and a browser for the daemon's page.
-packages=(qemu-utils libvirt-clients libxml2-utils python3-vmdkstream prometheus strace bindfs xfsprogs btrfs-progs ntfs-3g libwin-hivex-perl mtools dosfstools fdisk lvm2 cpio kmod binutils qemu-system-x86 ovmf debootstrap containerd runc containernetworking-plugins buildah iproute2 iptables jq openssl curl python3-venv chromium chromium-driver)
+# guests, what copies disks out of claims, a node's parts, and a browser for the daemon's page.
+packages=(qemu-utils libvirt-clients libxml2-utils python3-vmdkstream prometheus strace bindfs xfsprogs btrfs-progs ntfs-3g libwin-hivex-perl mtools dosfstools fdisk lvm2 cpio kmod binutils busybox-static qemu-system-x86 ovmf debootstrap containerd runc containernetworking-plugins buildah iproute2 iptables jq openssl curl python3-venv chromium chromium-driver)
 # Debian's Go is too old to build an API server, and good enough to fetch a newer one.
 if [ -z "${KUBECONFIG:-}" ] && ! "$(dirname "$0")/cluster/go.sh" >/dev/null 2>&1; then
   packages+=(golang-go)

@@ -5,6 +5,7 @@ mod asked;
 mod boots;
 mod changes;
 mod claims;
+mod copies;
 pub(crate) mod disks;
 mod fixing;
 #[path = "../host/appliance/guests.rs"]

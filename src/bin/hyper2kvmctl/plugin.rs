@@ -72,21 +72,36 @@ enum Format {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Show whether queues work, and what is to be done where they don't
+    #[command(
+        after_help = "Examples:\n  kubectl hyper2kvm status\n  kubectl hyper2kvm -n migration status vmware-exit"
+    )]
     Status {
         /// Name of a HyperConversion; left out, all of the namespace
         queue: Option<String>,
     },
     /// Show what a queue has done so far
+    #[command(
+        after_help = "Examples:\n  kubectl hyper2kvm stats vmware-exit\n  kubectl hyper2kvm stats vmware-exit -o json | jq .totals"
+    )]
     Stats { queue: String },
     /// Start nothing new; running conversions finish
+    #[command(after_help = "Example:\n  kubectl hyper2kvm pause vmware-exit")]
     Pause { queue: String },
     /// Undo pause, drain and stop
+    #[command(after_help = "Example:\n  kubectl hyper2kvm resume vmware-exit")]
     Resume { queue: String },
     /// Finish what is queued, take nothing new
+    #[command(
+        after_help = "Example:\n  kubectl hyper2kvm drain vmware-exit && kubectl wait --for=condition=Drained --timeout=-1s hconv/vmware-exit"
+    )]
     Drain { queue: String },
     /// End running conversions; every source stays
+    #[command(after_help = "Example:\n  kubectl hyper2kvm stop vmware-exit")]
     Stop { queue: String },
     /// Show the conversions of a queue that are not finished
+    #[command(
+        after_help = "Examples:\n  kubectl hyper2kvm top vmware-exit\n  kubectl hyper2kvm top vmware-exit --once"
+    )]
     Top {
         queue: String,
         /// Show them once, even on a terminal
@@ -94,17 +109,24 @@ enum Verb {
         once: bool,
     },
     /// List the conversions of a queue that have ended, newest first, from its ledger
+    #[command(
+        after_help = "Examples:\n  kubectl hyper2kvm history vmware-exit\n  kubectl hyper2kvm history vmware-exit --limit 10"
+    )]
     History {
         queue: String,
         #[command(flatten)]
         window: Window,
     },
     /// Convert the source of a finished conversion again
+    #[command(after_help = "Example:\n  kubectl hyper2kvm retry web01-3fa9c1d2")]
     Retry {
         /// Name of a ConversionJob
         conversion: String,
     },
     /// Upload a file, or the folder of one machine, into a queue
+    #[command(
+        after_help = "Examples:\n  kubectl hyper2kvm put web01.ova vmware-exit\n  kubectl hyper2kvm put ./web01 vmware-exit\n  kubectl hyper2kvm put export.ova vmware-exit --name web01.ova"
+    )]
     Put {
         file: PathBuf,
         queue: String,
@@ -112,7 +134,8 @@ enum Verb {
         #[arg(long)]
         name: Option<String>,
     },
-    /// Download the disks that a conversion made
+    /// Download the disks that a conversion made; of disks on claims, say how a pod of yours copies them
+    #[command(after_help = "Example:\n  kubectl hyper2kvm get web01-3fa9c1d2 ./disks")]
     Get {
         /// Name of a ConversionJob
         conversion: String,
@@ -120,6 +143,9 @@ enum Verb {
         directory: PathBuf,
     },
     /// Print the VirtualMachine of a conversion whose disks are on claims
+    #[command(
+        after_help = "Examples:\n  kubectl hyper2kvm vm web01-3fa9c1d2 > web01.yaml\n  kubectl hyper2kvm vm web01-3fa9c1d2 | kubectl apply -f -"
+    )]
     Vm {
         /// Name of a ConversionJob
         conversion: String,
@@ -184,5 +210,27 @@ async fn run(cli: Cli) -> Result<(), Refusal> {
         Verb::Get { conversion, directory } => exec::get(&access, &conversion, &directory, printer).await,
         Verb::Vm { conversion } => machine::print(&access, &conversion, printer).await,
         Verb::Completions { .. } => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_of_every_command_has_an_example_that_is_one_of_its_calls() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let calls: Vec<_> = help.lines().filter_map(|line| line.strip_prefix("  kubectl ")).collect();
+            assert!(!calls.is_empty(), "{name}");
+            for call in calls {
+                let call = call.split(" | ").next().and_then(|call| call.split(" && ").next()).unwrap();
+                let words = call.split(" > ").next().unwrap().split(' ');
+                let parsed = Cli::try_parse_from(words);
+                assert!(parsed.is_ok(), "{call}: {}", parsed.unwrap_err());
+                assert!(call.contains(&format!(" {name}")), "{call}");
+            }
+        }
     }
 }

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+use super::copies::copied;
 use super::disks::guest;
 use super::stage::{Operator, Queue, files, pod_of, reasons, runs};
 use super::{ANY_USER, plugin};
@@ -123,6 +124,15 @@ async fn whole(queue: &Queue, volumes: &Volumes) -> Delivered {
     Delivered { conversion, machine, claims }
 }
 
+/// Copies the disks out of their claims as the plugin says.
+fn assert_copied(queue: &Queue, delivered: &Delivered) {
+    let claims: Vec<_> = delivered.claims.iter().map(|(claim, _)| claim.as_str()).collect();
+    let Some(copies) = copied(queue, &delivered.conversion.name_any(), &claims) else { return };
+    for ((copy, member), claim) in copies.iter().zip(appliance().0).zip(claims) {
+        assert!(*copy == raw(&member), "the copy of {claim}");
+    }
+}
+
 /// What the API server says to a request of the controller's account, which it refuses.
 fn refused(queue: &Queue, words: &[&str]) -> String {
     let release = queue.operator.release();
@@ -144,7 +154,9 @@ async fn an_appliance_that_is_dropped_becomes_file_systems_of_its_disks_and_a_ha
         "virtualMachine": {"networks": [{"source": "*", "pod": {}}]},
     });
     let queue = Queue::open_with(&operator, "machines", &spec, &json!({})).await;
-    let Delivered { conversion, mut machine, claims } = delivered(&queue, &volumes).await;
+    let delivered = delivered(&queue, &volumes).await;
+    assert_copied(&queue, &delivered);
+    let Delivered { conversion, mut machine, claims } = delivered;
     for (claim, bound) in &claims {
         let image = volumes.devices[bound].mount.as_ref().unwrap().join("disk.img");
         let found = fs::metadata(&image).unwrap();
@@ -184,8 +196,9 @@ async fn an_appliance_that_is_dropped_becomes_devices_without_a_byte_of_their_la
     let queue = Queue::prepare(&operator, "machines", (0, 0)).await;
     queue.declare(&spec, &json!({}));
     queue.ready();
-    let Delivered { claims, .. } = delivered(&queue, &volumes).await;
-    for (claim, bound) in &claims {
+    let delivered = delivered(&queue, &volumes).await;
+    assert_copied(&queue, &delivered);
+    for (claim, bound) in &delivered.claims {
         let device = &volumes.devices[bound];
         assert_eq!(device.bytes().len() % (16 * MIB), 0, "{claim} is read to the device's end");
     }

@@ -117,7 +117,9 @@ pub(super) async fn get(access: &Access, conversion: &str, directory: &Path, pri
     let queue = &found.spec.queue_ref.name;
     let status = found.status.unwrap_or_default();
     if status.is_complete() {
-        return Err(claims::refusal(&access.namespace, conversion, &status));
+        // Whoever may not read the queue, or has deleted it, gets what most queues have.
+        let security = access.queues().get(queue).await.map(|queue| queue.spec.security_context).unwrap_or_default();
+        return Err(claims::refusal(&access.namespace, conversion, &status, &security));
     }
     let outputs = status.outputs;
     if outputs.is_empty() {
