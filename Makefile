@@ -72,7 +72,7 @@ bench-guest: prerequisites ## Time the fix of a guest against virt-v2v-in-place,
 	benches/guest.py target/release/hyper2kvm target/release/hyper2kvm-appliance target/guests/bootable $(ROUNDS)
 
 .PHONY: bench-cluster
-bench-cluster: prerequisites ## Measure the operator on a real API server and node (ROWS="start many")
+bench-cluster: prerequisites ## Measure the operator on a real API server and node (ROWS="start claims many")
 	@trap 'tests/cluster/down.sh --of-tests' EXIT; cargo bench --locked --bench cluster -- $(ROWS)
 
 .PHONY: lint

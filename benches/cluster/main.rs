@@ -2,18 +2,23 @@
 //! `make bench-cluster`: the operator's figures, on a real API server and a real node, with the release's binaries.
 //!
 //! ```text
-//! cargo bench --bench cluster -- --finished 10000 --artifacts 1000 --waiting 10000 sizes start many memory idle
+//! cargo bench --bench cluster -- --finished 10000 --artifacts 1000 --waiting 10000 --mib 2765 sizes start claims many memory idle
 //! ```
 
 #[path = "../../tests/cluster/audit.rs"]
 mod audit;
+mod claims;
 #[path = "../../tests/cluster/harness.rs"]
 mod harness;
 mod node;
+#[path = "../../tests/images/ova.rs"]
+mod ova;
 mod played;
 #[path = "../../tests/cluster/replica.rs"]
 mod replica;
 mod sizes;
+#[path = "../../tests/cluster/volumes.rs"]
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -25,10 +30,12 @@ pub struct Scale {
     pub finished: usize,
     pub artifacts: usize,
     pub waiting: usize,
+    /// Data of an appliance that goes onto claims.
+    pub mib: usize,
 }
 
 fn main() -> ExitCode {
-    let mut scale = Scale { finished: 10_000, artifacts: 1_000, waiting: 10_000 };
+    let mut scale = Scale { finished: 10_000, artifacts: 1_000, waiting: 10_000, mib: 2_765 };
     let mut rows = Vec::new();
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
     while let Some(word) = words.next() {
@@ -36,6 +43,7 @@ fn main() -> ExitCode {
             "--finished" => &mut scale.finished,
             "--artifacts" => &mut scale.artifacts,
             "--waiting" => &mut scale.waiting,
+            "--mib" => &mut scale.mib,
             _ => {
                 rows.push(word);
                 continue;
@@ -48,7 +56,7 @@ fn main() -> ExitCode {
     println!("{:64} {:>12} {:>12}  met", "figure", "measured", "demand");
     let mut failed = false;
     // The ten thousand objects of `memory` are removed while what comes after them is measured.
-    for name in ["sizes", "start", "many", "memory", "idle"] {
+    for name in ["sizes", "start", "claims", "many", "memory", "idle"] {
         if !rows.is_empty() && !rows.iter().any(|row| row == name) {
             continue;
         }
@@ -56,6 +64,7 @@ fn main() -> ExitCode {
             match name {
                 "sizes" => sizes::measure(),
                 "start" => node::measure().await,
+                "claims" => claims::measure(scale.mib).await,
                 "memory" => played::memory(scale.finished).await,
                 "many" => played::many(scale.artifacts).await,
                 _ => played::idle(scale.waiting).await,

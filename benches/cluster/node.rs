@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
+use crate::audit::{self, Request};
 use crate::harness::{Cluster, Namespace, Need, in_tree, run};
-use crate::{audit, line};
+use crate::line;
 
 /// Artifacts that come when nothing else is to do.
 const ALONE: usize = 5;
@@ -23,9 +24,39 @@ const ALONE: usize = 5;
 const IN_A_ROW: usize = 40;
 const PACES: [(&str, Duration); 2] =
     [("one each 2 s", Duration::from_secs(2)), ("two each second", Duration::from_millis(500))];
-const IMAGE_USER: u32 = 65532;
+/// Longest wait for conversions.
+const LONGEST: Duration = Duration::from_secs(600);
+/// What is written for conversions.
+const OF_CONVERSIONS: [&str; 6] = [
+    "conversionjobs.hyper2kvm.io",
+    "conversionjobs/status.hyper2kvm.io",
+    "jobs.batch",
+    "events.events.k8s.io",
+    "persistentvolumeclaims",
+    "virtualmachines.kubevirt.io",
+];
+pub(crate) const IMAGE_USER: u32 = 65532;
 
-struct Operator(&'static Cluster, Namespace);
+/// An installed release, and its namespace.
+pub(crate) struct Operator(&'static Cluster, pub Namespace);
+
+impl Operator {
+    /// `values` beside those of every bench, as Helm takes them.
+    pub(crate) fn install(cluster: &'static Cluster, name: &str, values: &str) -> Result<Self> {
+        let image = cluster.image().context("no image")?;
+        let (repository, tag) = image.rsplit_once(':').context("no tag")?;
+        let operator = Self(cluster, cluster.namespace(name));
+        let name = &operator.1.name;
+        run(cluster
+            .helm()
+            .args(["install", name, "--namespace", name, "--wait"])
+            .arg(in_tree("charts/hyper2kvm-operator"))
+            .arg(format!("--set=image.repository={repository},image.tag={tag},image.pullPolicy=Never"))
+            .arg(format!("--set=watchNamespaces={{{name}}},crds.install=false,admissionPolicy.enabled=false"))
+            .arg(format!("--set={values}")));
+        Ok(operator)
+    }
+}
 
 impl Drop for Operator {
     fn drop(&mut self) {
@@ -37,17 +68,9 @@ impl Drop for Operator {
 
 pub(crate) async fn measure() -> Result<()> {
     let cluster = Cluster::shared(Need::Node).context("no node on this machine")?;
-    let image = cluster.image().context("no image")?;
-    let (repository, tag) = image.rsplit_once(':').context("no tag")?;
-    let Operator(_, namespace) = &Operator(cluster, cluster.namespace("bench"));
+    let Operator(_, namespace) = &Operator::install(cluster, "bench", "kubevirt.enabled=false")?;
     let name = &namespace.name;
-    run(cluster
-        .helm()
-        .args(["install", name, "--namespace", name, "--wait"])
-        .arg(in_tree("charts/hyper2kvm-operator"))
-        .arg(format!("--set=image.repository={repository},image.tag={tag},image.pullPolicy=Never"))
-        .arg(format!("--set=watchNamespaces={{{name}}},crds.install=false,admissionPolicy.enabled=false")));
-    let volume = queue(namespace)?;
+    let volume = queue(namespace, &json!({"maxConcurrentJobs": 100}))?;
     let api: Api<ConversionJob> = Api::namespaced(cluster.client().await, name);
 
     let mut waits = Vec::new();
@@ -71,8 +94,8 @@ pub(crate) async fn measure() -> Result<()> {
     tell_api_costs(cluster, name)
 }
 
-/// A queue on a volume of the node, watched.
-fn queue(namespace: &Namespace) -> Result<PathBuf> {
+/// A queue on a volume of the node, watched. `spec` is added to what every queue here has.
+pub(crate) fn queue(namespace: &Namespace, spec: &Value) -> Result<PathBuf> {
     let volume = namespace.volume("images", "ReadWriteMany");
     for directory in ["queue", "output"] {
         let directory = volume.join(directory);
@@ -80,11 +103,13 @@ fn queue(namespace: &Namespace) -> Result<PathBuf> {
         chown(&directory, Some(IMAGE_USER), Some(0))?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o770))?;
     }
+    let mut whole = json!({
+        "queue": {"claimName": "images", "subPath": "queue"}, "output": {"claimName": "images", "subPath": "output"},
+    });
+    whole.as_object_mut().context("an object")?.extend(spec.as_object().context("an object")?.clone());
     namespace.apply(
-        &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": "bench"},
-            "spec": {"queue": {"claimName": "images", "subPath": "queue"},
-                     "output": {"claimName": "images", "subPath": "output"}, "maxConcurrentJobs": 100}})
-        .to_string(),
+        &json!({"apiVersion": "hyper2kvm.io/v1alpha1", "kind": "HyperConversion", "metadata": {"name": "bench"}, "spec": whole})
+            .to_string(),
     );
     run(namespace.kubectl().args(["wait", "--for=condition=Ready", "--timeout=90s", "hconv/bench"]));
     Ok(volume)
@@ -101,7 +126,7 @@ fn bring(volume: &Path, number: usize) -> Result<f64> {
     Ok(written.mtime() as f64 + written.mtime_nsec() as f64 / 1e9)
 }
 
-async fn all_over(api: &Api<ConversionJob>, count: usize) -> Result<Vec<ConversionJob>> {
+pub(crate) async fn all_over(api: &Api<ConversionJob>, count: usize) -> Result<Vec<ConversionJob>> {
     let since = std::time::Instant::now();
     loop {
         let all = api.list(&ListParams::default()).await?.items;
@@ -109,7 +134,7 @@ async fn all_over(api: &Api<ConversionJob>, count: usize) -> Result<Vec<Conversi
         if all.iter().filter(over).count() == count {
             return Ok(all);
         }
-        ensure!(since.elapsed() < Duration::from_secs(180), "not {count} conversions within 180 s: {all:#?}");
+        ensure!(since.elapsed() < LONGEST, "not {count} conversions within {LONGEST:?}: {all:#?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -129,10 +154,7 @@ fn started(volume: &Path, conversions: &[ConversionJob], number: usize) -> Resul
 
 fn tell_api_costs(cluster: &Cluster, namespace: &str) -> Result<()> {
     let state = cluster.state.as_ref().context("another's audit log")?;
-    let ours = format!("system:serviceaccount:{namespace}:");
-    let writes = audit::requests(state, |user| user.starts_with(&ours));
-    let writes: Vec<_> =
-        writes.iter().filter(|r| r.code < 300 && !["get", "list", "watch"].contains(&r.verb.as_str())).collect();
+    let writes = writes_of(state, namespace);
     let created = |resource: &'static str| writes.iter().filter(move |r| r.verb == "create" && r.resource == resource);
     let conversions: HashMap<_, _> =
         created("conversionjobs.hyper2kvm.io").map(|r| (r.name.as_str(), r.answered)).collect();
@@ -154,21 +176,31 @@ fn tell_api_costs(cluster: &Cluster, namespace: &str) -> Result<()> {
         line(&format!("{what}, p99 of {}", waits.len()), waits[waits.len() * 99 / 100], 100.0, "ms");
     }
 
+    tell_writes(&writes, "a conversion", conversions.len(), 10.0);
+    Ok(())
+}
+
+/// What the identities of a release wrote, and the API server stored.
+pub(crate) fn writes_of(state: &Path, namespace: &str) -> Vec<Request> {
+    let ours = format!("system:serviceaccount:{namespace}:");
+    let mut writes = audit::requests(state, |user| user.starts_with(&ours));
+    writes.retain(|r| r.code < 300 && !r.is_dry_run && !["get", "list", "watch"].contains(&r.verb.as_str()));
+    writes
+}
+
+/// Writes for each of `count` conversions, but those that tell its progress; by what was written.
+pub(crate) fn tell_writes(writes: &[Request], what: &str, count: usize, demand: f64) {
     let mut of_conversions: Vec<String> = writes
         .iter()
         .filter(|r| r.field_manager != "hyper2kvm-progress" && r.verb != "delete")
-        .filter(|r| {
-            ["conversionjobs.hyper2kvm.io", "conversionjobs/status.hyper2kvm.io", "jobs.batch", "events.events.k8s.io"]
-                .contains(&r.resource.as_str())
-        })
+        .filter(|r| OF_CONVERSIONS.contains(&r.resource.as_str()))
         .map(|r| format!("{} {} by {}", r.verb, r.resource, r.field_manager))
         .collect();
     #[expect(clippy::cast_precision_loss, reason = "hundreds")]
-    let each = of_conversions.len() as f64 / conversions.len() as f64;
-    line("API writes a conversion by our own identities", each, 10.0, "");
+    let each = of_conversions.len() as f64 / count as f64;
+    line(&format!("API writes {what} by our own identities"), each, demand, "");
     of_conversions.sort();
     for group in of_conversions.chunk_by(|a, b| a == b) {
         println!("    {:4} {}", group.len(), group[0]);
     }
-    Ok(())
 }

@@ -20,6 +20,8 @@ pub(crate) struct Request {
     pub namespace: String,
     pub name: String,
     pub field_manager: String,
+    /// Whether nothing was to be stored.
+    pub is_dry_run: bool,
     pub code: i64,
     /// Whether authorization let it pass.
     pub allowed: bool,
@@ -39,7 +41,9 @@ fn request(event: &Value) -> Option<Request> {
     let of = &event["objectRef"];
     let resource = [of["resource"].as_str(), of["subresource"].as_str()].into_iter().flatten().collect::<Vec<_>>();
     let group = of["apiGroup"].as_str().map(|group| format!(".{group}")).unwrap_or_default();
-    let manager = event["requestURI"].as_str()?.split(['?', '&']).find_map(|part| part.strip_prefix("fieldManager="));
+    let mut asked = event["requestURI"].as_str()?.split(['?', '&']);
+    let is_dry_run = asked.clone().any(|part| part.starts_with("dryRun="));
+    let manager = asked.find_map(|part| part.strip_prefix("fieldManager="));
     Some(Request {
         user: text(&event["user"]["username"]),
         verb: text(&event["verb"]),
@@ -47,6 +51,7 @@ fn request(event: &Value) -> Option<Request> {
         namespace: text(&of["namespace"]),
         name: text(&of["name"]),
         field_manager: manager.unwrap_or_default().to_owned(),
+        is_dry_run,
         code: event["responseStatus"]["code"].as_i64()?,
         allowed: event["annotations"]["authorization.k8s.io/decision"] == "allow",
         received: time("requestReceivedTimestamp")?,
