@@ -35,7 +35,7 @@ test: prerequisites ## Run every test that this machine can run, and list what i
 
 # How many kills, changed images and minutes of simulation.
 KILLS ?= 200
-CLUSTER_KILLS ?= 30
+CLUSTER_KILLS ?= 100
 CHANGES ?= 1000
 MINUTES ?= 60
 .PHONY: test-long

@@ -30,7 +30,7 @@ const AT_ONCE: u64 = 2;
 const SOON: Duration = Duration::from_millis(50);
 
 /// How long all disks may take.
-const LONGEST: Duration = Duration::from_secs(1200);
+const LONGEST: Duration = Duration::from_secs(2400);
 
 /// What was seen that must never be.
 type Sins = Arc<Mutex<Vec<String>>>;
