@@ -57,16 +57,16 @@ for name in "$@"; do
     cd "$here/tools/$module"
     CGO_ENABLED=0 "$go/go" build -mod=readonly -buildvcs=false -trimpath -ldflags "-s -w $flags" -o "$bin/.$name" "$package"
   ) >&2
-  if [ "$name" = kueue ]; then
-    # Its chart comes with the module.
-    source=$(cd "$here/tools/kueue" && "$go/go" list -mod=readonly -m -f '{{.Dir}}' sigs.k8s.io/kueue)
-    rm -rf "$bin/chart"
-    cp -R --no-preserve=mode "$source/charts/kueue" "$bin/chart"
-  fi
-  if [ "$name" = kind ]; then
-    source=$(cd "$here/tools/kind" && "$go/go" list -mod=readonly -m -f '{{.Dir}}' sigs.k8s.io/kind)
-    rm -rf "$bin/files"
-    cp -R --no-preserve=mode "$source/images/base/files" "$bin/files"
+  # What comes with the module, and is used beside the program.
+  case $name in
+    kueue) part=charts/kueue as=chart ;;
+    kind) part=images/base/files as=files ;;
+    *) part="" ;;
+  esac
+  if [ -n "$part" ]; then
+    source=$(cd "$here/tools/$name" && "$go/go" list -mod=readonly -m -f '{{.Dir}}' "sigs.k8s.io/$name")
+    rm -rf "${bin:?}/$as"
+    cp -R --no-preserve=mode "$source/$part" "$bin/$as"
   fi
   mv "$bin/.$name" "$bin/$name"
 done

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Debian's docker or podman, unpacked and not installed, in a network and a mount namespace of its own: nothing of it
-# meets an engine of this machine. A command within:
+# Debian's docker or podman, unpacked and not installed, in a network and a mount namespace of its own, with a /run of its
+# own: nothing of it meets an engine of this machine. A command within:
 #
-#   engine.sh up docker|podman DIRECTORY
+#   engine.sh up docker|podman DIRECTORY    (what an earlier one left there is ended first)
 #   engine.sh run DIRECTORY COMMAND...      (with docker, podman and kind in front of the PATH)
 #   engine.sh down DIRECTORY
 set -euo pipefail
@@ -36,19 +36,25 @@ within() {
     HTTP_PROXY= HTTPS_PROXY= http_proxy= https_proxy= NO_PROXY= no_proxy= "$@"
 }
 
-# hold COMMAND...: a process that holds the namespaces, or is the daemon in them; its pid and start prove it ours.
+# hold COMMAND...: a process that holds the namespaces, or is the daemon in them, and bears our mark. Mounts are shared
+# among its own containers and with nobody else: unshare makes them private first.
 hold() {
-  (exec env HYPER2KVM_ENGINE_OF="$place" setsid unshare --mount --propagation unchanged bash -c \
-    'mount --make-rshared / && exec nsenter --net="$0" "$@"' "/run/netns/$(network)" "$@" \
-    >>"$place/engine.log" 2>&1 </dev/null) &
+  (exec env HYPER2KVM_ENGINE_OF="$place" setsid nsenter --net="/run/netns/$(network)" unshare --mount bash -c \
+    'mount -t tmpfs tmpfs /run && mount --make-rshared / && exec "$@"' engine "$@" \
+    >>"$place/engine.log" 2>&1 </dev/null 9>&-) &
   echo $! >"$place/pid"
 }
+
+# The control groups in which the engines put their containers.
+groups() { find /sys/fs/cgroup -maxdepth 2 -type d \( -name docker -o -name libpod_parent \) | sort; }
 
 ours() { grep -qzxF "HYPER2KVM_ENGINE_OF=$place" "/proc/$1/environ" 2>/dev/null; }
 
 up() {
   local engine=$1
+  down
   mkdir -p "$place"/{run,docker,wrappers,root,state}
+  groups >"$place/groups"
   echo "{}" >"$place/docker/config.json"
   ip netns add "$(network)"
   ip -n "$(network)" link set lo up
@@ -90,7 +96,6 @@ default_ulimits = []
 C
       printf '[storage]\ndriver = "overlay"\ngraphroot = "%s"\nrunroot = "%s"\n' "$place/root" "$place/state" >"$place/storage.conf"
       : >"$place/registries.conf"
-      mkdir -p "$place/policy"
       hold sleep infinity
       until within true 2>/dev/null; do sleep 0.1; done
       ;;
@@ -109,11 +114,12 @@ down() {
   for pid in $(grep -lzxF "HYPER2KVM_ENGINE_OF=$place" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3); do
     [ "$pid" = $$ ] || kill -9 "$pid" 2>/dev/null || true
   done
-  awk -v top="$place/" 'index($2, top) == 1 {print length($2), $2}' /proc/self/mounts | sort -rn | while read -r _ mount; do
-    umount -l "$mount" 2>/dev/null || true
+  # Those that were not there before are ours, and empty now.
+  [ ! -e "$place/groups" ] || groups | comm -13 "$place/groups" - | while read -r group; do
+    find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
   done
   ip netns del "$(network)" 2>/dev/null || true
-  rm -rf "$place"/{root,state,run,pid,networks}
+  rm -rf "$place"/{root,state,run,pid,groups,networks}
 }
 
 action=${1:-}

@@ -15,13 +15,21 @@ kubeadm=$("$here/build.sh" kubeadm)
 key=$(cat "$0" "$here/archive.sh" "$here/pause.c" "$here"/tools/{kind,kubernetes,kubeadm}/go.mod | sha256sum | cut -c1-16)
 image=$cache/kind-node-$key.tar
 [ ! -e "$image" ] || { echo "$image"; exit; }
-exec 8>"$image.lock"
+exec 8>"$cache/kind-node.lock"
 flock 8
 [ ! -e "$image" ] || { echo "$image"; exit; }
 say "making the node's image (once; kept as $image)"
-work=$(mktemp -d "${TMPDIR:-/tmp}/hyper2kvm-node.XXXXXX")
-trap 'unmount "$work"; rm -rf "$work"' EXIT
+# One place under one lock: what a run leaves that was killed is removed by the next.
+work=$cache/kind-node.new daemon=""
+clean() {
+  [ -z "$daemon" ] || kill "$daemon" 2>/dev/null || true
+  unmount "$work"
+  rm -rf "$work"
+}
+clean
+trap clean EXIT
 root=$work/root
+mkdir -p "$root"
 kind_files=$kind/files
 
 packages=systemd,containerd,runc,containernetworking-plugins,conntrack,iptables,nftables,iproute2,ethtool,util-linux,mount,kmod,libseccomp2,pigz,e2fsprogs,ca-certificates,curl,jq,procps
@@ -120,13 +128,13 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.b
 C
 containerd -c "$work/containerd.toml" >"$work/containerd.log" 2>&1 8>&- &
 daemon=$!
-trap 'kill $daemon 2>/dev/null || true; unmount "$work"; rm -rf "$work"' EXIT
 until_ok 30 ctr -a "$work/containerd.sock" version || die "containerd does not answer: $(tail -n 1 "$work/containerd.log")"
 for archive in "$work"/images/*.tar; do
   ctr -a "$work/containerd.sock" -n k8s.io images import --no-unpack "$archive" >/dev/null
 done
 kill "$daemon"
 wait "$daemon" || true
-tar -C "$root" --numeric-owner --one-file-system -cf "$image.new" .
-mv "$image.new" "$image"
+daemon=""
+tar -C "$root" --numeric-owner --one-file-system -cf "$work/image.tar" .
+mv "$work/image.tar" "$image"
 echo "$image"

@@ -74,6 +74,9 @@ scenarios() {
   expect 0 'Deleted nodes|Deleting cluster' kind delete cluster --name hyper2kvm
 }
 
+# One run at a time: an engine that is made ends one that is there.
+exec 9>"$place.lock"
+flock 9
 mkdir -p "$place"
 kind=$("$checkout/tests/cluster/build.sh" kind)
 kubectl=$("$checkout/tests/cluster/build.sh" kubernetes kubectl)
