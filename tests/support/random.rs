@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Random numbers that can be repeated: `HYPER2KVM_SEED` sets the seed, and every run prints its own.
 
-/// `SplitMix64`.
-pub(crate) struct Random(u64);
+#[path = "../../src/files/volume/simulated/random.rs"]
+mod generator;
+
+pub(crate) use generator::Random;
 
 impl Random {
     /// Seeded by `HYPER2KVM_SEED`, else by the clock.
@@ -12,19 +14,7 @@ impl Random {
             u64::try_from(now & i128::from(u32::MAX)).unwrap()
         });
         eprintln!("{test}: HYPER2KVM_SEED={seed}");
-        Self(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        Self::new(seed)
     }
 
     /// Incompressible bytes.

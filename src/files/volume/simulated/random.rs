@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Random numbers of a simulation.
+//! Random numbers of a simulation, and of the tests that kill and break at random.
 
 /// Random numbers that a seed repeats: `SplitMix64`.
 #[derive(Clone, Debug)]
