@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -322,15 +322,22 @@ fn open_regular(directory: &OwnedFd, name: &OsStr) -> Result<Opened, Failure> {
     Ok(Opened { name: shown, file: shared(fd), direct: direct.map(shared), stamp })
 }
 
-/// Whether most of a file is in the page cache, because it was written a moment ago. Reads a byte here and there, and
-/// never blocks.
+/// Whether most of a file is in the page cache, because it was written a moment ago.
 fn is_in_memory(file: &OwnedFd, size: i64) -> bool {
+    places_in_memory(file, size) > 12
+}
+
+/// How many of 16 places of a file are in the page cache. Reads a byte at each, and never blocks.
+fn places_in_memory(file: &OwnedFd, size: i64) -> usize {
     const PLACES: u64 = 16;
     let stride = (u64::try_from(size).unwrap_or(0) / PLACES).max(1);
-    // Linux reads ahead where a byte is not there: whoever looks at the same places next would find them all.
-    let somewhere = RandomState::new().build_hasher().finish() % stride;
-    let found = |at| preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT) == Ok(1);
-    (0..PLACES).filter(|place| found(stride * place + somewhere)).count() > 12
+    // Linux reads what is not there: whoever looks at the same places next would find them all.
+    let random = RandomState::new();
+    let found = |place| {
+        let at = stride * place + random.hash_one(place) % stride;
+        preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT) == Ok(1)
+    };
+    (0..PLACES).filter(|place| found(*place)).count()
 }
 
 /// Opens the file that `name` stands for, if it is there: under this name, under another spelling, or in chunks.
@@ -433,12 +440,12 @@ mod tests {
         let fd = OwnedFd::from(file);
         assert!(is_in_memory(&fd, 16 << 20));
         let stays = fstatfs(&fd).unwrap().f_type == TMPFS;
-        // The kernel keeps pages that it is using at this moment.
+        // The kernel keeps pages that it is using at this moment, and with them what lies beside.
         let since = std::time::Instant::now();
-        while !stays && is_in_memory(&fd, 16 << 20) && since.elapsed().as_secs() < 20 {
+        while !stays && places_in_memory(&fd, 16 << 20) > 0 && since.elapsed().as_secs() < 20 {
             fadvise(&fd, 0, None, Advice::DontNeed).unwrap();
         }
-        // Each look makes the kernel read ahead, and the next one is not taken in by it.
+        // Each look makes the kernel read, and the next one is not taken in by it.
         for _ in 0..4 {
             assert_eq!(is_in_memory(&fd, 16 << 20), stays);
             std::thread::sleep(std::time::Duration::from_millis(50));
