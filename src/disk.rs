@@ -34,9 +34,11 @@ mod region;
 mod replay;
 #[cfg(test)]
 pub(crate) mod resolve;
+mod segments;
 pub mod signature;
 pub mod source;
 mod table;
+mod tar_header;
 mod text;
 mod units;
 mod vdi;

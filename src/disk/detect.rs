@@ -7,6 +7,7 @@
 
 use super::descriptor::vmdk;
 use super::fields::le32;
+use super::tar_header::is_summed;
 use super::{Error, Region, parallels, text};
 use crate::conversion::file_name::{ARCHIVES, EXTENSIONS, MACHINES, PACKED};
 use crate::conversion::file_name::{extension, is_taken};
@@ -206,6 +207,10 @@ fn matches(head: &[u8], tail: &[u8]) -> Vec<Match> {
     // pzstd begins with one.
     if is_skippable(head) {
         note(Match::Read(Content::Packed(Packing::Zstd)));
+    }
+    // Headers of the seventh Unix and labels have no mark of their own.
+    if head.first_chunk().and_then(is_summed) == Some(true) {
+        note(Match::Read(Content::Tar));
     }
     if vmdk::is_text(head) {
         note(Match::Read(Content::VmdkText));

@@ -95,7 +95,7 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
     use crate::conversion::Reason;
     if !extension(region.name()).eq_ignore_ascii_case("ova") {
         let members = ova::members(region).ok()?;
-        let end = members.last().and_then(end_of)?;
+        let end = members.last()?.end;
         return Some(by(end < region.len() && tail.iter().all(|byte| *byte == 0), Ending::Whole));
     }
     let ova = match ova::open(region) {
@@ -105,18 +105,13 @@ fn tar(region: &Region, tail: &[u8]) -> Option<Ending> {
         }
         Err(_) => return None,
     };
-    let end = ova.members.last().and_then(end_of)?;
+    let end = ova.members.last()?.end;
     let is_closed = end < region.len() && tail.iter().all(|byte| *byte == 0);
     let named = names(&ova.members[ova.ovf].region)?;
     let has = |name: &str| ova.members.iter().any(|member| member.name == name);
     let is_there = |name: &String| named.spellings(name).any(has);
     let are_whole = || ova.members.iter().all(|member| of(&member.region) != Ending::Missing || !is_disk(&member.name));
     Some(by(is_closed && named.required.iter().all(is_there) && are_whole(), Ending::Whole))
-}
-
-/// Where the padding behind a member of a tar ends, in the file; none of one that is joined from parts.
-fn end_of(member: &ova::OvaMember) -> Option<u64> {
-    Some((member.region.file()?.1 + member.region.len()).next_multiple_of(512))
 }
 
 fn is_disk(name: &str) -> bool {

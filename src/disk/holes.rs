@@ -80,8 +80,15 @@ impl Known {
     }
 }
 
-/// Where the seek from `at` ends, relative to the region. A joined region reports no holes.
+/// Where the seek from `at` ends, relative to the region. A joined region reports no holes, a sparse one those of its map.
 fn seek(region: &Region, to: fn(u64) -> SeekFrom, at: u64) -> Result<u64, Errno> {
+    if let Some(data) = region.data_from(at) {
+        return match to(at) {
+            _ if data.is_empty() => Err(Errno::NXIO),
+            SeekFrom::Data(_) => Ok(data.start),
+            _ => Ok(data.end),
+        };
+    }
     let (file, start) = region.file().ok_or(Errno::NOTSUP)?;
     rustix::fs::seek(file, to(start + at)).map(|found| found.saturating_sub(start))
 }

@@ -5,6 +5,7 @@
 //! is a [`Region`] of the archive.
 
 mod archive;
+mod sparse;
 mod streamed;
 
 use self::archive::Entry;
@@ -34,7 +35,10 @@ pub(super) struct OvaMember {
     pub folder: String,
     /// Its base name: the last part of its path.
     pub name: String,
+    /// Its bytes; of a sparse member with the zeros of its holes.
     pub region: Region,
+    /// Where its padding ends in the archive.
+    pub end: u64,
 }
 
 /// The package in an archive. Directories and the companions that
@@ -70,7 +74,12 @@ pub(super) fn members(region: &Region) -> Result<Vec<OvaMember>, Error> {
             let message = format!("ends within its member {}, which has {} bytes", shown(&name), entry.size);
             Error::truncated(file, entry.data, message)
         })?;
-        members.push(OvaMember { folder, name, region: part });
+        let (name_in_errors, end) = (part.name().to_owned(), entry.end());
+        let region = match entry.segments {
+            Some(segments) => Region::sparse(name_in_errors, &part, segments),
+            None => part,
+        };
+        members.push(OvaMember { folder, name, region, end });
     }
     Ok(members)
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A bounded window on a source file: a whole image, one member of an OVA, or parts of a file joined in place.
+//! A bounded window on a source file: a whole image, one member of an OVA, parts of a file joined in place, or a file with
+//! holes of which an archive keeps the data.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +14,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::effort::Effort;
+use super::segments::Segments;
 use super::units::{SECTOR, SECTOR_BYTES};
 use crate::conversion::Reason;
 
@@ -26,13 +29,22 @@ pub struct Region {
     len: u64,
     /// The same file, open for direct I/O.
     direct: Option<Arc<File>>,
-    /// Of a joined region: its parts in order, each with the place of its first byte. `start` then counts from the first
-    /// part's first byte, and `file` is the first part's.
-    parts: Option<Arc<[(u64, Region)]>>,
+    layout: Layout,
     cancellation: Cancellation,
     effort: Effort,
     #[cfg(test)]
     before_read: Option<BeforeRead>,
+}
+
+/// What `start` counts from.
+#[derive(Clone, Debug)]
+enum Layout {
+    /// The first byte of `file`.
+    Plain,
+    /// The first part's first byte: the parts in order, each with the place of its first byte. `file` is the first part's.
+    Joined(Arc<[(u64, Region)]>),
+    /// The first byte of a file with holes. The region has its data, one behind the other, and `file` is that region's.
+    Sparse(Arc<(Region, Segments)>),
 }
 
 /// Shorter reads go through the page cache: there the kernel reads ahead.
@@ -109,7 +121,7 @@ impl Region {
             start: 0,
             len,
             direct: None,
-            parts: None,
+            layout: Layout::Plain,
             cancellation: Cancellation::default(),
             effort: Effort::default(),
             #[cfg(test)]
@@ -127,7 +139,7 @@ impl Region {
     /// Bytes that its whole file occupies (stat(2): blocks of 512), or the file's length where that is less. What is joined
     /// from parts counts as those.
     pub(super) fn stored(&self) -> u64 {
-        if self.parts.is_some() {
+        if !self.is_plain() {
             return 0;
         }
         self.file.metadata().map_or(0, |file| file.blocks().saturating_mul(512).min(file.len()))
@@ -169,7 +181,14 @@ impl Region {
             len = len.checked_add(part.len)?;
         }
         let whole = Self::whole(Arc::clone(&first.file), name, len).until(&first.cancellation).within(&first.effort);
-        Some(Self { parts: Some(placed.into()), ..whole })
+        Some(Self { layout: Layout::Joined(placed.into()), ..whole })
+    }
+
+    /// A file with holes called `name`, whose data are the bytes of `kept`, one behind the other.
+    pub(super) fn sparse(name: impl Into<Arc<str>>, kept: &Self, segments: Segments) -> Self {
+        let len = segments.len();
+        let layout = Layout::Sparse(Arc::new((kept.clone(), segments)));
+        Self { name: name.into(), start: 0, len, direct: None, layout, ..kept.clone() }
     }
 
     /// A part of this region, called `name`; `None` where it would pass the end.
@@ -181,7 +200,7 @@ impl Region {
             start: self.start + start,
             len,
             direct: self.direct.clone(),
-            parts: self.parts.clone(),
+            layout: self.layout.clone(),
             cancellation: self.cancellation.clone(),
             effort: self.effort.clone(),
             #[cfg(test)]
@@ -215,17 +234,35 @@ impl Region {
     }
 
     /// The open file behind it, and where in that file the region starts; `None` of a joined region, which lies in
-    /// several.
+    /// several, and of a sparse one, which does not lie there as it is.
     #[must_use]
     pub fn file(&self) -> Option<(&Arc<File>, u64)> {
-        self.parts.is_none().then_some((&self.file, self.start))
+        self.is_plain().then_some((&self.file, self.start))
     }
 
     /// Whether both are the same bytes of the same file.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.file, &other.file)
-            && (self.start, self.len, self.parts.is_some()) == (other.start, other.len, other.parts.is_some())
+        let is_same_layout = match (&self.layout, &other.layout) {
+            (Layout::Plain, Layout::Plain) | (Layout::Joined(_), Layout::Joined(_)) => {
+                Arc::ptr_eq(&self.file, &other.file)
+            }
+            (Layout::Sparse(one), Layout::Sparse(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        };
+        is_same_layout && (self.start, self.len) == (other.start, other.len)
+    }
+
+    fn is_plain(&self) -> bool {
+        matches!(self.layout, Layout::Plain)
+    }
+
+    /// Of a sparse region: the first data from `at` on; an empty range where there are none. `None` of another region.
+    pub(super) fn data_from(&self, at: u64) -> Option<Range<u64>> {
+        let Layout::Sparse(sparse) = &self.layout else { return None };
+        let place = self.start + at;
+        let data = sparse.1.from(place).map_or(place..place, |data| data.start.max(place)..data.end);
+        Some(data.start - self.start..data.end - self.start)
     }
 
     /// Fails once its work was ended.
@@ -262,7 +299,7 @@ impl Region {
     /// As [`Region::read_exact_at`]; `Corrupt` once the budget is spent.
     pub(super) fn read_table_at(&self, buffer: &mut [u8], offset: u64) -> Result<bool, Error> {
         self.begin(buffer.len(), offset)?;
-        if self.parts.is_some() {
+        if !self.is_plain() {
             self.effort.spend_read(self.name(), buffer.len())?;
             return self.read_cached(buffer, offset).map(|()| true);
         }
@@ -314,8 +351,10 @@ impl Region {
     }
 
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        if let Some(parts) = &self.parts {
-            return read_parts(parts, buffer, self.start + offset);
+        match &self.layout {
+            Layout::Joined(parts) => return read_parts(parts, buffer, self.start + offset),
+            Layout::Sparse(sparse) => return read_sparse(&sparse.0, &sparse.1, buffer, self.start + offset),
+            Layout::Plain => {}
         }
         match self.file.read_exact_at(buffer, self.start + offset) {
             Ok(()) => Ok(()),
@@ -336,6 +375,22 @@ fn read_parts(parts: &[(u64, Region)], mut buffer: &mut [u8], mut at: u64) -> Re
         let (now, rest) = buffer.split_at_mut(len);
         part.read_exact_at(now, at - start)?;
         (buffer, at, next) = (rest, at + len as u64, next + 1);
+    }
+    Ok(())
+}
+
+/// Fills `buffer` from the byte `at` of the file whose data `kept` has.
+fn read_sparse(kept: &Region, segments: &Segments, mut buffer: &mut [u8], mut at: u64) -> Result<(), Error> {
+    while !buffer.is_empty() {
+        let data = segments.from(at);
+        let end = data.map_or(u64::MAX, |data| if at < data.start { data.start } else { data.end });
+        let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+        let (now, rest) = buffer.split_at_mut(len);
+        match data.filter(|data| data.start <= at) {
+            Some(data) => kept.read_exact_at(now, data.at + (at - data.start))?,
+            None => now.fill(0),
+        }
+        (buffer, at) = (rest, at + len as u64);
     }
     Ok(())
 }

@@ -2,15 +2,18 @@
 //! The headers of a tar, one after the other, bounded, from a file or from a stream.
 //!
 //! Format: POSIX.1-2017, `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar's manual, "Basic Tar
-//! Format", for base-256 numbers and the type flags L, K, S, M and V.
+//! Format", for the type flags D, L, K, S, M and V.
 
+use super::sparse::{MAX_SEGMENTS, Sparse};
 use crate::conversion::{Reason, Remedy};
+use crate::disk::segments::Segments;
+use crate::disk::tar_header::{self, is_summed, number};
 use crate::disk::{Error, Region};
 
-const BLOCK: u64 = 512;
+const BLOCK: u64 = tar_header::BLOCK as u64;
 
-/// Longest extended header or long name.
-const MAX_EXTENSION: u64 = 64 << 10;
+/// Longest extended header or long name. One holds the map of a sparse member of the PAX formats 0.0 and 0.1.
+const MAX_EXTENSION: u64 = 1 << 20;
 
 /// Most headers of all kinds: each member of an OVA may have two extensions before it, and a disk may be cut in a
 /// thousand parts.
@@ -25,8 +28,17 @@ pub(super) struct Entry {
     pub header: u64,
     /// Offset of its first byte.
     pub data: u64,
-    /// Its length in bytes; the archive may end before.
+    /// How many bytes the archive has of it; it may end before.
     pub size: u64,
+    /// Of a sparse member: which bytes these are.
+    pub segments: Option<Segments>,
+}
+
+impl Entry {
+    /// Where its padding ends.
+    pub(super) fn end(&self) -> u64 {
+        self.data.saturating_add(self.size).checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
+    }
 }
 
 /// What extended headers say about the next member.
@@ -34,6 +46,7 @@ pub(super) struct Entry {
 struct Extension {
     name: Option<String>,
     size: Option<u64>,
+    sparse: Option<Sparse>,
 }
 
 /// The bytes of an archive. They are asked for in ascending order.
@@ -67,11 +80,13 @@ pub(super) struct Headers<B> {
     pub(super) bytes: B,
     next: u64,
     seen: u32,
+    /// Segments of sparse members so far.
+    segments: usize,
 }
 
 impl<B: Bytes> Headers<B> {
     pub(super) fn new(bytes: B) -> Self {
-        Self { bytes, next: 0, seen: 0 }
+        Self { bytes, next: 0, seen: 0, segments: 0 }
     }
 
     /// The next member; `None` at the archive's end, which is a block of zeros or the end of the file.
@@ -93,7 +108,7 @@ impl<B: Bytes> Headers<B> {
             }
             let size = self.check(&header, at)?;
             match header[156] {
-                b'0' | b'7' | 0 => return self.member(&header, at, size, extension).map(Some),
+                b'0' | b'7' | b'S' | 0 => return self.member(&header, at, size, extension).map(Some),
                 b'x' => self.read_pax(at, size, &mut extension)?,
                 b'g' => self.skip_global(at, size)?,
                 b'L' => {
@@ -102,6 +117,11 @@ impl<B: Bytes> Headers<B> {
                 }
                 // A directory, or the archive's label. Neither has bytes of its own.
                 b'5' | b'V' if size == 0 && extension.size.unwrap_or(0) == 0 => extension = Extension::default(),
+                // The names in a directory, as incremental archives have them.
+                b'D' => {
+                    self.advance(at, std::mem::take(&mut extension).size.unwrap_or(size))?;
+                    continue;
+                }
                 flag => return Err(self.refuse(flag, at)),
             }
             self.advance(at, size)?;
@@ -111,22 +131,72 @@ impl<B: Bytes> Headers<B> {
     fn member(&mut self, header: &[u8; 512], at: u64, size: u64, extension: Extension) -> Result<Entry, Error> {
         let size = extension.size.unwrap_or(size);
         let name = extension.name.unwrap_or_else(|| text(&header_name(header)));
-        self.advance(at, size)?;
-        Ok(Entry { name, header: at, data: at + BLOCK, size })
+        let member = Entry { name, header: at, data: at + BLOCK, size, segments: None };
+        let entry = match (header[156], extension.sparse) {
+            (b'S', None) => self.old_sparse(header, member)?,
+            (b'S', Some(_)) => return Err(self.unmapped(at)),
+            (_, Some(sparse)) => self.sparse(sparse, member)?,
+            (_, None) => member,
+        };
+        self.advance(entry.data - BLOCK, entry.size)?;
+        Ok(entry)
+    }
+
+    /// Reads the map of a sparse member of the old format, which goes on in blocks behind its header.
+    fn old_sparse(&mut self, header: &[u8; 512], mut entry: Entry) -> Result<Entry, Error> {
+        let at = entry.header;
+        let (mut sparse, mut has_more) = Sparse::old(header).ok_or_else(|| self.unmapped(at))?;
+        while has_more {
+            let block = self.map_block(&mut entry.data)?;
+            has_more = sparse.more(&block).ok_or_else(|| self.unmapped(at))?;
+        }
+        self.mapped(&sparse, entry)
+    }
+
+    /// Reads the map of a sparse member of the PAX formats, which the last one has before its data.
+    fn sparse(&mut self, mut sparse: Sparse, mut entry: Entry) -> Result<Entry, Error> {
+        let at = entry.header;
+        if let Some(name) = sparse.name.take() {
+            entry.name = name;
+        }
+        let mut is_read = !sparse.is_before_data();
+        while !is_read {
+            entry.size = entry.size.checked_sub(BLOCK).ok_or_else(|| self.unmapped(at))?;
+            let block = self.map_block(&mut entry.data)?;
+            is_read = sparse.text(&block).ok_or_else(|| self.unmapped(at))?;
+        }
+        self.mapped(&sparse, entry)
+    }
+
+    fn map_block(&mut self, at: &mut u64) -> Result<[u8; 512], Error> {
+        let mut block = [0; 512];
+        self.bytes.read_exact_at(&mut block, *at)?;
+        *at += BLOCK;
+        Ok(block)
+    }
+
+    fn mapped(&mut self, sparse: &Sparse, entry: Entry) -> Result<Entry, Error> {
+        self.segments += sparse.ranges();
+        let segments = sparse.segments(entry.size).filter(|_| self.segments <= MAX_SEGMENTS);
+        let segments = segments.ok_or_else(|| self.unmapped(entry.header))?;
+        Ok(Entry { segments: Some(segments), ..entry })
+    }
+
+    fn unmapped(&self, at: u64) -> Error {
+        let what = "has a sparse member whose map is damaged, too long or cuts sectors";
+        self.corrupt(at, what).with_remedy(Remedy::PackWithoutHoles)
     }
 
     /// Checks the sum over the header, and gives the size in it.
     fn check(&self, header: &[u8; 512], at: u64) -> Result<u64, Error> {
-        let said = octal(&header[148..156]).ok_or_else(|| self.corrupt(at, "has no tar header"))?;
-        let blank = |index: usize| (148..156).contains(&index);
-        let bytes = || header.iter().enumerate().map(|(index, byte)| if blank(index) { b' ' } else { *byte });
-        let unsigned: u64 = bytes().map(u64::from).sum();
-        // Some old writers summed signed bytes.
-        let signed: i64 = bytes().map(|b| i64::from(b.cast_signed())).sum();
-        if said != unsigned && i64::try_from(said) != Ok(signed) {
+        if !is_summed(header).ok_or_else(|| self.corrupt(at, "has no tar header"))? {
             return Err(self.corrupt(at, "has a tar header with a wrong checksum"));
         }
-        number(&header[124..136]).ok_or_else(|| self.corrupt(at, "has a member without a size"))
+        match (&header[124..136], header[156]) {
+            // A label has none.
+            (size, b'V') if size.iter().all(|b| *b == 0) => Ok(0),
+            (size, _) => number(size).ok_or_else(|| self.corrupt(at, "has a member without a size")),
+        }
     }
 
     fn read_pax(&mut self, at: u64, size: u64, extension: &mut Extension) -> Result<(), Error> {
@@ -145,8 +215,12 @@ impl<B: Bytes> Headers<B> {
                     }
                 }
                 b"linkpath" => return Err(self.refuse(b'2', at)),
-                _ if key.starts_with(b"GNU.sparse") => return Err(self.refuse(b'S', at)),
-                _ => {}
+                _ => {
+                    if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                        let sparse = extension.sparse.get_or_insert_default();
+                        sparse.record(key, value).ok_or_else(|| self.unmapped(at))?;
+                    }
+                }
             }
         }
         Ok(())
@@ -167,8 +241,8 @@ impl<B: Bytes> Headers<B> {
     fn skip_global(&mut self, at: u64, size: u64) -> Result<(), Error> {
         let mut extension = Extension::default();
         self.read_pax(at, size, &mut extension)?;
-        if extension.name.is_some() || extension.size.is_some() {
-            return Err(self.unsupported(at, "has a global pax header with a path or size"));
+        if extension.name.is_some() || extension.size.is_some() || extension.sparse.is_some() {
+            return Err(self.unsupported(at, "has a global pax header with a path, a size or a map"));
         }
         Ok(())
     }
@@ -201,13 +275,10 @@ impl<B: Bytes> Headers<B> {
             b'3' | b'4' => (Reason::UnsafeReference, "a device"),
             b'5' | b'V' => (Reason::Corrupt, "a directory or label with bytes"),
             b'6' => (Reason::UnsafeReference, "a FIFO"),
-            b'S' => (Reason::UnsupportedFormat, "a sparse member"),
             b'M' => (Reason::UnsupportedFormat, "a part of a multi-volume archive"),
             _ => (Reason::UnsupportedFormat, "a member of unknown type"),
         };
-        let refused =
-            Error::refuse(reason, self.bytes.name(), format!("has {what} where an OVA has files only")).at(at);
-        if flag == b'S' { refused.with_remedy(Remedy::PackWithoutHoles) } else { refused }
+        Error::refuse(reason, self.bytes.name(), format!("has {what} where an OVA has files only")).at(at)
     }
 
     fn corrupt(&self, at: u64, message: impl Into<String>) -> Error {
@@ -238,27 +309,6 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let body = record.get(space + 1..)?.strip_suffix(b"\n")?;
     let equals = body.iter().position(|b| *b == b'=')?;
     Some((&body[..equals], &body[equals + 1..], rest))
-}
-
-/// A number in a header: octal digits, or base-256 where the first bit is set.
-fn number(field: &[u8]) -> Option<u64> {
-    if field[0] & 0x80 == 0 {
-        return octal(field);
-    }
-    // 0xFF begins a negative number; 0x80 one whose eleven bytes must fit in eight.
-    if field[0] != 0x80 || field[1..field.len() - 8].iter().any(|b| *b != 0) {
-        return None;
-    }
-    field[field.len() - 8..].try_into().ok().map(u64::from_be_bytes)
-}
-
-fn octal(field: &[u8]) -> Option<u64> {
-    let digits = field.split(|b| *b == 0).next().unwrap_or_default().trim_ascii();
-    let digits = std::str::from_utf8(digits).ok()?;
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    u64::from_str_radix(digits, 8).ok()
 }
 
 fn text(bytes: &[u8]) -> String {

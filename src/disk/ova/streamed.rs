@@ -20,6 +20,8 @@ pub(in crate::disk) struct Streamed {
     pub len: u64,
     /// Its first bytes.
     pub head: Vec<u8>,
+    /// Whether it has holes, so that these are not its bytes as they are.
+    pub is_sparse: bool,
 }
 
 impl Streamed {
@@ -62,7 +64,8 @@ impl Walk {
             let len = usize::try_from(entry.size).unwrap_or(usize::MAX).min(HEAD_BYTES);
             let mut head = vec![0; len];
             source.read_exact_at(&mut head, entry.data)?;
-            return Ok(Some(Streamed { path, start: entry.data, len: entry.size, head }));
+            let is_sparse = entry.segments.is_some();
+            return Ok(Some(Streamed { path, start: entry.data, len: entry.size, head, is_sparse }));
         }
         Ok(None)
     }

@@ -96,37 +96,72 @@ fn paths_that_leave_the_archive_control_characters_and_links_are_refused() {
         (b'3', Reason::UnsafeReference),
         (b'6', Reason::UnsafeReference),
         (b'K', Reason::UnsafeReference),
-        (b'S', Reason::UnsupportedFormat),
+        (b'S', Reason::Corrupt),
         (b'M', Reason::UnsupportedFormat),
         (b'?', Reason::UnsupportedFormat),
     ] {
         let bytes = [member(OVF.0, OVF.1), entry(&header(b"d.vmdk", 0, flag), b"")].concat();
         assert_eq!(refused(&bytes).0, reason, "{}", char::from(flag));
     }
-    for (records, reason) in [
-        ([("linkpath", "/etc/shadow")], Reason::UnsafeReference),
-        ([("GNU.sparse.major", "1")], Reason::UnsupportedFormat),
-    ] {
+    for (records, reason) in
+        [([("linkpath", "/etc/shadow")], Reason::UnsafeReference), ([("GNU.sparse.major", "1")], Reason::Corrupt)]
+    {
         assert_eq!(refused(&[pax(&records), member("d", b"")].concat()).0, reason);
     }
 }
 
 #[test]
-fn a_sparse_member_of_tar_itself_is_refused_with_what_helps() {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = std::fs::File::create(dir.path().join("d.img")).unwrap();
-    disk.set_len(8 << 20).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&disk, &[7; 4096], 4 << 20).unwrap();
-    for format in ["gnu", "posix"] {
-        let arguments = ["--sparse", "-H", format, "-cf", "-", "d.img"];
-        let tar = std::process::Command::new("tar").args(arguments).current_dir(dir.path()).output().unwrap();
-        let error = members(&region(&tar.stdout)).unwrap_err();
-        assert_eq!(
-            (error.reason, error.remedy),
-            (Reason::UnsupportedFormat, Some(Remedy::PackWithoutHoles)),
-            "{error}"
-        );
+fn maps_of_sparse_members_that_contradict_themselves_are_refused_with_what_helps() {
+    let text = |map: &str, data: usize| [map.as_bytes().to_vec(), vec![0; 512 - map.len() + data]].concat();
+    let one = |records: &[(&str, &str)], bytes: &[u8]| {
+        let records: Vec<_> = records.iter().map(|(key, value)| (format!("GNU.sparse.{key}"), *value)).collect();
+        let records: Vec<_> = records.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+        members(&region(&[pax(&records), member("x", bytes), END.to_vec()].concat()))
+    };
+    let before = |len: &'static str| [("major", "1"), ("minor", "0"), ("name", "d.img"), ("realsize", len)];
+    let found = one(&before("4096"), &text("2\n512\n512\n4096\n0\n", 512)).unwrap().remove(0);
+    assert_eq!((found.name.as_str(), found.region.name(), found.region.len()), ("d.img", "vm.ova:d.img", 4096));
+    for (records, bytes) in [
+        (before("4096").to_vec(), text("1\n512\n1024\n", 512)),
+        (before("4096").to_vec(), text("1\n4096\n512\n", 512)),
+        (before("4096").to_vec(), text("1\n100\n512\n", 512)),
+        (before("4096").to_vec(), text("99999999\n512\n512\n", 512)),
+        (before("4096").to_vec(), text("1\n99999999999999999999\n512\n", 512)),
+        (before("4096").to_vec(), text("1\n512\n\n", 512)),
+        (before("4096").to_vec(), vec![b'1'; 100]),
+        (vec![("major", "2"), ("minor", "0"), ("realsize", "0")], vec![]),
+        (vec![("major", "1"), ("minor", "0")], text("0\n", 0)),
+        (vec![("size", "512"), ("size", "1024"), ("map", "0,512")], vec![1; 512]),
+        (vec![("size", "512"), ("map", "0,512,")], vec![1; 512]),
+        (vec![("size", "512"), ("map", "0,512,512")], vec![1; 512]),
+        (vec![("size", "512"), ("numbytes", "512"), ("offset", "0")], vec![1; 512]),
+        (vec![("size", "512"), ("offset", "+0"), ("numbytes", "512")], vec![1; 512]),
+    ] {
+        let error = one(&records, &bytes).unwrap_err();
+        assert_eq!((error.reason, error.remedy), (Reason::Corrupt, Some(Remedy::PackWithoutHoles)), "{records:?}");
     }
+    let endless = entry(&header(b"d.img", 0, b'S'), &[]);
+    assert_eq!(members(&region(&endless)).unwrap_err().reason, Reason::Corrupt);
+}
+
+#[test]
+fn two_sparse_members_of_one_length_are_not_the_same() {
+    let sparse = |name: &str| {
+        let records = [("GNU.sparse.size", "1024"), ("GNU.sparse.map", "512,512"), ("GNU.sparse.name", name)];
+        [pax(&records), member("x", &[7; 512])].concat()
+    };
+    let found = members(&region(&[sparse("a"), sparse("b"), END.to_vec()].concat())).unwrap();
+    assert!(!found[0].region.is_same(&found[1].region));
+    assert!(found[0].region.is_same(&found[0].region.clone()));
+    assert_eq!(read(&found[1]), [[0; 512], [7; 512]].concat());
+    assert_eq!(found[1].end, 2 * 2048);
+}
+
+#[test]
+fn names_in_directories_of_incremental_archives_are_skipped() {
+    let names = entry(&header(b"vm/", 7, b'D'), b"Yd.img\0");
+    let found = members(&region(&[names, member("vm/d.img", b"x"), END.to_vec()].concat())).unwrap();
+    assert_eq!(found.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(), ["d.img"]);
 }
 
 #[test]

@@ -60,6 +60,9 @@ fn first(walk: &mut Walk, members: &mut Vec<(String, u64)>) -> Result<First, Err
         if is_litter(&member.path) {
             continue;
         }
+        if member.is_sparse {
+            break;
+        }
         let name = base(&member.path);
         let ends_in = extension(unpacked(name).as_deref().unwrap_or(name)).to_ascii_lowercase();
         let is_raw = ends_in != "vhd"

@@ -106,6 +106,87 @@ fn a_raw_disk_in_a_packed_tar_is_streamed_and_anything_else_is_not() {
     );
 }
 
+/// A tar of `names` in `directory`, by GNU tar.
+fn gnu_tar(directory: &std::path::Path, arguments: &[&str], names: &[&str]) -> Vec<u8> {
+    let mut tar = std::process::Command::new("tar");
+    let output = tar.current_dir(directory).args(arguments).args(["-cf", "-"]).args(names).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn sparse_members_of_gnu_tar_are_read_with_their_holes() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("vm.ovf"), ovf(&[("disk.img", 3 << 20)])).unwrap();
+    // As many segments as the header takes, as one block behind it does, and more; the file's end in data or in a hole.
+    for (segments, end) in [(1, 0), (3, 100), (4, 4096), (24, 0), (25, 0), (26, 7), (300, 512)] {
+        let mut bytes = vec![0; 3 << 20];
+        let disk = std::fs::File::create(directory.path().join("disk.img")).unwrap();
+        for number in 0..segments {
+            let data = &mut bytes[number * 8192..][..4096];
+            data.fill(u8::try_from(number % 250).unwrap() + 1);
+            data[510..512].copy_from_slice(&[0x55, 0xAA]);
+            std::os::unix::fs::FileExt::write_all_at(&disk, data, number as u64 * 8192).unwrap();
+        }
+        let len = 2_500_000 / 4096 * 4096;
+        disk.set_len(len + end).unwrap();
+        if end > 0 {
+            std::os::unix::fs::FileExt::write_all_at(&disk, &[9], len + end - 1).unwrap();
+            bytes[usize::try_from(len + end).unwrap() - 1] = 9;
+        }
+        bytes.truncate(usize::try_from(len + end).unwrap().next_multiple_of(512));
+        for version in ["gnu", "0.0", "0.1", "1.0"] {
+            let version = format!("--sparse-version={version}");
+            let arguments: &[&str] =
+                if version.ends_with("gnu") { &["-S", "-H", "gnu"] } else { &["-S", "-H", "posix", &version] };
+            let alone = gnu_tar(directory.path(), arguments, &["disk.img"]);
+            let appliance = gnu_tar(directory.path(), arguments, &["vm.ovf", "disk.img"]);
+            assert!(alone.len() < 2 << 20, "not sparse");
+            for (name, packed) in [
+                ("vm.tar", &alone),
+                ("vm.tar.gz", &gzip(&alone)),
+                ("vm.ova", &appliance),
+                ("vm.ova", &gzip(&appliance)),
+                ("vm.zip", &zip(&[("vm.ova", &appliance)])),
+            ] {
+                let source = good((name, packed), &[]);
+                assert!(guest(&source.disks[0].image) == bytes, "{name} {version} {segments} {end}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_huge_member_of_holes_costs_nothing() {
+    let records = [("GNU.sparse.size", "1099511627776"), ("GNU.sparse.map", "0,512"), ("GNU.sparse.name", "d.img")];
+    let mut sector = [0; 512];
+    sector[510..].copy_from_slice(&[0x55, 0xAA]);
+    let packed = [sample_ova::pax(&records), member("x", &sector), END.to_vec()].concat();
+    let source = good(("vm.tar", &packed), &[]);
+    let (mut data, size) = (0, source.disks[0].image.virtual_size());
+    replay(&source.disks[0].image, &CopyControl::default(), |_, found| {
+        if let GuestBytes::Data(bytes) = found {
+            data += bytes.len();
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert!(size == 1 << 40 && data <= 1 << 20, "{data} bytes of {size} are data");
+}
+
+#[test]
+fn tars_without_a_mark_of_their_kind_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = raw_disk();
+    std::fs::write(directory.path().join("disk.img"), &bytes).unwrap();
+    for arguments in [["-H", "v7", "-b1"], ["-V", "a label", "-b1"], ["-H", "gnu", "-G"]] {
+        let packed = gnu_tar(directory.path(), &arguments, &["."]);
+        for (name, packed) in [("vm.tar", &packed), ("vm.tar.gz", &gzip(&packed))] {
+            assert!(guest(&good((name, packed), &[]).disks[0].image) == bytes, "{name} {arguments:?}");
+        }
+    }
+}
+
 #[test]
 fn a_second_disk_behind_one_that_was_streamed_is_refused_before_anything_is_published() {
     let noise: Vec<u8> =
