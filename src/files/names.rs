@@ -4,7 +4,7 @@
 use sha2::{Digest, Sha256};
 
 use crate::conversion::contract::NAME_MAX;
-use crate::conversion::hex;
+use crate::conversion::{file_name, hex};
 
 const ERROR_SUFFIX: &str = ".error.json";
 
@@ -17,11 +17,13 @@ pub(crate) fn split(name: &str) -> (&str, &str) {
     }
 }
 
-/// The `k`-th name for a file: `vm.vmdk`, `vm-1.vmdk`, `vm-2.vmdk`. The stem is cut where the whole would be longer
-/// than [`NAME_MAX`].
+/// The `k`-th name for a file: `vm.vmdk`, `vm-1.vmdk`, `vm-2.vmdk`; of a packed one `vm-1.raw.gz`, which is taken like
+/// the first. The stem is cut where the whole would be longer than [`NAME_MAX`].
 #[must_use]
 pub(crate) fn suffixed_file(name: &str, k: u32) -> String {
-    let (stem, extension) = split(name);
+    let stem = file_name::stem(name);
+    let is_disk = !stem.is_empty() && file_name::is_taken(name);
+    let (stem, extension) = if is_disk { name.split_at(stem.len()) } else { split(name) };
     numbered(stem, extension, k)
 }
 
@@ -82,6 +84,10 @@ mod tests {
             ("vm.vmdk", 1, "vm-1.vmdk", "vm.vmdk-1"),
             ("vm.1.vmdk", 12, "vm.1-12.vmdk", "vm.1.vmdk-12"),
             ("vm", 2, "vm-2", "vm-2"),
+            ("vm.raw.gz", 1, "vm-1.raw.gz", "vm.raw.gz-1"),
+            ("vm.tar.XZ", 2, "vm-2.tar.XZ", "vm.tar.XZ-2"),
+            ("notes.txt.gz", 1, "notes.txt-1.gz", "notes.txt.gz-1"),
+            (".raw.gz", 1, ".raw-1.gz", ".raw.gz-1"),
             ("-rf", 1, "-rf-1", "-rf-1"),
             (".vmdk", 1, ".vmdk-1", ".vmdk-1"),
         ] {
