@@ -146,7 +146,7 @@ mod tests {
     fn only_transient_reasons_exit_with_a_code_that_is_retried() {
         for &reason in Reason::ALL {
             let retried = matches!(reason.exit_code(), 1 | 12 | 137);
-            assert_eq!(reason.class() == Class::Transient, retried, "{reason}");
+            assert_eq!(reason.class() == Class::Transient || reason == Reason::SourceMissing, retried, "{reason}");
         }
     }
 

@@ -101,6 +101,7 @@ mod tests {
             let expected = match reason.class() {
                 // The cause is known to whoever ended the process, or to the kernel.
                 _ if matches!(reason.exit_code(), exit_code::KILLED | exit_code::ENDED) => None,
+                _ if reason == Reason::SourceMissing => Some(Class::Transient),
                 // A worker can't report itself as cancelled: its exit code counts as a refusal.
                 Class::Cancelled => Some(Class::Permanent),
                 class => Some(class),

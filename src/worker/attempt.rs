@@ -259,13 +259,18 @@ fn prepare(spec: &AttemptSpec) -> Result<Places, Failure> {
 fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
     openat(CWD, path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
         let error = io::Error::from(error);
-        let reason = match error.kind() {
-            io::ErrorKind::PermissionDenied => Reason::PermissionDenied,
-            io::ErrorKind::NotFound => Reason::SourceMissing,
-            _ => Reason::SourceIO,
-        };
-        Failure::in_phase(reason, Phase::Initialization, format!("{}: cannot open: {error}", path.display()))
+        let message = format!("{}: cannot open: {error}", path.display());
+        Failure::in_phase(unreadable(&error), Phase::Initialization, message)
     })
+}
+
+/// What it means that the claim can't be read.
+fn unreadable(error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Reason::PermissionDenied,
+        io::ErrorKind::NotFound => Reason::SourceMissing,
+        _ => Reason::SourceIO,
+    }
 }
 
 fn attempt(
@@ -361,7 +366,7 @@ fn read_claim(directory: &Path) -> Result<Claim, Failure> {
     let claim: Claim = match store::read_json(directory, CLAIM_FILE, MAX_CLAIM_BYTES) {
         Ok(Some(claim)) => claim,
         Ok(None) => return Err(refuse(Reason::SourceMissing, &"no such file")),
-        Err(StoreError::Read { source, .. }) => return Err(refuse(Reason::SourceMissing, &source)),
+        Err(StoreError::Read { source, .. }) => return Err(refuse(unreadable(&source), &source)),
         Err(StoreError::Malformed { source, .. }) => return Err(refuse(Reason::Internal, &source)),
         Err(error) => return Err(refuse(Reason::Internal, &error)),
     };
@@ -410,6 +415,19 @@ fn leave_failure(spec: &AttemptSpec, places: &Places, failure: &Failure, log: &L
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_claim_that_is_not_there_is_missing() {
+        use rustix::io::Errno;
+        for (errno, expected) in [
+            (Errno::NOENT, Reason::SourceMissing),
+            (Errno::ACCESS, Reason::PermissionDenied),
+            (Errno::IO, Reason::SourceIO),
+            (Errno::STALE, Reason::SourceIO),
+        ] {
+            assert_eq!(unreadable(&errno.into()), expected, "{errno}");
+        }
+    }
 
     #[test]
     fn a_test_can_make_the_first_attempts_fail() {

@@ -252,6 +252,8 @@ impl Reason {
             Self::OutOfMemory | Self::Killed => exit_code::KILLED,
             Self::Disrupted | Self::Suspended | Self::Superseded => exit_code::ENDED,
             Self::Internal => exit_code::INTERNAL,
+            // Whether it is gone, whoever started the worker sees: a network file system may have missed it once.
+            Self::SourceMissing => exit_code::TRANSIENT,
             _ => match self.class() {
                 Class::Permanent | Class::Cancelled => exit_code::REFUSED,
                 Class::Configuration => exit_code::CONFIGURATION,
