@@ -77,6 +77,12 @@ fn stop(mut daemon: Daemon<'_>) {
     assert_eq!(daemon.end_within(Duration::from_secs(10)).code(), Some(0));
 }
 
+/// Whether a process has a file of this name open.
+fn has_open(pid: u32, name: &str) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|path| path.file_name().is_some_and(|it| it == name))
+}
+
 const FAILS_ONCE: &[(&str, &str)] = &[("HYPER2KVM_TEST_FAIL", "SourceIO:1")];
 
 #[test]
@@ -158,7 +164,7 @@ fn a_volume_that_is_mounted_anew_as_another_device_is_served_on_by_the_same_proc
         let site = &mounted.site;
         let mut daemon = site.start_with(&[("HYPER2KVM_TEST_HANG", "1")]);
         mounted.drop_file("vm.raw", &disk(0));
-        daemon.until("it runs", || daemon.workers().len() == 1);
+        daemon.until("it runs, its source open", || daemon.workers().iter().any(|pid| has_open(*pid, "vm.raw")));
         let copied = Command::new("cp").arg("-a").arg(mounted.at.as_path()).arg(site.dir.path().join("copy")).status();
         assert!(copied.unwrap().success());
         mounted.unmount();
