@@ -279,6 +279,11 @@ impl Known {
     }
 }
 
+/// Whether a directory is a queue in use, as far as can be seen.
+pub(super) fn is_queue(dir: &Path) -> bool {
+    read(dir, FILE).is_ok_and(|found| found.is_some_and(|found| found.role == Role::Queue))
+}
+
 fn place(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }

@@ -275,6 +275,23 @@ struct Directory {
     watched: Option<Watched>,
 }
 
+/// Makes sure that no process of this machine works on one of these directories, without taking them. `Held` where one
+/// does; a directory that can't be looked at is nobody's.
+pub fn check_unused(paths: &Paths) -> Result<(), LockError> {
+    for dir in [paths.processing(), paths.daemon()] {
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc_nofollow()).open(dir.join(LOCK_FILE));
+        if opened.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))) {
+            return Err(held(dir));
+        }
+    }
+    Ok(())
+}
+
+fn held(dir: PathBuf) -> LockError {
+    let holder = owner(&dir).ok().flatten().map_or_else(|| "another process".to_owned(), |owner| owner.holder);
+    LockError::Held { dir, holder }
+}
+
 impl Contender {
     /// Locks `.processing/` and `{output}/.daemon/`, which must exist. `Held` where somebody has one of them: at once.
     pub fn new(paths: &Paths, me: Owner) -> Result<Self, LockError> {
@@ -363,10 +380,7 @@ impl Directory {
                 .map_err(cannot)?;
             match lock.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    let holder = owner(&path).ok().flatten().map_or_else(|| "another process".to_owned(), |o| o.holder);
-                    return Err(LockError::Held { dir: path, holder });
-                }
+                Err(TryLockError::WouldBlock) => return Err(held(path)),
                 Err(TryLockError::Error(source)) => return Err(cannot(source)),
             }
             // Somebody removed the file between our opening and locking it: the file that we hold no longer lies there.

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::identity;
 use crate::files::moves::{self, Method, MoveError};
 use crate::files::paths::Paths;
 use crate::files::waste;
@@ -108,6 +109,8 @@ pub enum PathConflict {
     Same(PathBuf),
     #[error("{} lies in {}: queue and output must lie beside one another", .inner.display(), .outer.display())]
     Inside { inner: PathBuf, outer: PathBuf },
+    #[error("{} lies in {}, which is a queue: what is written there, it would take; give this one a directory of its own", .inner.display(), .queue.display())]
+    InQueue { inner: PathBuf, queue: PathBuf },
 }
 
 /// Makes the directories that a queue always has, and tries everything that will be asked of them. Leaves nothing
@@ -144,14 +147,19 @@ pub fn check_paths(queue: &Path, output: &Path) -> Result<(), PathConflict> {
     Ok(())
 }
 
-/// [`check_paths`] for directories that exist, however they are spelled, and also where one is mounted twice.
+/// [`check_paths`] for directories that exist, however they are spelled, and also where one is mounted twice; neither may
+/// lie in another queue.
 pub fn check_directories(paths: &Paths) -> io::Result<Result<(), PathConflict>> {
     let (queue, output) = (fs::canonicalize(paths.queue())?, fs::canonicalize(paths.output())?);
     let inode = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     if inode(&queue)? == inode(&output)? {
         return Ok(Err(PathConflict::Same(queue)));
     }
-    Ok(check_paths(&queue, &output))
+    let of_another = [&queue, &output].into_iter().find_map(|inner| {
+        let outer = inner.ancestors().skip(1).find(|outer| identity::is_queue(outer))?;
+        Some(PathConflict::InQueue { inner: inner.clone(), queue: outer.to_owned() })
+    });
+    Ok(check_paths(&queue, &output).and_then(|()| of_another.map_or(Ok(()), Err)))
 }
 
 /// Removes what killed probes left. Best effort: leftovers are hidden and in nobody's way.

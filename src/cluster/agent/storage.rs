@@ -16,7 +16,7 @@ use crate::cluster::identity::Identity;
 use crate::conversion::chain;
 use crate::files::{Method, Paths};
 use crate::queue::identity::{self, IdentityError, Volumes};
-use crate::queue::lock::{Beat, Contender, Contest, HEARTBEAT_INTERVAL, Keeper, LockError, Locks, Owner};
+use crate::queue::lock::{self, Beat, Contender, Contest, HEARTBEAT_INTERVAL, Keeper, LockError, Locks, Owner};
 use crate::queue::probe;
 
 /// How soon volumes or locks that can't be used are tried again.
@@ -24,6 +24,9 @@ pub(super) const STORAGE_RETRY: Duration = Duration::from_secs(10);
 
 /// How long a look at a volume may block before that is reported.
 const BLOCKED_LIMIT: Duration = Duration::from_secs(20);
+
+/// The reason of directories that another engine works in.
+const LOCKED: &str = "Locked";
 
 /// Annotation of a HyperConversion whose volumes are a pair from now on, whatever they belonged to.
 const ADOPT: &str = "hyper2kvm.io/adopt-volumes";
@@ -69,20 +72,20 @@ fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths
         Ok(Err(conflict)) => return Err(("PathConflict", conflict.to_string())),
         Err(error) => return Err((UNREADABLE, format!("cannot look at the volumes: {error}"))),
     }
-    let volumes = identity::plan(paths.queue(), paths.output(), is_meant)
-        .and_then(|plan| plan.carry_out(&paths))
-        .map_err(|error| match (&error, error.io()) {
-            (IdentityError::Refused(_), _) => {
-                let text = chain(&error);
-                (
-                    OTHER_VOLUME,
-                    format!("{text} Where these volumes are meant, annotate the HyperConversion with {ADOPT}"),
-                )
-            }
-            (_, Some(source)) if probe::is_no_space(source) => ("NoSpace", chain(&error)),
-            (_, Some(source)) if probe::is_denied(source) => ("PermissionDenied", denied(&error)),
-            _ => (UNREADABLE, chain(&error)),
-        })?;
+    let plan = identity::plan(paths.queue(), paths.output(), is_meant);
+    // Directories that are no pair may be a working one's: its next start would refuse what was adopted from it.
+    if plan.as_ref().map_or_else(|error| matches!(error, IdentityError::Refused(_)), |plan| plan.makes_a_pair()) {
+        lock::check_unused(&paths).map_err(|error| (LOCKED, in_use(&error)))?;
+    }
+    let volumes = plan.and_then(|plan| plan.carry_out(&paths)).map_err(|error| match (&error, error.io()) {
+        (IdentityError::Refused(_), _) => {
+            let text = chain(&error);
+            (OTHER_VOLUME, format!("{text} Where these volumes are meant, annotate the HyperConversion with {ADOPT}"))
+        }
+        (_, Some(source)) if probe::is_no_space(source) => ("NoSpace", chain(&error)),
+        (_, Some(source)) if probe::is_denied(source) => ("PermissionDenied", denied(&error)),
+        _ => (UNREADABLE, chain(&error)),
+    })?;
     probe::probe(&paths, Method::NoReplace).map_err(|error| {
         let reason = if error.is_no_space() {
             "NoSpace"
@@ -133,7 +136,7 @@ pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter
                         reporter.unlocked();
                         reporter.update(|report| {
                             report.storage_unready(
-                                "Locked",
+                                LOCKED,
                                 format!("{holder} had these directories; waiting for its heartbeat to stand still"),
                             );
                         });
@@ -145,15 +148,18 @@ pub(super) async fn lock(paths: &Paths, identity: &Identity, reporter: &Reporter
             Err(error) => error,
         };
         reporter.unlocked();
-        let (reason, remedy) = match refused {
-            LockError::Held { .. } => ("Locked", ": give this queue directories of its own, or end the other"),
-            _ => (UNREADABLE, "; it is tried again by itself"),
+        let (reason, message) = match &refused {
+            LockError::Held { .. } => (LOCKED, in_use(&refused)),
+            _ => (UNREADABLE, format!("{}; it is tried again by itself", chain(&refused))),
         };
-        let message = format!("{}{remedy}", chain(&refused));
         tracing::warn!(reason, "{message}");
         reporter.update(|report| report.storage_unready(reason, message));
         sleep(STORAGE_RETRY).await;
     }
+}
+
+fn in_use(error: &LockError) -> String {
+    format!("{}: give this queue directories of its own, or end the other", chain(error))
 }
 
 /// Renews the heartbeat; returns the error by which a lock was lost.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::daemon::{Site, disk};
+use crate::support::daemon::{Daemon, Site, disk};
 
 const HANG: &[(&str, &str)] = &[("HYPER2KVM_TEST_HANG", "1")];
 
@@ -164,6 +164,45 @@ fn the_second_daemon_on_one_directory_refuses() {
 }
 
 #[test]
+fn a_second_daemon_on_one_of_two_directories_refuses_and_adopts_nothing() {
+    let site = Site::new("");
+    let daemon = site.start();
+    site.drop_file("vm.raw", &disk(0));
+    daemon.until("it is converted", || site.archived() == ["vm.raw"]);
+    let (queue, output) = (site.dir.path().join("q2"), site.dir.path().join("o2"));
+    for (option, other) in [("--output-dir", &output), ("--watch-dir", &queue)] {
+        for adopt in [&[][..], &["--adopt"]] {
+            let other = other.to_str().unwrap();
+            let mut second = site.spawn_with(&[&[option, other], adopt].concat(), &[]);
+            assert_eq!(second.end_within(Duration::from_secs(20)).code(), Some(2), "{}", second.log());
+            let pid = daemon.pid().as_raw_nonzero();
+            assert_eq!(second.lines(&format!("is in use by process {pid} on")).len(), 1, "{}", second.log());
+        }
+    }
+    stop(daemon);
+    let daemon = site.start();
+    site.drop_file("next.raw", &disk(1));
+    daemon.until("it works on", || site.archived() == ["next.raw", "vm.raw"]);
+}
+
+#[test]
+fn a_directory_in_a_queue_is_no_other_queue_and_no_output() {
+    let site = Site::new("");
+    let daemon = site.start();
+    for (option, below) in [("--watch-dir", ".processed"), ("--watch-dir", "sub"), ("--output-dir", "out/deep")] {
+        let inner = site.queue().join(below);
+        let other = if option == "--watch-dir" { "--output-dir" } else { "--watch-dir" };
+        let (inner, beside) = (inner.to_str().unwrap(), site.dir.path().join("beside"));
+        let arguments = [option, inner, other, beside.to_str().unwrap()];
+        let mut second = site.spawn_with(&arguments, &[]);
+        assert_eq!(second.end_within(Duration::from_secs(20)).code(), Some(2), "{}", second.log());
+        assert_eq!(second.lines("which is a queue").len(), 1, "{}", second.log());
+        assert!(!beside.join(".hyper2kvm-volume").exists());
+    }
+    stop(daemon);
+}
+
+#[test]
 fn sigusr1_logs_the_summary_and_harms_nobody() {
     let site = Site::new("");
     let daemon = site.start();
@@ -197,4 +236,9 @@ fn a_daemon_that_is_told_no_directories_says_what_to_give_it() {
         assert_eq!(refused.status.code(), Some(2), "{said}");
         assert!(said.contains("--config FILE") && said.contains("--output-dir DIR"), "{said}");
     }
+}
+
+fn stop(mut daemon: Daemon<'_>) {
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end_within(Duration::from_secs(10)).code(), Some(0), "{}", daemon.log());
 }

@@ -9,7 +9,7 @@ use hyper2kvm::config::Config;
 use hyper2kvm::conversion::chain;
 use hyper2kvm::files::{Method, Paths};
 use hyper2kvm::queue::identity::{self, IdentityError, Volumes};
-use hyper2kvm::queue::probe;
+use hyper2kvm::queue::{lock, probe};
 
 use super::Refusal;
 
@@ -42,10 +42,19 @@ pub(super) fn ready(config: &Config, is_meant: bool) -> Result<Ready, Unready> {
     if queue.exists() && output.exists() {
         check(&Paths::new(queue, output))?;
     }
-    let plan = identity::plan(queue, output, is_meant).map_err(|error| unfit(&error, output))?;
+    let plan = identity::plan(queue, output, is_meant).map_err(|error| {
+        match &error {
+            // Somebody works there: no volume is missing, and nothing may be adopted.
+            IdentityError::Refused(_) => {
+                check_unused(&Paths::new(queue, output)).err().unwrap_or_else(|| unfit(&error, output))
+            }
+            _ => unfit(&error, output),
+        }
+    })?;
     let paths = Paths::new(make_directory(queue)?, make_directory(output)?);
     check(&paths)?;
     if is_meant && plan.makes_a_pair() {
+        check_unused(&paths)?;
         tracing::warn!(queue = %queue.display(), output = %output.display(), "adopted: these directories are a pair now");
     }
     let volumes = plan.carry_out(&paths).map_err(|error| unfit(&error, output))?;
@@ -54,6 +63,11 @@ pub(super) fn ready(config: &Config, is_meant: bool) -> Result<Ready, Unready> {
         Err(error) if error.is_no_space() => Err(full(chain(&error), output)),
         Err(error) => Err(refused(error.is_lasting(), chain(&error))),
     }
+}
+
+/// Two directories that were no pair are looked at before they are made one: their daemon would not start again.
+fn check_unused(paths: &Paths) -> Result<(), Unready> {
+    lock::check_unused(paths).map_err(|error| refused(error.is_lasting(), chain(&error)))
 }
 
 fn unfit(error: &IdentityError, output: &Path) -> Unready {
