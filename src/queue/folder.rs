@@ -5,6 +5,7 @@
 //! a descriptor names them by their base names, wherever they lie.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -226,6 +227,21 @@ pub fn decide(verdicts: Vec<Verdict>, files: &BTreeMap<Name, File>) -> Decision 
     }
     let is_machine = |name: &str| matches!(scan::extension(name).as_str(), "ovf" | "ova");
     let is_disk = |name: &Name, failure: &Option<Failure>| failure.is_none() && !is_machine(name);
+    // One machine that lacks a disk, beside disks that it does not name.
+    let all = || std::iter::once((&primary, &failure)).chain(others.iter().map(|(name, _, failure)| (name, failure)));
+    if all().filter(|(name, failure)| !is_disk(name, failure)).count() == 1
+        && let Some((lacks, Some(failure))) = all().find(|(name, failure)| is_machine(name) && failure.is_some())
+    {
+        let beside: Vec<_> = all().filter(|(name, _)| *name != lacks).map(|(name, _)| name.as_ref()).take(8).collect();
+        let mut failure = failure.clone();
+        let _ = write!(failure.message, "; beside it is what nothing names: {}", beside.join(", "));
+        let primary = lacks.clone();
+        let of_all = std::iter::once(members).chain(others.into_iter().map(|(_, members, _)| members)).flatten();
+        let mut members = vec![primary.clone()];
+        members.extend(of_all.filter(|name| *name != primary));
+        let rest = rest(&primary, files);
+        return Decision::Take { primary, members, disks: Vec::new(), failure: Some(failure), rest };
+    }
     if !is_disk(&primary, &failure) || !others.iter().all(|(name, _, failure)| is_disk(name, failure)) {
         return Decision::Refuse(Refusal::Several);
     }

@@ -140,4 +140,10 @@ fn a_folder_is_one_machine_or_it_is_refused() {
     }
     let Decision::Take { failure: Some(failure), .. } = decided(&[ovf], 61) else { panic!("it fails in the end") };
     assert_eq!(failure.reason, Reason::MissingMember);
+    let files = [("A.vmdk", none), ovf, ("z.raw", none)];
+    let Decision::Take { primary, members, failure: Some(failure), .. } = decided(&files, 61) else {
+        panic!("it is one machine, which lacks a disk: {:?}", decided(&files, 61));
+    };
+    assert_eq!((primary, members.len(), failure.reason), ("vm.ovf".into(), 3, Reason::MissingMember));
+    assert!(failure.message.ends_with("; beside it is what nothing names: A.vmdk, z.raw"), "{}", failure.message);
 }
