@@ -6,9 +6,11 @@
 //! names flags and inode of each open file without touching the file's volume (`proc_pid_fdinfo(5)`); only where the
 //! inode is one that is asked for is the volume asked for its device. Processes of other users show theirs to root alone.
 //!
+//! Who has mapped a file may have closed it: /proc/PID/maps names device and inode of each mapping (`proc_pid_maps(5)`).
+//!
 //! A loop device's file is open in the kernel and in no process; sysfs names it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use std::path::{Path, PathBuf};
 pub struct OpenFiles {
     /// By inode, the descriptors that have a file of that number open; its device is not known yet.
     by_inode: HashMap<u64, Vec<PathBuf>>,
+    /// Device and inode of files that are mapped, shared and for writing.
+    mapped: HashSet<(u64, u64)>,
     /// Files that loop devices write to.
     of_devices: Vec<PathBuf>,
 }
@@ -40,6 +44,8 @@ impl OpenFiles {
                     open.by_inode.entry(inode).or_default().push(link);
                 }
             }
+            let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
+            open.mapped.extend(maps.lines().filter_map(mapped));
         }
         open
     }
@@ -49,7 +55,9 @@ impl OpenFiles {
     pub fn has(&self, device: u64, inode: u64) -> bool {
         let is_it =
             |link: &PathBuf| fs::metadata(link).is_ok_and(|found| (found.dev(), found.ino()) == (device, inode));
-        self.by_inode.get(&inode).into_iter().flatten().any(is_it) || self.of_devices.iter().any(is_it)
+        self.by_inode.get(&inode).into_iter().flatten().any(is_it)
+            || self.mapped.contains(&(device, inode))
+            || self.of_devices.iter().any(is_it)
     }
 }
 
@@ -74,6 +82,17 @@ fn written(fdinfo: &str) -> Option<u64> {
         return None;
     }
     field("ino:")?.parse().ok()
+}
+
+/// Device and inode of the file that this line of maps shows mapped, shared and for writing.
+fn mapped(line: &str) -> Option<(u64, u64)> {
+    let mut fields = line.split_ascii_whitespace();
+    let rights = fields.nth(1)?;
+    let is_written = rights.contains('w') && rights.ends_with('s');
+    let (major, minor) = fields.nth(1)?.split_once(':')?;
+    let device = rustix::fs::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let inode = fields.next()?.parse().ok().filter(|inode| *inode != 0)?;
+    is_written.then_some((device, inode))
 }
 
 #[cfg(test)]
@@ -109,6 +128,17 @@ mod tests {
         let found = fs::metadata(&file).unwrap();
         let open = OpenFiles { of_devices: vec!["/nowhere".into(), file], ..OpenFiles::default() };
         assert!(open.has(found.dev(), found.ino()));
+    }
+
+    #[test]
+    fn only_what_is_mapped_shared_and_for_writing_counts() {
+        let line = |rights: &str| format!("7f1a8c000000-7f1a8c100000 {rights} 00000000 fe:01 1234    /q/a b.raw");
+        assert_eq!(mapped(&line("rw-s")), Some((rustix::fs::makedev(0xfe, 1), 1234)));
+        for rights in ["r--s", "rw-p", "r-xp", "---p", "-w-s "] {
+            assert_eq!(mapped(&line(rights)).is_some(), rights.starts_with("-w-s"), "{rights}");
+        }
+        assert_eq!(mapped("7ffd6b5fe000-7ffd6b61f000 rw-s 00000000 00:00 0    [shmem]"), None);
+        assert_eq!(mapped(""), None);
     }
 
     #[test]
