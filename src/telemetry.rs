@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the program reports about itself: log lines, metrics, and whether it is healthy.
 
+mod connections;
 pub mod endpoint;
 pub mod logging;
 pub(crate) mod metrics;

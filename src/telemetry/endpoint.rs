@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use super::connections::Limited;
 use super::{metrics, page};
 use crate::stats::Snapshot;
 
@@ -53,12 +54,16 @@ pub struct Probes {
 pub type Board = Arc<dyn Fn(Timestamp) -> String + Send + Sync>;
 
 impl Probes {
-    /// A daemon's: healthy as long as its engine holds the snapshot's sender, ready when `ready` is true.
+    /// A daemon's: healthy as long as its engine holds the snapshot's sender, ready when `ready` is true. `shown` gives what
+    /// the page shows.
     #[must_use]
-    pub fn of_daemon(snapshots: watch::Receiver<Snapshot>, ready: watch::Receiver<bool>) -> Self {
+    pub fn of_daemon(
+        snapshots: watch::Receiver<Snapshot>,
+        ready: watch::Receiver<bool>,
+        shown: impl Fn() -> Snapshot + Send + Sync + 'static,
+    ) -> Self {
         let alive = snapshots.clone();
-        let shown = snapshots.clone();
-        let shown: Option<Board> = Some(Arc::new(move |now| page::board(&shown.borrow(), now)));
+        let shown: Option<Board> = Some(Arc::new(move |now| page::board(&shown(), now)));
         Self {
             healthy: Box::new(move || match alive.has_changed() {
                 Ok(_) => Ok(()),
@@ -111,7 +116,7 @@ pub async fn serve(listener: TcpListener, probes: Probes, shutdown: Cancellation
         )
         .with_state(Arc::new(probes))
         .merge(page.unwrap_or_default());
-    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let served = axum::serve(Limited::new(listener), router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let cut = async {
         shutdown.cancelled().await;
         tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
@@ -193,6 +198,11 @@ mod tests {
         (status, head.to_lowercase(), body.to_owned())
     }
 
+    fn probes(snapshots: watch::Receiver<Snapshot>, ready: watch::Receiver<bool>) -> Probes {
+        let shown = snapshots.clone();
+        Probes::of_daemon(snapshots, ready, move || shown.borrow().clone())
+    }
+
     #[tokio::test]
     async fn the_page_is_whole_without_a_script_and_goes_on_by_events() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -200,7 +210,7 @@ mod tests {
         let (snapshots, receiver) = watch::channel(Snapshot::new(Timestamp::UNIX_EPOCH));
         let (_ready, is_ready) = watch::channel(true);
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, Probes::of_daemon(receiver, is_ready), shutdown.clone()));
+        let task = tokio::spawn(serve(listener, probes(receiver, is_ready), shutdown.clone()));
 
         let (status, head, body) = get(address, "/").await;
         assert_eq!(status, 200);
@@ -241,13 +251,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn those_who_say_nothing_keep_nobody_waiting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_snapshots, receiver) = watch::channel(Snapshot::new(Timestamp::UNIX_EPOCH));
+        let (_ready, is_ready) = watch::channel(true);
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, probes(receiver, is_ready), shutdown.clone()));
+        let mut silent = Vec::new();
+        for _ in 0..300 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+            silent.push(stream);
+        }
+        let begun = std::time::Instant::now();
+        assert_eq!(get(address, "/healthz").await.0, 200);
+        assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+        drop(silent);
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn probes_and_metrics_follow_the_daemon() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (snapshots, receiver) = watch::channel(Snapshot::new(Timestamp::UNIX_EPOCH));
         let (ready, is_ready) = watch::channel(false);
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, Probes::of_daemon(receiver, is_ready), shutdown.clone()));
+        let task = tokio::spawn(serve(listener, probes(receiver, is_ready), shutdown.clone()));
 
         assert_eq!(get(address, "/healthz").await.0, 200);
         let (status, _, body) = get(address, "/readyz").await;

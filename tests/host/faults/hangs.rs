@@ -185,6 +185,9 @@ fn a_frozen_volume_is_told_and_holds_up_no_answer_and_no_end() {
     });
     let (_, why) = health(port);
     assert!(why.contains("has not answered for") || why.contains("has stood still for"), "{why}");
+    let status = daemon.ask("status");
+    let why = status["waiting_for"].as_str().unwrap_or_default();
+    assert!(why.contains("has not answered for") || why.contains("has stood still for"), "{status}");
     let refused = daemon.ask("pause");
     assert_eq!(refused["status"], "error", "{refused}");
 

@@ -68,7 +68,7 @@ impl Services {
         let stats_file = paths.daemon().join(STATS_FILE);
         let deadline = Deadline::default();
         let health = Health { remote: remote.clone(), heartbeat: Pulse::default(), unseen: Arc::default() };
-        let control = Control { remote: remote.clone(), deadline: deadline.clone() };
+        let control = Control { health: health.clone(), deadline: deadline.clone() };
         let mut tasks = vec![
             runtime.spawn(socket.serve(control, shutdown.clone())),
             runtime.spawn(health.clone().watch(shutdown.clone())),
@@ -79,7 +79,8 @@ impl Services {
         }
         if let Some(listener) = endpoint {
             let (_, ready) = watch::channel(true);
-            let probes = health.clone().probes(Probes::of_daemon(remote.watch(), ready));
+            let shown = health.clone();
+            let probes = health.clone().probes(Probes::of_daemon(remote.watch(), ready, move || shown.snapshot()));
             tasks.push(runtime.spawn(serve_endpoint(listener, probes, shutdown.clone())));
         }
         let heartbeat = runtime.spawn(beat(keeper, health, remote.clone(), shutdown.clone()));
@@ -153,6 +154,13 @@ impl Health {
         })
     }
 
+    /// The engine's last snapshot; what stands still now is what it waits for.
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = self.remote.snapshot();
+        snapshot.waiting_for = self.check().err().or(snapshot.waiting_for);
+        snapshot
+    }
+
     fn probes(self, probes: Probes) -> Probes {
         let Probes { healthy, ready, metrics, shown } = probes;
         Probes { healthy: Box::new(move || healthy().and_then(|()| self.check())), ready, metrics, shown }
@@ -178,7 +186,7 @@ impl Health {
 /// The control socket's commands, carried out by the engine.
 #[derive(Debug)]
 struct Control {
-    remote: Remote,
+    health: Health,
     deadline: Deadline,
 }
 
@@ -189,10 +197,10 @@ impl Handler for Control {
                 if run_state == RunState::Stopped {
                     self.deadline.begin();
                 }
-                answer(command, self.remote.set_run_state(run_state).await)
+                answer(command, self.health.remote.set_run_state(run_state).await)
             }
-            None if command == Command::Status => Reply::status(&self.remote.snapshot()),
-            None => Reply::stats(&self.remote.snapshot(), Timestamp::now()),
+            None if command == Command::Status => Reply::status(&self.health.snapshot()),
+            None => Reply::stats(&self.health.remote.snapshot(), Timestamp::now()),
         }
     }
 }
