@@ -2,7 +2,6 @@
 //! The conversions that have ended, from the ledger: as a table, or as JSON.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,7 +9,7 @@ use clap::Args;
 use hyper2kvm::conversion::printable_json;
 use hyper2kvm::ledger::{LEDGER_FILE, MAX_PAGE, Page, PastConversion};
 
-use crate::socket::OUTPUT_DIR;
+use crate::socket::{OUTPUT_DIR, print};
 use crate::table::{or_dash, table};
 
 /// How many are shown where nothing is asked for.
@@ -49,9 +48,7 @@ pub(crate) fn run(output_dir: &Path, window: Window, json: bool) -> ExitCode {
     } else {
         shown(&page, window, &command(output_dir, window))
     };
-    // The reader may be gone already (`| head -1`): that is no error.
-    drop(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()));
-    ExitCode::SUCCESS
+    if print(&text) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The command that shows this history again.

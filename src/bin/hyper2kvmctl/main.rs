@@ -108,8 +108,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let socket = socket::find(cli.socket, cli.output_dir, socket::is_socket);
-    socket::run(&socket, command, cli.json)
+    socket::run(cli.socket, cli.output_dir, command, cli.json)
 }
 
 /// Whether this was started as kubectl's plugin, by kubectl or by that name.

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc;
 
 use serde_json::Value;
 
@@ -19,7 +20,7 @@ pub(crate) const OUTPUT_DIR: &str = "/var/lib/hyper2kvm/output";
 
 /// The socket to use. Where none is named and the usual place has none, looks in the place for volumes that refuse
 /// sockets.
-pub(crate) fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_socket: impl Fn(&Path) -> bool) -> PathBuf {
+fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_socket: impl Fn(&Path) -> bool) -> PathBuf {
     match (socket, output_dir) {
         (Some(socket), _) => socket,
         (None, Some(output_dir)) => output_dir.join(SOCKET),
@@ -32,34 +33,49 @@ pub(crate) fn find(socket: Option<PathBuf>, output_dir: Option<PathBuf>, is_sock
 }
 
 /// Whether a socket lies there.
-pub(crate) fn is_socket(path: &Path) -> bool {
+fn is_socket(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.file_type().is_socket())
 }
 
 /// Sends the command and prints the answer; returns the exit code.
-pub(crate) fn run(socket: &Path, command: Command, json: bool) -> ExitCode {
-    let reply = match client::request(socket, command) {
+pub(crate) fn run(socket: Option<PathBuf>, output_dir: Option<PathBuf>, command: Command, json: bool) -> ExitCode {
+    let (sender, answer) = mpsc::channel();
+    // On a volume that does not answer even the look for the socket never returns.
+    std::thread::spawn(move || sender.send(client::request(&find(socket, output_dir, is_socket), command)));
+    let reply = match answer.recv_timeout(2 * client::TIMEOUT).unwrap_or(Err(RequestError::Timeout)) {
         Ok(reply) => reply,
         Err(error) => {
-            print(&mut io::stderr(), &unanswered(&error));
+            tell(&unanswered(&error));
             return ExitCode::FAILURE;
         }
     };
     let ok = reply["status"] == "ok";
-    if json {
-        print(&mut io::stdout(), &printable_json(&format!("{reply:#}\n")));
+    let is_printed = if json {
+        print(&printable_json(&format!("{reply:#}\n")))
     } else if ok {
-        print(&mut io::stdout(), &printable_lines(&answered(command, &reply)));
+        print(&printable_lines(&answered(command, &reply)))
     } else {
         let message = reply["message"].as_str().unwrap_or("Unknown error");
-        print(&mut io::stderr(), &format!("❌ Error: {}\n", printable(message)));
-    }
-    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        tell(&format!("❌ Error: {}\n", printable(message)));
+        true
+    };
+    if ok && is_printed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The reader may be gone already (`| head -1`): that is no error.
-fn print(to: &mut impl Write, text: &str) {
-    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+/// Prints an answer; whether that went well. The reader may be gone already (`| head -1`): that is no error.
+pub(crate) fn print(text: &str) -> bool {
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            tell(&format!("Error: cannot print the answer: {error}\n"));
+            false
+        }
+        Ok(()) | Err(_) => true,
+    }
+}
+
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn unanswered(error: &RequestError) -> String {
