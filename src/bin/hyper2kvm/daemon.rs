@@ -4,6 +4,7 @@
 //! The engine and its children live on the main thread, because a child dies with the thread that started it. Requests
 //! (socket, metrics, statistics) and notifications are served by another thread, from the engine's snapshot.
 
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -174,8 +175,8 @@ fn begin(arguments: &Arguments) -> Result<(), Refusal> {
         for warning in warnings {
             eprintln!("Warning: {warning}");
         }
-        print!("{}", config.to_yaml());
-        return Ok(());
+        let written = io::stdout().write_all(config.to_yaml().as_bytes());
+        return written.map_err(|error| Refusal::fault(format!("cannot print the configuration: {error}")));
     }
     let format = match arguments.log_format {
         Format::Text => LogFormat::Text,
@@ -242,7 +243,14 @@ async fn serve(begun: Begun, arguments: &Arguments, beside: &Handle) -> Result<O
         Some(address) => {
             let bound = TcpListener::bind(address).await;
             let bound = bound.and_then(TcpListener::into_std);
-            Some(bound.map_err(|error| Refusal::setting(format!("cannot listen on {address}: {error}")))?)
+            Some(bound.map_err(|error| {
+                let text = format!("cannot listen on {address}: {error}");
+                match error.kind() {
+                    // Another program may leave it, and an address may come with its network.
+                    io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Refusal::fault(text),
+                    _ => Refusal::setting(text),
+                }
+            })?)
         }
         None => None,
     };

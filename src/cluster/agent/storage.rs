@@ -74,7 +74,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths
     }
     let plan = identity::plan(paths.queue(), paths.output(), is_meant);
     // Directories that are no pair may be a working one's: its next start would refuse what was adopted from it.
-    if plan.as_ref().map_or_else(|error| matches!(error, IdentityError::Refused(_)), |plan| plan.makes_a_pair()) {
+    if plan.as_ref().map_or_else(|error| matches!(error, IdentityError::Refused(_)), identity::Plan::makes_a_pair) {
         lock::check_unused(&paths).map_err(|error| (LOCKED, in_use(&error)))?;
     }
     let volumes = plan.and_then(|plan| plan.carry_out(&paths)).map_err(|error| match (&error, error.io()) {

@@ -39,6 +39,11 @@ pub(super) enum Unready {
 /// declared these two a pair, whatever they belonged to.
 pub(super) fn ready(config: &Config, is_meant: bool) -> Result<Ready, Unready> {
     let (queue, output) = (&config.watch_dir, &config.output_dir);
+    for dir in [queue, output] {
+        if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
+            return Err(refused(true, format!("{}: is no directory", dir.display())));
+        }
+    }
     if queue.exists() && output.exists() {
         check(&Paths::new(queue, output))?;
     }
