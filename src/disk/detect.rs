@@ -18,6 +18,8 @@ pub(super) const HEAD_BYTES: usize = 4096;
 
 /// How a member of a gzip begins: magic and method (RFC 1952: always 8).
 pub(super) const GZIP: &[u8] = b"\x1F\x8B\x08";
+/// How a stream of bzip2 begins; the level follows.
+pub(super) const BZIP2: &[u8] = b"BZh";
 /// How a frame of zstd begins.
 pub(super) const ZSTD: &[u8] = b"\x28\xB5\x2F\xFD";
 
@@ -201,7 +203,7 @@ fn matches(head: &[u8], tail: &[u8]) -> Vec<Match> {
             Match::Read(Content::Qcow2)
         });
     }
-    if head.get(..10).is_some_and(|h| h.starts_with(b"BZh") && h[4..] == *b"1AY&SY") {
+    if head.get(..10).is_some_and(|h| h.starts_with(BZIP2) && h[4..] == *b"1AY&SY") {
         note(Match::Read(Content::Packed(Packing::Bzip2)));
     }
     // pzstd begins with one.

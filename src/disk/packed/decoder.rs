@@ -6,13 +6,13 @@
 
 use std::io::{self, BufRead, Read};
 
-use bzip2::bufread::MultiBzDecoder;
+use bzip2::bufread::BzDecoder;
 use flate2::bufread::{DeflateDecoder, GzDecoder};
 use liblzma::bufread::XzDecoder;
 use liblzma::stream::{CONCATENATED, Stream as XzStream};
 
 use super::Codec;
-use crate::disk::detect::{GZIP, Packing};
+use crate::disk::detect::{BZIP2, GZIP, Packing};
 use crate::disk::{Error, Region};
 
 /// Bytes read at a time.
@@ -21,18 +21,18 @@ const CHUNK: usize = 256 << 10;
 /// Most memory that an xz may ask for: `xz -9` takes 65 MiB.
 const XZ_MEMORY: u64 = 256 << 20;
 
-/// Longest tail that is passed over behind a gzip of one member. Some vendors append a signature there, and gzip(1)
-/// ignores it too.
+/// Longest tail that is passed over behind one member. Some vendors append a signature there, and gzip(1) and bzip2(1)
+/// ignore it too.
 const MAX_SURPLUS: u64 = 64 << 10;
 
 /// See the module's documentation.
 pub(super) enum Decoder {
     Stored(Input),
     Deflate(DeflateDecoder<Input>),
-    Gzip(Members),
+    /// Gzip and bzip2.
+    Members(Members),
     Xz(XzDecoder<Input>),
     Zstd(zstd::stream::read::Decoder<'static, Input>),
-    Bzip2(MultiBzDecoder<Input>),
 }
 
 impl Decoder {
@@ -42,13 +42,13 @@ impl Decoder {
         Ok(match codec {
             Codec::Stored => Self::Stored(input),
             Codec::Deflate => Self::Deflate(DeflateDecoder::new(input)),
-            Codec::Whole(Packing::Gzip) => Self::Gzip(Members::new(input)),
+            Codec::Whole(Packing::Gzip) => Self::Members(Members::new(Member::gzip(input))),
             Codec::Whole(Packing::Xz) => {
                 let stream = XzStream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(|e| failed(e.into()))?;
                 Self::Xz(XzDecoder::new_stream(input, stream))
             }
             Codec::Whole(Packing::Zstd) => Self::Zstd(zstd::stream::read::Decoder::with_buffer(input).map_err(failed)?),
-            Codec::Whole(Packing::Bzip2) => Self::Bzip2(MultiBzDecoder::new(input)),
+            Codec::Whole(Packing::Bzip2) => Self::Members(Members::new(Member::bzip2(input))),
         })
     }
 
@@ -57,10 +57,9 @@ impl Decoder {
         match self {
             Self::Stored(input) => input.read(buffer),
             Self::Deflate(decoder) => decoder.read(buffer),
-            Self::Gzip(members) => members.read(buffer),
+            Self::Members(members) => members.read(buffer),
             Self::Xz(decoder) => decoder.read(buffer),
             Self::Zstd(decoder) => decoder.read(buffer),
-            Self::Bzip2(decoder) => decoder.read(buffer),
         }
     }
 
@@ -69,17 +68,16 @@ impl Decoder {
         match self {
             Self::Stored(input) => input.position(),
             Self::Deflate(decoder) => decoder.get_ref().position(),
-            Self::Gzip(members) => members.position(),
+            Self::Members(members) => members.position(),
             Self::Xz(decoder) => decoder.get_ref().position(),
             Self::Zstd(decoder) => decoder.get_ref().position(),
-            Self::Bzip2(decoder) => decoder.get_ref().position(),
         }
     }
 
     /// Bytes behind the end that were passed over.
     pub(super) fn surplus(&self) -> u64 {
         match self {
-            Self::Gzip(members) => members.surplus,
+            Self::Members(members) => members.surplus,
             _ => 0,
         }
     }
@@ -163,7 +161,7 @@ impl Read for Input {
     }
 }
 
-/// The members of a gzip, one behind the other; each has its own checksum.
+/// The members of a gzip or a bzip2, one behind the other; each has its own checksum.
 pub(super) struct Members {
     now: Now,
     /// Members that have ended.
@@ -172,19 +170,62 @@ pub(super) struct Members {
 }
 
 enum Now {
-    Member(Box<GzDecoder<Input>>),
+    Member(Member),
     /// Behind the last member, at this place.
     Over(u64),
 }
 
+enum Member {
+    Gzip(Box<GzDecoder<Input>>),
+    Bzip2(Box<BzDecoder<Input>>),
+}
+
+impl Member {
+    fn gzip(input: Input) -> Self {
+        Self::Gzip(Box::new(GzDecoder::new(input)))
+    }
+
+    fn bzip2(input: Input) -> Self {
+        Self::Bzip2(Box::new(BzDecoder::new(input)))
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Gzip(member) => member.read(buffer),
+            Self::Bzip2(member) => member.read(buffer),
+        }
+    }
+
+    fn position(&self) -> u64 {
+        match self {
+            Self::Gzip(member) => member.get_ref().position(),
+            Self::Bzip2(member) => member.get_ref().position(),
+        }
+    }
+
+    /// What follows this member, which has ended: the next one, or its input where there is none.
+    fn next(self) -> io::Result<Result<Self, Input>> {
+        match self {
+            Self::Gzip(member) => {
+                let mut input = member.into_inner();
+                Ok(if input.peek(GZIP.len())?.starts_with(GZIP) { Ok(Self::gzip(input)) } else { Err(input) })
+            }
+            Self::Bzip2(member) => {
+                let mut input = member.into_inner();
+                Ok(if input.peek(BZIP2.len())?.starts_with(BZIP2) { Ok(Self::bzip2(input)) } else { Err(input) })
+            }
+        }
+    }
+}
+
 impl Members {
-    fn new(input: Input) -> Self {
-        Self { now: Now::Member(Box::new(GzDecoder::new(input))), ended: 0, surplus: 0 }
+    const fn new(first: Member) -> Self {
+        Self { now: Now::Member(first), ended: 0, surplus: 0 }
     }
 
     fn position(&self) -> u64 {
         match &self.now {
-            Now::Member(member) => member.get_ref().position(),
+            Now::Member(member) => member.position(),
             Now::Over(at) => *at,
         }
     }
@@ -197,18 +238,20 @@ impl Members {
                 return Ok(filled);
             }
             self.ended += 1;
-            let end = member.get_ref().position();
+            let end = member.position();
             let Now::Member(member) = std::mem::replace(&mut self.now, Now::Over(end)) else { return Ok(0) };
-            let mut input = member.into_inner();
-            if input.peek(GZIP.len())?.starts_with(GZIP) {
-                self.now = Now::Member(Box::new(GzDecoder::new(input)));
-                continue;
-            }
+            let mut input = match member.next()? {
+                Ok(next) => {
+                    self.now = Now::Member(next);
+                    continue;
+                }
+                Err(input) => input,
+            };
             input.skip_zeros()?;
             self.now = Now::Over(input.position());
             if input.rest() > 0 {
                 if self.ended > 1 || input.rest() > MAX_SURPLUS {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "no gzip member follows"));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "no member follows"));
                 }
                 self.surplus = input.rest();
                 self.now = Now::Over(input.position() + input.rest());

@@ -80,19 +80,23 @@ fn padding_and_skippable_frames_are_passed_over() {
     let skippable = b"\x57\x2A\x4D\x18\x05\0\0\0notes";
     let zstd = [skippable.as_slice(), &pack(Packing::Zstd, &bytes), skippable].concat();
     assert!(unpacked(Packing::Zstd, &zstd).unwrap().0 == bytes);
-    let gzip = [&pack(Packing::Gzip, &bytes), [0; 3000].as_slice()].concat();
-    assert!(unpacked(Packing::Gzip, &gzip).unwrap() == (bytes, 0));
+    for packing in [Packing::Gzip, Packing::Bzip2] {
+        let zeros = [&pack(packing, &bytes), [0; 3000].as_slice()].concat();
+        assert!(unpacked(packing, &zeros).unwrap() == (bytes.clone(), 0), "{packing:?}");
+    }
 }
 
 #[test]
-fn what_vendors_append_to_a_gzip_is_told_and_a_damaged_member_is_no_such_thing() {
+fn what_vendors_append_to_one_member_is_told_and_a_damaged_member_is_no_such_thing() {
     let bytes = sample_disk(200_000);
-    let signed = [pack(Packing::Gzip, &bytes), b"signature".to_vec()].concat();
-    assert!(unpacked(Packing::Gzip, &signed).unwrap() == (bytes.clone(), 9));
-    let member = pack(Packing::Gzip, &bytes);
-    let mut damaged = [member.clone(), member.clone(), member.clone()].concat();
-    damaged[2 * member.len()] ^= 1;
-    assert_eq!(refusal(Packing::Gzip, &damaged), (Reason::Corrupt, Some(2 * member.len() as u64)));
+    for packing in [Packing::Gzip, Packing::Bzip2] {
+        let member = pack(packing, &bytes);
+        let signed = [member.clone(), b"signature".to_vec()].concat();
+        assert!(unpacked(packing, &signed).unwrap() == (bytes.clone(), 9), "{packing:?}");
+        let mut damaged = [member.clone(), member.clone(), member.clone()].concat();
+        damaged[2 * member.len()] ^= 1;
+        assert_eq!(refusal(packing, &damaged), (Reason::Corrupt, Some(2 * member.len() as u64)), "{packing:?}");
+    }
 }
 
 #[test]
