@@ -198,6 +198,9 @@ fn describe(out: &mut impl Write, source: &Path, told: &Inspection) -> io::Resul
     if let Some(hardware) = &told.hardware {
         row("hardware", &summarise(hardware))?;
     }
+    if told.digests_left > 0 {
+        row("digests", &format!("{} of its manifest, which convert compares", told.digests_left))?;
+    }
     for warning in &told.warnings {
         row("warning", warning)?;
     }

@@ -37,6 +37,9 @@ pub struct Inspection {
     /// The deployment options of its OVF.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ovf_options: Vec<OvfOption>,
+    /// Digests of its manifest that only a conversion compares.
+    #[serde(skip_serializing_if = "is_none")]
+    pub digests_left: usize,
     /// The files that it consists of.
     pub members: Vec<MemberInspection>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,6 +48,11 @@ pub struct Inspection {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<Machine>,
     pub warnings: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 /// One disk.
@@ -86,6 +94,7 @@ impl Inspection {
             refusal: Some(refusal),
             disks: Vec::new(),
             ovf_options: Vec::new(),
+            digests_left: 0,
             members: Vec::new(),
             hardware: None,
             machines: Vec::new(),
@@ -98,25 +107,21 @@ impl Inspection {
     pub fn of(primary: &Region, opened: Result<Source, Error>) -> Self {
         let (name, size_bytes) = (primary.name().to_owned(), primary.len());
         match opened {
-            Ok(Source { format, disks, hardware, machines, warnings, options, members, digests: _, is_whole }) => {
-                Self {
-                    name,
-                    size_bytes: Some(size_bytes),
-                    looked_at_whole: is_whole && !disks.iter().any(|disk| disk.image.is_stream()),
-                    format: Some(format),
-                    accepted: true,
-                    refusal: None,
-                    disks: disks.iter().map(describe).collect(),
-                    ovf_options: options,
-                    members: members
-                        .into_iter()
-                        .map(|(name, size_bytes)| MemberInspection { name, size_bytes })
-                        .collect(),
-                    hardware,
-                    machines,
-                    warnings,
-                }
-            }
+            Ok(Source { format, disks, hardware, machines, warnings, options, members, digests, is_whole }) => Self {
+                name,
+                size_bytes: Some(size_bytes),
+                looked_at_whole: is_whole && !disks.iter().any(|disk| disk.image.is_stream()),
+                format: Some(format),
+                accepted: true,
+                refusal: None,
+                disks: disks.iter().map(describe).collect(),
+                ovf_options: options,
+                digests_left: digests.len(),
+                members: members.into_iter().map(|(name, size_bytes)| MemberInspection { name, size_bytes }).collect(),
+                hardware,
+                machines,
+                warnings,
+            },
             Err(error) => Self {
                 members: vec![MemberInspection { name: name.clone(), size_bytes }],
                 size_bytes: Some(size_bytes),
