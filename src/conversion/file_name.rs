@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The parts of a file's name.
 
+use icu_normalizer::DecomposingNormalizerBorrowed;
+
 /// Extensions that are accepted, in lower case.
 pub(crate) const EXTENSIONS: [&str; 12] =
     ["vmdk", "ova", "ovf", "vhd", "vhdx", "raw", "img", "ami", "vdi", "qcow2", "hdd", "hds"];
@@ -56,6 +58,16 @@ pub(crate) fn unpacked(name: &str) -> Option<String> {
     is_packed_tar.then(|| format!("{stem}.tar"))
 }
 
+/// By this two names are compared that may be spelled otherwise: without regard to case, and to whether an accent is a
+/// character of its own, as macOS writes it.
+#[must_use]
+pub(crate) fn folded(name: &str) -> String {
+    if name.is_ascii() {
+        return name.to_ascii_lowercase();
+    }
+    DecomposingNormalizerBorrowed::new_nfd().normalize(&name.to_lowercase()).into_owned()
+}
+
 fn is_packable(extension: &str) -> bool {
     is_disk_extension(extension) || extension.eq_ignore_ascii_case("tar")
 }
@@ -74,6 +86,20 @@ mod tests {
             [("vm.ova", ("vm", "ova")), ("a.b.vmdk", ("a.b", "vmdk")), ("vm", ("vm", "")), ("vm.", ("vm", ""))]
         {
             assert_eq!((stem(name), extension(name)), parts, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_look_alike_are_folded_to_the_same() {
+        for (one, other, alike) in [
+            ("Disk.VMDK", "disk.vmdk", true),
+            ("caf\u{e9}.vmdk", "cafe\u{301}.vmdk", true),
+            ("CAF\u{c9}.vmdk", "cafe\u{301}.VMDK", true),
+            ("\u{d55c}.vmdk", "\u{1112}\u{1161}\u{11ab}.vmdk", true),
+            ("cafe.vmdk", "caf\u{e9}.vmdk", false),
+            ("a.vmdk", "b.vmdk", false),
+        ] {
+            assert_eq!(folded(one) == folded(other), alike, "{one} {other}");
         }
     }
 

@@ -67,6 +67,12 @@ pub enum Remedy {
     ConvertByQemuImg,
     /// An image of a Macintosh's disk.
     ConvertDmg,
+    /// Raw bytes of a disk that are called otherwise.
+    RenameToRaw,
+    /// A disk of an OVF in a packing that OVFs do not have.
+    UnpackBeside,
+    /// A file that several disks of an OVF name.
+    NameFilesOnce,
     /// An archive of a kind that is not read, or packed twice.
     Unpack,
     /// A file that is no disk.
@@ -151,6 +157,13 @@ impl Remedy {
             Self::InstallQemu => "Install QEMU (Debian: qemu-system-x86 and qemu-utils)",
             Self::ConvertByQemuImg => "Convert it first: qemu-img convert -O qcow2 FILE NAME.qcow2",
             Self::ConvertDmg => "Convert it first: qemu-img convert -f dmg -O raw FILE NAME.raw",
+            Self::RenameToRaw => {
+                "If it is a raw disk, rename it to NAME.raw (in its OVF too); else copy it again from where it was made"
+            }
+            Self::UnpackBeside => "Unpack the disk beside the OVF, and write its new name into the href of the OVF",
+            Self::NameFilesOnce => {
+                "Give each disk of the OVF a file of its own, or take out the disks that are meant only once"
+            }
             Self::Unpack => "Unpack it, then bring the disk image in it",
             Self::NoDisk => "Bring a disk image: docs/formats.md lists what is read",
             Self::RemoveManifest => {

@@ -111,6 +111,15 @@ impl Content {
         }
     }
 
+    /// Whether it is the image of a disk, known by its signature.
+    #[must_use]
+    pub(super) const fn is_image(self) -> bool {
+        match self {
+            Self::VmdkSparse | Self::Vhd | Self::Vhdx | Self::Vdi | Self::Qcow2 | Self::Parallels => true,
+            Self::VmdkText | Self::Tar | Self::Xml | Self::Packed(_) | Self::Zip | Self::Raw => false,
+        }
+    }
+
     /// Whether files of this extension (without the dot, any case) hold this content.
     #[must_use]
     pub(super) fn agrees_with(self, extension: &str) -> bool {
@@ -290,6 +299,9 @@ pub(super) fn ends(region: &Region) -> Result<(Vec<u8>, Vec<u8>), Error> {
     Ok((read(HEAD_BYTES, false)?, read(TAIL_BYTES, true)?))
 }
 
+/// Extensions of packings that are not read. Some have no mark in the file.
+const PACKINGS: [&str; 9] = ["lzma", "lz", "lzo", "lz4", "z", "br", "7z", "rar", "cab"];
+
 /// Extensions of what is no disk, although its content may look like one.
 const OTHERS: [&str; 1] = ["iso"];
 
@@ -313,7 +325,10 @@ pub(super) fn check_extension(name: &str, content: Content, head: &[u8]) -> Resu
     }
     if content == Content::Raw {
         let message = format!("has no signature of a .{extension} file");
-        return Err(Error::refuse(Reason::Corrupt, name, message).at(0));
+        let refused = Error::refuse(Reason::Corrupt, name, message).at(0);
+        // A fixed VHD that was cut begins like a raw disk, too.
+        let looks_raw = extension != "vhd" && is_disk(head);
+        return Err(if looks_raw { refused.with_remedy(Remedy::RenameToRaw) } else { refused });
     }
     let message =
         format!("is called .{extension} and holds {}; rename it to .{}", content.as_str(), content.extension());
@@ -332,6 +347,9 @@ fn no_disk(name: &str, extension: &str, head: &[u8]) -> Error {
             ("describes a machine and holds no disk; convert the disk beside it".to_owned(), Remedy::InMessage)
         }
         _ if is_text(head) => ("is a text, no disk".to_owned(), Remedy::NoDisk),
+        packing if PACKINGS.contains(&packing) => {
+            (format!("is called .{packing}, which is a packing that is not read"), Remedy::Unpack)
+        }
         "" => (
             "has no extension, and nothing in it shows a disk; rename it to .raw if it is one".to_owned(),
             Remedy::InMessage,
@@ -363,7 +381,8 @@ fn is_text(head: &[u8]) -> bool {
 #[must_use]
 pub(super) fn is_disk_called(name: &str, head: &[u8]) -> bool {
     let extension = extension(name).to_ascii_lowercase();
-    let is_open = !OTHERS.contains(&extension.as_str()) && !is_taken(name);
+    let is_closed = OTHERS.iter().chain(&PACKINGS).any(|one| *one == extension);
+    let is_open = !is_closed && !is_taken(name);
     is_open && (extension == "dd" || is_disk(head))
 }
 
@@ -528,7 +547,7 @@ mod tests {
         assert_eq!(check_extension("a.iso", Content::Vhdx, b"vhdxfile").unwrap_err().reason, Reason::UnsupportedFormat);
         let boot = head(510, b"\x55\xAA");
         assert!(is_disk_called("a", &boot) && is_disk_called("a.bin", &boot) && is_disk_called("a.dd", b""));
-        for name in ["a.iso", "a.vmdk", "a.img.gz"] {
+        for name in ["a.iso", "a.vmdk", "a.img.gz", "a.img.lzma"] {
             assert!(!is_disk_called(name, &boot), "{name}");
         }
         assert!(!is_disk_called("a.txt", &head(0, b"some text")));
@@ -540,6 +559,8 @@ mod tests {
     #[case("cd.ISO", b"\0", "is a CD image, no disk", Remedy::NoDisk)]
     #[case("notes.txt", b"some text", "is a text, no disk", Remedy::NoDisk)]
     #[case("passwd", "root:\u{fc}:0:0\n".as_bytes(), "is a text, no disk", Remedy::NoDisk)]
+    #[case("d.img.lzma", b"\x5D\0\0\x80\0", "is called .lzma, which is a packing that is not read", Remedy::Unpack)]
+    #[case("d.img.Z", b"\x1F\x9D\x90", "is called .z, which is a packing that is not read", Remedy::Unpack)]
     #[case("data", b"\x01\x02", "rename it to .raw if it is one", Remedy::InMessage)]
     #[case("data.bin", b"\xff\xff", "has the extension .bin, which is not taken", Remedy::InMessage)]
     fn what_is_no_disk_is_told_what_it_is(

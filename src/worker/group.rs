@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The files of one artifact, opened once, and never by a name that an image gives.
 
+mod alike;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::{ReadWriteFlags, preadv2};
 
+use self::alike::Alike;
 use super::contain;
 use crate::conversion::contract::MAX_EXTENTS;
 use crate::conversion::{Claim, Failure, Phase, Reason, Remedy, file_name};
@@ -137,12 +140,20 @@ impl Group {
         let mut opened = vec![first];
         let named = members_named_by(&opened[0], option)?;
         make_room(&opened[0].name, 2 + named.required.len() + named.optional.len())?;
+        let mut alike = None;
         for name in &named.required {
             if open_spelled(&directory, &named, name, &mut opened)? {
                 continue;
             }
-            let message = format!("{}: names {name:?}, which is not beside it", opened[0].name);
-            return Err(Failure::new(Reason::MissingMember, message));
+            let alike = alike.get_or_insert_with(|| Alike::list(&directory)).of(&named, name);
+            match alike {
+                [only] => {
+                    if !opened.iter().any(|file| file.name == *only) {
+                        opened.push(open_regular(&directory, OsStr::new(only))?);
+                    }
+                }
+                several => return Err(missing(&opened[0].name, name, several)),
+            }
         }
         for name in &named.optional {
             match open_regular(&directory, OsStr::new(name)) {
@@ -372,6 +383,19 @@ fn open_spelled(
     let is_there = !chunks.is_empty();
     opened.extend(chunks);
     Ok(is_there)
+}
+
+/// The failure of a descriptor that names a file which is not there, or not by that name.
+fn missing(descriptor: &str, name: &str, alike: &[String]) -> Failure {
+    let message = format!("{descriptor}: names {name:?}, which is not beside it");
+    if alike.is_empty() {
+        return Failure::new(Reason::MissingMember, message);
+    }
+    let message = format!(
+        "{message}, and {} files are called so but for case or accents; rename the one that is meant",
+        alike.len()
+    );
+    Failure::new(Reason::MissingMember, message).with_remedy(Remedy::InMessage)
 }
 
 fn is_manifest(name: &str) -> bool {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::conversion::Reason;
 use crate::conversion::contract::{MAX_EXTENTS, NAME_MAX};
+use crate::conversion::file_name::folded;
 use crate::disk::Error;
 
 /// Longest descriptor that is read, in bytes. An OVF of 100 disks has about 100 KiB, a split disk of 8,192 extents with
@@ -59,6 +60,13 @@ impl References {
     #[must_use]
     pub fn names(&self, name: &str) -> bool {
         self.required.iter().chain(&self.optional).chain(self.written.values()).any(|n| n == name)
+    }
+
+    /// Whether `name` differs only in case or composition from one that belongs to the artifact.
+    #[must_use]
+    pub(crate) fn resembles(&self, name: &str) -> bool {
+        let folded_name = folded(name);
+        self.required.iter().chain(&self.optional).chain(self.written.values()).any(|n| folded(n) == folded_name)
     }
 
     /// The names that the file called `name` may have, the likeliest first.

@@ -4,7 +4,7 @@
 use super::accepted::Limits;
 use super::checks::check_size;
 use super::split;
-use crate::conversion::Reason;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::detect::Content;
 use crate::disk::{Error, Image, Region};
 
@@ -22,7 +22,8 @@ pub(super) fn open_disk(
         Content::VmdkText => split::open(region, name, members, limits)?,
         Content::Zip | Content::Packed(_) => {
             let message = format!("is {}, and was not said to be packed", content.as_str());
-            return Err(Error::refuse(Reason::UnsupportedFormat, region.name(), message));
+            let refused = Error::refuse(Reason::UnsupportedFormat, region.name(), message);
+            return Err(refused.with_remedy(Remedy::UnpackBeside));
         }
         Content::Tar | Content::Xml => {
             let message = format!("holds {} where a disk belongs", content.as_str());

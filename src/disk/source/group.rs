@@ -4,13 +4,14 @@
 use super::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 use super::checks::{blank, check_size, read_text};
 use super::disk::open_disk;
-use super::members::{Member, Members};
+use super::members::{Found, Member, Members};
 use crate::conversion::Reason;
 use crate::conversion::file_name::{EXTENSIONS, extension, stem};
 use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
 use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile, is_chunk};
 use crate::disk::descriptor::{MAX_BYTES, shown};
+use crate::disk::detect::{Content, Packing};
 use crate::disk::image::Image;
 use crate::disk::manifest::{self, Expected};
 use crate::disk::{Error, Region, detect, gzip, ova};
@@ -20,7 +21,7 @@ const METADATA_BYTES: u64 = 1 << 30;
 
 pub(super) fn open_ova(archive: &Region, limits: &Limits, scratch: &mut Scratch) -> Result<Source, Error> {
     let ova = ova::open(archive)?;
-    let all = ova.members.iter().map(|m| Member { folder: &m.folder, name: &m.name, region: &m.region }).collect();
+    let all = ova.members.iter().map(|m| Member::new(&m.folder, &m.name, &m.region)).collect();
     let members = Members { all, home: &ova.members[ova.ovf].folder };
     let manifests: Vec<_> = ova.manifests.iter().map(|index| &ova.members[*index].region).collect();
     let envelope = &ova.members[ova.ovf];
@@ -35,7 +36,7 @@ pub(super) fn open_ovf(
 ) -> Result<Source, Error> {
     let name = envelope.name();
     let regions = || std::iter::once(envelope).chain(siblings);
-    let all = regions().map(|region| Member { folder: "", name: region.name(), region }).collect();
+    let all = regions().map(|region| Member::new("", region.name(), region)).collect();
     // Its siblings are what it names, and a manifest for it or for one of its disks.
     let manifests: Vec<_> =
         siblings.iter().filter(|region| extension(region.name()).eq_ignore_ascii_case("mf")).collect();
@@ -66,7 +67,16 @@ fn open_package(
             None => blank_disk(envelope.name(), disk, limits)?,
             Some(file) => {
                 let file = &ovf.files[file];
-                let region = members.disk(envelope.name(), file)?;
+                let Found { region, other_name } = members.disk(envelope.name(), file)?;
+                warnings.extend(other_name.map(|name| {
+                    format!(
+                        "the OVF names the file {}, the only one alike is called {}",
+                        shown(&file.href),
+                        shown(name)
+                    )
+                }));
+                let gzip = is_gzip(file, &region, &mut warnings)?;
+                let file = &OvfFile { gzip, ..file.clone() };
                 if !manifests.is_empty() && !digests.iter().any(|d| is_of(d, &region)) {
                     warnings.push(format!("the manifest has no digest of {}", shown(&file.href)));
                 }
@@ -131,6 +141,23 @@ fn read_manifests(
         manifest::verify(&of_envelope, &manifest::Control::default())?;
     }
     Ok(digests)
+}
+
+/// Whether a file is a gzip: as the OVF says, unless the file shows clearly that somebody packed or unpacked it.
+fn is_gzip(file: &OvfFile, region: &Region, warnings: &mut Vec<String>) -> Result<bool, Error> {
+    let (head, tail) = detect::ends(region)?;
+    let content = detect::detect(region.name(), &head, &tail).ok();
+    let href = shown(&file.href);
+    if file.gzip && content.is_some_and(Content::is_image) {
+        warnings.push(format!("the OVF says that the file {href} is a gzip, it is not packed"));
+        return Ok(false);
+    }
+    let is_named_so = extension(&file.href).eq_ignore_ascii_case("gz");
+    if !file.gzip && is_named_so && content == Some(Content::Packed(Packing::Gzip)) {
+        warnings.push(format!("the OVF does not say that the file {href} is a gzip, it is one"));
+        return Ok(true);
+    }
+    Ok(file.gzip)
 }
 
 fn open_file(

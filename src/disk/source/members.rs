@@ -6,7 +6,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::conversion::file_name::stem;
+use crate::conversion::file_name::{folded, stem};
 use crate::conversion::{Reason, Remedy};
 use crate::disk::descriptor::ovf::{OvfFile, chunk_name};
 use crate::disk::descriptor::shown;
@@ -16,10 +16,24 @@ use crate::disk::{Error, Region};
 #[derive(Clone, Debug)]
 pub(super) struct Member<'a> {
     /// Where it lies, relative to the root of the archive; empty beside an OVF that is a file.
-    pub folder: &'a str,
+    folder: &'a str,
     /// Its base name.
     pub name: &'a str,
+    folded: String,
     pub region: &'a Region,
+}
+
+impl<'a> Member<'a> {
+    pub(super) fn new(folder: &'a str, name: &'a str, region: &'a Region) -> Self {
+        Self { folder, name, folded: folded(name), region }
+    }
+}
+
+/// The file behind a disk.
+pub(super) struct Found<'a> {
+    pub region: Region,
+    /// What it is called, where that differs in case or composition from how the OVF calls it.
+    pub other_name: Option<&'a str>,
 }
 
 /// The files of a package.
@@ -38,7 +52,7 @@ impl<'a> Members<'a> {
     /// # Errors
     /// `MissingMember` where it is not there, or not all of it; `Corrupt` where several files are called so, or where
     /// the chunks are not as large as `file` says.
-    pub(super) fn disk(&self, envelope: &str, file: &OvfFile) -> Result<Region, Error> {
+    pub(super) fn disk(&self, envelope: &str, file: &OvfFile) -> Result<Found<'a>, Error> {
         let names = || std::iter::once(&file.href).chain(&file.written);
         let refuse = |reason, what: String| Error::refuse(reason, envelope, what);
         let ambiguous = |_| {
@@ -57,7 +71,10 @@ impl<'a> Members<'a> {
             }
         }
         match whole {
-            Some(whole) if chunks.is_empty() || file.chunk.is_none() => return Ok(whole.region.clone()),
+            Some(whole) if chunks.is_empty() || file.chunk.is_none() => {
+                let other_name = names().all(|name| name != whole.name).then_some(whole.name);
+                return Ok(Found { region: whole.region.clone(), other_name });
+            }
             None if chunks.is_empty() => {
                 let message = format!("names the disk {}, which is not there", shown(&file.href));
                 return Err(refuse(Reason::MissingMember, message));
@@ -65,7 +82,8 @@ impl<'a> Members<'a> {
             _ => {}
         }
         check_chunks(envelope, file, prefix, &chunks)?;
-        join(&chunks).ok_or_else(|| refuse(Reason::TooLarge, format!("its chunks of {} are too large", shown(prefix))))
+        let too_large = || refuse(Reason::TooLarge, format!("its chunks of {} are too large", shown(prefix)));
+        Ok(Found { region: join(&chunks).ok_or_else(too_large)?, other_name: None })
     }
 
     /// The member that a manifest's line is about.
@@ -92,11 +110,12 @@ impl<'a> Members<'a> {
         exact.or_else(|| self.one(name).ok().flatten())
     }
 
-    /// The only file with this base name; of several, the one beside the OVF. A name that differs in case counts where
-    /// no other does.
+    /// The only file with this base name; of several, the one beside the OVF. A name that differs in case or composition
+    /// counts where no other does.
     fn one(&self, name: &str) -> Result<Option<&Member<'a>>, Ambiguous> {
         let exact = |member: &Member| member.name == name;
-        let alike = |member: &Member| member.name.eq_ignore_ascii_case(name);
+        let name_folded = folded(name);
+        let alike = |member: &Member| member.folded == name_folded;
         for is_meant in [&exact as &dyn Fn(&Member) -> bool, &alike] {
             for is_near in [true, false] {
                 let found: Vec<_> =

@@ -272,7 +272,8 @@ fn open_group(archive: &Region, primary: &Entry, entries: &[Entry], room: &mut R
     let mut bytes = vec![0; usize::try_from(text.len()).unwrap_or(usize::MAX).min(MAX_BYTES + 1)];
     text.read_exact_at(&mut bytes, 0)?;
     let named = descriptor::references(name, &bytes, room.limits.ovf_option.as_deref())?;
-    let beside: Vec<_> = entries.iter().filter(|entry| named.names(base(&entry.path))).collect();
+    let is_meant = |entry: &&Entry| named.names(base(&entry.path)) || named.resembles(base(&entry.path));
+    let beside: Vec<_> = entries.iter().filter(is_meant).collect();
     let large = beside.iter().filter(|entry| entry.stored().is_none()).map(|entry| entry.size).sum::<u64>();
     if room.depth == Depth::Beginning && large > BEGINNING {
         let warning = format!("{}: its disks are packed and were not looked at", archive.name());

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! VMDKs whose descriptor is a file of its own: flat and split kinds.
 
+use std::collections::HashMap;
+
 use super::accepted::Limits;
 use super::checks::{blank, check_size, read_text};
+use crate::conversion::file_name::folded;
 use crate::conversion::{Reason, Remedy};
 use crate::disk::descriptor::vmdk::{self, CreateType, ExtentKind, ExtentLine};
 use crate::disk::descriptor::{MAX_BYTES, shown};
@@ -17,8 +20,9 @@ pub(super) fn open(region: &Region, name: &str, members: &[(&str, &Region)], lim
     descriptor.references(name).map_err(|e| Error { file: region.name().to_owned(), ..e })?;
     // Before the parts' tables are walked.
     check_size(region.name(), descriptor.virtual_size(), limits)?;
+    let beside = Beside::of(members);
     let parts = descriptor.extents.iter().enumerate();
-    let parts = parts.map(|(number, extent)| open_extent(region.name(), extent, number == 0, members));
+    let parts = parts.map(|(number, extent)| open_extent(region.name(), extent, number == 0, &beside));
     Ok(Image::joined(kind(descriptor.create_type), parts.collect::<Result<_, _>>()?))
 }
 
@@ -33,11 +37,38 @@ const fn kind(create_type: CreateType) -> &'static str {
     }
 }
 
-fn open_extent(file: &str, extent: &ExtentLine, is_first: bool, members: &[(&str, &Region)]) -> Result<Image, Error> {
+/// The files beside a descriptor.
+struct Beside<'a> {
+    by_name: HashMap<&'a str, &'a Region>,
+    /// By their folded names; `None` where several are alike.
+    alike: HashMap<String, Option<&'a Region>>,
+}
+
+impl<'a> Beside<'a> {
+    /// Of several of one name the first counts.
+    fn of(members: &[(&'a str, &'a Region)]) -> Self {
+        let mut beside = Self { by_name: HashMap::new(), alike: HashMap::new() };
+        for (name, region) in members {
+            if !beside.by_name.contains_key(name) {
+                beside.by_name.insert(name, region);
+                beside.alike.entry(folded(name)).and_modify(|alike| *alike = None).or_insert(Some(region));
+            }
+        }
+        beside
+    }
+
+    /// The file of the first of these names that is there, else the only one that differs in case or composition.
+    fn find(&self, names: &[&str]) -> Option<&'a Region> {
+        let exact = names.iter().find_map(|name| self.by_name.get(name).copied());
+        exact.or_else(|| names.iter().find_map(|name| self.alike.get(&folded(name)).copied().flatten()))
+    }
+}
+
+fn open_extent(file: &str, extent: &ExtentLine, is_first: bool, beside: &Beside) -> Result<Image, Error> {
     let size = extent.sectors * SECTOR;
     let Some((name, other)) = extent.file_names(file)? else { return Ok(blank(size, "vmdk zero extent")) };
-    let find = |name: &str| members.iter().find(|(member, _)| *member == name);
-    let Some((_, region)) = find(&name).or_else(|| find(other.as_deref()?)) else {
+    let names: Vec<&str> = std::iter::once(name.as_str()).chain(other.as_deref()).collect();
+    let Some(region) = beside.find(&names) else {
         let message = format!("names the extent {}, which is not beside it", shown(&name));
         return Err(Error::refuse(Reason::MissingMember, file, message));
     };
@@ -46,7 +77,7 @@ fn open_extent(file: &str, extent: &ExtentLine, is_first: bool, members: &[(&str
         ExtentKind::Flat => open_flat(region, extent.offset, size, is_first),
         ExtentKind::Sparse => {
             let reader = Reader::Vmdk(crate::disk::vmdk::open_extent(region, size)?);
-            Ok(Image { regions: vec![(*region).clone()], reader })
+            Ok(Image { regions: vec![region.clone()], reader })
         }
     }
 }

@@ -63,7 +63,7 @@ impl Refusal {
             _ if is_change_tracking(name) => Self::ChangeTracking,
             "7z" | "rar" | "cab" => Self::Archive,
             "gz" | "xz" | "bz2" | "zst" => Self::Compressed,
-            "lz4" | "lzo" | "lzma" | "z" => Self::Unread,
+            "lz4" | "lz" | "lzo" | "lzma" | "z" | "br" => Self::Unread,
             "dd" => Self::Misnamed("raw"),
             "vhdfixed" => Self::Misnamed("vhd"),
             other if MACHINES.contains(&other) => Self::Machine,

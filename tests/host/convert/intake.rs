@@ -2,6 +2,8 @@
 //! Appliances as people have them: manifests, archives, envelopes and descriptors of many writers. Each is taken with the
 //! right bytes, or refused with the reason that fits.
 
+mod spelled;
+
 use std::fs;
 use std::path::Path;
 

@@ -55,7 +55,7 @@ pub(super) fn read<'a>(file: &str, envelope: Node<'a, 'a>, options: &[OvfOption]
         listed.files.iter().enumerate().find(|(n, f)| listed.files[..*n].iter().any(|o| o.href == f.href))
     {
         let message = format!("references the file {} or its id twice", shown(&twice.1.href));
-        return Err(Error::refuse(Reason::Corrupt, file, message));
+        return Err(Error::refuse(Reason::Corrupt, file, message).with_remedy(Remedy::NameFilesOnce));
     }
     let is_needed = |name: &String| listed.files.iter().any(|f| f.href == *name || f.written.as_ref() == Some(name));
     let others = entries.iter().enumerate().filter(|(index, _)| order.binary_search(index).is_err());
@@ -104,7 +104,7 @@ fn read_disks<'a>(
             Some(reference) => Some(find(entries, reference).map_err(corrupt)?),
         };
         if disks.iter().any(|(other, of)| other.id == id || entry.is_some() && *of == entry) {
-            return Err(corrupt("or its file is listed twice"));
+            return Err(corrupt("or its file is listed twice").with_remedy(Remedy::NameFilesOnce));
         }
         let capacity = capacity(element, envelope, options);
         if entry.is_none() && capacity.is_none_or(|c| c == 0) {
