@@ -45,6 +45,11 @@ pub(super) fn domain_xml(guest: &Guest<'_>, options: &DomainOptions, published: 
         xml.empty("backend", &[("type", "emulator"), ("version", "2.0")]);
         xml.close();
     }
+    if needs_wide_interrupts(guest) {
+        xml.open("iommu", &[("model", "intel")]);
+        xml.empty("driver", &[("intremap", "on"), ("eim", "on")]);
+        xml.close();
+    }
     xml.empty("input", &[("type", "tablet"), ("bus", "usb")]);
     xml.empty("graphics", &[("type", "vnc")]);
     xml.open("video", &[]);
@@ -78,6 +83,9 @@ fn add_features(xml: &mut Xml, guest: &Guest<'_>) {
         xml.empty("spinlocks", &[("state", "on"), ("retries", "8191")]);
         xml.close();
     }
+    if needs_wide_interrupts(guest) {
+        xml.empty("ioapic", &[("driver", "qemu")]);
+    }
     if guest.secure_boot {
         xml.empty("smm", &[("state", "on")]);
     }
@@ -96,6 +104,11 @@ fn add_features(xml: &mut Xml, guest: &Guest<'_>) {
     } else {
         xml.empty("clock", &[("offset", "utc")]);
     }
+}
+
+/// Whether an interrupt's usual 8 bits do not address every processor: libvirt then asks for an IOMMU that has more.
+const fn needs_wide_interrupts(guest: &Guest<'_>) -> bool {
+    guest.sockets * guest.cores > 255
 }
 
 fn add_disk(xml: &mut Xml, disk: &GuestDisk<'_>, directory: &str, bus: &str, used: &mut [usize; 3]) {

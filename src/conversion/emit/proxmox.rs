@@ -7,9 +7,13 @@ use super::guest::{Guest, label};
 use super::shell::{begin, command, word};
 use crate::conversion::machine::{DiskBus, Firmware};
 
-/// SATA ports that Proxmox gives a machine, and disks on its other two buses.
+/// Disks that Proxmox gives a machine on each bus.
 const SATA_PORTS: usize = 6;
 const VIRTIO_DISKS: usize = 16;
+const SCSI_DISKS: usize = 31;
+
+/// The least memory that qm takes, in MiB.
+const LEAST_MEMORY: u64 = 16;
 
 pub(super) fn script(guest: &Guest<'_>, file: &str) -> String {
     let (slots, lost) = slots(guest);
@@ -22,7 +26,7 @@ pub(super) fn script(guest: &Guest<'_>, file: &str) -> String {
     text.push_str("id=${1:?VMID} storage=${2:?STORAGE} bridge=${3:-vmbr0}\n");
     // The names of disks may hold a comma, which separates the options of a disk.
     text.push_str("links=$(mktemp -d)\ntrap 'rm -rf \"$links\"' EXIT\n");
-    for (n, disk) in guest.disks.iter().enumerate() {
+    for (n, (disk, _)) in guest.disks.iter().zip(&slots).enumerate().filter(|(_, (_, slot))| slot.is_some()) {
         let link = format!("disk-{n}.{}", disk.report.format.as_str());
         text.extend(["ln -s \"$here\"/", &word(&disk.report.file), " \"$links\"/", &link, "\n"]);
     }
@@ -30,11 +34,11 @@ pub(super) fn script(guest: &Guest<'_>, file: &str) -> String {
     text
 }
 
-fn words(guest: &Guest<'_>, slots: &[String]) -> Vec<String> {
+fn words(guest: &Guest<'_>, slots: &[Option<String>]) -> Vec<String> {
     let mut words: Vec<String> = ["qm", "create", "\"$id\""].map(str::to_owned).into();
     let mut add = |option: &str, value: String| words.extend([format!("--{option}"), value]);
     add("name", word(&label(&guest.name, 63)));
-    add("memory", guest.memory_mib.to_string());
+    add("memory", guest.memory_mib.max(LEAST_MEMORY).to_string());
     add("sockets", guest.sockets.to_string());
     add("cores", guest.cores.to_string());
     add("cpu", "host".to_owned());
@@ -58,14 +62,15 @@ fn words(guest: &Guest<'_>, slots: &[String]) -> Vec<String> {
         add("localtime", "1".to_owned());
     }
     add("tablet", "1".to_owned());
-    if slots.iter().any(|slot| slot.starts_with("scsi")) {
+    if slots.iter().flatten().any(|slot| slot.starts_with("scsi")) {
         add("scsihw", "virtio-scsi-pci".to_owned());
     }
     for (n, (disk, slot)) in guest.disks.iter().zip(slots).enumerate() {
+        let Some(slot) = slot else { continue };
         let link = format!("disk-{n}.{}", disk.report.format.as_str());
         add(slot, format!("\"$storage\":0,import-from=\"$links\"/{link}"));
     }
-    let boot: Vec<&str> = guest.boot_disks().into_iter().map(|n| slots[n].as_str()).collect();
+    let boot: Vec<&str> = guest.boot_disks().into_iter().filter_map(|n| slots[n].as_deref()).collect();
     add("boot", word(&format!("order={}", boot.join(";"))));
     for (n, card) in guest.cards.iter().enumerate() {
         let mac = card.mac.as_ref().map(|mac| format!("={}", mac.to_ascii_uppercase())).unwrap_or_default();
@@ -76,25 +81,37 @@ fn words(guest: &Guest<'_>, slots: &[String]) -> Vec<String> {
     words
 }
 
-/// The slot of each disk, and what did not find its own.
-fn slots(guest: &Guest<'_>) -> (Vec<String>, Vec<String>) {
-    let (mut sata, mut virtio, mut scsi) = (0.., 0.., 0..);
-    let mut lost = Vec::new();
-    let slots = guest.disks.iter().map(|disk| {
-        let own = match disk.machine.bus {
-            DiskBus::Sata => sata.next().filter(|n| *n < SATA_PORTS).map(|n| format!("sata{n}")),
-            DiskBus::Virtio => virtio.next().filter(|n| *n < VIRTIO_DISKS).map(|n| format!("virtio{n}")),
-            DiskBus::VirtioScsi => None,
-        };
-        own.unwrap_or_else(|| {
-            if disk.machine.bus != DiskBus::VirtioScsi {
-                lost = vec!["Proxmox has no more ports of the disks' bus: the last ones are on virtio SCSI".to_owned()];
-            }
-            format!("scsi{}", scsi.next().unwrap_or(0usize))
-        })
+/// The slot of each disk, `None` where there is no more, and what did not find its own.
+///
+/// What is too many for its bus goes to virtio SCSI, which has most slots, then wherever there is one.
+fn slots(guest: &Guest<'_>) -> (Vec<Option<String>>, Vec<String>) {
+    let mut sata = free("sata", SATA_PORTS);
+    let mut virtio = free("virtio", VIRTIO_DISKS);
+    let mut scsi = free("scsi", SCSI_DISKS);
+    let own = guest.disks.iter().map(|disk| match disk.machine.bus {
+        DiskBus::Sata => sata.next(),
+        DiskBus::Virtio => virtio.next(),
+        DiskBus::VirtioScsi => scsi.next(),
     });
-    let slots = slots.collect();
+    let mut slots: Vec<Option<String>> = own.collect();
+    let moved = slots.iter().filter(|slot| slot.is_none()).count();
+    for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+        *slot = scsi.next().or_else(|| virtio.next()).or_else(|| sata.next());
+    }
+    let left_out = slots.iter().filter(|slot| slot.is_none()).count();
+    let mut lost = Vec::new();
+    if moved > left_out {
+        lost.push("Proxmox has no more ports of the disks' bus: the last ones are on another".to_owned());
+    }
+    if left_out > 0 {
+        lost.push(format!("a machine of Proxmox has no more ports: the last disks ({left_out}) are left out"));
+    }
     (slots, lost)
+}
+
+/// The slots of a bus.
+fn free(bus: &'static str, most: usize) -> impl Iterator<Item = String> {
+    (0..most).map(move |n| format!("{bus}{n}"))
 }
 
 /// Proxmox's words for systems (qm(1), `ostype`).

@@ -275,7 +275,7 @@ fn more_disks_than_a_bus_has_ports_find_a_place() {
     let names: Vec<String> = (0..40).map(|n| format!("d{n}.qcow2")).collect();
     let on = |bus| MachineDisk { bus, ..MachineDisk::default() };
     for (bus, last) in
-        [(DiskBus::Sata, "--scsi33 "), (DiskBus::Virtio, "--scsi23 "), (DiskBus::VirtioScsi, "--scsi39 ")]
+        [(DiskBus::Sata, "--virtio2 "), (DiskBus::Virtio, "--scsi23 "), (DiskBus::VirtioScsi, "--virtio8 ")]
     {
         let disks = names.iter().map(|file| MachineDisk { file: file.clone(), ..on(bus) }).collect();
         let machine = Machine { disks, firmware: Some(Firmware::Bios), ..Machine::default() };
@@ -283,6 +283,32 @@ fn more_disks_than_a_bus_has_ports_find_a_place() {
         let metadata = metadata(vec![machine], &reports);
         let script = text(&metadata, "proxmox.sh");
         assert!(script.contains(last) && script.contains("--scsihw virtio-scsi-pci"), "{script}");
+        assert!(!script.contains("--scsi31 ") && script.matches("import-from=").count() == 40, "{script}");
         validate(&text(&metadata, "domain.xml"));
     }
+}
+
+#[test]
+fn proxmox_leaves_out_disks_beyond_its_ports_and_says_so() {
+    let names: Vec<String> = (0..60).map(|n| format!("d{n}.qcow2")).collect();
+    let disks = names.iter().map(|file| MachineDisk { file: file.clone(), ..MachineDisk::default() }).collect();
+    let machine = Machine { disks, memory_mib: Some(1), ..Machine::default() };
+    let reports: Vec<_> = names.iter().map(|name| (name.as_str(), OutputFormat::Qcow2)).collect();
+    let script = text(&metadata(vec![machine], &reports), "proxmox.sh");
+    assert_eq!((script.matches("import-from=").count(), script.matches("ln -s").count()), (53, 53));
+    assert!(script.contains("a machine of Proxmox has no more ports: the last disks (7) are left out"), "{script}");
+    assert!(script.contains("--memory 16 "), "{script}");
+}
+
+#[test]
+fn libvirt_gives_more_than_255_processors_what_addresses_them() {
+    let with = |cores: u32| {
+        let machine = Machine { sockets: Some(2), cores_per_socket: Some(cores), ..linux() };
+        text(&metadata(vec![machine], &[("web01.raw", OutputFormat::Raw)]), "domain.xml")
+    };
+    let (few, many) = (with(127), with(128));
+    for element in ["<ioapic driver='qemu'/>", "<driver intremap='on' eim='on'/>"] {
+        assert!(many.contains(element) && !few.contains(element), "{many}");
+    }
+    validate(&many);
 }
