@@ -258,9 +258,7 @@ impl Machine {
             *text = text.take().map(|text| one_line(&text, most)).filter(|text| !text.is_empty());
         }
         self.uuid = self.uuid.as_deref().and_then(uuid);
-        self.sockets = self.sockets.filter(|n| (1..=MAX_PROCESSORS).contains(n));
-        self.cores_per_socket = self.cores_per_socket.filter(|n| (1..=MAX_PROCESSORS).contains(n));
-        self.memory_mib = self.memory_mib.filter(|n| (1..=MAX_MEMORY_MIB).contains(n));
+        self.bound_numbers();
         if self.cards.len() > MAX_CARDS {
             let lost = self.cards.len() - MAX_CARDS;
             self.cards.truncate(MAX_CARDS);
@@ -286,6 +284,22 @@ impl Machine {
             self.doubts.push(format!("{lost} doubts more are not listed"));
         }
         self
+    }
+
+    /// Leaves out numbers that are not believed. One of both numbers of processors would tell another machine.
+    fn bound_numbers(&mut self) {
+        let is_too_many = |n: Option<u32>| n.is_some_and(|n| n > MAX_PROCESSORS);
+        if is_too_many(self.sockets) || is_too_many(self.cores_per_socket) {
+            (self.sockets, self.cores_per_socket) = (None, None);
+            self.doubts.insert(0, "the source tells more processors than any machine has".to_owned());
+        }
+        if self.memory_mib.is_some_and(|mib| mib > MAX_MEMORY_MIB) {
+            self.memory_mib = None;
+            self.doubts.insert(0, "the source tells more memory than any machine has".to_owned());
+        }
+        self.sockets = self.sockets.filter(|n| *n > 0);
+        self.cores_per_socket = self.cores_per_socket.filter(|n| *n > 0);
+        self.memory_mib = self.memory_mib.filter(|mib| *mib > 0);
     }
 }
 

@@ -3,10 +3,13 @@
 //!
 //! The format is nowhere specified; keys are those that Workstation and ESXi write. Nothing that it names is opened.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::MAX_BYTES;
+use crate::conversion::file_name::{folded, stem};
 use crate::conversion::machine::{Card, Controller, Description, Firmware, Machine, MachineDisk, mac_address, uuid};
+use crate::disk::text;
 
 /// Most lines that are read; machines have some 200.
 const MAX_LINES: usize = 10_000;
@@ -21,7 +24,7 @@ const UNITS: u32 = 256;
 /// The machine of a VMX whose disk `member` is converted; its other disks are left out with a doubt. Texts that are no
 /// VMX give a machine that says nothing.
 pub(crate) fn read(bytes: &[u8], member: &str) -> Machine {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_BYTES)]);
+    let text = decoded(&bytes[..bytes.len().min(MAX_BYTES)]);
     let settings = Settings(text.lines().take(MAX_LINES).filter_map(setting).collect());
     let mut machine = Machine {
         described_by: Description::Vmx,
@@ -44,6 +47,14 @@ pub(crate) fn read(bytes: &[u8], member: &str) -> Machine {
     machine.cards = (0..CARDS).filter_map(|n| card(&settings, n)).collect();
     add_doubts(&settings, &mut machine);
     machine.bounded()
+}
+
+/// The text in the encoding that it names, as in `.encoding = "GBK"`; else in UTF-8, what is none replaced.
+fn decoded(bytes: &[u8]) -> Cow<'_, str> {
+    let plain = String::from_utf8_lossy(bytes);
+    let said = plain.lines().take(MAX_LINES).filter_map(setting).find(|(key, _)| key == ".encoding");
+    let encoding = said.and_then(|(_, label)| text::encoding(&label)).filter(|encoding| encoding.is_ascii_compatible());
+    encoding.and_then(|encoding| text::decode_as(encoding, bytes).ok()).map_or_else(|| plain.clone(), Cow::from)
 }
 
 /// Values by their keys in lower case.
@@ -115,7 +126,15 @@ fn add_disk(settings: &Settings, member: &str, machine: &mut Machine) {
                 continue;
             }
             // Workstation and ESXi write a path where the disk lies elsewhere.
-            if file.rsplit(['/', '\\']).next() == Some(member) && machine.disks.is_empty() {
+            let name = file.rsplit(['/', '\\']).next().unwrap_or(&file);
+            let is_snapshot = is_snapshot(name, member);
+            if (is_snapshot || folded(name) == folded(member)) && machine.disks.is_empty() {
+                if is_snapshot {
+                    machine.doubt(format!(
+                        "it wrote to {name} last, a snapshot of {member}: what is in that is not in this disk; \
+                         consolidate its snapshots first"
+                    ));
+                }
                 machine.disks.push(MachineDisk {
                     file: member.to_owned(),
                     controller: Some(kind),
@@ -137,6 +156,13 @@ fn add_disk(settings: &Settings, member: &str, machine: &mut Machine) {
             "its VMX names further disks ({others}): each is converted by itself, attach them to this machine"
         ));
     }
+}
+
+/// Whether a disk of this name holds what was written after a snapshot of `member`: `web-000001.vmdk` of `web.vmdk`.
+fn is_snapshot(name: &str, member: &str) -> bool {
+    let (name, disk) = (folded(stem(name)), folded(stem(member)));
+    let number = name.strip_prefix(&disk).and_then(|rest| rest.strip_prefix('-'));
+    number.is_some_and(|number| number.len() == 6 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn card(settings: &Settings, n: usize) -> Option<Card> {
@@ -245,6 +271,29 @@ serial0.present = "TRUE"
         assert_eq!(machine, expected);
         let bare = read(b"", "web.vmdk");
         assert_eq!((bare.firmware, bare.memory_mib, bare.disks.len()), (Some(Firmware::Bios), None, 1));
+    }
+
+    #[test]
+    fn a_disk_that_was_written_to_behind_a_snapshot_is_a_doubt() {
+        let of = |file: &str| {
+            read(format!("scsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"{file}\"\n").as_bytes(), "web.vmdk")
+        };
+        let machine = of("/vmfs/volumes/x/web-000002.vmdk");
+        assert_eq!(machine.disks[0].controller, Some(Controller::Scsi));
+        let doubt = "it wrote to web-000002.vmdk last, a snapshot of web.vmdk: what is in that is not in this disk; \
+                     consolidate its snapshots first";
+        assert_eq!(machine.doubts, [doubt]);
+        assert_eq!((of("WEB.vmdk").disks[0].controller, of("WEB.vmdk").doubts.len()), (Some(Controller::Scsi), 0));
+        assert!(of("web-1.vmdk").doubts[0].contains("names further disks (1)"));
+    }
+
+    #[test]
+    fn names_are_in_the_encoding_that_the_file_says() {
+        let name = |bytes: &[u8]| read(bytes, "web.vmdk").name.unwrap();
+        assert_eq!(name(b".encoding = \"GBK\"\ndisplayName = \"\xCE\xC4\"\n"), "\u{6587}");
+        assert_eq!(name(b".encoding = \"windows-1252\"\ndisplayName = \"caf\xE9\"\n"), "caf\u{e9}");
+        assert_eq!(name("displayName = \"caf\u{e9}\"\n".as_bytes()), "caf\u{e9}");
+        assert_eq!(name(b"displayName = \"caf\xE9\"\n"), "caf");
     }
 
     proptest! {

@@ -12,6 +12,8 @@ mod settings;
 mod tests;
 mod virtualbox;
 
+use std::collections::{HashMap, HashSet};
+
 use roxmltree::Node;
 
 use self::items::Items;
@@ -55,6 +57,7 @@ pub(super) fn read(
         }
     }
     attach_the_rest(&mut machines, disks, warnings);
+    doubt_shared_disks(&mut machines);
     Described { hardware, machines }
 }
 
@@ -152,6 +155,20 @@ fn attach_the_rest(machines: &mut [Machine], disks: &[OvfDisk], warnings: &mut V
     match machines {
         [only] => order::append(only, rest),
         _ => warnings.push(format!("{} disks of the OVF belong to none of its machines", rest.len())),
+    }
+}
+
+/// Two machines that run on one disk destroy what is on it.
+fn doubt_shared_disks(machines: &mut [Machine]) {
+    let mut users: HashMap<&str, usize> = HashMap::new();
+    for machine in &*machines {
+        let files: HashSet<&str> = machine.disks.iter().map(|disk| disk.file.as_str()).collect();
+        files.into_iter().for_each(|file| *users.entry(file).or_default() += 1);
+    }
+    let is_shared = |machine: &Machine| machine.disks.iter().any(|disk| users[disk.file.as_str()] > 1);
+    let shared: Vec<bool> = machines.iter().map(is_shared).collect();
+    for (machine, _) in machines.iter_mut().zip(shared).filter(|(_, shared)| *shared) {
+        machine.doubt("another machine of the OVF has one of its disks too: start one of them only, or give it a copy");
     }
 }
 

@@ -233,6 +233,28 @@ fn several_machines_have_each_its_own_disks() {
     assert_eq!(told, [("app", vec!["a"]), ("db", vec!["b"])]);
     assert_eq!(ovf.hardware, None);
     assert_eq!(ovf.warnings, ["the OVF describes 2 machines: each gets files of its own"]);
+    let doubt = "another machine of the OVF has one of its disks too: start one of them only, or give it a copy";
+    let doubts = |ovf: &Ovf| ovf.machines.iter().map(|m| m.doubts.iter().any(|d| d == doubt)).collect::<Vec<_>>();
+    assert_eq!(doubts(&ovf), [false, false]);
+    let systems = [one("a", "app"), one("b", "db"), one("a", "copy")].concat();
+    assert_eq!(
+        doubts(&envelope(&format!("<VirtualSystemCollection>{systems}</VirtualSystemCollection>"))),
+        [true, false, true]
+    );
+}
+
+#[test]
+fn numbers_that_no_machine_has_are_a_doubt_and_no_other_number() {
+    let machine = only(&system(
+        &(item(&[("ResourceType", "3"), ("VirtualQuantity", "5000")])
+            + &item(&[("ResourceType", "4"), ("AllocationUnits", "byte * 2^40"), ("VirtualQuantity", "1000")])),
+        "",
+    ));
+    assert_eq!((machine.sockets, machine.cores_per_socket, machine.memory_mib), (None, None, None));
+    for what in ["processors", "memory"] {
+        let doubt = format!("the source tells more {what} than any machine has");
+        assert!(machine.doubts.contains(&doubt), "{:?}", machine.doubts);
+    }
 }
 
 #[test]
