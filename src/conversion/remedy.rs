@@ -35,7 +35,7 @@ pub enum Remedy {
     PutBesideOvf,
     /// A disk that an OVF names with a URL.
     Download,
-    /// A disk that an OVF gives no name.
+    /// A disk that an OVF gives no name, or an OVF without a disk.
     ExportWithDisks,
     /// An archive whose paths leave it.
     PackWithoutPaths,
@@ -71,6 +71,8 @@ pub enum Remedy {
     RenameToRaw,
     /// A disk of an OVF in a packing that OVFs do not have.
     UnpackBeside,
+    /// An OVF with more disks than are read.
+    SplitOvf,
     /// A file that several disks of an OVF name.
     NameFilesOnce,
     /// An archive of a kind that is not read, or packed twice.
@@ -161,6 +163,7 @@ impl Remedy {
                 "If it is a raw disk, rename it to NAME.raw (in its OVF too); else copy it again from where it was made"
             }
             Self::UnpackBeside => "Unpack the disk beside the OVF, and write its new name into the href of the OVF",
+            Self::SplitOvf => "Bring the machine in OVFs of at most 128 disks each, or bring each disk by itself",
             Self::NameFilesOnce => {
                 "Give each disk of the OVF a file of its own, or take out the disks that are meant only once"
             }

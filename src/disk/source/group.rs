@@ -5,10 +5,10 @@ use super::accepted::{Limits, OvfOption, Scratch, Source, SourceDisk};
 use super::checks::{blank, check_size, read_text};
 use super::disk::open_disk;
 use super::members::{Found, Member, Members};
-use crate::conversion::Reason;
 use crate::conversion::file_name::{EXTENSIONS, extension, stem};
 use crate::conversion::machine::Machine;
 use crate::conversion::report::Hardware;
+use crate::conversion::{Reason, Remedy};
 use crate::disk::descriptor::ovf::{self, Ovf, OvfDisk, OvfFile, is_chunk};
 use crate::disk::descriptor::{MAX_BYTES, shown};
 use crate::disk::detect::{Content, Packing};
@@ -57,7 +57,8 @@ fn open_package(
     let ovf = ovf::parse(name, &text, limits.ovf_option.as_deref())
         .map_err(|e| Error { file: envelope.name().to_owned(), ..e })?;
     if ovf.disks.is_empty() {
-        return Err(Error::refuse(Reason::UnsupportedFormat, envelope.name(), "describes no disk"));
+        let refused = Error::refuse(Reason::UnsupportedFormat, envelope.name(), "describes no disk");
+        return Err(refused.with_remedy(Remedy::ExportWithDisks));
     }
     let beside = members.by_name();
     let mut scratch_left = limits.max_scratch_bytes;

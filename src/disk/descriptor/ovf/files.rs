@@ -116,7 +116,7 @@ fn read_disks<'a>(
         disks.push((OvfDisk { id: id.to_owned(), file: None, capacity }, entry));
         if disks.len() > MAX_MEMBERS {
             let message = format!("describes more than {MAX_MEMBERS} disks");
-            return Err(Error::refuse(Reason::UnsupportedFormat, file, message));
+            return Err(Error::refuse(Reason::UnsupportedFormat, file, message).with_remedy(Remedy::SplitOvf));
         }
     }
     Ok(disks)
