@@ -12,7 +12,7 @@
 #   cards  bios with two cards: ens192 by DHCP, ens224 with an address of its own
 #   lvm    bios, /boot on ext4, / on XFS on a logical volume across two disks; dracut by lz4
 #
-# Needs root, and QEMU for lvm: the volumes are made by a guest, since not every host has a device mapper.
+# Needs root, and for lvm loop devices and a kernel that mounts XFS; no device mapper.
 set -euo pipefail
 cache=$1 out=$2 kind=$3
 export PATH=$PATH:/usr/sbin:/sbin SOURCE_DATE_EPOCH=0
