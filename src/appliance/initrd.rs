@@ -17,6 +17,9 @@ pub const MODULES_LIST: &str = "etc/hyper2kvm/modules";
 pub const MODULES: &str = "lib/hyper2kvm";
 /// A multiple of which the initrd's length is, so that the job's archive can follow (the kernel demands 4).
 const BLOCK: usize = 512;
+/// Most bytes that the initrd may unpack to. The kernel's first file system takes half of its memory at most, of the 384 MiB
+/// that an appliance has, and the drivers of a job need 32 MiB of that.
+const MAX_UNPACKED: usize = 128 << 20;
 /// zstd's level: a higher one takes ten times as long for a twentieth.
 const LEVEL: i32 = 12;
 
@@ -105,6 +108,24 @@ pub enum Error {
     Archive(#[from] cpio::Error),
     #[error("cannot pack the initrd")]
     Pack(#[source] io::Error),
+    #[error(
+        "the initrd would unpack to {} MiB, and the appliance's memory takes {} MiB: its largest file is {} with {} MiB, \
+         strip its symbols (strip --strip-debug)",
+        bytes >> 20, MAX_UNPACKED >> 20, largest.display(), of_largest >> 20
+    )]
+    Large { bytes: usize, largest: PathBuf, of_largest: usize },
+}
+
+/// The largest file that was taken, and its bytes.
+#[derive(Debug, Default)]
+struct Largest(PathBuf, usize);
+
+impl Largest {
+    fn see(&mut self, path: &Path, content: &[u8]) {
+        if content.len() > self.1 {
+            *self = Self(path.to_owned(), content.len());
+        }
+    }
 }
 
 /// Puts an initrd together.
@@ -116,9 +137,12 @@ pub fn build(parts: &Parts<'_>) -> Result<Initrd, Error> {
     // The kernel gives it to the first process as its standard output, before /dev is mounted.
     archive.device("dev/console", 5, 1)?;
     archive.device("dev/null", 1, 3)?;
-    take_modules(parts.modules, &mut archive)?;
+    let mut largest = Largest::default();
+    take_modules(parts.modules, &mut archive, &mut largest)?;
     let mut shared = BTreeMap::new();
-    archive.file("init", 0o755, &read(parts.init)?)?;
+    let init = read(parts.init)?;
+    largest.see(parts.init, &init);
+    archive.file("init", 0o755, &init)?;
     shared.extend(libraries::of(parts.init)?);
     let mut missing = Vec::new();
     for tool in TOOLS {
@@ -133,13 +157,18 @@ pub fn build(parts: &Parts<'_>) -> Result<Initrd, Error> {
     for (path, content) in shared {
         archive.file(path.trim_start_matches('/'), 0o755, &content)?;
     }
-    let mut bytes = zstd::bulk::compress(&archive.finish(), LEVEL).map_err(Error::Pack)?;
+    let unpacked = archive.finish();
+    if unpacked.len() > MAX_UNPACKED {
+        let Largest(largest, of_largest) = largest;
+        return Err(Error::Large { bytes: unpacked.len(), largest, of_largest });
+    }
+    let mut bytes = zstd::bulk::compress(&unpacked, LEVEL).map_err(Error::Pack)?;
     bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
     Ok(Initrd { bytes, missing })
 }
 
 /// Adds the modules, and the list of them.
-fn take_modules(directory: &Path, archive: &mut cpio::Archive) -> Result<(), Error> {
+fn take_modules(directory: &Path, archive: &mut cpio::Archive, largest: &mut Largest) -> Result<(), Error> {
     let dep = match fs::read_to_string(directory.join("modules.dep")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NoModules(directory.to_owned())),
         read => read.map_err(|source| Error::Read { path: directory.join("modules.dep"), source })?,
@@ -160,7 +189,9 @@ fn take_modules(directory: &Path, archive: &mut cpio::Archive) -> Result<(), Err
         for file in modules.closure(&wanted).map_err(wrong)? {
             let name = modules::file_name(&file).ok_or_else(|| wrong(modules::Error::Form(file.clone())))?;
             if taken.insert(name.to_owned()) {
-                let module = modules::unpack(&file, read(&directory.join(&file))?).map_err(wrong)?;
+                let place = directory.join(&file);
+                let module = modules::unpack(&file, read(&place)?).map_err(wrong)?;
+                largest.see(&place, &module);
                 archive.file(&format!("{MODULES}/{name}"), 0o644, &module)?;
             }
             let may_fail = if needed.contains(&file) { "" } else { "?" };
@@ -211,6 +242,17 @@ mod tests {
         for path in ["init", "dev/console", MODULES_LIST, "lib/hyper2kvm/virtio_ring.ko", "lib/hyper2kvm/nls_utf8.ko"] {
             assert!(paths.contains(&path), "{path} is not in {paths:?}");
         }
+    }
+
+    #[test]
+    fn an_initrd_that_its_memory_does_not_take_is_refused_with_its_largest_file() {
+        let (kernel, place) = (kernel(true), tempfile::tempdir().unwrap());
+        let init = place.path().join("init");
+        fs::copy("/bin/true", &init).unwrap();
+        fs::File::options().write(true).open(&init).unwrap().set_len(MAX_UNPACKED as u64).unwrap();
+        let error = build(&parts(&init, kernel.path())).unwrap_err().to_string();
+        let expected = format!("its largest file is {} with 128 MiB, strip its symbols", init.display());
+        assert!(error.contains(&expected), "{error}");
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub(in crate::worker) enum FixError {
     NoAppliance(PathBuf),
     #[error("{} can't be read", .0.display())]
     Appliance(PathBuf, #[source] io::Error),
+    #[error("{path} has more than {most_mib} MiB, which do not fit in the appliance's memory")]
+    LargeAppliance { path: PathBuf, most_mib: u64 },
     #[error("{0} is not installed, or not in the PATH")]
     NoProgram(&'static str),
     #[error("the machine has {0} disks, more than the appliance takes")]
@@ -65,7 +67,7 @@ impl From<FixError> for Failure {
     fn from(error: FixError) -> Self {
         let (reason, remedy) = match error {
             FixError::Interrupted => (Reason::Disrupted, None),
-            FixError::NoAppliance(_) | FixError::Appliance(..) => {
+            FixError::NoAppliance(_) | FixError::Appliance(..) | FixError::LargeAppliance { .. } => {
                 (Reason::GuestFixFailed, Some(Remedy::BuildAppliance))
             }
             FixError::NoProgram(_) => (Reason::GuestFixFailed, Some(Remedy::InstallQemu)),

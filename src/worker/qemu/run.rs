@@ -33,8 +33,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Memory of the appliance in MiB, and of what QEMU translates.
 const MEMORY_MIB: u32 = 384;
 const TRANSLATED_MIB: u32 = 64;
-/// Longest initrd that is read.
-const MAX_INITRD: u64 = 256 << 20;
+/// Longest initrd that is read. `appliance build` makes none that unpacks to more.
+const MAX_INITRD: u64 = 128 << 20;
 
 /// Overlays over disks, gone when this is dropped.
 pub(in crate::worker) struct Overlays<'a> {
@@ -141,8 +141,11 @@ impl<'a> Overlays<'a> {
         let source = self.programs.appliance.join("initrd");
         let mut bytes = Vec::new();
         File::open(&source)
-            .and_then(|file| file.take(MAX_INITRD).read_to_end(&mut bytes))
+            .and_then(|file| file.take(MAX_INITRD + 1).read_to_end(&mut bytes))
             .map_err(|e| no_appliance(&source, e))?;
+        if bytes.len() as u64 > MAX_INITRD {
+            return Err(FixError::LargeAppliance { path: source, most_mib: MAX_INITRD >> 20 });
+        }
         bytes.resize(bytes.len().next_multiple_of(512), 0);
         let path = self.place.join("initrd");
         let mut file = File::create_new(&path).map_err(FixError::Work)?;
