@@ -80,6 +80,11 @@ fn write(files: &Mounted, place: &Place, act: &Act, before: bool) -> io::Result<
             let mut old = old.as_ref().ok_or(io::ErrorKind::NotFound)?;
             io::copy(&mut old, &mut file)?;
         }
+        Act::Append(more) => {
+            let mut old = old.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            io::copy(&mut old, &mut file)?;
+            file.write_all(more)?;
+        }
         Act::CopyOf(other) => {
             let other = files.file(other).map_err(|error| error.source)?;
             io::copy(&mut other.ok_or(io::ErrorKind::NotFound)?, &mut file)?;

@@ -11,6 +11,7 @@ mod firmware;
 mod generator;
 mod initramfs;
 mod network;
+mod persist;
 
 use std::collections::BTreeMap;
 
@@ -41,6 +42,8 @@ pub enum Act {
     Write(Vec<u8>),
     /// These bytes stand before what it has.
     Prepend(Vec<u8>),
+    /// These bytes stand behind what it has.
+    Append(Vec<u8>),
     /// It is a copy of another file.
     CopyOf(String),
     /// It has this content, on an NTFS: where it is new, only administrators may change it.
@@ -183,7 +186,7 @@ pub fn plan(guest: &Guest, files: &Mounted, job: &Job) -> Result<Plan, Refusal> 
 fn is_done(change: &Planned, files: &Mounted) -> bool {
     match &change.act {
         Act::Write(content) => files.read(&change.path).is_ok_and(|before| before.as_ref() == Some(content)),
-        Act::Prepend(_) | Act::CopyOf(_) | Act::Install(_) | Act::Edit(_) | Act::Remove => false,
+        Act::Prepend(_) | Act::Append(_) | Act::CopyOf(_) | Act::Install(_) | Act::Edit(_) | Act::Remove => false,
     }
 }
 
@@ -196,7 +199,7 @@ pub(super) fn check_room(plan: &Plan, files: &Mounted, most: u64) -> Result<(), 
         let written = match act {
             // Where a file is edited, this is the copy that is kept, and what the file grows by.
             Act::Write(content) | Act::Install(content) | Act::Edit(content) => content.len() as u64,
-            Act::Prepend(prefix) => length(path)?.saturating_add(prefix.len() as u64),
+            Act::Prepend(more) | Act::Append(more) => length(path)?.saturating_add(more.len() as u64),
             Act::CopyOf(other) => length(other)?,
             Act::Remove => 0,
         };

@@ -62,14 +62,18 @@ fn every_act_does_what_it_says() {
     std::fs::write(root.join("etc").join(UNFINISHED), "half").unwrap();
     apply(&files, &planned("/etc/a", Act::Prepend(b"before ".to_vec()))).unwrap();
     assert_eq!(std::fs::read_to_string(root.join("etc/a")).unwrap(), "before content");
+    apply(&files, &planned("/etc/a", Act::Append(b" after".to_vec()))).unwrap();
+    assert_eq!(std::fs::read_to_string(root.join("etc/a")).unwrap(), "before content after");
     let change = apply(&files, &planned("/EFI/BOOT/b", Act::CopyOf("/etc/a".into()))).unwrap();
     assert_eq!((change.file.as_str(), change.backup), ("/EFI/BOOT/b", None));
-    assert_eq!(std::fs::read_to_string(root.join("EFI/BOOT/b")).unwrap(), "before content");
+    assert_eq!(std::fs::read_to_string(root.join("EFI/BOOT/b")).unwrap(), "before content after");
     assert_eq!(std::fs::metadata(root.join("EFI/BOOT/b")).unwrap().mode() & 0o7777, 0o644);
     let change = apply(&files, &planned("/etc/a", Act::Remove)).unwrap();
     assert_eq!(change.backup.as_deref(), Some("/etc/a.hyper2kvm"));
     assert_eq!(names(&root.join("etc")), ["a.hyper2kvm"]);
-    assert!(apply(&files, &planned("/etc/none", Act::Prepend(Vec::new()))).is_err());
+    for act in [Act::Prepend(Vec::new()), Act::Append(Vec::new())] {
+        assert!(apply(&files, &planned("/etc/none", act)).is_err());
+    }
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub(super) enum Generator {
     Dracut(Vec<&'static str>),
     /// Its hooks stand in a file that cannot be added to, so a rule of udev does it: the directory of the rules.
     Mkinitcpio(&'static str),
+    /// Its init has no place for hooks, and loads drivers by the lists of modules that stand beside them.
+    Mkinitfs,
 }
 
 /// An initramfs as it is once the kernel has unpacked it.
@@ -56,7 +58,7 @@ impl<'a> Unpacked<'a> {
         self.by_path.contains_key(path)
     }
 
-    fn is_directory(&self, path: &str) -> bool {
+    pub(super) fn is_directory(&self, path: &str) -> bool {
         self.by_path.get(path).is_some_and(|entry| entry.mode & KINDS == DIRECTORY)
     }
 
@@ -91,9 +93,10 @@ impl<'a> Unpacked<'a> {
             let rules = UDEV_RULES.into_iter().find(|path| self.is_directory(path));
             return rules.map(Generator::Mkinitcpio).ok_or("made by mkinitcpio without udev");
         }
-        Err(if self.has("etc/mkinitfs") || self.has("sbin/nlplug-findfs") || self.has("usr/sbin/nlplug-findfs") {
-            "made by Alpine's mkinitfs"
-        } else if self.has("run_all.sh") || self.has("config/start.sh") {
+        if self.has("sbin/nlplug-findfs") || self.has("usr/sbin/nlplug-findfs") {
+            return Ok(Generator::Mkinitfs);
+        }
+        Err(if self.has("run_all.sh") || self.has("config/start.sh") {
             "made by SUSE's old mkinitrd"
         } else {
             "made by a program that is not known"
@@ -130,7 +133,7 @@ mod tests {
             ),
             (&["init_functions", "usr/lib/udev/rules.d/"], Ok(Generator::Mkinitcpio("usr/lib/udev/rules.d"))),
             (&["init_functions"], Err("made by mkinitcpio without udev")),
-            (&["sbin/nlplug-findfs"], Err("made by Alpine's mkinitfs")),
+            (&["init", "sbin/nlplug-findfs"], Ok(Generator::Mkinitfs)),
             (&["run_all.sh"], Err("made by SUSE's old mkinitrd")),
             (&["init"], Err("made by a program that is not known")),
             (&[], Err("made by a program that is not known")),

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Gives an initramfs the guest's own virtio modules: a small archive before it, with a hook that loads them.
+//! Gives an initramfs the guest's own virtio modules: a small archive before it, with a hook that loads them; or behind it,
+//! with lists of modules in place of its own.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::generator::{Generator, Unpacked};
-use super::{Act, Plan, Refusal};
+use super::{Act, Plan, Refusal, persist};
 use crate::appliance::modules::{self, Modules, unpack};
 use crate::appliance::mounted::Mounted;
 use crate::appliance::{cpio, modules::file_name};
@@ -19,6 +20,12 @@ pub(super) const LVM_DEVICES: &str = "/etc/lvm/devices/system.devices";
 const HOME: &str = "usr/lib/hyper2kvm";
 /// Drivers without which no root on virtio-blk is found.
 const NEEDED: [&str; 2] = ["virtio_pci", "virtio_blk"];
+/// Where an initramfs has its modules, by the kernel's version.
+const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
+/// Lists by which modules are found: for busybox, and for kmod.
+const LISTS: [&str; 4] = ["modules.dep", "modules.alias", "modules.dep.bin", "modules.alias.bin"];
+/// zstd's level, as mkinitfs has it by default.
+const LEVEL: i32 = 3;
 /// Drivers that are taken along where the kernel has them as modules.
 const WELCOME: [&str; 2] = ["virtio_scsi", "sd_mod"];
 
@@ -63,9 +70,9 @@ pub(super) fn plan(guest: &Guest, files: &Mounted, plan: &mut Plan) -> Result<()
         let mut after = before;
         match planned {
             Ok(None) => {}
-            Ok(Some((generator, archive))) => {
+            Ok(Some((generator, act))) => {
                 let path = kernel.initramfs.as_deref().expect("an archive is for an initramfs");
-                plan.change(FixKind::InitramfsVirtio, path, Act::Prepend(archive));
+                plan.change(FixKind::InitramfsVirtio, path, act);
                 after = Answer::Yes;
                 if !generators.contains(&generator) {
                     generators.push(generator);
@@ -82,7 +89,7 @@ pub(super) fn plan(guest: &Guest, files: &Mounted, plan: &mut Plan) -> Result<()
         });
     }
     for generator in &generators {
-        persist(generator, files, plan)?;
+        persist::persist(generator, files, plan)?;
     }
     Ok(())
 }
@@ -104,7 +111,7 @@ fn archive(
     before: Answer,
     with_lvm: bool,
     files: &Mounted,
-) -> Result<Option<(Generator, Vec<u8>)>, Refusal> {
+) -> Result<Option<(Generator, Act)>, Refusal> {
     if before == Answer::Yes && !with_lvm {
         return Ok(None);
     }
@@ -128,7 +135,10 @@ fn archive(
     let generator = generator.map_err(|what| Refusal::unsupported(format!("{path} is {what}.")))?;
     let mut entries = Vec::new();
     if before == Answer::No {
-        entries = loading(kernel, path, &generator, &unpacked, files)?;
+        entries = match generator {
+            Generator::Mkinitfs => listing(kernel, path, &unpacked, files)?,
+            _ => loading(kernel, path, &generator, &unpacked, files)?,
+        };
     }
     if with_lvm && unpacked.has_below("etc/lvm/devices") {
         if unpacked.has("etc/lvm/lvmlocal.conf") {
@@ -153,7 +163,32 @@ fn archive(
         };
         added.map_err(|error| Refusal::unsupported(format!("{path}: {error}.")))?;
     }
-    Ok(Some((generator, archive.finish())))
+    let archive = archive.finish();
+    let act = match generator {
+        Generator::Mkinitfs => Act::Append(behind(kernel, path, archive, files)?),
+        _ => Act::Prepend(archive),
+    };
+    Ok(Some((generator, act)))
+}
+
+/// The archive as it may stand behind an initramfs: at a multiple of four bytes, or packed as that is where its decoder takes
+/// all that follows for more of the same.
+fn behind(kernel: &Kernel, path: &str, archive: Vec<u8>, files: &Mounted) -> Result<Vec<u8>, Refusal> {
+    let wrong = |why: String| Refusal::unsupported(format!("{path} {why}."));
+    match kernel.compression.as_deref() {
+        Some("none" | "gzip" | "xz") => {
+            let length = files.place(path)?.length()?.unwrap_or_default();
+            let gap = usize::try_from(length.next_multiple_of(4) - length).expect("it is less than four");
+            Ok([vec![0; gap], archive].concat())
+        }
+        Some("zstd") => {
+            zstd::bulk::compress(&archive, LEVEL).map_err(|error| wrong(format!("cannot be added to: {error}")))
+        }
+        other => {
+            let other = other.unwrap_or("an unknown program");
+            Err(wrong(format!("is packed with {other}, behind which no kernel looks for more")))
+        }
+    }
 }
 
 enum Entry {
@@ -161,15 +196,15 @@ enum Entry {
     Link(String),
 }
 
-/// The modules, what loads them, and the generator's hook.
-fn loading(
-    kernel: &Kernel,
-    path: &str,
-    generator: &Generator,
-    unpacked: &Unpacked<'_>,
-    files: &Mounted,
-) -> Result<Vec<(String, Entry)>, Refusal> {
-    let drivers_missing = |message: String| Refusal::new(Unfixed::GuestDriversMissing, message);
+/// A module: its file as `modules.dep` names it, the content of that, and the same unpacked.
+struct Module {
+    file: String,
+    packed: Vec<u8>,
+    unpacked: Vec<u8>,
+}
+
+/// The modules that `kernel` needs, each behind what it needs itself.
+fn needed(kernel: &Kernel, files: &Mounted) -> Result<Vec<Module>, Refusal> {
     let directory = format!("/lib/modules/{}", kernel.version);
     let Some(dep) = files.text(&format!("{directory}/modules.dep"))? else {
         return Err(drivers_missing(format!("The kernel {} has no {directory}/modules.dep.", kernel.version)));
@@ -180,23 +215,74 @@ fn loading(
     wanted.extend(WELCOME.into_iter().filter(is_module).filter(|name| modules.has(name)));
     let order = modules.closure(&wanted);
     let order = order.map_err(|error| drivers_missing(format!("Kernel {}: {error}.", kernel.version)))?;
+    let module = |file: String| -> Result<Module, Refusal> {
+        let place = if file.starts_with('/') { file.clone() } else { format!("{directory}/{file}") };
+        let packed = files.read(&place)?;
+        let packed = packed.ok_or_else(|| drivers_missing(format!("{place} is not there.")))?;
+        let unpacked =
+            unpack(&place, packed.clone()).map_err(|error: modules::Error| drivers_missing(format!("{error}.")))?;
+        Ok(Module { file, packed, unpacked })
+    };
+    order.into_iter().map(module).collect()
+}
+
+fn drivers_missing(message: String) -> Refusal {
+    Refusal::new(Unfixed::GuestDriversMissing, message)
+}
+
+/// The modules, what loads them, and the generator's hook.
+fn loading(
+    kernel: &Kernel,
+    path: &str,
+    generator: &Generator,
+    unpacked: &Unpacked<'_>,
+    files: &Mounted,
+) -> Result<Vec<(String, Entry)>, Refusal> {
+    let modules = needed(kernel, files)?;
     let loader = unpacked.loader();
     let loader = loader.ok_or_else(|| Refusal::unsupported(format!("{path} has no program that loads modules.")))?;
     let mut entries = Vec::new();
     let mut names = String::new();
-    for file in &order {
-        let name = file_name(file).ok_or_else(|| drivers_missing(format!("{directory} names no module by {file}.")))?;
-        let place = if file.starts_with('/') { file.clone() } else { format!("{directory}/{file}") };
-        let packed = files.read(&place)?;
-        let packed = packed.ok_or_else(|| drivers_missing(format!("{place} is not there.")))?;
-        let module = unpack(&place, packed).map_err(|error: modules::Error| drivers_missing(format!("{error}.")))?;
+    for Module { file, unpacked, .. } in modules {
+        let name =
+            file_name(&file).ok_or_else(|| drivers_missing(format!("modules.dep names no module by {file}.")))?;
         names.push_str(name);
         names.push('\n');
-        entries.push((format!("{HOME}/{name}"), Entry::File(0o644, module)));
+        entries.push((format!("{HOME}/{name}"), Entry::File(0o644, unpacked)));
     }
     entries.push((format!("{HOME}/insmod"), Entry::Link(format!("/{loader}"))));
     entries.extend(hooks(generator, &names));
     entries.push((format!("{HOME}/order"), Entry::File(0o644, names.into_bytes())));
+    Ok(entries)
+}
+
+/// The modules where the initramfs has its own, and the guest's lists of all modules in place of those of the few that are
+/// there. Its init finds drivers by the lists; one that is listed and not there is as one that is not listed.
+fn listing(
+    kernel: &Kernel,
+    path: &str,
+    unpacked: &Unpacked<'_>,
+    files: &Mounted,
+) -> Result<Vec<(String, Entry)>, Refusal> {
+    let homes = MODULES.iter().map(|above| format!("{above}/{}", kernel.version));
+    let home = homes.into_iter().find(|home| unpacked.is_directory(home));
+    let home = home.ok_or_else(|| Refusal::unsupported(format!("{path} has no modules of {}.", kernel.version)))?;
+    let directory = format!("/lib/modules/{}", kernel.version);
+    let mut entries = Vec::new();
+    for Module { file, packed, .. } in needed(kernel, files)? {
+        let below = file.strip_prefix(&format!("{directory}/")).unwrap_or(&file);
+        entries.push((format!("{home}/{below}"), Entry::File(0o644, packed)));
+    }
+    for list in LISTS {
+        let place = format!("{directory}/{list}");
+        match files.read(&place)? {
+            Some(content) => entries.push((format!("{home}/{list}"), Entry::File(0o644, content))),
+            None if unpacked.has(&format!("{home}/{list}")) => {
+                return Err(drivers_missing(format!("{place} is not there, and {path} has one.")));
+            }
+            None => {}
+        }
+    }
     Ok(entries)
 }
 
@@ -224,30 +310,7 @@ fn hooks(generator: &Generator, names: &str) -> Vec<(String, Entry)> {
             rule.push('\n');
             vec![(format!("{rules}/00-hyper2kvm.rules"), Entry::File(0o644, rule.into_bytes()))]
         }
+        // It finds them by itself.
+        Generator::Mkinitfs => Vec::new(),
     }
-}
-
-/// Tells the generator of the drivers, so that the guest's next initramfs has them by itself.
-fn persist(generator: &Generator, files: &Mounted, plan: &mut Plan) -> Result<(), Refusal> {
-    let lines = "virtio_pci\nvirtio_blk\nvirtio_scsi\n";
-    let (path, content) = match generator {
-        Generator::InitramfsTools => {
-            let path = "/etc/initramfs-tools/modules";
-            let mut text = files.text(path)?.unwrap_or_default();
-            if !text.is_empty() && !text.ends_with('\n') {
-                text.push('\n');
-            }
-            (path, format!("{text}# Drivers of the disks of a virtual machine on KVM.\n{lines}"))
-        }
-        Generator::Dracut(_) => (
-            "/etc/dracut.conf.d/90-hyper2kvm.conf",
-            "# Drivers of the disks of a virtual machine on KVM.\nadd_drivers+=\" virtio_pci virtio_blk virtio_scsi \"\n".into(),
-        ),
-        Generator::Mkinitcpio(_) => (
-            "/etc/mkinitcpio.conf.d/hyper2kvm.conf",
-            "# Drivers of the disks of a virtual machine on KVM.\nMODULES+=(virtio_pci virtio_blk virtio_scsi)\n".into(),
-        ),
-    };
-    plan.change(FixKind::InitramfsVirtio, path, Act::Write(content.into_bytes()));
-    Ok(())
 }
