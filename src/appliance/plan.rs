@@ -157,6 +157,12 @@ fn unknown(guest: &Guest) -> Result<(), Refusal> {
         let message = format!("{} is {}, so whether a system is on it is not known.", volume.name, volume.content);
         return Err(Refusal::new(reason, message));
     }
+    // What could not be read may hold a system all the same; a CD holds none that is installed.
+    let is_cd = |what: &str| guest.volumes.iter().any(|volume| volume.name == what && volume.content == "iso9660");
+    if let Some(doubt) = guest.doubts.iter().find(|doubt| !is_cd(&doubt.what)) {
+        let message = format!("Whether a system is on {} is not known: {}.", doubt.what, doubt.why);
+        return Err(Refusal::unsupported(message));
+    }
     Ok(())
 }
 

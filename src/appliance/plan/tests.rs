@@ -323,7 +323,11 @@ fn what_is_no_single_linux_is_no_guest_to_treat() {
     let with = |content: &str| Guest { volumes: vec![volume(content)], ..Guest::default() };
     assert_eq!(triage(&with("ext4")), Ok(false));
     assert_eq!(triage(&good()), Ok(true));
+    let doubt = |what: &str| Doubt { what: what.into(), why: "unsupported features".into() };
+    assert_eq!(triage(&Guest { doubts: vec![doubt("disk 0")], ..with("iso9660") }), Ok(false));
     for (guest, expected) in [
+        (Guest { doubts: vec![doubt("disk 0")], ..with("ext4") }, Unfixed::GuestUnsupported),
+        (Guest { doubts: vec![doubt("rl/root")], ..with("lvm2") }, Unfixed::GuestUnsupported),
         (with("luks"), Unfixed::GuestEncrypted),
         (with("bitlocker"), Unfixed::GuestEncrypted),
         (with("mdraid"), Unfixed::GuestUnsupported),
