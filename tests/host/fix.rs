@@ -200,6 +200,15 @@ fn a_guest_that_is_not_fixed_is_published_as_it_was_converted_or_not_at_all() {
 }
 
 #[test]
+fn a_qemu_that_dies_is_told_by_its_own_words() {
+    let Some(bench) = Bench::new("echo 'no memory is left' >&2; exit 1") else { return };
+    let output = bench.convert("vm.raw", "out", &["--fix-guest=require"]);
+    assert_eq!(output.status.code(), Some(12), "{}", said(&output));
+    let expected = "qemu-system-x86_64 ended with exit status: 1: no memory is left";
+    assert!(said(&output).contains(expected), "{}", said(&output));
+}
+
+#[test]
 fn no_appliance_starts_where_it_is_known_that_none_is_needed() {
     let Some(bench) = Bench::new("echo nonsense") else { return };
     bench.disk("data.raw", false);

@@ -15,7 +15,7 @@ use super::accelerator::Runner;
 use super::error::FixError;
 use super::map::{self, Change, MAX_ANSWER};
 use super::programs::{MAX_SAID, Programs, QEMU, QEMU_IMG, SANDBOX, said};
-use crate::appliance::protocol::{Answer, DriverFile, Job, MAX_DISKS, job_archive};
+use crate::appliance::protocol::{self, Answer, DriverFile, Job, MAX_DISKS, job_archive};
 use crate::conversion::guest::fix::GuestFix;
 use crate::conversion::report::DiskReport;
 use crate::conversion::target::DiskTarget;
@@ -126,9 +126,9 @@ impl<'a> Overlays<'a> {
         let ended = qemu.wait().map_err(|e| FixError::Start(QEMU, e))?;
         let complaint = qemu.stderr.as_mut().map(|stderr| said(stderr, MAX_SAID)).unwrap_or_default();
         match heard {
-            Err(FixError::Answer(error)) if !ended.success() && !complaint.is_empty() => {
-                tracing::warn!("{QEMU}: {complaint}");
-                Err(FixError::Answer(error))
+            // It died before the appliance had answered, and says itself why.
+            Err(FixError::Answer(protocol::Error::NoReport)) if !ended.success() && !complaint.is_empty() => {
+                Err(FixError::Program { program: QEMU, status: ended, said: complaint })
             }
             Err(error) => Err(error),
             Ok(_) if !ended.success() => Err(FixError::Program { program: QEMU, status: ended, said: complaint }),
