@@ -2,6 +2,7 @@
 //! The appliance from outside: built by `hyper2kvm appliance build`, started in QEMU over disks that are made here.
 
 mod guests;
+mod kills;
 
 use std::fs;
 use std::path::{Path, PathBuf};

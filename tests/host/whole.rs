@@ -6,12 +6,11 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::boots::{appliance, boot, cache, convert, guest, is_wide, tail, told, worker};
+use crate::boots::{appliance, boot, cache, convert, guest, is_wide, tail, told};
 
 /// How long a guest gets to boot by its own systemd, read all its files and power off.
 const BOOT: Duration = Duration::from_secs(900);
@@ -119,74 +118,4 @@ fn a_debian_on_xfs_on_lvm_of_two_disks_boots_after_a_fix() {
 #[test]
 fn a_debian_of_two_cards_keeps_both_names() {
     is_fixed("cards", "/dev/vda1 ext4", &[("ens192", "10.0.2.15/24"), ("ens224", "192.0.2.7/24")]);
-}
-
-/// Kills attempts with the real appliance, in turns at a moment of the fix and at one of the merge.
-#[test]
-fn kills_of_a_real_fix_leave_the_disk_converted_or_fixed_and_never_between() {
-    if !is_wide() {
-        return;
-    }
-    let kills: u32 = std::env::var("HYPER2KVM_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-    let place = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let here = place.path();
-    if guest(here, &["bios", "broken"]).is_none() {
-        return;
-    }
-    fs::create_dir(here.join("appliance")).unwrap();
-    appliance(here);
-    let options = serde_json::json!({"guest": {"fix": "require", "accelerator": "tcg"}});
-    let mut attempt = worker(here, &options);
-    let folder = here.join("work/pod");
-    let has = |name: &str| folder.join(name).exists();
-    let begun = Instant::now();
-    let output = attempt.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let takes = begun.elapsed();
-    let (mut between, mut fixed) = (0, 0);
-    for n in 0..kills {
-        let _ = fs::remove_dir_all(&folder);
-        let mut child = attempt.spawn().unwrap();
-        let is_running = |child: &mut std::process::Child| child.try_wait().unwrap().is_none();
-        while is_running(&mut child) && !has("copied.json") {
-            sleep(Duration::from_millis(2));
-        }
-        if n % 2 == 0 {
-            sleep(takes * (n * 7919 % kills) / kills);
-        } else {
-            while is_running(&mut child) && has("copied.json") {
-                sleep(Duration::from_millis(1));
-            }
-            sleep(Duration::from_millis(u64::from(n * 7919 % kills) * 200 / u64::from(kills)));
-        }
-        let _ = child.kill();
-        child.wait().unwrap();
-        let disk = folder.join("system.qcow2");
-        if has("fixed.json") {
-            fixed += 1;
-            assert!(is_whole(&disk, here), "kill {n}");
-        } else if has("copied.json") {
-            let same = Command::new("qemu-img").arg("compare").arg(here.join("claim/system.raw")).arg(&disk).output();
-            assert!(same.unwrap().status.success(), "kill {n}: between, and taken for converted");
-        } else {
-            between += 1;
-        }
-        if n % 10 == 9 {
-            let output = attempt.output().unwrap();
-            assert!(output.status.success(), "kill {n}: {}", String::from_utf8_lossy(&output.stderr));
-            assert!(is_whole(&disk, here) && has("metadata.json") && !has("fix.tmp"), "kill {n}");
-        }
-    }
-    println!("{kills} kills: {between} in the merge, which is done anew; {fixed} behind it");
-}
-
-/// Whether a fixed disk has no fault: its tables, and its file system.
-fn is_whole(disk: &Path, place: &Path) -> bool {
-    let raw = place.join("checked.raw");
-    let status = |program: &str, words: &[&str]| Command::new(program).args(words).output().unwrap().status.success();
-    let (disk, raw) = (disk.to_str().unwrap(), raw.to_str().unwrap());
-    // The file system begins at sector 20480.
-    status("qemu-img", &["check", "-q", disk])
-        && status("qemu-img", &["convert", "-O", "raw", disk, raw])
-        && status("/sbin/e2fsck", &["-fn", &format!("{raw}?offset={}", 20_480 * 512)])
 }
