@@ -74,6 +74,8 @@ pub struct Update {
 pub struct Error {
     pub doing: &'static str,
     pub id: ConversionId,
+    /// Whether it passes by itself, and is nobody's concern yet.
+    pub passes: bool,
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
@@ -85,7 +87,7 @@ impl Error {
         id: &ConversionId,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { doing, id: id.clone(), source: source.into() }
+        Self { doing, id: id.clone(), passes: false, source: source.into() }
     }
 }
 

@@ -18,6 +18,8 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use super::client::told_by_watch;
+
 /// Longest pause before a failed watch is tried again. Once the API server is back, changes go unseen for as long.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -94,7 +96,10 @@ where
         while let Some((scope, event)) = events.next().await {
             match event {
                 Ok(event) => cache.apply(scope, event, &mut on_change),
-                Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; it is tried again"),
+                Err(error) => {
+                    let error = told_by_watch(&error);
+                    tracing::warn!(kind = %K::kind(&()), error, "watch failed; it is tried again");
+                }
             }
             shown.send_if_modified(|shown| {
                 let is_new = shown.len() != cache.unlisted.len();

@@ -26,7 +26,7 @@ use objects::{
 };
 use progress::PolledProgress;
 use running::poll_result;
-use state::{Known, WatchEvent, Written};
+use state::{Known, WatchEvent, Written, failed};
 
 /// What [`ClusterExecutor::next`] was woken by.
 enum Wake {
@@ -48,7 +48,7 @@ impl Executor for ClusterExecutor {
             // An object that existed before and is gone was deleted, or belonged to a queue that was.
             let was_there = submission.uid.is_some() || submission.claim.queue_uid != self.queue_uid();
             let found = if was_there { self.find(&id).await } else { self.create(&submission).await };
-            let object = found.map_err(|error| Error::new(DOING, &id, error))?;
+            let object = found.map_err(|error| failed(DOING, &id, error))?;
             if let Some(object) = object {
                 self.keep(&id, object);
             } else if let Some(known) = self.known.get_mut(&id) {

@@ -16,6 +16,7 @@ use super::notifications::Wrong;
 use super::specification::Wanted;
 use crate::cluster::api::owners::Writer;
 use crate::cluster::api::{ConditionState, ConditionType, HyperConversion, condition, set_by, set_condition};
+use crate::cluster::client::told;
 use crate::cluster::identity::Identity;
 use crate::cluster::snapshot::{self, WatcherSnapshot};
 use crate::cluster::{cache, names};
@@ -362,7 +363,7 @@ async fn write(
         match api.patch_status(&name, &params, &Patch::Apply(patch)).await {
             Ok(now) => (last, written) = (status, Some(now)),
             Err(error) => {
-                tracing::warn!(%error, "cannot write the queue's status");
+                tracing::warn!(error = told(&error), "cannot write the queue's status");
                 reports.mark_changed();
             }
         }

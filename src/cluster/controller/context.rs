@@ -27,6 +27,7 @@ use super::shared::Shared;
 use super::writes::Writes;
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::Scope;
+use crate::cluster::client::told;
 use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
 use crate::cluster::seen::{Event, Job, PersistentVolumeClaim, Pod};
@@ -236,7 +237,7 @@ impl Context {
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
-            tracing::debug!(%error, "cannot publish an event");
+            tracing::debug!(error = told(&error), "cannot publish an event");
         }
     }
 

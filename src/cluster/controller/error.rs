@@ -4,13 +4,11 @@
 use std::time::Duration;
 
 use crate::cluster::api::{ConditionState, InvalidSetting};
+use crate::cluster::client::{MAX_WORDS, passes, told};
 use crate::conversion::{InvalidId, chain, verdict};
 
 /// Longest time that a reconcile may take.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(30);
-
-/// Longest text of the API server's that is shown, in bytes.
-const MAX_WORDS: usize = 1024;
 
 /// Why a reconcile failed. An error that a person has to mend names the field, the reason and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -93,10 +91,7 @@ impl Error {
     /// Whether it passes by itself: the API server is busy or away.
     fn passes(&self) -> bool {
         match self {
-            Self::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => matches!(status.code, 409 | 429 | 500..),
-                _ => true,
-            },
+            Self::Api { source, .. } => passes(source),
             Self::TimedOut => true,
             _ => false,
         }
@@ -181,13 +176,10 @@ impl Error {
     #[must_use]
     pub(super) fn chain(&self) -> String {
         match self {
-            Self::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => {
-                    let again = if status.code == 403 { "; it is tried again by itself" } else { "" };
-                    format!("{self}: {}{again}", verdict::clean(&status.message, MAX_WORDS))
-                }
-                _ => chain(self),
-            },
+            Self::Api { source, .. } => {
+                let again = if self.api_code() == Some(403) { "; it is tried again by itself" } else { "" };
+                format!("{self}: {}{again}", told(source))
+            }
             _ => chain(self),
         }
     }

@@ -14,6 +14,7 @@ use kube::{Client, Config, Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::cluster::client::told;
 use crate::cluster::seen::Lease;
 
 /// How long a lease is valid without renewal.
@@ -107,7 +108,7 @@ pub(super) async fn acquire(
             }
             Ok(None) => sleep(STANDBY_POLL).await,
             Err(error) => {
-                tracing::warn!(%error, "cannot ask for the lease; trying again");
+                tracing::warn!(error = told(&error), "cannot ask for the lease; trying again");
                 sleep(LEASE_RETRY).await;
             }
         }
@@ -203,7 +204,7 @@ impl Leadership {
                 Ok(true) => RENEW_INTERVAL,
                 Ok(false) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot renew the lease");
+                    tracing::warn!(error = told(&error), "cannot renew the lease");
                     LEASE_RETRY
                 }
             };
@@ -235,7 +236,7 @@ impl Leadership {
         let api = api(&self.client, &self.namespace);
         let released = write(&api, &self.held.lease, &self.identity, none, Instant::now());
         if let Ok(Err(error)) = timeout(LEASE_RETRY, released).await {
-            tracing::debug!(%error, "cannot release the lease");
+            tracing::debug!(error = told(&error), "cannot release the lease");
         }
     }
 }

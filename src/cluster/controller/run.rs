@@ -36,7 +36,7 @@ use super::writes::Writes;
 use super::{conversions, queues};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Scope, Unlisted};
-use crate::cluster::client::client;
+use crate::cluster::client::{client, told};
 use crate::cluster::defaults::QueueDefaults;
 use crate::cluster::names;
 use crate::telemetry::endpoint::{self, Board, Probes};
@@ -190,7 +190,7 @@ fn missing<K: Resource<DynamicType = ()>>(error: &kube::Error) -> String {
             let name = format!("{}.{}", K::plural(&()), K::group(&()));
             format!("the CustomResourceDefinition {name} is missing: apply the files in crds/, or install the chart")
         }
-        _ => format!("the API server can't be asked for {}: {error}", K::plural(&())),
+        _ => format!("the API server can't be asked for {}: {}", K::plural(&()), told(error)),
     }
 }
 
@@ -383,7 +383,7 @@ async fn watch_groups(client: Client) -> (watch::Receiver<bool>, watch::Receiver
                     GROUPS_POLL
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "cannot look which API groups are served");
+                    tracing::debug!(error = told(&error), "cannot look which API groups are served");
                     API_RETRY
                 }
             };

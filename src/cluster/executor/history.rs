@@ -10,6 +10,7 @@ use kube::api::{DeleteParams, Preconditions};
 use tokio::time::Instant;
 
 use crate::cluster::api::{ConditionType, ConversionJob, HyperConversionSpec, condition};
+use crate::cluster::client::told;
 use crate::conversion::ConversionId;
 use crate::conversion::status::End;
 
@@ -94,7 +95,11 @@ impl ClusterExecutor {
                     // Already gone, or another object has the name.
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
                     Err(error) => {
-                        tracing::warn!(conversion = finished.name, %error, "cannot remove a finished conversion");
+                        tracing::warn!(
+                            conversion = finished.name,
+                            error = told(&error),
+                            "cannot remove a finished conversion"
+                        );
                         return;
                     }
                 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::objects::{WatcherStatus, in_progress};
 use super::state::ClusterExecutor;
 use crate::cluster::api::{ConditionState, ConditionType, ConversionJob, condition};
+use crate::cluster::client::told;
 use crate::cluster::names;
 use crate::conversion::contract::{MAX_PLAN_BYTES, PLAN_FILE};
 use crate::conversion::plan::{self, Plan};
@@ -101,7 +102,7 @@ async fn copy(open: Open, api: Api<ConversionJob>) -> Option<String> {
         Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => Some(status.message.clone()),
         // It is tried again.
         Err(error) => {
-            tracing::debug!(conversion = %id, %error, "cannot write a plan");
+            tracing::debug!(conversion = %id, error = told(&error), "cannot write a plan");
             None
         }
     }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::cluster::api::{ConditionState, ConditionType, ConversionJob, ProgressReport, condition};
 use crate::cluster::cache::version;
+use crate::cluster::client::told;
 use crate::cluster::containers::worker_runs;
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
@@ -97,7 +98,7 @@ impl ClusterExecutor {
                 }
             }
             // The next percent is written anyway.
-            Err(error) => tracing::debug!(conversion = %id, %error, "cannot write the progress"),
+            Err(error) => tracing::debug!(conversion = %id, error = told(&error), "cannot write the progress"),
         }
     }
 

@@ -19,6 +19,7 @@ use super::objects::{self, WatcherStatus, object};
 use super::progress::{self, PolledProgress};
 use crate::cluster::api::{ConversionJob, HyperConversion};
 use crate::cluster::cache::{self, Change, version};
+use crate::cluster::client::{Refused, passes};
 use crate::cluster::containers::{is_worker, worker_is_over};
 use crate::cluster::names;
 use crate::cluster::seen::Pod;
@@ -259,7 +260,7 @@ impl ClusterExecutor {
             }
             // Deleted: the cache reports its end.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(Error::new(doing, id, error)),
+            Err(error) => Err(failed(doing, id, error)),
         }
     }
 
@@ -272,9 +273,14 @@ impl ClusterExecutor {
         match self.api().patch_status(id.as_str(), &params, &Patch::Merge(patch)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(Error::new("show what replaces", id, error)),
+            Err(error) => Err(failed("show what replaces", id, error)),
         }
     }
+}
+
+/// A call of the engine's that failed because a request did.
+pub(super) fn failed(doing: &'static str, id: &ConversionId, error: kube::Error) -> Error {
+    Error { passes: passes(&error), ..Error::new(doing, id, Refused(error)) }
 }
 
 /// Keeps of a pod only what shows whether its worker runs.

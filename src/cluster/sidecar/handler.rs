@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::cluster::api::HyperConversion;
+use crate::cluster::client::told;
 use crate::cluster::identity::Identity;
 use crate::cluster::names::MANAGER_SIDECAR;
 use crate::cluster::snapshot::WatcherSnapshot;
 use crate::control::{Command, Handler, Reply};
 use crate::conversion::admission::RunState;
-use crate::conversion::chain;
 
 /// Longest call of the API server; stock clients give up after 5 s.
 const PATCH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -52,10 +52,10 @@ impl QueueControl {
         let params = PatchParams::apply(MANAGER_SIDECAR).force();
         match timeout(PATCH_TIMEOUT, self.api.patch(&self.queue, &params, &patch)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(kube::Error::Api(status))) => {
-                Err(format!("The API server refused to change spec.runState of {}: {}", self.queue, status.message))
+            Ok(Err(error @ kube::Error::Api(_))) => {
+                Err(format!("The API server refused to change spec.runState of {}: {}", self.queue, told(&error)))
             }
-            Ok(Err(error)) => Err(format!("Cannot reach the API server: {}; try again", chain(&error))),
+            Ok(Err(error)) => Err(format!("Cannot reach the API server: {}; try again", told(&error))),
             Err(_) => Err(format!("The API server did not answer within {} s; try again", PATCH_TIMEOUT.as_secs())),
         }
     }

@@ -266,7 +266,11 @@ impl<E: Executor> Engine<E> {
             conversion.hold_until = hold_until;
             conversion.is_stuck = true;
             if conversion.last_error != text {
-                tracing::error!(conversion = %id, error = %text, "cannot go on yet");
+                if error.passes() {
+                    tracing::warn!(conversion = %id, error = %text, "cannot go on yet");
+                } else {
+                    tracing::error!(conversion = %id, error = %text, "cannot go on yet");
+                }
                 conversion.last_error = text;
             }
         }

@@ -40,6 +40,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it passes by itself: another writer was first, or the other side is busy or away.
+    pub(super) fn passes(&self) -> bool {
+        matches!(self, Self::Executor(executor::Error { passes: true, .. }))
+    }
+
     /// Whether a claim could not be written because the queue's volume is full.
     pub(super) fn is_full_queue(&self) -> bool {
         let source = match self {
