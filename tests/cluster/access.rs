@@ -118,7 +118,11 @@ async fn the_controller_s_roles_in_each_of_its_namespaces_are_what_it_uses_and_n
     b.staged("quota-00000001", 1).await;
     let told = |c: &ConversionJob| {
         let converted = c.status.as_ref().and_then(|status| condition(&status.conditions, "Converted"));
-        converted.is_some_and(|c| c.reason == "WorkerConfig" && c.message.contains("exceeded quota"))
+        converted.is_some_and(|c| {
+            c.reason == "WorkerConfig"
+                && c.message.contains("exceeded quota")
+                && c.message.contains("spec.worker.resources")
+        })
     };
     b.until::<ConversionJob>("quota-00000001", told).await;
     // One event for the problem, and one update of it for each time that it reappeared.

@@ -27,6 +27,7 @@ use crate::cluster::api::{
 use crate::cluster::names;
 use crate::cluster::pulse::{Silence, SilenceReason};
 use crate::cluster::seen::{Pod, StatefulSet};
+use crate::conversion::failure::refused_pod;
 use crate::conversion::{Attempt, ConversionId, Failure, Reason};
 
 mod rest;
@@ -38,6 +39,9 @@ const CONFLICT_RETRY: Duration = Duration::from_secs(1);
 
 /// How long a watcher that runs may be without its first word: it waits for the API server and its volumes.
 const SILENCE_GRACE: Duration = Duration::from_secs(30);
+
+/// What says how much the containers of a watcher's pod ask for.
+const WATCHER_FIELDS: [&str; 2] = ["spec.watcher.resources", "spec.watcher.sidecarResources"];
 
 /// The access mode of a claim that watcher and workers can't share.
 const POD_ONLY: &str = "ReadWriteOncePod";
@@ -254,13 +258,13 @@ fn unavailable(failure: &Failure) -> ConditionState {
         Reason::WorkerConfig => "WatcherConfig".to_owned(),
         other => other.to_string(),
     };
-    let fields = match failure.reason {
-        Reason::WorkerConfig => {
-            "; spec.watcher.resources and spec.watcher.sidecarResources say what its containers ask for"
+    let advice = match failure.reason {
+        Reason::WorkerConfig if failure.suggestion == failure.reason.suggestion(failure.phase) => {
+            Failure { suggestion: refused_pod(&WATCHER_FIELDS), ..failure.clone() }.advice()
         }
-        _ => "",
+        _ => failure.advice(),
     };
-    ConditionState::new("False", reason, failure.advice() + fields)
+    ConditionState::new("False", reason, advice)
 }
 
 fn ready(available: &ConditionState, storage: Option<&Condition>, generation: Option<i64>) -> ConditionState {

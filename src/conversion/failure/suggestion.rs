@@ -5,6 +5,16 @@ use crate::conversion::remedy::Remedy;
 
 use super::{Phase, Reason};
 
+/// What a person can do where a pod of a queue is refused, or its containers can't be made. `fields` of the queue say how
+/// much those ask for.
+#[must_use]
+pub(crate) fn refused_pod(fields: &[&str]) -> String {
+    format!(
+        "Check the queue's securityContext and {}, and the namespace's quotas, limits and pod security level",
+        fields.join(" and ")
+    )
+}
+
 impl Reason {
     /// What a person can do about it; empty where there is nothing to do.
     #[must_use]
@@ -36,9 +46,7 @@ impl Reason {
             Self::SourceChanged | Self::Recalled => "Wait until the upload is finished",
             Self::WrongMember => "Copy the file that belongs to the descriptor into the queue directory",
             Self::WorkerImage => "Check the image name and pull secrets",
-            Self::WorkerConfig => {
-                "Check the queue's securityContext, and the namespace's quotas, limits and pod security level"
-            }
+            Self::WorkerConfig => return refused_pod(&["spec.worker.resources"]),
             Self::Unschedulable => {
                 "Check that the queue's claims exist and can be mounted, and that a node has what the pod asks for"
             }

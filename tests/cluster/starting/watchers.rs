@@ -81,7 +81,9 @@ async fn a_watcher_whose_pod_is_refused_says_so_in_the_words_of_who_refused_it()
     let took = Timestamp::now().duration_since(since);
     assert!(took < SignedDuration::from_secs(10), "{took:?}");
     assert!(
-        said.contains("quota") && said.contains("Check the queue's securityContext, and the namespace's quotas"),
+        said.contains("quota")
+            && said.contains("Check the queue's securityContext and spec.watcher.resources and ")
+            && said.ends_with("the namespace's quotas, limits and pod security level"),
         "{said}"
     );
 }
