@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Objects of others: those that bear the names of a queue's own, quotas, and namespaces that do not answer.
 
-use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, condition};
+use hyper2kvm::cluster::api::{ConversionJob, HyperConversion, JobPhase, condition};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -64,6 +64,49 @@ async fn a_quota_of_cpu_and_memory_admits_a_queue_and_its_workers_as_they_are() 
         stage.staged(name, 1).await;
         stage.pod_of(&format!("{name}-1")).await;
     }
+}
+
+#[tokio::test]
+async fn where_no_job_may_be_made_a_conversion_is_queued_and_its_queue_says_that_nothing_starts() {
+    let Some(stage) = Stage::open("no-jobs").await else { return };
+    stage.queue("q", &json!({})).await;
+    run(stage.namespace.kubectl().args(["create", "quota", "none", "--hard=count/jobs.batch=0"]));
+    run(stage.namespace.kubectl().args([
+        "wait",
+        "--for=jsonpath={.status.hard}",
+        "--timeout=60s",
+        "resourcequota/none",
+    ]));
+    stage.conversion("a-00000001", "q").await;
+    stage.staged("a-00000001", 1).await;
+    let of = |c: &ConversionJob, kind: &str| {
+        let said = condition(&c.status.as_ref()?.conditions, kind)?;
+        Some((said.status.clone(), said.reason.clone(), said.message.clone()))
+    };
+    let refused = |c: &ConversionJob| {
+        of(c, "Admitted").is_some_and(|(status, reason, _)| status == "False" && reason == "Forbidden")
+    };
+    let conversion = stage.until::<ConversionJob>("a-00000001", refused).await;
+    let (_, _, message) = of(&conversion, "Admitted").unwrap();
+    assert!(message.contains("exceeded quota: none"), "{message}");
+    assert_eq!(conversion.status.as_ref().unwrap().phase, Some(JobPhase::Queued));
+    let (status, reason, _) = of(&conversion, "Converted").unwrap();
+    assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "Pending"));
+    let (_, reason, _) = of(&conversion, "Reconciling").unwrap();
+    assert_eq!(reason, "Queued");
+    let holds = |queue: &HyperConversion| {
+        said(queue, "Admitting")
+            .is_some_and(|(reason, message)| reason == "Forbidden" && message.contains("a-00000001"))
+    };
+    stage.until::<HyperConversion>("q", holds).await;
+
+    // Once it may be made, it is, and nothing more is said.
+    run(stage.namespace.kubectl().args(["delete", "quota", "none"]));
+    let begun = |c: &ConversionJob| c.status.as_ref().unwrap().phase == Some(JobPhase::Converting);
+    let conversion = stage.until::<ConversionJob>("a-00000001", begun).await;
+    assert_eq!(of(&conversion, "Admitted").unwrap().1, "Admitted");
+    assert_eq!(conversion.status.as_ref().unwrap().state.attempts.len(), 1, "the attempt was recorded once");
+    stage.until::<HyperConversion>("q", |queue| said(queue, "Admitting").is_none()).await;
 }
 
 #[tokio::test]

@@ -96,6 +96,8 @@ condition_types! {
         WatcherAvailable by Controller,
         /// Said only while the controller can't look at the queue, which then works on as it did.
         Reconciled by Controller,
+        /// Said only while the API server refuses the Jobs of attempts, and why.
+        Admitting by Controller,
         /// Whether both volumes can do what is asked of them.
         StorageReady by Watcher,
         /// Whether every channel can be used as it is asked for.

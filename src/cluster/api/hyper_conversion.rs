@@ -310,8 +310,8 @@ pub struct HyperConversionStatus {
     /// Generation of the spec that is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, WatcherAvailable, StorageReady, NotificationsReady, Drained, Stopped, and Reconciled while the controller
-    /// can't look.
+    /// Ready, WatcherAvailable, StorageReady, NotificationsReady, Drained, Stopped; Reconciled while the controller
+    /// can't look, and Admitting while the API server refuses the Jobs of attempts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions::schema")]
     pub conditions: Vec<Condition>,

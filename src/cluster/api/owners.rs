@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | `observedGeneration` | ✓ | |
 //! | `queued`, `settling`, `retrying`, `active`, `totals`, `lastActivityTime` | | ✓ |
-//! | conditions `Ready`, `WatcherAvailable`, `Reconciled` | ✓ | |
+//! | conditions `Ready`, `WatcherAvailable`, `Reconciled`, `Admitting` | ✓ | |
 //! | conditions `StorageReady`, `NotificationsReady`, `Drained`, `Stopped` | | ✓ |
 //!
 //! Three fields have two writers, because both may end a conversion: the controller by an attempt that failed for good,

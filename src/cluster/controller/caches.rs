@@ -14,7 +14,7 @@ use super::admission::{Admission, Key, Message, SlotNeed};
 use super::context::Caches;
 use super::decision;
 use super::metrics::Metrics;
-use super::outcome;
+use super::{outcome, status};
 use crate::cluster::api::{ConditionType, ConversionJob, ConversionJobStatus, HyperConversion, condition};
 use crate::cluster::cache::{self, Change, Scope, Unlisted};
 use crate::cluster::defaults::QueueDefaults;
@@ -110,6 +110,9 @@ impl Receivers {
         }
         let queue = Key { namespace, name: conversion.spec.queue_ref.name.clone() };
         let created = conversion.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        if status::refused(conversion).is_some() {
+            let _ = self.queues.send(ObjectRef::new(&queue.name).within(&queue.namespace));
+        }
         self.admission.send(Message::Conversion { queue, id, created, need: slot_need(conversion) });
         let _ = self.conversions.send(ObjectRef::from_obj(conversion));
     }

@@ -82,6 +82,9 @@ impl Error {
         "TimedOut",
     ];
 
+    /// Those of them by which the API server refuses a Job whatever conversion it is for.
+    pub(super) const OF_JOBS: [&str; 3] = ["Forbidden", "ApiRefused", "InvalidSpec"];
+
     /// What it means for the object.
     #[must_use]
     pub(super) fn refusal(&self) -> Refusal {

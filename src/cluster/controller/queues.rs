@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ use super::objects::target::Task;
 use super::objects::worker::{self, JobContext};
 use super::objects::{access, network, watcher};
 use super::starting::{self, PENDING_POLL};
+use super::status;
 use crate::cluster::api::owners::Writer;
 use crate::cluster::api::{
     ConditionState, ConditionType, ConversionJob, ConversionJobSpec, ConversionOverrides, HyperConversion,
@@ -69,7 +70,7 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     let set = Box::pin(apply_all(queue, context, rest != Rest::Complete)).await?;
     if rest == Rest::Complete {
         let stopped = rest::without_pod(&queue.name_any());
-        let states = [ConditionType::WatcherAvailable, ConditionType::Ready].map(|kind| (kind, stopped.clone()));
+        let states = [ConditionType::WatcherAvailable, ConditionType::Ready].map(|kind| (kind, Some(stopped.clone())));
         report(queue, context, &states).await?;
         return Ok(RESYNC_INTERVAL);
     }
@@ -82,13 +83,34 @@ async fn step(queue: &HyperConversion, context: &Context) -> Result<Duration, Er
     };
     // No event tells that a pod has not gone.
     let lost = pod.as_deref().and_then(|pod| starting::until_lost(pod, now));
+    let admitting = refused(queue, &context.caches.conversions);
+    // Nor that an attempt which was refused has its Job.
+    let again = if admitting.is_some() { again.min(PENDING_POLL * 4) } else { again };
     let again = lost.map_or(again, |rest| again.min(rest));
     // The cache of the conversions may be behind the watcher's word.
     let again = if rest == Rest::Told { again.min(PENDING_POLL) } else { again };
     let storage = queue.status.as_ref().and_then(|status| condition(&status.conditions, ConditionType::StorageReady));
     let ready = ready(&available, storage, queue.metadata.generation);
-    report(queue, context, &[(ConditionType::WatcherAvailable, available), (ConditionType::Ready, ready)]).await?;
+    let states = [
+        (ConditionType::WatcherAvailable, Some(available)),
+        (ConditionType::Ready, Some(ready)),
+        (ConditionType::Admitting, admitting),
+    ];
+    report(queue, context, &states).await?;
     Ok(again)
+}
+
+/// Why no attempt of the queue starts, where the API server refuses the Job of one.
+fn refused(queue: &HyperConversion, conversions: &Store<ConversionJob>) -> Option<ConditionState> {
+    let is_refused = |conversion: &ConversionJob| {
+        conversion.metadata.namespace == queue.metadata.namespace
+            && Some(&conversion.spec.queue_ref.name) == queue.metadata.name.as_ref()
+            && status::refused(conversion).is_some()
+    };
+    let conversion = conversions.find(is_refused)?;
+    let said = status::refused(&conversion)?;
+    let message = format!("no attempt starts, such as that of {}: {}", conversion.name_any(), said.message);
+    Some(ConditionState::new("False", said.reason.clone(), message))
 }
 
 /// Applies every object of the queue, but none before all are proved to be the queue's; returns its stateful set.
@@ -289,7 +311,7 @@ pub(super) async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, r
     let kind = if passes { ConditionType::Reconciled } else { ConditionType::Ready };
     let before = queue.status.as_ref().and_then(|status| condition(&status.conditions, kind));
     let is_new = before.is_none_or(|before| before.reason != state.reason);
-    if let Err(error) = report(&queue, &context, &[(kind, state.clone())]).await {
+    if let Err(error) = report(&queue, &context, &[(kind, Some(state.clone()))]).await {
         tracing::debug!(queue = %queue.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
     if is_new {
@@ -297,11 +319,11 @@ pub(super) async fn refuse(queue: Arc<HyperConversion>, context: Arc<Context>, r
     }
 }
 
-/// Applies the controller's conditions, if any of them changed.
+/// Applies the controller's conditions, if any of them changed; `None` takes one away.
 async fn report(
     queue: &HyperConversion,
     context: &Context,
-    states: &[(ConditionType, ConditionState)],
+    states: &[(ConditionType, Option<ConditionState>)],
 ) -> Result<(), Error> {
     let before = queue.status.clone().unwrap_or_default();
     let mut after = before.clone();
@@ -309,7 +331,12 @@ async fn report(
     // Said only as long as it is so.
     after.conditions.retain(|condition| condition.type_ != ConditionType::Reconciled.as_str());
     for (kind, state) in states {
-        set_condition(&mut after.conditions, *kind, state.clone(), after.observed_generation, Timestamp::now());
+        match state.clone() {
+            Some(state) => {
+                set_condition(&mut after.conditions, *kind, state, after.observed_generation, Timestamp::now());
+            }
+            None => after.conditions.retain(|condition| condition.type_ != kind.as_str()),
+        }
     }
     if after == before {
         return Ok(());

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
+use super::error::Error;
 use crate::cluster::api::owners::Writer;
 use crate::cluster::api::{
     ConditionState, ConditionType, ConversionJob, ConversionJobStatus, JobPhase, condition, set_by, set_condition,
@@ -32,10 +33,27 @@ pub(super) fn phase(state: &ConversionStatus) -> JobPhase {
         Step::Stage(_) if state.attempts.is_empty() => JobPhase::Pending,
         Step::Stage(_) | Step::Start(_) => JobPhase::Queued,
         Step::Park { .. } => JobPhase::Retrying,
+        Step::Watch(_) if !has_job(state) => JobPhase::Queued,
         Step::Watch(_) if state.open_attempt().is_some_and(|open| open.kind.is_some()) => JobPhase::Planning,
         Step::Watch(_) => JobPhase::Converting,
         Step::Publish { .. } => JobPhase::Publishing,
     }
+}
+
+/// Whether the open attempt's Job was made. The attempt is recorded before it, and the Job may be refused.
+fn has_job(state: &ConversionStatus) -> bool {
+    state.open_attempt().is_some_and(|open| open.job_uid.is_some())
+}
+
+/// What refuses the Job of the open attempt of a conversion, and that of any other of its queue; `None` where the Job is
+/// there, or nothing refuses it.
+#[must_use]
+pub(super) fn refused(conversion: &ConversionJob) -> Option<&Condition> {
+    let status = conversion.status.as_ref()?;
+    let lacks_job =
+        status.state.open_attempt().is_some_and(|open| open.job_uid.is_none()) && status.state.end.is_none();
+    let said = lacks_job.then(|| condition(&status.conditions, ConditionType::Admitted)).flatten()?;
+    (said.status == "False" && Error::OF_JOBS.contains(&said.reason.as_str())).then_some(said)
 }
 
 /// The status with `state` and what follows from it. `waiting` is why the open attempt's pod doesn't start, or the next
@@ -238,6 +256,9 @@ fn converted(state: &ConversionStatus, waiting: Option<&ConditionState>) -> Cond
         (Step::Finish(End::Duplicate), _) => ConditionState::new("False", "Duplicate", "converted before"),
         (Step::Finish(_) | Step::GiveBack(_), Some(failure)) => because("False", failure),
         (Step::Finish(_) | Step::GiveBack(_), None) => ConditionState::new("False", "Cancelled", "cancelled"),
+        (Step::Watch(n), _) if !has_job(state) => {
+            ConditionState::new("Unknown", "Pending", format!("attempt {n} waits for its Job"))
+        }
         (Step::Watch(n), _) => ConditionState::new("Unknown", "Converting", format!("attempt {n} is under way")),
         (Step::Park { next, until }, Some(failure)) => {
             let ConditionState { status, reason, message } = because("Unknown", failure);
@@ -296,6 +317,7 @@ pub(super) fn patch(conversion: &ConversionJob, wanted: &ConversionJobStatus) ->
 mod tests {
     use super::*;
     use crate::cluster::api::owners::tests::{OF_CONVERSION, assert_whole};
+    use crate::cluster::controller::delivery;
 
     #[test]
     fn an_error_that_is_over_is_said_no_more_and_a_wait_for_a_slot_goes_on() {
@@ -414,6 +436,39 @@ mod tests {
             let state: ConversionStatus = serde_json::from_value(state).unwrap();
             assert_eq!(converted(&state, Some(&waits)).reason, reason);
             assert_ne!(converted(&state, None).reason, "WaitingForPod");
+        }
+    }
+
+    #[test]
+    fn a_conversion_whose_job_is_refused_is_queued_and_holds_up_its_queue_until_the_job_is_there() {
+        let at = "2026-01-17T09:00:00Z";
+        let conversion = |attempt: Value, reason: &str| -> ConversionJob {
+            let said = json!([{"type": "Admitted", "status": "False", "reason": reason, "message": "exceeded quota", "lastTransitionTime": at}]);
+            serde_json::from_value(json!({
+                "metadata": {"name": "a-00000001"}, "spec": {"queueRef": {"name": "q"}, "source": {"path": "a.raw"}},
+                "status": {"staged": 1, "attempts": [attempt], "conditions": said},
+            }))
+            .unwrap()
+        };
+        let recorded = json!({"number": 1, "startTime": at, "jobName": "a-00000001-1"});
+        let made = json!({"number": 1, "startTime": at, "jobName": "a-00000001-1", "jobUID": "u"});
+        let planning = json!({"number": 1, "startTime": at, "kind": "Plan"});
+        for (attempt, reason, phase, converted, is_refused) in [
+            (&recorded, "Forbidden", JobPhase::Queued, "Pending", true),
+            (&recorded, "InvalidSpec", JobPhase::Queued, "Pending", true),
+            (&planning, "ApiRefused", JobPhase::Queued, "Pending", true),
+            (&recorded, "NameTaken", JobPhase::Queued, "Pending", false),
+            (&made, "Forbidden", JobPhase::Converting, "Converting", false),
+        ] {
+            let conversion = conversion(attempt.clone(), reason);
+            let state = conversion.status.clone().unwrap().state;
+            assert_eq!(refused(&conversion).is_some(), is_refused, "{attempt} {reason}");
+            let said = ConditionState::new("False", reason, "exceeded quota");
+            let mut revised = revised(&conversion, state, Some(said), None, at.parse().unwrap());
+            delivery::say(&mut revised, None, at.parse().unwrap());
+            let of = |kind| condition(&revised.conditions, kind).unwrap().reason.as_str();
+            assert_eq!((revised.phase, of(ConditionType::Converted)), (Some(phase), converted), "{attempt}");
+            assert_eq!(of(ConditionType::Reconciling), format!("{phase:?}"));
         }
     }
 

@@ -10,10 +10,8 @@ use crate::conversion::AttemptKind;
 
 /// Sets the phase and the conditions of a conversion with a target; nothing of one without.
 pub(crate) fn say(status: &mut ConversionJobStatus, generation: Option<i64>, now: Timestamp) {
-    let plans = status.state.open_attempt().is_some_and(|open| open.kind == Some(AttemptKind::Plan));
-    if plans {
-        status.phase = Some(JobPhase::Planning);
-    }
+    let plans =
+        status.state.open_attempt().is_some_and(|open| open.kind == Some(AttemptKind::Plan) && open.job_uid.is_some());
     if status.is_delivering() {
         status.phase = Some(JobPhase::Delivering);
     }
