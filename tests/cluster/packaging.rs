@@ -2,6 +2,7 @@
 //! Chart, kustomize base and samples: rendered, checked, applied to the real API server, and run on a node.
 
 mod schemas;
+mod values;
 
 use std::collections::BTreeSet;
 use std::fs;
