@@ -42,7 +42,7 @@ MINUTES ?= 60
 test-long: prerequisites ## Kill sweeps at full size, lost nodes, more changed images, a real Debian, an hour of simulation
 	@trap 'tests/cluster/down.sh --of-tests' EXIT; tests/cluster/programs.sh; \
 	HYPER2KVM_LONG=1 HYPER2KVM_KILLS=$(KILLS) HYPER2KVM_CLUSTER_KILLS=$(CLUSTER_KILLS) BOLERO_RANDOM_ITERATIONS=$(CHANGES) HYPER2KVM_DIFFERENTIAL=1 \
-	HYPER2KVM_GUESTS=$(CURDIR)/target/guests tests/run.sh --profile long -E 'test(/kill|mutation::|failpoints::|debian::|boots::wide|^nodes::|^whole::/)'
+	HYPER2KVM_GUESTS=$(CURDIR)/target/guests tests/run.sh --profile long -E 'test(/kill|mutation::|hive::edit::|failpoints::|debian::|boots::wide|^nodes::|^whole::/)'
 	@if $(MAKE) --dry-run sim >/dev/null 2>&1; then $(MAKE) sim MINUTES=$(MINUTES); fi
 
 .PHONY: test-kind

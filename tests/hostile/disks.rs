@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
@@ -115,6 +116,18 @@ fn a_differencing_vhd_is_refused_and_a_fixed_one_taken() {
     Trap::new("vm.vhd", &child).is_refused("UnsafeReference");
 }
 
+fn xz(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    liblzma::read::XzEncoder::new(bytes, 1).read_to_end(&mut packed).unwrap();
+    packed
+}
+
+fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    bzip2::read::BzEncoder::new(bytes, bzip2::Compression::fast()).read_to_end(&mut packed).unwrap();
+    packed
+}
+
 /// Images of `content` in every format that can be made here: name, bytes.
 pub(crate) fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let size = content.len() as u64;
@@ -130,8 +143,12 @@ pub(crate) fn good(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("disk.qcow2", written("qcow2", content)),
         ("one.ova", crate::support::ova::ova("one", &[("d.vmdk", &built(&stream, content), size)])),
         ("gzip.ova", ova_of_gzip(&packed, size)),
+        ("stream.vmdk.xz", xz(&built(&stream, content))),
         ("stream.vmdk.gz", packed),
         ("disk.img.gz", gzipped(content)),
+        ("disk.img.xz", xz(content)),
+        ("disk.img.bz2", bzip2(content)),
+        ("disk.img.zst", zstd::encode_all(content, 1).unwrap()),
         ("disk.tar", tar(&[("disk.raw", content)])),
         ("disk.tar.gz", gzipped(&tar(&[("disk.raw", content), ("sums.txt", b"none")]))),
         ("disk.tar.zst", zstd::encode_all(&tar(&[("read.me", b"a disk"), ("disk.raw", content)])[..], 1).unwrap()),
