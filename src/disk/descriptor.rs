@@ -5,6 +5,8 @@
 //! it is checked elsewhere.
 
 pub(crate) mod hyperv;
+#[cfg(test)]
+pub(crate) mod mutation;
 mod names;
 pub(crate) mod ovf;
 pub(crate) mod vmdk;

@@ -10,7 +10,7 @@ use super::makers::{KERNEL, MIB, Maker, has, initramfs};
 use crate::conversion::guest::{Answer, Driver, Family, FixKind, Guest, Naming};
 
 /// What a superblock of version 1.2 says.
-struct Md {
+pub(super) struct Md {
     level: i32,
     disks: u32,
     role: u16,
@@ -18,12 +18,12 @@ struct Md {
     features: u32,
 }
 
-const MIRROR: Md = Md { level: 1, disks: 2, role: 0, events: 7, features: 0 };
+pub(super) const MIRROR: Md = Md { level: 1, disks: 2, role: 0, events: 7, features: 0 };
 /// Where the data of an array begins in a member.
 const DATA: u64 = MIB;
 
 /// Writes the superblock of a member whose data has `len` bytes.
-fn superblock(md: &Md, len: u64) -> Vec<u8> {
+pub(super) fn superblock(md: &Md, len: u64) -> Vec<u8> {
     let mut block = vec![0; 4096];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &0xA92B_4EFC_u32.to_le_bytes());
