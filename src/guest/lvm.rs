@@ -89,7 +89,8 @@ fn metadata_at(volume: &Volume, offset: u64, len: u64) -> Result<Option<(u64, St
     if at == 0 || count == 0 {
         return Ok(None);
     }
-    if count > MAX_METADATA || at < 512 || at >= len || count > len - 512 {
+    let ends_nowhere = offset.checked_add(len).is_none();
+    if ends_nowhere || count > MAX_METADATA || at < 512 || at >= len || count > len - 512 {
         return Err(Error::corrupt("has LVM metadata of no possible length"));
     }
     // Around the end of the area to behind its header.
@@ -159,14 +160,14 @@ fn assemble(group: &Section, volume: &Section, physical: &[Physical], budget: &R
         let len = number(segment, "extent_count").and_then(|count| count.checked_mul(extent));
         let len = len.filter(|len| *len > 0).ok_or_else(|| Error::corrupt("has a segment of no length"))?;
         let end = start.checked_add(len).ok_or_else(|| Error::corrupt("is too large"))?;
-        pieces.push(Piece { start, len, place: stripes(group, segment, extent, physical)? });
+        pieces.push(Piece { start, len, place: stripes(group, segment, (extent, len), physical)? });
         start = end;
     }
     Ok(Volume::of(pieces, budget))
 }
 
-/// Where a segment lies.
-fn stripes(group: &Section, segment: &Section, extent: u64, physical: &[Physical]) -> Result<Place> {
+/// Where a segment of `len` bytes lies, in extents of `extent` bytes.
+fn stripes(group: &Section, segment: &Section, (extent, len): (u64, u64), physical: &[Physical]) -> Result<Place> {
     let broken = || Error::corrupt("has a segment whose place is not told");
     let Some(Value::List(places)) = segment.get("stripes") else { return Err(broken()) };
     let mut stripes = Vec::new();
@@ -182,7 +183,9 @@ fn stripes(group: &Section, segment: &Section, extent: u64, physical: &[Physical
         let offset = first.checked_mul(extent).and_then(|at| at.checked_add(start)).ok_or_else(broken)?;
         let (disk, base) =
             holder.volume.only_range().ok_or_else(|| Error::unsupported("lies on another LVM volume"))?;
-        stripes.push((disk.clone(), base.checked_add(offset).ok_or_else(broken)?));
+        // No byte of the segment lies behind the last number.
+        let start = base.checked_add(offset).filter(|start| start.checked_add(len).is_some()).ok_or_else(broken)?;
+        stripes.push((disk.clone(), start));
     }
     match stripes.as_slice() {
         [] => Err(broken()),

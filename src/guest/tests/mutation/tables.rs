@@ -256,20 +256,23 @@ fn the_unchanged_ones_are_read() {
 
 #[test]
 fn a_volume_that_lies_behind_all_numbers_is_a_doubt() {
-    let huge = GROUP
-        .replace("extent_size = 8", "extent_size = 1099511627776")
-        .replace("extent_count = 8", "extent_count = 8192")
-        .replace("\"pv0\", 9", "\"pv0\", 24576");
-    let linear = huge.replace("segment_count = 2", "segment_count = 1");
-    let linear = linear.replace("extent_count = 4", "extent_count = 16384").replace("\"pv0\", 0", "\"pv0\", 16384");
-    for text in [huge, linear] {
+    let huge = GROUP.replace("extent_size = 8", "extent_size = 1").replace("segment_count = 2", "segment_count = 1");
+    // All but the last sector that a number of bytes can name.
+    let most = (u64::MAX >> 9).to_string();
+    let linear = huge.replace("extent_count = 4", &format!("extent_count = {most}"));
+    let striped = huge
+        .replacen("segment1 {", "segment9 {", 1)
+        .replace("segment2 {", "segment1 {")
+        .replace("extent_count = 8", &format!("extent_count = {most}"))
+        .replace("stripe_size = 8", &format!("stripe_size = {most}"));
+    for text in [linear, striped] {
         let guest = super::inspected(&in_a_file(&physical_with(text.as_bytes(), 1024)));
-        assert!(guest.contains("lies nowhere"), "{guest}");
+        assert!(guest.contains("has a segment whose place is not told"), "{guest}");
     }
     let mut disk = physical();
     for (field, value) in [(SECTOR + 112, u64::MAX), (AREA + 40, u64::MAX - 4000), (AREA + 48, 3000)] {
         number(&mut disk, field, value);
     }
     let guest = super::inspected(&in_a_file(&disk));
-    assert!(guest.contains("LVM metadata of no possible length"), "{guest}");
+    assert!(guest.contains("has LVM metadata of no possible length"), "{guest}");
 }
