@@ -34,6 +34,8 @@ const EXTENT_DATA: u8 = 108;
 const ROOT_ITEM: u8 = 132;
 /// First inode of every subvolume: its root.
 const FIRST_INODE: u64 = 256;
+/// Longest name of a file.
+const MAX_NAME: usize = 255;
 /// Most bytes of one extent: a compressed one has 128 KiB.
 const MAX_COMPRESSED: u64 = 1 << 20;
 
@@ -69,16 +71,14 @@ impl Btrfs {
             budget: Rc::clone(&volume.budget),
         };
         let chunk_root = (le64(&sb, 88)?, byte(&sb, 199)?);
-        let mut all = Vec::new();
+        let mut all = Chunks::default();
         btrfs.items(chunk_root, Key::first(0), &mut |item| {
             if item.key.kind == chunks::CHUNK_ITEM {
-                all.push((item.key.offset, item.data.to_vec()));
+                all.push(item.key.offset, item.data, device)?;
             }
             Ok(all.len() < chunks::MAX_CHUNKS)
         })?;
-        for (logical, chunk) in all {
-            btrfs.chunks.add(logical, &chunk, device)?;
-        }
+        btrfs.chunks.extend(all);
         btrfs.trees.borrow_mut().insert(ROOT_TREE, (le64(&sb, 80)?, byte(&sb, 198)?));
         if let Some(tree) = btrfs.default_subvolume()? {
             btrfs.root = Node(FIRST_INODE, tree);
@@ -147,7 +147,7 @@ impl Btrfs {
             let len = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let (filled, behind) = rest.split_at_mut(len);
             self.volume.read_at(filled, place)?;
-            at += len as u64;
+            at = at.wrapping_add(len as u64);
             rest = behind;
         }
         Ok(())
@@ -237,6 +237,9 @@ fn entry(data: &[u8]) -> Result<Option<(&[u8], Key, u8)>> {
         return Ok(None);
     }
     let name_len = usize::from(le16(data, 27)?);
+    if name_len > MAX_NAME {
+        return Err(Error::corrupt("has a directory with a name of no possible length"));
+    }
     Ok(Some((slice(data, 30, name_len)?, Key::read(data, 0)?, byte(data, 29)?)))
 }
 
@@ -320,4 +323,20 @@ impl FileSystem for Btrfs {
 pub(in crate::guest) fn is_dirty(volume: &Volume) -> Result<bool> {
     let sb = existing(volume.bytes(SUPERBLOCK, 4096))?.unwrap_or_default();
     Ok(le64(&sb, 96)? != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_longer_than_linux_has_them() {
+        let item = |len: u16| {
+            let mut data = vec![b'n'; 400];
+            data[27..29].copy_from_slice(&len.to_le_bytes());
+            data
+        };
+        assert_eq!(entry(&item(255)).unwrap().map(|(name, ..)| name.len()), Some(255));
+        assert!(entry(&item(256)).is_err());
+    }
 }

@@ -111,7 +111,7 @@ impl Xfs {
     fn inode(&self, number: u64) -> Result<Inode> {
         self.budget.step()?;
         let within = number & ((1 << self.per_block_log) - 1);
-        let place = self.place(number >> self.per_block_log)? + (within << self.inode_log);
+        let place = behind(self.place(number >> self.per_block_log)?, within << self.inode_log)?;
         let raw = self.volume.bytes(place, self.inode_len)?;
         if !raw.starts_with(b"IN") {
             return Err(Error::corrupt(format!("has no inode {number}")));
@@ -153,13 +153,18 @@ impl Xfs {
             if extent.unwritten {
                 target[filled..filled_to].fill(0);
             } else {
-                let place = self.place(extent.block)? + (at - start);
+                let place = behind(self.place(extent.block)?, at - start)?;
                 self.volume.read_at(&mut target[filled..filled_to], place)?;
             }
             filled = filled_to;
         }
         Ok(())
     }
+}
+
+/// The place `bytes` behind another.
+fn behind(place: u64, bytes: u64) -> Result<u64> {
+    place.checked_add(bytes).ok_or_else(|| Error::corrupt("has a block that lies nowhere"))
 }
 
 impl FileSystem for Xfs {
@@ -184,7 +189,7 @@ impl FileSystem for Xfs {
             let mut at = extent.start;
             while at < extent.end().min(most) && !list.is_full() {
                 let mut block = vec![0; step];
-                let place = self.place(extent.block)? + ((at - extent.start) << self.block_log);
+                let place = behind(self.place(extent.block)?, (at - extent.start) << self.block_log)?;
                 self.volume.read_at(&mut block, place)?;
                 list.block(&block, self.is_5)?;
                 at += self.directory_block >> self.block_log;

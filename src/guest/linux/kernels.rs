@@ -17,6 +17,8 @@ pub(in crate::guest) const DRIVERS: [&str; 7] =
     ["virtio_blk", "virtio_scsi", "virtio_net", "virtio_pci", "nvme", "ahci", "sd_mod"];
 /// Kernels that are looked at.
 const MAX_KERNELS: usize = 16;
+/// Versions with modules that are looked at.
+const MAX_VERSIONS: usize = 1024;
 /// Directories with kernels.
 const BOOT: &str = "/boot";
 
@@ -90,6 +92,7 @@ fn doubt(what: &str, why: String) -> Doubt {
 fn module_versions(tree: &Tree) -> Result<Vec<String>> {
     let mut versions = tree.names("/lib/modules")?;
     versions.retain(|name| name.starts_with(|c: char| c.is_ascii_digit()));
+    versions.truncate(MAX_VERSIONS);
     Ok(versions)
 }
 
@@ -116,7 +119,8 @@ fn kernel(name: &str, names: &[String], versions: &[String]) -> Option<Kernel> {
         "initrd".to_owned(),
     ];
     let candidates = candidates.iter().take(if suffix.is_empty() { 8 } else { 6 });
-    let initramfs = candidates.into_iter().find(|name| names.contains(name)).map(|name| format!("{BOOT}/{name}"));
+    let initramfs =
+        candidates.into_iter().find(|name| names.binary_search(name).is_ok()).map(|name| format!("{BOOT}/{name}"));
     Some(Kernel { version: version(suffix, versions), image: format!("{BOOT}/{name}"), initramfs, ..Kernel::default() })
 }
 

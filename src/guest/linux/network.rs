@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Network configuration that is bound to a card: by the name of its interface or by its MAC address.
 
+use std::collections::BTreeSet;
+
 use crate::conversion::guest::{MAX_LIST, NetworkBinding};
 use crate::guest::error::{Result, existing};
 use crate::guest::fields::clean;
@@ -30,7 +32,7 @@ const KINDS: [(&str, &str, &str, Parse); 11] = [
 
 /// All bindings of the guest.
 pub(in crate::guest) fn bindings(tree: &Tree) -> Result<Vec<NetworkBinding>> {
-    let mut bindings = Vec::new();
+    let mut bindings: Vec<NetworkBinding> = Vec::new();
     for (directory, end, kind, parse) in KINDS {
         for path in tree.ending(directory, end)?.into_iter().take(MAX_FILES) {
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -45,6 +47,7 @@ pub(in crate::guest) fn bindings(tree: &Tree) -> Result<Vec<NetworkBinding>> {
             // A directory among them has no text.
             let Ok(Some(text)) = existing(tree.text(&path)) else { continue };
             let found = parse(name, &text).into_iter().filter(|(interface, mac)| interface.is_some() || mac.is_some());
+            let found = found.filter(|(interface, _)| interface.as_deref().is_none_or(is_card)).take(MAX_LIST);
             bindings.extend(found.map(|(interface, mac)| NetworkBinding {
                 file: path.clone(),
                 kind: kind.to_owned(),
@@ -53,7 +56,6 @@ pub(in crate::guest) fn bindings(tree: &Tree) -> Result<Vec<NetworkBinding>> {
             }));
         }
     }
-    bindings.retain(|binding| binding.interface.as_deref().is_none_or(is_card));
     bindings.dedup();
     bindings.truncate(MAX_LIST);
     Ok(bindings)
@@ -69,12 +71,11 @@ fn is_card(name: &str) -> bool {
 
 fn ifupdown(_: &str, text: &str) -> Vec<(Option<String>, Option<String>)> {
     let mut found: Vec<(Option<String>, Option<String>)> = Vec::new();
+    let mut known = BTreeSet::new();
     for line in text.lines().map(str::trim) {
         let mut words = line.split_ascii_whitespace();
         match (words.next(), words.next(), words.next()) {
-            (Some("iface"), Some(name), _) if !found.iter().any(|(known, _)| known.as_deref() == Some(name)) => {
-                found.push((Some(name.to_owned()), None));
-            }
+            (Some("iface"), Some(name), _) if known.insert(name) => found.push((Some(name.to_owned()), None)),
             (Some("hwaddress"), Some("ether"), Some(mac)) | (Some("hwaddress"), Some(mac), _) => {
                 if let Some(last) = found.last_mut() {
                     last.1 = Some(mac.to_owned());

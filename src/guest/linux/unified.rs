@@ -4,6 +4,7 @@
 //! Formats: *PE Format*, sections 2 and 4 (headers and the section table); the UAPI group's *Unified Kernel Image* for
 //! the sections' names; Linux' `x86/boot.rst` for the version in a kernel.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use crate::guest::error::{Error, Result};
@@ -32,14 +33,15 @@ struct Section {
 
 /// Paths of the images, each once; those that are there for emergencies are left out.
 pub(super) fn paths(tree: &Tree) -> Result<Vec<String>> {
-    let mut paths: Vec<String> = Vec::new();
+    let mut paths = Vec::new();
+    let mut known = BTreeSet::new();
     for directory in DIRECTORIES {
         for name in tree.names(directory)? {
             let lower = name.to_ascii_lowercase();
             let is_spare = ["rescue", "fallback"].iter().any(|word| lower.contains(word));
-            let is_known = paths.iter().any(|path| path.ends_with(&format!("/{name}")));
-            if name.to_ascii_lowercase().ends_with(".efi") && !is_spare && !is_known {
+            if lower.ends_with(".efi") && !is_spare && !known.contains(&name) {
                 paths.push(format!("{directory}/{name}"));
+                known.insert(name);
             }
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Good guests with changed bytes: every reader ends within the budget, and none panics.
 
+mod effort;
 mod tables;
 
 use std::fs;

@@ -28,7 +28,7 @@ fn number(bytes: &mut [u8], at: usize, number: u64) {
     put(bytes, at, &number.to_le_bytes());
 }
 
-fn in_a_file(bytes: &[u8]) -> Region {
+pub(super) fn in_a_file(bytes: &[u8]) -> Region {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     Region::whole(Arc::new(file), "disk", bytes.len() as u64)
