@@ -14,6 +14,7 @@
 
 mod mend;
 mod qemu;
+mod sparse;
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
@@ -206,7 +207,7 @@ fn images() -> &'static [Dropped] {
     IMAGES.get_or_init(|| {
         let content = content(2 << 20);
         let alone = good(&content).into_iter().map(|(name, image)| Dropped { name, image, siblings: Vec::new() });
-        alone.chain(described(&content)).chain(damaged(&content)).collect()
+        alone.chain(described(&content)).chain(damaged(&content)).chain(sparse::tars(&content)).collect()
     })
 }
 
@@ -314,6 +315,10 @@ targets! {
     tar "disk.tar"
     gzip_tar "disk.tar.gz"
     zstd_tar "disk.tar.zst"
+    old_sparse_tar "old-sparse.tar"
+    sparse_tar_0_0 "sparse-0-0.tar"
+    sparse_tar_0_1 "sparse-0-1.tar"
+    sparse_tar_1_0 "sparse-1-0.tar"
     zip "vmdk.zip"
     ova "one.ova"
     gzip_ova "gzip.ova"
@@ -326,9 +331,13 @@ targets! {
 }
 
 #[test]
-fn every_good_image_is_a_target() {
+fn every_good_image_is_a_target_and_is_read() {
     let source = include_str!("mutation.rs");
-    for Dropped { name, .. } in images() {
+    for Dropped { name, image, siblings } in images() {
+        let files: Vec<_> =
+            [(*name, image)].into_iter().chain(siblings.iter().map(|(name, image)| (*name, image))).collect();
+        let files: Vec<_> = files.into_iter().map(|(name, image)| both_ways(name, image).0).collect();
+        convert(&files, &plainest(), false).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(source.contains(&format!(" \"{name}\"\n")), "{name} is changed by no target");
     }
 }
