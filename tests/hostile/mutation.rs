@@ -3,22 +3,16 @@
 //! outputs and a digest beside the copy give the same disk, or the same error at the same place; never a panic, never
 //! more extents than the disk can have.
 //!
-//! Each is also a fuzz target, which cargo-bolero (<https://camshaft.github.io/bolero>) drives by the coverage of the
-//! engine's code:
-//!
-//! ```text
-//! cargo +nightly bolero test --no-default-features mutation::stream_vmdk   # until it finds something, or Ctrl-C
-//! BOLERO_RANDOM_ITERATIONS=1000 cargo nextest run --test hostile mutation::  # at random, 24 without the variable
-//! HYPER2KVM_DIFFERENTIAL=1 …  # whatever both take, qemu-img must read as the same disk
-//! ```
+//! How many cases, and what they reached: `docs/fuzzing.md`.
 
+mod images;
 mod mend;
 mod qemu;
 mod sparse;
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bolero::{TypeGenerator, check, produce};
 use hyper2kvm::conversion::{Compression, OutputFormat};
@@ -28,11 +22,9 @@ use hyper2kvm::disk::{self, CopyControl, CopyOptions, Error, Image, Reader, Regi
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
-use self::mend::{mend, unclosed};
+use self::images::{Dropped, images};
+use self::mend::mend;
 use self::qemu::agrees_with_qemu;
-use crate::disks::good;
-use crate::support::vmdk::{Sparse, built, descriptor};
-use crate::trap::content;
 
 const LIMITS: Limits = Limits { max_virtual_size: 64 << 20, max_scratch_bytes: 64 << 20, ovf_option: None };
 /// Smallest extent that any format stores, except at a disk's end.
@@ -41,13 +33,6 @@ const SMALLEST: u64 = 512;
 const CASES: usize = 24;
 /// Numbers at the limits of fields, and numbers that many fields hold.
 const EXTREMES: [u64; 8] = [0, 1, 0xFFFF, 0x1_0000, u32::MAX as u64, 1 << 63, u64::MAX - 511, u64::MAX];
-
-/// A file that is dropped, with the files beside it.
-struct Dropped {
-    name: &'static str,
-    image: Vec<u8>,
-    siblings: Vec<(&'static str, Vec<u8>)>,
-}
 
 /// One change of an image, at a place in parts of 65,536 of the head or of the whole.
 #[derive(Clone, Debug, TypeGenerator)]
@@ -87,6 +72,16 @@ fn apply(image: &mut Vec<u8>, change: &Change) {
         }
         Change::Cut { at } => image.truncate(place(at, false, len).max(1)),
     }
+}
+
+/// Every number of the head that is not zero, at its limits: what `make test-long` begins with.
+fn sweep(image: &[u8]) -> impl Iterator<Item = Change> {
+    let head = image.len().min(4096);
+    let numbers = (0..head).step_by(8).filter(move |at| image[*at..head.min(at + 8)].iter().any(|byte| *byte != 0));
+    numbers.flat_map(move |number| {
+        let at = u16::try_from((number << 16).div_ceil(head)).expect("it is within the head");
+        [0, 5, 7].map(|which| Change::Extreme { at, head: true, which })
+    })
 }
 
 /// Makes changed bytes of a text printable: one bad byte would hide all other faults.
@@ -201,65 +196,6 @@ fn agree(name: &str, image: &[u8], siblings: &[(&str, Vec<u8>)]) {
     }
 }
 
-/// The images to change; made once.
-fn images() -> &'static [Dropped] {
-    static IMAGES: OnceLock<Vec<Dropped>> = OnceLock::new();
-    IMAGES.get_or_init(|| {
-        let content = content(2 << 20);
-        let alone = good(&content).into_iter().map(|(name, image)| Dropped { name, image, siblings: Vec::new() });
-        alone.chain(described(&content)).chain(damaged(&content)).chain(sparse::tars(&content)).collect()
-    })
-}
-
-/// Images that lack something and are taken, with a warning.
-fn damaged(content: &[u8]) -> Vec<Dropped> {
-    let alone = |name, image| Dropped { name, image, siblings: Vec::new() };
-    let mut stale = built(&Sparse::monolithic_sparse(content.len() as u64), content);
-    // The first redundant table, behind the header, the descriptor and its directory.
-    stale[22 * 512..26 * 512].fill(0);
-    let mut images = vec![alone("stale.vmdk", stale)];
-    for (name, mut image) in good(content) {
-        match name {
-            "dynamic.vhd" => {
-                image.truncate(image.len() - 512);
-                images.push(alone("endless.vhd", image));
-            }
-            "dynamic.vhdx" => images.push(alone("unclosed.vhdx", unclosed(image))),
-            "fixed.vhd" => {
-                image.resize(image.len() + 4096, 0);
-                images.push(alone("padded.vhd", image));
-            }
-            "version-2.qcow2" => {
-                image.truncate(image.len() - 1000);
-                images.push(alone("cut.qcow2", image));
-            }
-            _ => {}
-        }
-    }
-    images
-}
-
-/// Texts that describe the files beside them.
-fn described(content: &[u8]) -> [Dropped; 2] {
-    let size = content.len() as u64;
-    let disk = built(&Sparse::stream_optimized(size), content);
-    let extents = "RW 2048 FLAT \"f1.vmdk\" 0\nRW 1024 ZERO\nRW 1024 FLAT \"f2.vmdk\" 8";
-    let split = descriptor("twoGbMaxExtentFlat", size).replace("RW 4096 SPARSE \"generated-stream.vmdk\"", extents);
-    let (first, second) = content.split_at(1 << 20);
-    [
-        Dropped {
-            name: "one.ovf",
-            image: crate::support::ova::ovf(&[("d.vmdk", size)]).into_bytes(),
-            siblings: vec![("d.vmdk", disk)],
-        },
-        Dropped {
-            name: "split.vmdk",
-            image: split.into_bytes(),
-            siblings: vec![("f1.vmdk", first.to_vec()), ("f2.vmdk", second.to_vec())],
-        },
-    ]
-}
-
 /// A target for each image.
 macro_rules! targets {
     ($($target:ident $name:literal)*) => {$(
@@ -269,21 +205,26 @@ macro_rules! targets {
                 eprintln!("left out: {} is made by qemu-img, which is not installed (Debian: qemu-utils)", $name);
                 return;
             };
-            // Half of the images get right checksums again: with a wrong one, some formats are read no further.
-            let changes = (produce::<bool>(), produce::<Vec<Change>>().with().len(1usize..4));
-            check!().with_generator(changes).with_iterations(CASES).for_each(|(mended, changes)| {
+            let change_and_read = |mended: bool, changes: &[Change]| {
                 let mut image = image.clone();
-                for change in changes {
-                    apply(&mut image, change);
-                }
+                changes.iter().for_each(|change| apply(&mut image, change));
                 if !siblings.is_empty() {
                     keep_text(&mut image);
                 }
-                if *mended {
+                if mended {
                     mend($name, &mut image);
                 }
                 agree($name, &image, siblings);
-            });
+            };
+            if std::env::var_os("HYPER2KVM_LONG").is_some() {
+                sweep(image).for_each(|change| change_and_read(true, &[change]));
+            }
+            // Half of the images get right checksums again: with a wrong one, some formats are read no further.
+            let changes = (produce::<bool>(), produce::<Vec<Change>>().with().len(1usize..4));
+            check!()
+                .with_generator(changes)
+                .with_iterations(CASES)
+                .for_each(|(mended, changes)| change_and_read(*mended, changes));
         }
     )*};
 }

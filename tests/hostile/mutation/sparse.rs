@@ -3,7 +3,7 @@
 //!
 //! Format: GNU tar's manual, "Storing Sparse Files".
 
-use super::Dropped;
+use super::images::Dropped;
 use crate::support::ova::{END, entry, header, pax, sum};
 
 /// Bytes of the disk, and where it has data: more places than an old header holds.
