@@ -13,6 +13,7 @@ mod sparse;
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bolero::{TypeGenerator, check, produce};
 use hyper2kvm::conversion::{Compression, OutputFormat};
@@ -29,6 +30,8 @@ use self::qemu::agrees_with_qemu;
 const LIMITS: Limits = Limits { max_virtual_size: 64 << 20, max_scratch_bytes: 64 << 20, ovf_option: None };
 /// Smallest extent that any format stores, except at a disk's end.
 const SMALLEST: u64 = 512;
+/// How long a case may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Cases of each image, unless a variable sets another number.
 const CASES: usize = 24;
 /// Numbers at the limits of fields, and numbers that many fields hold.
@@ -207,14 +210,18 @@ macro_rules! targets {
             };
             let change_and_read = |mended: bool, changes: &[Change]| {
                 let mut image = image.clone();
-                changes.iter().for_each(|change| apply(&mut image, change));
+                for change in changes {
+                    apply(&mut image, change);
+                }
                 if !siblings.is_empty() {
                     keep_text(&mut image);
                 }
                 if mended {
                     mend($name, &mut image);
                 }
+                let start = Instant::now();
                 agree($name, &image, siblings);
+                assert!(start.elapsed() < PATIENCE, "took {:?}", start.elapsed());
             };
             if std::env::var_os("HYPER2KVM_LONG").is_some() {
                 sweep(image).for_each(|change| change_and_read(true, &[change]));

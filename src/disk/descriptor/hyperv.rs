@@ -77,11 +77,12 @@ fn add_memory(settings: Node, machine: &mut Machine) {
 fn drives(root: Node) -> Vec<Drive> {
     let mut drives = Vec::new();
     let mut scsi = 0;
-    for controller in root.descendants().filter(|node| numbered(*node, "controller").is_some()) {
+    let controllers = root.descendants().flat_map(|device| {
         // Only devices on Hyper-V's bus have a channel.
-        let on_bus = controller.parent().is_some_and(|device| {
-            child(device, "ChannelInstanceGuid").is_some() || attribute(device, "ChannelInstanceGuid")
-        });
+        let on_bus = child(device, "ChannelInstanceGuid").is_some() || attribute(device, "ChannelInstanceGuid");
+        device.children().filter_map(move |node| numbered(node, "controller").map(|_| (node, on_bus)))
+    });
+    for (controller, on_bus) in controllers {
         let (kind, address) = if on_bus {
             scsi += 1;
             (Controller::Scsi, scsi - 1)

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bolero::{TypeGenerator, ValueGenerator, check, produce};
 
 use super::{MAX_BYTES, hyperv, ovf, plain_name, references, vmdk, vmx};
+use crate::conversion::file_name::extension;
 use crate::conversion::machine::Machine;
 use crate::disk::{Region, manifest};
 
@@ -167,7 +168,7 @@ fn read_vmx(bytes: &[u8]) {
 }
 
 fn read_settings(bytes: &[u8]) {
-    let here = |name: &str| name.ends_with(".vhdx").then(|| name.to_owned());
+    let here = |name: &str| (extension(name) == "vhdx").then(|| name.to_owned());
     hyperv::read(bytes, "web.vhdx", &here).iter().for_each(check_machine);
 }
 
@@ -193,6 +194,27 @@ fn read_manifest(bytes: &[u8]) {
     let Ok((expected, warnings)) = found else { return };
     assert!(warnings.len() <= 17, "{} warnings", warnings.len());
     let _ = manifest::verify(&expected, &manifest::Control::default());
+}
+
+#[test]
+fn many_controllers_cost_no_more_than_their_text() {
+    let start = Instant::now();
+    let drive = "<controller0><drive0><pathname>web.vhdx</pathname></drive0></controller0>";
+    read_settings(
+        format!("<configuration><d>{drive}{}</d></configuration>", "<controller1/>".repeat(60_000)).as_bytes(),
+    );
+    let controllers = "<Item><InstanceID>1</InstanceID><ResourceType>6</ResourceType></Item>".repeat(5000);
+    let disk = "<Item><HostResource>/disk/a</HostResource><Parent>1</Parent><ResourceType>17</ResourceType></Item>";
+    let text = format!(
+        "<Envelope><References><File id='f' href='a.vmdk'/></References><DiskSection><Disk diskId='a' fileRef='f'/>\
+         </DiskSection><VirtualSystem><VirtualHardwareSection>{controllers}{}</VirtualHardwareSection></VirtualSystem>\
+         </Envelope>",
+        disk.repeat(4000)
+    );
+    let hardware = ovf::parse("vm.ovf", text.as_bytes(), None).unwrap().hardware.unwrap();
+    let told: usize = hardware.disk_controllers.iter().map(|controller| controller.disks.len()).sum();
+    assert!(told <= 4000, "{told} disks are told");
+    assert!(start.elapsed() < PATIENCE, "took {:?}", start.elapsed());
 }
 
 /// A target for each text.

@@ -39,7 +39,7 @@ pub(super) fn paths(tree: &Tree) -> Result<Vec<String>> {
         for name in tree.names(directory)? {
             let lower = name.to_ascii_lowercase();
             let is_spare = ["rescue", "fallback"].iter().any(|word| lower.contains(word));
-            if lower.ends_with(".efi") && !is_spare && !known.contains(&name) {
+            if name.to_ascii_lowercase().ends_with(".efi") && !is_spare && !known.contains(&name) {
                 paths.push(format!("{directory}/{name}"));
                 known.insert(name);
             }

@@ -31,8 +31,8 @@ fn rendered(helm: &Path, values: &Value) -> Option<String> {
 fn without(values: &Value, key: &str) -> Option<Value> {
     let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
     let mut left = values.clone();
-    let sections = section.split('.').filter(|name| !name.is_empty());
-    let holder = sections.fold(Some(&mut left), |holder, name| holder?.get_mut(name))?;
+    let mut sections = section.split('.').filter(|name| !name.is_empty());
+    let holder = sections.try_fold(&mut left, |holder, name| holder.get_mut(name))?;
     holder.as_object_mut()?.remove(name)?;
     Some(left)
 }

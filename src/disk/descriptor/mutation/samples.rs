@@ -118,7 +118,7 @@ pub(super) const OVIRT: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
     </Section></Content>
 </ovf:Envelope>"#;
 
-/// What Nutanix and XenCenter say in words of their own.
+/// What Nutanix and `XenCenter` say in words of their own.
 pub(super) const OTHERS: &str = r#"<Envelope xmlns="e" xmlns:ovf="e" xmlns:rasd="r" xmlns:nutanix="n" xmlns:xenovf="x">
   <References><File ovf:id="f1" ovf:href="web.qcow2"/></References>
   <DiskSection><Disk ovf:capacity="10" ovf:capacityAllocationUnits="byte*2^30" ovf:diskId="d1" ovf:fileRef="f1"/></DiskSection>

@@ -12,7 +12,7 @@ mod settings;
 mod tests;
 mod virtualbox;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use roxmltree::Node;
 
@@ -110,8 +110,11 @@ fn first_contract(system: Node, items: &Items) -> Hardware {
     }
     let mut attached: Vec<_> = items.disks.iter().collect();
     attached.sort_by_key(|disk| (disk.unit, &disk.disk));
+    // Of several controllers with one id, the first has its disks: else each had all of them.
+    let mut known = BTreeSet::new();
     for controller in &items.controllers {
-        let behind = attached.iter().filter(|disk| disk.parent == controller.id);
+        let is_first = known.insert(&controller.id);
+        let behind = attached.iter().filter(|disk| is_first && disk.parent == controller.id);
         hardware.disk_controllers.push(DiskController {
             kind: controller.kind.first_contract().to_owned(),
             model: controller.model.clone(),
@@ -163,7 +166,9 @@ fn doubt_shared_disks(machines: &mut [Machine]) {
     let mut users: HashMap<&str, usize> = HashMap::new();
     for machine in &*machines {
         let files: HashSet<&str> = machine.disks.iter().map(|disk| disk.file.as_str()).collect();
-        files.into_iter().for_each(|file| *users.entry(file).or_default() += 1);
+        for file in files {
+            *users.entry(file).or_default() += 1;
+        }
     }
     let is_shared = |machine: &Machine| machine.disks.iter().any(|disk| users[disk.file.as_str()] > 1);
     let shared: Vec<bool> = machines.iter().map(is_shared).collect();

@@ -25,8 +25,8 @@ fn many_interfaces_in_one_file_cost_no_more_than_the_guest_may() {
     }
     let maker = Maker::new();
     maker.linux(&["virtio_blk"]);
-    let lines: String = (0..300_000).map(|number| format!("iface e{number:x}\n")).collect();
-    maker.file("etc/network/interfaces", lines);
+    let lines: Vec<String> = (0..300_000).map(|number| format!("iface e{number:x}")).collect();
+    maker.file("etc/network/interfaces", lines.join("\n"));
     assert!(soon(&maker).contains("\"interface\":\"e7f\""));
 }
 

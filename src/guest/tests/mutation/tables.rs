@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bolero::{check, produce};
 
 use super::super::volumes::{MIRROR, superblock};
-use super::{CASES, Stored, apply, changes, survives};
+use super::{CASES, Stored, changes, survives};
 use crate::disk::Region;
 use crate::disk::descriptor::mutation::{changed, edits};
 
@@ -158,9 +158,7 @@ macro_rules! tables {
             let stored = Stored::of(&$disk());
             let changes = (produce::<bool>(), changes());
             check!().with_generator(changes).with_iterations(4 * CASES).for_each(|(mended, changes)| {
-                let mut blocks = stored.blocks.clone();
-                changes.iter().for_each(|change| apply(&mut blocks, change));
-                let mut disk = stored.whole(&blocks);
+                let mut disk = stored.whole(&super::changed(&stored.blocks, changes));
                 if *mended {
                     $mend(&mut disk);
                 }
