@@ -82,7 +82,8 @@ pub(super) async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>
         context.admission.send(Message::Failed { namespace, id });
     }
     let said = refusal.state;
-    if before.is_some_and(|c| c.reason == said.reason) {
+    let is_new = before.is_none_or(|before| before.reason != said.reason);
+    if before.is_some_and(|before| before.reason == said.reason && before.message == said.message) {
         return;
     }
     let ConditionState { reason, message, .. } = said.clone();
@@ -91,7 +92,9 @@ pub(super) async fn refuse(conversion: Arc<ConversionJob>, context: Arc<Context>
     if let Err(error) = write(&conversion, &wanted, &context).await {
         tracing::debug!(conversion = %conversion.name_any(), error = %error.chain(), "cannot say what is wrong");
     }
-    context.warn(conversion.as_ref(), "Reconcile", &reason, &message).await;
+    if is_new {
+        context.warn(conversion.as_ref(), "Reconcile", &reason, &message).await;
+    }
 }
 
 fn validate(
