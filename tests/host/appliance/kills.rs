@@ -37,8 +37,17 @@ fn ends_before(child: &mut Child, moment: Instant) -> bool {
     false
 }
 
-/// Each attempt is killed at a random moment of the time that a whole one takes, or a little later, and started again on what
-/// it left, until one ends by itself. A disk that is taken for converted is the source, byte for byte; one that is taken for
+/// Waits until the copy's marker is withdrawn, when the merge begins, or until the program has ended.
+fn wait_for_merge(child: &mut Child, has: &impl Fn(&str) -> bool) {
+    for is_there in [false, true] {
+        while has("copied.json") == is_there && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Each attempt is killed at a random moment of the time that a whole one takes, or a little later, or, since the merge is a
+/// hundredth of that, at one of the half second from its beginning; and started again on what it left, until one ends by itself. A disk that is taken for converted is the source, byte for byte; one that is taken for
 /// fixed, and each that is published, has exactly the files of an undisturbed fix. (Not its bytes: a file system has times.)
 #[test]
 fn kills_of_a_real_fix_publish_the_disk_as_converted_or_as_fixed() {
@@ -69,7 +78,12 @@ fn kills_of_a_real_fix_publish_the_disk_as_converted_or_as_fixed() {
     // The last attempt is not killed, so that each kill is followed by a whole one.
     while done < kills || has("copied.json") || published == 0 || folder.exists() {
         let mut child = attempt.spawn().unwrap();
-        let moment = Instant::now() + takes.mul_f64(1.25) * u32::try_from(random.below(1000)).unwrap() / 1000;
+        let mut most = takes.mul_f64(1.25);
+        if done < kills && random.once_in(2) {
+            wait_for_merge(&mut child, &has);
+            most = Duration::from_millis(500);
+        }
+        let moment = Instant::now() + most * u32::try_from(random.below(1000)).unwrap() / 1000;
         if done < kills && !ends_before(&mut child, moment) {
             done += 1;
             child.kill().unwrap();
