@@ -53,6 +53,8 @@ pub enum Remedy {
     ChooseOption,
     /// A FIFO, a socket or a device.
     CopyToFile,
+    /// A source whose name no output can be called after.
+    NameOutput,
     /// A source that is not there.
     CheckName,
     /// A source that may not be read by who asked.
@@ -150,6 +152,7 @@ impl Remedy {
                 "Ask for one of its options by --ovf-option NAME, or leave that out for the default one"
             }
             Self::CopyToFile => "Copy its content into a regular file, then convert that",
+            Self::NameOutput => "Rename the file, or name the output by --output FILE",
             Self::CheckName => "Check the name",
             Self::LetRead => "Let this user read it (chmod, chown), or run this as a user who may",
             Self::MountWritable => "Mount its file system writable, or name another output directory",

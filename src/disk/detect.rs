@@ -5,7 +5,7 @@
 //! *Virtual Hard Disk Image Format* (conectix), POSIX ustar, and the RFCs of the compressions. Partition tables, LUKS
 //! and ISO 9660 are guest content.
 
-use super::descriptor::vmdk;
+use super::descriptor::{hyperv, vmdk};
 use super::fields::le32;
 use super::tar_header::is_summed;
 use super::{Error, Region, parallels, text};
@@ -318,7 +318,8 @@ pub(super) fn check_extension(name: &str, content: Content, head: &[u8]) -> Resu
     }
     let is_known = |list: &[&str]| list.contains(&extension.as_str());
     if !is_known(&EXTENSIONS) && !is_known(&PACKED) && !is_known(&ARCHIVES) {
-        if content != Content::Raw && !is_known(&OTHERS) {
+        let describes_machine = content == Content::Xml && is_machine(name, &extension);
+        if content != Content::Raw && !is_known(&OTHERS) && !describes_machine {
             return Ok(());
         }
         return Err(no_disk(name, &extension, head));
@@ -335,6 +336,11 @@ pub(super) fn check_extension(name: &str, content: Content, head: &[u8]) -> Resu
     Err(Error::refuse(Reason::FormatMismatch, name, message))
 }
 
+/// Whether a file of this name, whose extension is `extension`, describes a machine in its product's own form.
+fn is_machine(name: &str, extension: &str) -> bool {
+    MACHINES.contains(&extension) || hyperv::is_settings(name)
+}
+
 /// What a file is whose name and content say nothing of disks.
 fn no_disk(name: &str, extension: &str, head: &[u8]) -> Error {
     let (message, remedy) = match extension {
@@ -343,7 +349,7 @@ fn no_disk(name: &str, extension: &str, head: &[u8]) -> Error {
             let message = "describes a machine and holds no disk; convert the .vmdk beside it, which reads it";
             (message.to_owned(), Remedy::InMessage)
         }
-        machine if MACHINES.contains(&machine) => {
+        _ if is_machine(name, extension) => {
             ("describes a machine and holds no disk; convert the disk beside it".to_owned(), Remedy::InMessage)
         }
         _ if is_text(head) => ("is a text, no disk".to_owned(), Remedy::NoDisk),
@@ -551,6 +557,16 @@ mod tests {
             assert!(!is_disk_called(name, &boot), "{name}");
         }
         assert!(!is_disk_called("a.txt", &head(0, b"some text")));
+    }
+
+    #[test]
+    fn the_xml_of_a_machine_is_no_damaged_ovf() {
+        for name in ["vm.vbox", "vm.pvs", "11111111-2222-3333-4444-555555555555.xml"] {
+            let error = check_extension(name, Content::Xml, b"<?xml").unwrap_err();
+            assert!(error.message.contains("describes a machine and holds no disk"), "{name}: {error}");
+        }
+        check_extension("vm.xml", Content::Xml, b"<?xml").unwrap();
+        check_extension("vm.xva", Content::Tar, b"").unwrap();
     }
 
     #[rstest]

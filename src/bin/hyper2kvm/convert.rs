@@ -24,7 +24,7 @@ use hyper2kvm::conversion::options::{
 };
 use hyper2kvm::conversion::{
     CONTRACT_VERSION, Compression, ConversionOptions, Emit, Failure, Metadata, OutputFormat, Platform, Progress,
-    Reason, Stage, stem,
+    Reason, Remedy, Stage, stem,
 };
 use hyper2kvm::disk::{MAX_THREADS, available_threads};
 use hyper2kvm::worker::by_hand::{self, Child, Contained};
@@ -646,7 +646,7 @@ fn destination(arguments: &Arguments) -> Result<(PathBuf, String), PlaceError> {
         (None, Some(file)) => Err(PlaceError::Directory(file.clone())),
         (None | Some(None), _) => {
             let message = format!("{}: names no file, or its name is not UTF-8", named.display());
-            Err(Failure::new(Reason::UnsupportedFormat, message).into())
+            Err(Failure::new(Reason::UnsupportedFormat, message).with_remedy(Remedy::NameOutput).into())
         }
     }
 }

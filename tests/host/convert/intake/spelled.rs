@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is there, and is not called or packed as the descriptor says; and what is told to do about what is refused.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use super::*;
 
 /// Checks that `name` is refused for `reason` with exactly this advice.
@@ -114,4 +116,26 @@ fn an_inspection_tells_of_the_digests_that_it_does_not_compare() {
     assert!(told.ends_with("accepted       yes\n"), "{told}");
     fs::remove_file(files.path().join("vm.mf")).unwrap();
     assert_eq!(inspect(&source, &[])["digestsLeft"], Value::Null);
+}
+
+#[test]
+fn what_describes_a_machine_and_a_name_that_is_no_text_are_told_as_such() {
+    let settings = "11111111-2222-3333-4444-555555555555.xml";
+    for (name, xml) in
+        [("vm.vbox", "<?xml version='1.0'?><VirtualBox/>"), (settings, "<?xml version='1.0'?><configuration/>")]
+    {
+        let said = refused(&folder(&[(name, xml.as_bytes())]), name, &[], "UnsupportedFormat");
+        assert!(said.contains("describes a machine and holds no disk; convert the disk beside it"), "{said}");
+    }
+
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join(std::ffi::OsStr::from_bytes(b"d\xFF.vmdk"));
+    fs::write(&source, disk(1)).unwrap();
+    let convert = |arguments: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_hyper2kvm");
+        std::process::Command::new(program).arg("convert").arg(&source).args(arguments).output().unwrap()
+    };
+    let said = String::from_utf8(convert(&[]).stderr).unwrap();
+    assert!(said.contains("Rename the file, or name the output by --output FILE"), "{said}");
+    assert!(convert(&["--output", text(&place.path().join("d.qcow2"))]).status.success());
 }
