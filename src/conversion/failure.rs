@@ -15,6 +15,7 @@ mod reason;
 mod suggestion;
 
 pub use reason::{Class, Phase, Reason, Stage};
+#[cfg(feature = "cluster")]
 pub(crate) use suggestion::refused_pod;
 
 /// A failure as data: the content of error.json, the status and a notification.
