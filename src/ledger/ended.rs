@@ -279,8 +279,10 @@ fn equal_output(connection: &Connection, row: &ConversionRow) -> Result<Option<S
         .map_err(query("look for an equal output"))
 }
 
-/// Forgets the files that a conversion left, and what was planned with them.
+/// Forgets the files that a conversion left, and what was planned with them. The removal of its output goes on: that may
+/// lie in the trash already, where only the plan knows it.
 fn forget_files(connection: &Connection, id: &ConversionId) -> Result<()> {
     connection.execute("DELETE FROM ended_files WHERE id = ?1", [id.as_str()]).map_err(writing())?;
-    connection.execute("UPDATE ended SET plan = NULL WHERE id = ?1", [id.as_str()]).map(|_| ()).map_err(writing())
+    let of_files = "UPDATE ended SET plan = NULL WHERE id = ?1 AND json_type(plan, '$.removeOutput') IS NULL";
+    connection.execute(of_files, [id.as_str()]).map(|_| ()).map_err(writing())
 }

@@ -187,6 +187,25 @@ fn what_ended_conversions_left_is_known_by_its_place_until_it_is_removed() {
 }
 
 #[test]
+fn an_output_in_the_trash_is_removed_although_another_artifact_takes_its_source_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = open(&directory);
+    let convert = |ledger: &mut Ledger, claim: &Claim| {
+        let row = ledger.claim(new(claim.clone())).unwrap();
+        let status = published(attempt(row.status, Ok(()), 2_000), 2_010);
+        ledger.update(&claim.id, &ended(claim, &status, "/out/disk")).unwrap();
+    };
+    let (alone, mut whole) = (claim("disk.vmdk", 1), claim("disk.vmdk", 2));
+    convert(&mut ledger, &alone);
+    let taken_back = Alone { id: alone.id.clone(), location: "disk.vmdk".to_owned(), output_path: None };
+    whole.members[0].alone = Some(Box::new(taken_back));
+    let plan = EndedPlan::RemoveOutput { from: "/out/disk".into(), to: "/out/.work/.trash/disk".into(), bytes: 7 };
+    ledger.plan_ended(&alone.id, Some(&plan)).unwrap();
+    convert(&mut ledger, &whole);
+    assert_eq!(ledger.ended_plans().unwrap().len(), 1);
+}
+
+#[test]
 fn the_history_is_read_page_by_page_beside_the_ledger_s_owner() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deduplication.db");
