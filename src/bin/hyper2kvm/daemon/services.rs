@@ -143,21 +143,28 @@ struct Health {
 impl Health {
     /// The error says what stands still.
     fn check(&self) -> Result<(), String> {
+        if let Some(why) = self.hang() {
+            return Err(why);
+        }
+        match self.unseen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(why) => Err(format!("the heartbeat can't be written: {why}")),
+            None => Ok(()),
+        }
+    }
+
+    /// What has not answered for how long.
+    fn hang(&self) -> Option<String> {
         if let Some(time) = self.heartbeat.standstill() {
-            return Err(format!("a volume has not answered for {} s", time.as_secs()));
+            return Some(format!("a volume has not answered for {} s", time.as_secs()));
         }
-        if let Some(why) = self.unseen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            return Err(format!("the heartbeat can't be written: {why}"));
-        }
-        self.remote.standstill().map_or(Ok(()), |time| {
-            Err(format!("the engine has stood still for {} s: a volume or the ledger does not answer", time.as_secs()))
-        })
+        let time = self.remote.standstill()?;
+        Some(format!("the engine has stood still for {} s: a volume or the ledger does not answer", time.as_secs()))
     }
 
     /// The engine's last snapshot; what stands still now is what it waits for.
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = self.remote.snapshot();
-        snapshot.waiting_for = self.check().err().or(snapshot.waiting_for);
+        snapshot.waiting_for = self.hang().or(snapshot.waiting_for);
         snapshot
     }
 
