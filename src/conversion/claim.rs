@@ -60,7 +60,7 @@ pub struct Member {
     pub alone: Option<Box<Alone>>,
 }
 
-/// An ended conversion of a single file, which turned out to be a member of another artifact.
+/// An ended conversion of a single file, which turned out to be a member or the beginning of another artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Alone {
@@ -113,6 +113,9 @@ pub struct Claim {
     /// for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_by: Option<Witness>,
+    /// An ended conversion of what was only the beginning of this file: its upload was cut, and this is the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beginning: Option<Box<Alone>>,
     /// Fingerprint of the members' content, in the order of their names; absent where nobody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
@@ -125,9 +128,10 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Conversions of single members whose outputs this artifact supersedes.
+    /// Conversions of single members, or of a beginning of this file, whose outputs this artifact supersedes.
     pub fn superseded(&self) -> impl Iterator<Item = &Alone> {
-        self.members.iter().filter_map(|member| member.alone.as_deref()).filter(|alone| alone.output_path.is_some())
+        let of_members = self.members.iter().filter_map(|member| member.alone.as_deref());
+        of_members.chain(self.beginning.as_deref()).filter(|alone| alone.output_path.is_some())
     }
 
     /// Sum of the members' sizes in bytes.

@@ -39,6 +39,29 @@ pub(crate) fn of(files: impl IntoIterator<Item = io::Result<File>>) -> io::Resul
     Ok(hex(&hash.finalize()[..16]))
 }
 
+/// Whether one file is the beginning of a longer one, as far as the sampled blocks of the shorter tell; one without
+/// data is nobody's beginning.
+///
+/// # Errors
+/// The error of reading a file.
+pub(crate) fn begins(shorter: &File, longer: &File) -> io::Result<bool> {
+    let size = shorter.metadata()?.len();
+    if size >= longer.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (vec![0; BLOCK], vec![0; BLOCK]);
+    let mut has_data = false;
+    for offset in places(size) {
+        let read = read_at_most(shorter, &mut one, offset)?;
+        let there = read_at_most(longer, &mut other, offset)?;
+        if there < read || one[..read] != other[..read] {
+            return Ok(false);
+        }
+        has_data |= one[..read].iter().any(|byte| *byte != 0);
+    }
+    Ok(has_data)
+}
+
 /// Offsets of the sampled blocks, rising; the blocks of a small file cover all of it.
 fn places(size: u64) -> impl Iterator<Item = u64> {
     let last = size.saturating_sub(BLOCK as u64);
@@ -90,6 +113,19 @@ mod tests {
         }
         assert_ne!(one(&content), one(&content[1..]));
         assert_ne!(one(&content), of([Ok(file(&content)), Ok(file(&content))]).unwrap());
+    }
+
+    #[test]
+    fn the_beginning_of_a_file_is_known() {
+        let content: Vec<u8> = (0..=u8::MAX).flat_map(|block| [block; 4096]).collect();
+        let whole = file(&content);
+        for (len, expected) in [(1, false), (5000, true), (1 << 19, true), (1 << 20, false)] {
+            assert_eq!(begins(&file(&content[..len]), &whole).unwrap(), expected, "{len}");
+        }
+        let mut other = content[..1 << 19].to_vec();
+        *other.last_mut().unwrap() ^= 1;
+        assert!(!begins(&file(&other), &whole).unwrap());
+        assert!(!begins(&file(&[0; 5000]), &file(&[0; 6000])).unwrap());
     }
 
     #[test]

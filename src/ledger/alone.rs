@@ -96,6 +96,11 @@ pub(super) fn record(connection: &Connection, row: &ConversionRow) -> Result<()>
     }
     let is_made = matches!(end, End::Succeeded | End::Duplicate);
     let made = if is_made { row.output_path.as_ref().or(row.duplicate_of.as_ref()) } else { None };
+    if let (Some(beginning), Some(made)) = (&row.claim.beginning, made) {
+        connection
+            .execute("UPDATE alone SET superseded_by = ?2 WHERE id = ?1", params![beginning.id.as_str(), made])
+            .map_err(query("record a source whose whole was converted"))?;
+    }
     for planned in &placement.moves {
         let Some(alone) = &planned.member.alone else { continue };
         connection

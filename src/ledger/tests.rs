@@ -35,6 +35,7 @@ fn claim(name: &str, random: u32) -> Claim {
         claimed_at: at(1_000),
         seen_at: None,
         complete_by: None,
+        beginning: None,
         fingerprint: None,
         emit: None,
         date: "1970-01-01".to_owned(),

@@ -224,6 +224,7 @@ mod tests {
             claimed_at: Timestamp::UNIX_EPOCH,
             seen_at: None,
             complete_by: None,
+            beginning: None,
             fingerprint: None,
             emit: None,
             date: "2026-01-17".to_owned(),

@@ -240,8 +240,8 @@ pub struct ConversionJobStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub duplicate_of: Option<String>,
-    /// Directory of the output that replaces this one's, relative to the output's directory: the source was a member of
-    /// what was converted there. This one's disks stay where they are.
+    /// Directory of the output that replaces this one's, relative to the output's directory: the source was a member, or
+    /// only the beginning, of what was converted there. This one's disks stay where they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub superseded_by: Option<String>,

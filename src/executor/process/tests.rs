@@ -67,6 +67,7 @@ impl Bench {
             claimed_at: Timestamp::UNIX_EPOCH,
             seen_at: None,
             complete_by: None,
+            beginning: None,
             fingerprint: None,
             emit: None,
             date: "1970-01-01".to_owned(),

@@ -29,6 +29,7 @@ fn claim(dir: &TempDir, names: &[&str]) -> (Claim, PathBuf, PathBuf) {
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
         seen_at: None,
         complete_by: None,
+        beginning: None,
         fingerprint: None,
         emit: None,
         date: "2026-01-17".to_owned(),

@@ -35,6 +35,7 @@ pub(in crate::queue) fn dropped(paths: &Paths, names: &[&str]) -> Claim {
         claimed_at: Timestamp::UNIX_EPOCH,
         seen_at: None,
         complete_by: None,
+        beginning: None,
         fingerprint: None,
         emit: None,
         date: "2026-01-17".to_owned(),

@@ -14,6 +14,7 @@ use crate::conversion::contract::METADATA_FILE;
 use crate::conversion::{Alone, Claim, ConversionId, Member, Metadata, Stamp, chain};
 use crate::disk::descriptor::StatedSize;
 use crate::executor::Executor;
+use crate::files::fingerprint;
 use crate::files::paths::Paths;
 use crate::files::store::{self, StoreError};
 use crate::ledger::{self, AloneSource, ConversionRow};
@@ -84,6 +85,28 @@ impl<E: Executor> Engine<E> {
         }
     }
 
+    /// An ended conversion of what was only the beginning of this file. Nobody could see that its upload was cut.
+    pub(super) fn beginning(&self, claim: &Claim) -> Option<Alone> {
+        let ([only], None) = (claim.members.as_slice(), &claim.folder) else { return None };
+        let (name, since) = (only.name.clone(), self.wall() - KNOWN_BY_SIZE);
+        let found = self.ledger.wait(move |ledger| ledger.alone(&name, since, since));
+        let found =
+            found.inspect_err(|error| tracing::warn!(error = %chain(error), "cannot look for {}", only.name)).ok()?;
+        let is_known = |source: &AloneSource| {
+            let mut beginnings = self.conversions.values().filter_map(|other| other.row.claim.beginning.as_deref());
+            beginnings.any(|beginning| beginning.id == source.id)
+        };
+        let mut before = found
+            .into_iter()
+            .filter(|source| source.output_path.is_some() && !source.is_duplicate && !is_known(source));
+        let paths = &self.settings.paths;
+        let source = before
+            .find(|source| source.size_bytes < only.size_bytes && is_beginning(source, paths.queue(), &only.name))?;
+        let location = source.path.strip_prefix(paths.queue()).ok()?.to_str()?.to_owned();
+        tracing::warn!("{}: what was converted before, {location}, was only its beginning", only.name);
+        Some(Alone { id: source.id, location, output_path: source.output_path })
+    }
+
     /// Removes the reports of members that lay in `.errors/` by themselves.
     pub(super) fn remove_reports_of_taken_back(&self, claim: &Claim) -> Result<()> {
         let paths = &self.settings.paths;
@@ -114,6 +137,20 @@ impl<E: Executor> Engine<E> {
         }
         Ok(())
     }
+}
+
+/// Whether the source, if it still lies unchanged where it was left, is the beginning of a file of the queue directory.
+fn is_beginning(source: &AloneSource, queue: &Path, name: &str) -> bool {
+    let open = |directory: &Path, name: &str| store::open_untrusted(store::open_dir(directory)?, directory, name);
+    let left = || {
+        let (directory, left) = (source.path.parent()?, source.path.file_name()?.to_str()?);
+        let found = scan::look(directory, left).ok().flatten()?;
+        let is_it = (found.size, found.mtime_ns) == (source.size_bytes, source.mtime_ns);
+        if is_it { open(directory, left).ok() } else { None }
+    };
+    // What can't be read is nobody's beginning: its own conversion says what is wrong.
+    let (Some(shorter), Ok(longer)) = (left(), open(queue, name)) else { return false };
+    fingerprint::begins(&shorter, &longer).unwrap_or(false)
 }
 
 /// Whether the conversion has this file as its only member.

@@ -116,7 +116,8 @@ impl<E: Executor> Engine<E> {
         if !self.mark_written_in_place(artifact, output.as_deref()).await? {
             return Ok(true);
         }
-        let claim = self.new_claim(artifact, &content);
+        let mut claim = self.new_claim(artifact, &content);
+        claim.beginning = self.beginning(&claim).map(Box::new);
         let id = claim.id.clone();
         let row = self.record_claim(claim, content.md5, duplicate_of).await?;
         self.space.queue_has_room();
@@ -209,6 +210,7 @@ impl<E: Executor> Engine<E> {
             claimed_at: now,
             seen_at: self.seen_at(artifact, now),
             complete_by: artifact.complete_by,
+            beginning: None,
             fingerprint: content.fingerprint.clone(),
             emit: None,
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),

@@ -135,6 +135,7 @@ pub(super) mod tests {
             claimed_at: at(0),
             seen_at: None,
             complete_by: None,
+            beginning: None,
             fingerprint: None,
             emit: None,
             date: "1970-01-01".to_owned(),

@@ -145,6 +145,7 @@ impl<E: Executor> Engine<E> {
             claimed_at: now,
             seen_at: None,
             complete_by: None,
+            beginning: None,
             fingerprint: None,
             emit: request.emit.clone(),
             date: now.to_zoned(self.settings.zone.clone()).date().to_string(),

@@ -242,6 +242,27 @@ fn a_manifest_tells_another_machines_disk_of_the_same_name_and_size() {
 }
 
 #[test]
+fn the_beginning_of_an_upload_that_was_converted_is_superseded_by_the_whole() {
+    let site = Site::new("");
+    let daemon = site.start();
+    let whole: Vec<u8> = (0..8 << 16).flat_map(|word: u32| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    site.drop_file("disk.raw", &whole[..1 << 20]);
+    daemon.until("the half is taken for a disk", || site.archived() == ["disk.raw"]);
+    // Another disk of the same name is nobody's beginning.
+    site.drop_file("disk.raw", &[whole[1..1 << 20].to_vec(), vec![0; 2 << 20]].concat());
+    daemon.until("another is published", || site.published() == ["disk", "disk-1"]);
+    daemon.until("it is counted", || daemon.stats()["total_processed"] == 2);
+    assert_eq!(metadata(&site, "disk").get("supersededBy"), None);
+    site.drop_file("disk.raw", &whole);
+    daemon.until("the whole is published", || site.published() == ["disk", "disk-1", "disk-2"]);
+    daemon.until("the half is marked", || metadata(&site, "disk").get("supersededBy").is_some());
+    daemon.until("it is counted", || daemon.stats()["total_superseded"] == 1);
+    assert!(metadata(&site, "disk")["supersededBy"].as_str().unwrap().ends_with("/disk-2"));
+    assert_eq!(metadata(&site, "disk-1").get("supersededBy"), None);
+    assert_eq!(daemon.lines("was only its beginning").len(), 1, "{}", daemon.log());
+}
+
+#[test]
 fn a_disk_that_came_with_its_ovf_and_is_not_what_the_manifest_says_fails_as_before() {
     let site = Site::new("");
     let daemon = site.start_with(&[("HYPER2KVM_TEST_LOOK_INTERVAL_MS", "500")]);

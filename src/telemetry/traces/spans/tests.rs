@@ -22,6 +22,7 @@ fn claim() -> Claim {
         claimed_at: at(3),
         seen_at: Some(at(0)),
         complete_by: Some(Witness::Writer),
+        beginning: None,
         fingerprint: None,
         emit: None,
         date: "2026-01-17".to_owned(),
