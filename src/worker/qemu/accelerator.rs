@@ -10,9 +10,10 @@ use super::error::FixError;
 use super::programs::{KVM, MAX_SAID, Programs, QEMU, SANDBOX, said};
 use crate::conversion::options::Accelerator;
 
-/// How long an empty machine may take to find that it has nothing to start. It takes half a second without KVM. Where
-/// KVM is there and hardly moves, as inside some virtual machines, it takes fifteen.
-const TRIAL: Duration = Duration::from_secs(4);
+/// How long an empty machine may take to find that it has nothing to start. It takes a quarter of a second without KVM,
+/// and less with it. Where KVM is there and hardly moves, as inside some virtual machines, it takes from three and a half
+/// seconds to fifteen, and a kernel says nothing for minutes. A busy machine that takes too long works without KVM.
+const TRIAL: Duration = Duration::from_millis(1500);
 /// How often it is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a killed process may take to be gone. It is left to the kernel then.
@@ -88,7 +89,7 @@ impl Programs {
             let _ = qemu.kill();
             let killed = Instant::now();
             wait(&mut qemu, || killed.elapsed() > KILLED);
-            return Err(format!("an empty machine was not done in {} s", TRIAL.as_secs()));
+            return Err(format!("an empty machine was not done in {} s", TRIAL.as_secs_f32()));
         };
         if ended {
             return Ok(());
