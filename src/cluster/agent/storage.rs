@@ -73,7 +73,7 @@ fn try_volumes(queue: PathBuf, output: PathBuf, is_meant: bool) -> Result<(Paths
         Err(error) => return Err((UNREADABLE, format!("cannot look at the volumes: {error}"))),
     }
     let plan = identity::plan(paths.queue(), paths.output(), is_meant);
-    // Directories that are no pair may be a working one's: its next start would refuse what was adopted from it.
+    // Where an engine works in one of them no volume is missing, and once they are another pair it could not start again.
     if plan.as_ref().map_or_else(|error| matches!(error, IdentityError::Refused(_)), identity::Plan::makes_a_pair) {
         lock::check_unused(&paths).map_err(|error| (LOCKED, in_use(&error)))?;
     }

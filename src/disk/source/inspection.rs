@@ -38,7 +38,7 @@ pub struct Inspection {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ovf_options: Vec<OvfOption>,
     /// Digests of its manifest that only a conversion compares.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub digests_left: usize,
     /// The files that it consists of.
     pub members: Vec<MemberInspection>,
@@ -51,7 +51,7 @@ pub struct Inspection {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-const fn is_none(count: &usize) -> bool {
+const fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 

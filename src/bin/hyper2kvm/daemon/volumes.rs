@@ -49,7 +49,7 @@ pub(super) fn ready(config: &Config, is_meant: bool) -> Result<Ready, Unready> {
     }
     let plan = identity::plan(queue, output, is_meant).map_err(|error| {
         match &error {
-            // Somebody works there: no volume is missing, and nothing may be adopted.
+            // Where a daemon works in one of them no volume is missing: it is named instead.
             IdentityError::Refused(_) => {
                 check_unused(&Paths::new(queue, output)).err().unwrap_or_else(|| unfit(&error, output))
             }
@@ -70,7 +70,7 @@ pub(super) fn ready(config: &Config, is_meant: bool) -> Result<Ready, Unready> {
     }
 }
 
-/// Two directories that were no pair are looked at before they are made one: their daemon would not start again.
+/// Makes sure that no daemon works in one of them: once they are another pair, it could not start again.
 fn check_unused(paths: &Paths) -> Result<(), Unready> {
     lock::check_unused(paths).map_err(|error| refused(error.is_lasting(), chain(&error)))
 }
